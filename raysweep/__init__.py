@@ -1,0 +1,1 @@
+"""raysweep: of many ways to pretrain, which checkpoint will fine-tune best?"""

@@ -1,0 +1,101 @@
+"""The base of every declared thing: strict validation, canonical form, fingerprint.
+
+A field of a spec is part of its identity unless it is marked `Provenance`. A field added to a released spec is
+marked `Neutral(old behaviour)` and stays out of the hash while it equals that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from raysweep.worker import Worker
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """Marks a later field: while it equals `value`, ids made before the field existed still hold."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Marks a field that is recorded but cannot change a result, such as the path of pinned data."""
+
+
+class Spec(BaseModel):
+    """A frozen, strictly validated declaration. Derive a changed one with `with_`, which validates again."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), populate_by_name=True
+    )
+
+    VERSION: ClassVar[int] = 1
+    """Raised by a fix that changes results: everything made before it gets another id."""
+
+    def with_(self, **changes: Any) -> Any:
+        """A validated copy with some fields replaced (pydantic's `model_copy` would skip validation)."""
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
+
+
+class StageSpec(Spec):
+    """What one kind of stage does: declared as fields, done by `run`.
+
+    `kind` opens the stage's id. A *wide* stage runs on all ranks of the gang at once; any other runs on one rank,
+    beside its siblings on the other ranks.
+    """
+
+    kind: ClassVar[str]
+    wide: ClassVar[bool] = True
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
+        """Do the work.
+
+        Args:
+            inputs: role -> read-only folder of the stage that plays it.
+            out: an empty folder. In a wide stage all ranks see it, and rank 0 writes what others do not have to.
+            worker: the process this runs in; in a split stage a worker of its own, of world size 1.
+
+        Returns:
+            metric name -> number, the same on every rank. NaN where a score could not be had.
+
+        Raises:
+            Diverged: if training left the finite numbers.
+        """
+
+
+def canonical(value: Any) -> Any:
+    """What of `value` is identity, as plain JSON values. Raises TypeError on what has no stable form."""
+    if isinstance(value, Spec):
+        fields = {}
+        for name, info in type(value).model_fields.items():
+            item = getattr(value, name)
+            if any(isinstance(mark, Provenance) for mark in info.metadata):
+                continue
+            if any(isinstance(mark, Neutral) and mark.value == item for mark in info.metadata):
+                continue
+            fields[name] = canonical(item)
+        return fields | ({"VERSION": value.VERSION} if value.VERSION != 1 else {})
+    if isinstance(value, Mapping):
+        return {str(key): canonical(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [canonical(item) for item in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise TypeError(f"no stable form for {type(value).__name__}: {value!r}; declare it with JSON types or a Spec")
+
+
+def fingerprint(value: Any) -> str:
+    """Twelve hex digits of the SHA-256 of the canonical form."""
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""The kinds of stage: each file holds a spec and its `run`."""
