@@ -1,0 +1,150 @@
+"""A run: one sweep in one store. Its folder holds the sweep file, the trials that were started, and what failed.
+
+Which stages are finished is never written here: that is the store's to say.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from raysweep.errors import StoreError
+from raysweep.store import Store
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage of a started trial. `checkpoint` is the stage id of what it measures, `step` that checkpoint's step."""
+
+    id: str
+    kind: str
+    step: int | None
+    checkpoint: str | None
+    task: str | None
+    inputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """A started trial: variant x seed."""
+
+    trial: str
+    variant: str
+    point: Mapping[str, Any]
+    seed: int
+    stages: tuple[StageRow, ...]
+
+
+class Run:
+    """One sweep in one store."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store = store
+        self.name = name
+        self.folder: Path = store.root / "runs" / name
+        self._noted: set[str] | None = None
+
+    @staticmethod
+    def create(store: Store, name: str, *, sweep_text: str, identity: str) -> Run:
+        """Open the run `name`, or start it.
+
+        Raises:
+            StoreError: if a run of that name belongs to another sweep (`identity`: canonical text of the sweep).
+        """
+        run = Run(store, name)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        path = run.folder / "identity.json"
+        if not path.exists():
+            _write(path, identity)
+        elif (other := path.read_text()) != identity:
+            changed = [
+                line
+                for line in difflib.unified_diff(other.splitlines(), identity.splitlines(), lineterm="", n=0)
+                if line[:1] in "+-" and line[:3] not in ("+++", "---")
+            ]
+            raise StoreError(
+                f"run {name!r} in {store.url} belongs to another sweep; it differs in {'; '.join(changed[:6])}. "
+                "Give this one another --run, or leave --run out: finished stages are shared either way"
+            )
+        _write(run.folder / "sweep.yaml", sweep_text)
+        return run
+
+    @staticmethod
+    def find(store: Store, name: str) -> Run:
+        """An existing run, by its name or by the path of its folder.
+
+        Raises:
+            StoreError: if there is none; the message lists those there are.
+        """
+        run = Run(store, Path(name).name)
+        if not (run.folder / "sweep.yaml").exists():
+            there = ", ".join(run.name for run in Run.all(store)) or "none yet"
+            raise StoreError(f"no run {name!r} in {store.url}; runs there: {there}")
+        return run
+
+    @staticmethod
+    def all(store: Store) -> list[Run]:
+        """Every run of a store, oldest first."""
+        found = sorted((store.root / "runs").glob("*/sweep.yaml"), key=lambda path: path.stat().st_mtime)
+        return [Run(store, path.parent.name) for path in found]
+
+    @property
+    def sweep_text(self) -> str:
+        """The sweep file as it was when last run."""
+        return (self.folder / "sweep.yaml").read_text()
+
+    def add_trial(self, row: TrialRow) -> None:
+        """Note that a trial was started. Once is enough; a repetition changes nothing."""
+        if self._noted is None:
+            self._noted = {known.trial for known in self.trials()}
+        if row.trial not in self._noted:
+            with (self.folder / "trials.jsonl").open("a") as file:
+                # A leading newline too: a kill may have cut the line before off.
+                file.write("\n" + json.dumps(asdict(row)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self._noted.add(row.trial)
+
+    def trials(self) -> list[TrialRow]:
+        """Trials in the order they were first started."""
+        try:
+            lines = (self.folder / "trials.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        rows: dict[str, TrialRow] = {}
+        for line in lines:
+            try:
+                data = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # Cut off by a kill in mid-line: the trial is noted again when it is started again.
+            stages = tuple(StageRow(**stage) for stage in data.pop("stages"))
+            rows.setdefault(data["trial"], TrialRow(**data, stages=stages))
+        return list(rows.values())
+
+    def add_failure(self, stage_id: str, *, kind: str, trial: str, cause: str, log: str) -> None:
+        """Record why a stage failed, with the number of attempts so far in this run."""
+        path = self.folder / "failures" / f"{stage_id}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        attempts = 1 + (json.loads(path.read_text())["attempts"] if path.exists() else 0)
+        failure = {"stage": stage_id, "kind": kind, "trial": trial, "cause": cause, "attempts": attempts, "log": log}
+        _write(path, json.dumps(failure, indent=1))
+
+    def clear_failure(self, stage_id: str) -> None:
+        """Forget a failure: the stage is finished now."""
+        (self.folder / "failures" / f"{stage_id}.json").unlink(missing_ok=True)
+
+    def failures(self) -> list[dict[str, Any]]:
+        """What failed and is not finished yet, by stage id."""
+        found = sorted((self.folder / "failures").glob("*.json"))
+        return [json.loads(path.read_text()) for path in found]
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text)
+    os.replace(aside, path)

@@ -1,0 +1,347 @@
+"""Finished work, under one root: a local folder or any fsspec URL.
+
+    <root>/stages/<stage id>/   what the stage left, and record.json, which exists exactly when the stage finished
+    <root>/partial/<key>/       work under way and resumable state: owned by whoever holds the claim on it
+    <root>/altered/             what no longer matched its checksums, moved aside
+    <root>/runs/<name>/         one folder a run (runs.py)
+
+Locally a folder is written aside, synced and renamed; on an object store, where a rename is not atomic, the record is
+the last put. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from raysweep.errors import StoreError
+
+logger = logging.getLogger(__name__)
+
+RECORD = "record.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """The outcome of one finished stage.
+
+    `status` is "done" or "diverged" (training left the finite numbers: final, and without files). `files` maps a
+    path in the stage's folder to its {"bytes", "sha256"}; `provenance` says when, where and with what it ran.
+    """
+
+    id: str
+    kind: str
+    status: str
+    spec: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    metrics: Mapping[str, float]
+    provenance: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
+
+    def to_json(self) -> str:
+        """One JSON document that carries its own checksum."""
+        body = asdict(self)
+        return json.dumps(body | {"checksum": _checksum(body)}, indent=1, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> Record:
+        """Raises ValueError if the text is not a record, or was altered."""
+        body = json.loads(text)
+        if not isinstance(body, dict) or body.pop("checksum", None) != _checksum(body):
+            raise ValueError("the record does not match its checksum")
+        return Record(**body)
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class Store:
+    """Finished stages and runs under `root`."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.url = str(root)
+        self.is_local = "://" not in self.url or self.url.startswith("file://")
+        if self.is_local:
+            self.root = Path(self.url.removeprefix("file://")).expanduser().absolute()
+            self._remote: _Remote | None = None
+        else:
+            # Work and downloads of a remote store live beside other caches of this machine, one folder per URL.
+            caches = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+            self.root = caches / "raysweep" / hashlib.sha256(self.url.encode()).hexdigest()[:12]
+            self._remote = _Remote(self.url)
+        # (path, bytes, mtime_ns) of files found intact: hashed once per process, again if touched.
+        self._intact: set[tuple[str, int, int]] = set()
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.url,)
+
+    def get(self, stage_id: str) -> Record | None:
+        """The record of a finished stage, its files intact; None if it has to be made.
+
+        A record or file that was truncated or altered is named in the log and moved aside, so that it is re-made.
+        """
+        path = self._stage_dir(stage_id) / RECORD
+        if self._remote and not path.exists():
+            self._remote.get(f"stages/{stage_id}/{RECORD}", path)
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        try:
+            record = Record.from_json(text)
+            if self.is_local:
+                self._check_files(record)
+        except (ValueError, TypeError, UnicodeDecodeError) as error:
+            self._move_aside(stage_id, str(error))
+            return None
+        return record
+
+    def has(self, stage_id: str) -> bool:
+        """Whether a record exists, without reading it: for plans of many stages."""
+        return stage_id in self.finished_ids()
+
+    def finished_ids(self) -> set[str]:
+        """Ids of all stages that have a record, by one listing."""
+        if self._remote:
+            return self._remote.list("stages")
+        stages = self.root / "stages"
+        return {entry.name for entry in os.scandir(stages)} if stages.is_dir() else set()
+
+    def records(self) -> Iterator[Record]:
+        """All intact records, by id."""
+        for stage_id in sorted(self.finished_ids()):
+            if record := self.get(stage_id):
+                yield record
+
+    def folder(self, stage_id: str) -> Path:
+        """A local folder with the verified files of a finished stage, to be read only.
+
+        Raises:
+            StoreError: if there is no such stage, or a file was altered; it has then been moved aside.
+        """
+        record = self.get(stage_id)
+        if record is None:
+            raise StoreError(f"stage {stage_id} is not in {self.url}; run its sweep again to make it")
+        folder = self._stage_dir(stage_id)
+        if self._remote:
+            for name in record.files:
+                if not (folder / name).exists():
+                    self._remote.get(f"stages/{stage_id}/{name}", folder / name)
+            try:
+                self._check_files(record)
+            except ValueError as error:
+                self._move_aside(stage_id, str(error))
+                raise StoreError(f"stage {stage_id}: {error}; run its sweep again to re-make it") from error
+        return folder
+
+    @contextlib.contextmanager
+    def claim(self, key: str) -> Iterator[None]:
+        """Hold `key` alone on this file system; waits for another holder, whose death frees it.
+
+        Two trials may share a stage (one tokenizing of one corpus): the second waits, and finds it finished.
+        Object stores have no locks: there both do the work, and the first record stands.
+        """
+        path = self.root / "partial" / f"{key}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def work_dir(self, stage_id: str) -> Path:
+        """An empty folder to make `stage_id` in, for the holder of its claim."""
+        return _emptied(self.root / "partial" / f"{stage_id}.out")
+
+    def state_dir(self, key: str) -> Path:
+        """The folder of resumable state `key`, kept until `drop_state`."""
+        path = self.root / "partial" / f"{key}.state"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def drop_state(self, key: str) -> None:
+        """Forget resumable state that no stage needs any more."""
+        shutil.rmtree(self.root / "partial" / f"{key}.state", ignore_errors=True)
+
+    def commit(self, record: Record, work_dir: Path) -> Record:
+        """Make `work_dir` the result of `record.id`: whole, or not at all. Returns the record with its files.
+
+        Raises:
+            OSError: if the disk is full; nothing of the stage is then visible.
+        """
+        files = {
+            str(path.relative_to(work_dir)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in sorted(work_dir.rglob("*"))
+            if path.is_file()
+        }
+        record = replace(record, files=files)
+        for name in files:
+            _sync(work_dir / name)
+        (work_dir / RECORD).write_text(record.to_json())
+        _sync(work_dir / RECORD)
+        _sync(work_dir)
+        if self._remote:
+            for name in [*files, RECORD]:
+                self._remote.put(work_dir / name, f"stages/{record.id}/{name}")
+        folder = self._stage_dir(record.id)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(work_dir, folder)
+        except OSError:
+            if not (folder / RECORD).exists():
+                raise
+            shutil.rmtree(work_dir)  # Another made it first; by identity the two are equal.
+        _sync(folder.parent)
+        return record
+
+    def _stage_dir(self, stage_id: str) -> Path:
+        return self.root / "stages" / stage_id
+
+    def _check_files(self, record: Record) -> None:
+        folder = self._stage_dir(record.id)
+        for name, want in record.files.items():
+            path = folder / name
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                raise ValueError(f"{name} is missing") from None
+            if stat.st_size != want["bytes"]:
+                raise ValueError(f"{name} has {stat.st_size} bytes, not {want['bytes']}")
+            key = (str(path), stat.st_size, stat.st_mtime_ns)
+            if key not in self._intact:
+                if _sha256(path) != want["sha256"]:
+                    raise ValueError(f"{name} was altered: its SHA-256 differs from the record's")
+                self._intact.add(key)
+
+    def _move_aside(self, stage_id: str, reason: str) -> None:
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        aside = self.root / "altered" / f"{stage_id}-{stamp}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        logger.warning("stage %s is not used and will be re-made: %s (moved to %s)", stage_id, reason, aside)
+        with contextlib.suppress(FileNotFoundError):  # Another worker of the same store was first.
+            os.rename(self._stage_dir(stage_id), aside)
+        if self._remote:
+            self._remote.remove(f"stages/{stage_id}/{RECORD}")
+
+
+class _Remote:
+    """The few operations of an fsspec file system that a store needs, by path under the root."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise StoreError(f"store {url!r} cannot be opened: {error}") from error
+        # Other workers write too: a listing kept from before would hide their records.
+        self._fs.use_listings_cache = False
+
+    def get(self, name: str, path: Path) -> None:
+        """Download, whole or not at all; nothing happens if there is no such object."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as aside:
+            pass
+        try:
+            self._fs.get_file(f"{self._root}/{name}", aside.name)
+            os.replace(aside.name, path)
+        except FileNotFoundError:
+            os.unlink(aside.name)
+
+    def put(self, path: Path, name: str) -> None:
+        """Upload one file."""
+        target = f"{self._root}/{name}"
+        self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+        self._fs.put_file(str(path), target)
+
+    def list(self, name: str) -> set[str]:
+        """Names directly under a folder; none if there is no such folder."""
+        self._fs.invalidate_cache()
+        try:
+            return {entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(f"{self._root}/{name}", detail=False)}
+        except FileNotFoundError:
+            return set()
+
+    def remove(self, name: str) -> None:
+        """Delete one object, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._root}/{name}")
+
+
+def provenance(*, started: float, finished: float, world_size: int, device: str) -> dict[str, Any]:
+    """When, where and with what a stage ran: recorded, never part of an id. `started`, `finished`: seconds of epoch."""
+    return {
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"),
+        "wall_seconds": round(finished - started, 6),
+        "peak_memory_bytes": _peak_memory_bytes(device),
+        "world_size": world_size,
+        "device": device,
+        **_host(),
+    }
+
+
+@cache
+def _host() -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for package in ("raysweep", "torch", "transformers", "accelerate", "deepspeed", "ray"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {"host": socket.gethostname(), "git_commit": _git_commit(), "versions": versions}
+
+
+def _git_commit() -> str | None:
+    """The commit raysweep itself runs from, with `+` if the working tree differs; None outside a checkout."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def _peak_memory_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _emptied(path: Path) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
