@@ -98,6 +98,15 @@ class Run:
         """The sweep file as it was when last run."""
         return (self.folder / "sweep.yaml").read_text()
 
+    def start_attempt(self) -> None:
+        """Count tries afresh: running a sweep again tries again what failed."""
+        for failure in self.failures():
+            path = self.folder / "failures" / f"{failure['stage']}.json"
+            if failure["kind"] == "gang":
+                path.unlink()  # Its trial is about to start anew, in another gang.
+            else:
+                _write(path, json.dumps(failure | {"attempts": 0}, indent=1))
+
     def add_trial(self, row: TrialRow) -> None:
         """Note that a trial was started. Once is enough; a repetition changes nothing."""
         if self._noted is None:
@@ -137,6 +146,15 @@ class Run:
     def clear_failure(self, stage_id: str) -> None:
         """Forget a failure: the stage is finished now."""
         (self.folder / "failures" / f"{stage_id}.json").unlink(missing_ok=True)
+
+    def add_pruned(self, trial: str, step: int) -> None:
+        """Note that a scheduler stopped a trial after its checkpoint at `step`: a resumed run stops it there too."""
+        _write(self.folder / "pruned.json", json.dumps(self.pruned() | {trial: step}, indent=1))
+
+    def pruned(self) -> dict[str, int]:
+        """Trial id -> step of its last checkpoint, for trials that a scheduler stopped."""
+        path = self.folder / "pruned.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
 
     def failures(self) -> list[dict[str, Any]]:
         """What failed and is not finished yet, by stage id."""

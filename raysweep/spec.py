@@ -57,6 +57,11 @@ class StageSpec(Spec):
     kind: ClassVar[str]
     wide: ClassVar[bool] = True
 
+    @property
+    def state_key(self) -> str | None:
+        """Names resumable state that several stages hand on, as the checkpoints of one trajectory do."""
+        return None
+
     @abstractmethod
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Do the work.

@@ -166,9 +166,16 @@ class Store:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
+    def partial_dir(self, stage_id: str) -> Path:
+        """Where `stage_id` is being made."""
+        return self.root / "partial" / f"{stage_id}.out"
+
     def work_dir(self, stage_id: str) -> Path:
         """An empty folder to make `stage_id` in, for the holder of its claim."""
-        return _emptied(self.root / "partial" / f"{stage_id}.out")
+        path = self.partial_dir(stage_id)
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return path
 
     def state_dir(self, key: str) -> Path:
         """The folder of resumable state `key`, kept until `drop_state`."""
@@ -339,9 +346,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _emptied(path: Path) -> Path:
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    return path

@@ -1,1 +1,77 @@
 """Where stages run: in this process, or in Ray gangs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from raysweep.plan import Trial
+from raysweep.runners.chain import pending
+from raysweep.runners.journal import Journal, quiet_libraries, trial_row
+from raysweep.runs import Run
+from raysweep.space import SearchSpace
+from raysweep.store import Store
+
+logger = logging.getLogger(__name__)
+
+Runner = Literal["tune", "inline"]
+
+
+def run_sweep(
+    space: SearchSpace,
+    store: Store,
+    *,
+    runner: Runner = "tune",
+    name: str | None = None,
+    show: Callable[[Mapping[str, Any]], None] = lambda event: None,
+) -> Run:
+    """Run what of a sweep is not finished yet; running it again is how one resumes it.
+
+    `show` is called with each event as it comes, in the driver. What failed is in the run, and does not raise.
+
+    Raises:
+        StoreError: if the run `name` belongs to another sweep.
+        ClusterError: if the cluster cannot hold one gang.
+    """
+    quiet_libraries()
+    run = Run.create(store, name or space.run_name(), sweep_text=space.text, identity=space.identity())
+    journal = Journal(run, show)
+    run.start_attempt()
+    try:
+        if runner == "inline":
+            from raysweep.runners.inline import run_inline
+
+            run_inline(space, store, journal)
+        else:
+            _run_on_ray(space, store, run, journal)
+    finally:
+        journal.close()
+    return run
+
+
+def _run_on_ray(space: SearchSpace, store: Store, run: Run, journal: Journal) -> None:
+    configs: list[dict[str, Any]] | None = None
+    search = space.declared.search
+    if search.name != "optuna":
+        finished = store.finished_ids()
+        configs = []
+        for point in space.points():
+            for seed in space.declared.seeds:
+                trial = space.trial(point, seed)
+                # A scheduler compares with all that came before, so it is shown the finished trials again.
+                if search.scheduler is None and not pending(trial, store, finished):
+                    _tell_finished(trial, journal)
+                else:
+                    configs.append({**point, "seed": seed})
+        if not configs:
+            return
+    from raysweep.runners.tune import run_tune
+
+    run_tune(space, store, run, journal, configs=configs)
+
+
+def _tell_finished(trial: Trial, journal: Journal) -> None:
+    journal({"event": "trial", "row": trial_row(trial)})
+    for stage in trial.stages:
+        journal({"event": "found", "trial": trial.id, "stage": stage.id, "kind": stage.kind})

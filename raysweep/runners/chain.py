@@ -1,0 +1,161 @@
+"""A trial's chain through a gang: what is finished is taken from the store, what failed is tried again and recorded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from raysweep.plan import Stage, Trial
+from raysweep.runners.gang import Failure, Gang
+from raysweep.store import Record, Store
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A trial has come as far as the checkpoint at `step`. `metrics` are `kind/name` -> number, of that checkpoint."""
+
+    step: int
+    metrics: Mapping[str, float]
+    last: bool
+
+
+def run_chain(trial: Trial, gang: Gang, *, max_retries: int, report: Report) -> Iterator[Leg]:
+    """Run what of a trial is not finished, yielding after each checkpoint.
+
+    A stage that fails `1 + max_retries` times is reported, and what hangs from it is left out; a diverged one
+    likewise, without further tries. All that happens is told to `report`, as plain dicts.
+
+    Raises:
+        GangBroken: if a worker died; what was finished stays so.
+    """
+    records: dict[str, Record] = {}
+    for step, batches in trial.legs():
+        for batch in batches:
+            left_out = _diverged(trial, records)
+            ready = [
+                stage
+                for stage in batch
+                if stage.id not in left_out and all(stage_id in records for stage_id in stage.inputs.values())
+            ]
+            for outcome in _run_batch(ready, trial, gang, max_retries=max_retries, report=report):
+                records[outcome.id] = outcome
+        if step is not None:
+            metrics = checkpoint_metrics([stage for stage in trial.stages if stage.step == step], records)
+            yield Leg(step=step, metrics=metrics, last=step == trial.last_step)
+    for key in {stage.spec.state_key for stage in trial.stages if stage.id in records} - {None}:
+        gang.store.drop_state(str(key))
+
+
+def pending(trial: Trial, store: Store, finished: Container[str]) -> list[Stage]:
+    """The stages of a trial that are still to be run; `finished`: ids that the store listed."""
+    found = {stage.id: store.get(stage.id) for stage in trial.stages if stage.id in finished}
+    records = {stage_id: record for stage_id, record in found.items() if record}
+    diverged = _diverged(trial, records)
+    return [stage for stage in trial.stages if stage.id not in records and stage.id not in diverged]
+
+
+def _diverged(trial: Trial, records: Mapping[str, Record]) -> set[str]:
+    """Ids of the stages that diverged, would go on along a diverged trajectory, or hang from one of these."""
+    ids: set[str] = set()
+    trajectories: set[str] = set()
+    for stage in trial.stages:
+        record, key = records.get(stage.id), stage.spec.state_key
+        if record is not None and record.status == "done":
+            continue
+        if record is not None or key in trajectories or ids & set(stage.inputs.values()):
+            ids.add(stage.id)
+            trajectories |= {key} if key else set()
+    return ids
+
+
+def _run_batch(
+    stages: Sequence[Stage], trial: Trial, gang: Gang, *, max_retries: int, report: Report
+) -> Iterator[Record]:
+    todo = []
+    for stage in stages:
+        if record := gang.store.get(stage.id):
+            report({"event": "found", "trial": trial.id, "stage": stage.id, "kind": stage.kind})
+            yield record
+        else:
+            todo.append(stage)
+    for attempt in range(1 + max_retries):
+        if not todo:
+            return
+        for stage in todo:
+            report({"event": "started", "trial": trial.id, "stage": stage.id, "kind": stage.kind})
+        outcomes = [gang.wide(todo[0])] if todo[0].spec.wide else gang.split(todo)
+        todo = []
+        for outcome in outcomes:
+            if isinstance(outcome, Record):
+                report(_finished(outcome, trial))
+                yield outcome
+                continue
+            retry = attempt < max_retries and not outcome.final
+            report(_failed(outcome, trial, retry=retry))
+            if retry:
+                todo.append(outcome.stage)
+
+
+def _finished(record: Record, trial: Trial) -> dict[str, Any]:
+    return {
+        "event": "finished",
+        "trial": trial.id,
+        "stage": record.id,
+        "kind": record.kind,
+        "status": record.status,
+        "wall_seconds": record.provenance["wall_seconds"],
+        "metrics": dict(record.metrics),
+    }
+
+
+def _failed(failure: Failure, trial: Trial, *, retry: bool) -> dict[str, Any]:
+    return {
+        "event": "failed",
+        "trial": trial.id,
+        "stage": failure.stage.id,
+        "kind": failure.stage.kind,
+        "cause": failure.cause,
+        "log": failure.log,
+        "retry": retry,
+    }
+
+
+def checkpoint_metrics(stages: Sequence[Stage], records: Mapping[str, Record]) -> dict[str, float]:
+    """`kind/name` -> number over the stages of one checkpoint: what a searcher or a pruner may ask for.
+
+    Of a downstream task the test score at the learning rate with the best mean validation score counts
+    (`sft/<task>_score`, mean over SFT seeds), and `sft/mean_score` is the mean over tasks, NaN if one is missing.
+    """
+    metrics: dict[str, float] = {}
+    by_task: dict[str, dict[float, list[Record]]] = {}
+    for stage in stages:
+        record = records.get(stage.id)
+        if stage.kind == "sft":
+            rates = by_task.setdefault(str(stage.task), {})
+            if record and record.status == "done":
+                rates.setdefault(record.spec["lr"], []).append(record)
+        elif record:
+            prefix = f"{stage.kind}/{stage.task}_" if stage.task else f"{stage.kind}/"
+            metrics |= {prefix + name: value for name, value in record.metrics.items()}
+    scores = []
+    for task, rates in by_task.items():
+        best = max(sorted(rates), key=lambda lr: _or_least(_mean(rates[lr], "valid_score")), default=None)
+        score = _mean(rates[best], "score") if best is not None else math.nan
+        metrics[f"sft/{task}_score"] = score
+        scores.append(score)
+    if scores:
+        metrics["sft/mean_score"] = fmean(scores)
+    return metrics
+
+
+def _mean(records: Sequence[Record], name: str) -> float:
+    return fmean(record.metrics.get(name, math.nan) for record in records)
+
+
+def _or_least(score: float) -> float:
+    return -math.inf if math.isnan(score) else score

@@ -1,0 +1,44 @@
+"""The same chains in this process, one after another: for debugging, and where there is no Ray."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from raysweep.errors import SpaceError
+from raysweep.runners.chain import run_chain
+from raysweep.runners.gang import Gang
+from raysweep.runners.journal import trial_row
+from raysweep.space import SearchSpace
+from raysweep.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+def run_inline(space: SearchSpace, store: Store, report: Callable[[Mapping[str, Any]], None]) -> None:
+    """Run every trial of a grid or random search.
+
+    Raises:
+        SpaceError: if the space wants Optuna or a scheduler, which Tune runs.
+    """
+    search, resources = space.declared.search, space.declared.resources
+    if search.name == "optuna" or search.scheduler:
+        raise SpaceError(f"search {search.name} with {search.scheduler or 'no scheduler'} needs --runner tune")
+    if resources.workers > 1:
+        logger.warning("the inline runner is one process: resources.workers %d is not used", resources.workers)
+    trials = [space.trial(point, seed) for point in space.points() for seed in space.declared.seeds]
+    current: dict[str, str] = {}
+
+    def tell(event: Mapping[str, Any]) -> None:
+        report({"event": "progress", **current, **event})
+
+    gang = Gang(store, resources, report=tell)
+    try:
+        for trial in trials:
+            current["trial"] = trial.id
+            report({"event": "trial", "row": trial_row(trial)})
+            for _leg in run_chain(trial, gang, max_retries=resources.max_retries, report=report):
+                pass
+    finally:
+        gang.close()

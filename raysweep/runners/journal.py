@@ -1,0 +1,106 @@
+"""What happens in a run, as it is told by gangs: kept in the run folder, in TensorBoard logs, and shown."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from raysweep.plan import Trial
+from raysweep.runs import Run, StageRow, TrialRow
+
+logger = logging.getLogger(__name__)
+
+
+def trial_row(trial: Trial) -> TrialRow:
+    """A trial as it is kept in the run."""
+    stages = tuple(
+        StageRow(
+            id=stage.id,
+            kind=stage.kind,
+            step=stage.step,
+            checkpoint=stage.id if stage.kind == "pretrain" else stage.checkpoint,
+            task=stage.task,
+            inputs=dict(stage.inputs),
+        )
+        for stage in trial.stages
+    )
+    return TrialRow(trial=trial.id, variant=trial.variant_id, point=trial.point, seed=trial.seed, stages=stages)
+
+
+class Journal:
+    """Takes the events of a run, in the driver.
+
+    Events are plain dicts with an "event": trial, found, started, progress, finished, failed.
+    """
+
+    def __init__(self, run: Run, show: Callable[[Mapping[str, Any]], None]) -> None:
+        self._run = run
+        self._show = show
+        self._boards: dict[str, Any] = {}
+        self._failed = {failure["stage"] for failure in run.failures()}
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Keep and show one event. A full disk loses the note, not the run."""
+        try:
+            self._keep(event)
+        except OSError as error:
+            logger.warning("event of %s not kept: %s", event.get("stage"), error)
+        self._show(event)
+
+    def close(self) -> None:
+        """Flush the TensorBoard logs."""
+        for board in self._boards.values():
+            board.close()
+
+    def _keep(self, event: Mapping[str, Any]) -> None:
+        match event["event"]:
+            case "trial":
+                self._run.add_trial(event["row"])
+            case "found" | "finished" if event["stage"] in self._failed:
+                self._run.clear_failure(event["stage"])
+                self._failed.discard(event["stage"])
+            case "failed":
+                cause, log = event["cause"], event["log"]
+                self._run.add_failure(event["stage"], kind=event["kind"], trial=event["trial"], cause=cause, log=log)
+                self._failed.add(event["stage"])
+        if event["event"] == "finished":
+            scalars = {f"{event['kind']}/{name}": value for name, value in event["metrics"].items()}
+            self._write_scalars(event["trial"], event.get("step") or 0, scalars)
+        elif event["event"] == "progress" and "loss" in event:
+            self._write_scalars(event["trial"], event["step"], {f"{event['kind']}/loss": event["loss"]})
+
+    def _write_scalars(self, trial: str, step: int, scalars: Mapping[str, float]) -> None:
+        if trial not in self._boards:
+            self._boards[trial] = _EventFile(self._run.folder / "tensorboard" / trial)
+        self._boards[trial].add(step, scalars)
+
+
+class _EventFile:
+    """A TensorBoard log, written without torch: the driver does without it."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(str(folder))
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def quiet_libraries() -> None:
+    """Progress bars and advice of libraries would tear the board; warnings still come through logging."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")

@@ -1,0 +1,90 @@
+"""OptunaSearch whose study lives in the run, and goes on after a kill as if there had been none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState
+from ray.tune.search.optuna import OptunaSearch
+
+from raysweep.search import LogUniform, RandInt, Uniform
+from raysweep.space import SearchSpace
+
+
+class StudySearch(OptunaSearch):  # type: ignore[misc]
+    """Tells Optuna a trial's last metrics; one without them (diverged, failed) is told as failed."""
+
+    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Nothing: objectives belong to the last checkpoint, and Optuna's own pruners are not used."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the study."""
+        names = self._metric if isinstance(self._metric, list) else [self._metric]
+        values = [(result or {}).get(name, math.nan) for name in names]
+        missing = any(value is None or math.isnan(value) for value in values)
+        super().on_trial_complete(trial_id, None if missing else result, error=error or missing)
+
+
+class _SamplerByNumber(optuna.samplers.TPESampler):
+    """TPE whose draws depend on the seed, the trial's number and what is known, not on the process's history."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed=seed)
+        self._seed = seed
+
+    def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        self._rng.rng.seed(self._seed + trial.number)
+        super().before_trial(study, trial)
+
+
+def study_search(space: SearchSpace, folder: Path) -> tuple[StudySearch, int]:
+    """The searcher of a run, and how many trials are still to be run.
+
+    A trial that was under way when the driver died goes on under its number and parameters.
+    """
+    search = space.declared.search
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{folder / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}}
+    )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=space.name,
+        storage=storage,
+        load_if_exists=True,
+        directions=["minimize" if objective.mode == "min" else "maximize" for objective in search.objectives],
+    )
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+    ended = len(study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)))
+    metrics = [objective.metric for objective in search.objectives]
+    modes = [objective.mode for objective in search.objectives]
+    searcher = StudySearch(
+        space={path: _distribution(space, path) for path in space.declared.sweep},
+        metric=metrics if len(metrics) > 1 else metrics[0],
+        mode=modes if len(modes) > 1 else modes[0],
+        storage=storage,
+        study_name=space.name,
+        sampler=_SamplerByNumber(search.seed),
+    )
+    return searcher, max(0, (search.num_trials or 0) - ended)
+
+
+def _distribution(space: SearchSpace, path: str) -> BaseDistribution:
+    axis = space.declared.sweep[path]
+    if isinstance(axis, Uniform):
+        return FloatDistribution(*axis.uniform)
+    if isinstance(axis, LogUniform):
+        return FloatDistribution(*axis.loguniform, log=True)
+    if isinstance(axis, RandInt):
+        return IntDistribution(*axis.randint)
+    return CategoricalDistribution(space.values(path))

@@ -1,0 +1,292 @@
+"""Ray Tune runs the trials: one Tune trial per variant and seed, each on a gang that the next one takes over warm."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from raysweep.errors import ClusterError
+from raysweep.plan import Trial
+from raysweep.runners.chain import Leg, run_chain
+from raysweep.runners.gang import Gang, RankActor, RayGang
+from raysweep.runners.journal import trial_row
+from raysweep.runs import Run
+from raysweep.search import Resources
+from raysweep.space import SearchSpace
+from raysweep.store import Store
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[Mapping[str, Any]], None]
+
+# A gang is replaced when a trial leaves it this much larger than its first trial did, in bytes.
+MEMORY_SLACK = 2**30
+
+# Imported by workers ahead of being needed, while Ray itself still starts.
+PRELOAD = "torch,transformers.models.llama.modeling_llama,accelerate,raysweep.space,raysweep.runners.gang"
+
+
+class GangTrainable(tune.Trainable):  # type: ignore[misc]
+    """A trial in Tune's eyes; each `step` runs on to the next checkpoint. Its config is the point, and the seed."""
+
+    def setup(
+        self, config: dict[str, Any], space: SearchSpace, store_url: str, pruned: Mapping[str, int], events: Any
+    ) -> None:
+        """Make the gang: this process is rank 0, the other ranks take the other bundles."""
+        self._space, self._pruned, self._events = space, pruned, events
+        self._current = ""
+        resources = space.declared.resources
+        store = Store(store_url)
+        if resources.workers == 1:
+            self._gang = Gang(store, resources, report=self._progress)
+        else:
+            self._gang = RayGang(store, resources, report=self._progress, start_rank=_rank_starter(resources))
+        self._first_memory: int | None = None
+        self._begin(config)
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        point = {path: value for path, value in config.items() if path.startswith("pretrain.")}
+        trial = self._space.trial(point, config.get("seed", self._space.declared.seeds[0]))
+        self._current = trial.id
+        self._stop_after = self._pruned.get(trial.id)
+        self._tell({"event": "trial", "row": trial_row(trial)})
+        self._legs = self._chain(trial)
+
+    def _chain(self, trial: Trial) -> Iterator[Leg]:
+        retries = self._space.declared.resources.max_retries
+        return run_chain(trial, self._gang, max_retries=retries, report=self._tell)
+
+    def step(self) -> dict[str, Any]:
+        """The metrics of the next checkpoint."""
+        leg = next(self._legs)
+        done = leg.last or leg.step == self._stop_after
+        if leg.last:
+            next(self._legs, None)  # Lets the chain tidy up.
+        return {**leg.metrics, "checkpoint_step": leg.step, "raysweep_trial": self._current, "done": done}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take another trial over, warm; False, for a new gang, if this one's memory did not come back."""
+        memory = self._gang.memory_bytes()
+        self._first_memory = self._first_memory or memory
+        if memory > self._first_memory + MEMORY_SLACK:
+            logger.warning("gang grew from %d to %d bytes and is replaced", self._first_memory, memory)
+            return False
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """End the other ranks with this one."""
+        self._gang.close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the store is what a trial goes on from."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: see `save_checkpoint`."""
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        self._events.put.remote(dict(event))
+
+    def _progress(self, event: Mapping[str, Any]) -> None:
+        self._tell({"event": "progress", "trial": self._current, **event})
+
+
+def _rank_starter(resources: Resources) -> Callable[[int], Any]:
+    group = ray.util.get_current_placement_group()
+
+    def start(rank: int) -> Any:
+        strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=rank)
+        return (
+            ray.remote(RankActor)
+            .options(
+                num_cpus=resources.cpus_per_worker,
+                num_gpus=resources.gpus_per_worker,
+                scheduling_strategy=strategy,
+            )
+            .remote()
+        )
+
+    return start
+
+
+class Points(Searcher):  # type: ignore[misc]
+    """Hands out given configs in order."""
+
+    def __init__(self, configs: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__()
+        self._left = list(configs)
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next config."""
+        return dict(self._left.pop(0)) if self._left else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Nothing to learn."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: what is left to do is the store's to say."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
+
+
+class Events:
+    """An actor that gangs tell what happens, and the driver asks."""
+
+    def __init__(self) -> None:
+        self._waiting: list[dict[str, Any]] = []
+
+    def put(self, event: dict[str, Any]) -> None:
+        """From a gang."""
+        self._waiting.append(event)
+
+    def drain(self) -> list[dict[str, Any]]:
+        """To the driver."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+
+class _Ends(tune.Callback):  # type: ignore[misc]
+    """Notes how Tune ended each trial."""
+
+    def __init__(self, run: Run, report: Report, *, prunes: bool) -> None:
+        self._run, self._report, self._prunes = run, report, prunes
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result or {}
+        if self._prunes and result.get("raysweep_trial") and not result.get("done"):
+            self._run.add_pruned(result["raysweep_trial"], result["checkpoint_step"])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        cause = str(trial.get_error() or "the gang was lost").strip().splitlines()[-1]
+        where = ", ".join(f"{path}={value}" for path, value in trial.config.items())
+        event = {"event": "failed", "trial": where, "stage": f"gang-{trial.trial_id}", "kind": "gang"}
+        self._report(event | {"cause": cause, "log": str(trial.get_error()), "retry": False})
+
+
+def run_tune(
+    space: SearchSpace, store: Store, run: Run, report: Report, *, configs: Sequence[Mapping[str, Any]] | None
+) -> None:
+    """Run trials on Ray: `configs` (points with their seed), or whatever Optuna suggests if None.
+
+    Raises:
+        ClusterError: if the cluster cannot hold one gang.
+    """
+    search, resources = space.declared.search, space.declared.resources
+    if configs is None:
+        from raysweep.runners.optuna_search import study_search
+
+        searcher, num_trials = study_search(space, run.folder)
+    else:
+        searcher, num_trials = Points(configs), len(configs)
+    if num_trials == 0:
+        return
+    start_ray(resources)
+    events = ray.remote(Events).options(num_cpus=0).remote()
+    trainable = tune.with_parameters(
+        GangTrainable, space=space, store_url=store.url, pruned=run.pruned(), events=events
+    )
+    bundle = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    gang = tune.PlacementGroupFactory([bundle] * resources.workers, strategy="PACK")
+    scheduler = None
+    if asha := search.scheduler:
+        scheduler = tune.schedulers.AsyncHyperBandScheduler(
+            time_attr="training_iteration",
+            metric=asha.metric,
+            mode=asha.mode,
+            grace_period=asha.grace_checkpoints,
+            reduction_factor=asha.reduction_factor,
+            max_t=10**6,
+        )
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, gang),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=num_trials,
+            max_concurrent_trials=resources.max_concurrent,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(run.folder),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=resources.max_retries),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            callbacks=[_Ends(run, report, prunes=scheduler is not None)],
+        ),
+    )
+    with _Pump(events, report):
+        tuner.fit()
+
+
+def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> None:
+    """Connect to the cluster of RAY_ADDRESS, or start one on this machine; see that it can hold a gang.
+
+    Raises:
+        ClusterError: if after `wait_seconds` it cannot; says what was asked and what is there.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not ray.is_initialized():
+        local = "RAY_ADDRESS" not in os.environ
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **({"_system_config": {"preload_python_modules": PRELOAD.split(",")}} if local else {}),
+        )
+    wanted = {
+        "CPU": resources.workers * resources.cpus_per_worker,
+        "GPU": resources.workers * resources.gpus_per_worker,
+    }
+    # On one machine waiting brings nothing; a cluster may still be scaling up.
+    deadline = time.monotonic() + (wait_seconds if "RAY_ADDRESS" in os.environ else 0)
+    while True:
+        there = ray.cluster_resources()
+        short = {name: amount for name, amount in wanted.items() if amount > there.get(name, 0)}
+        if not short:
+            return
+        if time.monotonic() >= deadline:
+            asked = ", ".join(f"{amount:g} {name}" for name, amount in short.items())
+            has = ", ".join(f"{there.get(name, 0):g} {name}" for name in short)
+            raise ClusterError(
+                f"a gang of resources.workers = {resources.workers} needs {asked}; the cluster has {has}: "
+                "lower resources.workers, cpus_per_worker or gpus_per_worker, or set RAY_ADDRESS to a larger cluster"
+            )
+        time.sleep(1.0)
+
+
+class _Pump:
+    """Brings events from the actor to the driver, in a thread, while Tune holds the main one."""
+
+    def __init__(self, events: Any, report: Report) -> None:
+        self._events, self._report = events, report
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._pump, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join(timeout=10)
+
+    def _pump(self) -> None:
+        while True:
+            last = self._ended.wait(0.25)
+            for event in ray.get(self._events.drain.remote()):
+                self._report(event)
+            if last:
+                return

@@ -1,0 +1,147 @@
+"""How points of a space are picked: axes, search, scheduler. The picking itself is done in runners."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from raysweep.spec import Spec
+
+Scalar = str | int | float | bool | None
+Values = Annotated[tuple[Scalar, ...], Field(min_length=1)] | Annotated[dict[str, Any], Field(min_length=1)]
+"""A list of plain values, or a mapping from a label to a value of any shape; tables show the label."""
+
+
+class Grid(Spec):
+    """Every value, crossed with every other grid axis."""
+
+    grid: Values
+
+
+class Choice(Spec):
+    """One of these values."""
+
+    choice: Values
+
+
+class Uniform(Spec):
+    """A number between two bounds."""
+
+    uniform: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Uniform:
+        _check_bounds("uniform", self.uniform)
+        return self
+
+
+class LogUniform(Spec):
+    """A positive number, its logarithm uniform between the bounds'."""
+
+    loguniform: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LogUniform:
+        _check_bounds("loguniform", self.loguniform)
+        if self.loguniform[0] <= 0:
+            raise ValueError(f"loguniform {list(self.loguniform)}: the lower bound must be above 0")
+        return self
+
+
+class RandInt(Spec):
+    """A whole number, both bounds included."""
+
+    randint: tuple[int, int]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RandInt:
+        _check_bounds("randint", self.randint)
+        return self
+
+
+def _check_bounds(name: str, bounds: tuple[float, float]) -> None:
+    if bounds[0] >= bounds[1]:
+        raise ValueError(f"{name} {list(bounds)}: write [low, high] with low below high")
+
+
+KINDS = ("grid", "choice", "uniform", "loguniform", "randint")
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, Spec):
+        return next(iter(type(value).model_fields))
+    return next((kind for kind in KINDS if kind in value), None) if isinstance(value, dict) else None
+
+
+Axis = Annotated[
+    Annotated[Grid, Tag("grid")]
+    | Annotated[Choice, Tag("choice")]
+    | Annotated[Uniform, Tag("uniform")]
+    | Annotated[LogUniform, Tag("loguniform")]
+    | Annotated[RandInt, Tag("randint")],
+    Discriminator(
+        _kind,
+        custom_error_type="axis",
+        custom_error_message="an axis is one of: " + ", ".join(f"{kind}: [...]" for kind in KINDS),
+    ),
+]
+
+
+class Objective(Spec):
+    """A metric of a trial's last checkpoint, as `kind/name`: sft/mean_score, flatness/hessian_trace, ..."""
+
+    metric: str
+    mode: Literal["min", "max"]
+
+
+class Asha(Spec):
+    """Asynchronous successive halving (Li et al., 2020) over checkpoints: after each, only the best part goes on."""
+
+    name: Literal["asha"] = "asha"
+    metric: str
+    mode: Literal["min", "max"]
+    grace_checkpoints: int = Field(default=1, ge=1)
+    """Checkpoints that every trial reaches."""
+    reduction_factor: float = Field(default=3.0, gt=1)
+
+
+class Search(Spec):
+    """Who picks the points, how many, and who is stopped early."""
+
+    name: Literal["grid", "random", "optuna"] = "grid"
+    num_trials: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    """Of random and optuna."""
+    objectives: tuple[Objective, ...] = ()
+    scheduler: Asha | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Search:
+        if self.name == "grid" and self.num_trials is not None:
+            raise ValueError("num_trials belongs to random and optuna; a grid runs every point")
+        if self.name != "grid" and self.num_trials is None:
+            raise ValueError(f"num_trials is missing: how many points shall {self.name} try?")
+        if self.name == "optuna" and not self.objectives:
+            raise ValueError("objectives is missing: optuna needs at least one {metric, mode}")
+        if self.name != "optuna" and self.objectives:
+            raise ValueError(f"objectives is used by optuna alone, not by {self.name}: set name: optuna, or remove it")
+        return self
+
+
+class Resources(Spec):
+    """What a gang is made of. None of it changes a result, or a stage's id."""
+
+    workers: int = Field(default=1, ge=1)
+    """Processes of a gang."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    """May be a fraction, so that several workers share a GPU."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    gradient_checkpointing: bool = False
+    micro_batch_sequences: int | None = Field(default=None, ge=1)
+    """Sequences per forward pass of a worker; None: its whole share of the batch."""
+    max_concurrent: int | None = Field(default=None, ge=1)
+    """Gangs at once; None: as many as fit."""
+    max_retries: int = Field(default=2, ge=0)
+    """How often a failed stage, or a trial whose gang died, is tried again."""

@@ -1,0 +1,112 @@
+"""Take a checkpoint that exists already, a folder or a hub id, into the store in place of pretraining."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from raysweep.data.corpora import Corpus
+from raysweep.errors import DataError
+from raysweep.spec import Provenance, Spec, StageSpec
+from raysweep.worker import Worker
+
+# Weights, configuration, tokenizer: never a pickle, nor code that would be run.
+PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+class Existing(Spec):
+    """A Hugging Face checkpoint to measure and fine-tune as it is.
+
+    `data` is the text its flatness and perplexity are measured on, cut into `sequence_length` tokens of its own
+    tokenizer. `fingerprint` pins the content; it is filled when the sweep file is loaded.
+    """
+
+    from_: Annotated[str, Provenance()] = Field(alias="from")
+    fingerprint: str = ""
+    data: Corpus
+    sequence_length: int = Field(default=512, gt=1)
+
+    def pin(self, base: Path) -> Existing:
+        """With the content's fingerprint; relative folders are relative to `base`.
+
+        Raises:
+            DataError: if it is neither a folder with a safetensors checkpoint nor a hub id that can be resolved.
+        """
+        folder = (base / Path(self.from_).expanduser()).absolute()
+        if not folder.is_dir():
+            pinned = self.from_ if "@" in self.from_ else f"{self.from_}@{_hub_commit(self.from_)}"
+            return self.with_(from_=pinned, fingerprint=f"hub:{pinned}", data=self.data.pin(base))  # type: ignore[no-any-return]
+        digest = hashlib.sha256()
+        for path in checkpoint_files(folder):
+            with path.open("rb") as file:
+                digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        return self.with_(from_=str(folder), fingerprint=digest.hexdigest(), data=self.data.pin(base))  # type: ignore[no-any-return]
+
+    def config(self) -> dict[str, Any]:
+        """The checkpoint's config.json; empty for a hub id, which nothing has been downloaded of."""
+        path = Path(self.from_) / "config.json"
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint that are taken, by name.
+
+    Raises:
+        DataError: if weights as safetensors, config.json or the tokenizer are missing.
+    """
+    files = sorted({path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()})
+    names = {path.name for path in files}
+    if not any(name.endswith(".safetensors") for name in names):
+        pickled = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "none either"
+        raise DataError(
+            f"checkpoint {folder}: no *.safetensors in it (pickled weights, which are never read: {pickled}); "
+            "save it with model.save_pretrained(folder)"
+        )
+    if "config.json" not in names:
+        raise DataError(f"checkpoint {folder}: no config.json; save it with model.save_pretrained(folder)")
+    if not names & {"tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json"}:
+        raise DataError(f"checkpoint {folder}: no tokenizer; save it there with tokenizer.save_pretrained(folder)")
+    return files
+
+
+def _hub_commit(name: str) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().model_info(name, timeout=30).sha)
+    except Exception as error:  # Whatever the hub, or the want of a network, answers: the user mends it one way.
+        raise DataError(
+            f"pretrain.from {name!r} is no folder here, and cannot be looked up as a hub id ({type(error).__name__}); "
+            "correct the path, or name the commit: owner/name@commit"
+        ) from error
+
+
+class Fetch(StageSpec):
+    """Copy a checkpoint's files into the store."""
+
+    kind: ClassVar[str] = "fetch"
+    wide: ClassVar[bool] = False
+
+    source: Annotated[str, Provenance()]
+    fingerprint: str
+
+    def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
+        """Copies weights, config and tokenizer to `out`, and loads the model once to be sure that it can be."""
+        folder = Path(self.source)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            name, _, revision = self.source.partition("@")
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+        for path in checkpoint_files(folder):
+            shutil.copyfile(path, out / path.name)
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(out, use_safetensors=True, trust_remote_code=False)
+        return {"num_parameters": float(model.num_parameters())}
