@@ -1,0 +1,110 @@
+"""From a tokens folder to batches, whose order is a function of seed and step alone.
+
+A tokens folder holds `tokenizer/`, `<domain>.<split>.bin` (token ids in a row) and `meta.json`. A sequence is a
+run of `sequence_length` tokens; sequence i of a domain is tokens [i L, (i + 1) L).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raysweep.errors import DataError
+
+Ints = npt.NDArray[np.int64]
+
+# Sequences over which the shares of the domains are exact, up to one sequence.
+CYCLE = 1000
+
+
+class Tokens:
+    """An opened tokens folder; the ids stay on disk and are mapped into memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        self.tokenizer_dir = folder / "tokenizer"
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names."""
+        return tuple(self.meta["domains"])
+
+    def sequences(self, domain: str, split: str, sequence_length: int) -> npt.NDArray[Any]:
+        """All sequences [n, L] of a domain, mapped.
+
+        Raises:
+            DataError: if there is not even one.
+        """
+        flat = np.memmap(self.folder / f"{domain}.{split}.bin", dtype=self.meta["dtype"], mode="r")
+        num = len(flat) // sequence_length
+        if num == 0:
+            raise DataError(
+                f"domain {domain!r}: {len(flat)} {split} tokens are less than one sequence of {sequence_length}; "
+                "give it more text, or a smaller pretrain.sequence_length"
+            )
+        return flat[: num * sequence_length].reshape(num, sequence_length)
+
+    def valid(self, domain: str, *, sequence_length: int, max_sequences: int) -> Ints:
+        """Held-out sequences [n, L], n at most `max_sequences`, spread evenly over the domain."""
+        every = self.sequences(domain, "valid", sequence_length)
+        picked = np.linspace(0, len(every) - 1, num=min(max_sequences, len(every))).astype(np.int64)
+        return every[picked].astype(np.int64)
+
+    def batches(self, mix: Mapping[str, float], *, sequence_length: int, seed: int) -> Batches:
+        """Training batches of this mix."""
+        return Batches(self, mix, sequence_length=sequence_length, seed=seed)
+
+
+class Batches:
+    """Endless training batches; every sequence of a domain comes once per epoch of that domain, in a new order."""
+
+    def __init__(self, tokens: Tokens, mix: Mapping[str, float], *, sequence_length: int, seed: int) -> None:
+        self._seed = seed
+        self._names = sorted(mix)
+        self._data = [tokens.sequences(name, "train", sequence_length) for name in self._names]
+        shares = np.array([mix[name] for name in self._names])
+        edges = np.round(np.cumsum(shares) / shares.sum() * CYCLE).astype(np.int64)
+        self._slots = np.diff(edges, prepend=0)
+        self._order = lru_cache(maxsize=2 * len(self._names))(self._permutation)
+
+    def batch(self, step: int, num_sequences: int) -> Ints:
+        """Sequences [num_sequences, L] of batch `step`, counted from 0."""
+        first = step * num_sequences
+        rows = [self._row(index) for index in range(first, first + num_sequences)]
+        return np.stack(rows).astype(np.int64)
+
+    def _row(self, index: int) -> npt.NDArray[Any]:
+        cycle, place = divmod(index, CYCLE)
+        domain, before = self._cycle(cycle)
+        which = int(domain[place])
+        nth = cycle * int(self._slots[which]) + int(before[place])
+        epoch, position = divmod(nth, len(self._data[which]))
+        return np.asarray(self._data[which][self._order(which, epoch)[position]])
+
+    @cached_property
+    def _cycles(self) -> dict[int, tuple[Ints, Ints]]:
+        return {}
+
+    def _cycle(self, cycle: int) -> tuple[Ints, Ints]:
+        """For each place of a cycle: its domain, and how many places of that domain come before."""
+        if cycle not in self._cycles:
+            draw = np.random.default_rng([self._seed, 1, cycle])
+            domain = draw.permutation(np.repeat(np.arange(len(self._slots)), self._slots))
+            before = np.zeros_like(domain)
+            for which in range(len(self._slots)):
+                here = domain == which
+                before[here] = np.arange(here.sum())
+            self._cycles.clear()
+            self._cycles[cycle] = (domain, before)
+        return self._cycles[cycle]
+
+    def _permutation(self, which: int, epoch: int) -> Ints:
+        draw = np.random.default_rng([self._seed, 2, epoch, *self._names[which].encode()])
+        return draw.permutation(len(self._data[which]))

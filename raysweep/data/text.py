@@ -1,0 +1,228 @@
+"""Real text in domains, mixed by weight: .txt, .jsonl and .jsonl.gz files with a `text` field."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from raysweep.data.tokenizers import Bpe, Tokenizer, load_tokenizer
+from raysweep.errors import DataError
+from raysweep.spec import Provenance, Spec
+
+Globs = str | tuple[str, ...]
+
+# Documents tokenized at once: enough for the tokenizer's threads, little enough for any memory.
+BATCH_DOCUMENTS = 512
+
+
+class Domain(Spec):
+    """Files of one kind of text. Without `valid`, one in `1 / valid_fraction` training documents is held out."""
+
+    train: Annotated[Globs, Provenance()]
+    valid: Annotated[Globs | None, Provenance()] = None
+    valid_fraction: float = Field(default=0.02, gt=0, lt=0.5)
+    fingerprint: str = ""
+    """Of the files' contents; filled when the sweep file is loaded."""
+
+    def pin(self, name: str, base: Path) -> Domain:
+        """With absolute paths and the contents' fingerprint. Raises DataError if a pattern matches no file."""
+        train = resolve(self.train, base, f"pretrain.data.domains.{name}.train")
+        valid = resolve(self.valid, base, f"pretrain.data.domains.{name}.valid") if self.valid else ()
+        digest = content_fingerprint(train) + (":" + content_fingerprint(valid) if valid else "")
+        return self.with_(train=train, valid=valid or None, fingerprint=digest)  # type: ignore[no-any-return]
+
+    def documents(self, split: str) -> Iterator[str]:
+        """The documents of "train" or "valid", in the order of the files.
+
+        Raises:
+            DataError: if a line is malformed; names file and line.
+        """
+        if self.valid is not None:
+            yield from read_texts(listed(self.train if split == "train" else self.valid))
+            return
+        for text in read_texts(listed(self.train)):
+            # By content, so that neither the order nor the number of files moves a document across.
+            share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+            if (share < self.valid_fraction) == (split == "valid"):
+                yield text
+
+
+class Text(Spec):
+    """Domains of text; `mix` says which part of the training sequences comes from each (default: equal parts)."""
+
+    name: Literal["text"] = "text"
+    domains_: dict[str, Domain] = Field(alias="domains", min_length=1)
+    mix_: dict[str, Annotated[float, Field(ge=0)]] | None = Field(default=None, alias="mix")
+    tokenizer: Tokenizer = Bpe()
+
+    @model_validator(mode="after")
+    def _known(self) -> Text:
+        unknown = sorted((self.mix_ or {}).keys() - self.domains_.keys())
+        if unknown:
+            raise ValueError(f"mix names {unknown[0]!r}, which is no domain; domains: {', '.join(self.domains_)}")
+        if self.mix_ is not None and sum(self.mix_.values()) <= 0:
+            raise ValueError(f"mix {self.mix_}: at least one weight must be above 0")
+        return self
+
+    @property
+    def vocab_size(self) -> int:
+        """The tokenizer's."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names, as written."""
+        return tuple(self.domains_)
+
+    @property
+    def mix(self) -> dict[str, float]:
+        """Domain -> share of the training sequences; sums to 1."""
+        weights = self.mix_ or dict.fromkeys(self.domains_, 1.0)
+        total = sum(weights.values())
+        return {name: weights.get(name, 0.0) / total for name in self.domains_ if weights.get(name, 0.0) > 0}
+
+    def pin(self, base: Path) -> Text:
+        """With every domain pinned."""
+        domains = {name: domain.pin(name, base) for name, domain in self.domains_.items()}
+        return self.with_(domains_=domains)  # type: ignore[no-any-return]
+
+    def source(self) -> Text:
+        """What its tokens depend on: not the mix."""
+        return self.with_(mix_=None)  # type: ignore[no-any-return]
+
+    def build(self, out: Path, *, tokenizer_dir: Path | None = None) -> dict[str, float]:
+        """Write the tokens folder (see packing.py): each domain's documents in a row, each closed by end-of-text.
+
+        Raises:
+            DataError: if a file is malformed or a domain has no training or no held-out text.
+        """
+        tokenizer = load_tokenizer(tokenizer_dir) if tokenizer_dir else self.tokenizer.build(self._training_texts)
+        if tokenizer.eos_token_id is None:
+            raise DataError("pretrain.data.tokenizer has no end-of-text token (eos_token); documents need one")
+        # Long documents are cut into sequences later; the tokenizer's own limit is none of ours.
+        tokenizer.model_max_length = int(1e9)
+        tokenizer.save_pretrained(out / "tokenizer")
+        dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+        domains = {}
+        for name, domain in self.domains_.items():
+            counts: dict[str, Any] = {}
+            for split in ("train", "valid"):
+                num_tokens, num_bytes = _tokenize(
+                    domain.documents(split), tokenizer, dtype, out / f"{name}.{split}.bin"
+                )
+                if num_tokens == 0:
+                    raise DataError(
+                        f"pretrain.data.domains.{name}: no {split} text in {list(listed(domain.train))[:3]}"
+                    )
+                counts |= {f"num_{split}_tokens": num_tokens, f"{split}_bytes": num_bytes}
+            domains[name] = counts
+        vocab_size = max(len(tokenizer), 0 if tokenizer_dir else self.vocab_size)
+        meta = {"vocab_size": vocab_size, "dtype": dtype.name, "sentence_length": None, "domains": domains}
+        (out / "meta.json").write_text(json.dumps(meta | {"optimal_loss_nats_per_token": None}, indent=1))
+        return {"num_tokens": float(sum(c["num_train_tokens"] + c["num_valid_tokens"] for c in domains.values()))}
+
+    def _training_texts(self, num_bytes: int) -> Iterator[str]:
+        for domain in self.domains_.values():
+            left = num_bytes
+            for text in domain.documents("train"):
+                yield text[:left]
+                left -= len(text.encode())
+                if left <= 0:
+                    break
+
+
+def resolve(patterns: Globs, base: Path, field: str) -> tuple[str, ...]:
+    """Absolute paths of the files that match, sorted. Raises DataError if a pattern matches none."""
+    found: set[str] = set()
+    for pattern in listed(patterns):
+        path = os.path.expandvars(os.path.expanduser(pattern))
+        matches = [match for match in glob.glob(str(base / path), recursive=True) if os.path.isfile(match)]
+        if not matches:
+            raise DataError(f"{field}: no file matches {pattern!r} (looked for {base / path})")
+        found.update(os.path.abspath(match) for match in matches)
+    return tuple(sorted(found))
+
+
+def content_fingerprint(paths: Sequence[str]) -> str:
+    """Of the contents of files, whatever their names and order."""
+    digests = []
+    for path in paths:
+        with open(path, "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
+
+
+def read_texts(paths: Sequence[str]) -> Iterator[str]:
+    """Documents: every line of a .jsonl(.gz) file, or a .txt file whole."""
+    for path in paths:
+        if path.endswith((".jsonl", ".jsonl.gz")):
+            for number, line in read_jsonl(path):
+                text = line.get("text")
+                if not isinstance(text, str):
+                    raise DataError(f"{path}:{number}: no field 'text' with a string; fields: {', '.join(line)}")
+                yield text
+        else:
+            with _open(path) as file:
+                yield _decoded(file.read(), path, 1)
+
+
+def read_jsonl(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line that is not blank. Raises DataError naming file and line."""
+    try:
+        with _open(path) as file:
+            for number, raw in enumerate(file, 1):
+                text = _decoded(raw, path, number)
+                if not text.strip():
+                    continue
+                try:
+                    line = json.loads(text)
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
+                if not isinstance(line, dict):
+                    raise DataError(f"{path}:{number}: a line is a JSON object, not {type(line).__name__}")
+                yield number, line
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _open(path: str) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+
+
+def _decoded(raw: bytes, path: str, number: int) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{number}: not UTF-8 (byte {error.start})") from error
+
+
+def listed(globs: Globs | None) -> tuple[str, ...]:
+    """One or several patterns, as several."""
+    return (globs,) if isinstance(globs, str) else tuple(globs or ())
+
+
+def _tokenize(documents: Iterator[str], tokenizer: Any, dtype: np.dtype[Any], path: Path) -> tuple[int, int]:
+    """Append the documents' tokens to a file; (number of tokens, number of bytes of text)."""
+    num_tokens = num_bytes = 0
+    with path.open("wb") as file:
+        for batch in iter(partial(_take, documents, BATCH_DOCUMENTS), []):
+            for text, ids in zip(batch, tokenizer(batch, add_special_tokens=False)["input_ids"], strict=True):
+                np.asarray([*ids, tokenizer.eos_token_id], dtype).tofile(file)
+                num_tokens += len(ids) + 1
+                num_bytes += len(text.encode())
+    # Only end-of-text tokens are no text.
+    return (num_tokens if num_bytes else 0), num_bytes
+
+
+def _take(documents: Iterator[str], num: int) -> list[str]:
+    return [text for _, text in zip(range(num), documents, strict=False)]

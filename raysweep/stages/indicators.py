@@ -1,0 +1,84 @@
+"""Cheap numbers of a checkpoint, known before any fine-tuning: held-out perplexity, zero- and few-shot scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from raysweep.data.packing import Tokens
+from raysweep.spec import StageSpec
+from raysweep.tasks.families import Task
+from raysweep.tasks.spans import PCFGSpan, nearest_centroid
+from raysweep.worker import Worker
+
+
+class Indicators(StageSpec):
+    """Perplexity on held-out text, and the score on each fine-tuning task without training.
+
+    Text tasks are scored with 0 and `kshot` solved examples before the question; a task of the grammar's labels by
+    the nearest mean state of `kshot` examples of each class. Pieces are dealt over ranks, each whole on one rank.
+    """
+
+    kind: ClassVar[str] = "indicators"
+
+    kshot: int = Field(default=2, ge=1)
+    max_sequences: int = Field(default=256, ge=1)
+    """Held-out sequences of each domain."""
+    max_examples: int = Field(default=200, ge=1)
+    """Test examples of each task."""
+    tasks: dict[str, Task] = Field(default_factory=dict)
+    """Filled from sft.tasks."""
+    mix: dict[str, float] = Field(default_factory=dict)
+    """Filled from pretrain.data."""
+    sequence_length: int = 0
+    """Filled from pretrain."""
+
+    def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
+        """See the class."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from raysweep.stages.pretrain import heldout_metrics
+
+        model = AutoModelForCausalLM.from_pretrained(inputs["checkpoint"]).float().to(worker.device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(inputs["checkpoint"])
+        metrics = heldout_metrics(
+            model,
+            Tokens(inputs["tokens"]),
+            self.mix,
+            self.sequence_length,
+            worker,
+            max_sequences=self.max_sequences,
+        )
+        pieces = [
+            (f"{prefix}_{name}", task, shots)
+            for name, task in sorted(self.tasks.items())
+            for prefix, shots in (("zeroshot", 0), ("kshot", self.kshot))
+            if shots or not isinstance(task, PCFGSpan)
+        ]
+        mine = {
+            name: self._score(model, tokenizer, task, shots)
+            for index, (name, task, shots) in enumerate(pieces)
+            if index % worker.world_size == worker.rank
+        }
+        scores = {name: score for part in worker.gather(mine) for name, score in part.items()}
+        metrics |= {name: scores[name] for name, _, _ in pieces}
+        if self.tasks:
+            metrics["kshot_mean"] = fmean(scores[f"kshot_{name}"] for name in self.tasks)
+        return metrics
+
+    def _score(self, model: Any, tokenizer: Any, task: Task, shots: int) -> float:
+        from raysweep.stages.sft import MAX_LENGTH
+
+        if isinstance(task, PCFGSpan):
+            scores = nearest_centroid(model, task, shots=shots, max_examples=self.max_examples)
+        else:
+            examples = task.examples("test")[: self.max_examples]
+            solved = task.examples("train")[:shots]
+            rows = task.evaluate(model, tokenizer, examples, max_length=MAX_LENGTH, shots=solved)
+            scores = [row["score"] for row in rows]
+        return fmean(scores) if scores else math.nan

@@ -1,0 +1,200 @@
+"""Pretraining: a complete recipe, and the stage that trains it up to one of its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from raysweep.data.corpora import Corpus
+from raysweep.data.packing import Tokens
+from raysweep.data.pcfg import PCFG
+from raysweep.spec import Provenance, Spec, StageSpec, fingerprint
+from raysweep.train.models import Model
+from raysweep.train.objectives import CausalLM, Objective
+from raysweep.train.optimizers import Optimizer
+from raysweep.train.schedules import Cosine, Schedule
+from raysweep.worker import Worker
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Held-out sequences of each domain that a checkpoint's loss is taken on.
+HELDOUT_SEQUENCES = 256
+
+
+class Recipe(Spec):
+    """All that makes a pretraining run, but for its seed."""
+
+    data: Corpus
+    model: Model
+    optimizer: Optimizer
+    objective: Objective = CausalLM()
+    schedule: Schedule = Cosine()
+    steps: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1)
+    """In place of steps; rounded up to whole ones."""
+    batch_sequences: int = Field(ge=1)
+    """Of the global batch, whatever the number of workers."""
+    sequence_length: int = Field(ge=2)
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU, fp32 on a CPU."""
+    checkpoints: Annotated[tuple[int, ...], Provenance()] = ()
+    """Steps to save and measure a checkpoint at; none: the last."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError("give either steps or tokens, and not both")
+        beyond = [step for step in self.checkpoints if not 0 < step <= self.num_steps]
+        if beyond:
+            raise ValueError(f"checkpoints: step {beyond[0]} is not within 1 to {self.num_steps}, the last step")
+        if list(self.checkpoints) != sorted(set(self.checkpoints)):
+            raise ValueError(f"checkpoints {list(self.checkpoints)} must rise, without repetition")
+        if isinstance(self.data, PCFG) and self.sequence_length != self.data.sentence_length + 1:
+            raise ValueError(
+                f"sequence_length {self.sequence_length} must be {self.data.sentence_length + 1}: "
+                "data.sentence_length and the token that opens a sentence"
+            )
+        return self
+
+    @property
+    def num_steps(self) -> int:
+        """Of the whole trajectory."""
+        return self.steps or math.ceil((self.tokens or 0) / (self.batch_sequences * self.sequence_length))
+
+    @property
+    def checkpoint_steps(self) -> tuple[int, ...]:
+        """The steps of its checkpoints, rising."""
+        return self.checkpoints or (self.num_steps,)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of its model."""
+        return self.model.num_parameters(self.data.vocab_size)
+
+    def pin(self, base: Path) -> Recipe:
+        """With its data pinned."""
+        return self.with_(data=self.data.pin(base))  # type: ignore[no-any-return]
+
+
+class Pretrain(StageSpec):
+    """The checkpoint of a recipe and seed at one step.
+
+    It goes on from the trajectory's saved state, where there is one at or before `step`, and trains from scratch
+    where there is none: to the same result. `step` alone is part of the id, not the recipe's other checkpoints.
+    """
+
+    kind: ClassVar[str] = "pretrain"
+
+    recipe: Recipe
+    seed: int
+    step: int
+
+    @property
+    def state_key(self) -> str:
+        """One for all checkpoints of a trajectory."""
+        return f"trajectory-{fingerprint([self.recipe.model_dump(mode='json'), self.seed])}"
+
+    def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
+        """Writes a Hugging Face checkpoint, and curve.jsonl with the loss of every step so far."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from raysweep.train.loop import train
+
+        recipe, tokens = self.recipe, Tokens(inputs["tokens"])
+        order = tokens.batches(recipe.data.mix, sequence_length=recipe.sequence_length, seed=self.seed)
+
+        def batch_at(step: int) -> dict[str, Any]:
+            ids = order.batch(step, recipe.batch_sequences)
+            return {"input_ids": ids, "labels": ids}
+
+        model = recipe.model.build(
+            vocab_size=tokens.meta["vocab_size"], sequence_length=recipe.sequence_length, seed=self.seed
+        )
+        config = model.config
+        num_parameters = model.num_parameters()
+        on_gpu = worker.device.startswith("cuda")
+        training = train(
+            model,
+            batch_at,
+            objective=recipe.objective,
+            optimizer=recipe.optimizer,
+            schedule=recipe.schedule,
+            num_steps=recipe.num_steps,
+            stop_step=self.step,
+            clip_norm=recipe.clip_norm,
+            bf16=recipe.precision == "bf16" or (recipe.precision == "auto" and on_gpu),
+            worker=worker,
+            states=worker.state_dir,
+        )
+        if worker.rank == 0:
+            # The trained weights may be sharded or wrapped; a plain model of the same configuration takes them.
+            plain = AutoModelForCausalLM.from_config(config)
+            plain.load_state_dict({name: value.to("cpu") for name, value in training.weights.items()})
+            plain.save_pretrained(out)
+            AutoTokenizer.from_pretrained(tokens.tokenizer_dir).save_pretrained(out)
+            self._write_curve(out / "curve.jsonl", training.losses, training.grad_norms)
+        del model
+        worker.barrier()
+        trained = AutoModelForCausalLM.from_pretrained(out).to(worker.device)
+        heldout = heldout_metrics(trained, tokens, recipe.data.mix, recipe.sequence_length, worker)
+        tail = training.losses[-max(1, len(training.losses) // 10) :]
+        return {
+            "loss_nats_per_token": sum(tail) / len(tail),
+            **heldout,
+            "num_tokens": float(self.step * recipe.batch_sequences * recipe.sequence_length),
+            "num_parameters": float(num_parameters),
+            "tokens_per_second": training.tokens_per_second,
+            "resumed_from_step": float(training.resumed_from),
+        }
+
+    def _write_curve(self, path: Path, losses: list[float], grad_norms: list[float]) -> None:
+        recipe = self.recipe
+        with path.open("w") as file:
+            for step, (loss, norm) in enumerate(zip(losses, grad_norms, strict=True)):
+                lr = recipe.optimizer.lr * recipe.schedule.multiplier(step, recipe.num_steps)
+                line = {"step": step + 1, "loss_nats_per_token": loss, "lr": lr, "grad_norm": norm}
+                file.write(json.dumps(line) + "\n")
+
+
+def heldout_metrics(
+    model: PreTrainedModel,
+    tokens: Tokens,
+    mix: Mapping[str, float],
+    sequence_length: int,
+    worker: Worker,
+    *,
+    max_sequences: int = HELDOUT_SEQUENCES,
+) -> dict[str, float]:
+    """Held-out loss and perplexity, per domain and mixed by `mix`; each domain on one rank, so for any world the same.
+
+    `entropy_gap_nats_per_token`, where the true distribution is known, is the loss above the best possible one.
+    """
+    from raysweep.train.evaluate import heldout_loss, perplexity
+
+    mine = {}
+    for index, domain in enumerate(sorted(tokens.domains)):
+        if index % worker.world_size == worker.rank:
+            sequences = tokens.valid(domain, sequence_length=sequence_length, max_sequences=max_sequences)
+            mine[domain] = heldout_loss(model, sequences)
+    losses = {name: loss for part in worker.gather(mine) for name, loss in part.items()}
+    mean = sum(share * losses[name] for name, share in mix.items())
+    metrics = {"heldout_loss_nats_per_token": mean, "ppl": perplexity(mean)}
+    metrics |= {f"ppl_{name}": perplexity(losses[name]) for name in sorted(losses)}
+    best = tokens.meta["optimal_loss_nats_per_token"]
+    if best is not None:
+        metrics["entropy_gap_nats_per_token"] = mean - best
+    sizes = [tokens.meta["domains"][name] for name in sorted(losses)]
+    if all(size["valid_bytes"] for size in sizes):
+        bits = [
+            losses[name] / math.log(2) * size["num_valid_tokens"] / size["valid_bytes"]
+            for name, size in zip(sorted(losses), sizes, strict=True)
+        ]
+        metrics["bits_per_byte"] = sum(mix.get(name, 0.0) * bit for name, bit in zip(sorted(losses), bits, strict=True))
+    return metrics

@@ -1,0 +1,144 @@
+"""Supervised fine-tuning of a checkpoint on one task, with one learning rate and seed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from raysweep.spec import Spec, StageSpec
+from raysweep.tasks.base import Scores, TextTask, fit, pad
+from raysweep.tasks.families import Task
+from raysweep.tasks.spans import PCFGSpan
+from raysweep.train.objectives import IGNORED, CausalLM
+from raysweep.train.optimizers import AdamW
+from raysweep.train.schedules import Cosine
+from raysweep.worker import Worker
+
+MAX_LENGTH = 512
+"""Tokens of prompt and answer together; a longer prompt loses its beginning."""
+
+
+class Hyperparameters(Spec):
+    """What all fine-tuning runs of a sweep share. AdamW, cosine decay to zero."""
+
+    epochs: float = Field(default=2.0, gt=0)
+    batch_sequences: int = Field(default=16, ge=1)
+    warmup: float = Field(default=0.06, ge=0, le=1)
+    """Fraction of the steps."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+class Sft(StageSpec):
+    """Fine-tune all weights; score on held-out splits. The learning rate is picked by `valid_score`, later."""
+
+    kind: ClassVar[str] = "sft"
+    wide: ClassVar[bool] = False
+
+    task: Task
+    lr: float = Field(gt=0)
+    seed: int
+    hyperparameters: Hyperparameters = Hyperparameters()
+
+    def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
+        """Writes predictions.jsonl, the test examples' scores."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(inputs["checkpoint"]).float()
+        if isinstance(self.task, PCFGSpan):
+            scores = self._run_classifier(model, self.task, worker)
+        else:
+            scores = self._run_text(model, AutoTokenizer.from_pretrained(inputs["checkpoint"]), self.task, worker)
+        losses, valid, test = scores
+        with (out / "predictions.jsonl").open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in test)
+        names = sorted(test[0])
+        metrics = {name: float(np.mean([row[name] for row in test])) for name in names}
+        spread = float(np.std([row["score"] for row in test], ddof=1)) if len(test) > 1 else math.nan
+        return {
+            **metrics,
+            "score_stderr": spread / math.sqrt(len(test)),
+            "valid_score": float(np.mean([row["score"] for row in valid])),
+            "loss_nats_per_token": float(np.mean(losses[-max(1, len(losses) // 10) :])),
+            "num_steps": float(len(losses)),
+            "num_test_examples": float(len(test)),
+        }
+
+    def _run_text(
+        self, model: Any, tokenizer: Any, task: TextTask, worker: Worker
+    ) -> tuple[list[float], Scores, Scores]:
+        pairs = []
+        for example in task.examples("train"):
+            prompt = tokenizer(task.prompt(example), add_special_tokens=False)["input_ids"]
+            answer = tokenizer(task.answer(example), add_special_tokens=False)["input_ids"]
+            pairs.append(fit(prompt, [*answer, tokenizer.eos_token_id], MAX_LENGTH))
+
+        def batch(rows: Sequence[int]) -> dict[str, Any]:
+            ids, mask = pad([pairs[row][0] for row in rows], value=0)
+            labels = np.where(mask == 1, ids, IGNORED)
+            for index, row in enumerate(rows):
+                labels[index, : pairs[row][1]] = IGNORED
+            return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+        losses = self._train(model, CausalLM(), batch, len(pairs), worker)
+        model.eval()
+        valid, test = (
+            task.evaluate(model, tokenizer, task.examples(split), max_length=MAX_LENGTH) for split in ("valid", "test")
+        )
+        return losses, valid, test
+
+    def _run_classifier(self, model: Any, task: PCFGSpan, worker: Worker) -> tuple[list[float], Scores, Scores]:
+        from raysweep.train.classifier import Classification, Classifier
+
+        ids, labels = task.examples("train")
+        classifier = Classifier(model, num_classes=task.num_classes, seed=self.seed)
+
+        def batch(rows: Sequence[int]) -> dict[str, Any]:
+            # The class is the last token's label; nothing else is predicted.
+            placed = np.full_like(ids[rows], IGNORED)
+            placed[:, -1] = labels[rows]
+            return {"input_ids": ids[rows], "labels": placed}
+
+        losses = self._train(classifier, Classification(), batch, len(ids), worker)
+        classifier.eval()
+        scored = []
+        for split in ("valid", "test"):
+            part, right = task.examples(split)
+            hits = (classifier.predict(part) == right).astype(float)
+            scored.append([{"score": float(hit), "accuracy": float(hit)} for hit in hits])
+        return losses, scored[0], scored[1]
+
+    def _train(
+        self, model: Any, objective: Any, batch: Callable[[Sequence[int]], dict[str, Any]], num: int, worker: Worker
+    ) -> list[float]:
+        from raysweep.train.loop import train
+
+        given = self.hyperparameters
+        size = min(given.batch_sequences, num)
+        per_epoch = num // size
+
+        @lru_cache(maxsize=1)
+        def order(epoch: int) -> Any:
+            return np.random.default_rng([self.seed, epoch]).permutation(num)
+
+        def batch_at(step: int) -> dict[str, Any]:
+            epoch, place = divmod(step, per_epoch)
+            return batch(order(epoch)[place * size : (place + 1) * size])
+
+        return train(
+            model,
+            batch_at,
+            objective=objective,
+            optimizer=AdamW(lr=self.lr, weight_decay=given.weight_decay, betas=(0.9, 0.999)),
+            schedule=Cosine(warmup=given.warmup, final=0.0),
+            num_steps=max(1, round(given.epochs * per_epoch)),
+            bf16=given.precision == "bf16" or (given.precision == "auto" and worker.device.startswith("cuda")),
+            worker=worker,
+        ).losses

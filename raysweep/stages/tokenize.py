@@ -1,0 +1,24 @@
+"""Turn a corpus into tokens: once, for all variants that share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from raysweep.data.corpora import Corpus
+from raysweep.spec import StageSpec
+from raysweep.worker import Worker
+
+
+class Tokenize(StageSpec):
+    """Write a tokens folder. With an input "checkpoint", its tokenizer is used in place of the corpus's own."""
+
+    kind: ClassVar[str] = "tokenize"
+    wide: ClassVar[bool] = False
+
+    corpus: Corpus
+
+    def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
+        """See `Corpus.build`."""
+        return self.corpus.build(out, tokenizer_dir=inputs.get("checkpoint"))

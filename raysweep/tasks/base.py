@@ -1,0 +1,167 @@
+"""What every downstream task can do, and the reading of task files.
+
+A task gives examples, trains on (prompt, answer) pairs, and scores: each example from 0 to 1, higher is better.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from raysweep.data.corpora import Corpus
+from raysweep.data.pcfg import PCFG
+from raysweep.data.text import Globs, content_fingerprint, listed, read_jsonl, resolve
+from raysweep.errors import DataError, SpaceError
+from raysweep.spec import Provenance, Spec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Split = Literal["train", "valid", "test"]
+Example = Mapping[str, Any]
+Scores = list[dict[str, float]]
+"""For each example: metric name -> value in [0, 1]; "score" is the one that counts."""
+
+
+class TaskSpec(Spec):
+    """What a fine-tuning stage and the indicators ask of a task."""
+
+    is_classification: ClassVar[bool] = False
+    """Whether it has labels that a linear probe can be fitted to."""
+
+    @abstractmethod
+    def pin(self, name: str, base: Path) -> Any:
+        """With its data found, checked and fingerprinted. Raises DataError."""
+
+    @abstractmethod
+    def bind(self, name: str, corpus: Corpus) -> Any:
+        """With what it takes from the pretraining corpus. Raises SpaceError if they do not go together."""
+
+
+class TextTask(TaskSpec):
+    """A task of JSON lines, trained by next-token prediction of the answer after the prompt."""
+
+    train: Annotated[Globs, Provenance()]
+    test: Annotated[Globs, Provenance()]
+    fingerprint: str = ""
+    """Of the files' contents; filled when the sweep file is loaded."""
+    max_train_examples: int = Field(default=1000, ge=1)
+    max_valid_examples: int = Field(default=200, ge=1)
+    max_test_examples: int = Field(default=500, ge=1)
+    valid_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Of the training examples, held out to pick the learning rate."""
+
+    @abstractmethod
+    def check(self, line: Mapping[str, Any]) -> str | None:
+        """What is wrong with a line of the file; None if nothing is."""
+
+    @abstractmethod
+    def prompt(self, example: Example) -> str:
+        """The text before the answer."""
+
+    @abstractmethod
+    def answer(self, example: Example) -> str:
+        """The right answer, with the blank that sets it off."""
+
+    @abstractmethod
+    def evaluate(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[Example],
+        *,
+        max_length: int,
+        shots: Sequence[Example] = (),
+    ) -> Scores:
+        """Score each example, with `shots` solved before it; prompts longer than fits lose their beginning."""
+
+    def pin(self, name: str, base: Path) -> Any:
+        """With absolute paths and fingerprint; every line is checked."""
+        train = resolve(self.train, base, f"sft.tasks.{name}.train")
+        test = resolve(self.test, base, f"sft.tasks.{name}.test")
+        for paths in (train, test):
+            if not self._read(paths):
+                raise DataError(f"{paths[0]}: no examples in it")
+        digest = f"{content_fingerprint(train)}:{content_fingerprint(test)}"
+        return self.with_(train=train, test=test, fingerprint=digest)
+
+    def bind(self, name: str, corpus: Corpus) -> Any:
+        """Itself; a grammar's made-up words cannot spell its text."""
+        if isinstance(corpus, PCFG):
+            raise SpaceError(
+                f"sft.tasks.{name}: a task in English needs pretrain.data text, not a pcfg (pcfg_span fits)"
+            )
+        return self
+
+    def examples(self, split: Split) -> list[Example]:
+        """Examples, at most as many as the spec says, in an order that depends on their content alone."""
+        if split == "test":
+            return self._read(listed(self.test))[: self.max_test_examples]
+        every = self._read(listed(self.train))
+        num_valid = min(self.max_valid_examples, max(1, round(self.valid_fraction * len(every))))
+        return every[:num_valid] if split == "valid" else every[num_valid:][: self.max_train_examples]
+
+    def _read(self, paths: Sequence[str]) -> list[Example]:
+        found: list[tuple[str, Example]] = []
+        for path in paths:
+            for number, line in read_jsonl(path):
+                if problem := self.check(line):
+                    raise DataError(f"{path}:{number}: {problem}")
+                key = f"{line.get('id', '')}{self.prompt(line)}{self.answer(line)}"
+                found.append((hashlib.sha256(key.encode()).hexdigest(), line))
+        return [line for _, line in sorted(found, key=lambda pair: pair[0])]
+
+    def shot_text(self, shots: Sequence[Example]) -> str:
+        """Solved examples, to stand before a prompt."""
+        return "".join(f"{self.prompt(shot)}{self.answer(shot)}\n\n" for shot in shots)
+
+
+def missing_text(line: Mapping[str, Any], *names: str) -> str | None:
+    """Which of these fields is not there, or is not a string with something in it."""
+    for name in names:
+        if not isinstance(line.get(name), str) or not line[name].strip():
+            return f"field {name!r} must be a text that is not empty, not {line.get(name)!r}; fields: {', '.join(line)}"
+    return None
+
+
+def fit(prompt: Sequence[int], answer: Sequence[int], max_length: int) -> tuple[list[int], int]:
+    """(token ids, how many of them are prompt): the prompt loses its beginning where both are too long."""
+    room = max(1, max_length - len(answer))
+    kept = list(prompt)[-room:]
+    return [*kept, *answer][:max_length], len(kept)
+
+
+def pad(rows: Sequence[Sequence[int]], *, value: int, left: bool = False) -> tuple[Any, Any]:
+    """(values [n, longest], mask of what is no padding [n, longest]), both int64 numpy arrays."""
+    import numpy as np
+
+    width = max(len(row) for row in rows)
+    values = np.full((len(rows), width), value, np.int64)
+    mask = np.zeros((len(rows), width), np.int64)
+    for index, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        values[index, place] = row
+        mask[index, place] = 1
+    return values, mask
+
+
+def in_batches(
+    rows: Sequence[Sequence[int]], run: Callable[[list[Sequence[int]]], list[Any]], *, max_tokens: int = 4096
+) -> list[Any]:
+    """`run` over batches of rows of like length, each of about `max_tokens`; results in the order of `rows`."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    results: dict[int, Any] = {}
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and (stop - start + 1) * len(rows[order[stop]]) <= max_tokens:
+            stop += 1
+        batch = order[start:stop]
+        results |= dict(zip(batch, run([rows[index] for index in batch]), strict=True))
+        start = stop
+    return [results[index] for index in range(len(rows))]

@@ -1,0 +1,11 @@
+"""Downstream tasks by form. To add a form: a file beside this one, and its name in the last line."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from raysweep.tasks.multiple_choice import MultipleChoice
+from raysweep.tasks.qa import QA
+from raysweep.tasks.spans import PCFGSpan
+
+Task = Annotated[MultipleChoice | QA | PCFGSpan, Field(discriminator="form")]

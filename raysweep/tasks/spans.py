@@ -1,0 +1,98 @@
+"""The grammar's own labels: which non-terminal spans the last `span` words of a sentence (paper 1's tasks A, B, C)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from raysweep.data.corpora import Corpus
+from raysweep.data.pcfg import PCFG, TASK
+from raysweep.errors import SpaceError
+from raysweep.tasks.base import Split, TaskSpec
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+Ints = npt.NDArray[np.int64]
+
+
+class PCFGSpan(TaskSpec):
+    """Classification of sentences that were never pretrained on. The grammar is the pretraining corpus's."""
+
+    is_classification: ClassVar[bool] = True
+
+    form: Literal["pcfg_span"]
+    span: int = Field(ge=1)
+    num_train: int = Field(default=1000, ge=1)
+    num_valid: int = Field(default=300, ge=1)
+    num_test: int = Field(default=1000, ge=1)
+    seed: int = Field(default=0, ge=0)
+    grammar: PCFG | None = None
+    """Filled from pretrain.data."""
+
+    def pin(self, name: str, base: Path) -> PCFGSpan:
+        """Itself: it names no file."""
+        return self
+
+    def bind(self, name: str, corpus: Corpus) -> PCFGSpan:
+        """With the corpus's grammar."""
+        if not isinstance(corpus, PCFG):
+            raise SpaceError(f"sft.tasks.{name}: form pcfg_span needs pretrain.data pcfg, not {corpus.name}")
+        if self.span not in (spans := [2**power for power in range(corpus.sentence_length.bit_length())]):
+            raise SpaceError(f"sft.tasks.{name}.span {self.span} is no span of the grammar; spans: {spans}")
+        return self.with_(grammar=corpus)  # type: ignore[no-any-return]
+
+    @property
+    def num_classes(self) -> int:
+        """Non-terminals of the grammar."""
+        return self._grammar.num_nonterminals
+
+    def examples(self, split: Split) -> tuple[Ints, Ints]:
+        """(token ids [n, T + 1], labels [n])."""
+        counts = {"train": self.num_train, "valid": self.num_valid, "test": self.num_test}
+        words, spans = self._grammar.sample(sum(counts.values()), seed=self.seed, stream=TASK)
+        first = {"train": 0, "valid": self.num_train, "test": self.num_train + self.num_valid}[split]
+        part = slice(first, first + counts[split])
+        return self._grammar.rows(words[part]), spans[self.span][part, -1]
+
+    @property
+    def _grammar(self) -> PCFG:
+        if self.grammar is None:
+            raise ValueError("the task is not bound to a corpus yet: call bind")
+        return self.grammar
+
+
+def hidden_states(model: PreTrainedModel, ids: Ints, *, batch_size: int = 128) -> Iterator[torch.Tensor]:
+    """The last layer's states [batch, L, hidden], batch by batch, without gradients."""
+    import torch
+
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        for start in range(0, len(ids), batch_size):
+            batch = torch.from_numpy(ids[start : start + batch_size]).to(device)
+            yield model.base_model(input_ids=batch, use_cache=False).last_hidden_state.float()
+
+
+def nearest_centroid(model: PreTrainedModel, task: PCFGSpan, *, shots: int, max_examples: int) -> list[float]:
+    """k-shot accuracy of each test sentence without training: the class whose `shots` examples' mean state is nearest.
+
+    States are those of the last token; a class without an example in the training split is never predicted.
+    """
+    import torch
+
+    ids, labels = task.examples("train")
+    chosen = np.concatenate([np.flatnonzero(labels == label)[:shots] for label in np.unique(labels)])
+    states = torch.cat([part[:, -1] for part in hidden_states(model, ids[chosen])])
+    classes = torch.from_numpy(np.unique(labels[chosen]))
+    given = torch.from_numpy(labels[chosen])
+    centroids = torch.stack([states[(given == label).to(states.device)].mean(dim=0) for label in classes])
+    test_ids, test_labels = (part[:max_examples] for part in task.examples("test"))
+    tested = torch.cat([part[:, -1] for part in hidden_states(model, test_ids)])
+    picked = classes[torch.cdist(tested, centroids).argmin(dim=1).cpu()]
+    return [float(right) for right in (picked.numpy() == test_labels)]

@@ -1,0 +1,206 @@
+"""How a gradient step is taken: plain torch in one process, or DeepSpeed under accelerate on a gang.
+
+Both take weights that are the same on every rank, and give losses and full weights back; `loop.py` drives them.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from raysweep.train.objectives import Objective
+from raysweep.train.optimizers import Optimizer
+from raysweep.worker import Worker
+
+Batch = Mapping[str, torch.Tensor]
+Tensors = dict[str, torch.Tensor]
+
+
+class PlainEngine:
+    """One process, whatever process group it may be part of."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        objective: Objective,
+        optimizer: Optimizer,
+        clip_norm: float | None,
+        bf16: bool,
+        worker: Worker,
+    ) -> None:
+        self.model = model.to(worker.device)
+        self._objective, self._bf16 = objective, bf16
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._optimizer = optimizer.build(self._parameters)
+        self._max_norm = clip_norm if clip_norm is not None else float("inf")
+        self._device_type = worker.device.split(":")[0]
+
+    def step(self, micro_batches: Sequence[Batch], *, num_tokens: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step; (this rank's share of the mean loss, norm of the gradient), not waited for."""
+        total = torch.zeros((), device=self._parameters[0].device)
+        for batch in micro_batches:
+            with torch.autocast(self._device_type, torch.bfloat16, enabled=self._bf16):
+                loss = self._objective.loss_sum(self.model, batch) / num_tokens
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return total, norm
+
+    def weights(self) -> Tensors:
+        """All weights, by name."""
+        return dict(self.model.state_dict())
+
+    def save(self, folder: Path) -> None:
+        """What `load` needs beside the weights."""
+        save_file(_optimizer_tensors(self._optimizer, self._parameters), folder / "rank0.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Go on from where `save` was called."""
+        tensors = load_file(folder / "rank0.safetensors", device=str(self._parameters[0].device))
+        _set_optimizer_tensors(self._optimizer, self._parameters, tensors)
+
+    def close(self) -> None:
+        """Give the memory of gradients and optimizer back."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+
+class DeepSpeedEngine:
+    """A gang under DeepSpeed ZeRO 0, 1, 2 or 3, through accelerate's plugin."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        objective: Objective,
+        optimizer: Optimizer,
+        clip_norm: float | None,
+        bf16: bool,
+        worker: Worker,
+        num_micro_batches: int,
+        micro_batch_sequences: int,
+    ) -> None:
+        on_cpu = worker.device == "cpu"
+        if on_cpu:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        from accelerate import Accelerator
+        from accelerate.utils import DeepSpeedPlugin
+
+        _forget_accelerate()
+        zero: dict[str, Any] = {"stage": worker.zero_stage}
+        if worker.zero_stage == 3:
+            # Small parameters stay whole on every rank otherwise, and what is gathered would depend on a default.
+            zero |= {"stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
+        config = {
+            "train_micro_batch_size_per_gpu": micro_batch_sequences,
+            "gradient_accumulation_steps": num_micro_batches,
+            "gradient_clipping": clip_norm or 0.0,
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "bf16": {"enabled": bf16},
+            "steps_per_print": 10**9,
+            "wall_clock_breakdown": False,
+        }
+        plugin = DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
+        self._accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if bf16 else "no", deepspeed_plugin=plugin)
+        self._objective, self._worker = objective, worker
+        self._engine, self._optimizer = self._accelerator.prepare(model, optimizer.build(model.parameters()))
+        self._num_micro_batches = num_micro_batches
+
+    def step(self, micro_batches: Sequence[Batch], *, num_tokens: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `PlainEngine.step`."""
+        engine = self._engine
+        for group in engine.optimizer.param_groups:
+            group["lr"] = lr
+        # DeepSpeed takes the mean over ranks and micro-batches; ours is a sum over the tokens of all of them.
+        scale = self._worker.world_size * self._num_micro_batches / num_tokens
+        total = torch.zeros((), device=self._worker.device)
+        for index, batch in enumerate(micro_batches):
+            engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            loss = self._objective.loss_sum(engine, batch)
+            engine.backward(loss * scale)
+            engine.step()
+            total += loss.detach() / num_tokens
+        norm = engine.get_global_grad_norm()
+        return total, torch.as_tensor(float("nan") if norm is None else norm)
+
+    def weights(self) -> Tensors:
+        """All weights, by name, gathered from the ranks; to be called by every rank, used by rank 0."""
+        state = self._accelerator.get_state_dict(self._engine)
+        return dict(state or {})
+
+    def save(self, folder: Path) -> None:
+        """What `load` needs beside the weights, by rank."""
+        save_file(self._shard(), folder / f"rank{self._worker.rank}.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Go on from where `save` was called, on as many ranks."""
+        tensors = load_file(folder / f"rank{self._worker.rank}.safetensors", device=self._worker.device)
+        for index, master in enumerate(self._masters()):
+            master.data.copy_(tensors.pop(f"master.{index}"))
+        _set_optimizer_tensors(self._base_optimizer(), self._masters(), tensors)
+
+    def close(self) -> None:
+        """Take the engine down; the process group stays."""
+        self._engine.destroy()
+        self._accelerator.free_memory()
+        del self._engine, self._optimizer
+        _forget_accelerate()
+        gc.collect()
+
+    def _base_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self._engine.optimizer
+        return getattr(optimizer, "optimizer", optimizer)  # type: ignore[no-any-return]
+
+    def _masters(self) -> list[torch.Tensor]:
+        """The float32 tensors that this rank's optimizer steps: its partitions, or the parameters themselves."""
+        optimizer = self._engine.optimizer
+        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
+            if masters := getattr(optimizer, name, None):
+                return list(masters)
+        if masters := getattr(optimizer, "fp32_groups_flat_partition", None):  # bf16 without ZeRO
+            return list(masters)
+        return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def _shard(self) -> Tensors:
+        masters = self._masters()
+        tensors = _optimizer_tensors(self._base_optimizer(), masters)
+        return tensors | {f"master.{index}": master.detach().clone() for index, master in enumerate(masters)}
+
+
+def _forget_accelerate() -> None:
+    """Accelerate keeps its set-up for the life of the process; the next stage may want another."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=False)
+    PartialState._reset_state()
+    GradientState._reset_state()
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor]) -> Tensors:
+    return {
+        f"state.{index}.{name}": torch.as_tensor(value).detach().clone()
+        for index, parameter in enumerate(parameters)
+        for name, value in optimizer.state.get(parameter, {}).items()
+        if value is not None
+    }
+
+
+def _set_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    for key, value in tensors.items():
+        _, index, name = key.split(".", 2)
+        optimizer.state.setdefault(parameters[int(index)], {})[name] = value

@@ -1,0 +1,247 @@
+"""The one training loop, of pretraining and fine-tuning.
+
+The batch of a step is global: its loss is the summed loss over all labelled tokens of it, divided by their number,
+however it is cut over ranks and micro-batches.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from raysweep.errors import Diverged
+from raysweep.train.engines import Batch, DeepSpeedEngine, PlainEngine, Tensors
+from raysweep.train.objectives import IGNORED, Objective
+from raysweep.train.optimizers import Optimizer
+from raysweep.train.schedules import Schedule
+from raysweep.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+# Steps between looks at the losses: each look waits for the device.
+LOOK_EVERY = 10
+
+# A mean loss over LOOK_EVERY steps of this many times the first step's has run away.
+RUNAWAY = 3.0
+
+Batches = Callable[[int], Mapping[str, Any]]
+"""step -> global batch of numpy arrays: input_ids [n, L], labels [n, L], optionally attention_mask [n, L]."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training up to some step. `losses` (nats per token) and `grad_norms` are those of every step from 0."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    weights: Tensors = field(repr=False)
+    """By name; empty on ranks other than 0."""
+    resumed_from: int
+    """The step whose saved state it went on from; 0: from scratch."""
+    tokens_per_second: float
+    """Of this call."""
+
+
+def train(
+    model: Any,
+    batches: Batches,
+    *,
+    objective: Objective,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    num_steps: int,
+    stop_step: int | None = None,
+    clip_norm: float | None = 1.0,
+    bf16: bool = False,
+    worker: Worker,
+    states: Path | None = None,
+    save_every_seconds: float = 600.0,
+) -> Training:
+    """Train `model` to `stop_step` (default: `num_steps`, over which the schedule goes).
+
+    With `states`, a folder that all ranks see, it goes on from the last state saved there at or before `stop_step`,
+    saves one every `save_every_seconds` and one at the end: on the CPU, and on as many ranks, to the same bits as
+    without a break.
+
+    Raises:
+        Diverged: on every rank, if a loss or gradient is not finite, or the loss runs away.
+    """
+    stop = num_steps if stop_step is None else stop_step
+    saved = _latest(states, stop, worker)
+    if saved:
+        model.load_state_dict(load_file(saved / "model.safetensors"))
+    if worker.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    cutter = _Cutter(worker, num_sequences=len(batches(0)["input_ids"]))
+    settings: dict[str, Any] = {
+        "objective": objective,
+        "optimizer": optimizer,
+        "clip_norm": clip_norm,
+        "bf16": bf16,
+        "worker": worker,
+    }
+    engine: PlainEngine | DeepSpeedEngine
+    if worker.world_size == 1 and worker.zero_stage == 0:
+        engine = PlainEngine(model, **settings)
+    else:
+        engine = DeepSpeedEngine(
+            model, **settings, num_micro_batches=cutter.num_micro, micro_batch_sequences=cutter.micro_sequences
+        )
+    try:
+        log = _Log.load(saved) if saved else _Log([], [])
+        if saved:
+            engine.load(saved)
+            logger.info("going on from step %d of %d", len(log.losses), num_steps)
+        first, began, num_tokens_seen = len(log.losses), time.perf_counter(), 0
+        last_save = time.monotonic()
+        window: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for step in range(first, stop):
+            batch = batches(step)
+            num_tokens = int((batch["labels"][:, 1:] != IGNORED).sum())
+            num_tokens_seen += num_tokens
+            lr = optimizer.lr * schedule.multiplier(step, num_steps)
+            window.append(engine.step(cutter.cut(batch), num_tokens=max(1, num_tokens), lr=lr))
+            if step == stop - 1 or step % LOOK_EVERY == LOOK_EVERY - 1:
+                due = time.monotonic() - last_save > save_every_seconds
+                due = log.take(window, due=due, worker=worker)
+                window = []
+                worker.report(
+                    {
+                        "step": step + 1,
+                        "num_steps": num_steps,
+                        "loss": log.losses[-1],
+                        "num_tokens": num_tokens_seen,
+                        "tokens_per_second": num_tokens_seen / (time.perf_counter() - began),
+                    }
+                )
+                if states and (due or step == stop - 1):
+                    _save(engine, log, states, worker)
+                    last_save = time.monotonic()
+        seconds = time.perf_counter() - began
+        weights = engine.weights()
+        return Training(
+            losses=log.losses,
+            grad_norms=log.grad_norms,
+            weights=weights if worker.rank == 0 else {},
+            resumed_from=first,
+            tokens_per_second=num_tokens_seen / seconds if stop > first else math.nan,
+        )
+    finally:
+        engine.close()
+
+
+class _Cutter:
+    """Cuts a global batch into this rank's micro-batches, as many on every rank."""
+
+    def __init__(self, worker: Worker, *, num_sequences: int) -> None:
+        self._worker = worker
+        share = -(-num_sequences // worker.world_size)
+        self.micro_sequences = min(worker.micro_batch_sequences or share, share)
+        self.num_micro = -(-share // self.micro_sequences)
+
+    def cut(self, batch: Mapping[str, Any]) -> list[Batch]:
+        worker = self._worker
+        parts = np.array_split(np.arange(len(batch["input_ids"])), worker.world_size * self.num_micro)
+        mine = parts[worker.rank * self.num_micro : (worker.rank + 1) * self.num_micro]
+        return [self._tensors(batch, part) for part in mine]
+
+    def _tensors(self, batch: Mapping[str, Any], rows: Any) -> Batch:
+        # A rank without a sequence still takes part: in one that counts for nothing.
+        idle = len(rows) == 0
+        tensors = {}
+        for name, values in batch.items():
+            tensor = torch.from_numpy(values[:1] if idle else values[rows[0] : rows[-1] + 1])
+            if idle and name == "labels":
+                tensor = torch.full_like(tensor, IGNORED)
+            tensors[name] = tensor.to(self._worker.device, non_blocking=True)
+        return tensors
+
+
+@dataclass
+class _Log:
+    """What every step so far gave."""
+
+    losses: list[float]
+    grad_norms: list[float]
+
+    def take(self, window: list[tuple[torch.Tensor, torch.Tensor]], *, due: bool, worker: Worker) -> bool:
+        """Add the steps of a window, summed over ranks; whether rank 0 says it is time to save.
+
+        Raises:
+            Diverged: see `train`.
+        """
+        losses = torch.stack([loss for loss, _ in window]).double()
+        norms = [float(norm) for _, norm in window]
+        shared = torch.cat([losses, torch.tensor([float(due and worker.rank == 0)], device=losses.device).double()])
+        if worker.world_size > 1:
+            torch.distributed.all_reduce(shared)
+        *values, flag = shared.tolist()
+        for value, norm in zip(values, norms, strict=True):
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                raise Diverged(len(self.losses), value)
+            self.losses.append(value)
+            self.grad_norms.append(norm)
+        if sum(values) / len(values) > RUNAWAY * self.losses[0]:
+            raise Diverged(len(self.losses) - 1, self.losses[-1])
+        return bool(flag > 0)
+
+    @staticmethod
+    def load(folder: Path) -> _Log:
+        data = json.loads((folder / "log.json").read_text())
+        return _Log(data["losses"], data["grad_norms"])
+
+
+def _save(engine: PlainEngine | DeepSpeedEngine, log: _Log, states: Path, worker: Worker) -> None:
+    """Save the state after the last step, then drop older ones; it counts once it bears its name."""
+    name = f"step-{len(log.losses)}"
+    aside = states / f".{name}"
+    if worker.rank == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    worker.barrier()
+    weights = engine.weights()
+    engine.save(aside)
+    if worker.rank == 0:
+        save_file({key: value.contiguous().clone() for key, value in weights.items()}, aside / "model.safetensors")
+        layout = {"world_size": worker.world_size, "zero_stage": worker.zero_stage}
+        (aside / "log.json").write_text(json.dumps({"losses": log.losses, "grad_norms": log.grad_norms, **layout}))
+    worker.barrier()
+    if worker.rank == 0:
+        shutil.rmtree(states / name, ignore_errors=True)
+        os.rename(aside, states / name)
+        for old in states.glob("step-*"):
+            if old.name != name:
+                shutil.rmtree(old, ignore_errors=True)
+    worker.barrier()
+
+
+def _latest(states: Path | None, stop: int, worker: Worker) -> Path | None:
+    """The latest saved state at or before `stop` that was saved on such a gang."""
+    if states is None:
+        return None
+    found = None
+    if worker.rank == 0 and states.is_dir():
+        for folder in sorted(states.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-"))):
+            try:
+                layout = json.loads((folder / "log.json").read_text())
+            except (OSError, ValueError):
+                continue
+            same = (layout["world_size"], layout["zero_stage"]) == (worker.world_size, worker.zero_stage)
+            if not same:
+                logger.warning("state %s was saved on another shape of gang and is not used", folder)
+            elif len(layout["losses"]) <= stop:
+                found = folder
+    return worker.gather(found)[0]  # type: ignore[no-any-return]

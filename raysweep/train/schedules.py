@@ -1,0 +1,68 @@
+"""How the learning rate goes over steps. To add a schedule: a spec with `multiplier`, and its name in the last line."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raysweep.spec import Spec
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Warmup(Spec):
+    """What all schedules share: a linear rise over the first part of the steps."""
+
+    warmup: Fraction = 0.05
+    """Fraction of all steps."""
+
+    def multiplier(self, step: int, num_steps: int) -> float:
+        """Factor on the peak learning rate at `step`, counted from 0, of `num_steps`."""
+        warmup_steps = round(self.warmup * num_steps)
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return self._after(step - warmup_steps, max(1, num_steps - warmup_steps))
+
+    def _after(self, step: int, num_steps: int) -> float:
+        raise NotImplementedError
+
+
+class Constant(Warmup):
+    """Warm-up, then the peak."""
+
+    name: Literal["constant"]
+
+    def _after(self, step: int, num_steps: int) -> float:
+        return 1.0
+
+
+class Cosine(Warmup):
+    """Warm-up, then half a cosine down to `final` of the peak (Loshchilov and Hutter, 2017, without restarts)."""
+
+    name: Literal["cosine"] = "cosine"
+    final: Fraction = 0.1
+
+    def _after(self, step: int, num_steps: int) -> float:
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+
+
+class WSD(Warmup):
+    """Warm-up, the peak, then a linear decay to `final` over the last `decay` of all steps (Hu et al., 2024)."""
+
+    name: Literal["wsd"]
+    decay: Fraction = 0.2
+    final: Fraction = 0.0
+
+    def multiplier(self, step: int, num_steps: int) -> float:
+        """See `Warmup.multiplier`."""
+        left = (num_steps - step) / max(1.0, self.decay * num_steps)
+        decayed = self.final + (1 - self.final) * min(1.0, left)
+        return min(super().multiplier(step, num_steps), decayed)
+
+    def _after(self, step: int, num_steps: int) -> float:
+        return 1.0
+
+
+Schedule = Annotated[Constant | Cosine | WSD, Field(discriminator="name")]
