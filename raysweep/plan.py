@@ -6,9 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
-from raysweep.spec import StageSpec, canonical, fingerprint
+from pydantic import Field, field_validator
+
+from raysweep.spec import Spec, StageSpec, canonical, fingerprint
+from raysweep.stages.fetch import Existing, Fetch
+from raysweep.stages.flatness import Flatness
+from raysweep.stages.indicators import Indicators
+from raysweep.stages.pretrain import Pretrain, Recipe
+from raysweep.stages.probe import Probe
+from raysweep.stages.sft import Hyperparameters, Sft
+from raysweep.stages.tokenize import Tokenize
+from raysweep.tasks.families import Task
 
 
 @dataclass(frozen=True)
@@ -73,3 +84,86 @@ class Trial:
 
 def _independent(stage: Stage, batches: Sequence[Sequence[Stage]]) -> bool:
     return not {other.id for other in batches[-1]} & set(stage.inputs.values())
+
+
+class Finetuning(Spec):
+    """What every checkpoint is fine-tuned on: tasks x seeds x learning rates, the rate picked by validation score."""
+
+    tasks: dict[str, Task] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    lrs: tuple[float, ...] = Field(default=(3e-4,), min_length=1)
+    hyperparameters: Hyperparameters = Hyperparameters()
+    linear_probe: bool = True
+    """Whether tasks with labels also get a linear probe on frozen features."""
+
+    @field_validator("seeds", "lrs")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"{list(values)} holds one twice")
+        return values
+
+    @field_validator("lrs")
+    @classmethod
+    def _positive(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if min(values) <= 0:
+            raise ValueError(f"{list(values)}: a learning rate must be above 0")
+        return values
+
+    def pin(self, base: Path) -> Finetuning:
+        """With every task's data found, checked and fingerprinted."""
+        tasks = {name: task.pin(name, base) for name, task in self.tasks.items()}
+        return self.with_(tasks=tasks)  # type: ignore[no-any-return]
+
+
+def chain(
+    pretrain: Recipe | Existing,
+    *,
+    flatness: Flatness | None,
+    indicators: Indicators | None,
+    sft: Finetuning | None,
+    seed: int,
+) -> tuple[Stage, ...]:
+    """The stages of a trial, each after those it needs; checkpoint by checkpoint, so that a trial can be pruned.
+
+    Raises:
+        SpaceError: if a task and the corpus do not go together.
+    """
+    corpus = pretrain.data
+    if isinstance(pretrain, Existing):
+        fetch = Stage(Fetch(source=pretrain.from_, fingerprint=pretrain.fingerprint), {})
+        tokens = Stage(Tokenize(corpus=corpus.source()), {"checkpoint": fetch.id})
+        opening, checkpoints = [fetch, tokens], [(0, fetch)]
+    else:
+        tokens = Stage(Tokenize(corpus=corpus.source()), {})
+        opening = [tokens]
+        checkpoints = [
+            (step, Stage(Pretrain(recipe=pretrain, seed=seed, step=step), {"tokens": tokens.id}, step=step))
+            for step in pretrain.checkpoint_steps
+        ]
+    tasks = {name: task.bind(name, corpus) for name, task in sft.tasks.items()} if sft else {}
+    given = {"mix": corpus.mix, "sequence_length": pretrain.sequence_length}
+    wide: list[StageSpec] = []
+    if indicators:
+        wide.append(indicators.with_(tasks=tasks, **given))
+    if flatness:
+        wide.append(flatness.with_(**given))
+    split = list(_finetunings(sft, tasks)) if sft else []
+    stages = opening
+    for step, checkpoint in checkpoints:
+        if checkpoint not in stages:
+            stages.append(checkpoint)
+        where: dict[str, Any] = {"step": step, "checkpoint": checkpoint.id}
+        both = {"checkpoint": checkpoint.id, "tokens": tokens.id}
+        stages += [Stage(spec, both, **where) for spec in wide]
+        stages += [Stage(spec, {"checkpoint": checkpoint.id}, task=name, **where) for name, spec in split]
+    return tuple(stages)
+
+
+def _finetunings(sft: Finetuning, tasks: Mapping[str, Task]) -> Iterator[tuple[str, StageSpec]]:
+    for name, task in tasks.items():
+        if task.is_classification and sft.linear_probe:
+            yield from ((name, Probe(task=task, seed=seed)) for seed in sft.seeds)  # type: ignore[arg-type]
+        for lr in sft.lrs:
+            for seed in sft.seeds:
+                yield name, Sft(task=task, lr=lr, seed=seed, hyperparameters=sft.hyperparameters)

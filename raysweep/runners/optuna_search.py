@@ -35,7 +35,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         super().on_trial_complete(trial_id, None if missing else result, error=error or missing)
 
 
-class _SamplerByNumber(optuna.samplers.TPESampler):
+class _SamplerByNumber(optuna.samplers.TPESampler):  # type: ignore[misc]
     """TPE whose draws depend on the seed, the trial's number and what is known, not on the process's history."""
 
     def __init__(self, seed: int) -> None:

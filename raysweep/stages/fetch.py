@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raysweep.data.corpora import Corpus
+from raysweep.data.pcfg import PCFG
 from raysweep.errors import DataError
 from raysweep.spec import Provenance, Spec, StageSpec
 from raysweep.worker import Worker
@@ -31,6 +32,12 @@ class Existing(Spec):
     fingerprint: str = ""
     data: Corpus
     sequence_length: int = Field(default=512, gt=1)
+
+    @model_validator(mode="after")
+    def _has_text(self) -> Existing:
+        if isinstance(self.data, PCFG):
+            raise ValueError("a checkpoint taken with from needs data: text, which its own tokenizer can read")
+        return self
 
     def pin(self, base: Path) -> Existing:
         """With the content's fingerprint; relative folders are relative to `base`.

@@ -151,7 +151,6 @@ class Pretrain(StageSpec):
             "num_tokens": float(self.step * recipe.batch_sequences * recipe.sequence_length),
             "num_parameters": float(num_parameters),
             "tokens_per_second": training.tokens_per_second,
-            "resumed_from_step": float(training.resumed_from),
         }
 
     def _write_curve(self, path: Path, losses: list[float], grad_norms: list[float]) -> None:

@@ -42,7 +42,7 @@ class Probe(StageSpec):
         bias = torch.zeros(self.task.num_classes, device=features.device, requires_grad=True)
         optimizer = torch.optim.AdamW([weight, bias], lr=self.lr)
         for _ in range(self.epochs):
-            for rows in torch.randperm(len(features), generator=draw).split(self.batch_size):
+            for rows in torch.randperm(len(features), generator=draw).split(self.batch_size):  # type: ignore[no-untyped-call]
                 loss = F.cross_entropy(F.linear(features[rows], weight, bias), labels[rows])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -91,8 +91,7 @@ class DeepSpeedEngine:
         num_micro_batches: int,
         micro_batch_sequences: int,
     ) -> None:
-        on_cpu = worker.device == "cpu"
-        if on_cpu:
+        if worker.device == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
         from accelerate import Accelerator
         from accelerate.utils import DeepSpeedPlugin
@@ -114,7 +113,8 @@ class DeepSpeedEngine:
             "wall_clock_breakdown": False,
         }
         plugin = DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
-        self._accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if bf16 else "no", deepspeed_plugin=plugin)
+        # Not `cpu=True`, with which accelerate would take DDP in place of DeepSpeed.
+        self._accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", deepspeed_plugin=plugin)
         self._objective, self._worker = objective, worker
         self._engine, self._optimizer = self._accelerator.prepare(model, optimizer.build(model.parameters()))
         self._num_micro_batches = num_micro_batches

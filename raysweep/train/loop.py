@@ -48,8 +48,6 @@ class Training:
     grad_norms: list[float]
     weights: Tensors = field(repr=False)
     """By name; empty on ranks other than 0."""
-    resumed_from: int
-    """The step whose saved state it went on from; 0: from scratch."""
     tokens_per_second: float
     """Of this call."""
 
@@ -136,7 +134,6 @@ def train(
             losses=log.losses,
             grad_norms=log.grad_norms,
             weights=weights if worker.rank == 0 else {},
-            resumed_from=first,
             tokens_per_second=num_tokens_seen / seconds if stop > first else math.nan,
         )
     finally:
