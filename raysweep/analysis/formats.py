@@ -1,0 +1,90 @@
+"""Numbers and names as a reader wants them: sensible digits, units, the part of a point that varies."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raysweep.analysis.pairwise import Estimate
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """`digits` significant ones, plain between 0.001 and a million; a dash where there is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return "—" if value is None else str(value)
+    if math.isnan(value):
+        return "—"
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e")
+    if float(value).is_integer():
+        return f"{int(value):,}".replace(",", " ")
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
+
+
+def percent(share: float) -> str:
+    """A share of one, in percent, with one decimal."""
+    return "—" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def estimate(value: Estimate) -> str:
+    """`0.74 [0.65, 0.82]`."""
+    if math.isnan(value.value):
+        return "—"
+    between = "" if math.isnan(value.low) else f" [{value.low:.2f}, {value.high:.2f}]"
+    return f"{value.value:.2f}{between}"
+
+
+def seconds(value: float) -> str:
+    """With the unit that suits."""
+    if math.isnan(value):
+        return "—"
+    for unit, size in (("h", 3600), ("min", 60)):
+        if value >= 2 * size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+
+
+def count(value: float) -> str:
+    """`1.31 M`."""
+    if math.isnan(value):
+        return "—"
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def memory(value: float) -> str:
+    """Bytes, in binary units."""
+    if math.isnan(value):
+        return "—"
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 1024:.3g} KiB"
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Dotted path -> its shortest ending, of whole words, that no other of the paths has."""
+    names = {}
+    for path in paths:
+        words = path.split(".")
+        endings = (".".join(words[-size:]) for size in range(1, len(words) + 1))
+        others = [other for other in paths if other != path]
+        names[path] = next(
+            (end for end in endings if not any(f".{other}".endswith(f".{end}") for other in others)), path
+        )
+    return names
+
+
+def point_text(point: Mapping[str, Any]) -> str:
+    """`lr 0.001 · hidden_size 64`."""
+    names = short_names(list(point))
+    texts = (
+        f"{names[path]} {number(value) if isinstance(value, int | float | str) else json.dumps(value)}"
+        for path, value in point.items()
+    )
+    return " · ".join(texts)

@@ -1,0 +1,399 @@
+"""Which checkpoint fine-tunes best, and which indicator would have said so beforehand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from raysweep.analysis import formats
+from raysweep.analysis.indicators import Direction, direction_of, is_bookkeeping, is_config
+from raysweep.analysis.pairwise import (
+    Estimate,
+    Floats,
+    PairCounts,
+    compare,
+    draw_weights,
+    interval,
+    kendall,
+    spearman,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+FEW_VARIANTS = 8
+"""Below it a bootstrap over variants has too few to draw from, and its intervals are too narrow."""
+
+
+@dataclass(frozen=True)
+class Association:
+    """How well one indicator orders the checkpoints as the target does; all statistics positive for agreement."""
+
+    indicator: str
+    source: Literal["measured", "config"]
+    """config: known from the sweep file alone, the baseline that a measured indicator has to beat."""
+    direction: Direction
+    """Which values are better: declared for what is measured; for config, whichever fits this data (in hindsight)."""
+    num_checkpoints: int
+    num_missing: int
+    """Scored checkpoints left out, for want of the indicator."""
+    accuracy: Estimate
+    """Share of all pairs ordered as by the target, ties half."""
+    clear_accuracy: Estimate
+    """The same over pairs whose target difference is beyond the noise between SFT seeds."""
+    spearman: Estimate
+    kendall: Estimate
+    gain: Estimate
+    """`accuracy` minus that of the best config baseline, on the same draws."""
+    pairs: PairCounts
+    same_order_as: str | None
+    """An indicator listed before, with the same order of the same checkpoints (perplexity and its loss)."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Checkpoints and indicators, each best first.
+
+    `checkpoints` is the checkpoint table by falling target, with `rank` and, for each indicator, `rank/<indicator>`
+    (1 is best; equal values share the smaller rank). `skipped` says of each column why it is no indicator here.
+    """
+
+    target: str
+    checkpoints: pd.DataFrame
+    associations: tuple[Association, ...]
+    skipped: Mapping[str, str]
+    num_variants: int
+    num_bootstrap: int
+    num_unscored: int
+    """Checkpoints without a target, diverged ones included."""
+    diverged: tuple[str, ...]
+    """Labels of the checkpoints whose pretraining diverged."""
+    labels: Mapping[str, str]
+    """Checkpoint id -> its point and step, in words."""
+
+    @property
+    def best(self) -> pd.Series | None:
+        """The row of the best checkpoint; None if nothing is scored."""
+        return None if self.num_unscored == len(self.checkpoints) else self.checkpoints.iloc[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, None for what is missing."""
+        document = {
+            "target": self.target,
+            "checkpoints": [
+                {"label": self.labels[row["checkpoint"]], **row} for row in self.checkpoints.to_dict("records")
+            ],
+            "indicators": [asdict(association) for association in self.associations],
+            "skipped": dict(self.skipped),
+            "num_variants": self.num_variants,
+            "num_bootstrap": self.num_bootstrap,
+            "num_unscored": self.num_unscored,
+            "diverged": list(self.diverged),
+        }
+        return _json(document)  # type: ignore[no-any-return]
+
+
+def rank(
+    table: pd.DataFrame,
+    *,
+    target: str = "sft/mean_score",
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+    directions: Mapping[str, Direction] | None = None,
+) -> Ranking:
+    """Rank the checkpoints of a checkpoint table by `target` (higher is better), and the indicators by agreement.
+
+    Intervals are 95 % percentiles of a bootstrap that draws whole variants with all their seeds and checkpoints:
+    checkpoints of one trajectory are no independent witnesses. All indicators see the same draws.
+
+    Args:
+        table: with the columns variant, trial, checkpoint, step, status, and `<target>_stderr` if noise is known.
+        directions: of further columns to take as indicators, such as {"mine/sharpness": "lower"}.
+
+    Raises:
+        ValueError: if there is no column `target`, and the table has rows.
+    """
+    import pandas as pd
+
+    if target not in table.columns:
+        if len(table):
+            there = [name for name in table.columns if name.startswith("sft/") and name.endswith("score")]
+            raise ValueError(f"no column {target!r} to rank by; scores: {', '.join(there) or 'none yet'}")
+        table = table.assign(**{target: pd.Series(dtype="float64")})
+    # One order of rows, whatever the caller's: sums of floats, and so the last bits, depend on it.
+    table = table.sort_values([target, "trial", "step", "checkpoint"], ascending=[False, True, True, True])
+    table = table.reset_index(drop=True)
+    scores: Floats = np.asarray(table[target], dtype=np.float64)
+    scored = np.isfinite(scores)
+    candidates, skipped = _candidates(table, scored, target=target, directions=directions or {})
+    weights = (
+        draw_weights(list(table["variant"][scored]), num_bootstrap=num_bootstrap, seed=seed) if scored.any() else None
+    )
+    stderr = table[f"{target}_stderr"].to_numpy(dtype="float64") if f"{target}_stderr" in table else None
+    found = []
+    for name, (values, source, direction) in candidates.items():
+        have = np.isfinite(values[scored])
+        if weights is None or have.sum() < 2 or len(np.unique(values[scored][have])) < 2:
+            skipped[name] = "fewer than two different values"
+            continue
+        found.append(
+            _associate(
+                name,
+                values=values[scored][have],
+                scores=scores[scored][have],
+                stderr=None if stderr is None else stderr[scored][have],
+                weights=weights[:, have],
+                source=source,
+                direction=direction,
+                num_missing=int((~have).sum()),
+            )
+        )
+    columns: dict[str, Any] = {"rank": _ranks(-scores)}
+    for name in (association.indicator for association, _ in found):
+        values, _, direction = candidates[name]
+        columns[f"rank/{name}"] = _ranks(values if direction == "lower" else -values)
+    labels = checkpoint_labels(table)
+    associations = _ordered(found, {name: ranks for name, ranks in columns.items() if name != "rank"})
+    return Ranking(
+        target=target,
+        checkpoints=pd.concat([table, pd.DataFrame(columns)], axis=1),
+        associations=associations,
+        skipped=skipped,
+        num_variants=int(table["variant"][scored].nunique()),
+        num_bootstrap=num_bootstrap,
+        num_unscored=int((~scored).sum()),
+        diverged=tuple(labels[name] for name in table["checkpoint"][table["status"] == "diverged"]),
+        labels=labels,
+    )
+
+
+def checkpoint_labels(table: pd.DataFrame) -> dict[str, str]:
+    """Checkpoint id -> what tells it from the others: the point's values that vary, the step, the seed."""
+    points = [name for name in table.columns if name.startswith("point.") and table[name].nunique(dropna=False) > 1]
+    several_seeds = table["seed"].nunique() > 1 if "seed" in table else False
+    labels = {}
+    for row in table.to_dict("records"):
+        point = {name.removeprefix("point."): row[name] for name in points if not _missing(row[name])}
+        parts = [formats.point_text(point)] if point else []
+        if not _missing(row["step"]):
+            parts.append(f"step {int(row['step'])}")
+        if several_seeds:
+            parts.append(f"seed {row['seed']}")
+        labels[row["checkpoint"]] = " · ".join(parts) or str(row["checkpoint"])
+    return labels
+
+
+Candidate = tuple[Floats, Literal["measured", "config"], Direction]
+
+
+def _candidates(
+    table: pd.DataFrame, scored: Any, *, target: str, directions: Mapping[str, Direction]
+) -> tuple[dict[str, Candidate], dict[str, str]]:
+    import pandas as pd
+
+    candidates: dict[str, Candidate] = {}
+    skipped = {}
+    for name in map(str, table.columns):
+        direction = directions.get(name) or direction_of(name)
+        if name == target or (name.startswith("sft/") and name not in directions):
+            continue
+        if direction is None and not is_config(name):
+            if "/" in name and not is_bookkeeping(name):
+                skipped[name] = "no direction declared in analysis/indicators.py"
+            continue
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            skipped[name] = "words have no order"
+            continue
+        values: Floats = table[name].astype("Float64").to_numpy(dtype=np.float64, na_value=math.nan)
+        if direction:
+            candidates[name] = values, "measured", direction
+        else:
+            both = scored & np.isfinite(values)
+            tau = kendall(values[both], table[target].to_numpy(dtype="float64")[both], np.ones((1, int(both.sum()))))
+            candidates[name] = values, "config", "lower" if tau[0] < 0 else "higher"
+    return candidates, skipped
+
+
+def _associate(
+    name: str,
+    *,
+    values: Floats,
+    scores: Floats,
+    stderr: Floats | None,
+    weights: Floats,
+    source: Literal["measured", "config"],
+    direction: Direction,
+    num_missing: int,
+) -> tuple[Association, Floats]:
+    """The association but for its gain, and the bootstrap draws of its accuracy."""
+    import scipy.stats
+
+    oriented = -values if direction == "lower" else values
+    pairs = compare(oriented, scores, stderr=stderr)
+    once = np.ones((1, len(scores)))
+    draws = pairs.accuracy(weights)
+    varied = len(np.unique(scores)) > 1
+    rho = float(scipy.stats.spearmanr(oriented, scores).statistic) if varied else math.nan
+    tau = float(scipy.stats.kendalltau(oriented, scores).statistic) if varied else math.nan
+    association = Association(
+        indicator=name,
+        source=source,
+        direction=direction,
+        num_checkpoints=len(scores),
+        num_missing=num_missing,
+        accuracy=interval(float(pairs.accuracy(once)[0]), draws),
+        clear_accuracy=interval(float(pairs.clear_accuracy(once)[0]), pairs.clear_accuracy(weights)),
+        spearman=interval(rho, spearman(oriented, scores, weights)),
+        kendall=interval(tau, kendall(oriented, scores, weights)),
+        gain=Estimate(math.nan),
+        pairs=pairs.counts,
+        same_order_as=None,
+    )
+    return association, draws
+
+
+def _ordered(found: Sequence[tuple[Association, Floats]], ranks: Mapping[str, Any]) -> tuple[Association, ...]:
+    """Best first, with the gain over the best config baseline, and repetitions of an order marked."""
+    found = sorted(found, key=lambda item: (-item[0].accuracy.value, item[0].indicator))
+    baseline = next((item for item in found if item[0].source == "config"), None)
+    seen: dict[tuple[str, ...], str] = {}
+    ordered = []
+    for association, draws in found:
+        fields = {name: getattr(association, name) for name in Association.__dataclass_fields__}
+        # Over other checkpoints than the baseline's, a difference would compare two things at once.
+        if baseline and association.source == "measured" and association.num_missing == baseline[0].num_missing:
+            value = association.accuracy.value - baseline[0].accuracy.value
+            fields["gain"] = interval(value, draws - baseline[1])
+        order = (association.source, *map(str, ranks[f"rank/{association.indicator}"]))
+        fields["same_order_as"] = seen.get(order)
+        seen.setdefault(order, association.indicator)
+        ordered.append(Association(**fields))
+    return tuple(ordered)
+
+
+def _ranks(values: Floats) -> Any:
+    import pandas as pd
+
+    return pd.Series(values).rank(method="min").astype("Int64")
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value != value or str(value) == "<NA>"
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if _missing(value) or (isinstance(value, float) and math.isinf(value)) else value
+
+
+def how_to_read(ranking: Ranking) -> list[str]:
+    """What the numbers mean and what is missing from them, a sentence each."""
+    lines = [
+        "Checkpoints are by falling mean score over fine-tuning tasks, on test examples, at the learning rate picked "
+        "by validation score; ± is the standard error by SFT seeds. #n is a checkpoint's place by that indicator.",
+        "Pairs right: share of checkpoint pairs an indicator orders as fine-tuning does (0.50 is chance; ties half). "
+        f"95 % intervals draw whole variants ({ranking.num_variants}), {ranking.num_bootstrap} times.",
+    ]
+    if any(item.source == "config" for item in ranking.associations):
+        lines.append("Config rows need no measurement, and have their better direction chosen in hindsight.")
+    if 0 < ranking.num_variants < FEW_VARIANTS:
+        lines.append(f"Only {ranking.num_variants} variants: the intervals are too narrow to be trusted.")
+    if ranking.associations:
+        counts = max((item.pairs for item in ranking.associations), key=lambda pairs: pairs.num_pairs)
+        noise = f"{ranking.target}_stderr"
+        if noise in ranking.checkpoints and ranking.checkpoints[noise].notna().any():
+            lines.append(
+                f"Of {counts.num_pairs} pairs, {counts.num_within_noise} are within the noise of SFT seeds and "
+                f"{counts.num_target_ties} tied; “clear” leaves them out ({counts.num_clear} pairs)."
+            )
+        else:
+            lines.append("One SFT seed only: the noise of scores is not known, and no pair was set apart for it.")
+    if ranking.num_unscored:
+        lines.append(
+            f"{ranking.num_unscored} of {len(ranking.checkpoints)} checkpoints have no score and are not ranked"
+            f" ({len(ranking.diverged)} diverged)."
+        )
+    return lines
+
+
+def format_terminal(ranking: Ranking, *, width: int | None = None, color: bool | None = None) -> str:
+    """Both tables and how to read them, for a terminal. None: as wide and coloured as stdout is."""
+    import sys
+
+    from rich.console import Console
+    from rich.text import Text
+
+    color = sys.stdout.isatty() if color is None else color
+    console = Console(file=StringIO(), force_terminal=color, no_color=not color, width=width, highlight=False)
+    if ranking.best is None:
+        console.print("No checkpoint has a score yet.")
+    else:
+        console.print(_checkpoint_rows(ranking))
+        console.print(_indicator_rows(ranking))
+    for line in how_to_read(ranking):
+        console.print(Text(line, style="dim"))
+    for label in ranking.diverged:
+        console.print(Text(f"diverged: {label}", style="red"))
+    return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined, no-any-return]
+
+
+def shown_indicators(ranking: Ranking) -> list[str]:
+    """The few whose values stand beside the scores: the classic ones, where there are any."""
+    classic = ("flatness/hessian_trace", "indicators/ppl", "indicators/kshot_mean")
+    there = [name for name in classic if f"rank/{name}" in ranking.checkpoints]
+    return there or [item.indicator for item in ranking.associations if item.source == "measured"][:3]
+
+
+def score_text(row: Mapping[Any, Any], target: str) -> str:
+    """`61.2 ± 0.4`, in percent."""
+    error = row.get(f"{target}_stderr", math.nan)
+    text = formats.percent(row[target])
+    return text if _missing(error) else f"{text} ± {formats.percent(error)}"
+
+
+def _checkpoint_rows(ranking: Ranking) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = shown_indicators(ranking)
+    table = Table(title=f"Checkpoints by {ranking.target}, %", title_justify="left", title_style="bold")
+    table.add_column("#", justify="right")
+    table.add_column("checkpoint", overflow="fold")
+    for name in ["score, %", *(name.partition("/")[2] for name in shown)]:
+        table.add_column(name, justify="right")
+    for index, row in enumerate(ranking.checkpoints.to_dict("records")):
+        place = "—" if _missing(row["rank"]) else str(row["rank"])
+        cells = [place, ranking.labels[row["checkpoint"]], score_text(row, ranking.target)]
+        for name in shown:
+            mark = "" if _missing(row[f"rank/{name}"]) else f" #{row[f'rank/{name}']}"
+            cells.append(formats.number(row[name]) + mark)
+        table.add_row(*map(Text, cells), style="bold green" if index == 0 else None)
+    return table
+
+
+def _indicator_rows(ranking: Ranking) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="Indicators by agreement with it", title_justify="left", title_style="bold")
+    table.add_column("indicator", overflow="fold")
+    table.add_column("better")
+    for name in ("pairs right", "clear pairs", "Spearman"):
+        table.add_column(name, justify="right")
+    for item in ranking.associations:
+        if item.same_order_as is None:
+            name = item.indicator + (" (config)" if item.source == "config" else "")
+            numbers = map(formats.estimate, (item.accuracy, item.clear_accuracy, item.spearman))
+            table.add_row(*map(Text, (name, item.direction, *numbers)))
+    return table

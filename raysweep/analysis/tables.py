@@ -1,0 +1,249 @@
+"""From a run's records to two tables: one row per stage result, one row per checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, variance
+from typing import TYPE_CHECKING, Any
+
+from raysweep.analysis.indicators import DERIVED
+from raysweep.runs import Run, StageRow, TrialRow
+from raysweep.store import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = dict[Hashable, Any]
+
+_STAGE = ("trial", "variant", "seed", "kind", "id", "step", "checkpoint", "task", "status", "lr", "stage_seed")
+_PROVENANCE = ("started", "wall_seconds", "peak_memory_bytes", "world_size", "device", "host", "git_commit")
+_CHECKPOINT = ("trial", "variant", "seed", "checkpoint", "step", "status")
+
+
+def stage_table(run: Run) -> pd.DataFrame:
+    """One row per stage of each started trial.
+
+    Columns: trial, variant, seed (of pretraining), `point.<path>`, kind, id, step, checkpoint, task, status, lr and
+    stage_seed (of the stage itself), metrics as `<kind>/<metric>`, started (ISO 8601), wall_seconds, num_tokens,
+    peak_memory_bytes, world_size, device, host, git_commit, and as JSON text settings, inputs, versions.
+
+    Status is done, diverged, failed, or missing (not run). A stage that two trials share is a row of each.
+    """
+    failed = {failure["stage"] for failure in run.failures()}
+    trials = run.trials()
+    ids = sorted({stage.id for trial in trials for stage in trial.stages})
+    records = {stage_id: run.store.get(stage_id) for stage_id in ids}
+    rows = [
+        _stage_row(trial, stage, records[stage.id], "failed" if stage.id in failed else "missing")
+        for trial in trials
+        for stage in trial.stages
+    ]
+    last = (*_PROVENANCE, "num_tokens", "settings", "inputs", "versions")
+    return _frame(rows, first=_STAGE, last=last)
+
+
+def checkpoint_table(run: Run) -> pd.DataFrame:
+    """One row per checkpoint, with all that was measured on it.
+
+    Columns: trial, variant, seed, checkpoint (its stage id), step, status, `point.<path>`; metrics of whole models as
+    `<kind>/<metric>` and of tasks as `<kind>/<task>_<metric>` (mean over seeds). Of fine-tuning, per task:
+    `sft/<task>_score` (test, mean over SFT seeds, at the learning rate with the best mean validation score),
+    `_score_sd` and `_num_seeds` over these, `_score_stderr` (from the variance between seeds, pooled over checkpoints),
+    `_lr`; and over tasks `sft/mean_score` with its `_stderr`, NaN where a task is missing, and
+    `sft/num_tasks_missing`.
+    """
+    return checkpoints_of(stage_table(run))
+
+
+def checkpoints_of(stages: pd.DataFrame) -> pd.DataFrame:
+    """`checkpoint_table` from a stage table."""
+    by_checkpoint: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    stage_rows = [_known(row) for row in stages.to_dict("records")]
+    for row in stage_rows:
+        if checkpoint := row.get("checkpoint"):
+            by_checkpoint[row["trial"], checkpoint].append(row)
+        elif row["kind"] == "pretrain":
+            by_checkpoint[row["trial"], row["id"]].append(row)
+    made = {(row["trial"], row["id"]): row for row in stage_rows}
+    tasks = sorted({row["task"] for row in stage_rows if row["kind"] == "sft"})
+    rows = [
+        _checkpoint_row(key, measured, made.get(key), tasks=tasks) for key, measured in sorted(by_checkpoint.items())
+    ]
+    _add_noise(rows, tasks)
+    table = _frame(rows, first=_CHECKPOINT)
+    for name, (needs, function) in DERIVED.items():
+        if set(needs) <= set(table.columns):
+            table[name] = function(table)
+    return table
+
+
+def write_tables(run: Run) -> tuple[Path, Path]:
+    """Writes tables/stages.parquet and tables/checkpoints.parquet in the run's folder, each whole; their paths."""
+    stages = stage_table(run)
+    folder = run.folder / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "stages.parquet", folder / "checkpoints.parquet"
+    for path, table in zip(paths, (stages, checkpoints_of(stages)), strict=True):
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        table.to_parquet(aside, index=False)
+        os.replace(aside, path)
+    return paths
+
+
+def _stage_row(trial: TrialRow, stage: StageRow, record: Record | None, otherwise: str) -> Row:
+    row: Row = {"trial": trial.trial, "variant": trial.variant, "seed": trial.seed}
+    row |= {f"point.{path}": value for path, value in trial.point.items()}
+    row |= {"kind": stage.kind, "id": stage.id, "step": stage.step, "checkpoint": stage.checkpoint, "task": stage.task}
+    row |= {"status": record.status if record else otherwise, "inputs": json.dumps(dict(stage.inputs), sort_keys=True)}
+    if record is None:
+        return row
+    known = record.provenance
+    row |= {f"{record.kind}/{name}": float(value) for name, value in record.metrics.items()}
+    row |= {name: known.get(name) for name in _PROVENANCE}
+    return row | {
+        "lr": record.spec.get("lr"),
+        "stage_seed": record.spec.get("seed"),
+        "num_tokens": record.metrics.get("num_tokens"),
+        "settings": json.dumps(record.spec, sort_keys=True),
+        "versions": json.dumps(known.get("versions", {}), sort_keys=True),
+    }
+
+
+def _checkpoint_row(key: tuple[str, str], measured: Sequence[Row], made: Row | None, *, tasks: Sequence[str]) -> Row:
+    _, checkpoint = key
+    source = made or measured[0]
+    row: Row = {name: source.get(name) for name in ("trial", "variant", "seed")}
+    steps = [other["step"] for other in measured if other.get("step") is not None]
+    row |= {"checkpoint": checkpoint, "step": steps[0] if steps else None}
+    row["status"] = made["status"] if made else "done"
+    row |= {name: value for name, value in source.items() if str(name).startswith("point.")}
+    values: dict[str, list[float]] = defaultdict(list)
+    for other in [*([made] if made and made not in measured else []), *measured]:
+        if other["kind"] != "sft":
+            for metric, value in _metrics(other):
+                task = f"{other['task']}_" if other.get("task") else ""
+                values[f"{other['kind']}/{task}{metric}"].append(value)
+    row |= {name: fmean(found) for name, found in values.items()}
+    # A checkpoint taken as it is has no pretraining stage; its size counts all the same.
+    if "fetch/num_parameters" in row:
+        row["pretrain/num_parameters"] = row["fetch/num_parameters"]
+    for task in tasks:
+        row |= _fine_tuned(task, [other for other in measured if other["kind"] == "sft" and other["task"] == task])
+    for name in ("probe/{}_score", "indicators/zeroshot_{}"):
+        scores = [row.get(name.format(task), math.nan) for task in tasks]
+        mean = "probe/mean_score" if name.startswith("probe") else "indicators/zeroshot_mean"
+        if tasks and not any(math.isnan(score) for score in scores):
+            row[mean] = fmean(scores)
+    if tasks:
+        scores = [row.get(f"sft/{task}_score", math.nan) for task in tasks]
+        row["sft/mean_score"] = fmean(scores)  # NaN if any is: means over different tasks do not compare.
+        row["sft/num_tasks_missing"] = sum(math.isnan(score) for score in scores)
+    return row
+
+
+def _fine_tuned(task: str, rows: Iterable[Row]) -> Row:
+    """The columns of one checkpoint and task, at the rate picked by validation; ties go to the smaller rate.
+
+    A rate at which a run diverged is not picked: the mean of the seeds that survived would flatter it.
+    """
+    by_lr: dict[float, list[Row]] = defaultdict(list)
+    unsafe = set()
+    for row in rows:
+        if row["status"] == "done":
+            by_lr[row["lr"]].append(row)
+        elif row["status"] == "diverged":
+            unsafe.add(row["lr"])
+    valid = {
+        lr: fmean(row.get("sft/valid_score", math.nan) for row in found)
+        for lr, found in by_lr.items()
+        if lr not in unsafe
+    }
+    if len(valid) > 1:
+        valid = {lr: score for lr, score in valid.items() if not math.isnan(score)}
+    if not valid:
+        return {f"sft/{task}_score": math.nan, f"sft/{task}_num_seeds": 0}
+    lr = min(valid, key=lambda lr: (-valid[lr] if not math.isnan(valid[lr]) else 0.0, lr))
+    picked = by_lr[lr]
+    columns: Row = {f"sft/{task}_lr": lr, f"sft/{task}_num_seeds": len(picked)}
+    for metric in sorted({metric for row in picked for metric, _ in _metrics(row)}):
+        columns[f"sft/{task}_{metric}"] = fmean(row.get(f"sft/{metric}", math.nan) for row in picked)
+    scores = [row.get("sft/score", math.nan) for row in picked]
+    # The form's own stderr is over test examples of one run; of the mean over seeds, _add_noise says it.
+    columns[f"sft/{task}_score_stderr"] = math.nan
+    columns[f"sft/{task}_score_sd"] = math.sqrt(variance(scores)) if len(scores) > 1 else math.nan
+    return columns
+
+
+def _add_noise(rows: Sequence[Row], tasks: Sequence[str]) -> None:
+    """Standard errors of scores by the variance between SFT seeds, pooled over checkpoints.
+
+    Two or three seeds say little of their own variance; pooled over checkpoints of a task they say enough.
+    """
+    for task in tasks:
+        sums = [
+            ((row[f"sft/{task}_num_seeds"] - 1) * row[f"sft/{task}_score_sd"] ** 2, row[f"sft/{task}_num_seeds"] - 1)
+            for row in rows
+            if row.get(f"sft/{task}_num_seeds", 0) > 1
+        ]
+        pooled = sum(part for part, _ in sums) / sum(free for _, free in sums) if sums else math.nan
+        for row in rows:
+            num = row[f"sft/{task}_num_seeds"]
+            row[f"sft/{task}_score_stderr"] = math.sqrt(pooled / num) if num else math.nan
+    for row in rows:
+        if tasks:
+            errors = [row[f"sft/{task}_score_stderr"] for task in tasks]
+            row["sft/mean_score_stderr"] = math.sqrt(sum(error**2 for error in errors)) / len(tasks)
+
+
+def _metrics(row: Mapping[Hashable, Any]) -> list[tuple[str, float]]:
+    prefix = f"{row['kind']}/"
+    return [
+        (str(name).removeprefix(prefix), value)
+        for name, value in row.items()
+        if str(name).startswith(prefix) and value is not None
+    ]
+
+
+def _known(row: Mapping[Hashable, Any]) -> Row:
+    """Without the cells pandas filled for want of a value."""
+    import pandas as pd
+
+    return {name: value for name, value in row.items() if not (pd.api.types.is_scalar(value) and pd.isna(value))}
+
+
+def _frame(rows: Sequence[Row], *, first: Sequence[str], last: Sequence[str] = ()) -> pd.DataFrame:
+    """Columns: `first`, points, metrics by name, `last`; each of one type, so that Parquet takes it."""
+    import pandas as pd
+
+    names = {str(name) for row in rows for name in row} - {*first, *last}
+    points = sorted(name for name in names if name.startswith("point."))
+    columns = [*first, *points, *sorted(names - set(points)), *last]
+    table = pd.DataFrame(index=range(len(rows)))
+    series = {name: pd.Series([row.get(name) for row in rows], dtype=object) for name in columns}
+    for name in points:
+        series[name] = _plain(series[name])
+    for name in columns:
+        if "/" in name or name in ("lr", "wall_seconds", "num_tokens"):
+            series[name] = series[name].astype("float64")
+        elif name in ("seed", "step", "stage_seed", "peak_memory_bytes", "world_size"):
+            series[name] = series[name].astype("Int64")
+        elif not name.startswith("point."):
+            series[name] = series[name].astype("string")
+    return pd.concat([table, pd.DataFrame(series)], axis=1)
+
+
+def _plain(values: pd.Series) -> pd.Series:
+    """Numbers, booleans or text as they are; anything else, or a mixture, as JSON text."""
+    found = [value for value in values if value is not None]
+    if found and all(isinstance(value, int | float) and not isinstance(value, bool) for value in found):
+        return values.astype("float64") if any(isinstance(value, float) for value in found) else values.astype("Int64")
+    if found and all(isinstance(value, bool) for value in found):
+        return values.astype("boolean")
+    if all(isinstance(value, str) for value in found):
+        return values.astype("string")
+    return values.map(lambda value: None if value is None else json.dumps(value, sort_keys=True)).astype("string")
