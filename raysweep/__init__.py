@@ -1,1 +1,57 @@
-"""raysweep: of many ways to pretrain, which checkpoint will fine-tune best?"""
+"""raysweep: of many ways to pretrain, which checkpoint will fine-tune best?
+
+    space = raysweep.load("search_spaces/quickstart.yaml")
+    results = raysweep.run(space, store="raysweep-store")
+    results.checkpoints           # a pandas DataFrame, one row per checkpoint
+    results.ranking.to_dict()
+
+Nothing heavy is imported until it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from raysweep.results import Results
+    from raysweep.space import SearchSpace
+
+__all__ = ["Store", "load", "rank", "run"]
+
+
+def load(path: str | Path) -> SearchSpace:
+    """Read, validate and pin a sweep file. Raises SpaceError or DataError with every finding."""
+    from raysweep.space import load
+
+    return load(path)
+
+
+def run(space: SearchSpace, *, store: str | Path, runner: str = "tune", name: str | None = None) -> Results:
+    """Run what of a sweep is not finished, as `raysweep run` does.
+
+    Args:
+        space: from `load`.
+        store: folder or fsspec URL.
+        runner: "tune", on Ray, or "inline", in this process.
+        name: of the run; None: from the sweep's name and identity.
+
+    Raises:
+        RaysweepError: if something has to be mended first. Stages that failed are in `Results.failures`.
+    """
+    from raysweep.results import run
+
+    return run(space, store=store, runner=runner, name=name)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Store":
+        from raysweep.store import Store
+
+        return Store
+    if name == "rank":
+        from raysweep.analysis.ranking import rank
+
+        return rank
+    raise AttributeError(f"module 'raysweep' has no attribute {name!r}")

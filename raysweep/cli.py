@@ -92,6 +92,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from raysweep.runners import run_sweep
+    from raysweep.runs import status
     from raysweep.screen import Board
     from raysweep.space import load
 
@@ -103,7 +104,7 @@ def _run(args: argparse.Namespace) -> int:
     report = write_report(run)
     failures = run.failures()
     if args.json:
-        _print_json({**_status_of(run), "ranking": _ranking(run).to_dict(), "report": str(report)})
+        _print_json({**status(run), "ranking": _ranking(run).to_dict(), "report": str(report)})
     else:
         _print_ranking(run)
         print(f"\nrun {run.name}: report {report}")
@@ -113,14 +114,15 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
+    from raysweep.runs import status
     from raysweep.screen import print_status
 
-    status = _status_of(_find_run(args))
+    found = status(_find_run(args))
     if args.json:
-        _print_json(status)
+        _print_json(found)
     else:
-        print_status(status)
-    return 1 if status["failures"] else 0
+        print_status(found)
+    return 1 if found["failures"] else 0
 
 
 def _rank(args: argparse.Namespace) -> int:
@@ -180,12 +182,6 @@ def _find_run(args: argparse.Namespace) -> Any:
     if args.store is None and (path / "sweep.yaml").is_file():
         return Run.find(Store(path.absolute().parent.parent), path.name)
     return Run.find(_store(args), args.run)
-
-
-def _status_of(run: Any) -> dict[str, Any]:
-    from raysweep.runners.journal import status
-
-    return dict(status(run))
 
 
 def _ranking(run: Any) -> Any:

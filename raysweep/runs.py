@@ -166,3 +166,23 @@ def _write(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text)
     os.replace(aside, path)
+
+
+def status(run: Run) -> dict[str, Any]:
+    """Distinct stages by kind (done, diverged, failed, to_do) over the trials started so far, and failures."""
+    failures = run.failures()
+    failed = {failure["stage"] for failure in failures}
+    finished = run.store.finished_ids()
+    kinds: dict[str, dict[str, int]] = {}
+    for stage in {stage.id: stage for trial in run.trials() for stage in trial.stages}.values():
+        counts = kinds.setdefault(stage.kind, dict.fromkeys(("done", "diverged", "failed", "to_do"), 0))
+        record = run.store.get(stage.id) if stage.id in finished else None
+        counts[record.status if record else "failed" if stage.id in failed else "to_do"] += 1
+    return {
+        "run": run.name,
+        "folder": str(run.folder),
+        "num_trials": len(run.trials()),
+        "stages": kinds,
+        "failures": failures,
+        "pruned": run.pruned(),
+    }

@@ -115,10 +115,6 @@ class Store:
             return None
         return record
 
-    def has(self, stage_id: str) -> bool:
-        """Whether a record exists, without reading it: for plans of many stages."""
-        return stage_id in self.finished_ids()
-
     def finished_ids(self) -> set[str]:
         """Ids of all stages that have a record, by one listing."""
         if self._remote:
@@ -217,6 +213,16 @@ class Store:
             shutil.rmtree(work_dir)  # Another made it first; by identity the two are equal.
         _sync(folder.parent)
         return record
+
+    def check_writable(self) -> None:
+        """Write a file and delete it again. Raises OSError, or what the file system of a URL raises."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self.root) as file:
+            file.write(b"raysweep")
+            file.flush()
+            if self._remote:
+                self._remote.put(Path(file.name), "partial/check")
+                self._remote.remove("partial/check")
 
     def _stage_dir(self, stage_id: str) -> Path:
         return self.root / "stages" / stage_id

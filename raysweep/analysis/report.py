@@ -1,251 +1,385 @@
-"""report.html: one file that needs nothing else, with all that a run found.
+"""One self-contained HTML file about a run: which checkpoint is best, what predicted it, what it cost, what failed.
 
-Whatever came from a user's file is escaped: as text where it is text, and inside scripts as JSON without a `<`.
+Every text that came from a user passes through Jinja's autoescape, `_for_script` or `_for_chart`. The page's policy
+names its two scripts by hash and allows nothing else to run, and no request to anywhere.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
 import json
 import math
-from html import escape
+import os
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
-from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from raysweep.analysis.charts import Chart, accuracy_chart, loss_chart, trace_chart
-from raysweep.analysis.ranking import Ranking, rank
-from raysweep.analysis.tables import checkpoint_table, stage_table, write_tables
+from raysweep.analysis import formats
+from raysweep.analysis.indicators import direction_of
+from raysweep.analysis.ranking import Ranking, how_to_read, rank, score_text, shown_indicators
+from raysweep.analysis.tables import checkpoints_of, stage_table, write_tables
 from raysweep.runs import Run
 
-TEMPLATE = Path(__file__).with_name("report_template.html")
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_POINTS = 400
+"""Of one loss curve in the page."""
 
 
 def write_report(run: Run) -> Path:
-    """Write the tables and report.html into the run's folder; returns the report's path."""
+    """Writes report.html, and the tables as Parquet, into the run's folder; the path of the page."""
     write_tables(run)
-    stages, ranking = stage_table(run), rank(checkpoint_table(run))
+    stages = stage_table(run)
     path = run.folder / "report.html"
-    path.write_text(render(run, stages, ranking), encoding="utf-8")
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(render(run, stages, rank(checkpoints_of(stages))), encoding="utf-8")
+    os.replace(aside, path)
     return path
 
 
 def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
-    """The page, as HTML."""
-    from plotly.offline import get_plotlyjs
+    """The page as text."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
 
-    charts = [loss_chart(run, ranking), trace_chart(ranking), accuracy_chart(ranking)]
-    return Template(TEMPLATE.read_text()).substitute(
-        title=escape(run.name),
-        headline=escape(headline(ranking)),
-        summary=_summary(run, stages, ranking),
+    charts = {
+        name: chart
+        for name, chart in (
+            ("scatter", _scatter(ranking)),
+            ("agreement", _agreement_chart(ranking)),
+            ("loss", _loss(run, stages)),
+        )
+        if chart
+    }
+    script = _shipped("report.js")
+    plotly = _plotly() if charts else ""
+    policy = " ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script) if text)
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_shipped("report.html"))
+    return template.render(
+        name=run.name,
+        headline=headline(ranking),
+        facts=_facts(stages, ranking),
+        nav=[
+            ("ranking", "Ranking"),
+            ("scatter", "Indicator against score"),
+            ("agreement", "What predicts it"),
+            ("loss", "Loss curves"),
+            ("failures", "Failures"),
+            ("cost", "Cost"),
+            ("sweep", "Sweep file"),
+            ("provenance", "Provenance"),
+        ],
         ranking=_ranking_table(ranking),
-        indicators=_indicator_table(ranking),
-        charts="\n".join(_chart(index, chart) for index, chart in enumerate(charts) if chart),
-        failures=_failures(run, ranking),
-        cost=_cost(stages),
-        provenance=_provenance(stages),
-        sweep=escape(run.sweep_text),
-        plotly=get_plotlyjs(),
+        reading=how_to_read(ranking),
+        agreement=_agreement_table(ranking),
+        skipped=sorted(ranking.skipped.items()),
+        failures=_failure_table(run, stages),
+        cost=_cost_table(stages),
+        sweep_text=run.sweep_text,
+        provenance=_provenance(run, stages),
+        charts={"scatter": None, "loss": None} | charts if charts else {},
+        charts_json=Markup(_for_script(charts)),
+        max_points=MAX_POINTS,
+        script_hashes=Markup(policy),
+        style=Markup(_shipped("report.css")),
+        plotly=Markup(plotly),
+        script=Markup(script),
     )
 
 
 def headline(ranking: Ranking) -> str:
-    """What was found, in one honest sentence or two."""
-    scored = ranking.checkpoints[ranking.checkpoints[ranking.target].notna()] if len(ranking.checkpoints) else []
-    if not len(scored):
-        return "No checkpoint has a fine-tuned score yet."
-    best = scored.iloc[0]
-    said = f"{name_of(best)} fine-tunes best: {best[ranking.target]:.3f} mean test score over tasks."
-    if not ranking.indicators:
-        return f"{said} There are too few checkpoints to say which indicator would have told."
-    first = ranking.indicators[0]
-    accuracy = first.pairwise_accuracy
-    if not (accuracy.low > 0.5):
-        return (
-            f"{said} No indicator is surely better than a coin: the best, {first.name}, orders {accuracy.value:.0%} of "
-            f"pairs right (95 % interval {_percent(accuracy.low)} to {_percent(accuracy.high)})."
-        )
-    return (
-        f"{said} {first.name} would have told most: it orders {accuracy.value:.0%} of pairs right "
-        f"(95 % interval {_percent(accuracy.low)} to {_percent(accuracy.high)}, resampling trials)."
-    )
-
-
-def name_of(row: Any) -> str:
-    """A checkpoint by its point, seed and step."""
-    point = [
-        f"{str(column).removeprefix('point.')}={row[column]}" for column in row.index if str(column)[:6] == "point."
+    """What was found, in one sentence that claims no more than the interval holds."""
+    if ranking.best is None:
+        return "No checkpoint has been fine-tuned yet, so there is nothing to rank."
+    best = ranking.best
+    score = score_text(best.to_dict(), ranking.target)
+    text = f"Best after fine-tuning is {ranking.labels[best['checkpoint']]} ({score} %)"
+    measured = [
+        item
+        for item in ranking.associations
+        if item.source == "measured" and item.accuracy.value == item.accuracy.value
     ]
-    return ", ".join([*point, f"seed {row['seed']}", f"step {row['step']}"])
+    if not measured:
+        return f"{text}; no indicator was measured on enough checkpoints to say what predicts it."
+    top = measured[0]
+    text += (
+        f"; of {len([item for item in measured if item.same_order_as is None])} distinct indicators, {top.indicator} "
+        f"({top.direction} is better) orders the most pairs right: {formats.estimate(top.accuracy)}"
+    )
+    if math.isnan(top.accuracy.low):
+        return f"{text}, with too few variants for an interval."
+    verdict = "" if top.accuracy.low > 0.5 else ", which is not shown to be better than chance"
+    config = next((item for item in ranking.associations if item.source == "config"), None)
+    if config and not math.isnan(top.gain.low) and top.gain.low <= 0:
+        joined = " nor" if verdict else ", though not shown to be better"
+        verdict += f"{joined} than {config.indicator} alone ({config.accuracy.value:.2f})"
+    return f"{text}{verdict} (picked as the best, for which the interval does not correct)."
 
 
-def _summary(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
-    kinds = stages.drop_duplicates("stage")["kind"].value_counts() if len(stages) else {}
-    items = {
-        "trials": len(run.trials()),
-        "checkpoints": len(ranking.checkpoints),
-        "stages done": sum(kinds.values) if len(kinds) else 0,
-        "failed": len(run.failures()),
-        "diverged": ranking.num_diverged,
-        "without a score": ranking.num_without_target,
-    }
-    return "".join(f"<div><b>{value}</b><span>{escape(name)}</span></div>" for name, value in items.items())
+def _facts(stages: pd.DataFrame, ranking: Ranking) -> list[tuple[str, str]]:
+    unique = stages.drop_duplicates("id")
+    done = int((unique["status"] == "done").sum())
+    return [
+        ("variants", str(stages["variant"].nunique())),
+        ("checkpoints", str(len(ranking.checkpoints))),
+        ("stages done", f"{done} of {len(unique)}"),
+        ("stage time", formats.seconds(float(unique["wall_seconds"].sum()))),
+        ("failed or diverged", str(int(unique["status"].isin(["failed", "diverged"]).sum()))),
+    ]
 
 
-def _ranking_table(ranking: Ranking) -> str:
-    table = ranking.checkpoints
-    if not len(table):
-        return "<p>Nothing to rank yet.</p>"
-    points = [column for column in table if str(column).startswith("point.")]
-    tasks = [c for c in table if str(c).startswith("sft/") and str(c).endswith("_score") and c != ranking.target]
-    wanted = [ranking.target, *tasks, "indicators/ppl", "indicators/entropy_gap_nats_per_token"]
-    wanted += ["indicators/kshot_mean", "flatness/hessian_trace", "flatness/fisher_trace"]
-    numbers = [column for column in wanted if column in table]
-    head = ["#", *[str(point).removeprefix("point.") for point in points], "seed", "step", *map(_short, numbers)]
+def _ranking_table(ranking: Ranking) -> dict[str, Any]:
+    shown = shown_indicators(ranking)
+    tasks = [
+        name
+        for name in ranking.checkpoints.columns
+        if name.startswith("sft/") and name.endswith("_score") and name not in (ranking.target, "sft/mean_score")
+        and not name.endswith("_valid_score")
+    ]  # fmt: skip
+    before = [name for name in ("indicators/zeroshot_mean",) if name in ranking.checkpoints]
+    titles = ["#", "checkpoint", "mean score, %"]
+    columns = [_column(title, numeric=title != "checkpoint") for title in titles]
+    columns += [_column(f"{name[4:-6]}, %", numeric=True) for name in tasks]
+    columns += [_column("before, %", numeric=True) for _ in before]
+    columns += [_column(name, numeric=True) for name in shown]
     rows = []
-    for place, (_, row) in enumerate(table.iterrows(), 1):
-        scored = _is_number(row.get(ranking.target))
-        cells = [
-            str(place) if scored else "–",
-            *[str(row[point]) for point in points],
-            str(row["seed"]),
-            str(row["step"]),
-        ]
-        cells += [_with_error(row, column) for column in numbers]
-        if row["status"] == "diverged":
-            cells[len(points) + 3] = "diverged"
+    for row in ranking.checkpoints.to_dict("records"):
+        label = ranking.labels[row["checkpoint"]]
+        why = "" if row["status"] == "done" else row["status"]
+        cells = [_cell(row["rank"], formats.number), _cell(label, mark=why)]
+        cells += [_cell(row[ranking.target], lambda _, row=row: score_text(row, ranking.target))]
+        cells += [_cell(row[name], lambda _, row=row, name=name: score_text(row, name)) for name in tasks]
+        cells += [_cell(row[name], formats.percent) for name in before]
+        for name in shown:
+            place = row[f"rank/{name}"]
+            cells.append(_cell(row[name], formats.number, mark="" if _absent(place) else f"#{place}"))
         rows.append(cells)
-    return _table(head, rows, identity="ranking", num_words=len(points) + 1)
+    return {"columns": columns, "rows": rows}
 
 
-def _indicator_table(ranking: Ranking) -> str:
-    head = [
-        "indicator",
-        "better",
-        "pairwise accuracy",
-        "Spearman",
-        "Kendall",
-        "clear pairs",
-        "within noise",
-        "ties",
-        "missing",
-    ]
+def _agreement_table(ranking: Ranking) -> dict[str, Any]:
+    titles = ["pairs right", "clear pairs right", "Spearman", "Kendall", "over best config", "checkpoints"]
+    columns = [_column("indicator"), _column("better")] + [_column(title, numeric=True) for title in titles]
     rows = []
-    for one in ranking.indicators:
-        pairs = one.pairs
-        clear = pairs.clear_right + pairs.clear_wrong + pairs.clear_tied
-        accuracy = f" ({pairs.clear_accuracy:.0%})" if clear else ""
+    for item in ranking.associations:
+        marks = ["config, direction in hindsight"] if item.source == "config" else []
+        marks += [f"same order as {item.same_order_as}"] if item.same_order_as else []
+        mark = " · ".join(marks)
+        cells = [_cell(item.indicator, mark=mark), _cell(item.direction)]
+        for value in (item.accuracy, item.clear_accuracy, item.spearman, item.kendall, item.gain):
+            cells.append(_cell(value.value, lambda _, value=value: formats.estimate(value)))
+        missing = f"{item.num_missing} missing" if item.num_missing else ""
+        rows.append([*cells, _cell(item.num_checkpoints, formats.number, mark=missing)])
+    return {"columns": columns, "rows": rows}
+
+
+def _failure_table(run: Run, stages: pd.DataFrame) -> dict[str, Any]:
+    failures = {failure["stage"]: failure for failure in run.failures()}
+    rows = []
+    unfinished = stages[stages["status"] != "done"].drop_duplicates("id")
+    for row in unfinished[unfinished["status"] != "missing"].to_dict("records"):
+        failure = failures.get(row["id"], {})
+        cause = failure.get("cause", "")
+        if row["status"] == "diverged":
+            loss = formats.number(row.get(f"{row['kind']}/diverged_loss"))
+            step = formats.number(row.get(f"{row['kind']}/diverged_step"))
+            cause = f"loss {loss} nats per token at step {step}"
+        rows.append([_cell(row["status"]), _cell(row["id"]), _cell(cause), _cell(str(failure.get("log", "")))])
+    missing = unfinished[unfinished["status"] == "missing"]
+    for kind, number in missing["kind"].value_counts(sort=False).sort_index().items():
+        text = "not run: what they need failed or diverged, or the sweep is not finished"
+        rows.append([_cell("missing"), _cell(f"{number} × {kind}"), _cell(text), _cell("")])
+    return {"columns": [_column(title) for title in ("status", "stage", "cause", "log")], "rows": rows}
+
+
+def _cost_table(stages: pd.DataFrame) -> dict[str, Any]:
+    titles = ("stages", "time", "mean", "worker time", "tokens", "peak memory")
+    rows = []
+    done = stages[stages["wall_seconds"].notna()].drop_duplicates("id")
+    for kind, group in [*done.groupby("kind", sort=True), ("all", done)]:
+        if group.empty:
+            continue
+        wall = group["wall_seconds"]
+        workers = float((wall * group["world_size"].astype("float64")).sum())
+        tokens = _tokens(group)
+        memory = float(group["peak_memory_bytes"].astype("Float64").max())
         rows.append(
             [
-                one.name,
-                "low" if one.lower_is_better else "high",
-                _interval(one.pairwise_accuracy, "{:.2f}"),
-                _interval(one.spearman, "{:+.2f}"),
-                _interval(one.kendall, "{:+.2f}"),
-                f"{clear}{accuracy}",
-                str(pairs.noisy),
-                str(pairs.tied),
-                str(one.num_missing),
+                _cell(str(kind)),
+                _cell(len(group), formats.number),
+                _cell(float(wall.sum()), formats.seconds),
+                _cell(float(wall.mean()), formats.seconds),
+                _cell(workers, formats.seconds),
+                _cell(tokens, formats.count),
+                _cell(memory, formats.memory),
             ]
         )
-    return _table(head, rows, identity="indicators", num_words=2) if rows else "<p>Too few checkpoints.</p>"
+    return {"columns": [_column("kind"), *(_column(title, numeric=True) for title in titles)], "rows": rows}
 
 
-def _failures(run: Run, ranking: Ranking) -> str:
-    rows = [[f["stage"], f["trial"], str(f["attempts"]), f["cause"]] for f in run.failures()]
-    table = ranking.checkpoints
-    if len(table):
-        for _, row in table[table["status"] == "diverged"].iterrows():
-            rows.append([row["checkpoint"], row["trial"], "1", f"diverged: {name_of(row)}"])
-    return _table(["stage", "trial", "attempts", "cause"], rows, identity="failures") if rows else "<p>None.</p>"
+def _tokens(group: pd.DataFrame) -> float:
+    # A checkpoint's tokens are those of its whole trajectory so far: the last one of a trial has them all.
+    pretrain = group["kind"] == "pretrain"
+    whole = group[pretrain].groupby("trial")["num_tokens"].max().sum() if pretrain.any() else 0.0
+    total = float(whole) + float(group.loc[~pretrain, "num_tokens"].sum())
+    return total or math.nan
 
 
-def _cost(stages: pd.DataFrame) -> str:
-    if not len(stages):
-        return "<p>Nothing ran yet.</p>"
-    once = stages.drop_duplicates("stage")
-    rows = []
-    for kind, part in once.groupby("kind", sort=False):
-        seconds, workers = part["wall_seconds"], part["world_size"]
-        tokens = part.get(f"{kind}/num_tokens", pd.Series(dtype=float)).sum()
-        rows.append(
-            [
-                str(kind),
-                str(len(part)),
-                f"{seconds.sum():,.1f}",
-                f"{(seconds * workers).sum():,.1f}",
-                f"{part['peak_memory_bytes'].max() / 2**30:.2f}",
-                f"{tokens:,.0f}" if tokens else "",
-            ]
-        )
-    head = ["kind", "stages", "wall seconds", "worker seconds", "peak memory, GiB", "tokens"]
-    return _table(head, rows, identity="cost", num_words=1)
+def _provenance(run: Run, stages: pd.DataFrame) -> list[tuple[str, str]]:
+    def values(name: str) -> str:
+        return ", ".join(sorted(set(stages[name].dropna()))) or "—"
 
-
-def _provenance(stages: pd.DataFrame) -> str:
-    if not len(stages):
-        return ""
-    columns = ["host", "device", "git_commit", *[c for c in stages if str(c).startswith("version.")]]
-    rows = [
-        [str(column).removeprefix("version."), ", ".join(sorted({str(v) for v in stages[column].dropna()}))]
-        for column in columns
-        if column in stages
+    versions: dict[str, set[str]] = {}
+    for text in stages["versions"].dropna().unique():
+        for package, version in json.loads(text).items():
+            versions.setdefault(package, set()).add(version)
+    started = stages["started"].dropna()
+    return [
+        ("run", run.name),
+        ("store", run.store.url),
+        ("first stage started", str(started.min()) if len(started) else "—"),
+        ("last stage started", str(started.max()) if len(started) else "—"),
+        ("hosts", values("host")),
+        ("devices", values("device")),
+        ("raysweep commit", values("git_commit")),
+        *((package, ", ".join(sorted(found))) for package, found in sorted(versions.items())),
     ]
-    return _table(["what", "values"], rows, identity="provenance")
 
 
-def _table(head: list[str], rows: list[list[str]], *, identity: str, num_words: int | None = None) -> str:
-    """`num_words`: how many leading columns are words; the rest are numbers, set to the right."""
-    words = len(head) if num_words is None else num_words
-    kinds = ["" if index < words else " class=n" for index in range(len(head))]
-    top = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(head, kinds, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>\n"
-        for row in rows
-    )
-    return f'<div class=scroll><table id="{identity}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+def _scatter(ranking: Ranking) -> dict[str, Any] | None:
+    """One trace a variant, so that its checkpoints share a colour; x and text for every indicator to choose from."""
+    table = ranking.checkpoints[ranking.checkpoints[ranking.target].notna()]
+    names = [item.indicator for item in ranking.associations if item.source == "measured"]
+    if table.empty or not names:
+        return None
+    # The trace of the Hessian comes first: the claim a reader comes to check.
+    names.sort(key=lambda name: name != "flatness/hessian_trace")
+    traces = []
+    for _, group in table.groupby("variant", sort=True):
+        labels = [ranking.labels[checkpoint] for checkpoint in group["checkpoint"]]
+        scores = [score_text(row, ranking.target) for row in group.to_dict("records")]
+        traces.append(
+            {
+                "x": [_numbers(group[name]) for name in names],
+                "x_error": [_numbers(group[f"{name}_stderr"]) if f"{name}_stderr" in group else [] for name in names],
+                "y": _numbers(100 * group[ranking.target]),
+                "y_error": _numbers(100 * group[f"{ranking.target}_stderr"])
+                if f"{ranking.target}_stderr" in group
+                else [],
+                "text": [
+                    [
+                        _for_chart(f"{label}\nscore {score} %\n{name} {formats.number(value)}")
+                        for label, score, value in zip(labels, scores, group[name], strict=True)
+                    ]
+                    for name in names
+                ],
+            }
+        )
+    return {
+        "indicators": names,
+        "titles": [_for_chart(f"{name} ({direction_of(name) or 'declared'} is better)") for name in names],
+        "logs": [bool((table[name].dropna() > 0).all()) and "trace" in name for name in names],
+        "y_title": _for_chart(f"{ranking.target}, %"),
+        "traces": traces,
+    }
 
 
-def _chart(index: int, chart: Chart) -> str:
-    # Inside a script nothing is markup but `<`, which JSON can write otherwise.
-    data = chart.figure.to_json().replace("<", "\\u003c")
-    return (
-        f"<section><h2>{escape(chart.title)}</h2><p>{escape(chart.caption)}</p>"
-        f'<div class=chart id="chart{index}"></div>'
-        f'<script type="application/json" data-chart="chart{index}">{data}</script></section>'
-    )
+def _agreement_chart(ranking: Ranking) -> dict[str, Any] | None:
+    items = [item for item in ranking.associations if item.same_order_as is None]
+    if not items:
+        return None
+    traces = []
+    for source in ("measured", "config"):
+        part = [item for item in items if item.source == source]
+        if part:
+            traces.append(
+                {
+                    "name": {"measured": "measured indicator", "config": "config only"}[source],
+                    "x": _numbers(item.accuracy.value for item in part),
+                    "y": [_for_chart(item.indicator) for item in part],
+                    "above": _numbers(item.accuracy.high - item.accuracy.value for item in part),
+                    "below": _numbers(item.accuracy.value - item.accuracy.low for item in part),
+                    "text": [
+                        _for_chart(
+                            f"{item.indicator} ({item.direction})\n{formats.estimate(item.accuracy)} of pairs right"
+                        )
+                        for item in part
+                    ],
+                }
+            )
+    return {"order": [_for_chart(item.indicator) for item in reversed(items)], "traces": traces}
 
 
-def _short(column: Any) -> str:
-    return str(column).removeprefix("indicators/").removeprefix("sft/").removeprefix("flatness/").replace("_", " ")
+def _loss(run: Run, stages: pd.DataFrame) -> list[dict[str, Any]] | None:
+    """A curve for each trial, of its last finished checkpoint: that one's curve.jsonl holds the trajectory so far."""
+    finished = stages[(stages["kind"] == "pretrain") & (stages["status"] == "done")].sort_values("step")
+    traces = []
+    for _, row in finished.groupby("trial", sort=True).tail(1).sort_values("trial").iterrows():
+        path = run.store.folder(row["id"]) / "curve.jsonl"
+        if not path.exists():
+            continue
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        size = max(1, math.ceil(len(lines) / MAX_POINTS))
+        parts = [lines[start : start + size] for start in range(0, len(lines), size)]
+        means = [sum(line["loss_nats_per_token"] for line in part) / len(part) for part in parts]
+        steps = [part[-1]["step"] for part in parts]
+        point = {
+            name.removeprefix("point."): row[name]
+            for name in stages.columns
+            if name.startswith("point.") and not _absent(row[name])
+        }
+        label = f"{formats.point_text(point)}\nseed {row['seed']}"
+        text = [
+            _for_chart(f"{label}\nstep {step}: {formats.number(loss)}") for step, loss in zip(steps, means, strict=True)
+        ]
+        traces.append({"x": steps, "y": _numbers(means), "text": text})
+    return traces or None
 
 
-def _with_error(row: Any, column: str) -> str:
-    value = row.get(column)
-    if not _is_number(value):
-        return ""
-    error = row.get(f"{column}_stderr")
-    if not _is_number(error) and _is_number(row.get(f"{column}_sd")):
-        error = row[f"{column}_sd"] / math.sqrt(row[f"{column}_num_seeds"])
-    return _digits(value) + (f" ± {_digits(error)}" if _is_number(error) else "")
+def _column(title: str, *, numeric: bool = False) -> dict[str, Any]:
+    return {"title": title, "numeric": numeric}
 
 
-def _digits(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}" if abs(value) < 10_000 else f"{value:.3g}"
+def _cell(value: Any, text: Any = str, *, mark: str = "") -> dict[str, Any]:
+    """A table cell: what is shown, and the key it is sorted by (empty where the value is missing)."""
+    if _absent(value):
+        return {"text": "—", "sort": "", "mark": mark}
+    return {"text": text(value), "sort": value, "mark": mark}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _absent(value: Any) -> bool:
+    return value is None or str(value) in ("<NA>", "nan")
 
 
-def _interval(interval: Any, form: str) -> str:
-    if math.isnan(interval.value):
-        return "undefined"
-    text = form.format(interval.value)
-    return text if math.isnan(interval.low) else f"{text} [{form.format(interval.low)}, {form.format(interval.high)}]"
+def _numbers(values: Any) -> list[float | None]:
+    return [None if _absent(value) or math.isinf(value) else float(value) for value in values]
 
 
-def _percent(value: float) -> str:
-    return "unknown" if math.isnan(value) else f"{value:.0%}"
+def _for_chart(text: str) -> str:
+    """Plotly renders a little HTML in its texts: entities for the user's, line breaks for ours."""
+    return html.escape(text, quote=False).replace("\n", "<br>")
+
+
+def _for_script(value: Mapping[str, Any] | Sequence[Any]) -> str:
+    """JSON that cannot close the script element it stands in."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _shipped(name: str) -> str:
+    return files("raysweep.analysis").joinpath(name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    # An inline script ends at the first closing tag, wherever it stands.
+    return str(get_plotlyjs()).replace("</script", "<\\/script")
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,76 @@
+"use strict";
+// Tables: a click on a heading sorts by it; empty keys (missing values) stay last either way.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+    const up = head.getAttribute("aria-sort") !== "ascending";
+    heads.forEach((other) => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const numeric = head.classList.contains("num");
+    const key = (row) => row.cells[column].dataset.sort;
+    const order = (a, b) => (numeric ? key(a) - key(b) : key(a).localeCompare(key(b))) * (up ? 1 : -1);
+    const rows = [...table.tBodies[0].rows];
+    rows.sort((a, b) => (key(a) === "") - (key(b) === "") || (key(a) === "" ? 0 : order(a, b)));
+    table.tBodies[0].append(...rows);
+  }));
+}
+const best = document.querySelector("#ranking-table tbody tr");
+if (best && best.cells[0].dataset.sort === "1") best.classList.add("best");
+
+const data = document.getElementById("charts");
+if (data) {
+  const charts = JSON.parse(data.textContent);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const colors = ["#3b76e8", "#e8743b", "#19a979", "#c04cd0", "#d8a800", "#13a4b4", "#e0425e", "#7b61d9", "#7c8a3a", "#8c6d5a"];
+  const axis = (more) => ({ gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true, ...more });
+  const layout = (x, y, more) => ({
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", colorway: colors,
+    font: { color: css("--ink"), family: "system-ui, sans-serif", size: 13 },
+    margin: { l: 60, r: 16, t: 12, b: 50 }, hovermode: "closest",
+    hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink") }, align: "left" },
+    xaxis: axis(x), yaxis: axis(y), ...more,
+  });
+  const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const hover = "%{text}<extra></extra>";
+
+  const scatter = () => {
+    const { traces, titles, logs } = charts.scatter;
+    const chosen = Number(document.getElementById("indicator").value);
+    const drawn = traces.map((trace) => ({
+      ...trace, x: trace.x[chosen], text: trace.text[chosen], hovertemplate: hover, type: "scatter", mode: "markers",
+      marker: { size: 10, line: { width: 1, color: css("--card") } },
+      error_x: { type: "data", array: trace.x_error[chosen], thickness: 1, width: 3 },
+      error_y: { type: "data", array: trace.y_error, thickness: 1, width: 3 },
+    }));
+    Plotly.react("scatter-chart", drawn, layout(
+      { title: { text: titles[chosen] }, type: logs[chosen] ? "log" : "linear" },
+      { title: { text: charts.scatter.y_title } }, { showlegend: false }), options);
+  };
+  const agreement = () => {
+    const drawn = charts.agreement.traces.map((trace, index) => ({
+      ...trace, hovertemplate: hover, type: "scatter", mode: "markers",
+      marker: { size: 10, symbol: index ? "diamond" : "circle" },
+      error_x: { type: "data", symmetric: false, array: trace.above, arrayminus: trace.below, thickness: 1.5, width: 4 },
+    }));
+    document.getElementById("agreement-chart").style.height = `${120 + 28 * charts.agreement.order.length}px`;
+    Plotly.react("agreement-chart", drawn, layout(
+      { title: { text: "share of pairs ordered right" }, range: [-0.02, 1.02] },
+      { type: "category", categoryorder: "array", categoryarray: charts.agreement.order },
+      { legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 60, r: 16, t: 36, b: 50 },
+        shapes: [{ type: "line", x0: 0.5, x1: 0.5, y0: 0, y1: 1, yref: "paper", line: { dash: "dot", color: css("--soft"), width: 1 } }] }), options);
+  };
+  const loss = () => {
+    const drawn = charts.loss.map((trace) => ({ ...trace, hovertemplate: hover, type: "scatter", mode: "lines", line: { width: 1.7 } }));
+    Plotly.react("loss-chart", drawn, layout(
+      { title: { text: "step" } }, { title: { text: "loss, nats per token" } }, { showlegend: false }), options);
+  };
+  const draw = () => {
+    if (charts.scatter) scatter();
+    if (charts.agreement) agreement();
+    if (charts.loss) loss();
+  };
+  if (charts.scatter) document.getElementById("indicator").addEventListener("change", scatter);
+  dark.addEventListener("change", draw);
+  draw();
+}

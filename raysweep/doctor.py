@@ -1,0 +1,84 @@
+"""Whether this machine can run a sweep: versions, devices, compiler, store."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raysweep.store import Store
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding."""
+
+    name: str
+    ok: bool
+    message: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def checks(store: Store) -> list[Check]:
+    """All findings, in an order of what needs what."""
+    found = []
+    for name, look in (
+        ("python", _python),
+        ("packages", _packages),
+        ("torch", _torch),
+        ("compiler", _compiler),
+        ("shared memory", _shared_memory),
+        ("store", lambda: _store(store)),
+    ):
+        try:
+            found.append(Check(name, *look()))
+        except Exception as error:  # A broken installation is what is looked for.
+            found.append(Check(name, False, f"{type(error).__name__}: {error}"))
+    return found
+
+
+Finding = tuple[bool, str]
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return (3, 11) <= sys.version_info[:2] <= (3, 13), f"{version}; 3.11 to 3.13 are supported"
+
+
+def _packages() -> Finding:
+    names = ("ray", "transformers", "accelerate", "deepspeed", "optuna", "pandas")
+    return True, ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+
+
+def _torch() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        return True, f"{torch.__version__}; {len(gpus)} GPU(s): {', '.join(gpus)}"
+    return True, f"{torch.__version__}; no GPU, {os.cpu_count()} CPUs: gloo and fp32"
+
+
+def _compiler() -> Finding:
+    missing = [name for name in ("ninja", "gcc", "g++") if shutil.which(name) is None]
+    if missing:
+        return False, f"{', '.join(missing)} not found: DeepSpeed compiles an operator at first use; install them"
+    return True, "ninja, gcc, g++"
+
+
+def _shared_memory() -> Finding:
+    free = shutil.disk_usage("/dev/shm").free / 2**30
+    return free >= 1, f"{free:.1f} GiB free in /dev/shm" + ("" if free >= 1 else ": Ray wants 1 GiB or more")
+
+
+def _store(store: Store) -> Finding:
+    store.check_writable()
+    if not store.is_local:
+        return True, f"{store.url}: can be written and read"
+    return True, f"{store.url}: can be written; {shutil.disk_usage(store.root).free / 2**30:.1f} GiB free"
