@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from raysweep.store import Store
@@ -33,6 +35,7 @@ def checks(store: Store) -> list[Check]:
         ("packages", _packages),
         ("torch", _torch),
         ("compiler", _compiler),
+        ("deepspeed", _deepspeed),
         ("shared memory", _shared_memory),
         ("store", lambda: _store(store)),
     ):
@@ -70,6 +73,21 @@ def _compiler() -> Finding:
     if missing:
         return False, f"{', '.join(missing)} not found: DeepSpeed compiles an operator at first use; install them"
     return True, "ninja, gcc, g++"
+
+
+def _deepspeed() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return True, "on GPUs nothing is compiled for ZeRO"
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    # Compiled here once, and kept, rather than in front of the first training step.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with contextlib.redirect_stdout(sys.stderr):
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
+    return True, "its CPU communication operator compiles and loads"
 
 
 def _shared_memory() -> Finding:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
+PLAIN_WIDTH = 140
+"""Columns of the tables where stdout is no terminal."""
+
 FEW_VARIANTS = 8
 """Below it a bootstrap over variants has too few to draw from, and its intervals are too narrow."""
 
@@ -335,6 +338,7 @@ def format_terminal(ranking: Ranking, *, width: int | None = None, color: bool |
     from rich.text import Text
 
     color = sys.stdout.isatty() if color is None else color
+    width = width or (None if sys.stdout.isatty() else PLAIN_WIDTH)
     console = Console(file=StringIO(), force_terminal=color, no_color=not color, width=width, highlight=False)
     if ranking.best is None:
         console.print("No checkpoint has a score yet.")

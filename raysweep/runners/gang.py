@@ -11,12 +11,14 @@ import gc
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from raysweep.errors import Diverged, RaysweepError
@@ -264,6 +266,8 @@ def make_worker(
     transformers.utils.logging.disable_progress_bar()
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+        # DeepSpeed calls `ninja`, which lies beside the interpreter; it need not be on a user's path.
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
     else:
         device = "cuda:0"  # Ray shows each worker its own GPU alone.
