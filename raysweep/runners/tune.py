@@ -161,6 +161,10 @@ class _Ends(tune.Callback):  # type: ignore[misc]
     def __init__(self, run: Run, report: Report, *, prunes: bool) -> None:
         self._run, self._report, self._prunes = run, report, prunes
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles callbacks into its own experiment state, which is never restored from."""
+        return {}
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
         if self._prunes and result.get("raysweep_trial") and not result.get("done"):

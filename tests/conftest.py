@@ -1,0 +1,67 @@
+"""Tiny real things that the tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+from tiny import TINY
+
+# One thread a process: the tests' own processes share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from raysweep.data.pcfg import PCFG
+from raysweep.space import SearchSpace, load
+from raysweep.stages.tokenize import Tokenize
+from raysweep.store import Store
+from raysweep.worker import Worker
+
+
+@pytest.fixture
+def grammar() -> PCFG:
+    """A small grammar."""
+    return PCFG(
+        num_words_total=16,
+        num_nonterminals=4,
+        num_rules=2,
+        num_words=3,
+        sentence_length=4,
+        num_train_sentences=400,
+        num_valid_sentences=40,
+    )
+
+
+@pytest.fixture
+def tokens_dir(grammar: PCFG, tmp_path: Path) -> Path:
+    """The tokens folder of `grammar`."""
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    Tokenize(corpus=grammar).run({}, folder, Worker())
+    return folder
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path):
+    """Writes a sweep file, by default the tiny one, and gives its path."""
+
+    def write(text: str = TINY, **replaced: str) -> Path:
+        for old, new in replaced.items():
+            text = text.replace(f"{old}:", f"{new}:")
+        path = tmp_path / "tiny.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def tiny_space(sweep_file) -> SearchSpace:
+    """The tiny sweep, loaded."""
+    return load(sweep_file())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store(tmp_path / "store")

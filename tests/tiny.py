@@ -1,0 +1,37 @@
+"""A sweep that takes seconds, and what of a run must not depend on how it went."""
+
+from raysweep.runs import Run
+
+TINY = """\
+name: tiny
+pretrain:
+  data: {name: pcfg, vocabulary: 16, num_nonterminals: 4, num_rules: 2, num_words: 3, sentence_length: 4,
+         num_train_sentences: 400, num_valid_sentences: 40}
+  model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
+  optimizer: {name: adamw, lr: 1e-2}
+  steps: 12
+  batch_sequences: 8
+  sequence_length: 5
+  checkpoints: [6, 12]
+sweep:
+  pretrain.optimizer.lr: {grid: [1e-2, 3e-3]}
+flatness: {num_sequences: 8, batch_sequences: 4, num_probes: 1}
+indicators: {kshot: 2, max_sequences: 16, max_examples: 20}
+sft:
+  tasks:
+    span: {form: pcfg_span, span: 2, num_train: 40, num_valid: 20, num_test: 20}
+  lrs: [1e-3, 1e-2]
+  hyperparameters: {epochs: 1}
+"""
+
+
+def results_of(run: Run) -> dict[str, object]:
+    """All that must not depend on how a run went: metrics and files of every finished stage."""
+    ids = {stage.id for trial in run.trials() for stage in trial.stages}
+    found = {}
+    for stage_id in sorted(ids):
+        record = run.store.get(stage_id)
+        assert record is not None, f"{stage_id} is not finished"
+        files = {name: entry["sha256"] for name, entry in record.files.items()}
+        found[stage_id] = (dict(record.metrics), files)
+    return found

@@ -1,0 +1,181 @@
+"""Sweep files: what is read, what is refused and in what words."""
+
+import pytest
+from tiny import TINY
+
+from raysweep.errors import DataError, SpaceError
+from raysweep.space import load
+
+
+def expand(path) -> None:
+    space = load(path)
+    for point in space.points():
+        space.trial(point, 0)
+
+
+def refuse(sweep_file, old: str, new: str, *words: str, error: type[Exception] = SpaceError) -> str:
+    assert old in TINY
+    path = sweep_file(TINY.replace(old, new))
+    with pytest.raises(error) as caught:
+        expand(path)
+    message = str(caught.value)
+    for word in words:
+        assert word in message
+    return message
+
+
+def test_a_grid_crosses_all_values(sweep_file):
+    text = TINY.replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2, 3e-3]}\n  pretrain.model.num_layers: {grid: [1, 2]}")
+    space = load(sweep_file(text))
+    points = list(space.points())
+    assert len(points) == 4
+    assert {space.trial(point, 0).variant_id for point in points} == {space.trial(p, 1).variant_id for p in points}
+    assert len({space.trial(point, seed).id for point in points for seed in (0, 1)}) == 8
+
+
+def test_unknown_key_names_file_line_and_nearest(sweep_file):
+    refuse(sweep_file, "  steps: 12", "  stepz: 12", "tiny.yaml:7", "pretrain.stepz", "did you mean 'steps'")
+
+
+def test_all_findings_come_at_once(sweep_file):
+    text = TINY.replace("lr: 1e-2}", "lr: fast}").replace("batch_sequences: 8", "batch_sequences: 0")
+    with pytest.raises(SpaceError) as caught:
+        load(sweep_file(text))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert "pretrain.optimizer.lr" in lines[0]
+    assert "fast" in lines[0]
+    assert "pretrain.batch_sequences" in lines[1]
+    assert "greater than or equal to 1, not 0" in lines[1]
+
+
+def test_yaml_numbers_and_words(sweep_file):
+    space = load(sweep_file(TINY.replace("name: tiny", "name: on")))
+    assert space.declared.name == "on"
+    assert space.declared.pretrain.optimizer.lr == 0.01
+
+
+def test_duplicate_key(sweep_file):
+    refuse(sweep_file, "  steps: 12", "  steps: 12\n  steps: 13", "tiny.yaml:8", "duplicate key")
+
+
+def test_wrong_type(sweep_file):
+    refuse(sweep_file, "steps: 12", "steps: many", "pretrain.steps", "valid integer", '"many"')
+
+
+def test_wrong_name(sweep_file):
+    refuse(sweep_file, "{name: adamw, lr", "{name: adam, lr", "no name 'adam', did you mean 'adamw'", "sgd")
+
+
+def test_empty_grid(sweep_file):
+    refuse(sweep_file, "{grid: [1e-2, 3e-3]}", "{grid: []}", "sweep.pretrain.optimizer.lr", "at least 1 item")
+
+
+def test_checkpoint_beyond_the_last_step(sweep_file):
+    refuse(sweep_file, "checkpoints: [6, 12]", "checkpoints: [6, 13]", "step 13 is not within 1 to 12")
+
+
+def test_steps_and_tokens(sweep_file):
+    refuse(sweep_file, "  steps: 12", "  steps: 12\n  tokens: 100", "either steps or tokens")
+
+
+def test_sweep_path_that_is_none(sweep_file):
+    refuse(sweep_file, "pretrain.optimizer.lr: {", "pretrain.optimiser.lr: {", "did you mean 'optimizer'")
+    refuse(sweep_file, "pretrain.optimizer.lr: {", "flatness.seed: {", "starts with 'pretrain.'")
+
+
+def test_bad_swept_value_names_the_point(sweep_file):
+    refuse(sweep_file, "{grid: [1e-2, 3e-3]}", "{grid: [1e-2, -1]}", "sweep.pretrain.optimizer.lr", "-1")
+
+
+def test_range_in_a_grid_search(sweep_file):
+    refuse(sweep_file, "{grid: [1e-2, 3e-3]}", "{loguniform: [1e-3, 1e-2]}", "random or optuna")
+
+
+def test_bounds_in_order(sweep_file):
+    refuse(sweep_file, "{grid: [1e-2, 3e-3]}", "{uniform: [2, 1]}", "low below high")
+
+
+def test_random_points_do_not_depend_on_their_number(sweep_file):
+    text = TINY.replace("{grid: [1e-2, 3e-3]}", "{loguniform: [1e-3, 1e-2]}")
+    few = load(sweep_file(text + "search: {name: random, num_trials: 3}\n"))
+    many = load(sweep_file(text + "search: {name: random, num_trials: 8}\n"))
+    assert list(few.points()) == list(many.points())[:3]
+
+
+def test_named_values_may_have_any_shape(sweep_file):
+    named = "{grid: {hot: {name: adamw, lr: 0.1}, sgd: {name: sgd, lr: 0.1}}}"
+    space = load(
+        sweep_file(TINY.replace("pretrain.optimizer.lr: {grid: [1e-2, 3e-3]}", f"pretrain.optimizer: {named}"))
+    )
+    points = list(space.points())
+    assert points == [{"pretrain.optimizer": "hot"}, {"pretrain.optimizer": "sgd"}]
+    assert space.trial(points[1], 0).stages[1].spec.recipe.optimizer.name == "sgd"
+
+
+def test_task_that_does_not_fit_the_corpus(sweep_file, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answers": ["a"]}\n')
+    task = "span: {form: qa, train: a.jsonl, test: a.jsonl}"
+    refuse(sweep_file, "span: {form: pcfg_span, span: 2, num_train: 40, num_valid: 20, num_test: 20}", task, "pcfg")
+
+
+def test_span_that_the_grammar_has_not(sweep_file):
+    refuse(sweep_file, "span: 2,", "span: 3,", "sft.tasks.span.span 3", "[1, 2, 4]")
+
+
+def test_missing_data_file(sweep_file, tmp_path):
+    text = TINY[: TINY.index("  data:")] + "  data: {name: text, domains: {a: {train: nowhere/*.txt}}}\n"
+    text += TINY[TINY.index("  model:") :]
+    with pytest.raises(DataError, match=r"pretrain\.data\.domains\.a\.train: no file matches 'nowhere/\*\.txt'"):
+        load(sweep_file(text))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "a.jsonl:2: not JSON"),
+        (
+            '{"question": "q", "choices": ["x", "y"], "answer": 2}',
+            "a.jsonl:2: field 'answer' must be",
+        ),
+        ('{"choices": ["x", "y"], "answer": 0}', "a.jsonl:2: field 'question'"),
+    ],
+)
+def test_malformed_task_file(sweep_file, tmp_path, line, words):
+    good = '{"question": "q", "choices": ["x", "y"], "answer": 1}'
+    (tmp_path / "a.jsonl").write_text(f"{good}\n{line}\n")
+    task = "span: {form: multiple_choice, train: a.jsonl, test: a.jsonl}"
+    old = "span: {form: pcfg_span, span: 2, num_train: 40, num_valid: 20, num_test: 20}"
+    refuse(sweep_file, old, task, words, error=DataError)
+
+
+def test_empty_task_file(sweep_file, tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n")
+    old = "span: {form: pcfg_span, span: 2, num_train: 40, num_valid: 20, num_test: 20}"
+    refuse(sweep_file, old, "span: {form: qa, train: a.jsonl, test: a.jsonl}", "no examples", error=DataError)
+
+
+def test_missing_sweep_file(tmp_path):
+    with pytest.raises(SpaceError, match="no such file"):
+        load(tmp_path / "none.yaml")
+
+
+def test_optuna_needs_objectives_and_one_seed(sweep_file):
+    refuse(sweep_file, "name: tiny", "search: {name: optuna, num_trials: 3}\nname: tiny", "objectives is missing")
+    optuna = "search: {name: optuna, num_trials: 3, objectives: [{metric: sft/mean_score, mode: max}]}\nseeds: [0, 1]\n"
+    refuse(sweep_file, "name: tiny", optuna + "name: tiny", "seeds holds one")
+
+
+def test_resources_are_no_identity(sweep_file):
+    one = load(sweep_file())
+    two = load(sweep_file(TINY + "resources: {workers: 2, zero_stage: 2}\n"))
+    point = next(iter(one.points()))
+    assert one.trial(point, 0).id == two.trial(point, 0).id
+    assert one.run_name() == two.run_name()
+
+
+def test_another_checkpoint_leaves_the_others_ids(sweep_file):
+    point = {"pretrain.optimizer.lr": 0.01}
+    before = {stage.id for stage in load(sweep_file()).trial(point, 0).stages}
+    after = {stage.id for stage in load(sweep_file(TINY.replace("[6, 12]", "[6, 9, 12]"))).trial(point, 0).stages}
+    assert before < after

@@ -1,0 +1,136 @@
+"""The store: whole or not at all, verified on reading, on disk and on a URL."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raysweep.errors import StoreError
+from raysweep.runs import Run, StageRow, TrialRow
+from raysweep.store import Record, Store
+
+EMPTY = Record(id="x-1", kind="x", status="done", spec={"a": 1}, inputs={}, metrics={"m": 0.5}, provenance={}, files={})
+
+
+@pytest.fixture(params=["local", "memory"])
+def any_store(request, tmp_path, monkeypatch) -> Store:
+    """A local store and one on an object store's interface."""
+    if request.param == "local":
+        return Store(tmp_path / "store")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Store(f"memory://{tmp_path.name}")
+
+
+def put(store: Store, stage_id: str = "x-1", text: str = "weights") -> Record:
+    with store.claim(stage_id):
+        out = store.work_dir(stage_id)
+        (out / "sub").mkdir()
+        (out / "sub" / "file").write_text(text)
+        return store.commit(replace(EMPTY, id=stage_id), out)
+
+
+def test_what_is_put_is_found(any_store):
+    assert any_store.get("x-1") is None
+    record = put(any_store)
+    assert any_store.get("x-1") == record
+    assert (any_store.folder("x-1") / "sub" / "file").read_text() == "weights"
+    assert any_store.finished_ids() == {"x-1"}
+    assert [found.id for found in any_store.records()] == ["x-1"]
+
+
+def test_another_machine_finds_it_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    record = put(Store(f"memory://shared-{tmp_path.name}"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    other = Store(f"memory://shared-{tmp_path.name}")
+    assert other.get("x-1") == record
+    assert (other.folder("x-1") / "sub" / "file").read_text() == "weights"
+
+
+@pytest.mark.parametrize("damage", ["truncate", "alter", "delete"])
+def test_damaged_file_is_named_and_not_used(store, caplog, damage):
+    put(store)
+    path = store.folder("x-1") / "sub" / "file"
+    if damage == "truncate":
+        path.write_text("weig")
+    elif damage == "alter":
+        path.write_text("weighty")
+    else:
+        path.unlink()
+    assert store.get("x-1") is None
+    assert "sub/file" in caplog.text
+    with pytest.raises(StoreError, match="run its sweep again"):
+        store.folder("x-1")
+    put(store)
+    assert store.folder("x-1").joinpath("sub/file").read_text() == "weights"
+
+
+def test_alteration_of_same_size_and_time_is_seen_by_a_fresh_process(store):
+    put(store)
+    path = store.folder("x-1") / "sub" / "file"
+    stat = path.stat()
+    path.write_text("WEIGHTS")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert Store(store.url).get("x-1") is None
+
+
+def test_altered_record_is_not_used(store, caplog):
+    put(store)
+    path = store.root / "stages" / "x-1" / "record.json"
+    body = json.loads(path.read_text())
+    body["metrics"]["m"] = 0.9
+    path.write_text(json.dumps(body))
+    assert store.get("x-1") is None
+    assert "checksum" in caplog.text
+
+
+def test_unfinished_work_is_invisible(store):
+    with store.claim("x-1"):
+        (store.work_dir("x-1") / "file").write_text("half")
+    assert store.get("x-1") is None
+    assert store.finished_ids() == set()
+
+
+def test_no_store_at_an_unknown_url():
+    with pytest.raises(StoreError, match="nosuch"):
+        Store("nosuch://bucket")
+
+
+def row(trial: str) -> TrialRow:
+    stage = StageRow(id="x-1", kind="x", step=None, checkpoint=None, task=None, inputs={})
+    return TrialRow(trial=trial, variant="v", point={"a": 1}, seed=0, stages=(stage,))
+
+
+def test_run_keeps_trials_once_and_survives_a_cut_line(store):
+    run = Run.create(store, "r", sweep_text="x", identity="{}")
+    run.add_trial(row("t1"))
+    run.add_trial(row("t1"))
+    with (run.folder / "trials.jsonl").open("a") as file:
+        file.write('{"trial": "t2", "var')
+    again = Run.create(store, "r", sweep_text="x", identity="{}")
+    again.add_trial(row("t3"))
+    assert [found.trial for found in again.trials()] == ["t1", "t3"]
+
+
+def test_run_of_another_sweep_is_refused(store):
+    Run.create(store, "r", sweep_text="x", identity='{"lr": 1}')
+    with pytest.raises(StoreError, match="belongs to another sweep"):
+        Run.create(store, "r", sweep_text="y", identity='{"lr": 2}')
+
+
+def test_unknown_run_lists_those_there_are(store):
+    Run.create(store, "mine", sweep_text="x", identity="{}")
+    with pytest.raises(StoreError, match="runs there: mine"):
+        Run.find(store, "yours")
+    assert Run.find(store, str(Path("somewhere") / "mine")).name == "mine"
+
+
+def test_failures_are_kept_until_the_stage_is_done(store):
+    run = Run.create(store, "r", sweep_text="x", identity="{}")
+    for _ in range(2):
+        run.add_failure("x-1", kind="x", trial="t1", cause="disk full", log="...")
+    assert [(f["stage"], f["attempts"]) for f in run.failures()] == [("x-1", 2)]
+    run.clear_failure("x-1")
+    assert run.failures() == []
