@@ -11,6 +11,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -81,23 +82,27 @@ class StageSpec(Spec):
 
 def canonical(value: Any) -> Any:
     """What of `value` is identity, as plain JSON values. Raises TypeError on what has no stable form."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
     if isinstance(value, Spec):
-        fields = {}
-        for name, info in type(value).model_fields.items():
-            item = getattr(value, name)
-            if any(isinstance(mark, Provenance) for mark in info.metadata):
-                continue
-            if any(isinstance(mark, Neutral) and mark.value == item for mark in info.metadata):
-                continue
-            fields[name] = canonical(item)
+        items = ((name, getattr(value, name), neutral) for name, neutral in _hashed_fields(type(value)))
+        fields = {name: canonical(item) for name, item, neutral in items if not (neutral and neutral.value == item)}
         return fields | ({"VERSION": value.VERSION} if value.VERSION != 1 else {})
     if isinstance(value, Mapping):
         return {str(key): canonical(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [canonical(item) for item in value]
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
     raise TypeError(f"no stable form for {type(value).__name__}: {value!r}; declare it with JSON types or a Spec")
+
+
+@cache
+def _hashed_fields(spec: type[Spec]) -> tuple[tuple[str, Neutral | None], ...]:
+    """Fields that are identity, each with its neutral value if it has one."""
+    return tuple(
+        (name, next((mark for mark in info.metadata if isinstance(mark, Neutral)), None))
+        for name, info in spec.model_fields.items()
+        if not any(isinstance(mark, Provenance) for mark in info.metadata)
+    )
 
 
 def fingerprint(value: Any) -> str:

@@ -213,7 +213,7 @@ def _candidates(
         if not pd.api.types.is_numeric_dtype(table[name]):
             skipped[name] = "words have no order"
             continue
-        values: Floats = table[name].astype("Float64").to_numpy(dtype=np.float64, na_value=math.nan)
+        values = np.array(table[name].astype("Float64").to_numpy(na_value=math.nan), dtype=np.float64)
         if direction:
             candidates[name] = values, "measured", direction
         else:

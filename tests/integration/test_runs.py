@@ -1,0 +1,233 @@
+"""Whole sweeps: inline and on Ray, interrupted and gone on with, equal to the bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import TINY, results_of
+
+from raysweep.errors import ClusterError
+from raysweep.runners import run_sweep
+from raysweep.runs import Run
+from raysweep.space import load
+from raysweep.store import Store
+
+RAY = TINY + "resources: {workers: 2, zero_stage: 2, max_retries: 2}\n"
+
+DRIVER = """
+import sys
+from raysweep.cli import main
+sys.exit(main(["run", sys.argv[1], "--store", sys.argv[2]]))
+"""
+
+
+def drive(sweep: Path, store: Path) -> subprocess.Popen[bytes]:
+    log = (store.parent / "driver.log").open("ab")
+    # A session of its own, as a shell gives a background job: killing the driver alone leaves the rest to Ray.
+    command = [sys.executable, "-c", DRIVER, str(sweep), str(store)]
+    return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def wait_for(condition, *, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing came in time"
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    """All processes below one, by /proc."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, IndexError):
+                continue
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found - {pid})
+
+
+def gang_workers(pid: int) -> list[int]:
+    """Processes of the gang: Ray shows an actor's class in its process's name."""
+    named = []
+    for child in children(pid):
+        try:
+            title = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if "RankActor" in title:
+            named.append(child)
+    return named
+
+
+def test_inline_runs_every_stage(tiny_space, store):
+    run = run_sweep(tiny_space, store, runner="inline")
+    assert run.failures() == []
+    found = results_of(run)
+    kinds = {stage_id.rsplit("-", 1)[0] for stage_id in found}
+    assert kinds == {"tokenize", "pretrain", "indicators", "flatness", "probe", "sft"}
+
+
+def test_inline_again_runs_nothing(tiny_space, store):
+    first = results_of(run_sweep(tiny_space, store, runner="inline"))
+    events = []
+    again = run_sweep(tiny_space, store, runner="inline", show=events.append)
+    assert results_of(again) == first
+    assert not [event for event in events if event["event"] in ("started", "finished")]
+
+
+def test_only_what_an_edit_changed_runs(sweep_file, tiny_space, store):
+    run_sweep(tiny_space, store, runner="inline")
+    edited = load(sweep_file(TINY.replace("lrs: [1e-3, 1e-2]", "lrs: [1e-3, 1e-2, 3e-2]")))
+    events = []
+    run = run_sweep(edited, store, runner="inline", show=events.append)
+    started = [event for event in events if event["event"] == "started"]
+    assert {event["kind"] for event in started} == {"sft"}
+    assert len(started) == 4  # two variants, two checkpoints
+    assert run.name != Run.all(store)[0].name
+
+
+def test_altered_checkpoint_is_made_again_to_the_same_bits(tiny_space, store):
+    before = results_of(run_sweep(tiny_space, store, runner="inline"))
+    stage_id = next(stage_id for stage_id in before if stage_id.startswith("pretrain"))
+    weights = store.folder(stage_id) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    events = []
+    run = run_sweep(tiny_space, store, runner="inline", show=events.append)
+    assert [event["stage"] for event in events if event["event"] == "started"] == [stage_id]
+    assert results_of(run) == before
+
+
+def test_divergence_is_an_outcome(sweep_file, store):
+    # Without clipping, and with steps that leave the finite numbers.
+    text = TINY.replace("lr: 1e-2}", "lr: 1e-2}\n  clip_norm: null").replace(
+        "pretrain.optimizer.lr: {grid: [1e-2, 3e-3]}",
+        "pretrain.optimizer: {grid: {tame: {name: adamw, lr: 1e-2}, wild: {name: sgd, lr: 1e30}}}",
+    )
+    run = run_sweep(load(sweep_file(text)), store, runner="inline")
+    assert run.failures() == []
+    statuses = [
+        record.status
+        for trial in run.trials()
+        for stage in trial.stages
+        if stage.kind == "pretrain" and (record := store.get(stage.id))
+    ]
+    assert sorted(statuses) == ["diverged", "done", "done"]
+    events = []
+    run_sweep(load(sweep_file(text)), store, runner="inline", show=events.append)
+    assert not [event for event in events if event["event"] == "started"]
+
+
+def test_a_stage_that_cannot_succeed_does_not_stop_the_sweep(sweep_file, store, tmp_path):
+    # The data vanishes between loading and running: what the sweep file asked for was right.
+    (tmp_path / "a.jsonl").write_text('{"text": "some words of text"}\n' * 200)
+    (tmp_path / "b.jsonl").write_text('{"text": "other words of text"}\n' * 200)
+    data = "{name: text, tokenizer: {name: bpe, vocab_size: 300}, domains: {a: {train: %s.jsonl, valid: %s.jsonl}}}"
+    start, end = TINY.index("  data:"), TINY.index("  model:")
+    text = TINY[:start] + f"  data: {data % ('a', 'a')}\n" + TINY[end : TINY.index("sft:")]
+    text = text.replace(
+        "pretrain.optimizer.lr: {grid: [1e-2, 3e-3]}",
+        f"pretrain.data: {{grid: {{a: {data % ('a', 'a')}, b: {data % ('b', 'b')}}}}}",
+    )
+    space = load(sweep_file(text))
+    (tmp_path / "a.jsonl").unlink()
+    run = run_sweep(space, store, runner="inline")
+    failure = run.failures()[0]
+    assert failure["kind"] == "tokenize"
+    assert "a.jsonl" in failure["cause"]
+    finished = {record.kind for record in store.records()}
+    assert finished == {"tokenize", "pretrain", "indicators", "flatness"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can only be mounted by root")
+def test_full_disk_fails_the_stage_and_space_brings_it_back(tiny_space, tmp_path):
+    mount = tmp_path / "small"
+    mount.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(mount)], capture_output=True)
+    if made.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {made.stderr.decode().strip()}")
+    try:
+        run = run_sweep(tiny_space, Store(mount), runner="inline")
+        assert any("No space left" in failure["cause"] for failure in run.failures())
+        subprocess.run(["mount", "-o", "remount,size=50m", str(mount)], check=True)
+        run = run_sweep(tiny_space, Store(mount), runner="inline")
+        assert run.failures() == []
+        results_of(run)
+    finally:
+        subprocess.run(["umount", "-l", str(mount)], check=False)
+
+
+@pytest.mark.slow
+def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path):
+    """Kill -9 of the driver, then of a gang worker: the same tables to the bit, and nothing finished is repeated."""
+    text = RAY.replace("steps: 12", "steps: 120").replace("[6, 12]", "[60, 120]")
+    sweep = sweep_file(text)
+    whole = Store(tmp_path / "whole")
+    undisturbed = drive(sweep, whole.root)
+    assert undisturbed.wait(timeout=240) == 0
+    want = results_of(Run.all(whole)[0])
+
+    broken = Store(tmp_path / "broken")
+    driver = drive(sweep, broken.root)
+    wait_for(lambda: len(broken.finished_ids()) >= 4)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    kept = {path: path.stat().st_mtime_ns for path in broken.root.glob("stages/*/record.json")}
+    assert 4 <= len(kept) < len(want)
+
+    driver = drive(sweep, broken.root)
+    wait_for(lambda: gang_workers(driver.pid) and len(broken.finished_ids()) > len(kept))
+    os.kill(gang_workers(driver.pid)[0], signal.SIGKILL)
+    assert driver.wait(timeout=240) == 0
+    assert results_of(Run.all(broken)[0]) == want
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+@pytest.mark.slow
+def test_optuna_and_asha_on_ray(sweep_file, store):
+    text = TINY.replace("{grid: [1e-2, 3e-3]}", "{loguniform: [1e-4, 1e-1]}").replace(
+        "lrs: [1e-3, 1e-2]", "lrs: [1e-2]"
+    )
+    search = """\
+search:
+  name: optuna
+  num_trials: %d
+  objectives: [{metric: sft/mean_score, mode: max}, {metric: flatness/hessian_trace, mode: min}]
+resources: {workers: 1, max_concurrent: 1}
+"""
+    run = run_sweep(load(sweep_file(text + search % 3)), store, name="study")
+    assert run.failures() == []
+    assert len(run.trials()) == 3
+    import optuna
+
+    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{run.folder / 'study.db'}")
+    assert len(study.trials) == 3
+    assert all(len(trial.values) == 2 for trial in study.trials)
+
+    asha = TINY.replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2, 3e-3, 1e-3, 1e-4]}")
+    asha += """\
+search: {scheduler: {name: asha, metric: indicators/ppl, mode: min, reduction_factor: 2}}
+resources: {workers: 1, max_concurrent: 1}
+"""
+    run = run_sweep(load(sweep_file(asha)), store)
+    pruned = run.pruned()
+    assert pruned
+    assert set(pruned.values()) == {6}
+    events = []
+    run_sweep(load(sweep_file(asha)), store, show=events.append)
+    assert not [event for event in events if event["event"] == "started"]
+    assert run.pruned() == pruned
+
+
+@pytest.mark.slow
+def test_more_than_the_cluster_has_is_refused(sweep_file, store):
+    text = TINY + "resources: {workers: 64, gpus_per_worker: 1}\n"
+    with pytest.raises(ClusterError, match=r"needs 64 CPU, 64 GPU; the cluster has .* 0 GPU"):
+        run_sweep(load(sweep_file(text)), store)
