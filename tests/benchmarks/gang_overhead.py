@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -185,7 +186,7 @@ def empty_trials(folder: Path) -> dict[str, Any]:
 def overhead(result: dict[str, Any]) -> tuple[float, float]:
     """(median seconds from one trial's end to the next, its training taken off; seconds of the whole)."""
     ends = result["ends"]
-    gaps = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(ends)]
     return statistics.median(gaps[1:]) - statistics.median(result["training"]), result["seconds"]
 
 

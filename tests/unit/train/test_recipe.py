@@ -1,0 +1,99 @@
+"""Models, optimizers, schedules and recipes, by closed forms."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from raysweep.train.models import Llama
+from raysweep.train.objectives import IGNORED, CausalLM
+from raysweep.train.optimizers import SGD, AdamW, decay_groups
+from raysweep.train.schedules import WSD, Constant, Cosine
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("inner", [None, 24])
+def test_parameter_count_is_torchs(tied, inner):
+    spec = Llama(hidden_size=16, num_layers=3, num_heads=2, intermediate_size=inner, tie_embeddings=tied)
+    model = spec.build(vocab_size=50, sequence_length=8, seed=0)
+    assert spec.num_parameters(50) == model.num_parameters()
+
+
+def test_weights_depend_on_the_seed_alone():
+    spec = Llama(hidden_size=16, num_layers=1, num_heads=2)
+    torch.manual_seed(1)
+    first = spec.build(vocab_size=20, sequence_length=8, seed=5)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    again = spec.build(vocab_size=20, sequence_length=8, seed=5)
+    assert (torch.get_rng_state() == state).all()
+    pairs = zip(first.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(left, right) for left, right in pairs)
+
+
+def test_heads_must_divide():
+    with pytest.raises(ValidationError, match="multiple of twice num_heads 4"):
+        Llama(hidden_size=20, num_heads=4)
+
+
+def test_only_matrices_decay():
+    model = Llama(hidden_size=16, num_layers=1, num_heads=2).build(vocab_size=20, sequence_length=8, seed=0)
+    groups = decay_groups(model.parameters(), 0.1)
+    decayed, spared = (group["params"] for group in groups)
+    assert all(parameter.ndim == 2 for parameter in decayed)
+    assert all(parameter.ndim == 1 for parameter in spared)
+    assert len(decayed) + len(spared) == len(list(model.parameters()))
+
+
+@given(steps=st.integers(1, 5000), warmup=st.floats(0, 0.5))
+def test_schedules_stay_between_nought_and_one(steps, warmup):
+    for schedule in (
+        Constant(name="constant", warmup=warmup),
+        Cosine(warmup=warmup, final=0.1),
+        WSD(name="wsd", warmup=warmup),
+    ):
+        values = [schedule.multiplier(step, steps) for step in range(0, steps, max(1, steps // 50))]
+        assert all(0 <= value <= 1 for value in values)
+
+
+def test_schedules_at_their_corners():
+    assert Constant(name="constant", warmup=0.1).multiplier(0, 100) == pytest.approx(0.1)
+    assert Constant(name="constant", warmup=0.1).multiplier(99, 100) == 1
+    assert Cosine(warmup=0, final=0.2).multiplier(50, 100) == pytest.approx(0.6)
+    wsd = WSD(name="wsd", warmup=0.1, decay=0.2, final=0.0)
+    assert wsd.multiplier(79, 100) == 1
+    assert wsd.multiplier(90, 100) == pytest.approx(0.5)
+    assert wsd.multiplier(99, 100) == pytest.approx(0.05)
+
+
+def test_loss_is_hugging_faces():
+    model = Llama(hidden_size=16, num_layers=2, num_heads=2).build(vocab_size=30, sequence_length=8, seed=0)
+    ids = torch.randint(0, 30, (3, 8))
+    labels = ids.clone()
+    labels[:, :4] = IGNORED
+    ours = CausalLM().loss_sum(model, {"input_ids": ids, "labels": labels}) / (3 * 4)
+    theirs = model(input_ids=ids, labels=labels).loss
+    # float32 sums of 12 terms of about 3.4 nats in another order
+    assert float(ours) == pytest.approx(float(theirs), abs=1e-5)
+
+
+def test_sgd_takes_the_step_of_its_formula():
+    parameter = torch.nn.Parameter(torch.tensor([[1.0, -2.0]]))
+    optimizer = SGD(name="sgd", lr=0.1, momentum=0.5).build([parameter])
+    for _ in range(2):
+        optimizer.zero_grad()
+        (parameter.square().sum() / 2).backward()
+        optimizer.step()
+    # x1 = x0 - 0.1 x0; v2 = 0.5 x0 + x1; x2 = x1 - 0.1 v2
+    assert torch.allclose(parameter.detach(), torch.tensor([[1.0, -2.0]]) * (0.9 - 0.1 * (0.5 + 0.9)))
+
+
+def test_adamw_is_torchs():
+    spec = AdamW(lr=1e-2)
+    optimizer = spec.build([torch.nn.Parameter(torch.ones(2, 2))])
+    assert optimizer.defaults["betas"] == (0.9, 0.95)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert math.isclose(optimizer.param_groups[0]["lr"], 1e-2)
