@@ -131,10 +131,13 @@ class DeepSpeedEngine:
             engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             loss = self._objective.loss_sum(engine, batch)
             engine.backward(loss * scale)
+            if self._worker.zero_stage == 0 and index == len(micro_batches) - 1:
+                # Averaged over ranks by now. Without ZeRO, DeepSpeed clips by this norm but does not tell it.
+                whole = torch.nn.utils.get_total_norm([p.grad for p in engine.parameters() if p.grad is not None])
             engine.step()
             total += loss.detach() / num_tokens
         norm = engine.get_global_grad_norm()
-        return total, torch.as_tensor(float("nan") if norm is None else norm)
+        return total, whole if norm is None else torch.as_tensor(norm)
 
     def weights(self) -> Tensors:
         """All weights, by name, gathered from the ranks; to be called by every rank, used by rank 0."""
