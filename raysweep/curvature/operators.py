@@ -38,8 +38,10 @@ def mean_token_loss(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
         model: takes `input_ids` and gives `.logits` [n, L, vocabulary].
         ids: token ids [n, L], int64, on the model's device.
     """
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    return F.cross_entropy(logits, ids[:, 1:].flatten())
 
 
 def hessian_vector_products(

@@ -1,0 +1,70 @@
+"""Flatness and indicators over a gang: the same bits for any number of workers."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch.multiprocessing as mp
+
+from raysweep.runners.gang import join_process_group, make_worker
+from raysweep.search import Resources
+from raysweep.stages.flatness import Flatness
+from raysweep.stages.indicators import Indicators
+from raysweep.stages.pretrain import Pretrain, Recipe
+from raysweep.tasks.spans import PCFGSpan
+from raysweep.train.models import Llama
+from raysweep.train.optimizers import AdamW
+from raysweep.worker import Worker
+
+MEASURES = {"mix": {"pcfg": 1.0}, "sequence_length": 5}
+
+
+def specs(grammar):
+    task = PCFGSpan(form="pcfg_span", span=2, num_train=30, num_valid=10, num_test=20).bind("t", grammar)
+    return [
+        Flatness(num_sequences=24, batch_sequences=4, num_probes=2, **MEASURES),
+        Indicators(kshot=2, max_sequences=16, tasks={"a": task, "b": task}, **MEASURES),
+    ]
+
+
+def rank_main(rank: int, world_size: int, port: int, folder: str, flatness: str, indicators: str) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    resources = Resources(workers=world_size, zero_stage=2)
+    worker = make_worker(resources, rank=rank, world_size=world_size)
+    join_process_group(worker, resources, "127.0.0.1", port)
+    inputs = {role: Path(folder) / role for role in ("checkpoint", "tokens")}
+    made = [Flatness.model_validate_json(flatness), Indicators.model_validate_json(indicators)]
+    found = [spec.run(inputs, Path(folder), worker) for spec in made]
+    (Path(folder) / f"found-{world_size}-{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.mark.slow
+def test_one_two_and_four_workers_agree_to_the_bit(grammar, tokens_dir, tmp_path):
+    recipe = Recipe(
+        data=grammar,
+        model=Llama(hidden_size=16, num_layers=1, num_heads=2),
+        optimizer=AdamW(lr=1e-2),
+        steps=20,
+        batch_sequences=8,
+        sequence_length=5,
+    )
+    (tmp_path / "checkpoint").mkdir()
+    Pretrain(recipe=recipe, seed=0, step=20).run({"tokens": tokens_dir}, tmp_path / "checkpoint", Worker())
+    made = specs(grammar)
+    import torch
+
+    torch.set_num_threads(1)
+    inputs = {"checkpoint": tmp_path / "checkpoint", "tokens": tokens_dir}
+    alone = [spec.run(inputs, tmp_path, Worker()) for spec in made]
+    texts = [spec.model_dump_json(by_alias=True) for spec in made]
+    for world_size in (2, 4):
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        mp.spawn(rank_main, (world_size, port, str(tmp_path), *texts), nprocs=world_size)
+        for rank in range(world_size):
+            assert json.loads((tmp_path / f"found-{world_size}-{rank}.json").read_text()) == alone
+    assert alone[0]["hessian_trace_stderr"] > 0
+    assert alone[0]["num_probes"] == 12
