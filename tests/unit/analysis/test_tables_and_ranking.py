@@ -1,0 +1,154 @@
+"""Tables and rankings of real records: what is picked, counted and set apart; and the report's escaping."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysweep.analysis.ranking import format_terminal, rank
+from raysweep.analysis.report import write_report
+from raysweep.analysis.tables import checkpoint_table, stage_table, write_tables
+from raysweep.runs import Run, StageRow, TrialRow
+from raysweep.store import Record, Store
+
+KNOWN = {"started": "2026-01-01T00:00:00+00:00", "wall_seconds": 1.0, "peak_memory_bytes": 2**20, "world_size": 2,
+         "device": "cpu", "host": "h", "git_commit": None, "versions": {"torch": "2"}}  # fmt: skip
+EVIL = "</script><img src=x onerror=alert(1)>"
+
+
+def put(store: Store, stage_id: str, metrics: dict[str, float], *, status: str = "done", **spec) -> None:
+    kind = stage_id.split("-")[0]
+    out = store.work_dir(stage_id)
+    if kind == "pretrain" and status == "done":
+        curve = [{"step": step, "loss_nats_per_token": 3.0 - step / 10, "lr": 1, "grad_norm": 1} for step in (1, 2, 3)]
+        (out / "curve.jsonl").write_text("\n".join(map(json.dumps, curve)))
+    store.commit(Record(stage_id, kind, status, spec, {}, metrics, KNOWN, {}), out)
+
+
+def build(store: Store, *, num_trials: int = 4, task: str = "t", name: str = "r", value: str = "v") -> Run:
+    """Trials whose score rises with their number; the Hessian trace falls with it, perplexity is constant."""
+    run = Run.create(store, name, sweep_text=f"# {EVIL}", identity="{}")
+    for trial in range(num_trials):
+        checkpoint = f"pretrain-{trial}"
+        stages = [StageRow(checkpoint, "pretrain", 10, checkpoint, None, {})]
+        put(store, checkpoint, {"loss_nats_per_token": 2.0, "num_parameters": 10.0})
+        put(store, f"flatness-{trial}", {"hessian_trace": 10.0 - trial, "hessian_trace_stderr": 0.1})
+        stages.append(StageRow(f"flatness-{trial}", "flatness", 10, checkpoint, None, {}))
+        for lr, valid in ((1e-3, 0.5), (1e-2, 0.5), (1e-1, 0.4)):
+            for seed in (0, 1):
+                stage_id = f"sft-{trial}{lr}{seed}"
+                score = 0.1 * trial + 0.01 * seed + (0.5 if lr == 1e-1 else 0.0) + (0.2 if lr == 1e-2 else 0.0)
+                put(store, stage_id, {"score": score, "valid_score": valid}, lr=lr, seed=seed)
+                stages.append(StageRow(stage_id, "sft", 10, checkpoint, task, {}))
+        run.add_trial(
+            TrialRow(f"trial-{trial}", f"variant-{trial}", {"pretrain.x": f"{value}{trial}"}, 0, tuple(stages))
+        )
+    return run
+
+
+def test_rate_is_picked_by_validation_and_ties_go_to_the_smaller(store):
+    table = checkpoint_table(build(store))
+    assert list(table["sft/t_lr"]) == [1e-3] * 4
+    assert list(table["sft/t_score"]) == pytest.approx([0.1 * trial + 0.005 for trial in range(4)])
+    assert list(table["sft/t_num_seeds"]) == [2] * 4
+    assert list(table["sft/mean_score"]) == pytest.approx(list(table["sft/t_score"]))
+
+
+def test_missing_and_diverged_are_counted(store):
+    run = build(store)
+    put(store, "pretrain-9", {"diverged_step": 3.0, "diverged_loss": math.nan}, status="diverged")
+    stages = (
+        StageRow("pretrain-9", "pretrain", 10, "pretrain-9", None, {}),
+        StageRow("sft-9", "sft", 10, "pretrain-9", "t", {}),
+    )
+    run.add_trial(TrialRow("trial-9", "variant-9", {"pretrain.x": "v9"}, 0, stages))
+    ranking = rank(checkpoint_table(run))
+    assert len(ranking.checkpoints) == 5
+    assert ranking.num_unscored == 1
+    assert len(ranking.diverged) == 1
+    assert "v9" in ranking.diverged[0]
+    statuses = stage_table(run)["status"].value_counts()
+    assert statuses["diverged"] == 1
+    assert statuses["missing"] == 1
+
+
+def test_tables_survive_parquet(store):
+    run = build(store)
+    stages, checkpoints = (pd.read_parquet(path) for path in write_tables(run))
+    assert len(stages) == len(stage_table(run)) == 4 * 8
+    assert list(checkpoints["sft/mean_score"]) == list(checkpoint_table(run)["sft/mean_score"])
+    assert {"host", "git_commit", "wall_seconds", "peak_memory_bytes", "versions"} <= set(stages.columns)
+
+
+def test_an_indicator_counts_in_its_declared_direction(store):
+    ranking = rank(checkpoint_table(build(store)))
+    trace = next(item for item in ranking.associations if item.indicator == "flatness/hessian_trace")
+    assert trace.direction == "lower"
+    assert trace.accuracy.value == 1.0
+    assert trace.spearman.value == pytest.approx(1.0)
+    assert ranking.best["trial"] == "trial-3"
+    # Constant over all checkpoints, it cannot order them.
+    assert "pretrain/loss_nats_per_token" in ranking.skipped
+    text = format_terminal(ranking, width=120, color=False)
+    assert text.index("v3") < text.index("v2") < text.index("v1")
+
+
+def test_pairs_within_the_noise_of_seeds_are_set_apart(store):
+    ranking = rank(checkpoint_table(build(store)))
+    pairs = ranking.associations[0].pairs
+    assert pairs.num_pairs == 6
+    # Seeds differ by 0.01, trials by 0.1: nothing is within noise.
+    assert pairs.num_within_noise == 0
+
+
+def test_nothing_to_rank(store):
+    run = Run.create(store, "empty", sweep_text="x", identity="{}")
+    ranking = rank(checkpoint_table(run))
+    assert ranking.best is None
+    assert "No checkpoint" in format_terminal(ranking)
+    assert "nothing to rank" in write_report(run).read_text()
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_ranking_ignores_row_order_and_monotone_transforms(data):
+    num = data.draw(st.integers(4, 8))
+    draw = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    score, trace = draw.random(num), draw.random(num) + 0.1
+    table = pd.DataFrame(
+        {
+            "trial": [f"t{i}" for i in range(num)],
+            "variant": [f"v{i}" for i in range(num)],
+            "checkpoint": [f"c{i}" for i in range(num)],
+            "step": 1,
+            "seed": 0,
+            "status": "done",
+            "sft/mean_score": score,
+            "flatness/hessian_trace": trace,
+        }
+    )
+    moved = table.sample(frac=1, random_state=1)
+    bent = table.assign(**{"flatness/hessian_trace": np.exp(3 * trace)})
+    results = [rank(each, num_bootstrap=50).associations for each in (table, moved, bent)]
+    for one, *others in zip(*results, strict=True):
+        assert all(other.accuracy == one.accuracy and other.spearman == one.spearman for other in others)
+
+
+def test_what_users_wrote_is_escaped_everywhere(store):
+    run = build(store, task=EVIL, value=EVIL)
+    run.add_failure("sft-x", kind="sft", trial="trial-0", cause=EVIL, log=EVIL)
+    first = run.trials()[0]
+    row = replace(first, trial="trial-x", stages=(*first.stages, StageRow("sft-x", "sft", 10, "pretrain-0", EVIL, {})))
+    run.add_trial(row)
+    page = write_report(run).read_text()
+    assert EVIL not in page
+    assert "<img src=x" not in page
+    assert "&lt;img src=x onerror" in page
+    body = page[: page.index('<script type="application/json"')]
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", body)
