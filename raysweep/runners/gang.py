@@ -109,7 +109,9 @@ class RayGang(Gang):
             actor.join.remote(store.url, resources, rank, address, port) for rank, actor in enumerate(self._others, 1)
         ]
         self.worker = make_worker(resources, rank=0, world_size=world_size, report=report)
-        join_process_group(self.worker, resources, address, port)
+        # A rank that dies before it has joined would be waited for for half an hour.
+        with _watch(joined):
+            join_process_group(self.worker, resources, address, port)
         _get(joined)
 
     def wide(self, stage: Stage) -> Outcome:
@@ -319,9 +321,9 @@ def _get(refs: list[Any]) -> list[Any]:
 
 @contextlib.contextmanager
 def _watch(running: list[Any]) -> Any:
-    """While rank 0 is inside a collective: if another rank is gone and the collective does not notice, end rank 0.
+    """While rank 0 waits for the others: if one of them is gone and rank 0 does not notice, end rank 0.
 
-    gloo notices a closed connection at once; nccl may wait for its time-out, minutes later.
+    gloo notices a closed connection at once; nccl, and the making of a process group, wait for their time-out.
     """
     import ray
 

@@ -68,10 +68,12 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         """The metrics of the next checkpoint."""
         leg = next(self._legs)
-        done = leg.last or leg.step == self._stop_after
+        ended = leg.last or leg.step == self._stop_after
         if leg.last:
             next(self._legs, None)  # Lets the chain tidy up.
-        return {**leg.metrics, "checkpoint_step": leg.step, "raysweep_trial": self._current, "done": done}
+        # Tune sets "done" of a trial that a scheduler stops, too; "ended" is the trial's own word.
+        told = {"checkpoint_step": leg.step, "raysweep_trial": self._current, "ended": ended, "done": ended}
+        return {**leg.metrics, **told}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take another trial over, warm; False, for a new gang, if this one's memory did not come back."""
@@ -167,7 +169,7 @@ class _Ends(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
-        if self._prunes and result.get("raysweep_trial") and not result.get("done"):
+        if self._prunes and result.get("raysweep_trial") and not result.get("ended"):
             self._run.add_pruned(result["raysweep_trial"], result["checkpoint_step"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -249,7 +251,7 @@ def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            **({"_system_config": {"preload_python_modules": PRELOAD.split(",")}} if local else {}),
+            **({"address": "local", "_system_config": {"preload_python_modules": PRELOAD.split(",")}} if local else {}),
         )
     wanted = {
         "CPU": resources.workers * resources.cpus_per_worker,
