@@ -15,8 +15,8 @@ run: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: $(VENV)/.bench
-	$(BIN)/python -m tests.benchmarks
+bench: $(VENV)/.ready
+	$(BIN)/python tests/benchmarks
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -31,10 +31,6 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check "torch==2.13.0"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/raysweep doctor --store $(STORE)
-	touch $@
-
-$(VENV)/.bench: $(VENV)/.ready
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,bench]"
 	touch $@
 
 .PHONY: run test bench lint

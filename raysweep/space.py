@@ -54,6 +54,14 @@ class Declared(Spec):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     sweep: dict[str, Axis] = Field(default_factory=dict)
 
+    @field_validator("flatness", "indicators")
+    @classmethod
+    def _not_filled_by_hand(cls, section: Flatness | Indicators | None) -> Flatness | Indicators | None:
+        given = section.model_fields_set & {"mix", "sequence_length", "tasks"} if section else set()
+        if given:
+            raise ValueError(f"{min(given)} is taken from pretrain and sft.tasks; remove it here")
+        return section
+
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:

@@ -96,7 +96,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         """Nothing: see `save_checkpoint`."""
 
     def _tell(self, event: Mapping[str, Any]) -> None:
-        self._events.put.remote(dict(event))
+        self._events.put.remote({"time": time.time(), **event})
 
     def _progress(self, event: Mapping[str, Any]) -> None:
         self._tell({"event": "progress", "trial": self._current, **event})

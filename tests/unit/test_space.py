@@ -160,6 +160,10 @@ def test_missing_sweep_file(tmp_path):
         load(tmp_path / "none.yaml")
 
 
+def test_what_is_filled_in_may_not_be_given(sweep_file):
+    refuse(sweep_file, "{kshot: 2,", "{mix: {a: 1.0}, kshot: 2,", "tiny.yaml:13", "mix is taken from pretrain")
+
+
 def test_optuna_needs_objectives_and_one_seed(sweep_file):
     refuse(sweep_file, "name: tiny", "search: {name: optuna, num_trials: 3}\nname: tiny", "objectives is missing")
     optuna = "search: {name: optuna, num_trials: 3, objectives: [{metric: sft/mean_score, mode: max}]}\nseeds: [0, 1]\n"

@@ -1,0 +1,17 @@
+"""All benchmarks of issue lines (a) to (d), one after another; prints a Markdown table for RESULTS.md."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import first_step
+import gang_overhead
+import plan_speed
+import pretrain_throughput
+
+if __name__ == "__main__":
+    print("| what | result |\n| --- | --- |")
+    for module in (gang_overhead, pretrain_throughput, first_step, plan_speed):
+        for what, result in module.main():
+            print(f"| {what} | {result} |", flush=True)
