@@ -161,7 +161,7 @@ def test_missing_sweep_file(tmp_path):
 
 
 def test_what_is_filled_in_may_not_be_given(sweep_file):
-    refuse(sweep_file, "{kshot: 2,", "{mix: {a: 1.0}, kshot: 2,", "tiny.yaml:13", "mix is taken from pretrain")
+    refuse(sweep_file, "{kshot: 2,", "{mix: {a: 1.0}, kshot: 2,", "tiny.yaml:14", "mix is taken from pretrain")
 
 
 def test_optuna_needs_objectives_and_one_seed(sweep_file):
