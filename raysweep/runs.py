@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ class Run:
         """
         run = Run(store, name)
         run.folder.mkdir(parents=True, exist_ok=True)
+        store.pull(run.folder)
         path = run.folder / "identity.json"
         if not path.exists():
             _write(path, identity)
@@ -82,6 +84,7 @@ class Run:
             StoreError: if there is none; the message lists those there are.
         """
         run = Run(store, Path(name).name)
+        store.pull(run.folder)
         if not (run.folder / "sweep.yaml").exists():
             there = ", ".join(run.name for run in Run.all(store)) or "none yet"
             raise StoreError(f"no run {name!r} in {store.url}; runs there: {there}")
@@ -90,6 +93,7 @@ class Run:
     @staticmethod
     def all(store: Store) -> list[Run]:
         """Every run of a store, oldest first."""
+        store.pull(store.root / "runs")
         found = sorted((store.root / "runs").glob("*/sweep.yaml"), key=lambda path: path.stat().st_mtime)
         return [Run(store, path.parent.name) for path in found]
 
@@ -146,6 +150,11 @@ class Run:
     def clear_failure(self, stage_id: str) -> None:
         """Forget a failure: the stage is finished now."""
         (self.folder / "failures" / f"{stage_id}.json").unlink(missing_ok=True)
+
+    def publish(self) -> None:
+        """Bring the run's folder to the store's URL, where it has one; Tune's own files stay behind."""
+        shutil.rmtree(self.folder / "tune", ignore_errors=True)
+        self.store.push(self.folder)
 
     def add_pruned(self, trial: str, step: int) -> None:
         """Note that a scheduler stopped a trial after its checkpoint at `step`: a resumed run stops it there too."""

@@ -118,7 +118,7 @@ class Store:
     def finished_ids(self) -> set[str]:
         """Ids of all stages that have a record, by one listing."""
         if self._remote:
-            return self._remote.list("stages")
+            return self._remote.names("stages")
         stages = self.root / "stages"
         return {entry.name for entry in os.scandir(stages)} if stages.is_dir() else set()
 
@@ -214,6 +214,19 @@ class Store:
         _sync(folder.parent)
         return record
 
+    def push(self, folder: Path) -> None:
+        """Upload a folder under the root, where the root stands for a URL; nothing to do on a local store."""
+        if self._remote:
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                self._remote.put(path, path.relative_to(self.root).as_posix())
+
+    def pull(self, folder: Path) -> None:
+        """Download what `push` uploaded, but for files that are here already."""
+        if self._remote:
+            for name in self._remote.walk(folder.relative_to(self.root).as_posix()):
+                if not (self.root / name).exists():
+                    self._remote.get(name, self.root / name)
+
     def check_writable(self) -> None:
         """Write a file and delete it again. Raises OSError, or what the file system of a URL raises."""
         self.root.mkdir(parents=True, exist_ok=True)
@@ -284,13 +297,22 @@ class _Remote:
         self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
         self._fs.put_file(str(path), target)
 
-    def list(self, name: str) -> set[str]:
+    def names(self, name: str) -> set[str]:
         """Names directly under a folder; none if there is no such folder."""
         self._fs.invalidate_cache()
         try:
             return {entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(f"{self._root}/{name}", detail=False)}
         except FileNotFoundError:
             return set()
+
+    def walk(self, name: str) -> list[str]:
+        """Names, under the root, of all objects below a folder."""
+        self._fs.invalidate_cache()
+        base = f"{self._root}/"
+        try:
+            return [path.removeprefix(base).removeprefix("/") for path in self._fs.find(f"{self._root}/{name}")]
+        except FileNotFoundError:
+            return []
 
     def remove(self, name: str) -> None:
         """Delete one object, if it is there."""

@@ -38,6 +38,7 @@ def write_report(run: Run) -> Path:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(render(run, stages, rank(checkpoints_of(stages))), encoding="utf-8")
     os.replace(aside, path)
+    run.store.push(run.folder)
     return path
 
 

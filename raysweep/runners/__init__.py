@@ -47,6 +47,7 @@ def run_sweep(
             _run_on_ray(space, store, run, journal)
     finally:
         journal.close()
+        run.publish()
     return run
 
 

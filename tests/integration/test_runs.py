@@ -75,6 +75,23 @@ def test_inline_runs_every_stage(tiny_space, store):
     assert kinds == {"tokenize", "pretrain", "indicators", "flatness", "probe", "sft"}
 
 
+def test_tensorboard_logs_hold_losses_and_scores(tiny_space, store):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = run_sweep(tiny_space, store, runner="inline")
+    folders = sorted((run.folder / "tensorboard").iterdir())
+    assert [folder.name for folder in folders] == sorted(trial.trial for trial in run.trials())
+    log = EventAccumulator(str(folders[0])).Reload()
+    assert {"pretrain/loss", "pretrain/ppl", "flatness/hessian_trace", "sft/score"} <= set(log.Tags()["scalars"])
+
+
+def test_a_store_on_a_url_runs_the_same(tiny_space, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    local = results_of(run_sweep(tiny_space, store, runner="inline"))
+    remote = Store(f"memory://run-{tmp_path.name}")
+    assert results_of(run_sweep(tiny_space, remote, runner="inline")) == local
+
+
 def test_inline_again_runs_nothing(tiny_space, store):
     first = results_of(run_sweep(tiny_space, store, runner="inline"))
     events = []

@@ -134,3 +134,18 @@ def test_failures_are_kept_until_the_stage_is_done(store):
     assert [(f["stage"], f["attempts"]) for f in run.failures()] == [("x-1", 2)]
     run.clear_failure("x-1")
     assert run.failures() == []
+
+
+def test_run_on_a_url_is_found_from_another_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    run = Run.create(Store(f"memory://runs-{tmp_path.name}"), "r", sweep_text="x", identity="{}")
+    run.add_trial(row("t1"))
+    run.add_failure("x-1", kind="x", trial="t1", cause="c", log="l")
+    run.publish()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    other = Store(f"memory://runs-{tmp_path.name}")
+    assert [found.name for found in Run.all(other)] == ["r"]
+    found = Run.find(other, "r")
+    assert [trial.trial for trial in found.trials()] == ["t1"]
+    assert found.failures()[0]["cause"] == "c"
+    assert found.sweep_text == "x"
