@@ -1,0 +1,94 @@
+"""Chains, legs, identity, costs."""
+
+import pytest
+from pydantic import ValidationError
+from tiny import TINY
+
+from raysweep.estimates import estimate, gradient_flops_per_token, recipe_of, training_memory_bytes
+from raysweep.plan import Stage
+from raysweep.search import Resources
+from raysweep.space import load
+from raysweep.spec import Neutral, Provenance, Spec, canonical, fingerprint
+from raysweep.train.optimizers import SGD, AdamW
+
+
+def test_a_chain_goes_checkpoint_by_checkpoint(tiny_space):
+    trial = tiny_space.trial({"pretrain.optimizer.lr": 0.01}, 0)
+    legs = [(step, [[stage.kind for stage in batch] for batch in batches]) for step, batches in trial.legs()]
+    measured = [["pretrain"], ["indicators"], ["flatness"], ["probe", "sft", "sft"]]
+    assert legs == [(None, [["tokenize"]]), (6, measured), (12, measured)]
+    seen = set()
+    for stage in trial.stages:
+        assert set(stage.inputs.values()) <= seen
+        seen.add(stage.id)
+
+
+def test_equal_optimizers_of_other_kinds_have_other_ids(tiny_space):
+    def id_of(optimizer):
+        recipe = recipe_of(tiny_space.trial({}, 0)).with_(optimizer=optimizer)
+        return fingerprint(recipe)
+
+    assert id_of(AdamW(lr=1e-3)) != id_of(SGD(name="sgd", lr=1e-3))
+    assert id_of(AdamW(lr=1e-3)) == id_of(AdamW(lr=1e-3, betas=(0.9, 0.95)))
+
+
+def test_canonical_form_knows_neutral_and_provenance():
+    from typing import Annotated, ClassVar
+
+    class Old(Spec):
+        lr: float
+
+    class New(Spec):
+        lr: float
+        z_loss: Annotated[float, Neutral(0.0)] = 0.0
+        path: Annotated[str, Provenance()] = "x"
+
+    class Fixed(Old):
+        VERSION: ClassVar[int] = 2
+
+    assert fingerprint(Old(lr=1.0)) == fingerprint(New(lr=1.0, path="y"))
+    assert fingerprint(Old(lr=1.0)) != fingerprint(New(lr=1.0, z_loss=0.1))
+    assert fingerprint(Old(lr=1.0)) != fingerprint(Fixed(lr=1.0))
+    with pytest.raises(TypeError, match="no stable form for set"):
+        canonical({"a": {1, 2}})
+
+
+def test_changed_copies_are_validated():
+    with pytest.raises(ValidationError):
+        AdamW(lr=1.0).with_(lr=-1.0)
+
+
+def test_an_id_holds_the_inputs(tiny_space):
+    stage = tiny_space.trial({}, 0).stages[1]
+    assert Stage(stage.spec, {"tokens": "tokenize-other"}).id != stage.id
+    assert Stage(stage.spec, dict(stage.inputs)).id == stage.id
+
+
+def test_costs_add_up(tiny_space, store):
+    plan = estimate(tiny_space, store, mfu=0.5, peak_flops=1e12)
+    assert plan.num_variants == 2
+    assert plan.stages == {"tokenize": 1, "pretrain": 4, "indicators": 4, "flatness": 4, "probe": 4, "sft": 8}
+    assert plan.stages_done == {}
+    assert plan.tokens == 2 * 12 * 8 * 5
+    assert plan.gpu_hours == pytest.approx(plan.flops / (0.5 * 1e12) / 3600)
+    recipe = recipe_of(tiny_space.trial({}, 0))
+    assert plan.flops > gradient_flops_per_token(recipe) * plan.tokens
+    assert plan.num_parameters == (recipe.num_parameters, recipe.num_parameters)
+
+
+def test_zero_shards_what_it_says(tiny_space):
+    recipe = recipe_of(tiny_space.trial({}, 0))
+    sizes = [training_memory_bytes(recipe, Resources(workers=2, zero_stage=stage)) for stage in range(4)]
+    # In float32 with AdamW: 8 bytes of optimizer, 4 of gradients, 4 of weights, each halved in turn.
+    assert sizes[0] - sizes[1] == pytest.approx(recipe.num_parameters * 4)
+    assert sizes[1] - sizes[2] == pytest.approx(recipe.num_parameters * 2)
+    assert sizes[2] - sizes[3] == pytest.approx(recipe.num_parameters * 2)
+
+
+def test_optuna_plans_count_the_base(sweep_file, store):
+    text = TINY.replace("{grid: [1e-2, 3e-3]}", "{loguniform: [1e-3, 1e-2]}")
+    text += "search: {name: optuna, num_trials: 5, objectives: [{metric: sft/mean_score, mode: max}]}\n"
+    plan = estimate(load(sweep_file(text)), store, mfu=0.5, peak_flops=1e12)
+    assert plan.num_trials == 5
+    assert plan.stages["pretrain"] == 10
+    assert "Optuna" in plan.note
