@@ -6,6 +6,7 @@ over workers in any way, and are averaged in the order of their index.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from raysweep.curvature.ghost import GhostNorms
 from raysweep.curvature.operators import hessian_vector_products, inner, mean_token_loss, named_parameters
 from raysweep.curvature.probes import Distribution, key, probe_vector
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,22 @@ def fisher_trace_unit(model: Any, ids: torch.Tensor, *, seed: int, unit: int) ->
     Raises:
         ValueError: if a norm is not finite.
     """
+    try:
+        ghost = GhostNorms(model, ids)
+    except ValueError as error:
+        logger.info("gradients are formed one sequence at a time: %s", error)
+        squares = _squared_norms_one_by_one(model, ids, seed=seed, unit=unit)
+    else:
+        rows = [sample_labels(logits, seed=key(seed, "fisher", unit, row)) for row, logits in enumerate(ghost.logits)]
+        squares = ghost.squared_norms(torch.stack(rows), last=True).tolist()
+    value = math.fsum(squares) / (len(ids) * (ids.shape[1] - 1))
+    if not math.isfinite(value):
+        raise ValueError(f"unit {unit}: the norm of a gradient is not finite; is the model in a finite range here?")
+    return value
+
+
+def _squared_norms_one_by_one(model: Any, ids: torch.Tensor, *, seed: int, unit: int) -> list[float]:
+    """What `GhostNorms` gives, for models with layers that it has no rule for."""
     parameters = list(named_parameters(model).values())
     squares = []
     for row in range(len(ids)):
@@ -103,11 +123,8 @@ def fisher_trace_unit(model: Any, ids: torch.Tensor, *, seed: int, unit: int) ->
         labels = sample_labels(logits.detach(), seed=key(seed, "fisher", unit, row))
         loss = F.cross_entropy(logits, labels, reduction="sum")
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        squares.append(sum(float(g.double().square().sum()) for g in gradients if g is not None) / len(labels))
-    value = math.fsum(squares) / len(squares)
-    if not math.isfinite(value):
-        raise ValueError(f"unit {unit}: the norm of a gradient is not finite; is the model in a finite range here?")
-    return value
+        squares.append(sum(float(g.double().square().sum()) for g in gradients if g is not None))
+    return squares
 
 
 def sample_labels(logits: torch.Tensor, *, seed: int) -> torch.Tensor:
@@ -115,6 +132,7 @@ def sample_labels(logits: torch.Tensor, *, seed: int) -> torch.Tensor:
 
     `torch.multinomial` would depend on the device and on how rows are batched.
     """
+    logits = logits.detach()
     uniform = torch.rand(len(logits), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
     drawn = torch.searchsorted(cumulative, uniform.to(logits.device)[:, None] * cumulative[:, -1:], right=True)

@@ -100,6 +100,21 @@ def test_fisher_is_the_gauss_newton_trace():
     assert estimate.stderr < 0.1 * truth
 
 
+def test_ghost_norms_and_gradients_give_one_fisher_trace(monkeypatch, caplog):
+    import raysweep.curvature.trace as trace
+
+    model, ids = tiny_llama(), some_ids()
+    ghost = fisher_trace_unit(model, ids, seed=0, unit=3)
+
+    def refuse(*args):
+        raise ValueError("no rule")
+
+    monkeypatch.setattr(trace, "GhostNorms", refuse)
+    with caplog.at_level("INFO"):
+        assert fisher_trace_unit(model, ids, seed=0, unit=3) == pytest.approx(ghost, rel=1e-5)
+    assert "one sequence at a time: no rule" in caplog.text
+
+
 def test_sampled_labels_follow_the_distribution():
     logits = torch.log(torch.tensor([0.5, 0.25, 0.25])).expand(40_000, 3)
     counts = torch.bincount(sample_labels(logits, seed=1), minlength=3) / 40_000
