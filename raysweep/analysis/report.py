@@ -168,8 +168,11 @@ def _agreement_table(ranking: Ranking) -> dict[str, Any]:
     columns = [_column("indicator"), _column("better")] + [_column(title, numeric=True) for title in titles]
     rows = []
     for item in ranking.associations:
+        if item.same_order_as:
+            continue
         marks = ["config, direction in hindsight"] if item.source == "config" else []
-        marks += [f"same order as {item.same_order_as}"] if item.same_order_as else []
+        equal = [other.indicator for other in ranking.associations if other.same_order_as == item.indicator]
+        marks += [f"the same order: {', '.join(equal)}"] if equal else []
         mark = " · ".join(marks)
         cells = [_cell(item.indicator, mark=mark), _cell(item.direction)]
         for value in (item.accuracy, item.clear_accuracy, item.spearman, item.kendall, item.gain):

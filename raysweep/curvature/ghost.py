@@ -117,7 +117,8 @@ def _kind(layer: nn.Module) -> str | None:
 
 def _own_terms(call: _Call, g: Tensor) -> Tensor:
     """The squared norms of a layer's own weight and bias."""
-    kind, layer = _kind(call.layer), call.layer
+    kind = _kind(call.layer)
+    layer: Any = call.layer
     if kind == "embedding":
         ids = call.x.expand(len(g), -1)
         # A padding row of an embedding is never trained: its gradient is nought.
@@ -143,7 +144,7 @@ def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
     x = x.float()
     if isinstance(layer, nn.LayerNorm):
         return F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-    eps = getattr(layer, "variance_epsilon", None) or getattr(layer, "eps", 1e-6)
+    eps: float = getattr(layer, "variance_epsilon", None) or getattr(layer, "eps", None) or 1e-6
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
 
 
