@@ -47,7 +47,9 @@ def run_chain(trial: Trial, gang: Gang, *, max_retries: int, report: Report) -> 
         if step is not None:
             metrics = checkpoint_metrics([stage for stage in trial.stages if stage.step == step], records)
             yield Leg(step=step, metrics=metrics, last=step == trial.last_step)
-    for key in {stage.spec.state_key for stage in trial.stages if stage.id in records} - {None}:
+    # A trajectory with a checkpoint still to come keeps its state, for the next try.
+    open_keys = {stage.spec.state_key for stage in trial.stages if stage.id not in records}
+    for key in {stage.spec.state_key for stage in trial.stages} - open_keys - {None}:
         gang.store.drop_state(str(key))
 
 

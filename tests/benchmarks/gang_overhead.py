@@ -99,9 +99,12 @@ def peer(folder: Path) -> dict[str, Any]:
         tune.report({"done": 1})
 
     began = time.perf_counter()
-    ray.init(include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}})
+    # One CPU more than there are, for the Tune function itself: it only waits, and must not take a worker's place.
+    ray.init(
+        num_cpus=3, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}}
+    )
     tuner = tune.Tuner(
-        tune.with_resources(trial, {"CPU": 0}),
+        tune.with_resources(trial, {"CPU": 1}),
         param_space={"lr": tune.grid_search(lrs(NUM_TRIALS))},
         tune_config=tune.TuneConfig(max_concurrent_trials=1),
         run_config=tune.RunConfig(storage_path=str(folder / "tune"), name="peer", verbose=0),
