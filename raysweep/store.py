@@ -80,6 +80,8 @@ class Store:
         self.is_local = "://" not in self.url or self.url.startswith("file://")
         if self.is_local:
             self.root = Path(self.url.removeprefix("file://")).expanduser().absolute()
+            # Workers run elsewhere: to them a relative path would be another store.
+            self.url = str(self.root)
             self._remote: _Remote | None = None
         else:
             # Work and downloads of a remote store live beside other caches of this machine, one folder per URL.

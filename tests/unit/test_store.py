@@ -93,6 +93,14 @@ def test_unfinished_work_is_invisible(store):
     assert store.finished_ids() == set()
 
 
+def test_a_relative_store_is_the_same_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = Store("store")
+    put(made)
+    monkeypatch.chdir("/")
+    assert Store(made.url).get("x-1") is not None
+
+
 def test_no_store_at_an_unknown_url():
     with pytest.raises(StoreError, match="nosuch"):
         Store("nosuch://bucket")
