@@ -99,7 +99,8 @@ class Pretrain(StageSpec):
     @property
     def state_key(self) -> str:
         """One for all checkpoints of a trajectory."""
-        return f"trajectory-{fingerprint([self.recipe.model_dump(mode='json'), self.seed])}"
+        recipe = self.recipe
+        return f"trajectory-{fingerprint([recipe, list(recipe.checkpoints), self.seed, self.VERSION])}"
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Writes a Hugging Face checkpoint, and curve.jsonl with the loss of every step so far."""
@@ -127,6 +128,7 @@ class Pretrain(StageSpec):
             optimizer=recipe.optimizer,
             schedule=recipe.schedule,
             num_steps=recipe.num_steps,
+            seed=self.seed,
             stop_step=self.step,
             clip_norm=recipe.clip_norm,
             bf16=recipe.precision == "bf16" or (recipe.precision == "auto" and on_gpu),

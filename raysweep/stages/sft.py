@@ -139,6 +139,7 @@ class Sft(StageSpec):
             optimizer=AdamW(lr=self.lr, weight_decay=given.weight_decay, betas=(0.9, 0.999)),
             schedule=Cosine(warmup=given.warmup, final=0.0),
             num_steps=max(1, round(given.epochs * per_epoch)),
+            seed=self.seed,
             bf16=given.precision == "bf16" or (given.precision == "auto" and worker.device.startswith("cuda")),
             worker=worker,
         ).losses

@@ -97,6 +97,11 @@ class DeepSpeedEngine:
         from accelerate.utils import DeepSpeedPlugin
 
         _forget_accelerate()
+        # Weights in bfloat16, and their float32 masters in the optimizer's partitions. Without ZeRO there are none:
+        # float32 weights under autocast, as in one process.
+        self._has_masters = bf16 and worker.zero_stage > 0
+        if bf16 and not self._has_masters:
+            model.forward = torch.autocast(worker.device.split(":")[0], torch.bfloat16)(model.forward)
         zero: dict[str, Any] = {"stage": worker.zero_stage}
         if worker.zero_stage == 3:
             # Small parameters stay whole on every rank otherwise, and what is gathered would depend on a default.
@@ -108,13 +113,13 @@ class DeepSpeedEngine:
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": bf16},
+            "bf16": {"enabled": self._has_masters},
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         }
         plugin = DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
         # Not `cpu=True`, with which accelerate would take DDP in place of DeepSpeed.
-        self._accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", deepspeed_plugin=plugin)
+        self._accelerator = Accelerator(mixed_precision="bf16" if self._has_masters else "no", deepspeed_plugin=plugin)
         self._objective, self._worker = objective, worker
         self._engine, self._optimizer = self._accelerator.prepare(model, optimizer.build(model.parameters()))
         self._num_micro_batches = num_micro_batches
@@ -140,9 +145,15 @@ class DeepSpeedEngine:
         return total, whole if norm is None else torch.as_tensor(norm)
 
     def weights(self) -> Tensors:
-        """All weights, by name, gathered from the ranks; to be called by every rank, used by rank 0."""
-        state = self._accelerator.get_state_dict(self._engine)
-        return dict(state or {})
+        """All weights in float32, by name, gathered from the ranks; to be called by every rank, used by rank 0."""
+        weights = dict(self._accelerator.get_state_dict(self._engine) or {})
+        if self._has_masters:
+            from deepspeed.utils import safe_get_full_fp32_param
+
+            # The model's own are rounded to bfloat16; what the optimizer steps, and one process trains, is not.
+            for name, parameter in self._engine.module.named_parameters(remove_duplicate=False):
+                weights[name] = safe_get_full_fp32_param(parameter).detach().clone()
+        return weights
 
     def save(self, folder: Path) -> None:
         """What `load` needs beside the weights, by rank."""
@@ -173,7 +184,7 @@ class DeepSpeedEngine:
         for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
             if masters := getattr(optimizer, name, None):
                 return list(masters)
-        if masters := getattr(optimizer, "fp32_groups_flat_partition", None):  # bf16 without ZeRO
+        if masters := getattr(optimizer, "fp32_groups_flat_partition", None):  # bf16 under ZeRO-1
             return list(masters)
         return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 

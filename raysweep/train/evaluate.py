@@ -33,4 +33,4 @@ def heldout_loss(model: PreTrainedModel, sequences: npt.NDArray[np.int64], *, ba
 
 def perplexity(loss: float) -> float:
     """e to the loss in nats per token; infinite rather than an overflow."""
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss >= 700 else math.exp(loss)

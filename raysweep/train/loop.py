@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from raysweep.errors import Diverged
@@ -33,7 +34,8 @@ logger = logging.getLogger(__name__)
 # Steps between looks at the losses: each look waits for the device.
 LOOK_EVERY = 10
 
-# A mean loss over LOOK_EVERY steps of this many times the first step's has run away.
+# A mean loss over LOOK_EVERY steps of this many times the first step's, taken as 1 nat if it is less, has run away:
+# fine-tuning may start near zero, where batches differ by more than that.
 RUNAWAY = 3.0
 
 Batches = Callable[[int], Mapping[str, Any]]
@@ -60,6 +62,7 @@ def train(
     optimizer: Optimizer,
     schedule: Schedule,
     num_steps: int,
+    seed: int,
     stop_step: int | None = None,
     clip_norm: float | None = 1.0,
     bf16: bool = False,
@@ -71,7 +74,7 @@ def train(
 
     With `states`, a folder that all ranks see, it goes on from the last state saved there at or before `stop_step`,
     saves one every `save_every_seconds` and one at the end: on the CPU, and on as many ranks, to the same bits as
-    without a break.
+    without a break. What a model draws in a step (dropout) follows from `seed`, the step and the rank.
 
     Raises:
         Diverged: on every rank, if a loss or gradient is not finite, or the loss runs away.
@@ -107,6 +110,7 @@ def train(
         last_save = time.monotonic()
         window: list[tuple[torch.Tensor, torch.Tensor]] = []
         for step in range(first, stop):
+            torch.manual_seed(_draws_seed(seed, step=step, rank=worker.rank))
             batch = batches(step)
             num_tokens = int((batch["labels"][:, 1:] != IGNORED).sum())
             num_tokens_seen += num_tokens
@@ -138,6 +142,11 @@ def train(
         )
     finally:
         engine.close()
+
+
+def _draws_seed(seed: int, *, step: int, rank: int) -> int:
+    """Like a state saved every step, but nothing has to be saved, and earlier stages of the process leave no trace."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class _Cutter:
@@ -191,7 +200,7 @@ class _Log:
                 raise Diverged(len(self.losses), value)
             self.losses.append(value)
             self.grad_norms.append(norm)
-        if sum(values) / len(values) > RUNAWAY * self.losses[0]:
+        if sum(values) / len(values) > RUNAWAY * max(self.losses[0], 1.0):
             raise Diverged(len(self.losses) - 1, self.losses[-1])
         return bool(flag > 0)
 
@@ -217,12 +226,25 @@ def _save(engine: PlainEngine | DeepSpeedEngine, log: _Log, states: Path, worker
         (aside / "log.json").write_text(json.dumps({"losses": log.losses, "grad_norms": log.grad_norms, **layout}))
     worker.barrier()
     if worker.rank == 0:
+        for path in aside.iterdir():
+            _to_disk(path)
         shutil.rmtree(states / name, ignore_errors=True)
         os.rename(aside, states / name)
-        for old in states.glob("step-*"):
+        _to_disk(states)
+        # Older states, and those that a killed gang was saving.
+        for old in [*states.glob("step-*"), *states.glob(".step-*")]:
             if old.name != name:
                 shutil.rmtree(old, ignore_errors=True)
     worker.barrier()
+
+
+def _to_disk(path: Path) -> None:
+    """Outlive a power cut; a rename may reach the disk before what it renames."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _latest(states: Path | None, stop: int, worker: Worker) -> Path | None:
@@ -234,7 +256,13 @@ def _latest(states: Path | None, stop: int, worker: Worker) -> Path | None:
         for folder in sorted(states.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-"))):
             try:
                 layout = json.loads((folder / "log.json").read_text())
-            except (OSError, ValueError):
+                names = ["model", *(f"rank{rank}" for rank in range(layout["world_size"]))]
+                for name in names:
+                    # Compares the file's length with what its header promises.
+                    with safe_open(folder / f"{name}.safetensors", framework="pt"):
+                        pass
+            except (OSError, ValueError, SafetensorError) as error:
+                logger.warning("state %s is damaged and not used: %s", folder, error)
                 continue
             same = (layout["world_size"], layout["zero_stage"]) == (worker.world_size, worker.zero_stage)
             if not same:
