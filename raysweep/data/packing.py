@@ -72,6 +72,12 @@ class Batches:
         shares = np.array([mix[name] for name in self._names])
         edges = np.round(np.cumsum(shares) / shares.sum() * CYCLE).astype(np.int64)
         self._slots = np.diff(edges, prepend=0)
+        for name, share, num in zip(self._names, shares / shares.sum(), self._slots, strict=True):
+            if num == 0 and share > 0:
+                raise DataError(
+                    f"mix: domain {name!r} has a share of {share:.2g}, less than one sequence in {CYCLE}; "
+                    "give it a larger weight, or leave it out"
+                )
         self._order = lru_cache(maxsize=2 * len(self._names))(self._permutation)
 
     def batch(self, step: int, num_sequences: int) -> Ints:

@@ -7,6 +7,8 @@ import gzip
 import hashlib
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,12 @@ Globs = str | tuple[str, ...]
 
 # Documents tokenized at once: enough for the tokenizer's threads, little enough for any memory.
 BATCH_DOCUMENTS = 512
+
+# JSON can spell half of a pair ("\\ud800"); no encoding can hold it.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+# A damaged gzip body raises zlib.error, a cut one EOFError; neither is an OSError.
+_READ_ERRORS = (OSError, EOFError, zlib.error)
 
 
 class Domain(Spec):
@@ -67,6 +75,12 @@ class Text(Spec):
 
     @model_validator(mode="after")
     def _known(self) -> Text:
+        for name in self.domains_:
+            # Names become file names and metric columns.
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+                raise ValueError(
+                    f"domain name {name!r}: use letters, digits, '_', '-' and '.', a letter or digit first"
+                )
         unknown = sorted((self.mix_ or {}).keys() - self.domains_.keys())
         if unknown:
             raise ValueError(f"mix names {unknown[0]!r}, which is no domain; domains: {', '.join(self.domains_)}")
@@ -146,7 +160,11 @@ def resolve(patterns: Globs, base: Path, field: str) -> tuple[str, ...]:
     found: set[str] = set()
     for pattern in listed(patterns):
         path = os.path.expandvars(os.path.expanduser(pattern))
-        matches = [match for match in glob.glob(str(base / path), recursive=True) if os.path.isfile(match)]
+        matches = [
+            match
+            for match in glob.glob(str(Path(glob.escape(str(base))) / path), recursive=True)
+            if os.path.isfile(match)
+        ]
         if not matches:
             raise DataError(f"{field}: no file matches {pattern!r} (looked for {base / path})")
         found.update(os.path.abspath(match) for match in matches)
@@ -170,10 +188,16 @@ def read_texts(paths: Sequence[str]) -> Iterator[str]:
                 text = line.get("text")
                 if not isinstance(text, str):
                     raise DataError(f"{path}:{number}: no field 'text' with a string; fields: {', '.join(line)}")
+                if _SURROGATE.search(text):
+                    raise DataError(f"{path}:{number}: field 'text' holds half of a surrogate pair, which is no text")
                 yield text
         else:
-            with _open(path) as file:
-                yield _decoded(file.read(), path, 1)
+            try:
+                with _open(path) as file:
+                    raw = file.read()
+            except _READ_ERRORS as error:
+                raise DataError(f"{path}: cannot be read: {error}") from error
+            yield _decoded(raw, path, 1)
 
 
 def read_jsonl(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -191,7 +215,7 @@ def read_jsonl(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not isinstance(line, dict):
                     raise DataError(f"{path}:{number}: a line is a JSON object, not {type(line).__name__}")
                 yield number, line
-    except (OSError, EOFError) as error:
+    except _READ_ERRORS as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
@@ -203,7 +227,9 @@ def _decoded(raw: bytes, path: str, number: int) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8 (byte {error.start})") from error
+        line = number + raw.count(b"\n", 0, error.start)
+        column = error.start - (raw.rfind(b"\n", 0, error.start) + 1)
+        raise DataError(f"{path}:{line}: not UTF-8 (byte {column} of the line)") from error
 
 
 def listed(globs: Globs | None) -> tuple[str, ...]:

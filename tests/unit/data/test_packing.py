@@ -55,3 +55,8 @@ def test_batch_size_only_cuts_the_order(tokens):
 def test_too_little_text_for_a_sequence(tokens):
     with pytest.raises(DataError, match=r"smaller pretrain\.sequence_length"):
         tokens.valid("a", sequence_length=11, max_sequences=4)
+
+
+def test_share_too_small_for_a_cycle(tokens):
+    with pytest.raises(DataError, match=r"domain 'b' has a share of 0\.0003"):
+        tokens.batches({"a": 0.9997, "b": 0.0003}, sequence_length=4, seed=0)

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from raysweep.data.packing import Tokens
-from raysweep.data.text import Domain, Text
+from raysweep.data.text import Domain, Text, read_texts, resolve
 from raysweep.data.tokenizers import Bpe
 from raysweep.errors import DataError
 
@@ -84,6 +84,7 @@ def test_unknown_domain_in_the_mix(files):
         (b"[1]\n", r"x\.jsonl:1: a line is a JSON object, not list"),
         (b'{"text": "\xff"}\n', r"x\.jsonl:1: not UTF-8"),
         (b"", r"domains\.x: no train text"),
+        (b'{"text": "x"}\n{"text": "\\ud800"}\n', r"x\.jsonl:2: .*surrogate"),
     ],
 )
 def test_bad_files(tmp_path, content, words):
@@ -94,6 +95,34 @@ def test_bad_files(tmp_path, content, words):
     out.mkdir()
     with pytest.raises(DataError, match=words):
         text.build(out)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.txt.gz"])
+def test_damaged_gzip(tmp_path, name):
+    packed = bytearray(gzip.compress(b'{"text": "some words"}\n' * 3000))
+    packed[30:60] = bytes(range(200, 230))
+    (tmp_path / name).write_bytes(packed)
+    with pytest.raises(DataError, match=rf"{name}: cannot be read"):
+        list(read_texts([str(tmp_path / name)]))
+
+
+def test_bad_utf8_in_plain_text_names_its_line(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"one\ntwo\nthr\xffee\n")
+    with pytest.raises(DataError, match=r"x\.txt:3: not UTF-8 \(byte 3 of the line\)"):
+        list(read_texts([str(tmp_path / "x.txt")]))
+
+
+def test_folder_with_glob_characters(tmp_path):
+    base = tmp_path / "runs[1]"
+    base.mkdir()
+    (base / "a.txt").write_text("text")
+    assert resolve("*.txt", base, "field") == (str(base / "a.txt"),)
+
+
+@pytest.mark.parametrize("name", ["../a", "a/b", "", ".a"])
+def test_domain_names_are_file_names(name):
+    with pytest.raises(ValidationError, match="domain name"):
+        Text(domains_={name: Domain(train="a.txt")})
 
 
 @pytest.mark.data
