@@ -23,11 +23,15 @@ if (data) {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const colors = ["#3b76e8", "#e8743b", "#19a979", "#c04cd0", "#d8a800", "#13a4b4", "#e0425e", "#7b61d9", "#7c8a3a", "#8c6d5a"];
-  const axis = (more) => ({ gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true, ...more });
+  const axis = ({ title, ...more }) => ({
+    gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true,
+    title: title && { ...title, font: { size: 13 } }, ...more,
+  });
   const layout = (x, y, more) => ({
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", colorway: colors,
     font: { color: css("--ink"), family: "system-ui, sans-serif", size: 13 },
-    margin: { l: 60, r: 16, t: 12, b: 50 }, hovermode: "closest",
+    margin: { l: 60, r: 16, t: 28, b: 50 }, hovermode: "closest",
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent") },
     hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink") }, align: "left" },
     xaxis: axis(x), yaxis: axis(y), ...more,
   });
@@ -43,8 +47,13 @@ if (data) {
       error_x: { type: "data", array: trace.x_error[chosen], thickness: 1, width: 3 },
       error_y: { type: "data", array: trace.y_error, thickness: 1, width: 3 },
     }));
+    const shown = drawn.flatMap((trace) => trace.x).filter((x) => x !== null);
+    const ratio = Math.max(...shown) / Math.min(...shown);
+    // A format of its own: Plotly labels the ticks between powers of ten by their first digit alone.
+    // Ticks at 1, 2 and 5 where at least two of them are in sight, and not too many.
+    const log = { type: "log", tickformat: "~s", ...(ratio > 7 && ratio < 1e4 ? { dtick: "D2" } : {}) };
     Plotly.react("scatter-chart", drawn, layout(
-      { title: { text: titles[chosen] }, type: logs[chosen] ? "log" : "linear" },
+      { title: { text: titles[chosen] }, ...(logs[chosen] ? log : { type: "linear" }) },
       { title: { text: charts.scatter.y_title } }, { showlegend: false }), options);
   };
   const agreement = () => {
