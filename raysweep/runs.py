@@ -5,11 +5,13 @@ Which stages are finished is never written here: that is the store's to say.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,16 @@ class Run:
     def sweep_text(self) -> str:
         """The sweep file as it was when last run."""
         return (self.folder / "sweep.yaml").read_text()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the run alone; its holder's death frees it. Raises StoreError if another driver is at it."""
+        with (self.folder / ".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreError(f"run {self.name!r} is under way in another process; wait for it, or end it") from None
+            yield
 
     def start_attempt(self) -> None:
         """Count tries afresh: running a sweep again tries again what failed."""

@@ -90,6 +90,10 @@ class SearchSpace:
     def identity(self) -> str:
         """All that says which results this sweep asks for, as indented JSON."""
         whole = {name: canonical(getattr(self.declared, name)) for name in Declared.model_fields if name != "resources"}
+        # No stage's identity, but the run's: with another list its table would hold a checkpoint under two trials.
+        if isinstance(self.declared.pretrain, Recipe):
+            whole["checkpoints"] = list(self.declared.pretrain.checkpoint_steps)
+        whole["from"] = {path: existing.fingerprint for path, existing in self.checkpoints.items()}
         return json.dumps(whole, indent=1, sort_keys=True)
 
     def run_name(self) -> str:
@@ -207,8 +211,17 @@ def _pin(document: Document, declared: Declared) -> SearchSpace:
     """Fingerprints into all that names data or a checkpoint, so that workers need not look."""
     folder = document.path.absolute().parent
     pretrain = declared.pretrain.pin(folder)
+    sft = declared.sft and declared.sft.pin(folder)
+    # What "auto" stands for here: a checkpoint trained in other numbers is another checkpoint.
+    precision = "bf16" if declared.resources.gpus_per_worker else "fp32"
+    if isinstance(pretrain, Recipe) and pretrain.precision == "auto":
+        pretrain = pretrain.with_(precision=precision)
+    if sft and sft.hyperparameters.precision == "auto":
+        sft = sft.with_(hyperparameters=sft.hyperparameters.with_(precision=precision))
     base = document.data["pretrain"] | {"data": pretrain.data.model_dump(mode="json", by_alias=True)}
-    if isinstance(pretrain, Existing):
+    if isinstance(pretrain, Recipe):
+        base |= {"precision": pretrain.precision}
+    else:
         base |= {"from": pretrain.from_, "fingerprint": pretrain.fingerprint}
     sweep = dict(declared.sweep)
     checkpoints: dict[str, Existing] = {}
@@ -224,7 +237,7 @@ def _pin(document: Document, declared: Declared) -> SearchSpace:
                 section = validate(_Section, {"pretrain": base | {"data": value}}).pretrain
                 pinned[label] = section.pin(folder).data.model_dump(mode="json", by_alias=True)
             sweep[path] = Grid(grid=pinned) if isinstance(axis, Grid) else Choice(choice=pinned)
-    declared = declared.with_(pretrain=pretrain, sft=declared.sft and declared.sft.pin(folder), sweep=sweep)
+    declared = declared.with_(pretrain=pretrain, sft=sft, sweep=sweep)
     return SearchSpace(declared=declared, base=base, text=document.text, checkpoints=checkpoints)
 
 

@@ -31,23 +31,24 @@ def run_sweep(
     `show` is called with each event as it comes, in the driver. What failed is in the run, and does not raise.
 
     Raises:
-        StoreError: if the run `name` belongs to another sweep.
+        StoreError: if the run `name` belongs to another sweep, or is under way in another process.
         ClusterError: if the cluster cannot hold one gang.
     """
     quiet_libraries()
     run = Run.create(store, name or space.run_name(), sweep_text=space.text, identity=space.identity())
-    journal = Journal(run, show)
-    run.start_attempt()
-    try:
-        if runner == "inline":
-            from raysweep.runners.inline import run_inline
+    with run.held():
+        journal = Journal(run, show)
+        run.start_attempt()
+        try:
+            if runner == "inline":
+                from raysweep.runners.inline import run_inline
 
-            run_inline(space, store, journal)
-        else:
-            _run_on_ray(space, store, run, journal)
-    finally:
-        journal.close()
-        run.publish()
+                run_inline(space, store, journal)
+            else:
+                _run_on_ray(space, store, run, journal)
+        finally:
+            journal.close()
+            run.publish()
     return run
 
 

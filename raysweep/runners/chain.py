@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from raysweep.plan import Stage, Trial
-from raysweep.runners.gang import Failure, Gang
+from raysweep.runners.gang import Failure, Gang, GangBroken
 from raysweep.store import Record, Store
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -90,11 +90,16 @@ def _run_batch(
             return
         for stage in todo:
             report({"event": "started", "trial": trial.id, "stage": stage.id, "kind": stage.kind})
-        outcomes = [gang.wide(todo[0])] if todo[0].spec.wide else gang.split(todo)
+        try:
+            outcomes = [gang.wide(todo[0])] if todo[0].spec.wide else gang.split(todo)
+        except GangBroken as broken:
+            if broken.failure:  # Its cause; the trial goes on in another gang.
+                report(_failed(broken.failure, trial, retry=True))
+            raise
         todo = []
         for outcome in outcomes:
             if isinstance(outcome, Record):
-                report(_finished(outcome, trial))
+                report(_finished(outcome, next(stage for stage in stages if stage.id == outcome.id), trial))
                 yield outcome
                 continue
             retry = attempt < max_retries and not outcome.final
@@ -103,13 +108,15 @@ def _run_batch(
                 todo.append(outcome.stage)
 
 
-def _finished(record: Record, trial: Trial) -> dict[str, Any]:
+def _finished(record: Record, stage: Stage, trial: Trial) -> dict[str, Any]:
     return {
         "event": "finished",
         "trial": trial.id,
         "stage": record.id,
         "kind": record.kind,
         "status": record.status,
+        "step": stage.step,
+        "task": stage.task,
         "wall_seconds": record.provenance["wall_seconds"],
         "metrics": dict(record.metrics),
     }

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raysweep.errors import Diverged, RaysweepError
+from raysweep.errors import ClusterError, Diverged, RaysweepError
 from raysweep.plan import Stage
 from raysweep.search import Resources
 from raysweep.spec import canonical
@@ -35,7 +35,11 @@ SETTLE_SECONDS = 20.0
 
 
 class GangBroken(Exception):  # noqa: N818 - says what became of the gang
-    """A worker died, or is stuck in a collective: the gang has to be replaced."""
+    """A worker died, or is stuck in a collective: the gang has to be replaced. `failure`: what rank 0 knows of it."""
+
+    def __init__(self, message: str, failure: Failure | None = None) -> None:
+        super().__init__(message)
+        self.failure = failure
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,14 @@ class RayGang(Gang):
 
     def wide(self, stage: Stage) -> Outcome:
         """See `Gang.wide`. Raises GangBroken if a rank died, or is stuck."""
-        with self.store.claim(stage.id):
-            if record := self.store.get(stage.id):
-                return record
-            self.store.work_dir(stage.id)
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self.store.claim(stage.id))
+                if record := self.store.get(stage.id):
+                    return record
+                self.store.work_dir(stage.id)
+            except (OSError, RaysweepError) as error:
+                return Failure.of(stage, error)
             running = [actor.run.remote(stage) for actor in self._others]
             with _watch(running):
                 outcome = _attempt(stage, self.store, self.worker)
@@ -141,7 +149,7 @@ class RayGang(Gang):
                     index, stage = waiting.popleft()
                     try:
                         outcomes[index] = _get([actor.make.remote(stage)])[0]
-                    except GangBroken as error:
+                    except Exception as error:
                         broken.append(error)
 
         feeders = [threading.Thread(target=feed, args=(actor,), daemon=True) for actor in self._others]
@@ -173,7 +181,7 @@ class RayGang(Gang):
             with contextlib.suppress(ray.exceptions.RayTaskError):
                 _get([ref])
         if stuck:
-            raise GangBroken(f"{len(stuck)} rank(s) are stuck after: {failure.cause}")
+            raise GangBroken(f"{len(stuck)} rank(s) are stuck after: {failure.cause}", failure)
 
 
 class RankActor:
@@ -198,11 +206,14 @@ class RankActor:
 
 def make(stage: Stage, store: Store, worker: Worker) -> Outcome:
     """Run a stage in this process alone, unless it is finished already."""
-    with store.claim(stage.id):
-        if record := store.get(stage.id):
-            return record
-        store.work_dir(stage.id)
-        return _attempt(stage, store, worker)
+    try:
+        with store.claim(stage.id):
+            if record := store.get(stage.id):
+                return record
+            store.work_dir(stage.id)
+            return _attempt(stage, store, worker)
+    except (OSError, RaysweepError) as error:  # A full disk, most likely: `_attempt` itself raises neither.
+        return Failure.of(stage, error)
 
 
 def _attempt(stage: Stage, store: Store, worker: Worker) -> Outcome:
@@ -264,7 +275,12 @@ def make_worker(
 
     # What is imported now stays: a collection between stages need not walk over it, which takes a quarter second.
     gc.freeze()
-    device = "cuda" if resources.gpus_per_worker and torch.cuda.is_available() else "cpu"
+    device = "cuda" if resources.gpus_per_worker else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ClusterError(
+            f"resources.gpus_per_worker is {resources.gpus_per_worker:g}, but torch finds no GPU here: set it to 0, or "
+            "run where there is one"
+        )
     transformers.utils.logging.disable_progress_bar()
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"

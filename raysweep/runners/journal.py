@@ -68,7 +68,8 @@ class Journal:
                 self._run.add_failure(event["stage"], kind=event["kind"], trial=event["trial"], cause=cause, log=log)
                 self._failed.add(event["stage"])
         if event["event"] == "finished":
-            scalars = {f"{event['kind']}/{name}": value for name, value in event["metrics"].items()}
+            of = f"{event['kind']}/{event['task']}" if event["task"] else event["kind"]
+            scalars = {f"{of}/{name}": value for name, value in event["metrics"].items()}
             self._write_scalars(event["trial"], event.get("step") or 0, scalars)
         elif event["event"] == "progress" and "loss" in event:
             self._write_scalars(event["trial"], event["step"], {f"{event['kind']}/loss": event["loss"]})

@@ -17,8 +17,10 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
+from raysweep.runners.chain import pending
 from raysweep.search import LogUniform, RandInt, Uniform
 from raysweep.space import SearchSpace
+from raysweep.store import Store
 
 
 class StudySearch(OptunaSearch):  # type: ignore[misc]
@@ -29,6 +31,10 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study."""
+        if result and not error and not result.get("last"):
+            # A scheduler stopped it: its metrics are an earlier checkpoint's.
+            super().on_trial_complete(trial_id, None, error=False)
+            return
         names = self._metric if isinstance(self._metric, list) else [self._metric]
         values = [(result or {}).get(name, math.nan) for name in names]
         missing = any(value is None or math.isnan(value) for value in values)
@@ -47,7 +53,7 @@ class _SamplerByNumber(optuna.samplers.TPESampler):  # type: ignore[misc]
         super().before_trial(study, trial)
 
 
-def study_search(space: SearchSpace, folder: Path) -> tuple[StudySearch, int]:
+def study_search(space: SearchSpace, store: Store, folder: Path) -> tuple[StudySearch, int]:
     """The searcher of a run, and how many trials are still to be run.
 
     A trial that was under way when the driver died goes on under its number and parameters.
@@ -65,7 +71,15 @@ def study_search(space: SearchSpace, folder: Path) -> tuple[StudySearch, int]:
     )
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-    ended = len(study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)))
+    ended = len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
+    waiting = [trial.params for trial in study.get_trials(states=(TrialState.WAITING,))]
+    finished = store.finished_ids()
+    for trial in study.get_trials(states=(TrialState.FAIL,)):
+        if not pending(space.trial(trial.params, space.declared.seeds[0]), store, finished):
+            ended += 1  # It diverged: that is its outcome.
+        elif trial.params not in waiting:
+            study.enqueue_trial(trial.params)
+            waiting.append(trial.params)
     metrics = [objective.metric for objective in search.objectives]
     modes = [objective.mode for objective in search.objectives]
     searcher = StudySearch(

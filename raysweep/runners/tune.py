@@ -78,6 +78,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._events.wait()
         # Tune sets "done" of a trial that a scheduler stops, too; "ended" is the trial's own word.
         told = {"checkpoint_step": leg.step, "raysweep_trial": self._current, "ended": ended, "done": ended}
+        told |= {"last": leg.last}
         return {**leg.metrics, **told}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -177,7 +178,7 @@ def run_tune(
     if configs is None:
         from raysweep.runners.optuna_search import study_search
 
-        searcher, num_trials = study_search(space, run.folder)
+        searcher, num_trials = study_search(space, store, run.folder)
     else:
         searcher, num_trials = Points(configs), len(configs)
     if num_trials == 0:

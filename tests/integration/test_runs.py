@@ -82,7 +82,7 @@ def test_tensorboard_logs_hold_losses_and_scores(tiny_space, store):
     folders = sorted((run.folder / "tensorboard").iterdir())
     assert [folder.name for folder in folders] == sorted(trial.trial for trial in run.trials())
     log = EventAccumulator(str(folders[0])).Reload()
-    assert {"pretrain/loss", "pretrain/ppl", "flatness/hessian_trace", "sft/score"} <= set(log.Tags()["scalars"])
+    assert {"pretrain/loss", "pretrain/ppl", "flatness/hessian_trace", "sft/span/score"} <= set(log.Tags()["scalars"])
 
 
 def test_a_store_on_a_url_runs_the_same(tiny_space, store, tmp_path, monkeypatch):
