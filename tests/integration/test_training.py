@@ -234,9 +234,7 @@ def test_a_killed_gang_goes_on_to_the_bit(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (2, "bf16")]
-)
+@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (2, "bf16")])
 def test_gang_of_two_resumes_to_the_bit_and_gives_memory_back(grammar, tokens_dir, tmp_path, zero_stage, precision):
     recipe = recipe_of(grammar, precision=precision)
     found = gang(zero_stage, recipe, tmp_path)
