@@ -72,13 +72,13 @@ class Indicators(StageSpec):
         return metrics
 
     def _score(self, model: Any, tokenizer: Any, task: Task, shots: int) -> float:
-        from raysweep.stages.sft import MAX_LENGTH
+        from raysweep.stages.sft import context_length
 
         if isinstance(task, PCFGSpan):
             scores = nearest_centroid(model, task, shots=shots, max_examples=self.max_examples)
         else:
             examples = task.examples("test")[: self.max_examples]
             solved = task.examples("train")[:shots]
-            rows = task.evaluate(model, tokenizer, examples, max_length=MAX_LENGTH, shots=solved)
+            rows = task.evaluate(model, tokenizer, examples, max_length=context_length(model), shots=solved)
             scores = [row["score"] for row in rows]
         return fmean(scores) if scores else math.nan

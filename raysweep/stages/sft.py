@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from raysweep.errors import StageError
 from raysweep.spec import Spec, StageSpec
 from raysweep.tasks.base import Scores, TextTask, fit, pad
 from raysweep.tasks.families import Task
@@ -21,8 +22,16 @@ from raysweep.train.optimizers import AdamW
 from raysweep.train.schedules import Cosine
 from raysweep.worker import Worker
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 MAX_LENGTH = 512
 """Tokens of prompt and answer together; a longer prompt loses its beginning."""
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens that prompt and answer may have together: as many as the model has positions, at most `MAX_LENGTH`."""
+    return min(MAX_LENGTH, getattr(model.config, "max_position_embeddings", MAX_LENGTH))
 
 
 class Hyperparameters(Spec):
@@ -74,11 +83,14 @@ class Sft(StageSpec):
     def _run_text(
         self, model: Any, tokenizer: Any, task: TextTask, worker: Worker
     ) -> tuple[list[float], Scores, Scores]:
+        if tokenizer.eos_token_id is None:
+            raise StageError("the checkpoint's tokenizer has no eos_token, which ends an answer; set it in the folder")
+        max_length = context_length(model)
         pairs = []
         for example in task.examples("train"):
             prompt = tokenizer(task.prompt(example), add_special_tokens=False)["input_ids"]
             answer = tokenizer(task.answer(example), add_special_tokens=False)["input_ids"]
-            pairs.append(fit(prompt, [*answer, tokenizer.eos_token_id], MAX_LENGTH))
+            pairs.append(fit(prompt, [*answer, tokenizer.eos_token_id], max_length))
 
         def batch(rows: Sequence[int]) -> dict[str, Any]:
             ids, mask = pad([pairs[row][0] for row in rows], value=0)
@@ -90,7 +102,7 @@ class Sft(StageSpec):
         losses = self._train(model, CausalLM(), batch, len(pairs), worker)
         model.eval()
         valid, test = (
-            task.evaluate(model, tokenizer, task.examples(split), max_length=MAX_LENGTH) for split in ("valid", "test")
+            task.evaluate(model, tokenizer, task.examples(split), max_length=max_length) for split in ("valid", "test")
         )
         return losses, valid, test
 

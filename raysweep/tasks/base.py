@@ -84,9 +84,12 @@ class TextTask(TaskSpec):
         """With absolute paths and fingerprint; every line is checked."""
         train = resolve(self.train, base, f"sft.tasks.{name}.train")
         test = resolve(self.test, base, f"sft.tasks.{name}.test")
-        for paths in (train, test):
-            if not self._read(paths):
+        num_train, num_test = (len(self._read(paths)) for paths in (train, test))
+        for paths, num in ((train, num_train), (test, num_test)):
+            if not num:
                 raise DataError(f"{paths[0]}: no examples in it")
+        if num_train < 2:
+            raise DataError(f"{train[0]}: one example; give two or more: some are held out to pick the learning rate")
         digest = f"{content_fingerprint(train)}:{content_fingerprint(test)}"
         return self.with_(train=train, test=test, fingerprint=digest)
 

@@ -23,6 +23,7 @@ class QA(TextTask):
     primary: Literal["exact_match", "f1"] = "f1"
     """Which of the two is the score."""
     max_new_tokens: int = Field(default=24, ge=1)
+    """Of the answer; at most half of what prompt and answer may have together."""
 
     def check(self, line: Mapping[str, Any]) -> str | None:
         """See `TextTask.check`."""
@@ -56,9 +57,10 @@ class QA(TextTask):
         """Exact match and F1 of the first line of the greedy answer, the best over the right answers."""
         before = self.shot_text(shots)
         texts = [before + self.prompt(example) for example in examples]
-        room = max_length - self.max_new_tokens
+        num_new = min(self.max_new_tokens, max_length // 2)
+        room = max_length - num_new
         prompts = [fit(tokenizer(text, add_special_tokens=False)["input_ids"], [], room)[0] for text in texts]
-        answers = generate(model, tokenizer, prompts, max_new_tokens=self.max_new_tokens)
+        answers = generate(model, tokenizer, prompts, max_new_tokens=num_new)
         scores: Scores = []
         for example, answer in zip(examples, answers, strict=True):
             match = max(float(normalise(answer) == normalise(right)) for right in example["answers"])

@@ -114,7 +114,7 @@ def test_named_values_may_have_any_shape(sweep_file):
 
 
 def test_task_that_does_not_fit_the_corpus(sweep_file, tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"question": "q", "answers": ["a"]}\n')
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answers": ["a"]}\n' * 2)
     task = "span: {form: qa, train: a.jsonl, test: a.jsonl}"
     refuse(sweep_file, "span: {form: pcfg_span, span: 2, num_train: 40, num_valid: 20, num_test: 20}", task, "pcfg")
 
