@@ -68,11 +68,6 @@ class PCFG(Spec):
         """All of it."""
         return {"pcfg": 1.0}
 
-    @property
-    def num_train_tokens(self) -> int:
-        """The opening tokens counted in."""
-        return self.num_train_sentences * (self.sentence_length + 1)
-
     def pin(self, base: Path) -> PCFG:
         """Itself: it names no file."""
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -12,8 +11,6 @@ from raysweep.runners.journal import Journal, quiet_libraries, trial_row
 from raysweep.runs import Run
 from raysweep.space import SearchSpace
 from raysweep.store import Store
-
-logger = logging.getLogger(__name__)
 
 Runner = Literal["tune", "inline"]
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -54,11 +53,6 @@ class Existing(Spec):
             with path.open("rb") as file:
                 digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
         return self.with_(from_=str(folder), fingerprint=digest.hexdigest(), data=self.data.pin(base))  # type: ignore[no-any-return]
-
-    def config(self) -> dict[str, Any]:
-        """The checkpoint's config.json; empty for a hub id, which nothing has been downloaded of."""
-        path = Path(self.from_) / "config.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
