@@ -90,6 +90,7 @@ class Gang:
 
     def close(self) -> None:
         """Give the processes back."""
+        leave_process_group()
 
 
 class RayGang(Gang):
@@ -171,6 +172,7 @@ class RayGang(Gang):
 
         for actor in self._others:
             ray.kill(actor)
+        leave_process_group()
 
     def _settle(self, running: list[Any], failure: Failure) -> None:
         """After rank 0 failed: the others have failed too, or are stuck and the gang is broken."""
@@ -316,6 +318,22 @@ def join_process_group(worker: Worker, resources: Resources, address: str, port:
         "MASTER_PORT": str(port),
     }
     dist.init_process_group("nccl" if worker.device.startswith("cuda") else "gloo")
+
+
+def leave_process_group() -> None:
+    """Undo `join_process_group`."""
+    import torch.distributed as dist
+
+    # A thread of gloo's may still be waiting for the interpreter to let its last tensors go. If the process ends
+    # before it has them, it aborts (SIGABRT), its work all done.
+    time.sleep(0.1)
+    if "deepspeed" in sys.modules:
+        import deepspeed.comm
+
+        if deepspeed.comm.is_initialized():
+            deepspeed.comm.destroy_process_group()  # With it goes what DeepSpeed keeps of the group.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _free_port() -> int:

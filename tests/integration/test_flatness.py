@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch.multiprocessing as mp
 
-from raysweep.runners.gang import join_process_group, make_worker
+from raysweep.runners.gang import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.indicators import Indicators
@@ -38,6 +38,7 @@ def rank_main(rank: int, world_size: int, port: int, folder: str, flatness: str,
     made = [Flatness.model_validate_json(flatness), Indicators.model_validate_json(indicators)]
     found = [spec.run(inputs, Path(folder), worker) for spec in made]
     (Path(folder) / f"found-{world_size}-{rank}.json").write_text(json.dumps(found))
+    leave_process_group()
 
 
 @pytest.mark.slow
