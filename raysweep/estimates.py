@@ -20,9 +20,6 @@ from raysweep.tasks.spans import PCFGSpan
 TYPICAL_LENGTH = 128
 """Tokens of a fine-tuning example, assumed; the text is not read for a plan."""
 
-GRADIENTS_PER_PROBE = 2.0
-"""Cost of a Hessian-vector product whose graph is shared (measured: 1.99 each of 8), beside the graph's own."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -44,6 +41,8 @@ class Plan:
     gpu_hours: float
     mfu: float
     peak_flops: float
+    flatness_rse: float | None
+    """Relative standard error of Hessian traces that the flatness budget is expected to give."""
     note: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,6 +69,7 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
     done: Counter[str] = Counter()
     sizes: list[int] = []
     tokens, flops, memory = 0, 0.0, 0
+    rse: float | None = None
     for point in points:
         for seed in space.declared.seeds:
             trial = space.trial(point, seed)
@@ -82,6 +82,8 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
                     continue
                 seen.add(stage.id)
                 stages[stage.kind] += 1
+                if isinstance(stage.spec, Flatness):
+                    rse = max(rse or 0.0, stage.spec.predict()[1])
                 if stage.id in finished:
                     done[stage.kind] += 1
                     continue
@@ -102,6 +104,7 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
         gpu_hours=flops / (mfu * peak_flops) / 3600,
         mfu=mfu,
         peak_flops=peak_flops,
+        flatness_rse=rse,
         note=note,
     )
 
@@ -126,8 +129,7 @@ def stage_flops(stage: Stage, trial: Trial) -> float:
     if isinstance(spec, Pretrain):
         return gradient * _pretraining_tokens(stage, trial)
     if isinstance(spec, Flatness):
-        # Each batch: one graph, its probes, and a backward for the Fisher draw.
-        return gradient * spec.num_sequences * spec.sequence_length * (2 + GRADIENTS_PER_PROBE * spec.num_probes)
+        return gradient * spec.predict()[0]
     if isinstance(spec, Indicators):
         heldout = spec.max_sequences * spec.sequence_length * len(recipe.data.domains)
         scored = spec.max_examples * len(spec.tasks) * min(MAX_LENGTH, (2 + spec.kshot) * TYPICAL_LENGTH)

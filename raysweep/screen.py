@@ -181,6 +181,10 @@ def print_plan(plan: Plan) -> None:
     console.print(f"FLOPs to do        {plan.flops:.3g}")
     at = f"{plan.mfu:.0%} MFU of {plan.peak_flops / 1e12:g} TFLOP/s"
     console.print(f"GPU-hours          {plan.gpu_hours:.3g} at {at}")
+    if plan.flatness_rse is not None:
+        console.print(
+            f"Hessian traces     to about {plan.flatness_rse:.1%} relative standard error, as others have been"
+        )
     if plan.note:
         console.print(plan.note)
     console.print(f"run                {plan.run}")

@@ -15,7 +15,7 @@ pretrain:
   checkpoints: [6, 12]
 sweep:
   pretrain.optimizer.lr: {grid: [1e-2, 3e-3]}
-flatness: {num_sequences: 8, batch_sequences: 4, num_probes: 1}
+flatness: {num_sequences: 16, batch_sequences: 2, min_units: 4, max_units: 8}
 indicators: {kshot: 2, max_sequences: 16, max_examples: 20}
 sft:
   tasks:

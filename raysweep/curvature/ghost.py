@@ -8,13 +8,17 @@ contributions and twice their inner product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from raysweep.curvature.language import Batch, token_logits
+from raysweep.curvature.probes import Tensors
 
 Tensor = torch.Tensor
 
@@ -29,43 +33,37 @@ class _Call:
 
 
 class GhostNorms:
-    """A model's loss on token ids, differentiated to the norms of each sequence's parameter gradient.
+    """A model's logits on a batch, differentiated to the norms of each sequence's parameter gradient.
 
     The forward pass is run once; each call of `squared_norms` is one backward pass to the layers' outputs, without
     the products that form parameter gradients.
 
     Args:
-        model: a Hugging Face causal model in eval mode; any attention implementation.
-        ids: token ids [n, L].
+        model: a Hugging Face language model in eval mode; any attention implementation.
+        batch: see `language`.
 
     Raises:
         ValueError: if a layer holds parameters of a kind that has no rule here; names it.
     """
 
-    def __init__(self, model: Any, ids: Tensor) -> None:
+    def __init__(self, model: Any, batch: Batch) -> None:
         self._calls: list[_Call] = []
-        self._num = len(ids)
-        layers = {name: layer for name, layer in model.named_modules() if any(True for _ in layer.parameters(False))}
-        for name, layer in layers.items():
-            if _kind(layer) is None:
-                raise ValueError(
-                    f"no ghost norm for layer {name!r} ({type(layer).__name__}); use per-sequence gradients"
-                )
+        self._num = len(batch["input_ids"])
+        self._names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
         required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        hooks = [layer.register_forward_hook(self._capture) for layer in layers.values()]
+        hooks = [layer.register_forward_hook(self._capture) for layer in _layers(model).values()]
         try:
             # No parameter gradient is asked for: the graph starts at the embeddings' outputs.
             for parameter, _ in required:
                 parameter.requires_grad_(False)
             with torch.enable_grad():
-                logits = model(input_ids=ids, use_cache=False).logits
+                self.logits: Tensor = token_logits(model, batch)
+                """[n, T, vocabulary], aligned with `language.targets`."""
         finally:
             for hook in hooks:
                 hook.remove()
             for parameter, was in required:
                 parameter.requires_grad_(was)
-        self.logits: Tensor = logits[:, :-1]
-        """[n, L - 1, vocabulary]."""
         called = [id(call.layer) for call in self._calls]
         if len(set(called)) != len(called):
             raise ValueError("a layer is called more than once in a forward pass; use per-sequence gradients")
@@ -78,28 +76,50 @@ class GhostNorms:
         self._calls.append(_Call(layer, inputs[0].detach(), output))
         return output
 
-    def squared_norms(self, labels: Tensor, *, last: bool = False) -> Tensor:
-        """Squared norm of the gradient of each sequence's summed cross-entropy, over all parameters.
+    def squared_norms(self, cotangents: Tensor, *, last: bool = False) -> Tensors:
+        """Squared norm of each sequence's gradient of <cotangents, logits>, by parameter.
 
         Args:
-            labels: [n, L - 1], what is predicted at each position; -100 is not.
+            cotangents: like `logits`; the softmax minus the one-hot label for the summed cross-entropy.
             last: whether the graph may be freed.
 
         Returns:
-            [n], float64.
+            name of each parameter that requires a gradient -> [n], float64.
         """
-        loss = F.cross_entropy(self.logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
-        gradients = torch.autograd.grad(loss, [call.y for call in self._calls], retain_graph=not last)
+        gradients = torch.autograd.grad(
+            self.logits, [call.y for call in self._calls], grad_outputs=cotangents, retain_graph=not last
+        )
+        squares: Tensors = {}
         by_weight: dict[int, list[tuple[_Call, Tensor]]] = {}
-        total = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
+
+        def add(parameter: Tensor, terms: Callable[[], Tensor]) -> None:
+            if (name := self._names.get(id(parameter))) is not None:
+                squares[name] = squares[name] + terms() if name in squares else terms()
+
         with torch.no_grad():
             for call, g in zip(self._calls, gradients, strict=True):
-                total += _own_terms(call, g)
-                by_weight.setdefault(id(call.layer.weight), []).append((call, g))
+                layer: Any = call.layer
+                add(layer.weight, partial(_weight_terms, call, g))
+                by_weight.setdefault(id(layer.weight), []).append((call, g))
+                if getattr(layer, "bias", None) is not None:
+                    add(layer.bias, partial(_bias_terms, g))
             for users in by_weight.values():
                 if len(users) > 1:
-                    total += 2 * _tied_term(users)
-        return total
+                    shared: Any = users[0][0].layer
+                    add(shared.weight, partial(_tied_terms, users))
+        return squares
+
+
+def _layers(model: Any) -> dict[str, nn.Module]:
+    """The layers that hold parameters. Raises ValueError for one of a kind that has no rule."""
+    layers = {name: layer for name, layer in model.named_modules() if any(True for _ in layer.parameters(False))}
+    ruled = {name: layer for name, layer in layers.items() if _kind(layer)}
+    covered = {id(parameter) for layer in ruled.values() for parameter in layer.parameters(False)}
+    for name, layer in layers.items():
+        # BERT's head registers the bias of its decoder a second time, for itself.
+        if name not in ruled and any(id(p) not in covered for p in layer.parameters(False) if p.requires_grad):
+            raise ValueError(f"no ghost norm for layer {name!r} ({type(layer).__name__}); use per-sequence gradients")
+    return ruled
 
 
 def _kind(layer: nn.Module) -> str | None:
@@ -115,8 +135,8 @@ def _kind(layer: nn.Module) -> str | None:
     return "rms_norm" if type(layer).__name__.endswith("RMSNorm") else None
 
 
-def _own_terms(call: _Call, g: Tensor) -> Tensor:
-    """The squared norms of a layer's own weight and bias."""
+def _weight_terms(call: _Call, g: Tensor) -> Tensor:
+    """The squared norms of a layer's own use of its weight."""
     kind = _kind(call.layer)
     layer: Any = call.layer
     if kind == "embedding":
@@ -129,31 +149,35 @@ def _own_terms(call: _Call, g: Tensor) -> Tensor:
     if kind == "linear":
         x = call.x
         if x.shape[1] ** 2 <= x.shape[2] * g.shape[2]:
-            squares = ((x @ x.mT) * (g @ g.mT)).double().sum(dim=(1, 2))
-        else:  # Long sequences of narrow layers: the gradient itself is the smaller thing.
-            squares = (x.mT @ g).double().square().sum(dim=(1, 2))
-    else:
-        squares = (g * _normalised(layer, call.x)).double().sum(dim=1).square().sum(dim=1)
-    if getattr(layer, "bias", None) is not None:
-        squares = squares + g.double().sum(dim=1).square().sum(dim=1)
-    return squares
+            return ((x @ x.mT) * (g @ g.mT)).double().sum(dim=(1, 2))
+        # Long sequences of narrow layers: the gradient itself is the smaller thing.
+        return (x.mT @ g).double().square().sum(dim=(1, 2))
+    return (g * _normalised(layer, call.x)).double().sum(dim=1).square().sum(dim=1)
+
+
+def _bias_terms(g: Tensor) -> Tensor:
+    return g.double().sum(dim=1).square().sum(dim=1)
 
 
 def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
     """A norm's output before its gain."""
-    x = x.float()
+    x = x if x.dtype == torch.float64 else x.float()
     if isinstance(layer, nn.LayerNorm):
         return F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
     eps: float = getattr(layer, "variance_epsilon", None) or getattr(layer, "eps", None) or 1e-6
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
 
 
-def _tied_term(users: Sequence[tuple[_Call, Tensor]]) -> Tensor:
-    """Inner product of the two contributions to a weight that is both embedding and head, by sequence."""
+def _tied_terms(users: Sequence[tuple[_Call, Tensor]]) -> Tensor:
+    """Twice the inner product of the two contributions to a weight that is both embedding and head, by sequence."""
     kinds = {_kind(call.layer): (call, g) for call, g in users}
     if len(users) != 2 or set(kinds) != {"embedding", "linear"}:
         raise ValueError("a weight is shared in a way other than embedding and head; use per-sequence gradients")
     (lookup, g_in), (head, g_out) = kinds["embedding"], kinds["linear"]
+    embedding: Any = lookup.layer
+    if embedding.padding_idx is not None:
+        g_in = g_in * (lookup.x != embedding.padding_idx)[..., None]
     # sum_{t,s} g_out[s, token_t] (g_in[t] . x[s])
     at_tokens = torch.gather(g_out, 2, lookup.x[:, None, :].expand(-1, g_out.shape[1], -1))
-    return (at_tokens * (head.x @ g_in.mT)).double().sum(dim=(1, 2))
+    products: Tensor = at_tokens * (head.x @ g_in.mT)
+    return 2 * products.double().sum(dim=(1, 2))

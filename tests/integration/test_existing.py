@@ -21,7 +21,7 @@ pretrain:
   sequence_length: 16
 sweep:
   pretrain.from: {grid: [one, two]}
-flatness: {num_sequences: 4, batch_sequences: 2, num_probes: 1}
+flatness: {num_sequences: 8, batch_sequences: 2, min_units: 4, max_units: 8}
 indicators: {kshot: 1, max_sequences: 4, max_examples: 4}
 sft:
   tasks: {quiz: {form: multiple_choice, train: quiz.jsonl, test: quiz.jsonl, max_test_examples: 6}}

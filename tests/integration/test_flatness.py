@@ -24,7 +24,7 @@ MEASURES = {"mix": {"pcfg": 1.0}, "sequence_length": 5}
 def specs(grammar):
     task = PCFGSpan(form="pcfg_span", span=2, num_train=30, num_valid=10, num_test=20).bind("t", grammar)
     return [
-        Flatness(num_sequences=24, batch_sequences=4, num_probes=2, **MEASURES),
+        Flatness(num_sequences=64, batch_sequences=2, min_units=8, max_units=40, **MEASURES),
         Indicators(kshot=2, max_sequences=16, tasks={"a": task, "b": task}, **MEASURES),
     ]
 

@@ -3,63 +3,76 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from tiny_models import STYLES, batch_for, build
 
 from raysweep.curvature.ghost import GhostNorms
+from raysweep.curvature.language import targets, token_logits
+from raysweep.curvature.operators import choose_parameters, named_parameters
 
 
-def build(name: str, *, tied: bool):
-    torch.manual_seed(0)
-    common = {"vocab_size": 23, "tie_word_embeddings": tied, "initializer_range": 0.2}
-    if name == "llama":
-        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-        config = LlamaConfig(attention_bias=True, **sizes, **common)
-        return LlamaForCausalLM(config).eval()
-    if name == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, **common)).eval()
-    config = GPTNeoXConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, **common)
-    return GPTNeoXForCausalLM(config).eval()
+def by_backward(model, batch, cotangents) -> dict[str, torch.Tensor]:
+    """One backward pass for each sequence."""
+    parameters = named_parameters(model)
+    norms = {name: [] for name in parameters}
+    for row in range(len(cotangents)):
+        logits = token_logits(model, {name: tensor[row : row + 1] for name, tensor in batch.items()})
+        gradients = torch.autograd.grad(
+            logits, list(parameters.values()), grad_outputs=cotangents[row : row + 1], allow_unused=True
+        )
+        for name, gradient in zip(parameters, gradients, strict=True):
+            norms[name].append(0.0 if gradient is None else float(gradient.double().square().sum()))
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in norms.items()}
 
 
-def by_backward(model, ids, labels) -> list[float]:
-    norms = []
-    for row, target in zip(ids, labels, strict=True):
-        logits = model(input_ids=row[None], use_cache=False).logits[0, :-1]
-        loss = F.cross_entropy(logits, target, ignore_index=-100, reduction="sum")
-        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-        norms.append(sum(float(g.double().square().sum()) for g in gradients if g is not None))
-    return norms
+def cotangents_of(model, batch, labels) -> torch.Tensor:
+    """Gradient of each sequence's summed cross-entropy with respect to its logits."""
+    logits = token_logits(model, batch).detach()
+    one_hot = F.one_hot(labels.clamp(min=0), logits.shape[-1])
+    return (logits.softmax(dim=-1) - one_hot) * (labels != -100)[..., None]
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("length", [6, 40])  # 40 takes the branch of long sequences and narrow layers
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
-def test_norms_are_those_of_the_gradients(name, length, tied):
-    model = build(name, tied=tied)
-    draw = torch.Generator().manual_seed(1)
-    ids = torch.randint(0, 23, (5, length), generator=draw)
-    labels = torch.randint(0, 23, (5, length - 1), generator=draw)
-    labels[0, 3:] = -100
-    ghost = GhostNorms(model, ids)
-    got = ghost.squared_norms(labels)
-    # float32 products, summed in another order
-    torch.testing.assert_close(got, torch.tensor(by_backward(model, ids, labels)).double(), rtol=1e-5, atol=0)
-    other = labels.roll(1, dims=1)
-    again = ghost.squared_norms(other, last=True)
-    torch.testing.assert_close(again, torch.tensor(by_backward(model, ids, other)).double(), rtol=1e-5, atol=0)
-    assert all(parameter.requires_grad for parameter in model.parameters())
+@pytest.mark.parametrize("style", STYLES)
+def test_norms_are_those_of_the_gradients(style, length, tied):
+    model = build(style, tied=tied)
+    if style == "bert" and not tied:
+        model.cls.predictions.bias.requires_grad_(False)  # Of no use to an untied head.
+    batch = batch_for(model, num=5, length=length)
+    if style != "bert":
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        batch["attention_mask"][1, 4:] = 0
+    ghost = GhostNorms(model, batch)
+    wanted = targets(model, batch)
+    for last, labels in ((False, wanted), (True, wanted.roll(1, dims=0).where(wanted != -100, wanted))):
+        cotangents = cotangents_of(model, batch, labels)
+        got = ghost.squared_norms(cotangents, last=last)
+        truth = by_backward(model, batch, cotangents)
+        total = sum(truth.values())
+        torch.testing.assert_close(sum(got.values()), total, rtol=1e-5, atol=0)
+        for name, squares in got.items():
+            # float32 products, summed in another order
+            torch.testing.assert_close(squares, truth[name], rtol=1e-4, atol=1e-8 * float(total.max()))
+        missing = truth.keys() - got.keys()
+        assert all(float(truth[name].max()) == 0 for name in missing)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_only_chosen_parameters_are_counted():
+    model = build("gpt2")
+    choose_parameters(model, ["*.mlp.c_fc.*"])
+    batch = batch_for(model)
+    ghost = GhostNorms(model, batch)
+    cotangents = cotangents_of(model, batch, targets(model, batch))
+    got, truth = ghost.squared_norms(cotangents, last=True), by_backward(model, batch, cotangents)
+    assert got.keys() == truth.keys()
+    assert len(got) == 4
+    torch.testing.assert_close(sum(got.values()), sum(truth.values()), rtol=1e-5, atol=0)
+    assert sum(parameter.requires_grad for parameter in model.parameters()) == 4
 
 
 def test_a_layer_without_a_rule_is_named():
     model = build("llama", tied=True)
     model.model.extra = torch.nn.Bilinear(2, 2, 2)
     with pytest.raises(ValueError, match=r"layer 'model\.extra' \(Bilinear\)"):
-        GhostNorms(model, torch.randint(0, 23, (2, 6)))
+        GhostNorms(model, batch_for(model))

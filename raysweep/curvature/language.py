@@ -1,0 +1,111 @@
+"""The mean token loss of a Hugging Face language model, causal or masked, with padding and ignored labels.
+
+A batch is what the model takes: `input_ids` [n, L] (int64), and optionally `attention_mask` [n, L] (1 is read, 0 is
+padding) and `labels` [n, L], where -100 is not predicted. A causal model predicts the label of each position from
+the positions before it; without labels they are the tokens themselves. A masked model predicts labels in place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+logger = logging.getLogger(__name__)
+
+Tensor = torch.Tensor
+Batch = Mapping[str, Tensor]
+
+IGNORED = -100
+
+
+def is_causal(model: Any) -> bool:
+    """Whether the model predicts the next token, rather than masked ones.
+
+    Raises:
+        ValueError: if it predicts no tokens at all.
+    """
+    name = type(model).__name__
+    if model.get_output_embeddings() is None:
+        raise ValueError(f"{name} predicts no tokens; load it with AutoModelForCausalLM or AutoModelForMaskedLM")
+    return not name.endswith("ForMaskedLM")
+
+
+def prepare(model: Any, *, twice_differentiable: bool = True) -> None:
+    """Bring a model into the state in which its loss is a smooth function of its weights: dropout off.
+
+    Args:
+        model: a Hugging Face model; changed in place.
+        twice_differentiable: also switch attention to an implementation that has a second derivative, which fused
+            kernels have not. It is logged where it changes something.
+    """
+    model.eval()
+    implementation = getattr(model.config, "_attn_implementation", "eager")
+    if twice_differentiable and implementation != "eager":
+        logger.info("attention is switched from %s to eager for exact curvature", implementation)
+        model.set_attn_implementation("eager")
+
+
+def targets(model: Any, batch: Batch) -> Tensor:
+    """What is predicted at each position of `token_logits`: [n, L - 1] (causal) or [n, L]; -100 where nothing is.
+
+    Raises:
+        ValueError: if no token is predicted, or a masked model's batch has no labels.
+    """
+    causal = is_causal(model)
+    if "labels" not in batch and not causal:
+        raise ValueError("a masked language model needs labels: the tokens that are masked in input_ids, else -100")
+    labels = batch.get("labels", batch["input_ids"])
+    if (mask := batch.get("attention_mask")) is not None:
+        labels = labels.masked_fill(mask == 0, IGNORED)
+        if causal:
+            # A first token after padding on the left has nothing before it to be predicted from.
+            starts = (mask[:, 1:] == 1) & (mask[:, :-1] == 0)
+            labels = torch.cat([labels[:, :1], labels[:, 1:].masked_fill(starts, IGNORED)], dim=1)
+    if causal:
+        labels = labels[:, 1:]
+    if not bool((labels != IGNORED).any()):
+        raise ValueError(f"no token is predicted in a batch of shape {tuple(batch['input_ids'].shape)}")
+    return labels
+
+
+def token_logits(model: Any, batch: Batch) -> Tensor:
+    """Logits aligned with `targets`: [n, L - 1 or L, vocabulary], in float32, or float64 if the model is.
+
+    Raises:
+        ValueError: if dropout is on, which would make the loss a random function.
+    """
+    _refuse_dropout(model)
+    given = {"input_ids": batch["input_ids"]}
+    if (mask := batch.get("attention_mask")) is not None:
+        given["attention_mask"] = mask
+        if bool((mask[:, 0] == 0).any()):  # Padding on the left must not shift positions.
+            given["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    causal = is_causal(model)
+    logits: Tensor = model(**given, **({"use_cache": False} if causal else {})).logits
+    if causal:
+        logits = logits[:, :-1]
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def mean_token_loss(model: Any, batch: Batch) -> Tensor:
+    """Mean cross-entropy, in nats per predicted token."""
+    return F.cross_entropy(
+        token_logits(model, batch).flatten(0, 1), targets(model, batch).flatten(), ignore_index=IGNORED
+    )
+
+
+def _refuse_dropout(model: Any) -> None:
+    if model.training:
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Dropout) and module.p > 0:
+                raise ValueError(
+                    f"dropout is on in {name!r}: the loss would be a random function; call `prepare(model)` or "
+                    "`model.eval()` first"
+                )
+        rates = {k: v for k, v in model.config.to_dict().items() if "drop" in k and isinstance(v, float) and v > 0}
+        if rates:  # Some attention functions drop out without a module.
+            raise ValueError(f"dropout is on ({rates}): call `prepare(model)` or `model.eval()` first")

@@ -1,0 +1,237 @@
+"""What one unit of work of a trace computes: a batch with a probe vector, or a batch with labels drawn by the model.
+
+A unit's values are a function of the model, its batch and (seed, batch, draw) alone, so units can be dealt over workers
+in any way, saved, and averaged in a fixed order. Values are sums over a batch's predicted tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from raysweep.curvature.cost import Products
+from raysweep.curvature.differences import Forms, quadratic_forms
+from raysweep.curvature.ghost import GhostNorms
+from raysweep.curvature.language import IGNORED, Batch, mean_token_loss, targets, token_logits
+from raysweep.curvature.operators import (
+    Shifted,
+    gradients_of,
+    hessian_vector_products,
+    inner,
+    logits_derivative,
+    named_parameters,
+)
+from raysweep.curvature.probes import Distribution, Tensors, key, probe_vector
+
+logger = logging.getLogger(__name__)
+
+Tensor = torch.Tensor
+Kind = Literal["probe", "fisher"]
+Values = Mapping[str, float]
+"""`num_tokens`, and the sums that are named in `probe_unit` and `fisher_unit`; plain, to be saved as JSON."""
+
+Labels = Literal["model", "data"]
+"""Whose labels a Fisher matrix is of: drawn from the model, or those of the text (the *empirical* Fisher)."""
+Sampling = Literal["sequence", "token"]
+"""A Fisher draw: labels at all positions of a sequence, or at a single one drawn at random."""
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """One batch with one draw: of a probe vector, or of labels."""
+
+    kind: Kind
+    batch: int
+    draw: int
+
+
+def probe_unit(
+    model: Any,
+    batch: Batch,
+    unit: Unit,
+    *,
+    seed: int,
+    products: Products,
+    shifted: Shifted,
+    distribution: Distribution = "rademacher",
+    check: bool = False,
+) -> Values:
+    """Hutchinson's quadratic forms (1990) with one probe vector v: `gauss_newton` v'Gv and `residual` v'(H - G)v.
+
+    Args:
+        model: see `language.prepare`; weights in float32 or float64.
+        batch: see `language`.
+        unit: which probe vector.
+        seed: of the estimate.
+        products: see `cost.Products`. Those that know it add `parameter/NAME`, the part v_i (Hv)_i of v'Hv.
+        shifted: the model's parameters and the step of differences along v; see `differences.step_for`.
+        distribution: of the entries of v.
+        check: for differences, add `gauss_newton_2h` and `residual_2h`, made with twice the step; for exact products,
+            compare them with differences.
+
+    Raises:
+        ValueError: if the loss or a product is not finite, or an exact one is far from differences; names the batch.
+    """
+    parameters = named_parameters(model)
+    vector = probe_vector(parameters, seed=seed, probe=key(unit.batch, unit.draw), distribution=distribution)
+    values = {"num_tokens": float((targets(model, batch) != IGNORED).sum())}
+    if products == "logit_differences":
+        fine, coarse = quadratic_forms(model, batch, vector, shifted, check=check)
+        values |= {"gauss_newton": fine.gauss_newton, "residual": fine.residual}
+        if coarse:
+            values |= {"gauss_newton_2h": coarse.gauss_newton, "residual_2h": coarse.residual}
+        return _finite(values, unit)
+    counted = targets(model, batch) != IGNORED
+
+    def forms(product: Tensors, logits: Tensor, along: Tensor) -> dict[str, float]:
+        p = logits.softmax(dim=-1)
+        variance = (p * (along - (p * along).sum(dim=-1, keepdim=True)).square()).sum(dim=-1)[counted]
+        gauss_newton = float(variance.sum(dtype=torch.float64))
+        parts = {f"parameter/{k}": inner({k: vector[k]}, {k: product[k]}) * values["num_tokens"] for k in parameters}
+        return {"gauss_newton": gauss_newton, "residual": math.fsum(parts.values()) - gauss_newton, **parts}
+
+    if products == "exact":
+        product = hessian_vector_products(lambda: mean_token_loss(model, batch), parameters, [vector])[0]
+        values |= forms(product, *logits_derivative(model, batch, vector))
+        if check:
+            _confirm(values, quadratic_forms(model, batch, vector, shifted)[0], unit)
+    else:
+        values |= forms(*_gradient_differences(model, batch, parameters, vector, shifted, 1))
+        if check:
+            twice = forms(*_gradient_differences(model, batch, parameters, vector, shifted, 2))
+            values |= {f"{name}_2h": twice[name] for name in ("gauss_newton", "residual")}
+    return _finite(values, unit)
+
+
+def _confirm(exact: Mapping[str, float], near: Forms, unit: Unit) -> None:
+    """A layer whose gradient's graph is cut, or a kernel with a wrong second derivative, gives no error, only this."""
+    ours, theirs = exact["gauss_newton"] + exact["residual"], near.gauss_newton + near.residual
+    if abs(ours - theirs) > 0.05 * max(abs(near.gauss_newton), abs(theirs)):
+        raise ValueError(
+            f"batch {unit.batch}: v'Hv is {ours:g} by double backward and {theirs:g} by differences of logits: some "
+            "operation of this model has no right second derivative; measure with logit differences"
+        )
+
+
+def _gradient_differences(
+    model: Any, batch: Batch, parameters: Tensors, vector: Tensors, shifted: Shifted, times: int
+) -> tuple[Tensors, Tensor, Tensor]:
+    """H v of the mean loss, logits and J v, by central differences of two gradients and their logits."""
+    sides = []
+    for way in (times, -times):
+        with shifted.by(vector, way):
+            logits = token_logits(model, batch)
+            loss = F.cross_entropy(logits.flatten(0, 1), targets(model, batch).flatten(), ignore_index=IGNORED)
+            sides.append((logits.detach(), gradients_of(loss, parameters)))
+    (ahead, up), (behind, down) = sides
+    width = 2 * times * shifted.step
+    product = {name: (a - b) / width for name, a, b in zip(parameters, up, down, strict=True)}
+    return product, (ahead + behind) / 2, (ahead - behind) / width
+
+
+def fisher_unit(
+    model: Any, batch: Batch, unit: Unit, *, seed: int, labels: Labels = "model", sampling: Sampling = "sequence"
+) -> Values:
+    """Squared gradient norms of sequences: `fisher`, whose mean per token estimates the trace of the Fisher matrix.
+
+    With labels drawn independently at all positions of a sequence, cross terms vanish in expectation and the squared
+    norm of the summed log-likelihood's gradient is unbiased for the sum over positions; it equals the trace of the
+    Gauss-Newton matrix, and at a model that equals the data's distribution that of the Hessian (Liu et al., 2022).
+    With labels of the data nothing vanishes: the empirical Fisher is another quantity (Kunstner et al., 2019).
+
+    Args:
+        model: in eval mode.
+        batch: see `language`.
+        unit: which draw.
+        seed: of the estimate.
+        labels: see `Labels`.
+        sampling: see `Sampling`. By token, the squared norm is counted once for every token of its sequence.
+
+    Returns:
+        Sums over sequences, by parameter too (`parameter/NAME`).
+
+    Raises:
+        ValueError: if a norm is not finite; names the batch.
+    """
+    wanted = targets(model, batch)
+    counts = (wanted != IGNORED).sum(dim=1)
+    try:
+        ghost = GhostNorms(model, batch)
+    except ValueError as error:
+        logger.info("gradients are formed one sequence at a time: %s", error)
+        squares = _one_by_one(model, batch, unit, seed=seed, labels=labels, sampling=sampling)
+    else:
+        given = [_row_seed(seed, unit, row) for row in range(len(counts))]
+        cotangents = _cotangents(ghost.logits.detach(), wanted, given, labels=labels, sampling=sampling)
+        squares = ghost.squared_norms(cotangents, last=True)
+    weights = counts.double() if sampling == "token" else torch.ones_like(counts, dtype=torch.float64)
+    parts = {f"parameter/{name}": float((square * weights).sum()) for name, square in squares.items()}
+    values = {"num_tokens": float(counts.sum()), "fisher": math.fsum(parts.values()), **parts}
+    return _finite(values, unit)
+
+
+def _row_seed(seed: int, unit: Unit, row: int) -> int:
+    return key(seed, "fisher", unit.batch, unit.draw, row)
+
+
+def _cotangents(logits: Tensor, wanted: Tensor, seeds: Sequence[int], *, labels: Labels, sampling: Sampling) -> Tensor:
+    """Gradient of each sequence's summed cross-entropy with respect to its logits [n, T, vocabulary]."""
+    counted = wanted != IGNORED
+    drawn = wanted.clamp(min=0)
+    if labels == "model":
+        drawn = torch.stack([sample_labels(row, seed=seed) for row, seed in zip(logits, seeds, strict=True)])
+    if sampling == "token":
+        kept = torch.zeros_like(counted)
+        for row, seed in enumerate(seeds):
+            positions = counted[row].nonzero()[:, 0]
+            if len(positions):
+                generator = torch.Generator().manual_seed(key(seed, "position"))
+                kept[row, positions[int(torch.randint(len(positions), (1,), generator=generator))]] = True
+        counted = kept
+    p = logits.softmax(dim=-1)
+    return p.scatter_add_(-1, drawn[..., None], -torch.ones_like(p[..., :1])).mul_(counted[..., None])
+
+
+def _one_by_one(
+    model: Any, batch: Batch, unit: Unit, *, seed: int, labels: Labels, sampling: Sampling
+) -> dict[str, Tensor]:
+    """What `GhostNorms` gives, for models with layers that it has no rule for."""
+    parameters = named_parameters(model)
+    rows: dict[str, list[float]] = {name: [] for name in parameters}
+    for row in range(len(batch["input_ids"])):
+        alone = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+        logits = token_logits(model, alone)
+        # Not `targets` of the one sequence: it may have none to predict, which only a whole batch must not.
+        wanted = targets(model, batch)[row : row + 1]
+        given = [_row_seed(seed, unit, row)]
+        cotangents = _cotangents(logits.detach(), wanted, given, labels=labels, sampling=sampling)
+        gradients = torch.autograd.grad(logits, list(parameters.values()), grad_outputs=cotangents, allow_unused=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            rows[name].append(0.0 if gradient is None else float(gradient.double().square().sum()))
+    return {name: torch.tensor(squares, dtype=torch.float64) for name, squares in rows.items()}
+
+
+def sample_labels(logits: Tensor, *, seed: int) -> Tensor:
+    """One label for each row of logits [n, vocabulary], by inverse CDF from a generator of its own.
+
+    `torch.multinomial` would depend on the device and on how rows are batched.
+    """
+    uniform = torch.rand(len(logits), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    cumulative = logits.detach().double().softmax(dim=-1).cumsum(dim=-1)
+    drawn = torch.searchsorted(cumulative, uniform.to(logits.device)[:, None] * cumulative[:, -1:], right=True)
+    return drawn[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+def _finite(values: dict[str, float], unit: Unit) -> Values:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(
+                f"batch {unit.batch}: {name} is {value}; is the model's loss finite on this batch, in this precision?"
+            )
+    return values

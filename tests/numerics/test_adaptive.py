@@ -1,0 +1,171 @@
+"""The arithmetic of a trace to a target error: unbiased, its errors honest, its rounds a function of values alone."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import build
+
+from raysweep.curvature.adaptive import Budget, Estimate, fisher_order, next_units, probe_order, stop_reason, summarize
+from raysweep.curvature.language import prepare
+from raysweep.curvature.measure import measure_traces
+from raysweep.curvature.units import Unit, Values
+
+
+class Synthetic:
+    """Units of a model that is never built: text makes batches differ, probes and draws add noise of their own."""
+
+    def __init__(self, seed: int, *, residual: float, num_batches: int = 2000) -> None:
+        self.draw = np.random.default_rng(seed)
+        # Of skewed spread, as the traces of texts are; the mean of each is known.
+        self.text = self.draw.gamma(4.0, 0.25, size=num_batches)
+        self.bent = self.draw.normal(0.1, 1.0, size=num_batches) * residual
+        self.truth = 100 * (self.text.mean() + self.bent.mean())
+        self.num_batches = num_batches
+        self.tokens = 127.0
+
+    def values(self, unit: Unit) -> Values:
+        noise = np.random.default_rng([unit.batch, unit.draw, unit.kind == "probe", int(self.text[0] * 1e6)])
+        scale = self.tokens * 100
+        trace = scale * self.text[unit.batch]
+        if unit.kind == "fisher":
+            return {"num_tokens": self.tokens, "fisher": trace * noise.gamma(8.0, 1 / 8), "parameter/w": trace}
+        return {
+            "num_tokens": self.tokens,
+            "gauss_newton": trace * noise.gamma(8.0, 1 / 8),
+            "residual": scale * (self.bent[unit.batch] + noise.normal(0, 0.3)),
+        }
+
+    def run(self, budget: Budget) -> dict[Unit, Values]:
+        done: dict[Unit, Values] = {}
+        while units := next_units(done, self.num_batches, budget, "logit_differences"):
+            done |= {unit: self.values(unit) for unit in units}
+        return done
+
+
+@pytest.mark.parametrize("residual", [0.0, 0.3, 2.0])
+def test_intervals_cover_the_truth_and_estimates_are_unbiased(residual):
+    inside, errors, sigmas = 0, [], []
+    rse = 0.05 if residual < 1 else 0.1
+    for seed in range(500):
+        made = Synthetic(seed, residual=residual)
+        traces = summarize(made.run(Budget(rse=rse)))
+        low, high = traces.hessian.interval()
+        inside += low <= made.truth <= high
+        errors.append((traces.hessian.mean - made.truth) / made.truth)
+        sigmas.append(traces.hessian.rse)
+    assert 0.93 <= inside / 500 <= 0.97
+    # To stop at a *relative* error prefers large means a little: by the order of its square.
+    assert abs(np.mean(errors)) < 4 * np.std(errors) / math.sqrt(500) + rse**2
+    assert np.std(errors) == pytest.approx(np.sqrt(np.mean(np.square(sigmas))), rel=0.15)
+
+
+def test_fisher_draws_are_worth_more_where_the_residual_is_small():
+    weights = []
+    for residual in (0.0, 2.0):
+        done = Synthetic(3, residual=residual).run(Budget(rse=0.03, max_units=4000))
+        num = [sum(unit.kind == kind for unit in done) for kind in ("fisher", "probe")]
+        weights.append(num[0] / num[1])
+    assert weights[0] > 1.5 * weights[1]
+
+
+def test_probe_and_data_variance_are_told_apart():
+    # Text alone: v'Hv is the same for any probe. Then probes alone: all texts are alike.
+    for part in ("data", "probe"):
+        made = Synthetic(0, residual=0.0)
+        if part == "data":
+            done = {
+                u: v | {"gauss_newton": 1e4 * made.text[u.batch], "residual": 0.0} if u.kind == "probe" else v
+                for u, v in made.run(Budget()).items()
+            }
+        else:
+            made.text[:] = 1.0
+            made.bent[:] = 0.0
+            done = made.run(Budget())
+        traces = summarize(done)
+        assert traces.stderr_probe**2 + traces.stderr_data**2 == pytest.approx(traces.hessian.stderr**2)
+        if part == "data":
+            assert traces.stderr_probe < 0.05 * traces.hessian.stderr
+        else:
+            # Of four repeated batches: a rough figure.
+            assert traces.stderr_probe > 0.3 * traces.hessian.stderr
+
+
+def test_more_text_is_asked_for_when_its_own_variance_is_too_large():
+    made = Synthetic(1, residual=0.0, num_batches=12)
+    done = made.run(Budget(rse=0.001))
+    assert stop_reason(done, 12, Budget(rse=0.001)) == "text"
+    assert len(done) < 200
+
+
+def test_a_budget_ends_it():
+    budget = Budget(rse=1e-4, min_units=16, max_units=40)
+    done = Synthetic(1, residual=0.5).run(budget)
+    assert stop_reason(done, 2000, budget) == "units"
+    assert max(sum(unit.kind == kind for unit in done) for kind in ("fisher", "probe")) == 40
+
+
+@given(st.integers(1, 40), st.integers(0, 200))
+def test_orders_give_every_unit_once(num_batches, count):
+    for order in (probe_order, fisher_order):
+        units = [order(index, num_batches) for index in range(count)]
+        assert len(set(units)) == count
+        assert all(0 <= unit.batch < num_batches for unit in units)
+        seen = [sum(unit.batch == batch for unit in units) for batch in range(num_batches)]
+        # Evenly, but for those that come twice at first.
+        assert max(seen, default=0) - min(seen, default=0) <= 2
+
+
+def test_uneven_batches_are_weighted_by_their_tokens():
+    done: dict[Unit, Values] = {
+        Unit("probe", batch, 0): {"num_tokens": n, "gauss_newton": 3.0 * n, "residual": batch * n}
+        for batch, n in enumerate((10.0, 30.0, 20.0))
+    }
+    done |= {Unit("fisher", batch, 0): {"num_tokens": 10.0, "fisher": 30.0, "parameter/w": 30.0} for batch in range(3)}
+    traces = summarize(done)
+    assert traces.hessian.mean == pytest.approx(3 + (30 + 40) / 60)
+    assert traces.num_tokens == 60
+
+
+def test_an_estimate_gives_students_interval():
+    low, high = Estimate(10.0, 1.0, 4).interval()
+    assert (low, high) == pytest.approx((10 - 2.776, 10 + 2.776), abs=1e-3)
+
+
+def tiny_batches(model, num: int) -> list[dict[str, torch.Tensor]]:
+    draw = torch.Generator().manual_seed(5)
+    return [{"input_ids": torch.randint(0, model.config.vocab_size, (1, 8), generator=draw)} for _ in range(num)]
+
+
+def test_an_interrupted_measurement_goes_on_to_the_bit():
+    model = build("llama")
+    prepare(model)
+    batches, budget = tiny_batches(model, 60), Budget(rse=0.1, max_units=60)
+    whole = measure_traces(model, batches, budget=budget)
+    saved: dict[Unit, Values] = {}
+    computed = []
+
+    def share(units, run, *, limit):
+        for unit in units:
+            if unit not in saved:
+                if len(computed) == limit:
+                    raise KeyboardInterrupt
+                computed.append(unit)
+                saved[unit] = run(unit)
+        return [saved[unit] for unit in units]
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_traces(model, batches, budget=budget, share=lambda units, run: share(units, run, limit=13))
+    resumed = measure_traces(model, batches, budget=budget, share=lambda units, run: share(units, run, limit=10**6))
+    assert resumed.metrics() == whole.metrics()
+    assert resumed.units == whole.units
+    assert len(computed) == len(whole.units)  # No unit is computed twice.
+
+
+def test_one_batch_has_no_error_bar():
+    model = build("llama")
+    with pytest.raises(ValueError, match="at least two batches; there are 1"):
+        measure_traces(model, tiny_batches(model, 1), budget=Budget())

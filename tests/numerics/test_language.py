@@ -1,0 +1,89 @@
+"""The mean token loss: labels, padding and masks counted right, for causal and masked models."""
+
+import math
+
+import pytest
+import torch
+from tiny_models import STYLES, batch_for, build
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+
+from raysweep.curvature.language import is_causal, mean_token_loss, prepare, targets, token_logits
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_loss_is_hugging_faces(style):
+    model = build(style)
+    batch = batch_for(model)
+    theirs = model(**{"labels": batch["input_ids"], **batch}).loss
+    assert float(mean_token_loss(model, batch)) == pytest.approx(float(theirs), rel=1e-5)
+    assert is_causal(model) == (style != "bert")
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_changes_nothing(style, side):
+    model = build(style)
+    batch = batch_for(model)
+    num = len(batch["input_ids"])
+    if style == "bert" and side == "left":
+        pytest.skip("BERT's positions are absolute: padding it on the left is another input")
+
+    def pad(tensor, value):
+        filler = torch.full((num, 3), value)
+        return torch.cat([filler, tensor] if side == "left" else [tensor, filler], dim=1)
+
+    padded = {
+        "input_ids": pad(batch["input_ids"], 2),
+        "attention_mask": pad(torch.ones_like(batch["input_ids"]), 0),
+    }
+    if "labels" in batch:
+        padded["labels"] = pad(batch["labels"], 5)
+    assert float(mean_token_loss(model, padded)) == pytest.approx(float(mean_token_loss(model, batch)), rel=1e-5)
+    assert (targets(model, padded) != -100).sum() == (targets(model, batch) != -100).sum()
+
+
+def test_ignored_labels_are_not_counted():
+    model = build("llama")
+    batch = batch_for(model)
+    labels = batch["input_ids"].clone()
+    labels[0] = -100
+    rest = {"input_ids": batch["input_ids"][1:]}
+    ignored = {**batch, "labels": labels}
+    assert float(mean_token_loss(model, ignored)) == pytest.approx(float(mean_token_loss(model, rest)), rel=1e-5)
+
+
+def test_logits_are_in_float32_at_least():
+    model = build("gpt2")
+    assert token_logits(model.bfloat16(), batch_for(model)).dtype == torch.float32
+    assert token_logits(model.double(), batch_for(model)).dtype == torch.float64
+
+
+def test_what_cannot_be_measured_is_named():
+    model = build("llama")
+    ids = batch_for(model)["input_ids"]
+    with pytest.raises(ValueError, match=r"no token is predicted in a batch of shape \(3, 6\)"):
+        targets(model, {"input_ids": ids, "labels": torch.full_like(ids, -100)})
+    with pytest.raises(ValueError, match="needs labels"):
+        targets(build("bert"), {"input_ids": ids})
+    with pytest.raises(ValueError, match="BertModel predicts no tokens"):
+        is_causal(BertModel(BertConfig(hidden_size=4, num_attention_heads=1, num_hidden_layers=1, intermediate_size=4)))
+
+
+def test_dropout_is_refused_and_prepare_turns_it_off(caplog):
+    model = GPT2LMHeadModel(GPT2Config(n_embd=4, n_layer=1, n_head=1, vocab_size=7, n_positions=8, resid_pdrop=0.1))
+    batch = {"input_ids": torch.tensor([[1, 2, 3]])}
+    model.train()
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match=r"dropout is on in 'transformer"):
+        mean_token_loss(model, batch)
+    with caplog.at_level("INFO"):
+        prepare(model)
+    assert "switched from sdpa to eager" in caplog.text
+    assert math.isfinite(float(mean_token_loss(model, batch).detach()))
+
+
+def test_train_mode_without_dropout_is_eval_mode():
+    model = build("llama")
+    batch = batch_for(model)
+    quiet = float(mean_token_loss(model.eval(), batch))
+    assert float(mean_token_loss(model.train(), batch)) == quiet

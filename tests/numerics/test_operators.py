@@ -1,0 +1,181 @@
+"""Products with curvature matrices: closed forms, and four ways that must agree."""
+
+import math
+
+import pytest
+import torch
+from tiny_models import CAUSAL, STYLES, batch_for, build, flat, full_matrix
+
+from raysweep.curvature.language import mean_token_loss, prepare, targets, token_logits
+from raysweep.curvature.operators import (
+    Shifted,
+    choose_parameters,
+    finite_difference_product,
+    forward_over_reverse_product,
+    gauss_newton_product,
+    hessian_vector_products,
+    inner,
+    logits_derivative,
+    named_parameters,
+)
+from raysweep.curvature.probes import probe_vector
+
+
+def small(style: str, *, tied: bool = True):
+    model = build(style, tied=tied, hidden=4, vocab=5, layers=1).double()
+    prepare(model)
+    return model, batch_for(model), named_parameters(model)
+
+
+def test_products_of_a_quadratic_are_its_matrix():
+    draw = torch.Generator().manual_seed(0)
+    matrix = torch.randn(5, 5, generator=draw, dtype=torch.float64)
+    matrix = matrix + matrix.T
+    x = torch.randn(5, generator=draw, dtype=torch.float64, requires_grad=True)
+    vectors = [{"x": torch.randn(5, generator=draw, dtype=torch.float64)} for _ in range(3)]
+    loss = lambda: x @ matrix @ x / 2  # noqa: E731
+    products = hessian_vector_products(loss, {"x": x}, vectors)
+    for vector, product in zip(vectors, products, strict=True):
+        torch.testing.assert_close(product["x"], matrix @ vector["x"], rtol=1e-12, atol=1e-12)
+        # Third derivatives are nought: differences err by rounding alone.
+        found = finite_difference_product(loss, {"x": x}, vector, precision=torch.float64, check=True)
+        torch.testing.assert_close(found.product["x"], matrix @ vector["x"], rtol=1e-9, atol=1e-9)
+        assert found.relative_error < 1e-9
+
+
+def test_trace_of_softmax_regression_is_its_closed_form():
+    # L(W) = CE(softmax(W x), y): the Hessian is (diag p - p p') (x) x x', its trace (1 - |p|^2) |x|^2.
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, generator=draw, dtype=torch.float64).requires_grad_()
+    x = torch.randn(3, generator=draw, dtype=torch.float64)
+    loss = lambda: torch.nn.functional.cross_entropy(weight @ x, torch.tensor(2))  # noqa: E731
+    hessian = full_matrix(lambda v: hessian_vector_products(loss, {"w": weight}, [v])[0], {"w": weight})
+    p = (weight @ x).softmax(dim=0)
+    assert float(hessian.trace()) == pytest.approx(float((1 - p.square().sum()) * x.square().sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize(("style", "tied"), [*((s, t) for s in CAUSAL for t in (True, False)), ("bert", True)])
+def test_all_exact_products_agree(style, tied):
+    model, batch, parameters = small(style, tied=tied)
+    loss = lambda: mean_token_loss(model, batch)  # noqa: E731
+    hessian = full_matrix(lambda v: hessian_vector_products(loss, parameters, [v])[0], parameters)
+    # Llama and GPT-NeoX compute norms, or rotations, in float32, at 6e-8 of numbers of order 1.
+    torch.testing.assert_close(hessian, hessian.T, rtol=0, atol=1e-5)
+    forward = full_matrix(lambda v: forward_over_reverse_product(model, batch, v), parameters)
+    torch.testing.assert_close(forward, hessian, rtol=0, atol=1e-5)
+    # By definition, from the Jacobian: J' (diag p - p p') J, averaged over tokens.
+    logits = token_logits(model, batch)[targets(model, batch) != -100]
+    gauss_newton = torch.zeros_like(hessian)
+    for position in logits:
+        rows = [
+            torch.autograd.grad(z, list(parameters.values()), retain_graph=True, allow_unused=True) for z in position
+        ]
+        zeros = list(parameters.values())
+        jacobian = torch.stack(
+            [
+                flat(
+                    {
+                        str(i): torch.zeros_like(z) if g is None else g
+                        for i, (g, z) in enumerate(zip(row, zeros, strict=True))
+                    }
+                )
+                for row in rows
+            ]
+        )
+        p = position.detach().softmax(dim=0)
+        gauss_newton += jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian / len(logits)
+    ours = full_matrix(lambda v: gauss_newton_product(model, batch, v), parameters)
+    torch.testing.assert_close(ours, gauss_newton, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_differences_of_gradients_are_close_and_say_how_close(style):
+    model = build(style)
+    batch, parameters = batch_for(model), named_parameters(model)
+    vector = probe_vector(parameters, seed=0, probe=0)
+    prepare(model)
+    exact = hessian_vector_products(lambda: mean_token_loss(model, batch), parameters, [vector])[0]
+    before = flat(parameters)
+    model.set_attn_implementation("sdpa")  # No second derivative is needed.
+    found = finite_difference_product(lambda: mean_token_loss(model, batch), parameters, vector, check=True)
+    off = math.sqrt(
+        sum(float((found.product[name] - exact[name]).double().square().sum()) for name in exact) / inner(exact, exact)
+    )
+    assert off < 0.02
+    assert off < 5 * found.relative_error + 1e-3
+    assert torch.equal(flat(parameters), before)
+
+
+def test_moved_parameters_come_back_after_an_error():
+    x = torch.tensor([0.1, 0.7])
+
+    def fail():
+        assert float(x[0]) == pytest.approx(0.4)
+        raise KeyError
+
+    with pytest.raises(KeyError), Shifted({"x": x}, 0.3).by({"x": torch.ones(2)}, 1):
+        fail()
+    assert x.tolist() == torch.tensor([0.1, 0.7]).tolist()
+
+
+def test_derivative_of_logits_is_the_jacobian():
+    model, batch, parameters = small("gpt2")
+    vector = probe_vector(parameters, seed=0, probe=0)
+    logits, along = logits_derivative(model, batch, vector)
+    torch.testing.assert_close(logits, token_logits(model, batch).detach())
+    shifted = Shifted(parameters, 1e-6)
+    with torch.no_grad():
+        with shifted.by(vector, 1):
+            ahead = token_logits(model, batch)
+        with shifted.by(vector, -1):
+            behind = token_logits(model, batch)
+    torch.testing.assert_close(along, (ahead - behind) / 2e-6, rtol=1e-6, atol=1e-6)
+
+
+def test_parameters_are_chosen_by_pattern():
+    model = build("gpt2")
+    choose_parameters(model, ["*.mlp.*", "*ln_f.bias"])
+    names = list(named_parameters(model))
+    assert names
+    assert all(".mlp." in name or name.endswith("ln_f.bias") for name in names)
+    with pytest.raises(ValueError, match=r"no parameter matches '\*\.mpl\.\*'; the nearest name is"):
+        choose_parameters(model, ["*.mpl.*"])
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
+        named_parameters(model)
+
+
+def test_what_cannot_be_differentiated_is_named():
+    x = torch.ones(2, requires_grad=True)
+    unused = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match="parameter 'unused' takes no part"):
+        hessian_vector_products(lambda: x.square().sum(), {"x": x, "unused": unused}, [{"x": x, "unused": x}])
+    with pytest.raises(ValueError, match="the loss is nan"):
+        hessian_vector_products(lambda: x.sum() * math.nan, {"x": x}, [{"x": x}])
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            ctx.save_for_backward(value)
+            return value.square()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, gradient):
+            return 2 * ctx.saved_tensors[0] * gradient
+
+    with pytest.raises(ValueError, match="no second derivative; use gradient or logit differences"):
+        hessian_vector_products(lambda: Once.apply(x).sum() ** 2, {"x": x}, [{"x": torch.ones(2)}])
+
+
+def test_probes_are_keyed_by_seed_probe_and_name():
+    like = {"a": torch.zeros(1000), "b": torch.zeros(1000)}
+    first = probe_vector(like, seed=0, probe=0)
+    assert torch.equal(first["a"], probe_vector({"a": like["a"]}, seed=0, probe=0)["a"])
+    assert not torch.equal(first["a"], first["b"])
+    assert not torch.equal(first["a"], probe_vector(like, seed=0, probe=1)["a"])
+    assert not torch.equal(first["a"], probe_vector(like, seed=1, probe=0)["a"])
+    assert set(first["a"].tolist()) == {-1.0, 1.0}
+    assert abs(float(first["a"].mean())) < 4 / math.sqrt(1000)
+    normal = probe_vector(like, seed=0, probe=0, distribution="gaussian")["a"]
+    assert float(normal.var()) == pytest.approx(1, abs=4 * math.sqrt(2 / 1000))

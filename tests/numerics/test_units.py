@@ -1,0 +1,181 @@
+"""What units of a trace compute, against full matrices."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import CAUSAL, STYLES, batch_for, build, full_matrix
+
+import raysweep.curvature.units as units
+from raysweep.curvature.differences import step_for
+from raysweep.curvature.language import mean_token_loss, prepare, targets, token_logits
+from raysweep.curvature.operators import Shifted, gauss_newton_product, hessian_vector_products, named_parameters
+from raysweep.curvature.units import Unit, fisher_unit, probe_unit, sample_labels
+
+
+def small(style: str = "llama", *, tied: bool = True):
+    model = build(style, tied=tied, hidden=4, vocab=5, layers=1)
+    prepare(model)
+    return model, batch_for(model)
+
+
+def matrices(model, batch):
+    double = model.double()
+    parameters = named_parameters(double)
+    loss = lambda: mean_token_loss(double, batch)  # noqa: E731
+    hessian = full_matrix(lambda v: hessian_vector_products(loss, parameters, [v])[0], parameters)
+    gauss_newton = full_matrix(lambda v: gauss_newton_product(double, batch, v), parameters)
+    model.float()
+    return hessian, gauss_newton
+
+
+@pytest.mark.parametrize("products", ["logit_differences", "gradient_differences", "exact"])
+@pytest.mark.parametrize("style", STYLES)
+def test_probes_are_unbiased_with_the_variance_that_theory_gives(style, products):
+    model, batch = small(style)
+    hessian, gauss_newton = matrices(model, batch)
+    shifted = Shifted(named_parameters(model), step_for(float(gauss_newton.trace())))
+    given = {"seed": 0, "products": products, "shifted": shifted}
+    found = [probe_unit(model, batch, Unit("probe", 0, draw), **given) for draw in range(200)]
+    tokens = found[0]["num_tokens"]
+    assert tokens == (targets(model, batch) != -100).sum()
+    for names, matrix in ((("gauss_newton",), gauss_newton), (("gauss_newton", "residual"), hessian)):
+        values = np.array([sum(unit[name] for name in names) for unit in found]) / tokens
+        truth = float(matrix.trace())
+        # Differences are wrong by about a thousandth of the Gauss-Newton trace.
+        room = 0 if products == "exact" else 3e-3 * float(gauss_newton.trace())
+        assert abs(values.mean() - truth) < 4 * values.std(ddof=1) / math.sqrt(200) + room
+        # Var of v'Av for signs: 2 (|A|_F^2 - sum of squared diagonal).
+        variance = 2 * float(matrix.square().sum() - matrix.diagonal().square().sum())
+        assert values.var(ddof=1) == pytest.approx(variance, rel=0.5)
+
+
+def test_blocks_of_a_probe_add_up_and_are_the_blocks_traces():
+    model, batch = small()
+    hessian, _ = matrices(model, batch)
+    given = {"seed": 1, "products": "exact", "shifted": Shifted(named_parameters(model), 1e-3)}
+    found = [probe_unit(model, batch, Unit("probe", 0, draw), **given) for draw in range(200)]
+    start = 0
+    for name, parameter in named_parameters(model).items():
+        values = np.array([unit[f"parameter/{name}"] / unit["num_tokens"] for unit in found])
+        stop = start + parameter.numel()
+        truth = float(hessian.diagonal()[start:stop].sum())
+        # Of 200 probes; some blocks have no variance but rounding.
+        assert abs(values.mean() - truth) < 4.5 * values.std(ddof=1) / math.sqrt(200) + 1e-4
+        start = stop
+
+
+@pytest.mark.parametrize("sampling", ["sequence", "token"])
+@pytest.mark.parametrize("style", STYLES)
+def test_fisher_draws_are_unbiased_for_the_gauss_newton_trace(style, sampling):
+    model, batch = small(style)
+    _, gauss_newton = matrices(model, batch)
+    found = [fisher_unit(model, batch, Unit("fisher", 0, draw), seed=0, sampling=sampling) for draw in range(300)]
+    values = np.array([unit["fisher"] / unit["num_tokens"] for unit in found])
+    stderr = values.std(ddof=1) / math.sqrt(len(values))
+    assert abs(values.mean() - float(gauss_newton.trace())) < 4 * stderr
+    assert stderr < 0.1 * float(gauss_newton.trace())
+
+
+def test_empirical_fisher_is_of_the_data():
+    model, batch = small()
+    found = fisher_unit(model, batch, Unit("fisher", 0, 0), seed=0, labels="data")
+    truth = 0.0
+    for row in batch["input_ids"]:
+        loss = F.cross_entropy(token_logits(model, {"input_ids": row[None]})[0], row[1:], reduction="sum")
+        truth += sum(float(g.square().sum()) for g in torch.autograd.grad(loss, list(model.parameters())))
+    assert found["fisher"] == pytest.approx(truth, rel=1e-5)
+
+
+@pytest.mark.parametrize("style", CAUSAL)
+def test_hessian_is_the_fisher_where_the_model_is_the_truth(style):
+    # All texts of two tokens after a first one, each weighted by the model's own probability.
+    model = build(style, hidden=4, vocab=4, layers=1).double()
+    prepare(model)
+    parameters = named_parameters(model)
+    texts = torch.cartesian_prod(torch.tensor([1]), torch.arange(4), torch.arange(4))
+    batch = {"input_ids": texts}
+
+    def log_likelihood():
+        logits = token_logits(model, batch)
+        return -F.cross_entropy(logits.flatten(0, 1), texts[:, 1:].flatten(), reduction="none").view(-1, 2).sum(dim=1)
+
+    weights = log_likelihood().detach().exp()
+    assert float(weights.sum()) == pytest.approx(1)
+    loss = lambda: -(weights * log_likelihood()).sum() / 2  # noqa: E731
+    hessian = full_matrix(lambda v: hessian_vector_products(loss, parameters, [v])[0], parameters)
+    fisher = 0.0
+    for weight, each in zip(weights, log_likelihood(), strict=True):
+        gradients = torch.autograd.grad(each, list(parameters.values()), retain_graph=True)
+        fisher += float(weight) * sum(float(g.square().sum()) for g in gradients) / 2
+    assert float(hessian.trace()) == pytest.approx(fisher, rel=1e-5)
+    shifted = Shifted(parameters, 1e-4)
+    # And the residual that control variates are made of has mean nought there, text by text of the model's own.
+    residuals = np.zeros(len(texts))
+    for index in range(len(texts)):
+        one = {"input_ids": texts[index : index + 1]}
+        given = {"seed": 0, "products": "logit_differences", "shifted": shifted}
+        residuals[index] = probe_unit(model, one, Unit("probe", 0, 0), **given)["residual"]
+    assert abs(float(weights.numpy() @ residuals)) < 1e-3 * np.abs(residuals).max()
+
+
+def test_ghost_norms_and_gradients_give_one_fisher_trace(monkeypatch, caplog):
+    model, batch = small()
+    ghost = fisher_unit(model, batch, Unit("fisher", 2, 1), seed=0)
+
+    def refuse(*args):
+        raise ValueError("no rule")
+
+    monkeypatch.setattr(units, "GhostNorms", refuse)
+    with caplog.at_level("INFO"):
+        slow = fisher_unit(model, batch, Unit("fisher", 2, 1), seed=0)
+    assert slow == pytest.approx(ghost, rel=1e-4)
+    assert "one sequence at a time: no rule" in caplog.text
+
+
+def test_sampled_labels_follow_the_distribution():
+    logits = torch.log(torch.tensor([0.5, 0.25, 0.25])).expand(40_000, 3)
+    counts = torch.bincount(sample_labels(logits, seed=1), minlength=3) / 40_000
+    # Standard error of a share: 0.0025 at most.
+    torch.testing.assert_close(counts, torch.tensor([0.5, 0.25, 0.25]), atol=0.01, rtol=0)
+
+
+def test_a_batch_whose_loss_is_not_finite_is_named():
+    model, batch = small()
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = math.nan
+    shifted = Shifted(named_parameters(model), 1e-3)
+    with pytest.raises(ValueError, match=r"batch 7: .* is nan"):
+        probe_unit(model, batch, Unit("probe", 7, 0), seed=0, products="logit_differences", shifted=shifted)
+    with pytest.raises(ValueError, match=r"batch 8: .* is nan"):
+        fisher_unit(model, batch, Unit("fisher", 8, 0), seed=0)
+
+
+def test_exact_products_that_are_wrong_are_found_out(monkeypatch):
+    model, batch = small()
+    shifted = Shifted(named_parameters(model), 1e-3)
+    given = {"seed": 0, "products": "exact", "shifted": shifted, "check": True}
+    probe_unit(model, batch, Unit("probe", 0, 0), **given)
+
+    class Cut(torch.autograd.Function):
+        """Differentiable once, and nothing tells."""
+
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.square()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 2 * ctx.saved_tensors[0].detach() * gradient
+
+    monkeypatch.setattr(model.model.layers[0].mlp.act_fn, "forward", Cut.apply)
+    with pytest.raises(ValueError, match="no right second derivative; measure with logit differences"):
+        probe_unit(model, batch, Unit("probe", 0, 0), **given)
+
+
+def test_no_step_without_a_trace():
+    with pytest.raises(ValueError, match=r"no step can be chosen for a Gauss-Newton trace of 0\.0"):
+        step_for(0.0)

@@ -1,0 +1,73 @@
+"""Language models of every style, small enough for full matrices."""
+
+from typing import Any
+
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+CAUSAL = ["llama", "gpt2", "gpt_neox"]
+STYLES = [*CAUSAL, "bert"]
+
+
+def build(style: str, *, tied: bool = True, hidden: int = 16, vocab: int = 23, layers: int = 2) -> Any:
+    """A model with weights large enough for its Hessian to be far from its Gauss-Newton part; in eval mode."""
+    torch.manual_seed(0)
+    common = {"vocab_size": vocab, "tie_word_embeddings": tied, "initializer_range": 0.3}
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": hidden + 8,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        **common,
+    }
+    if style == "llama":
+        return LlamaForCausalLM(LlamaConfig(attention_bias=True, bos_token_id=0, eos_token_id=0, **sizes)).eval()
+    if style == "gpt2":
+        config = GPT2Config(
+            n_embd=hidden, n_layer=layers, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0, **common
+        )
+        return GPT2LMHeadModel(config).eval()
+    if style == "gpt_neox":
+        return GPTNeoXForCausalLM(GPTNeoXConfig(bos_token_id=0, eos_token_id=0, **sizes)).eval()
+    config = BertConfig(max_position_embeddings=64, pad_token_id=0, **sizes)
+    return BertForMaskedLM(config).eval()
+
+
+def batch_for(model: Any, *, num: int = 3, length: int = 6, seed: int = 1) -> dict[str, torch.Tensor]:
+    """Random ids; a masked model gets labels at a third of the positions."""
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, model.config.vocab_size, (num, length), generator=draw)
+    if not isinstance(model, BertForMaskedLM):
+        return {"input_ids": ids}
+    hidden = torch.rand(ids.shape, generator=draw) < 0.33
+    hidden[:, 0] = True
+    return {"input_ids": ids.masked_fill(hidden, 1), "labels": ids.masked_fill(~hidden, -100)}
+
+
+def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    """All parts in a row, in float64."""
+    return torch.cat([tensor.detach().flatten().double() for tensor in tensors.values()])
+
+
+def unflat(row: torch.Tensor, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The reverse of `flat`."""
+    pieces = row.split([tensor.numel() for tensor in like.values()])
+    return {
+        name: piece.view_as(tensor).to(tensor.dtype) for (name, tensor), piece in zip(like.items(), pieces, strict=True)
+    }
+
+
+def full_matrix(product: Any, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A matrix from its products with all unit vectors: slow, and simple. [P, P], float64."""
+    num = sum(parameter.numel() for parameter in parameters.values())
+    rows = [flat(product(unflat(unit, parameters))) for unit in torch.eye(num, dtype=torch.float64)]
+    return torch.stack(rows)
