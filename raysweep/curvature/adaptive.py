@@ -183,8 +183,9 @@ def summarize(done: Mapping[Unit, Values]) -> Traces:
     spread = _probe_variance(probes, weight, moments.tokens_of_batch)
     tokens = {unit.batch: values["num_tokens"] for unit, values in sorted(done.items())}
     df = moments.num_probe - 1
+    trace = moments.hessian + weight * (moments.fisher - moments.gauss_newton)
     return Traces(
-        hessian=Estimate(moments.hessian + weight * (moments.fisher - moments.gauss_newton), math.sqrt(variance), df),
+        hessian=Estimate(trace, math.sqrt(variance), df),
         fisher=Estimate(moments.fisher, math.sqrt(moments.ff / moments.num_fisher), moments.num_fisher - 1),
         gauss_newton=Estimate(moments.gauss_newton, math.sqrt(moments.gg / moments.num_probe), df),
         residual=Estimate(moments.hessian - moments.gauss_newton, math.sqrt(moments.rr / moments.num_probe), df),
@@ -194,7 +195,7 @@ def summarize(done: Mapping[Unit, Values]) -> Traces:
         num_probes=len(probes),
         num_fisher_draws=len(fishers),
         num_tokens=int(sum(tokens.values())),
-        difference_error=_difference_error(probes),
+        difference_error=_difference_error(probes, trace),
         by_parameter=_by_parameter(probes, fishers),
     )
 
@@ -306,14 +307,14 @@ def _probe_variance(probes: Mapping[Unit, Values], weight: float, tokens_of_batc
     return squares / freedom * math.fsum(1 / len(xs) for xs in draws.values()) / len(draws) ** 2
 
 
-def _difference_error(probes: Mapping[Unit, Values]) -> float:
+def _difference_error(probes: Mapping[Unit, Values], trace: float) -> float:
     """Relative: the error grows as the square of the step, so it is a third of what twice the step changes."""
     checked = [values for values in probes.values() if "residual_2h" in values]
-    if not checked:
+    if not checked or not trace:
         return 0.0
-    fine = math.fsum(values["gauss_newton"] + values["residual"] for values in checked)
-    coarse = math.fsum(values["gauss_newton_2h"] + values["residual_2h"] for values in checked)
-    return abs(coarse - fine) / 3 / abs(fine) if fine else math.inf
+    changes = (values[f"{name}_2h"] - values[name] for values in checked for name in ("gauss_newton", "residual"))
+    tokens = math.fsum(values["num_tokens"] for values in checked)
+    return abs(math.fsum(changes) / tokens / 3 / trace)
 
 
 def _by_parameter(probes: Mapping[Unit, Values], fishers: Mapping[Unit, Values]) -> dict[str, tuple[float, float]]:

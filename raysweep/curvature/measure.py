@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,11 @@ from raysweep.curvature.units import Unit, Values, fisher_unit, probe_unit
 
 logger = logging.getLogger(__name__)
 
-# Batches whose first probe is also taken with twice the step, to know the error of differences.
-CHECKED = 2
+# The step of differences is found on the first probes of this many batches, by what twice the step changes. What it
+# may be wrong by, relative to the Gauss-Newton trace, is this part of the target error.
+NUM_CALIBRATION = 2
+TOLERANCE = 0.1
+MAX_ATTEMPTS = 6
 
 Share = Callable[[Sequence[Unit], Callable[[Unit], Values]], Sequence[Values]]
 """Has units run by whom it likes, and gives all their values, in order."""
@@ -92,30 +96,29 @@ def measure_traces(
     if len(batches) < 2:
         raise ValueError(f"an error bar needs at least two batches; there are {len(batches)}")
     done: dict[Unit, Values] = {}
-    shifted: Shifted | None = None
+    shifted = Shifted(named_parameters(model), math.nan)
+    given: dict[str, Any] = {"seed": seed, "shifted": shifted, "distribution": distribution}
 
     def run(unit: Unit) -> Values:
+        batch = batches[unit.batch]
         if unit.kind == "fisher":
-            return fisher_unit(model, batches[unit.batch], unit, seed=seed)
-        assert shifted is not None  # The first round is of Fisher draws.
-        return probe_unit(
-            model,
-            batches[unit.batch],
-            unit,
-            seed=seed,
-            products=products,
-            distribution=distribution,
-            shifted=shifted,
-            check=unit.batch < CHECKED and unit.draw == 0,
-        )
+            return fisher_unit(model, batch, unit, seed=seed)
+        if unit.kind == "step":
+            first = Unit("probe", unit.batch, 0)
+            return probe_unit(model, batch, first, products="logit_differences", check=True, **given)
+        check = products != "logit_differences" and unit.batch < NUM_CALIBRATION and unit.draw == 0
+        return probe_unit(model, batch, unit, products=products, check=check, **given)
 
+    known: dict[Unit, Values] = {}
+    num_steps = 0
     while units := next_units(done, len(batches), budget, products):
-        if done and shifted is None:
-            # The first round was of Fisher draws, which tell how far a probe vector moves the logits.
-            first = [values for _, values in sorted(done.items())]
-            trace = sum(values["fisher"] for values in first) / sum(values["num_tokens"] for values in first)
-            shifted = Shifted(named_parameters(model), step_for(trace))
-        done |= dict(zip(units, share(units, run), strict=True))
+        missing = [unit for unit in units if unit not in known]
+        known |= dict(zip(missing, share(missing, run), strict=True))
+        done |= {unit: known[unit] for unit in units}
+        if num_steps == 0:  # The first round was of Fisher draws: they tell how far a probe moves the logits.
+            found, num_steps = _find_step(shifted, done, min(NUM_CALIBRATION, len(batches)), budget.rse, run, share)
+            if products == "logit_differences":
+                known |= found
     traces = summarize(done)
     reason = stop_reason(done, len(batches), budget) or "units"
     if traces.difference_error > budget.rse / 4:
@@ -123,6 +126,63 @@ def measure_traces(
             "finite differences are off by about %.2g of the trace; measure with exact products",
             traces.difference_error,
         )
-    checks = sum("residual_2h" in values for values in done.values())
-    cost = traces.num_probes * COST[products] + traces.num_fisher_draws * COST["fisher"] + checks * 2 / 3
+    cost = traces.num_probes * COST[products] + traces.num_fisher_draws * COST["fisher"] + num_steps * 5 / 3
     return Measured(traces, done, reason, cost)
+
+
+def _find_step(
+    shifted: Shifted,
+    fishers: Mapping[Unit, Values],
+    num_batches: int,
+    rse: float,
+    run: Callable[[Unit], Values],
+    share: Share,
+) -> tuple[dict[Unit, Values], int]:
+    """Set the step of differences to one whose error is known to be small, or else to the best of those tried.
+
+    How fast curvature changes along a probe differs between models by orders of magnitude (an SGD run of 195 steps
+    took a tenth of the step of the same run with AdamW), so no rule from norms alone will do.
+
+    Returns:
+        The probe units that were computed on the way, with the step that was chosen; how many it took in all.
+    """
+    values = [values for _, values in sorted(fishers.items())]
+    trace = sum(each["fisher"] for each in values) / sum(each["num_tokens"] for each in values)
+    shifted.step = step_for(trace, shifted.rms)
+    tries: list[tuple[float, float, list[Values]]] = []
+    for attempt in range(MAX_ATTEMPTS):
+        made = list(share([Unit("step", batch, attempt) for batch in range(num_batches)], run))
+        error = sum(
+            abs(each["gauss_newton_2h"] + each["residual_2h"] - each["gauss_newton"] - each["residual"])
+            for each in made
+        )
+        error /= 3 * trace * sum(each["num_tokens"] for each in made)
+        tries.append((error, shifted.step, made))
+        if error <= TOLERANCE * rse:
+            break
+        # It shrinks as the square of the step, once that is small enough; rounding grows as its inverse square.
+        shifted.step *= min(0.5, max(0.1, math.sqrt(0.5 * TOLERANCE * rse / error)))
+    _, shifted.step, made = min(tries, key=lambda one: one[0])
+    return {Unit("probe", batch, 0): each for batch, each in enumerate(made)}, num_batches * len(tries)
+
+
+def compare(left: Measured, right: Measured) -> Traces:
+    """The traces of `left` less those of `right`, from the units that both have taken.
+
+    Measured with one seed on the same batches they share probe vectors and draws, whose chance then cancels: the
+    error of a difference is its own, and mostly far below that of either trace.
+
+    Raises:
+        ValueError: if they share too few units, or a batch was another text.
+    """
+    both = sorted(left.units.keys() & right.units.keys())
+    if {unit.kind for unit in both} != {"probe", "fisher"}:
+        raise ValueError("the two measurements share no units; measure both with one seed on the same batches")
+    differences: dict[Unit, Values] = {}
+    for unit in both:
+        mine, theirs = left.units[unit], right.units[unit]
+        if mine["num_tokens"] != theirs["num_tokens"]:
+            raise ValueError(f"batch {unit.batch} is not the same text in both; measure both on the same batches")
+        names = [name for name in mine if name in theirs and name != "num_tokens"]
+        differences[unit] = {"num_tokens": mine["num_tokens"]} | {name: mine[name] - theirs[name] for name in names}
+    return summarize(differences)

@@ -225,6 +225,9 @@ class Shifted:
         self._parameters = parameters
         self._home = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         self.step = step
+        num = sum(parameter.numel() for parameter in parameters.values())
+        self.rms = math.sqrt(inner(self._home, self._home) / num)
+        """Root mean square of the parameters."""
 
     @contextlib.contextmanager
     def by(self, vector: Mapping[str, Tensor], times: float) -> Iterator[None]:
@@ -274,7 +277,7 @@ def _parts(dual: Tensor) -> Any:
 
 def inner(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
     """Inner product over all parts, accumulated in float64."""
-    return float(sum((left[name].detach().double() * right[name].double()).sum() for name in left))
+    return float(sum((left[name].detach().double() * right[name].detach().double()).sum() for name in left))
 
 
 class _Whole(torch.nn.Module):

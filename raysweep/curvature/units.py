@@ -32,7 +32,8 @@ from raysweep.curvature.probes import Distribution, Tensors, key, probe_vector
 logger = logging.getLogger(__name__)
 
 Tensor = torch.Tensor
-Kind = Literal["probe", "fisher"]
+Kind = Literal["probe", "fisher", "step"]
+"""A "step" unit is a probe, taken to find the step of differences."""
 Values = Mapping[str, float]
 """`num_tokens`, and the sums that are named in `probe_unit` and `fisher_unit`; plain, to be saved as JSON."""
 
@@ -98,9 +99,12 @@ def probe_unit(
 
     if products == "exact":
         product = hessian_vector_products(lambda: mean_token_loss(model, batch), parameters, [vector])[0]
-        values |= forms(product, *logits_derivative(model, batch, vector))
+        try:
+            values |= forms(product, *logits_derivative(model, batch, vector))
+        except NotImplementedError as error:
+            raise ValueError(f"the model has no forward mode ({error}); measure with logit differences") from error
         if check:
-            _confirm(values, quadratic_forms(model, batch, vector, shifted)[0], unit)
+            _confirm(values, *quadratic_forms(model, batch, vector, shifted, check=True), unit)
     else:
         values |= forms(*_gradient_differences(model, batch, parameters, vector, shifted, 1))
         if check:
@@ -109,13 +113,16 @@ def probe_unit(
     return _finite(values, unit)
 
 
-def _confirm(exact: Mapping[str, float], near: Forms, unit: Unit) -> None:
+def _confirm(exact: Mapping[str, float], fine: Forms, coarse: Forms | None, unit: Unit) -> None:
     """A layer whose gradient's graph is cut, or a kernel with a wrong second derivative, gives no error, only this."""
-    ours, theirs = exact["gauss_newton"] + exact["residual"], near.gauss_newton + near.residual
-    if abs(ours - theirs) > 0.05 * max(abs(near.gauss_newton), abs(theirs)):
+    assert coarse is not None
+    by_graph = exact["gauss_newton"] + exact["residual"]
+    by_steps, by_long_steps = (forms.gauss_newton + forms.residual for forms in (fine, coarse))
+    room = 0.05 * max(abs(fine.gauss_newton), abs(by_steps)) + abs(by_long_steps - by_steps)
+    if abs(by_graph - by_steps) > room:
         raise ValueError(
-            f"batch {unit.batch}: v'Hv is {ours:g} by double backward and {theirs:g} by differences of logits: some "
-            "operation of this model has no right second derivative; measure with logit differences"
+            f"batch {unit.batch}: v'Hv is {by_graph:g} by double backward and {by_steps:g} by differences of logits: "
+            "some operation of this model has no right second derivative; measure with logit differences"
         )
 
 

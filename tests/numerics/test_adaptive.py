@@ -1,6 +1,7 @@
 """The arithmetic of a trace to a target error: unbiased, its errors honest, its rounds a function of values alone."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tiny_models import build
 
 from raysweep.curvature.adaptive import Budget, Estimate, fisher_order, next_units, probe_order, stop_reason, summarize
 from raysweep.curvature.language import prepare
-from raysweep.curvature.measure import measure_traces
+from raysweep.curvature.measure import compare, measure_traces, one_after_another
 from raysweep.curvature.units import Unit, Values
 
 
@@ -169,3 +170,57 @@ def test_one_batch_has_no_error_bar():
     model = build("llama")
     with pytest.raises(ValueError, match="at least two batches; there are 1"):
         measure_traces(model, tiny_batches(model, 1), budget=Budget())
+
+
+def test_differences_share_probes_and_have_a_small_error_of_their_own():
+    left = build("llama")
+    right = build("llama")
+    with torch.no_grad():
+        for parameter in right.parameters():
+            parameter.mul_(1.02)
+    for model in (left, right):
+        prepare(model)
+    batches, budget = tiny_batches(left, 80), Budget(rse=0.1, max_units=80)
+    ours, theirs = (measure_traces(model, batches, budget=budget) for model in (left, right))
+    difference = compare(ours, theirs)
+    both = math.hypot(ours.traces.fisher.stderr, theirs.traces.fisher.stderr)
+    assert difference.fisher.stderr < both
+    assert difference.hessian.stderr < math.hypot(ours.traces.hessian.stderr, theirs.traces.hessian.stderr) / 3
+    plain = ours.traces.gauss_newton.mean - theirs.traces.gauss_newton.mean
+    assert abs(difference.gauss_newton.mean - plain) < both
+    with pytest.raises(ValueError, match="share no units"):
+        compare(ours, replace(theirs, units={}))
+    longer = {unit: {**values, "num_tokens": 9.0} for unit, values in theirs.units.items()}
+    with pytest.raises(ValueError, match="is not the same text in both"):
+        compare(ours, replace(theirs, units=longer))
+
+
+def test_the_step_is_made_smaller_until_its_error_is():
+    # Weights this large bend the loss within the first step that is tried.
+    model = build("gpt2")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0)
+    prepare(model)
+    batches = tiny_batches(model, 40)
+    taken = []
+
+    def share(units, run):
+        taken.extend(unit for unit in units if unit.kind == "step")
+        return one_after_another(units, run)
+
+    budget = Budget(rse=0.05, min_units=16, max_units=40)
+    found = measure_traces(model, batches, budget=budget, share=share)
+    assert len(taken) > 2
+    exact = measure_traces(model, batches, budget=budget, products="exact")
+    scale = abs(exact.traces.gauss_newton.mean)
+    assert abs(found.traces.gauss_newton.mean - exact.traces.gauss_newton.mean) < 0.02 * scale
+    off = []
+    for unit in found.units.keys() & exact.units.keys():
+        if unit.kind == "probe":
+            mine, theirs = (
+                values["gauss_newton"] + values["residual"] for values in (found.units[unit], exact.units[unit])
+            )
+            off.append(abs(mine - theirs) / (scale * exact.units[unit]["num_tokens"]))
+    # Probe by probe, not only on average.
+    assert sorted(off)[len(off) // 2] < 0.02
