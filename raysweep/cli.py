@@ -1,4 +1,4 @@
-"""The command line: plan | run | status | rank | report | schema | doctor.
+"""The command line: plan | run | status | rank | report | trace | schema | doctor.
 
 Results go to stdout, as one JSON document with --json; the board and logs go to stderr. Exit codes: 0 done,
 1 some stages failed, 2 something the user can mend, 130 interrupted.
@@ -10,10 +10,12 @@ import argparse
 import json
 import logging
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from raysweep.curvature.cost import Products
 from raysweep.errors import RaysweepError
 
 DEFAULT_STORE = "raysweep-store"
@@ -68,6 +70,23 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, parents=[common], help=text)
         sub.add_argument("run", metavar="RUN", help="name or folder of a run, or its sweep file")
         sub.set_defaults(command=command)
+
+    trace = commands.add_parser("trace", parents=[common], help="flatness of language models: traces of the Hessian")
+    trace.add_argument("models", nargs="+", metavar="MODEL", help="folder or hub id; several are compared")
+    trace.add_argument("--data", nargs="+", default=(), metavar="FILES", help="text: .txt, .jsonl, .jsonl.gz; globs")
+    trace.add_argument("--samples", type=_count, default=0, metavar="N", help="measure on N sequences of its own, too")
+    trace.add_argument("--sequence-length", type=_count, metavar="N", help="tokens (default: 512, or what it takes)")
+    trace.add_argument("--rse", type=_above_zero, default=0.05, help="relative standard error wanted (default: 0.05)")
+    trace.add_argument("--max-units", type=_count, default=256, metavar="N", help="most probe vectors, and label draws")
+    trace.add_argument(
+        "--products",
+        choices=typing.get_args(Products),
+        default="logit_differences",
+        help="how v'Hv is made, at 1, 2 or 4 gradients; the first, the default, tells no traces of single blocks",
+    )
+    trace.add_argument("--parameters", nargs="+", default=("*",), metavar="PATTERN", help="of names, such as '*.mlp.*'")
+    trace.add_argument("--seed", type=int, default=0, help="of probes, draws and the order of the text")
+    trace.set_defaults(command=_trace)
 
     schema = commands.add_parser("schema", parents=[common], help="JSON Schema of the sweep file")
     schema.set_defaults(command=_schema)
@@ -143,6 +162,44 @@ def _report(args: argparse.Namespace) -> int:
     else:
         print(path)
     return 0
+
+
+def _trace(args: argparse.Namespace) -> int:
+    from raysweep.screen import print_traces
+    from raysweep.trace import Request, measure
+
+    request = Request(
+        models=tuple(args.models),
+        data=tuple(args.data),
+        num_samples=args.samples,
+        sequence_length=args.sequence_length,
+        rse=args.rse,
+        max_units=args.max_units,
+        products=args.products,
+        parameters=tuple(args.parameters),
+        seed=args.seed,
+    )
+    found, differences = measure(request, show=lambda line: print(line, file=sys.stderr))
+    documents = [each.to_dict() for each in found], [each.to_dict() for each in differences]
+    if not args.json:
+        print_traces(*documents)
+    elif len(found) == 1:
+        _print_json(documents[0][0])
+    else:
+        _print_json({"traces": documents[0], "differences": documents[1]})
+    return 0
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 2:
+        raise argparse.ArgumentTypeError(f"{number}: at least 2")
+    return number
+
+
+def _above_zero(text: str) -> float:
+    if not (number := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"{number}: must be above 0")
+    return number
 
 
 def _schema(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -203,6 +203,62 @@ def print_status(status: Mapping[str, Any]) -> None:
         console.print(
             Text(f"failed: {failure['stage']} ({failure['attempts']} tries): {failure['cause']}", style="red")
         )
+
+
+def print_traces(found: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]]) -> None:
+    """What `raysweep trace` has measured, on stdout."""
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    for each in found:
+        share = (
+            ""
+            if each["num_parameters_measured"] == each["num_parameters"]
+            else (f", {each['num_parameters_measured']:,} of them measured")
+        )
+        console.print(f"{each['model']}: {each['num_parameters']:,} parameters{share}", style="bold")
+        names = ("hessian", "fisher", "gauss_newton", "residual")
+        table = Table(box=None, pad_edge=False)
+        for name in ("trace of", each["measured_on"], "stderr", *(("samples", "stderr") if "samples" in each else ())):
+            table.add_column(name, justify="left" if name == "trace of" else "right")
+        for name in names:
+            cells = [
+                f"{where[f'{name}_trace{suffix}']:.4g}"
+                for where in (each, each.get("samples"))
+                if where
+                for suffix in ("", "_stderr")
+            ]
+            table.add_row(name.replace("_", "-"), *cells)
+        console.print(table)
+        if (samples := each.get("samples")) is not None:
+            off, error = samples["relative_distance"], samples["relative_distance_stderr"]
+            console.print(f"its own samples give a Hessian trace {off:+.1%} ± {error:.1%} off that on the text")
+        if any(block["hessian_trace"] is not None for block in each["blocks"].values()):
+            console.print(_blocks(each["blocks"]))
+        console.print(
+            f"of the {each['reduction']}; {each['num_tokens']:,} tokens in sequences of {each['sequence_length']}, "
+            f"{each['num_probes']} probes, {each['num_fisher_draws']} label draws: {each['seconds']:.1f} s, "
+            f"{each['gradient_equivalents']:.0f} gradients of a batch",
+            style="dim",
+        )
+        for where in (each, each.get("samples")):
+            if where and not where["target_reached"]:
+                more = "text" if where["stopped_by"] == "text" else "units (--max-units)"
+                console.print(f"the target error was not reached: it takes more {more}", style="yellow")
+    for each in differences:
+        low, high = each["hessian_trace_difference_interval"]
+        console.print(
+            f"Hessian trace of {each['model']} less that of {each['less']}: {each['hessian_trace_difference']:.4g} "
+            f"± {each['hessian_trace_difference_stderr']:.2g} (95 %: {low:.4g} to {high:.4g})"
+        )
+
+
+def _blocks(blocks: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("block", "Hessian", "stderr", "Fisher", "stderr"):
+        table.add_column(name, justify="left" if name == "block" else "right")
+    for name, part in blocks.items():
+        keys = ("hessian_trace", "hessian_trace_stderr", "fisher_trace", "fisher_trace_stderr")
+        table.add_row(name, *(f"{part[key]:.4g}" for key in keys))
+    return table
 
 
 def _duration(seconds: float) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raysweep.curvature.adaptive import Budget, Reason, Traces, next_units, stop_reason, summarize
+from raysweep.curvature.adaptive import Budget, Reason, next_units, stop_reason
+from raysweep.curvature.averages import Level, Part, Traces, summarize, traces_of_parts
 from raysweep.curvature.cost import COST, Products
 from raysweep.curvature.differences import step_for
 from raysweep.curvature.language import Batch
@@ -37,6 +38,10 @@ class Measured:
     reason: Reason
     gradient_equivalents: float
     """Work in gradients of one batch; see `cost.COST`."""
+
+    def parts(self, level: Level) -> dict[str, Part]:
+        """Traces of the diagonal blocks by "parameter", "layer" or "block"."""
+        return traces_of_parts(self.units, level)
 
     def metrics(self) -> dict[str, float]:
         """All numbers by name; traces are in nats per predicted token."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -87,8 +88,8 @@ class Flatness(StageSpec):
         )
         if worker.rank == 0:
             (out / "units.jsonl").write_text("".join(map(_line, sorted(measured.units.items()))))
-            parts = {name: {"hessian": h, "fisher": f} for name, (h, f) in measured.traces.by_parameter.items()}
-            (out / "parameters.json").write_text(json.dumps(parts, indent=1).replace("NaN", "null"))
+            parts = {name: asdict(part) for name, part in measured.parts("parameter").items()}
+            (out / "parameters.json").write_text(json.dumps(parts, indent=1))
         return measured.metrics()
 
     def _batches(self, tokens: Tokens) -> list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import build
 
-from raysweep.curvature.adaptive import Budget, Estimate, fisher_order, next_units, probe_order, stop_reason, summarize
+from raysweep.curvature.adaptive import Budget, fisher_order, next_units, probe_order, stop_reason
+from raysweep.curvature.averages import Estimate, summarize
 from raysweep.curvature.language import prepare
 from raysweep.curvature.measure import compare, measure_traces, one_after_another
 from raysweep.curvature.units import Unit, Values

@@ -1,0 +1,245 @@
+"""What units of work amount to: traces, their variances, and the weight of the control variate. Pure arithmetic.
+
+Tr H = Tr G + Tr(H - G). Every probe vector gives both parts at once, v'Gv and v'(H - G)v. The first has a second,
+cheaper estimator, the Fisher norms F, so with weight w
+
+    T = mean(v'(H - G)v) + (1 - w) mean(v'Gv) + w mean(F)
+
+is unbiased for any w; the one of least variance is taken.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy import stats
+
+from raysweep.curvature.units import Unit, Values
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean per predicted token, its standard error (NaN if unknown) and the degrees of freedom of that error."""
+
+    mean: float
+    stderr: float
+    df: int
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Confidence interval, by Student's t."""
+        half = float(stats.t.ppf((1 + level) / 2, max(self.df, 1))) * self.stderr
+        return self.mean - half, self.mean + half
+
+    @property
+    def rse(self) -> float:
+        """Relative standard error; infinite for a mean of nought."""
+        return self.stderr / abs(self.mean) if self.mean else math.inf
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Traces of curvature matrices of the mean token loss (nats per predicted token), over the chosen parameters."""
+
+    hessian: Estimate
+    fisher: Estimate
+    gauss_newton: Estimate
+    residual: Estimate
+    stderr_probe: float
+    """The part of `hessian.stderr` that comes from probe vectors: more of them on the same text would lower it."""
+    stderr_data: float
+    """The rest: only more text lowers it."""
+    weight: float
+    """Of the Fisher draws in the Gauss-Newton part."""
+    num_probes: int
+    num_fisher_draws: int
+    num_tokens: int
+    """Predicted tokens of all batches that were used, each counted once."""
+    difference_error: float
+    """Relative error of the trace from finite steps, estimated; 0 for exact products."""
+
+
+Level = Literal["parameter", "layer", "block"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Traces of the diagonal block of some parameters; the Hessian's is None where products say nothing of parts."""
+
+    hessian: Estimate | None
+    fisher: Estimate
+
+
+def summarize(done: Mapping[Unit, Values]) -> Traces:
+    """What units amount to, summed in a fixed order. Needs units of both kinds."""
+    probes = {unit: done[unit] for unit in sorted(done) if unit.kind == "probe"}
+    fishers = {unit: done[unit] for unit in sorted(done) if unit.kind == "fisher"}
+    moments = Moments.of(done)
+    variance, weight = moments.now
+    spread = _probe_variance(probes, weight, moments.tokens_of_batch)
+    tokens = {unit.batch: values["num_tokens"] for unit, values in sorted(done.items())}
+    df = moments.num_probe - 1
+    trace = moments.hessian + weight * (moments.fisher - moments.gauss_newton)
+    return Traces(
+        hessian=Estimate(trace, math.sqrt(variance), df),
+        fisher=Estimate(moments.fisher, math.sqrt(moments.ff / moments.num_fisher), moments.num_fisher - 1),
+        gauss_newton=Estimate(moments.gauss_newton, math.sqrt(moments.gg / moments.num_probe), df),
+        residual=Estimate(moments.hessian - moments.gauss_newton, math.sqrt(moments.rr / moments.num_probe), df),
+        stderr_probe=math.sqrt(min(spread, variance)),
+        stderr_data=math.sqrt(max(0.0, variance - spread)),
+        weight=weight,
+        num_probes=len(probes),
+        num_fisher_draws=len(fishers),
+        num_tokens=int(sum(tokens.values())),
+        difference_error=_difference_error(probes, trace),
+    )
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Means per token of h = v'Hv, g = v'Gv and f, the Fisher draws, and (co)variances between batches."""
+
+    hessian: float
+    gauss_newton: float
+    fisher: float
+    hh: float
+    gg: float
+    rr: float
+    hg: float
+    ff: float
+    hf: float
+    gf: float
+    num_probe: int
+    num_fisher: int
+    num_both: int
+    tokens_of_batch: float
+
+    @staticmethod
+    def of(done: Mapping[Unit, Values]) -> Moments:
+        """Draws of one batch are averaged first: batches are what is independent."""
+        tokens, h = _by_batch(done, "probe", ("gauss_newton", "residual"))
+        _, g = _by_batch(done, "probe", ("gauss_newton",))
+        f_tokens, f = _by_batch(done, "fisher", ("fisher",))
+        hessian, off_h = _ratio(h, tokens)
+        gauss_newton, off_g = _ratio(g, tokens)
+        fisher, off_f = _ratio(f, f_tokens)
+        off_r = {batch: off_h[batch] - off_g[batch] for batch in off_h}
+        return Moments(
+            hessian=hessian,
+            gauss_newton=gauss_newton,
+            fisher=fisher,
+            hh=_covariance(off_h, off_h),
+            gg=_covariance(off_g, off_g),
+            rr=_covariance(off_r, off_r),
+            hg=_covariance(off_h, off_g),
+            ff=_covariance(off_f, off_f),
+            hf=_covariance(off_h, off_f),
+            gf=_covariance(off_g, off_f),
+            num_probe=len(h),
+            num_fisher=len(f),
+            num_both=len(h.keys() & f.keys()),
+            tokens_of_batch=math.fsum(tokens.values()) / len(tokens),
+        )
+
+    @property
+    def now(self) -> tuple[float, float]:
+        """Variance of the trace of the Hessian with the units that were taken, and the weight that gives it."""
+        return self._with(self.num_probe, self.num_fisher, self.num_both)
+
+    def of_sizes(self, num_probe: int, num_fisher: int, num_batches: int) -> tuple[float, float]:
+        """The same for other numbers of batches."""
+        return self._with(num_probe, num_fisher, max(0, num_probe + num_fisher - num_batches))
+
+    def _with(self, num_probe: int, num_fisher: int, num_both: int) -> tuple[float, float]:
+        # Only batches that both streams have seen make their means covary.
+        share = num_both / (num_probe * num_fisher)
+        hh, gg, hg = (each / num_probe for each in (self.hh, self.gg, self.hg))
+        ff, hf, gf = self.ff / num_fisher, self.hf * share, self.gf * share
+        # Var(h + w (f - g)) = hh + 2 w (hf - hg) + w^2 (ff + gg - 2 gf)
+        square, slope = ff + gg - 2 * gf, hf - hg
+        weight = min(max(-slope / square, 0.0), 1.0) if square > 0 else 0.0
+        return max(0.0, hh + 2 * weight * slope + weight**2 * square), weight
+
+
+def _by_batch(
+    done: Mapping[Unit, Values], kind: str, names: Sequence[str]
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Tokens of each batch, and its sum of `names`, averaged over draws; by batch in ascending order."""
+    draws: dict[int, list[float]] = {}
+    tokens: dict[int, float] = {}
+    for unit in sorted(done):
+        if unit.kind == kind:
+            draws.setdefault(unit.batch, []).append(math.fsum(done[unit][name] for name in names))
+            tokens[unit.batch] = done[unit]["num_tokens"]
+    return tokens, {batch: math.fsum(values) / len(values) for batch, values in draws.items()}
+
+
+def _ratio(sums: Mapping[int, float], tokens: Mapping[int, float]) -> tuple[float, dict[int, float]]:
+    """Sum over tokens, and what each batch differs by, such that its variance over batches is that of the ratio."""
+    mean = math.fsum(sums.values()) / math.fsum(tokens.values())
+    size = math.fsum(tokens.values()) / len(tokens)
+    return mean, {batch: (value - mean * tokens[batch]) / size for batch, value in sums.items()}
+
+
+def _covariance(left: Mapping[int, float], right: Mapping[int, float]) -> float:
+    both = [batch for batch in left if batch in right]
+    if len(both) < 2:
+        # One batch says nothing of how batches differ; two streams that share none do not covary.
+        return math.inf if left is right else 0.0
+    return math.fsum(left[batch] * right[batch] for batch in both) / (len(both) - 1)
+
+
+def _probe_variance(probes: Mapping[Unit, Values], weight: float, tokens_of_batch: float) -> float:
+    """The part of the variance of the mean that comes from probe vectors, told by batches with several; NaN if none."""
+    draws: dict[int, list[float]] = {}
+    for unit, values in probes.items():
+        value = values["residual"] + (1 - weight) * values["gauss_newton"]
+        draws.setdefault(unit.batch, []).append(value / tokens_of_batch)
+    squares = math.fsum((x - math.fsum(xs) / len(xs)) ** 2 for xs in draws.values() for x in xs)
+    freedom = sum(len(xs) - 1 for xs in draws.values())
+    if freedom == 0:
+        return math.nan
+    return squares / freedom * math.fsum(1 / len(xs) for xs in draws.values()) / len(draws) ** 2
+
+
+def _difference_error(probes: Mapping[Unit, Values], trace: float) -> float:
+    """Relative: the error grows as the square of the step, so it is a third of what twice the step changes."""
+    checked = [values for values in probes.values() if "residual_2h" in values]
+    if not checked or not trace:
+        return 0.0
+    changes = (values[f"{name}_2h"] - values[name] for values in checked for name in ("gauss_newton", "residual"))
+    tokens = math.fsum(values["num_tokens"] for values in checked)
+    return abs(math.fsum(changes) / tokens / 3 / trace)
+
+
+def traces_of_parts(done: Mapping[Unit, Values], level: Level) -> dict[str, Part]:
+    """Traces by parameter, by layer or by block, from the units of the whole model, in the model's order."""
+    names: dict[str, list[str]] = {}
+    fishers = {unit: values for unit, values in done.items() if unit.kind == "fisher"}
+    for name in next(iter(fishers.values())):
+        if name.startswith("parameter/"):
+            names.setdefault(part_of(name.removeprefix("parameter/"), level), []).append(name)
+    first = next(iter(names.values()))[0]
+    known = all(first in values for unit, values in done.items() if unit.kind == "probe")
+    return {
+        part: Part(_estimate(done, "probe", group) if known else None, _estimate(done, "fisher", group))
+        for part, group in names.items()
+    }
+
+
+def part_of(parameter: str, level: Level) -> str:
+    """The layer ("model.layers.0.mlp.up_proj") or block ("model.layers.0") of a parameter's name, or itself."""
+    if level == "parameter":
+        return parameter
+    layer = parameter.rpartition(".")[0] or parameter
+    block = re.match(r"(.*?\.\d+)\.", parameter) if level == "block" else None
+    return block[1] if block else layer
+
+
+def _estimate(done: Mapping[Unit, Values], kind: str, names: Sequence[str]) -> Estimate:
+    tokens, sums = _by_batch(done, kind, names)
+    mean, off = _ratio(sums, tokens)
+    return Estimate(mean, math.sqrt(_covariance(off, off) / len(off)), len(off) - 1)

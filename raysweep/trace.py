@@ -1,0 +1,312 @@
+"""Curvature traces of any Hugging Face language models on a text: what `raysweep trace` measures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raysweep.curvature.cost import Products
+from raysweep.data.sequences import Arrays, masked_sequences, sequences
+from raysweep.data.text import resolve
+from raysweep.data.tokenizers import load_tokenizer
+from raysweep.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+    from raysweep.curvature.averages import Part, Traces
+    from raysweep.curvature.measure import Measured
+    from raysweep.curvature.units import Unit, Values
+
+SEQUENCE_LENGTH = 512
+# Small batches are best, as each has a probe vector of its own; below this the fixed cost of a pass is felt.
+TOKENS_OF_BATCH = 256
+
+Show = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure, on what, and when to stop."""
+
+    models: tuple[str, ...]
+    data: tuple[str, ...] = ()
+    """Globs of .txt, .jsonl or .jsonl.gz files."""
+    num_samples: int = 0
+    """Sequences of each model's own, to measure on as well; or only, without `data`."""
+    sequence_length: int | None = None
+    """Tokens; None: SEQUENCE_LENGTH, or what the model takes at most."""
+    rse: float = 0.05
+    max_units: int = 256
+    products: Products = "logit_differences"
+    parameters: tuple[str, ...] = ("*",)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model whose configuration and tokenizer are there; its weights are not loaded yet."""
+
+    name: str
+    config: Any
+    tokenizer: Any
+    is_masked: bool
+
+    @staticmethod
+    def find(name: str) -> Checkpoint:
+        """A folder or a hub id. Raises DataError if it is neither, or no language model."""
+        from transformers import AutoConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        try:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            tokenizer = load_tokenizer(Path(name))
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"{name!r} cannot be opened as a model and its tokenizer: {_first_line(error)}; give a folder that "
+                "save_pretrained has written, or a hub id"
+            ) from error
+        architecture = (config.architectures or [""])[0]
+        is_masked = architecture.endswith(("ForMaskedLM", "ForPreTraining"))
+        if not is_masked and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise DataError(f"{name!r} ({architecture or config.model_type}) is no causal or masked language model")
+        if is_masked and tokenizer.mask_token_id is None:
+            raise DataError(f"{name!r}: a masked language model, but its tokenizer has no mask token")
+        return Checkpoint(name, config, tokenizer, is_masked)
+
+    def load(self) -> Any:
+        """The model, in float32. Raises DataError if its weights are not all there as safetensors."""
+        import torch
+        from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+        kind = AutoModelForMaskedLM if self.is_masked else AutoModelForCausalLM
+        try:
+            model, info = kind.from_pretrained(
+                self.name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.name!r}: weights cannot be loaded: {_first_line(error)}") from error
+        if missing := sorted(info["missing_keys"]):
+            raise DataError(
+                f"{self.name!r}: weights of {missing[0]} are missing (and {len(missing) - 1} more); what is random "
+                "has no curvature to measure"
+            )
+        return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def length(self, asked: int | None) -> int:
+        """Tokens of a sequence. Raises DataError if more are asked for than the model takes."""
+        most = getattr(self.config, "max_position_embeddings", None)
+        if asked is not None and most is not None and asked > most:
+            raise DataError(f"--sequence-length {asked}: {self.name!r} takes {most} at most")
+        return asked or min(SEQUENCE_LENGTH, most or SEQUENCE_LENGTH)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One model's traces: on the text, on its own samples, or on both."""
+
+    model: str
+    num_parameters: int
+    num_parameters_measured: int
+    sequence_length: int
+    seconds: float
+    on_text: Measured | None
+    on_samples: Measured | None
+
+    @property
+    def main(self) -> Measured:
+        """On the text, where there is one."""
+        found = self.on_text or self.on_samples
+        assert found is not None
+        return found
+
+    def distance(self) -> tuple[float, float] | None:
+        """Of the Hessian's trace on samples from that on the text, relative to the latter, and its standard error."""
+        if not self.on_text or not self.on_samples:
+            return None
+        text, samples = self.on_text.traces.hessian, self.on_samples.traces.hessian
+        return samples.mean / text.mean - 1, (text.stderr**2 + samples.stderr**2) ** 0.5 / abs(text.mean)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; traces are of the mean loss over predicted tokens, in nats."""
+        main = self.main
+        found: dict[str, Any] = {
+            "model": self.model,
+            "measured_on": "text" if self.on_text else "samples",
+            "reduction": "mean over predicted tokens, nats",
+            **_metrics(main),
+            "sequence_length": self.sequence_length,
+            "num_parameters": self.num_parameters,
+            "num_parameters_measured": self.num_parameters_measured,
+            "seconds": self.seconds,
+            "blocks": {name: _part(part) for name, part in main.parts("block").items()},
+            "layers": {name: _part(part) for name, part in main.parts("layer").items()},
+        }
+        if (distance := self.distance()) and self.on_samples:
+            found["samples"] = _metrics(self.on_samples) | {
+                "relative_distance": distance[0],
+                "relative_distance_stderr": distance[1],
+            }
+        return found
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The traces of one model less those of another, from the units that both have taken."""
+
+    model: str
+    less: str
+    traces: Traces
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; intervals are of 95 %."""
+        found: dict[str, Any] = {"model": self.model, "less": self.less}
+        for name, estimate in (("hessian", self.traces.hessian), ("fisher", self.traces.fisher)):
+            found |= {
+                f"{name}_trace_difference": estimate.mean,
+                f"{name}_trace_difference_stderr": estimate.stderr,
+                f"{name}_trace_difference_interval": list(estimate.interval()),
+            }
+        return found
+
+
+def measure(request: Request, *, show: Show = lambda line: None) -> tuple[list[Found], list[Difference]]:
+    """Measure the models one after another, then the difference of each from the first where the text is the same.
+
+    Args:
+        request: what to measure.
+        show: takes lines on the progress.
+
+    Raises:
+        DataError: if a model cannot be loaded whole, or there is too little text.
+    """
+    if not request.data and not request.num_samples:
+        raise DataError("nothing to measure on: give --data FILES, or --samples N for the model's own text")
+    paths = resolve(request.data, Path.cwd(), "--data") if request.data else ()
+    # All that may be wrong, before anything is computed.
+    checkpoints = [Checkpoint.find(name) for name in request.models]
+    texts = [_text(request, each, paths) if paths else {} for each in checkpoints]
+    for each in checkpoints:
+        if request.num_samples and (each.is_masked or _start(each.tokenizer) is None):
+            raise DataError(f"--samples {request.num_samples}: {each.name!r} has no text of its own to draw")
+    found = [_measure_one(request, *each, show) for each in zip(checkpoints, texts, strict=True)]
+    differences = []
+    for text, other in zip(texts[1:], found[1:], strict=True):
+        if found[0].on_text and other.on_text and _same(text, texts[0]):
+            from raysweep.curvature.measure import compare
+
+            difference = compare(other.on_text, found[0].on_text)
+            differences.append(Difference(other.model, found[0].model, difference))
+        elif other.on_text:
+            show(f"{other.model} and {found[0].model} read other tokens: no difference of their own error is given")
+    return found, differences
+
+
+def _text(request: Request, checkpoint: Checkpoint, paths: Sequence[str]) -> Arrays:
+    read, length = masked_sequences if checkpoint.is_masked else sequences, checkpoint.length(request.sequence_length)
+    try:
+        return read(checkpoint.tokenizer, paths, length=length, seed=request.seed)
+    except ValueError as error:
+        raise DataError(f"{error}; give more text, or another --sequence-length") from error
+
+
+def _start(tokenizer: Any) -> int | None:
+    """What a text of the model's own begins with."""
+    start: int | None = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return start
+
+
+def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: Show) -> Found:
+    import torch
+
+    from raysweep.curvature.adaptive import Budget
+    from raysweep.curvature.language import prepare
+    from raysweep.curvature.measure import measure_traces
+    from raysweep.curvature.operators import choose_parameters, named_parameters
+    from raysweep.curvature.samples import sample_sequences
+
+    show(f"{checkpoint.name}: loading")
+    model = checkpoint.load()
+    began = time.perf_counter()
+    try:
+        prepare(model, twice_differentiable=request.products == "exact")
+        choose_parameters(model, request.parameters)
+    except ValueError as error:
+        raise DataError(f"{checkpoint.name!r}: {error}") from error
+    length = checkpoint.length(request.sequence_length)
+
+    def on(text: Mapping[str, torch.Tensor], what: str) -> Measured:
+        num = len(text["input_ids"])
+        size = max(1, min(TOKENS_OF_BATCH // length, num // 2))
+        batches = [
+            {name: rows[start : start + size].to(model.device) for name, rows in text.items()}
+            for start in range(0, num - size + 1, size)
+        ]
+
+        def share(units: Sequence[Unit], run: Callable[[Unit], Values]) -> list[Values]:
+            show(f"{checkpoint.name}: {what}, {len(units)} units ({time.perf_counter() - began:.0f} s)")
+            return [run(unit) for unit in units]
+
+        try:
+            return measure_traces(
+                model,
+                batches,
+                budget=Budget(rse=request.rse, min_units=min(16, request.max_units), max_units=request.max_units),
+                seed=request.seed,
+                products=request.products,
+                share=share,
+            )
+        except ValueError as error:
+            raise DataError(f"{checkpoint.name!r}, {what}: {error}") from error
+
+    on_text = on({name: torch.from_numpy(rows) for name, rows in text.items()}, "text") if text else None
+    on_samples = None
+    if request.num_samples:
+        show(f"{checkpoint.name}: drawing {request.num_samples} sequences")
+        start = _start(checkpoint.tokenizer)
+        assert start is not None
+        ids = sample_sequences(model, request.num_samples, length=length, start=start, seed=request.seed)
+        on_samples = on({"input_ids": ids}, "its own samples")
+    return Found(
+        checkpoint.name,
+        model.num_parameters(),
+        sum(parameter.numel() for parameter in named_parameters(model).values()),
+        length,
+        time.perf_counter() - began,
+        on_text,
+        on_samples,
+    )
+
+
+def _same(left: Arrays, right: Arrays) -> bool:
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def _metrics(measured: Measured) -> dict[str, Any]:
+    traces = measured.traces
+    return measured.metrics() | {
+        "num_probes": traces.num_probes,
+        "num_fisher_draws": traces.num_fisher_draws,
+        "num_tokens": traces.num_tokens,
+        "target_reached": measured.reason == "reached",
+        "stopped_by": measured.reason,
+    }
+
+
+def _part(part: Part) -> dict[str, float | None]:
+    hessian = part.hessian
+    return {
+        "hessian_trace": hessian.mean if hessian else None,
+        "hessian_trace_stderr": hessian.stderr if hessian else None,
+        "fisher_trace": part.fisher.mean,
+        "fisher_trace_stderr": part.fisher.stderr,
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
