@@ -1,0 +1,116 @@
+"""Traces of a symmetric operator from products with random vectors.
+
+`adaptive.py` is what measures a language model: it spreads its work over the text as well. These are for a fixed
+matrix, and the low-rank ones pay where a few large eigenvalues make the trace or an error below about 2 % is wanted.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from raysweep.curvature.averages import Estimate
+from raysweep.curvature.linear import Operator
+from raysweep.curvature.probes import Distribution, key, probe_vector
+
+Tensor = torch.Tensor
+
+
+def random_block(operator: Operator, num: int, *, seed: int, distribution: Distribution = "rademacher") -> Tensor:
+    """Independent probe vectors as columns [size, num]; each a function of the seed and its index."""
+    like = {"": torch.empty(operator.size, dtype=operator.dtype, device=operator.device)}
+    columns = [probe_vector(like, seed=seed, probe=index, distribution=distribution)[""] for index in range(num)]
+    return torch.stack(columns, dim=1)
+
+
+def hutchinson(
+    operator: Operator, *, num_products: int, seed: int = 0, distribution: Distribution = "rademacher"
+) -> Estimate:
+    """Mean of v'Av over random v (Hutchinson, 1990).
+
+    Raises:
+        ValueError: if there are fewer than 2 products.
+    """
+    _at_least(num_products, 2)
+    return _mean([_form(operator, seed, index, distribution) for index in range(num_products)])
+
+
+def hutch_plus_plus(operator: Operator, *, num_products: int, seed: int = 0) -> Estimate:
+    """Hutch++ (Meyer et al., 2021, arXiv 2010.09649): exact on a random low-rank part, probes for what is left.
+
+    Their algorithm 1. A third of the products makes the low-rank part, a third its trace, a third the probes.
+    `stderr` is that of the probes of the rest, given the low-rank part.
+
+    Raises:
+        ValueError: if there are fewer than 6 products.
+    """
+    _at_least(num_products, 6)
+    rank, rest = num_products // 3, num_products - 2 * (num_products // 3)
+    basis = torch.linalg.qr(operator.columns(random_block(operator, rank, seed=key(seed, "low rank")))).Q
+    trace = float((basis * operator.columns(basis)).sum(dtype=torch.float64))
+    probes = random_block(operator, rest, seed=key(seed, "rest"))
+    probes -= basis @ (basis.T @ probes)
+    forms = (probes * operator.columns(probes)).sum(dim=0, dtype=torch.float64)
+    estimate = _mean(forms.tolist())
+    return Estimate(trace + estimate.mean, estimate.stderr, estimate.df)
+
+
+def xtrace(operator: Operator, *, num_products: int, seed: int = 0) -> Estimate:
+    """XTrace (Epperly, Tropp, Webber, 2024, arXiv 2301.07825): each vector probes what the others' range leaves.
+
+    With Q the orthonormal basis of A times all vectors, that of all but the i-th is Q(I - s s')Q', where s is the
+    normalised i-th column of R^-T. Vectors are Gaussian, scaled to the sphere of the complement (their section 2.3).
+    `stderr` is the spread of the estimates over the vectors, as theirs; they are not quite independent.
+
+    Raises:
+        ValueError: if there are fewer than 4 products, or more than twice the matrix's size.
+    """
+    _at_least(num_products, 4)
+    num = num_products // 2
+    if num > operator.size:
+        raise ValueError(f"num_products {num_products}: a matrix of size {operator.size} takes at most twice as many")
+    omega = random_block(operator, num, seed=seed, distribution="gaussian")
+    y = operator.columns(omega)
+    factors = torch.linalg.qr(y)
+    q, r = factors.Q, factors.R.double()
+    # Singular where the vectors span all of the range; what is left of it is then nought.
+    r = r + torch.eye(num, dtype=r.dtype, device=r.device) * torch.finfo(y.dtype).eps * r.norm()
+    s = torch.linalg.inv(r).T
+    s = s / s.norm(dim=0)
+    h = (q.T @ operator.columns(q)).double()
+    w = (q.T @ omega).double()
+    x = w - s * (s * w).sum(dim=0)
+    forms = (w * r).sum(dim=0) - 2 * (r * x).sum(dim=0) + (x * (h @ x)).sum(dim=0)
+    left = omega.double().square().sum(dim=0) - x.square().sum(dim=0)
+    forms = forms * (operator.size - num + 1) / left
+    return _mean((h.trace() - (s * (h @ s)).sum(dim=0) + forms).tolist())
+
+
+def frobenius_norm(operator: Operator, *, num_products: int, seed: int = 0) -> Estimate:
+    """Frobenius norm: the root of the mean of |Av|^2; its error by the delta method.
+
+    Raises:
+        ValueError: if there are fewer than 2 products.
+    """
+    _at_least(num_products, 2)
+    block = operator.columns(random_block(operator, num_products, seed=seed))
+    square = _mean(block.square().sum(dim=0, dtype=torch.float64).tolist())
+    norm = math.sqrt(square.mean)
+    return Estimate(norm, square.stderr / (2 * norm) if norm else 0.0, square.df)
+
+
+def _form(operator: Operator, seed: int, index: int, distribution: Distribution) -> float:
+    like = {"": torch.empty(operator.size, dtype=operator.dtype, device=operator.device)}
+    vector = probe_vector(like, seed=seed, probe=index, distribution=distribution)[""]
+    return float((vector * operator.product(vector)).sum(dtype=torch.float64))
+
+
+def _mean(values: list[float]) -> Estimate:
+    return Estimate(float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5), len(values) - 1)
+
+
+def _at_least(num: int, least: int) -> None:
+    if num < least:
+        raise ValueError(f"num_products {num}: at least {least}")

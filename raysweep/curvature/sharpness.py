@@ -1,0 +1,188 @@
+"""How much the loss rises around the weights: in the worst direction, in the average one, and free of scale.
+
+Plain curvature changes when weights are rescaled without changing the function (the gain of a norm against the layer
+it feeds, one linear layer against the next). What is scaled by the weights themselves does not: see each docstring.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from raysweep.curvature.averages import Estimate
+from raysweep.curvature.language import IGNORED, Batch, mean_token_loss, targets
+from raysweep.curvature.linear import Operator
+from raysweep.curvature.operators import Shifted, gradients_of, inner, named_parameters
+from raysweep.curvature.probes import Tensors, key, probe_vector
+
+Tensor = torch.Tensor
+Scale = Literal["plain", "adaptive"]
+"""A ball of radius rho in w; or in w / |w|, entry by entry, which rescaling leaves alone (ASAM; Kwon et al., 2021)."""
+
+
+def worst_sharpness(
+    model: Any, batches: Sequence[Batch], *, rho: float, scale: Scale = "plain", num_steps: int = 1
+) -> float:
+    """Largest rise of the loss found in a ball around the weights, in nats per token.
+
+    One step is the ascent of SAM (Foret et al., 2021, arXiv 2010.01412), to first order the worst case; more are
+    projected gradient ascent within the ball, keeping the largest rise seen. A lower bound of the maximum, always.
+
+    Args:
+        model: brought into shape by `language.prepare`.
+        batches: see `language`.
+        rho: radius.
+        scale: see `Scale`; the adaptive one survives rescaling.
+        num_steps: of ascent.
+    """
+    parameters = named_parameters(model)
+    loss = _Loss(model, batches)
+    # In the coordinates e of w + s * e the ball is round.
+    sizes = _sizes(parameters, scale)
+    before = loss.value()
+    place: Tensors = {name: torch.zeros_like(part) for name, part in sizes.items()}
+    shifted, worst = Shifted(parameters, 1.0), 0.0
+    for step in range(num_steps):
+        with shifted.by(_times(sizes, place), 1):
+            ascent = _times(sizes, loss.gradient(parameters))
+        # A step of the radius first, then of half of it, back onto the ball.
+        length = rho if step == 0 else rho / 2
+        norm = math.sqrt(inner(ascent, ascent))
+        place = {name: part + ascent[name] * (length / max(norm, 1e-30)) for name, part in place.items()}
+        outside = math.sqrt(inner(place, place)) / rho
+        if outside > 1:
+            place = {name: part / outside for name, part in place.items()}
+        with shifted.by(_times(sizes, place), 1):
+            worst = max(worst, loss.value() - before)
+    return worst
+
+
+def average_sharpness(
+    model: Any, batches: Sequence[Batch], *, rho: float, scale: Scale = "plain", num_draws: int = 8, seed: int = 0
+) -> Estimate:
+    """Mean rise of the loss over random directions of length rho, in nats per token.
+
+    Each direction is taken both ways, which cancels the slope; for a small rho it is rho^2 / 2 of the mean
+    curvature. The adaptive one survives rescaling.
+
+    Raises:
+        ValueError: if there are fewer than 2 draws.
+    """
+    if num_draws < 2:
+        raise ValueError(f"num_draws {num_draws}: at least 2")
+    parameters = named_parameters(model)
+    loss = _Loss(model, batches)
+    sizes = _sizes(parameters, scale)
+    num = sum(part.numel() for part in parameters.values())
+    before, shifted = loss.value(), Shifted(parameters, rho / math.sqrt(num))
+    rises = []
+    for draw in range(num_draws):
+        vector = _times(sizes, probe_vector(parameters, seed=seed, probe=draw))
+        both = 0.0
+        for way in (1, -1):
+            with shifted.by(vector, way):
+                both += (loss.value() - before) / 2
+        rises.append(both)
+    return Estimate(float(np.mean(rises)), float(np.std(rises, ddof=1) / num_draws**0.5), num_draws - 1)
+
+
+def adaptive_trace(operator: Operator, model: Any, *, num_products: int, seed: int = 0) -> Estimate:
+    """Sum of w_i^2 H_ii, the trace in the coordinates of ASAM; rescaling does not change it.
+
+    Args:
+        operator: see `linear.curvature_operator`, of this model.
+        model: whose parameters scale the probes.
+        num_products: at least 2.
+        seed: of the probe vectors.
+    """
+    parameters = named_parameters(model)
+    return _forms(
+        operator,
+        [_times(parameters, probe_vector(parameters, seed=seed, probe=index)) for index in range(num_products)],
+    )
+
+
+def relative_flatness(operator: Operator, model: Any, *, num_products: int, seed: int = 0) -> Estimate:
+    """Sum over linear layers of sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}, s and s' neurons (Petzka et al., 2021).
+
+    arXiv 2001.00939, definition 3. With u and z random of mean 0 and covariance I, the direction V = (W u) z' has
+    E V_si V_s'j = <w_s, w_s'> if i = j, so that v'Hv is unbiased. It survives rescaling of layers and of neurons;
+    embeddings and gains take no part.
+
+    Raises:
+        ValueError: if the model has no linear layer among its parameters.
+    """
+    parameters = named_parameters(model)
+    layers = _linear_weights(model, parameters)
+    if not layers:
+        raise ValueError("relative flatness needs a linear layer among the parameters")
+    vectors = []
+    for index in range(num_products):
+        vector = {name: torch.zeros_like(part) for name, part in parameters.items()}
+        for name, rows_are_neurons in layers.items():
+            weight = parameters[name].detach() if rows_are_neurons else parameters[name].detach().T
+            inputs = {"u": weight[0], "z": weight[0]}
+            drawn = probe_vector(inputs, seed=key(seed, name), probe=index)
+            direction = torch.outer(weight @ drawn["u"], drawn["z"])
+            vector[name] = direction if rows_are_neurons else direction.T
+        vectors.append(vector)
+    return _forms(operator, vectors)
+
+
+def _linear_weights(model: nn.Module, parameters: Tensors) -> dict[str, bool]:
+    """Name of each linear layer's weight, and whether its rows are neurons (GPT-2's Conv1D has them as columns)."""
+    names = {id(part): name for name, part in parameters.items()}
+    found = {}
+    for module in model.modules():
+        is_linear = isinstance(module, nn.Linear)
+        if (is_linear or type(module).__name__ == "Conv1D") and (name := names.get(id(module.weight))) is not None:
+            found[name] = is_linear
+    return found
+
+
+def _forms(operator: Operator, vectors: Sequence[Tensors]) -> Estimate:
+    if len(vectors) < 2:
+        raise ValueError(f"num_products {len(vectors)}: at least 2")
+    forms = []
+    for vector in vectors:
+        row = torch.cat([part.reshape(-1) for part in vector.values()])
+        forms.append(float((row * operator.product(row)).sum(dtype=torch.float64)))
+    return Estimate(float(np.mean(forms)), float(np.std(forms, ddof=1) / len(forms) ** 0.5), len(forms) - 1)
+
+
+def _sizes(parameters: Tensors, scale: Scale) -> Tensors:
+    if scale == "plain":
+        return {name: torch.ones_like(part).detach() for name, part in parameters.items()}
+    return {name: part.detach().abs() for name, part in parameters.items()}
+
+
+def _times(left: Tensors, right: Tensors) -> Tensors:
+    return {name: part.detach() * right[name] for name, part in left.items()}
+
+
+class _Loss:
+    """The mean token loss over all batches."""
+
+    def __init__(self, model: Any, batches: Sequence[Batch]) -> None:
+        self._model, self._batches = model, batches
+        counts = [int((targets(model, batch) != IGNORED).sum()) for batch in batches]
+        self._shares = [count / sum(counts) for count in counts]
+
+    @torch.no_grad()
+    def value(self) -> float:
+        losses = (mean_token_loss(self._model, batch).item() for batch in self._batches)
+        return math.fsum(share * loss for share, loss in zip(self._shares, losses, strict=True))
+
+    def gradient(self, parameters: Tensors) -> Tensors:
+        total = {name: torch.zeros_like(part) for name, part in parameters.items()}
+        for batch, share in zip(self._batches, self._shares, strict=True):
+            for name, part in zip(
+                parameters, gradients_of(mean_token_loss(self._model, batch), parameters), strict=True
+            ):
+                total[name].add_(part, alpha=share)
+        return total

@@ -1,0 +1,147 @@
+"""Eigenvalues of curvature by the Lanczos process: the largest, and the density of all.
+
+Every new vector is made orthogonal to all earlier ones, twice: without that, rounding brings copies of eigenvalues
+(Golub and Van Loan, 2013, section 10.3). So all are kept: `num_steps` times the memory of the parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raysweep.curvature.averages import Estimate
+from raysweep.curvature.estimators import random_block
+from raysweep.curvature.linear import Operator
+
+Tensor = torch.Tensor
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Tridiagonal:
+    """A = Q T Q' + rest: `diagonal` [m] and `beside` [m - 1] of T, the orthonormal `basis` Q [size, m]."""
+
+    diagonal: Array
+    beside: Array
+    basis: Tensor
+    rest: float
+    """Norm of what the last product had outside of the basis."""
+
+    def eigen(self) -> tuple[Array, Array]:
+        """Ritz values in ascending order, and the eigenvectors of T as columns."""
+        from scipy.linalg import eigh_tridiagonal
+
+        values, vectors = eigh_tridiagonal(self.diagonal, self.beside)
+        return values, vectors
+
+
+def lanczos(operator: Operator, start: Tensor, *, num_steps: int) -> Tridiagonal:
+    """The Lanczos process from `start` [size]; ends earlier where an invariant subspace is found."""
+    basis = torch.empty(min(num_steps, operator.size), operator.size, dtype=operator.dtype, device=operator.device)
+    basis[0] = start / start.norm()
+    diagonal: list[float] = []
+    beside: list[float] = []
+    scale = 0.0
+    for step in range(len(basis)):
+        found = operator.product(basis[step])
+        diagonal.append(float((found * basis[step]).sum(dtype=torch.float64)))
+        scale = max(scale, float(found.norm()))
+        for _ in range(2):
+            found = found - basis[: step + 1].T @ (basis[: step + 1] @ found)
+        rest = float(found.norm())
+        if step + 1 == len(basis) or rest <= 10 * torch.finfo(operator.dtype).eps * scale:
+            break
+        beside.append(rest)
+        basis[step + 1] = found / rest
+    num = len(diagonal)
+    return Tridiagonal(np.array(diagonal), np.array(beside), basis[:num].T, rest)
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenvalues of the largest size, that first; vectors [size, k]; |Av - lambda v| of each."""
+
+    values: Array
+    vectors: Tensor
+    residuals: Array
+
+
+def top_eigenpairs(operator: Operator, num: int, *, num_steps: int | None = None, seed: int = 0) -> Eigenpairs:
+    """Eigenvalues and vectors of the largest size, by Lanczos from a random vector.
+
+    A residual bounds the distance of its value from an eigenvalue (Parlett, 1998, theorem 4.5.1), so it is the error
+    bar; more steps make it smaller. Copies of a multiple eigenvalue are found once.
+
+    Args:
+        operator: symmetric.
+        num: how many.
+        num_steps: products to take; None: 10 for each, and 20 more.
+        seed: of the vector it starts from.
+
+    Raises:
+        ValueError: if `num` is not between 1 and the operator's size.
+    """
+    if not 1 <= num <= operator.size:
+        raise ValueError(f"num {num}: there are {operator.size} eigenvalues")
+    start = random_block(operator, 1, seed=seed, distribution="gaussian")[:, 0]
+    found = lanczos(operator, start, num_steps=max(num, num_steps or 10 * num + 20))
+    values, inner = found.eigen()
+    best = np.argsort(-np.abs(values))[:num]
+    vectors = found.basis @ torch.from_numpy(np.ascontiguousarray(inner[:, best])).to(found.basis)
+    return Eigenpairs(values[best], vectors, np.abs(found.rest * inner[-1, best]))
+
+
+@dataclass(frozen=True)
+class Density:
+    """The distribution of eigenvalues: `nodes` and `weights` [num_vectors, m], each row's weights summing to 1.
+
+    Rows are quadratures from one random vector each; a mean over them estimates the mean of f over all eigenvalues.
+    """
+
+    nodes: Array
+    weights: Array
+    size: int
+
+    def total(self, f: str) -> Estimate:
+        """Sum over all eigenvalues of "x" (the trace), "abs" or "square", with the error over vectors."""
+        values = {"x": self.nodes, "abs": np.abs(self.nodes), "square": np.square(self.nodes)}[f]
+        rows = self.size * (self.weights * values).sum(axis=1)
+        stderr = float(np.std(rows, ddof=1) / len(rows) ** 0.5) if len(rows) > 1 else math.nan
+        return Estimate(float(rows.mean()), stderr, len(rows) - 1)
+
+    def at(self, grid: Array, *, width: float) -> Array:
+        """Smoothed by a Gaussian of that standard deviation; integrates to 1 over all reals. Like `grid`."""
+        off = (grid[:, None, None] - self.nodes) / width
+        bumps: Array = (np.exp(-np.square(off) / 2) * self.weights).sum(axis=(1, 2))
+        return bumps / (len(self.nodes) * width * math.sqrt(2 * math.pi))
+
+    @property
+    def effective_rank(self) -> float:
+        """Exponential of the entropy of |eigenvalue| / sum (Roy and Vetterli, 2007): how many directions carry it."""
+        sizes, weights = np.abs(self.nodes), self.size * self.weights / len(self.nodes)
+        share = sizes / (weights * sizes).sum()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = np.where(share > 0, share * np.log(share), 0.0)
+        return float(np.exp(-(weights * terms).sum()))
+
+    @property
+    def stable_rank(self) -> float:
+        """(sum |eigenvalue|)^2 / sum of squares: the same with the 2-norm in place of the entropy; never larger."""
+        return self.total("abs").mean ** 2 / self.total("square").mean
+
+
+def spectral_density(operator: Operator, *, num_steps: int = 30, num_vectors: int = 4, seed: int = 0) -> Density:
+    """Stochastic Lanczos quadrature (Ubaru, Chen, Saad, 2017; Ghorbani et al., 2019, arXiv 1901.10159).
+
+    Costs `num_steps * num_vectors` products.
+    """
+    starts = random_block(operator, num_vectors, seed=seed, distribution="gaussian")
+    nodes, weights = np.zeros((num_vectors, num_steps)), np.zeros((num_vectors, num_steps))
+    for row, start in enumerate(starts.T):
+        values, vectors = lanczos(operator, start, num_steps=num_steps).eigen()
+        nodes[row, : len(values)] = values
+        weights[row, : len(values)] = np.square(vectors[0])
+    return Density(nodes, weights, operator.size)

@@ -1,0 +1,149 @@
+"""Sharpness against closed forms, and which measures survive a rescaling that leaves the function as it is."""
+
+import math
+
+import pytest
+import torch
+from tiny_models import batch_for, build, full_matrix
+
+from raysweep.curvature.adaptive import Budget
+from raysweep.curvature.language import mean_token_loss, prepare, token_logits
+from raysweep.curvature.linear import curvature_operator
+from raysweep.curvature.measure import measure_traces
+from raysweep.curvature.operators import gradients_of, hessian_vector_products, inner, named_parameters
+from raysweep.curvature.sharpness import adaptive_trace, average_sharpness, relative_flatness, worst_sharpness
+from raysweep.curvature.spectrum import top_eigenpairs
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = build("gpt2", hidden=8, vocab=7, layers=1, tied=False).double()
+    prepare(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def batches(model):
+    return [batch_for(model, num=2), batch_for(model, num=1, seed=2)]
+
+
+@pytest.fixture(scope="module")
+def hessian(model, batches):
+    parameters = named_parameters(model)
+    return sum(
+        full_matrix(
+            lambda v, b=batch: hessian_vector_products(lambda: mean_token_loss(model, b), parameters, [v])[0],
+            parameters,
+        )
+        * share
+        for batch, share in zip(batches, (2 / 3, 1 / 3), strict=True)
+    )
+
+
+def gradient(model, batches):
+    parameters = named_parameters(model)
+    parts = [gradients_of(mean_token_loss(model, batch), parameters) for batch in batches]
+    return {name: 2 / 3 * a + 1 / 3 * b for name, a, b in zip(parameters, *parts, strict=True)}
+
+
+def test_worst_direction_is_the_gradients_to_first_order(model, batches):
+    slope = gradient(model, batches)
+    rho = 1e-6
+    norm = math.sqrt(inner(slope, slope))
+    assert worst_sharpness(model, batches, rho=rho) == pytest.approx(rho * norm, rel=1e-3)
+    parameters = named_parameters(model)
+    scaled = {name: part.detach().abs() * slope[name] for name, part in parameters.items()}
+    expected = rho * math.sqrt(inner(scaled, scaled))
+    assert worst_sharpness(model, batches, rho=rho, scale="adaptive") == pytest.approx(expected, rel=1e-3)
+
+
+def test_more_steps_of_ascent_find_more(model, batches):
+    one, many = (worst_sharpness(model, batches, rho=0.5, num_steps=num) for num in (1, 8))
+    assert many > one > average_sharpness(model, batches, rho=0.5).mean
+
+
+def test_average_direction_is_the_trace_to_second_order(model, batches, hessian):
+    num, rho = len(hessian), 1e-3
+    found = average_sharpness(model, batches, rho=rho, num_draws=200)
+    assert abs(found.mean - rho**2 / 2 * float(hessian.trace()) / num) < 4 * found.stderr
+    weights = torch.cat([part.detach().flatten() for part in named_parameters(model).values()])
+    scaled = average_sharpness(model, batches, rho=rho, num_draws=200, scale="adaptive")
+    expected = rho**2 / 2 * float((weights**2 * hessian.diag()).sum()) / num
+    assert abs(scaled.mean - expected) < 4 * scaled.stderr
+
+
+def test_scale_free_traces_are_their_formulas(model, batches, hessian):
+    operator = curvature_operator(model, batches)
+    weights = torch.cat([part.detach().flatten() for part in named_parameters(model).values()])
+    found = adaptive_trace(operator, model, num_products=300)
+    assert abs(found.mean - float((weights**2 * hessian.diag()).sum())) < 4 * found.stderr
+    truth, start = 0.0, 0
+    for name, part in named_parameters(model).items():
+        block = hessian[start : start + part.numel(), start : start + part.numel()]
+        start += part.numel()
+        if ".c_" in name and name.endswith("weight"):  # Conv1D: [inputs, neurons].
+            inputs, neurons = part.shape
+            inside = torch.einsum("isit->st", block.view(inputs, neurons, inputs, neurons))
+            truth += float((part.detach().T @ part.detach() * inside).sum())
+        if name == "lm_head.weight":  # Linear: [neurons, inputs].
+            neurons, inputs = part.shape
+            inside = torch.einsum("siti->st", block.view(neurons, inputs, neurons, inputs))
+            truth += float((part.detach() @ part.detach().T * inside).sum())
+    found = relative_flatness(operator, model, num_products=400)
+    assert abs(found.mean - truth) < 4 * found.stderr
+    assert found.stderr < 0.25 * abs(truth)
+
+
+def rescale(model, factor: float) -> None:
+    """Norm gains against the layers they feed, and one linear layer of the MLP against the next."""
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.input_layernorm.weight.mul_(factor)
+            for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+                linear.weight.div_(factor)
+            layer.mlp.up_proj.weight.mul_(factor)
+            layer.mlp.down_proj.weight.div_(factor)
+
+
+def test_which_measures_survive_a_rescaling():
+    model = build("llama", tied=False)
+    prepare(model)
+    batches = [batch_for(model, num=4, seed=seed) for seed in range(8)]
+
+    def measures():
+        operator = curvature_operator(model, batches)
+        budget = Budget(rse=0.001, min_units=16, max_units=16)
+        traces = measure_traces(model, batches, budget=budget, products="exact").traces
+        return {
+            "hessian trace": traces.hessian.mean,
+            "fisher trace": traces.fisher.mean,
+            "top eigenvalue": float(top_eigenpairs(operator, 1, num_steps=30).values[0]),
+            "worst": worst_sharpness(model, batches, rho=0.05),
+            "average": average_sharpness(model, batches, rho=0.5).mean,
+            "worst, adaptive": worst_sharpness(model, batches, rho=0.05, scale="adaptive"),
+            "average, adaptive": average_sharpness(model, batches, rho=0.5, scale="adaptive").mean,
+            "adaptive trace": adaptive_trace(operator, model, num_products=4).mean,
+            "relative flatness": relative_flatness(operator, model, num_products=4).mean,
+        }
+
+    logits, before = token_logits(model, batches[0]).detach(), measures()
+    rescale(model, 3.0)
+    assert torch.allclose(token_logits(model, batches[0]), logits, atol=1e-4)
+    after = measures()
+    changed = {name for name in before if abs(after[name] / before[name] - 1) > 0.02}
+    assert changed == {"hessian trace", "fisher trace", "top eigenvalue", "worst", "average"}
+
+
+def test_what_cannot_be_measured_is_named(model, batches):
+    operator = curvature_operator(model, batches)
+    with pytest.raises(ValueError, match="num_draws 1"):
+        average_sharpness(model, batches, rho=0.1, num_draws=1)
+    with pytest.raises(ValueError, match="num_products 1"):
+        adaptive_trace(operator, model, num_products=1)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("ln" in name)
+    try:
+        with pytest.raises(ValueError, match="needs a linear layer"):
+            relative_flatness(curvature_operator(model, batches), model, num_products=2)
+    finally:
+        model.requires_grad_(True)
