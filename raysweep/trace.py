@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysweep.curvature.cost import Products
+from raysweep.curvature.sharing import Item, Value
 from raysweep.data.sequences import Arrays, masked_sequences, sequences
 from raysweep.data.text import resolve
-from raysweep.data.tokenizers import load_tokenizer
+from raysweep.data.tokenizers import load_tokenizer, start_of_text
 from raysweep.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from raysweep.curvature.averages import Part, Traces
     from raysweep.curvature.measure import Measured
-    from raysweep.curvature.units import Unit, Values
 
 SEQUENCE_LENGTH = 512
 # Small batches are best, as each has a probe vector of its own; below this the fixed cost of a pass is felt.
@@ -125,15 +125,10 @@ class Found:
         assert found is not None
         return found
 
-    def distance(self) -> tuple[float, float] | None:
-        """Of the Hessian's trace on samples from that on the text, relative to the latter, and its standard error."""
-        if not self.on_text or not self.on_samples:
-            return None
-        text, samples = self.on_text.traces.hessian, self.on_samples.traces.hessian
-        return samples.mean / text.mean - 1, (text.stderr**2 + samples.stderr**2) ** 0.5 / abs(text.mean)
-
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; traces are of the mean loss over predicted tokens, in nats."""
+        from raysweep.curvature.measure import distance
+
         main = self.main
         found: dict[str, Any] = {
             "model": self.model,
@@ -147,10 +142,11 @@ class Found:
             "blocks": {name: _part(part) for name, part in main.parts("block").items()},
             "layers": {name: _part(part) for name, part in main.parts("layer").items()},
         }
-        if (distance := self.distance()) and self.on_samples:
+        if self.on_text and self.on_samples:
+            off, error = distance(self.on_samples, self.on_text)
             found["samples"] = _metrics(self.on_samples) | {
-                "relative_distance": distance[0],
-                "relative_distance_stderr": distance[1],
+                "relative_distance": off,
+                "relative_distance_stderr": error,
             }
         return found
 
@@ -192,7 +188,7 @@ def measure(request: Request, *, show: Show = lambda line: None) -> tuple[list[F
     checkpoints = [Checkpoint.find(name) for name in request.models]
     texts = [_text(request, each, paths) if paths else {} for each in checkpoints]
     for each in checkpoints:
-        if request.num_samples and (each.is_masked or _start(each.tokenizer) is None):
+        if request.num_samples and (each.is_masked or start_of_text(each.tokenizer) is None):
             raise DataError(f"--samples {request.num_samples}: {each.name!r} has no text of its own to draw")
     found = [_measure_one(request, *each, show) for each in zip(checkpoints, texts, strict=True)]
     differences = []
@@ -213,12 +209,6 @@ def _text(request: Request, checkpoint: Checkpoint, paths: Sequence[str]) -> Arr
         return read(checkpoint.tokenizer, paths, length=length, seed=request.seed)
     except ValueError as error:
         raise DataError(f"{error}; give more text, or another --sequence-length") from error
-
-
-def _start(tokenizer: Any) -> int | None:
-    """What a text of the model's own begins with."""
-    start: int | None = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return start
 
 
 def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: Show) -> Found:
@@ -248,9 +238,9 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
             for start in range(0, num - size + 1, size)
         ]
 
-        def share(units: Sequence[Unit], run: Callable[[Unit], Values]) -> list[Values]:
-            show(f"{checkpoint.name}: {what}, {len(units)} units ({time.perf_counter() - began:.0f} s)")
-            return [run(unit) for unit in units]
+        def share(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
+            show(f"{checkpoint.name}: {what}, {len(items)} units ({time.perf_counter() - began:.0f} s)")
+            return [run(item) for item in items]
 
         try:
             return measure_traces(
@@ -268,7 +258,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
     on_samples = None
     if request.num_samples:
         show(f"{checkpoint.name}: drawing {request.num_samples} sequences")
-        start = _start(checkpoint.tokenizer)
+        start = start_of_text(checkpoint.tokenizer)
         assert start is not None
         ids = sample_sequences(model, request.num_samples, length=length, start=start, seed=request.seed)
         on_samples = on({"input_ids": ids}, "its own samples")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from raysweep.curvature.language import IGNORED, Batch, targets, token_logits
+from raysweep.curvature.language import IGNORED, Batch, slope, targets, token_logits
 from raysweep.curvature.operators import Shifted
 
 Tensor = torch.Tensor
@@ -72,8 +72,7 @@ def quadratic_forms(
     counted = (labels != IGNORED)[..., None]
     here = token_logits(model, batch)
     p = here.softmax(dim=-1)
-    # The gradient of the summed loss with respect to the logits.
-    slope = p.scatter_add(-1, labels.clamp(min=0)[..., None], -torch.ones_like(here[..., :1])).mul_(counted)
+    down = slope(p, labels)
 
     def forms(times: int) -> Forms:
         with shifted.by(vector, times):
@@ -84,7 +83,7 @@ def quadratic_forms(
         first = (ahead - behind) / (2 * step)
         mean = (p * first).sum(dim=-1, keepdim=True)
         variance = (p * (first - mean).square_() * counted).sum(dtype=torch.float64)
-        bend = (slope * ahead.add_(behind)).sum(dtype=torch.float64) / step**2
+        bend = (down * ahead.add_(behind)).sum(dtype=torch.float64) / step**2
         return Forms(gauss_newton=float(variance), residual=float(bend))
 
     return forms(1), forms(2) if check else None

@@ -21,8 +21,8 @@ Tensor = torch.Tensor
 def random_block(operator: Operator, num: int, *, seed: int, distribution: Distribution = "rademacher") -> Tensor:
     """Independent probe vectors as columns [size, num]; each a function of the seed and its index."""
     like = {"": torch.empty(operator.size, dtype=operator.dtype, device=operator.device)}
-    columns = [probe_vector(like, seed=seed, probe=index, distribution=distribution)[""] for index in range(num)]
-    return torch.stack(columns, dim=1)
+    rows = [probe_vector(like, seed=seed, probe=index, distribution=distribution)[""] for index in range(num)]
+    return torch.stack(rows).T
 
 
 def hutchinson(
@@ -34,7 +34,8 @@ def hutchinson(
         ValueError: if there are fewer than 2 products.
     """
     _at_least(num_products, 2)
-    return _mean([_form(operator, seed, index, distribution) for index in range(num_products)])
+    probes = random_block(operator, num_products, seed=seed, distribution=distribution)
+    return _mean(_forms(probes, operator.columns(probes)))
 
 
 def hutch_plus_plus(operator: Operator, *, num_products: int, seed: int = 0) -> Estimate:
@@ -52,8 +53,7 @@ def hutch_plus_plus(operator: Operator, *, num_products: int, seed: int = 0) -> 
     trace = float((basis * operator.columns(basis)).sum(dtype=torch.float64))
     probes = random_block(operator, rest, seed=key(seed, "rest"))
     probes -= basis @ (basis.T @ probes)
-    forms = (probes * operator.columns(probes)).sum(dim=0, dtype=torch.float64)
-    estimate = _mean(forms.tolist())
+    estimate = _mean(_forms(probes, operator.columns(probes)))
     return Estimate(trace + estimate.mean, estimate.stderr, estimate.df)
 
 
@@ -96,15 +96,14 @@ def frobenius_norm(operator: Operator, *, num_products: int, seed: int = 0) -> E
     """
     _at_least(num_products, 2)
     block = operator.columns(random_block(operator, num_products, seed=seed))
-    square = _mean(block.square().sum(dim=0, dtype=torch.float64).tolist())
+    square = _mean(_forms(block, block))
     norm = math.sqrt(square.mean)
     return Estimate(norm, square.stderr / (2 * norm) if norm else 0.0, square.df)
 
 
-def _form(operator: Operator, seed: int, index: int, distribution: Distribution) -> float:
-    like = {"": torch.empty(operator.size, dtype=operator.dtype, device=operator.device)}
-    vector = probe_vector(like, seed=seed, probe=index, distribution=distribution)[""]
-    return float((vector * operator.product(vector)).sum(dtype=torch.float64))
+def _forms(left: Tensor, right: Tensor) -> list[float]:
+    """Inner products of the columns of two blocks."""
+    return [float((one * other).sum(dtype=torch.float64)) for one, other in zip(left.T, right.T, strict=True)]
 
 
 def _mean(values: list[float]) -> Estimate:

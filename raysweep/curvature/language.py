@@ -91,6 +91,18 @@ def token_logits(model: Any, batch: Batch) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def slope(p: Tensor, labels: Tensor) -> Tensor:
+    """Gradient of the summed cross-entropy with respect to the logits: p less the one-hot label, nought where ignored.
+
+    Args:
+        p: softmax of the logits [..., vocabulary].
+        labels: [...]; -100 is not predicted.
+    """
+    found = p.scatter_add(-1, labels.clamp(min=0)[..., None], -torch.ones_like(p[..., :1]))
+    ignored = labels == IGNORED
+    return found.masked_fill(ignored[..., None], 0) if bool(ignored.any()) else found
+
+
 def mean_token_loss(model: Any, batch: Batch) -> Tensor:
     """Mean cross-entropy, in nats per predicted token."""
     return F.cross_entropy(

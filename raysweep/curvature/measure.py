@@ -15,6 +15,7 @@ from raysweep.curvature.differences import step_for
 from raysweep.curvature.language import Batch
 from raysweep.curvature.operators import Shifted, named_parameters
 from raysweep.curvature.probes import Distribution
+from raysweep.curvature.sharing import Share, one_after_another
 from raysweep.curvature.units import Unit, Values, fisher_unit, probe_unit
 
 logger = logging.getLogger(__name__)
@@ -24,9 +25,6 @@ logger = logging.getLogger(__name__)
 NUM_CALIBRATION = 2
 TOLERANCE = 0.1
 MAX_ATTEMPTS = 6
-
-Share = Callable[[Sequence[Unit], Callable[[Unit], Values]], Sequence[Values]]
-"""Has units run by whom it likes, and gives all their values, in order."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,6 @@ class Measured:
             "num_tokens": float(traces.num_tokens),
             "gradient_equivalents": self.gradient_equivalents,
         }
-
-
-def one_after_another(units: Sequence[Unit], run: Callable[[Unit], Values]) -> list[Values]:
-    """A `Share` of one process."""
-    return [run(unit) for unit in units]
 
 
 def measure_traces(
@@ -169,6 +162,15 @@ def _find_step(
         shifted.step *= min(0.5, max(0.1, math.sqrt(0.5 * TOLERANCE * rse / error)))
     _, shifted.step, made = min(tries, key=lambda one: one[0])
     return {Unit("probe", batch, 0): each for batch, each in enumerate(made)}, num_batches * len(tries)
+
+
+def distance(left: Measured, right: Measured) -> tuple[float, float]:
+    """Of the Hessian's trace of `left` from that of `right`, relative to the latter, and its standard error.
+
+    For measurements on different text, as of a model's own samples; see `compare` for the same text.
+    """
+    mine, theirs = left.traces.hessian, right.traces.hessian
+    return mine.mean / theirs.mean - 1, math.hypot(mine.stderr, theirs.stderr) / abs(theirs.mean)
 
 
 def compare(left: Measured, right: Measured) -> Traces:

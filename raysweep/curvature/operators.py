@@ -1,7 +1,7 @@
 """Curvature of a mean token loss as products with vectors. No matrix is ever formed.
 
-Exact products differentiate twice, by double backward or forward over reverse; `finite_difference_product` takes
-gradients only, and `differences.py` only forward passes.
+Exact products differentiate twice, here by double backward, in `tangents.py` with forward mode;
+`finite_difference_product` takes gradients only, and `differences.py` only forward passes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
-from torch.func import functional_call
 
-from raysweep.curvature.language import IGNORED, Batch, mean_token_loss, targets, token_logits
+from raysweep.curvature.language import IGNORED, Batch, slope, targets, token_logits
 from raysweep.curvature.probes import Tensors
 
 Tensor = torch.Tensor
@@ -55,11 +53,31 @@ def gradients_of(value: Tensor, parameters: Mapping[str, Tensor], *, create_grap
     """Gradients of a scalar. Raises ValueError if it is not finite, or a parameter takes no part in it."""
     if not torch.isfinite(value):
         raise ValueError(f"the loss is {value.item()}; curvature needs a finite one")
-    gradients = torch.autograd.grad(value, list(parameters.values()), create_graph=create_graph, allow_unused=True)
+    return _all(
+        torch.autograd.grad(value, list(parameters.values()), create_graph=create_graph, allow_unused=True), parameters
+    )
+
+
+def loss_gradients(model: Any, batch: Batch, parameters: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    """Gradients of the mean token loss with their graph; leaner than by `gradients_of`, and so are products from it.
+
+    The slope at the logits is put in as the function of them that it is, in place of the loss.
+    """
+    logits, labels = token_logits(model, batch), targets(model, batch)
+    down = slope(logits.softmax(dim=-1), labels) / (labels != IGNORED).sum()
+    if not torch.isfinite(down.sum()):
+        raise ValueError("the loss is not finite; curvature needs a finite one")
+    found = torch.autograd.grad(
+        logits, list(parameters.values()), grad_outputs=down, create_graph=True, allow_unused=True
+    )
+    return _all(found, parameters)
+
+
+def _all(gradients: Sequence[Tensor | None], parameters: Mapping[str, Tensor]) -> Sequence[Tensor]:
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             raise ValueError(f"parameter {name!r} takes no part in the loss; leave it out of the parameters")
-    return gradients
+    return gradients  # type: ignore[return-value]
 
 
 def hessian_vector_products(
@@ -79,9 +97,14 @@ def hessian_vector_products(
         ValueError: if a parameter takes no part in the loss, the loss is not finite, or an operation has no second
             derivative.
     """
+    return list(each_product(gradients_of(loss(), parameters, create_graph=True), parameters, vectors))
+
+
+def each_product(
+    gradients: Sequence[Tensor], parameters: Mapping[str, Tensor], vectors: Sequence[Mapping[str, Tensor]]
+) -> Iterator[Tensors]:
+    """The products one by one, so that not all need to be held at once, from gradients with their graph."""
     names, tensors = list(parameters), list(parameters.values())
-    gradients = gradients_of(loss(), parameters, create_graph=True)
-    products = []
     for index, vector in enumerate(vectors):
         try:
             parts = torch.autograd.grad(
@@ -97,13 +120,10 @@ def hessian_vector_products(
             ) from error
         if any(part is None for part in parts):
             _refuse_delayed_errors(gradients)
-        products.append(
-            {
-                name: torch.zeros_like(tensor) if part is None else part
-                for name, tensor, part in zip(names, tensors, parts, strict=True)
-            }
-        )
-    return products
+        yield {
+            name: torch.zeros_like(tensor) if part is None else part
+            for name, tensor, part in zip(names, tensors, parts, strict=True)
+        }
 
 
 def _refuse_delayed_errors(gradients: Sequence[Tensor]) -> None:
@@ -117,47 +137,6 @@ def _refuse_delayed_errors(gradients: Sequence[Tensor]) -> None:
         if "Error" in node.name():
             raise ValueError("a custom function has no second derivative; use gradient or logit differences")
         waiting.extend(following for following, _ in node.next_functions)
-
-
-def forward_over_reverse_product(model: Any, batch: Batch, vector: Mapping[str, Tensor]) -> Tensors:
-    """One exact Hessian-vector product of the mean token loss: a gradient, differentiated in forward mode.
-
-    Its graph is freed as it is walked, so it holds less than `hessian_vector_products`, which is as fast for one
-    vector and faster for several.
-
-    Raises:
-        ValueError: if an operation's gradient cannot be differentiated in forward mode.
-    """
-    parameters = named_parameters(model)
-    with _composed_silu(model), forward_ad.dual_level():
-        duals = {
-            name: _dual(parameter.detach().requires_grad_(), vector[name]) for name, parameter in parameters.items()
-        }
-        try:
-            loss = functional_call(
-                _Whole(model, mean_token_loss), {f"model.{k}": v for k, v in duals.items()}, (batch,)
-            )
-            gradients = gradients_of(loss, duals)
-        except NotImplementedError as error:
-            raise ValueError(f"no forward mode for a gradient here ({error}); use double backward") from error
-        tangents = [_parts(gradient).tangent for gradient in gradients]
-        return {
-            name: torch.zeros_like(parameter) if tangent is None else tangent.detach()
-            for (name, parameter), tangent in zip(parameters.items(), tangents, strict=True)
-        }
-
-
-@contextlib.contextmanager
-def _composed_silu(model: torch.nn.Module) -> Iterator[None]:
-    """While in it, SiLU is x sigmoid(x): the fused kernel's gradient has no forward mode."""
-    layers = [module for module in model.modules() if type(module).__name__ in ("SiLU", "SiLUActivation")]
-    for layer in layers:
-        layer.forward = lambda x: x * torch.sigmoid(x)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
 @dataclass(frozen=True)
@@ -241,53 +220,6 @@ class Shifted:
                 parameter.data.copy_(self._home[name])
 
 
-def logits_derivative(model: Any, batch: Batch, vector: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits [n, T, vocabulary] and J v, their derivative along `vector`, in one forward pass of dual numbers."""
-    parameters = named_parameters(model)
-    with torch.no_grad(), forward_ad.dual_level():
-        duals = {f"model.{name}": _dual(p.detach(), vector[name]) for name, p in parameters.items()}
-        primal, tangent = _parts(functional_call(_Whole(model, token_logits), duals, (batch,)))
-        return primal, torch.zeros_like(primal) if tangent is None else tangent
-
-
-def gauss_newton_product(model: Any, batch: Batch, vector: Mapping[str, Tensor]) -> Tensors:
-    """Product with the Gauss-Newton matrix of the mean token loss, J' (diag(p) - p p') J v averaged over tokens."""
-    parameters = named_parameters(model)
-    logits, along = logits_derivative(model, batch, vector)
-    counted = targets(model, batch) != IGNORED
-    p = logits.softmax(dim=-1)
-    cotangent = p * (along - (p * along).sum(dim=-1, keepdim=True)) * counted[..., None] / counted.sum()
-    parts = torch.autograd.grad(
-        token_logits(model, batch), list(parameters.values()), grad_outputs=cotangent, allow_unused=True
-    )
-    return {
-        name: torch.zeros_like(parameter) if part is None else part
-        for (name, parameter), part in zip(parameters.items(), parts, strict=True)
-    }
-
-
-def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
-    made: Tensor = forward_ad.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
-    return made
-
-
-def _parts(dual: Tensor) -> Any:
-    return forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]
-
-
 def inner(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
     """Inner product over all parts, accumulated in float64."""
-    return float(sum((left[name].detach().double() * right[name].detach().double()).sum() for name in left))
-
-
-class _Whole(torch.nn.Module):
-    """A function of a model and a batch as a module, for `functional_call`."""
-
-    def __init__(self, model: Any, function: Callable[[Any, Batch], Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self._function = function
-        self.training = model.training
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self._function(self.model, batch)
+    return math.fsum(float((left[name] * right[name].detach()).sum(dtype=torch.float64)) for name in left)

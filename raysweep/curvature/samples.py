@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from raysweep.curvature.language import is_causal
+from raysweep.curvature.probes import key
+from raysweep.curvature.sharing import Share, one_after_another
 
 Tensor = torch.Tensor
 
 
-@torch.no_grad()
-def sample_sequences(model: Any, num: int, *, length: int, start: int, seed: int, at_once: int = 32) -> Tensor:
+# Sequences drawn together: enough for a CPU to be busy, with a KV cache that any model has room for.
+AT_ONCE = 32
+
+
+def sample_sequences(
+    model: Any, num: int, *, length: int, start: int, seed: int, share: Share = one_after_another
+) -> Tensor:
     """Sequences drawn from the model itself, with a KV cache; ends of documents are drawn like any other token.
 
     On them the residual part of the Hessian is nought in expectation: it equals the Gauss-Newton matrix, the model
@@ -24,7 +32,7 @@ def sample_sequences(model: Any, num: int, *, length: int, start: int, seed: int
         length: tokens of a sequence, the first included.
         start: id of the token that all begin with, which is never predicted; mostly the end of a document.
         seed: of the draws.
-        at_once: sequences drawn together.
+        share: who draws the parts.
 
     Returns:
         ids [num, length], int64.
@@ -32,10 +40,22 @@ def sample_sequences(model: Any, num: int, *, length: int, start: int, seed: int
     Raises:
         ValueError: if the model is not causal.
     """
-    from transformers import GenerationConfig
-
     if not is_causal(model):
         raise ValueError("a masked language model is no distribution of texts: it has no samples of its own")
+
+    def part(index: int) -> list[list[int]]:
+        starts = torch.full((min(AT_ONCE, num - index * AT_ONCE), 1), start)
+        ids: list[list[int]] = _draw(model, starts, length, key(seed, "samples", index)).tolist()
+        return ids
+
+    parts = share(range(math.ceil(num / AT_ONCE)), part)
+    return torch.tensor([row for rows in parts for row in rows], device=next(model.parameters()).device)
+
+
+@torch.no_grad()
+def _draw(model: Any, starts: Tensor, length: int, seed: int) -> Tensor:
+    from transformers import GenerationConfig
+
     # The whole distribution as it is: checkpoints may ship settings for chat, such as top_k.
     settings = GenerationConfig(
         do_sample=True,
@@ -52,10 +72,7 @@ def sample_sequences(model: Any, num: int, *, length: int, start: int, seed: int
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            parts = [
-                model.generate(torch.full((min(at_once, num - done), 1), start, device=device), settings)
-                for done in range(0, num, at_once)
-            ]
+            ids: Tensor = model.generate(starts.to(device), settings)
+            return ids
     finally:
         model.generation_config = shipped
-    return torch.cat(parts)

@@ -88,10 +88,16 @@ def top_eigenpairs(operator: Operator, num: int, *, num_steps: int | None = None
         raise ValueError(f"num {num}: there are {operator.size} eigenvalues")
     start = random_block(operator, 1, seed=seed, distribution="gaussian")[:, 0]
     found = lanczos(operator, start, num_steps=max(num, num_steps or 10 * num + 20))
-    values, inner = found.eigen()
+    values, inner, residuals = largest(found, num)
+    return Eigenpairs(values, found.basis @ torch.from_numpy(inner).to(found.basis), residuals)
+
+
+def largest(found: Tridiagonal, num: int) -> tuple[Array, Array, Array]:
+    """Ritz values of the largest size [k <= num], the eigenvectors of T [m, k], and the residuals [k]."""
+    values, vectors = found.eigen()
     best = np.argsort(-np.abs(values))[:num]
-    vectors = found.basis @ torch.from_numpy(np.ascontiguousarray(inner[:, best])).to(found.basis)
-    return Eigenpairs(values[best], vectors, np.abs(found.rest * inner[-1, best]))
+    inner = np.ascontiguousarray(vectors[:, best])
+    return values[best], inner, np.abs(found.rest * inner[-1])
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,13 @@ def spectral_density(operator: Operator, *, num_steps: int = 30, num_vectors: in
     starts = random_block(operator, num_vectors, seed=seed, distribution="gaussian")
     nodes, weights = np.zeros((num_vectors, num_steps)), np.zeros((num_vectors, num_steps))
     for row, start in enumerate(starts.T):
-        values, vectors = lanczos(operator, start, num_steps=num_steps).eigen()
+        values, shares = quadrature(lanczos(operator, start, num_steps=num_steps))
         nodes[row, : len(values)] = values
-        weights[row, : len(values)] = np.square(vectors[0])
+        weights[row, : len(values)] = shares
     return Density(nodes, weights, operator.size)
+
+
+def quadrature(found: Tridiagonal) -> tuple[Array, Array]:
+    """Nodes and weights [m] of Gauss's quadrature for the start vector's spectral measure (Golub and Welsch, 1969)."""
+    values, vectors = found.eigen()
+    return values, np.square(vectors[0])

@@ -18,16 +18,15 @@ import torch.nn.functional as F
 from raysweep.curvature.cost import Products
 from raysweep.curvature.differences import Forms, quadratic_forms
 from raysweep.curvature.ghost import GhostNorms
-from raysweep.curvature.language import IGNORED, Batch, mean_token_loss, targets, token_logits
+from raysweep.curvature.language import IGNORED, Batch, slope, targets, token_logits
 from raysweep.curvature.operators import (
     Shifted,
     gradients_of,
-    hessian_vector_products,
     inner,
-    logits_derivative,
     named_parameters,
 )
 from raysweep.curvature.probes import Distribution, Tensors, key, probe_vector
+from raysweep.curvature.tangents import reverse_over_forward_product
 
 logger = logging.getLogger(__name__)
 
@@ -98,11 +97,7 @@ def probe_unit(
         return {"gauss_newton": gauss_newton, "residual": math.fsum(parts.values()) - gauss_newton, **parts}
 
     if products == "exact":
-        product = hessian_vector_products(lambda: mean_token_loss(model, batch), parameters, [vector])[0]
-        try:
-            values |= forms(product, *logits_derivative(model, batch, vector))
-        except NotImplementedError as error:
-            raise ValueError(f"the model has no forward mode ({error}); measure with logit differences") from error
+        values |= forms(*reverse_over_forward_product(model, batch, vector))
         if check:
             _confirm(values, *quadratic_forms(model, batch, vector, shifted, check=True), unit)
     else:
@@ -191,8 +186,9 @@ def _cotangents(logits: Tensor, wanted: Tensor, seeds: Sequence[int], *, labels:
     """Gradient of each sequence's summed cross-entropy with respect to its logits [n, T, vocabulary]."""
     counted = wanted != IGNORED
     drawn = wanted.clamp(min=0)
+    p = logits.softmax(dim=-1)
     if labels == "model":
-        drawn = torch.stack([sample_labels(row, seed=seed) for row, seed in zip(logits, seeds, strict=True)])
+        drawn = torch.stack([sample_labels(row, seed=seed) for row, seed in zip(p, seeds, strict=True)])
     if sampling == "token":
         kept = torch.zeros_like(counted)
         for row, seed in enumerate(seeds):
@@ -201,8 +197,7 @@ def _cotangents(logits: Tensor, wanted: Tensor, seeds: Sequence[int], *, labels:
                 generator = torch.Generator().manual_seed(key(seed, "position"))
                 kept[row, positions[int(torch.randint(len(positions), (1,), generator=generator))]] = True
         counted = kept
-    p = logits.softmax(dim=-1)
-    return p.scatter_add_(-1, drawn[..., None], -torch.ones_like(p[..., :1])).mul_(counted[..., None])
+    return slope(p, drawn.masked_fill(~counted, IGNORED))
 
 
 def _one_by_one(
@@ -224,15 +219,15 @@ def _one_by_one(
     return {name: torch.tensor(squares, dtype=torch.float64) for name, squares in rows.items()}
 
 
-def sample_labels(logits: Tensor, *, seed: int) -> Tensor:
-    """One label for each row of logits [n, vocabulary], by inverse CDF from a generator of its own.
+def sample_labels(p: Tensor, *, seed: int) -> Tensor:
+    """One label for each row of probabilities [n, vocabulary], by inverse CDF from a generator of its own.
 
     `torch.multinomial` would depend on the device and on how rows are batched.
     """
-    uniform = torch.rand(len(logits), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    cumulative = logits.detach().double().softmax(dim=-1).cumsum(dim=-1)
-    drawn = torch.searchsorted(cumulative, uniform.to(logits.device)[:, None] * cumulative[:, -1:], right=True)
-    return drawn[:, 0].clamp(max=logits.shape[-1] - 1)
+    uniform = torch.rand(len(p), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    cumulative = p.detach().cumsum(dim=-1, dtype=torch.float64)
+    drawn = torch.searchsorted(cumulative, uniform.to(p.device)[:, None] * cumulative[:, -1:], right=True)
+    return drawn[:, 0].clamp(max=p.shape[-1] - 1)
 
 
 def _finite(values: dict[str, float], unit: Unit) -> Values:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -62,3 +62,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 Tokenizer = Annotated[Bpe | Pretrained, Field(discriminator="name")]
+
+
+def start_of_text(tokenizer: Any) -> int | None:
+    """The token that a text begins with, or that the text before it ends with; None if there is neither."""
+    start: int | None = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return start

@@ -7,20 +7,36 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from raysweep.curvature.cost import COST, Products, predicted
+from raysweep.curvature.sharing import Item, Value
 from raysweep.data.packing import Tokens
-from raysweep.spec import StageSpec
+from raysweep.data.tokenizers import load_tokenizer, start_of_text
+from raysweep.spec import Neutral, Spec, StageSpec
 from raysweep.worker import Worker
 
 if TYPE_CHECKING:
+    from raysweep.curvature.measure import Measured
     from raysweep.curvature.units import Unit, Values
 
-SAVED = "units"
+
+class Shape(Spec):
+    """What is measured beyond traces, on a fixed piece of the text: the spectrum, sharpness, scale-free forms.
+
+    Takes about `num_steps * (num_vectors + 2)` exact Hessian-vector products and as many losses; keeps `num_steps`
+    vectors of the size of the model.
+    """
+
+    num_sequences: int = Field(default=8, ge=1)
+    num_eigenvalues: int = Field(default=5, ge=1)
+    num_steps: int = Field(default=30, ge=2)
+    num_vectors: int = Field(default=3, ge=2)
+    rho: float = Field(default=0.05, gt=0)
+    adaptive_rho: float = Field(default=0.5, gt=0)
 
 
 class Flatness(StageSpec):
@@ -30,7 +46,7 @@ class Flatness(StageSpec):
     with label draws of its own. Units are dealt over ranks and averaged in their order: the same bits for any number
     of workers. Finished units are saved; a stage that was killed goes on from them.
 
-    Writes `units.jsonl`, the values of every unit, and `parameters.json`, traces by parameter.
+    Writes `units.jsonl`, the values of every unit, `parameters.json`, traces by parameter, and `shape.json`.
     """
 
     kind: ClassVar[str] = "flatness"
@@ -48,6 +64,9 @@ class Flatness(StageSpec):
     distribution: Literal["rademacher", "gaussian"] = "rademacher"
     parameters: tuple[str, ...] = ("*",)
     """Patterns, as of a shell, of the names of the parameters whose curvature is measured."""
+    own_samples: Annotated[int, Neutral(0)] = Field(default=0, ge=0)
+    """Sequences drawn from the model itself, on which the traces are measured as well."""
+    shape: Annotated[Shape | None, Neutral(None)] = None
     seed: int = 0
     mix: dict[str, float] = Field(default_factory=dict)
     """Filled from pretrain.data."""
@@ -66,34 +85,67 @@ class Flatness(StageSpec):
         import torch
         from transformers import AutoModelForCausalLM
 
-        from raysweep.curvature.adaptive import Budget
         from raysweep.curvature.language import prepare
-        from raysweep.curvature.measure import measure_traces
-        from raysweep.curvature.operators import choose_parameters
+        from raysweep.curvature.measure import distance
+        from raysweep.curvature.operators import choose_parameters, named_parameters
+        from raysweep.curvature.samples import sample_sequences
+        from raysweep.curvature.shape import shape_metrics, shape_tasks
 
         model = AutoModelForCausalLM.from_pretrained(inputs["checkpoint"]).float().to(worker.device)
         prepare(model, twice_differentiable=self.products == "exact")
         choose_parameters(model, self.parameters)
-        batches = [
-            {"input_ids": torch.from_numpy(ids).to(worker.device)} for ids in self._batches(Tokens(inputs["tokens"]))
-        ]
-        measured = measure_traces(
-            model,
-            batches,
-            budget=Budget(rse=self.rse, min_units=self.min_units, max_units=self.max_units),
-            seed=self.seed,
-            products=self.products,
-            distribution=self.distribution,
-            share=_Shared(worker),
-        )
+        text = torch.from_numpy(self._text(Tokens(inputs["tokens"]))).to(worker.device)
+        measured = self._measure(model, text, _Shared(worker, "units"))
+        metrics = measured.metrics()
         if worker.rank == 0:
             (out / "units.jsonl").write_text("".join(map(_line, sorted(measured.units.items()))))
             parts = {name: asdict(part) for name, part in measured.parts("parameter").items()}
             (out / "parameters.json").write_text(json.dumps(parts, indent=1))
-        return measured.metrics()
+        if self.own_samples:
+            start = start_of_text(load_tokenizer(inputs["checkpoint"]))
+            if start is None:
+                raise ValueError("own_samples: the checkpoint's tokenizer has no token that a text could begin with")
+            share = _Shared(worker, "samples")
+            ids = sample_sequences(
+                model, self.own_samples, length=self.sequence_length, start=start, seed=self.seed, share=share
+            )
+            on_samples = self._measure(model, ids, _Shared(worker, "units-of-samples"))
+            metrics |= {f"samples_{name}": value for name, value in on_samples.metrics().items() if "trace" in name}
+            off, error = distance(on_samples, measured)
+            metrics |= {"samples_relative_distance": off, "samples_relative_distance_stderr": error}
+        if self.shape:
+            products: Any = "gradient_differences" if self.products == "gradient_differences" else "exact"
+            prepare(model, twice_differentiable=products == "exact")
+            given = self.shape.model_dump(exclude={"num_sequences"})
+            batches = [
+                {"input_ids": ids} for ids in torch.split(text[: self.shape.num_sequences], self.batch_sequences)
+            ]
+            tasks = shape_tasks(model, batches, seed=self.seed, products=products, **given)
+            values = _Shared(worker, "shape")(list(tasks), lambda name: tasks[name]())
+            found = dict(zip(tasks, values, strict=True))
+            metrics |= shape_metrics(found, sum(part.numel() for part in named_parameters(model).values()))
+            if worker.rank == 0:
+                (out / "shape.json").write_text(json.dumps(found, indent=1))
+        return metrics
 
-    def _batches(self, tokens: Tokens) -> list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
-        """Batches [batch_sequences, L], all of one size so that their mean is the mean over tokens."""
+    def _measure(self, model: Any, ids: Any, share: _Shared) -> Measured:
+        """Traces on sequences [n, L], cut into batches of one size so that their mean is the mean over tokens."""
+        from raysweep.curvature.adaptive import Budget
+        from raysweep.curvature.measure import measure_traces
+
+        size = min(self.batch_sequences, max(1, len(ids) // 2))
+        return measure_traces(
+            model,
+            [{"input_ids": ids[start : start + size]} for start in range(0, len(ids) - size + 1, size)],
+            budget=Budget(rse=self.rse, min_units=self.min_units, max_units=self.max_units),
+            seed=self.seed,
+            products=self.products,
+            distribution=self.distribution,
+            share=share,
+        )
+
+    def _text(self, tokens: Tokens) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        """Held-out sequences [n, L] of all domains."""
         parts = [
             tokens.valid(
                 name, sequence_length=self.sequence_length, max_sequences=max(1, round(share * self.num_sequences))
@@ -102,9 +154,7 @@ class Flatness(StageSpec):
         ]
         # Shuffled, so that each batch is a draw from the mix and batches differ by chance alone.
         every = np.concatenate(parts)
-        every = every[np.random.default_rng([self.seed, 3]).permutation(len(every))]
-        size = min(self.batch_sequences, max(1, len(every) // 2))
-        return [every[start : start + size] for start in range(0, len(every) - size + 1, size)]
+        return every[np.random.default_rng([self.seed, 3]).permutation(len(every))]
 
 
 def _line(item: tuple[Unit, Values]) -> str:
@@ -113,46 +163,47 @@ def _line(item: tuple[Unit, Values]) -> str:
 
 
 class _Shared:
-    """Units dealt over the ranks of a gang; each rank appends what it has finished to a file of its own."""
+    """Work dealt over the ranks of a gang; each rank appends what it has finished to a file of its own.
 
-    def __init__(self, worker: Worker) -> None:
+    What earlier attempts have saved under the same name is not done again.
+    """
+
+    def __init__(self, worker: Worker, name: str) -> None:
         self._worker = worker
+        self._name = name
         self._num = 0
-        saved = _read(worker.state_dir) if worker.rank == 0 and worker.state_dir else {}
+        saved = _read(worker.state_dir, name) if worker.rank == 0 and worker.state_dir else {}
         # Rank 0's reading is everyone's: what is saved must not differ between those who deal by it.
-        self._saved: dict[Unit, Values] = worker.gather(saved)[0]
+        self._saved: dict[str, Any] = worker.gather(saved)[0]
 
-    def __call__(self, units: Sequence[Unit], run: Callable[[Unit], Values]) -> list[Values]:
+    def __call__(self, items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
         worker = self._worker
-        missing = [unit for unit in units if unit not in self._saved]
-        mine: dict[Unit, Values] = {}
-        for unit in missing[worker.rank :: worker.world_size]:
-            mine[unit] = run(unit)
-            self._save(unit, mine[unit])
+        missing = [item for item in items if str(item) not in self._saved]
+        mine: dict[str, Any] = {}
+        for item in missing[worker.rank :: worker.world_size]:
+            mine[str(item)] = run(item)
+            self._save(str(item), mine[str(item)])
             self._num += 1
             worker.report({"step": self._num * worker.world_size})
         for part in worker.gather(mine):
             self._saved |= part
-        return [self._saved[unit] for unit in units]
+        return [self._saved[str(item)] for item in items]
 
-    def _save(self, unit: Unit, values: Values) -> None:
+    def _save(self, item: str, value: Any) -> None:
         if (folder := self._worker.state_dir) is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / f"{SAVED}-{self._worker.rank}-{os.getpid()}.jsonl", "a") as file:
-                file.write(_line((unit, values)))
+            with open(folder / f"{self._name}-{self._worker.rank}-{os.getpid()}.jsonl", "a") as file:
+                file.write(json.dumps({"item": item, "value": value}) + "\n")
 
 
-def _read(folder: Path) -> dict[Unit, Values]:
-    """The units that earlier attempts have saved; a line that was cut off is left out."""
-    from raysweep.curvature.units import Unit
-
-    found: dict[Unit, Values] = {}
-    for path in sorted(folder.glob(f"{SAVED}-*.jsonl")):
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    """What earlier attempts have saved; a line that was cut off is left out."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob(f"{name}-[0-9]*.jsonl")):
         for line in path.read_text().splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            kind, batch, draw = entry["unit"]
-            found[Unit(kind, batch, draw)] = entry["values"]
+            found[entry["item"]] = entry["value"]
     return found

@@ -11,14 +11,17 @@ from raysweep.curvature.operators import (
     Shifted,
     choose_parameters,
     finite_difference_product,
-    forward_over_reverse_product,
-    gauss_newton_product,
     hessian_vector_products,
     inner,
-    logits_derivative,
     named_parameters,
 )
 from raysweep.curvature.probes import probe_vector
+from raysweep.curvature.tangents import (
+    forward_over_reverse_product,
+    gauss_newton_product,
+    logits_derivative,
+    reverse_over_forward_product,
+)
 
 
 def small(style: str, *, tied: bool = True):
@@ -61,8 +64,11 @@ def test_all_exact_products_agree(style, tied):
     hessian = full_matrix(lambda v: hessian_vector_products(loss, parameters, [v])[0], parameters)
     # Llama and GPT-NeoX compute norms, or rotations, in float32, at 6e-8 of numbers of order 1.
     torch.testing.assert_close(hessian, hessian.T, rtol=0, atol=1e-5)
-    forward = full_matrix(lambda v: forward_over_reverse_product(model, batch, v), parameters)
-    torch.testing.assert_close(forward, hessian, rtol=0, atol=1e-5)
+    for other in (
+        lambda v: forward_over_reverse_product(model, batch, v),
+        lambda v: reverse_over_forward_product(model, batch, v)[0],
+    ):
+        torch.testing.assert_close(full_matrix(other, parameters), hessian, rtol=0, atol=1e-5)
     # By definition, from the Jacobian: J' (diag p - p p') J, averaged over tokens.
     logits = token_logits(model, batch)[targets(model, batch) != -100]
     gauss_newton = torch.zeros_like(hessian)

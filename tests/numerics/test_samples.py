@@ -14,7 +14,7 @@ def test_samples_follow_the_models_distribution():
     model = build("llama", vocab=7)
     model.generation_config.top_k = 1
     model.generation_config.eos_token_id = 3
-    ids = sample_sequences(model, 4000, length=3, start=0, seed=0, at_once=1000)
+    ids = sample_sequences(model, 4000, length=3, start=0, seed=0)
     assert ids.shape == (4000, 3)
     assert bool((ids[:, 0] == 0).all())
     with torch.no_grad():

@@ -11,7 +11,8 @@ from tiny_models import CAUSAL, STYLES, batch_for, build, full_matrix
 import raysweep.curvature.units as units
 from raysweep.curvature.differences import step_for
 from raysweep.curvature.language import mean_token_loss, prepare, targets, token_logits
-from raysweep.curvature.operators import Shifted, gauss_newton_product, hessian_vector_products, named_parameters
+from raysweep.curvature.operators import Shifted, hessian_vector_products, named_parameters
+from raysweep.curvature.tangents import gauss_newton_product
 from raysweep.curvature.units import Unit, fisher_unit, probe_unit, sample_labels
 
 
@@ -136,8 +137,8 @@ def test_ghost_norms_and_gradients_give_one_fisher_trace(monkeypatch, caplog):
 
 
 def test_sampled_labels_follow_the_distribution():
-    logits = torch.log(torch.tensor([0.5, 0.25, 0.25])).expand(40_000, 3)
-    counts = torch.bincount(sample_labels(logits, seed=1), minlength=3) / 40_000
+    p = torch.tensor([0.5, 0.25, 0.25]).expand(40_000, 3)
+    counts = torch.bincount(sample_labels(p, seed=1), minlength=3) / 40_000
     # Standard error of a share: 0.0025 at most.
     torch.testing.assert_close(counts, torch.tensor([0.5, 0.25, 0.25]), atol=0.01, rtol=0)
 
@@ -160,7 +161,7 @@ def test_exact_products_that_are_wrong_are_found_out(monkeypatch):
     probe_unit(model, batch, Unit("probe", 0, 0), **given)
 
     class Cut(torch.autograd.Function):
-        """Differentiable once, and nothing tells."""
+        """Its tangents, too, can be differentiated only once, and nothing tells."""
 
         @staticmethod
         def forward(ctx, x):
@@ -174,7 +175,7 @@ def test_exact_products_that_are_wrong_are_found_out(monkeypatch):
 
         @staticmethod
         def jvp(ctx, tangent):
-            return 2 * ctx.saved_tensors[0] * tangent
+            return (2 * ctx.saved_tensors[0] * tangent).detach()
 
     monkeypatch.setattr(model.model.layers[0].mlp.act_fn, "forward", Cut.apply)
     with pytest.raises(ValueError, match="no right second derivative; measure with logit differences"):

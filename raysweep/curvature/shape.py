@@ -1,0 +1,129 @@
+"""What the trace hides: the spectrum of the Hessian, sharpness, and forms that rescaling leaves alone.
+
+All on a fixed piece of text: error bars are those of random vectors, not of the text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from raysweep.curvature.averages import Estimate
+from raysweep.curvature.estimators import random_block
+from raysweep.curvature.language import Batch
+from raysweep.curvature.linear import curvature_operator
+from raysweep.curvature.sharpness import (
+    Scale,
+    adaptive_trace,
+    average_sharpness,
+    relative_flatness,
+    worst_sharpness,
+)
+from raysweep.curvature.spectrum import Array, Density, lanczos, largest, quadrature
+from raysweep.curvature.units import Values
+
+LANCZOS = "lanczos"
+
+
+def shape_tasks(
+    model: Any,
+    batches: Sequence[Batch],
+    *,
+    num_eigenvalues: int,
+    num_steps: int,
+    num_vectors: int,
+    rho: float,
+    adaptive_rho: float,
+    seed: int,
+    products: Literal["exact", "gradient_differences"] = "exact",
+) -> dict[str, Callable[[], Values]]:
+    """Independent pieces of work by name; what they give is summed up by `shape_metrics`.
+
+    Args:
+        model: brought into shape by `language.prepare`; the parameters that require a gradient are measured.
+        batches: the text; see `language`.
+        num_eigenvalues: largest eigenvalues to report.
+        num_steps: of each Lanczos process, a product each; all its vectors are kept.
+        num_vectors: Lanczos processes from random vectors. Sharpness and traces take `num_steps` products or losses.
+        rho: radius of the ball of SAM (Foret et al., 2021, use 0.05).
+        adaptive_rho: of that of ASAM (Kwon et al., 2021, use 0.5).
+        seed: of all random vectors.
+        products: how Hessian-vector products are made.
+    """
+    operator = curvature_operator(model, batches, products=products)
+    radius: dict[Scale, float] = {"plain": rho, "adaptive": adaptive_rho}
+
+    def process(index: int) -> Values:
+        start = random_block(operator, num_vectors, seed=seed, distribution="gaussian")[:, index]
+        found = lanczos(operator, start, num_steps=num_steps)
+        nodes, weights = quadrature(found)
+        values = {f"node/{i}": float(node) for i, node in enumerate(nodes)}
+        values |= {f"weight/{i}": float(weight) for i, weight in enumerate(weights)}
+        best, _, residuals = largest(found, num_eigenvalues)
+        values |= {f"eigenvalue/{i}": float(value) for i, value in enumerate(best)}
+        return values | {f"residual/{i}": float(value) for i, value in enumerate(residuals)}
+
+    def worst(scale: Scale) -> Values:
+        return {"": worst_sharpness(model, batches, rho=radius[scale], scale=scale, num_steps=3)}
+
+    def average(scale: Scale) -> Values:
+        return _estimate(
+            average_sharpness(model, batches, rho=radius[scale], scale=scale, num_draws=num_steps, seed=seed)
+        )
+
+    tasks: dict[str, Callable[[], Values]] = {f"{LANCZOS}/{i}": partial(process, i) for i in range(num_vectors)}
+    return tasks | {
+        "worst_sharpness": partial(worst, "plain"),
+        "worst_sharpness_adaptive": partial(worst, "adaptive"),
+        "average_sharpness": partial(average, "plain"),
+        "average_sharpness_adaptive": partial(average, "adaptive"),
+        "adaptive_trace": lambda: _estimate(adaptive_trace(operator, model, num_products=num_steps, seed=seed)),
+        "relative_flatness": lambda: _estimate(relative_flatness(operator, model, num_products=num_steps, seed=seed)),
+    }
+
+
+def shape_metrics(found: Mapping[str, Values], num_parameters: int) -> dict[str, float]:
+    """All numbers by name: those of `shape_tasks`, and the spectrum's, of size `num_parameters`."""
+    # The process that eigenvalues are read from.
+    first = found[f"{LANCZOS}/0"]
+    metrics: dict[str, float] = {}
+    for rank, (value, error) in enumerate(zip(_column(first, "eigenvalue"), _column(first, "residual"), strict=True)):
+        metrics |= {f"eigenvalue_{rank + 1}": float(value), f"eigenvalue_{rank + 1}_error": float(error)}
+    density = density_of(found, num_parameters)
+    square = density.total("square")
+    norm = math.sqrt(square.mean)
+    metrics |= {
+        "frobenius_norm": norm,
+        "frobenius_norm_stderr": square.stderr / (2 * norm) if norm else 0.0,
+        "effective_rank": density.effective_rank,
+        "stable_rank": density.stable_rank,
+    }
+    for name, values in found.items():
+        if not name.startswith(LANCZOS):
+            metrics |= {f"{name}{suffix}": float(value) for suffix, value in values.items()}
+    return metrics
+
+
+def density_of(found: Mapping[str, Values], num_parameters: int) -> Density:
+    """The density of eigenvalues from all Lanczos processes."""
+    rows = [values for name, values in sorted(found.items()) if name.startswith(LANCZOS)]
+    nodes, weights = (_table([_column(row, name) for row in rows]) for name in ("node", "weight"))
+    return Density(nodes, weights, num_parameters)
+
+
+def _table(rows: Sequence[Array]) -> Array:
+    """Rows of different lengths, filled up with noughts."""
+    width = max(map(len, rows))
+    return np.array([np.pad(row, (0, width - len(row))) for row in rows])
+
+
+def _column(values: Values, name: str) -> Array:
+    return np.array([value for key, value in values.items() if key.startswith(f"{name}/")])
+
+
+def _estimate(estimate: Estimate) -> Values:
+    return {"": estimate.mean, "_stderr": estimate.stderr}
