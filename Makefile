@@ -1,10 +1,12 @@
 # make run    set up and run the quickstart sweep
 # make test   set up and run the tests
 # make bench  set up and run the benchmarks (minutes; the machine should be otherwise idle)
+# make bench-curvature  the same beside PyHessian and curvlinops (half an hour; trains a model first, once)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := .venv-bench
 STORE ?= raysweep-store
 # Real text and tasks for the sweeps and tests that use them; without it they are skipped.
 export RAYSWEEP_DATA ?= $(abspath ../shared/data)
@@ -17,6 +19,17 @@ test: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/benchmarks
+
+# In an environment of its own, so that no peer's dependency gets between the tests and what they test.
+bench-curvature: $(BENCH)/.ready
+	OMP_NUM_THREADS=1 STORE=$(STORE) $(BENCH)/bin/python tests/benchmarks/curvature
+
+$(BENCH)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	$(BENCH)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench,test]"
+	$(BENCH)/bin/pip uninstall --quiet --yes torchvision
+	touch $@
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -33,4 +46,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/raysweep doctor --store $(STORE)
 	touch $@
 
-.PHONY: run test bench lint
+.PHONY: run test bench bench-curvature lint

@@ -82,7 +82,16 @@ def _parser() -> argparse.ArgumentParser:
         "--products",
         choices=typing.get_args(Products),
         default="logit_differences",
-        help="how v'Hv is made, at 1, 2 or 4 gradients; the first, the default, tells no traces of single blocks",
+        help="how v'Hv is made, at 1, 2 or 3 gradients; the first, the default, tells no traces of single blocks",
+    )
+    trace.add_argument(
+        "--shape",
+        type=_count,
+        nargs="?",
+        const=8,
+        default=0,
+        metavar="N",
+        help="also eigenvalues, sharpness and scale-free forms, on N sequences (8); takes some 200 products",
     )
     trace.add_argument("--parameters", nargs="+", default=("*",), metavar="PATTERN", help="of names, such as '*.mlp.*'")
     trace.add_argument("--seed", type=int, default=0, help="of probes, draws and the order of the text")
@@ -176,6 +185,7 @@ def _trace(args: argparse.Namespace) -> int:
         rse=args.rse,
         max_units=args.max_units,
         products=args.products,
+        shape_sequences=args.shape,
         parameters=tuple(args.parameters),
         seed=args.seed,
     )

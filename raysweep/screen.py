@@ -231,6 +231,8 @@ def print_traces(found: Sequence[Mapping[str, Any]], differences: Sequence[Mappi
         if (samples := each.get("samples")) is not None:
             off, error = samples["relative_distance"], samples["relative_distance_stderr"]
             console.print(f"its own samples give a Hessian trace {off:+.1%} ± {error:.1%} off that on the text")
+        if "shape" in each:
+            console.print(_shape(each["shape"]))
         if any(block["hessian_trace"] is not None for block in each["blocks"].values()):
             console.print(_blocks(each["blocks"]))
         console.print(
@@ -249,6 +251,17 @@ def print_traces(found: Sequence[Mapping[str, Any]], differences: Sequence[Mappi
             f"Hessian trace of {each['model']} less that of {each['less']}: {each['hessian_trace_difference']:.4g} "
             f"± {each['hessian_trace_difference_stderr']:.2g} (95 %: {low:.4g} to {high:.4g})"
         )
+
+
+def _shape(shape: Mapping[str, float]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("on a few sequences", "", "error"):
+        table.add_column(name, justify="left" if name == "on a few sequences" else "right")
+    for name, value in shape.items():
+        if not name.endswith(("_error", "_stderr")):
+            error = shape.get(f"{name}_error", shape.get(f"{name}_stderr"))
+            table.add_row(name.replace("_", " "), f"{value:.4g}", "" if error is None else f"{error:.2g}")
+    return table
 
 
 def _blocks(blocks: Mapping[str, Mapping[str, float]]) -> Table:

@@ -16,6 +16,7 @@ from raysweep.data.sequences import Arrays, masked_sequences, sequences
 from raysweep.data.text import resolve
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
 from raysweep.errors import DataError
+from raysweep.stages.flatness import Shape
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 SEQUENCE_LENGTH = 512
 # Small batches are best, as each has a probe vector of its own; below this the fixed cost of a pass is felt.
-TOKENS_OF_BATCH = 256
+TOKENS_OF_BATCH = 128
 
 Show = Callable[[str], None]
 
@@ -44,6 +45,8 @@ class Request:
     rse: float = 0.05
     max_units: int = 256
     products: Products = "logit_differences"
+    shape_sequences: int = 0
+    """Sequences on which to measure what is beyond traces; see `stages.flatness.Shape`."""
     parameters: tuple[str, ...] = ("*",)
     seed: int = 0
 
@@ -117,6 +120,8 @@ class Found:
     seconds: float
     on_text: Measured | None
     on_samples: Measured | None
+    shape: Mapping[str, float] | None
+    """See `curvature.shape.shape_metrics`; on the text, or for lack of one on its own samples."""
 
     @property
     def main(self) -> Measured:
@@ -148,6 +153,8 @@ class Found:
                 "relative_distance": off,
                 "relative_distance_stderr": error,
             }
+        if self.shape:
+            found["shape"] = dict(self.shape)
         return found
 
 
@@ -246,7 +253,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
             return measure_traces(
                 model,
                 batches,
-                budget=Budget(rse=request.rse, min_units=min(16, request.max_units), max_units=request.max_units),
+                budget=Budget(rse=request.rse, min_units=min(12, request.max_units), max_units=request.max_units),
                 seed=request.seed,
                 products=request.products,
                 share=share,
@@ -254,7 +261,8 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
         except ValueError as error:
             raise DataError(f"{checkpoint.name!r}, {what}: {error}") from error
 
-    on_text = on({name: torch.from_numpy(rows) for name, rows in text.items()}, "text") if text else None
+    tensors = {name: torch.from_numpy(rows) for name, rows in text.items()}
+    on_text = on(tensors, "text") if text else None
     on_samples = None
     if request.num_samples:
         show(f"{checkpoint.name}: drawing {request.num_samples} sequences")
@@ -262,15 +270,39 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
         assert start is not None
         ids = sample_sequences(model, request.num_samples, length=length, start=start, seed=request.seed)
         on_samples = on({"input_ids": ids}, "its own samples")
+        tensors = tensors or {"input_ids": ids}
+    num_measured = sum(parameter.numel() for parameter in named_parameters(model).values())
+    shape = None
+    if request.shape_sequences:
+        try:
+            shape = _shape(request, model, tensors, lambda line: show(f"{checkpoint.name}: {line}"))
+        except ValueError as error:
+            raise DataError(f"{checkpoint.name!r}, --shape: {error}") from error
     return Found(
         checkpoint.name,
         model.num_parameters(),
-        sum(parameter.numel() for parameter in named_parameters(model).values()),
+        num_measured,
         length,
         time.perf_counter() - began,
         on_text,
         on_samples,
+        shape,
     )
+
+
+def _shape(request: Request, model: Any, text: Mapping[str, torch.Tensor], show: Show) -> dict[str, float]:
+    from raysweep.curvature.language import prepare
+    from raysweep.curvature.shape import shape_metrics, shape_tasks
+
+    products: Any = "gradient_differences" if request.products == "gradient_differences" else "exact"
+    prepare(model, twice_differentiable=products == "exact")
+    batch = {name: rows[: request.shape_sequences].to(model.device) for name, rows in text.items()}
+    settings = Shape().model_dump(exclude={"num_sequences"})
+    found = {}
+    for name, task in shape_tasks(model, [batch], seed=request.seed, products=products, **settings).items():
+        show(name.replace("_", " "))
+        found[name] = task()
+    return shape_metrics(found, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad))
 
 
 def _same(left: Arrays, right: Arrays) -> bool:

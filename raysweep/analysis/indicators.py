@@ -23,12 +23,17 @@ _DIRECTIONS: tuple[tuple[str, Direction], ...] = (
     ("*/entropy_gap*", "lower"),
     ("flatness/*trace", "lower"),
     ("flatness/mean_eigenvalue", "lower"),
+    ("flatness/eigenvalue_[0-9]", "lower"),
+    ("flatness/frobenius_norm", "lower"),
+    ("flatness/*sharpness", "lower"),
+    ("flatness/*sharpness_adaptive", "lower"),
+    ("flatness/relative_flatness", "lower"),
     ("indicators/kshot_*", "higher"),
     ("indicators/zeroshot_*", "higher"),
     ("probe/*score", "higher"),
 )
 # Numbers about the measurement, not about the checkpoint.
-_BOOKKEEPING = ("*_stderr", "*/num_*", "*_per_second", "*/resumed_from_step", "*/diverged_*", "probe/*")
+_BOOKKEEPING = ("*_stderr", "*_error", "*/num_*", "*_per_second", "*/resumed_from_step", "*/diverged_*", "probe/*")
 # Known from the sweep file alone: what any indicator has to beat.
 _CONFIG = ("point.*", "step", "pretrain/num_tokens", "pretrain/num_parameters")
 

@@ -18,9 +18,9 @@ from raysweep.curvature.units import Unit, Values
 
 # Of the first round: Fisher draws, from which the step is chosen; then probes, on batches of which some get two, so
 # that the probes' own variance can be told from that of the text.
-PILOT_FISHER = 6
+PILOT_FISHER = 4
 PILOT_PROBES = 8
-REPEATED = 4
+REPEATED = 3
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Budget:
     """When to stop: at a relative standard error `rse` of both traces, within these numbers of units of each kind."""
 
     rse: float = 0.05
-    min_units: int = 16
+    min_units: int = 12
     max_units: int = 1024
 
 

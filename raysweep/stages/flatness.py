@@ -52,10 +52,11 @@ class Flatness(StageSpec):
     kind: ClassVar[str] = "flatness"
 
     num_sequences: int = Field(default=512, ge=2)
-    batch_sequences: int = Field(default=2, ge=1)
+    batch_sequences: int = Field(default=1, ge=1)
+    """One is best, as each batch has a probe vector of its own, unless sequences are too short to fill a device."""
     rse: float = Field(default=0.05, gt=0)
     """Relative standard error of the Hessian's and the Fisher's trace at which to stop."""
-    min_units: int = Field(default=16, ge=2)
+    min_units: int = Field(default=12, ge=2)
     """Batches that are measured at least, for an error that can be trusted."""
     max_units: int = Field(default=256, ge=2)
     """Probe vectors, and label draws, at most."""

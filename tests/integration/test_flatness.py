@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 
 from raysweep.runners.gang import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
-from raysweep.stages.flatness import Flatness
+from raysweep.stages.flatness import Flatness, Shape
 from raysweep.stages.indicators import Indicators
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.tasks.spans import PCFGSpan
@@ -24,7 +24,15 @@ MEASURES = {"mix": {"pcfg": 1.0}, "sequence_length": 5}
 def specs(grammar):
     task = PCFGSpan(form="pcfg_span", span=2, num_train=30, num_valid=10, num_test=20).bind("t", grammar)
     return [
-        Flatness(num_sequences=64, batch_sequences=2, min_units=8, max_units=40, **MEASURES),
+        Flatness(
+            num_sequences=64,
+            batch_sequences=2,
+            min_units=8,
+            max_units=40,
+            own_samples=40,
+            shape=Shape(num_sequences=4, num_steps=4, num_vectors=2),
+            **MEASURES,
+        ),
         Indicators(kshot=2, max_sequences=16, tasks={"a": task, "b": task}, **MEASURES),
     ]
 
@@ -69,3 +77,15 @@ def test_one_two_and_four_workers_agree_to_the_bit(grammar, tokens_dir, tmp_path
             assert json.loads((tmp_path / f"found-{world_size}-{rank}.json").read_text()) == alone
     assert alone[0]["hessian_trace_stderr"] > 0
     assert alone[0]["num_probes"] > 8
+    assert alone[0]["samples_hessian_trace"] != alone[0]["hessian_trace"]
+    assert alone[0]["eigenvalue_1"] <= alone[0]["frobenius_norm"] * 2
+    assert alone[0]["worst_sharpness"] > alone[0]["average_sharpness"]
+    # Killed at any time, and begun again: what was saved is taken, and the numbers are the same.
+    state = Worker(state_dir=tmp_path / "state")
+    assert made[0].run(inputs, tmp_path, state) == alone[0]
+    saved = sorted((tmp_path / "state").iterdir())
+    assert {path.name.rsplit("-", 2)[0] for path in saved} == {"units", "samples", "units-of-samples", "shape"}
+    for path in saved:
+        text = path.read_text()
+        path.write_text(text[: len(text) // 2])
+    assert made[0].run(inputs, tmp_path, state) == alone[0]

@@ -21,7 +21,7 @@ REDUCED = {
     "batch_sequences: 32": "batch_sequences: 8",
     "hidden_size: 96, num_layers: 3": "hidden_size: 48, num_layers: 1",
     "hidden_size: 160, num_layers: 5": "hidden_size: 80, num_layers: 2",
-    "flatness: {batch_sequences: 2}": "flatness: {num_sequences: 16, batch_sequences: 2, min_units: 4, max_units: 8}",
+    "flatness: {num_sequences: 512}": "flatness: {num_sequences: 16, min_units: 4, max_units: 8}",
     "max_sequences: 64, max_examples: 100": "max_sequences: 8, max_examples: 8",
     "max_train_examples: 400": "max_train_examples: 16",
     "max_train_examples: 200": "max_train_examples: 16",

@@ -79,7 +79,7 @@ def trained() -> Path:
     sweep = folder / "subject.yaml"
     sweep.write_text(SWEEP)
     results = raysweep.run(raysweep.load(sweep), store=str(folder), runner="inline")
-    return Path(results.checkpoints()["path"].iloc[-1])
+    return folder / "stages" / results.checkpoints["checkpoint"].iloc[-1]
 
 
 def text_ids(checkpoint: Path) -> torch.Tensor:

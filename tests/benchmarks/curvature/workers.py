@@ -18,9 +18,9 @@ from raysweep.search import Resources
 from raysweep.stages.flatness import Flatness
 
 ROUNDS = 3
-MEASURED = {"mix": {"wiki": 0.5, "news": 0.5}, "sequence_length": LENGTH, "num_sequences": 256}
+MEASURED = {"mix": {"wiki": 0.5, "news": 0.5}, "sequence_length": LENGTH, "num_sequences": 1024}
 WARM = Flatness(min_units=2, max_units=6, rse=1.0, **MEASURED)
-STAGE = Flatness(rse=0.03, **MEASURED)
+STAGE = Flatness(rse=0.012, **MEASURED)
 
 
 def rank_main(rank: int, world_size: int, port: int, checkpoint: str, tokens: str, out: str) -> None:
