@@ -3,6 +3,7 @@
 A batch is what the model takes: `input_ids` [n, L] (int64), and optionally `attention_mask` [n, L] (1 is read, 0 is
 padding) and `labels` [n, L], where -100 is not predicted. A causal model predicts the label of each position from
 the positions before it; without labels they are the tokens themselves. A masked model predicts labels in place.
+A part of a batch numbers its sequences in the whole by `row` [n], so that they draw what they would draw there.
 """
 
 from __future__ import annotations

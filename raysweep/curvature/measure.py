@@ -73,6 +73,7 @@ def measure_traces(
     products: Products = "logit_differences",
     distribution: Distribution = "rademacher",
     share: Share = one_after_another,
+    shifted: Shifted | None = None,
 ) -> Measured:
     """Traces of the Hessian, Gauss-Newton and Fisher matrices of the mean token loss over all `batches`' text.
 
@@ -87,6 +88,7 @@ def measure_traces(
         products: how v'Hv is made.
         distribution: of probe vectors.
         share: who runs the units of a round.
+        shifted: what moves the parameters; see `sharded.Shards`.
 
     Raises:
         ValueError: if there are fewer than two batches, or a loss is not finite.
@@ -94,7 +96,7 @@ def measure_traces(
     if len(batches) < 2:
         raise ValueError(f"an error bar needs at least two batches; there are {len(batches)}")
     done: dict[Unit, Values] = {}
-    shifted = Shifted(named_parameters(model), math.nan)
+    shifted = shifted or Shifted(named_parameters(model), math.nan)
     given: dict[str, Any] = {"seed": seed, "shifted": shifted, "distribution": distribution}
 
     def run(unit: Unit) -> Values:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from raysweep.curvature.language import IGNORED, Batch, slope, targets, token_logits
-from raysweep.curvature.probes import Tensors
+from raysweep.curvature.probes import Distribution, Tensors, probe_vector
 
 Tensor = torch.Tensor
 
@@ -207,6 +207,10 @@ class Shifted:
         num = sum(parameter.numel() for parameter in parameters.values())
         self.rms = math.sqrt(inner(self._home, self._home) / num)
         """Root mean square of the parameters."""
+
+    def probe(self, *, seed: int, probe: int, distribution: Distribution = "rademacher") -> Tensors:
+        """A probe vector to move along; see `probes.probe_vector`."""
+        return probe_vector(self._parameters, seed=seed, probe=probe, distribution=distribution)
 
     @contextlib.contextmanager
     def by(self, vector: Mapping[str, Tensor], times: float) -> Iterator[None]:

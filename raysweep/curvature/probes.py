@@ -36,15 +36,35 @@ def probe_vector(
     Returns:
         name -> tensor like that of `like`.
     """
-    vector = {}
-    for name, tensor in like.items():
-        # Drawn on the CPU, so that a GPU gets the same vector. Signs take one bit each: drawing them must not cost
-        # as much as the forward pass they are for.
-        draw = np.random.Generator(np.random.Philox(key=key(seed, probe, name)))
-        if distribution == "rademacher":
-            bits = np.unpackbits(np.frombuffer(draw.bytes(-(-tensor.numel() // 8)), np.uint8), count=tensor.numel())
-            drawn = torch.from_numpy(bits).to(tensor.device).to(tensor.dtype).mul_(2).sub_(1)
-        else:
-            drawn = torch.from_numpy(draw.standard_normal(tensor.numel())).to(tensor.device, tensor.dtype)
-        vector[name] = drawn.view(tensor.shape)
-    return vector
+    return {
+        name: probe_part(key(seed, probe, name), tensor.numel(), like=tensor.view(-1), distribution=distribution).view(
+            tensor.shape
+        )
+        for name, tensor in like.items()
+    }
+
+
+def probe_part(
+    stream: int, num: int, *, like: torch.Tensor, distribution: Distribution = "rademacher", start: int = 0
+) -> torch.Tensor:
+    """Entries of a parameter's probe from `start` on, as many as `like` has; nought past the last.
+
+    Args:
+        stream: key of the parameter's own random stream.
+        num: entries of the whole parameter.
+        like: a flat tensor: how many entries, of what dtype, where.
+        distribution: see `probe_vector`.
+        start: of the part, when the parameter is sharded.
+    """
+    stop = min(start + like.numel(), num)
+    draw = np.random.Generator(np.random.Philox(key=stream))
+    # Drawn on the CPU, so that a GPU gets the same vector. Signs take one bit each: drawing them must not cost as much
+    # as the forward pass they are for.
+    if distribution == "rademacher":
+        first = start // 8
+        packed = np.frombuffer(draw.bytes(-(-num // 8)), np.uint8)[first:]
+        bits = np.unpackbits(packed[: -(-stop // 8) - first], count=max(0, stop - 8 * first))[start - 8 * first :]
+        drawn = torch.from_numpy(bits).to(like.device).to(like.dtype).mul_(2).sub_(1)
+    else:
+        drawn = torch.from_numpy(draw.standard_normal(num)[start:stop]).to(like.device, like.dtype)
+    return drawn if len(drawn) == like.numel() else torch.nn.functional.pad(drawn, (0, like.numel() - len(drawn)))

@@ -25,7 +25,7 @@ from raysweep.curvature.operators import (
     inner,
     named_parameters,
 )
-from raysweep.curvature.probes import Distribution, Tensors, key, probe_vector
+from raysweep.curvature.probes import Distribution, Tensors, key
 from raysweep.curvature.tangents import reverse_over_forward_product
 
 logger = logging.getLogger(__name__)
@@ -78,8 +78,7 @@ def probe_unit(
     Raises:
         ValueError: if the loss or a product is not finite, or an exact one is far from differences; names the batch.
     """
-    parameters = named_parameters(model)
-    vector = probe_vector(parameters, seed=seed, probe=key(unit.batch, unit.draw), distribution=distribution)
+    vector = shifted.probe(seed=seed, probe=key(unit.batch, unit.draw), distribution=distribution)
     values = {"num_tokens": float((targets(model, batch) != IGNORED).sum())}
     if products == "logit_differences":
         fine, coarse = quadratic_forms(model, batch, vector, shifted, check=check)
@@ -87,6 +86,7 @@ def probe_unit(
         if coarse:
             values |= {"gauss_newton_2h": coarse.gauss_newton, "residual_2h": coarse.residual}
         return _finite(values, unit)
+    parameters = named_parameters(model)
     counted = targets(model, batch) != IGNORED
 
     def forms(product: Tensors, logits: Tensor, along: Tensor) -> dict[str, float]:
@@ -169,13 +169,19 @@ def fisher_unit(
         logger.info("gradients are formed one sequence at a time: %s", error)
         squares = _one_by_one(model, batch, unit, seed=seed, labels=labels, sampling=sampling)
     else:
-        given = [_row_seed(seed, unit, row) for row in range(len(counts))]
+        given = [_row_seed(seed, unit, row) for row in _rows(batch)]
         cotangents = _cotangents(ghost.logits.detach(), wanted, given, labels=labels, sampling=sampling)
         squares = ghost.squared_norms(cotangents, last=True)
     weights = counts.double() if sampling == "token" else torch.ones_like(counts, dtype=torch.float64)
     parts = {f"parameter/{name}": float((square * weights).sum()) for name, square in squares.items()}
     values = {"num_tokens": float(counts.sum()), "fisher": math.fsum(parts.values()), **parts}
     return _finite(values, unit)
+
+
+def _rows(batch: Batch) -> list[int]:
+    """Numbers of the sequences in their batch, also where this is a part of it."""
+    rows: list[int] = batch["row"].tolist() if "row" in batch else list(range(len(batch["input_ids"])))
+    return rows
 
 
 def _row_seed(seed: int, unit: Unit, row: int) -> int:
@@ -206,12 +212,12 @@ def _one_by_one(
     """What `GhostNorms` gives, for models with layers that it has no rule for."""
     parameters = named_parameters(model)
     rows: dict[str, list[float]] = {name: [] for name in parameters}
-    for row in range(len(batch["input_ids"])):
+    for row, number in enumerate(_rows(batch)):
         alone = {name: tensor[row : row + 1] for name, tensor in batch.items()}
         logits = token_logits(model, alone)
         # Not `targets` of the one sequence: it may have none to predict, which only a whole batch must not.
         wanted = targets(model, batch)[row : row + 1]
-        given = [_row_seed(seed, unit, row)]
+        given = [_row_seed(seed, unit, number)]
         cotangents = _cotangents(logits.detach(), wanted, given, labels=labels, sampling=sampling)
         gradients = torch.autograd.grad(logits, list(parameters.values()), grad_outputs=cotangents, allow_unused=True)
         for name, gradient in zip(parameters, gradients, strict=True):

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from raysweep.curvature.cost import COST, Products, predicted
-from raysweep.curvature.sharing import Item, Value
+from raysweep.curvature.sharing import Item, Share, Value
 from raysweep.data.packing import Tokens
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
 from raysweep.spec import Neutral, Spec, StageSpec
@@ -92,11 +92,16 @@ class Flatness(StageSpec):
         from raysweep.curvature.samples import sample_sequences
         from raysweep.curvature.shape import shape_metrics, shape_tasks
 
-        model = AutoModelForCausalLM.from_pretrained(inputs["checkpoint"]).float().to(worker.device)
-        prepare(model, twice_differentiable=self.products == "exact")
-        choose_parameters(model, self.parameters)
         text = torch.from_numpy(self._text(Tokens(inputs["tokens"]))).to(worker.device)
-        measured = self._measure(model, text, _Shared(worker, "units"))
+        is_sharded = worker.zero_stage == 3 and worker.world_size > 1 and self.products == "logit_differences"
+        if is_sharded:
+            measured = self._measure_sharded(inputs["checkpoint"], text, worker)
+        if not is_sharded or self.own_samples or self.shape:
+            model = AutoModelForCausalLM.from_pretrained(inputs["checkpoint"]).float().to(worker.device)
+            prepare(model, twice_differentiable=self.products == "exact")
+            choose_parameters(model, self.parameters)
+        if not is_sharded:
+            measured = self._measure(model, text, _Shared(worker, "units"))
         metrics = measured.metrics()
         if worker.rank == 0:
             (out / "units.jsonl").write_text("".join(map(_line, sorted(measured.units.items()))))
@@ -129,21 +134,46 @@ class Flatness(StageSpec):
                 (out / "shape.json").write_text(json.dumps(found, indent=1))
         return metrics
 
-    def _measure(self, model: Any, ids: Any, share: _Shared) -> Measured:
-        """Traces on sequences [n, L], cut into batches of one size so that their mean is the mean over tokens."""
-        from raysweep.curvature.adaptive import Budget
+    def _measure(self, model: Any, ids: Any, share: Share) -> Measured:
+        """Traces on sequences [n, L]."""
         from raysweep.curvature.measure import measure_traces
 
-        size = min(self.batch_sequences, max(1, len(ids) // 2))
-        return measure_traces(
-            model,
-            [{"input_ids": ids[start : start + size]} for start in range(0, len(ids) - size + 1, size)],
-            budget=Budget(rse=self.rse, min_units=self.min_units, max_units=self.max_units),
-            seed=self.seed,
-            products=self.products,
-            distribution=self.distribution,
-            share=share,
+        return measure_traces(model, self._batches(ids), share=share, **self._settings())
+
+    def _measure_sharded(self, checkpoint: Path, ids: Any, worker: Worker) -> Measured:
+        """The same on a model of which each worker holds a shard, so that all work on each unit, each on its rows."""
+        from raysweep.curvature.language import prepare
+        from raysweep.curvature.measure import measure_traces
+        from raysweep.curvature.operators import choose_parameters
+        from raysweep.curvature.sharded import Shards, Together, rows_of
+        from raysweep.train.sharded import sharded_model
+
+        batches, counts = zip(
+            *(rows_of(batch, rank=worker.rank, world_size=worker.world_size) for batch in self._batches(ids)),
+            strict=True,
         )
+        together = Together(worker.gather, counts=lambda unit: counts[unit.batch])
+        with sharded_model(checkpoint, worker) as model:
+            prepare(model, twice_differentiable=False)
+            choose_parameters(model, self.parameters)
+            shards = Shards(model, rank=worker.rank, gather=worker.gather)
+            share = _Shared(worker, "units", together)
+            return measure_traces(model, batches, share=share, shifted=shards, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        from raysweep.curvature.adaptive import Budget
+
+        return {
+            "budget": Budget(rse=self.rse, min_units=self.min_units, max_units=self.max_units),
+            "seed": self.seed,
+            "products": self.products,
+            "distribution": self.distribution,
+        }
+
+    def _batches(self, ids: Any) -> list[dict[str, Any]]:
+        """Batches of one size, so that their mean is the mean over tokens."""
+        size = min(self.batch_sequences, max(1, len(ids) // 2))
+        return [{"input_ids": ids[start : start + size]} for start in range(0, len(ids) - size + 1, size)]
 
     def _text(self, tokens: Tokens) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
         """Held-out sequences [n, L] of all domains."""
@@ -166,12 +196,14 @@ def _line(item: tuple[Unit, Values]) -> str:
 class _Shared:
     """Work dealt over the ranks of a gang; each rank appends what it has finished to a file of its own.
 
-    What earlier attempts have saved under the same name is not done again.
+    What earlier attempts have saved under the same name is not done again. With `together`, which runs a piece on all
+    ranks at once, nothing is dealt.
     """
 
-    def __init__(self, worker: Worker, name: str) -> None:
+    def __init__(self, worker: Worker, name: str, together: Share | None = None) -> None:
         self._worker = worker
         self._name = name
+        self._together = together
         self._num = 0
         saved = _read(worker.state_dir, name) if worker.rank == 0 and worker.state_dir else {}
         # Rank 0's reading is everyone's: what is saved must not differ between those who deal by it.
@@ -180,13 +212,15 @@ class _Shared:
     def __call__(self, items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
         worker = self._worker
         missing = [item for item in items if str(item) not in self._saved]
-        mine: dict[str, Any] = {}
-        for item in missing[worker.rank :: worker.world_size]:
-            mine[str(item)] = run(item)
-            self._save(str(item), mine[str(item)])
+        mine = missing if self._together else missing[worker.rank :: worker.world_size]
+        found: dict[str, Any] = {}
+        for item in mine:
+            found[str(item)] = self._together([item], run)[0] if self._together else run(item)
+            if not self._together or worker.rank == 0:
+                self._save(str(item), found[str(item)])
             self._num += 1
-            worker.report({"step": self._num * worker.world_size})
-        for part in worker.gather(mine):
+            worker.report({"step": self._num * (1 if self._together else worker.world_size)})
+        for part in worker.gather(found):
             self._saved |= part
         return [self._saved[str(item)] for item in items]
 

@@ -1,0 +1,45 @@
+"""A checkpoint's model under DeepSpeed ZeRO-3 for forward and backward passes without an optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raysweep.worker import Worker
+
+
+@contextlib.contextmanager
+def sharded_model(checkpoint: Path, worker: Worker) -> Iterator[Any]:
+    """While in it, a float32 model of which each worker holds its shard of every parameter, and no more."""
+    if worker.device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import HfDeepSpeedConfig
+
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {
+            "stage": 3,
+            # Nothing stays gathered: a weight that is kept would not move with its shards.
+            "stage3_param_persistence_threshold": 0,
+            "stage3_max_live_parameters": 0,
+            "stage3_max_reuse_distance": 0,
+        },
+        "steps_per_print": 10**9,
+    }
+    partitioning = HfDeepSpeedConfig(config)  # While it lives, models are partitioned as they are loaded.
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    del partitioning
+    engine = deepspeed.initialize(model=model, config=config)[0]
+    try:
+        yield engine.module
+    finally:
+        engine.destroy()
+        del engine, model
+        gc.collect()

@@ -1,0 +1,66 @@
+"""Parts of probe vectors are those of the whole, however a model is sharded."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from raysweep.curvature.probes import probe_vector
+from raysweep.curvature.sharded import Shards, rows_of
+
+
+class Sharded:
+    """A model's parameters as ZeRO-3 leaves them on one worker: padded shards of equal length."""
+
+    def __init__(self, model: nn.Module, rank: int, world_size: int) -> None:
+        self.parameters = {}
+        for name, whole in model.named_parameters():
+            length = -(-whole.numel() // world_size)
+            padded = torch.full((length * world_size,), torch.nan)
+            padded[: whole.numel()] = whole.detach().flatten()
+            part = nn.Parameter(torch.empty(0))
+            part.ds_numel, part.ds_tensor = whole.numel(), padded[rank * length : (rank + 1) * length].clone()
+            self.parameters[name] = part
+
+    def named_parameters(self):
+        return self.parameters.items()
+
+
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    world_size=st.integers(1, 5),
+    distribution=st.sampled_from(["rademacher", "gaussian"]),
+)
+def test_shards_of_a_vector_are_the_vector(shape, world_size, distribution):
+    model = nn.Linear(*shape)
+    whole = probe_vector(dict(model.named_parameters()), seed=3, probe=5, distribution=distribution)
+    squares = [sum(float(p.detach().square().sum()) for p in model.parameters())] + [0.0] * (world_size - 1)
+    parts = []
+    for rank in range(world_size):
+        shards = Shards(Sharded(model, rank, world_size), rank=rank, gather=lambda square: squares)
+        parts.append(shards.probe(seed=3, probe=5, distribution=distribution))
+        assert shards.rms > 0
+    for name, expected in whole.items():
+        together = torch.cat([part[name] for part in parts])
+        assert torch.equal(together[: expected.numel()], expected.flatten())
+        assert not together[expected.numel() :].any()
+
+
+def test_shards_are_moved_and_put_back():
+    model = nn.Linear(3, 2, bias=False)
+    sharded = Sharded(model, 1, 4)
+    shards = Shards(sharded, rank=1, gather=lambda square: [square])
+    shards.step = 0.5
+    before = sharded.parameters["weight"].ds_tensor.clone()
+    vector = shards.probe(seed=0, probe=0)
+    with shards.by(vector, -2):
+        torch.testing.assert_close(sharded.parameters["weight"].ds_tensor, before - vector["weight"])
+    assert torch.equal(sharded.parameters["weight"].ds_tensor, before)
+
+
+def test_rows_are_dealt_and_none_is_counted_twice():
+    batch = {"input_ids": torch.arange(5)[:, None].expand(5, 3)}
+    parts = [rows_of(batch, rank=rank, world_size=7) for rank in range(7)]
+    assert sorted(int(part["row"][0]) for part, counts in parts if counts) == [0, 1, 2, 3, 4]
+    assert [counts for _, counts in parts] == [True] * 5 + [False] * 2
+    assert all(torch.equal(part["input_ids"][:, 0], part["row"]) for part, _ in parts)
