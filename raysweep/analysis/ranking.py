@@ -33,6 +33,8 @@ PLAIN_WIDTH = 140
 FEW_VARIANTS = 8
 """Below it a bootstrap over variants has too few to draw from, and its intervals are too narrow."""
 
+MEAN_SCORE = "sft/mean_score"
+
 
 @dataclass(frozen=True)
 class Association:
@@ -105,7 +107,7 @@ class Ranking:
 def rank(
     table: pd.DataFrame,
     *,
-    target: str = "sft/mean_score",
+    target: str = MEAN_SCORE,
     num_bootstrap: int = 1000,
     seed: int = 0,
     directions: Mapping[str, Direction] | None = None,
@@ -120,15 +122,15 @@ def rank(
         directions: of further columns to take as indicators, such as {"mine/sharpness": "lower"}.
 
     Raises:
-        ValueError: if there is no column `target`, and the table has rows.
+        ValueError: if there is no column `target`, unless that is because nothing was fine-tuned at all.
     """
     import pandas as pd
 
     if target not in table.columns:
-        if len(table):
-            there = [name for name in table.columns if name.startswith("sft/") and name.endswith("score")]
+        there = [name for name in table.columns if name.startswith("sft/") and name.endswith("score")]
+        if len(table) and (there or target != MEAN_SCORE):
             raise ValueError(f"no column {target!r} to rank by; scores: {', '.join(there) or 'none yet'}")
-        table = table.assign(**{target: pd.Series(dtype="float64")})
+        table = table.assign(**{target: math.nan})
     # One order of rows, whatever the caller's: sums of floats, and so the last bits, depend on it.
     table = table.sort_values([target, "trial", "step", "checkpoint"], ascending=[False, True, True, True])
     table = table.reset_index(drop=True)

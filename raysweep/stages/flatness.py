@@ -79,7 +79,13 @@ class Flatness(StageSpec):
         tokens = self.batch_sequences * self.sequence_length
         units, rse = predicted(self.rse, tokens_of_batch=tokens, min_units=self.min_units, max_units=self.max_units)
         # About a third as many label draws as probes.
-        return units * tokens * (COST[self.products] + COST["fisher"] / 3), rse
+        work = units * tokens * (COST[self.products] + COST["fisher"] / 3)
+        if self.own_samples:
+            work *= 2
+        if self.shape:
+            products = self.shape.num_steps * (self.shape.num_vectors + 2)
+            work += products * self.shape.num_sequences * self.sequence_length * COST["exact"]
+        return work, rse
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Traces are of the mean token loss, in nats per predicted token."""

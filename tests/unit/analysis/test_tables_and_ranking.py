@@ -115,6 +115,16 @@ def test_nothing_to_rank(store):
     assert "nothing to rank" in write_report(run).read_text()
 
 
+def test_checkpoints_that_nobody_fine_tuned_have_no_rank(store):
+    table = checkpoint_table(build(store))
+    plain = table.drop(columns=[name for name in table.columns if name.startswith("sft/")])
+    ranking = rank(plain)
+    assert ranking.best is None
+    assert len(ranking.checkpoints) == len(plain)
+    with pytest.raises(ValueError, match="no column 'sft/mean_scor' to rank by; scores: sft/mean_score"):
+        rank(table, target="sft/mean_scor")
+
+
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_ranking_ignores_row_order_and_monotone_transforms(data):
