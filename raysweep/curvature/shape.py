@@ -38,6 +38,8 @@ def shape_tasks(
     num_vectors: int,
     rho: float,
     adaptive_rho: float,
+    noise: float,
+    adaptive_noise: float,
     seed: int,
     products: Literal["exact", "gradient_differences"] = "exact",
 ) -> dict[str, Callable[[], Values]]:
@@ -51,11 +53,14 @@ def shape_tasks(
         num_vectors: Lanczos processes from random vectors. Sharpness and traces take `num_steps` products or losses.
         rho: radius of the ball of SAM (Foret et al., 2021, use 0.05).
         adaptive_rho: of that of ASAM (Kwon et al., 2021, use 0.5).
+        noise: by which all weights are moved at random for the average.
+        adaptive_noise: the same as a part of each weight's size.
         seed: of all random vectors.
         products: how Hessian-vector products are made.
     """
     operator = curvature_operator(model, batches, products=products)
     radius: dict[Scale, float] = {"plain": rho, "adaptive": adaptive_rho}
+    spread: dict[Scale, float] = {"plain": noise, "adaptive": adaptive_noise}
 
     def process(index: int) -> Values:
         start = random_block(operator, num_vectors, seed=seed, distribution="gaussian")[:, index]
@@ -72,7 +77,7 @@ def shape_tasks(
 
     def average(scale: Scale) -> Values:
         return _estimate(
-            average_sharpness(model, batches, rho=radius[scale], scale=scale, num_draws=num_steps, seed=seed)
+            average_sharpness(model, batches, noise=spread[scale], scale=scale, num_draws=num_steps, seed=seed)
         )
 
     tasks: dict[str, Callable[[], Values]] = {f"{LANCZOS}/{i}": partial(process, i) for i in range(num_vectors)}

@@ -63,12 +63,13 @@ def worst_sharpness(
 
 
 def average_sharpness(
-    model: Any, batches: Sequence[Batch], *, rho: float, scale: Scale = "plain", num_draws: int = 8, seed: int = 0
+    model: Any, batches: Sequence[Batch], *, noise: float, scale: Scale = "plain", num_draws: int = 8, seed: int = 0
 ) -> Estimate:
-    """Mean rise of the loss over random directions of length rho, in nats per token.
+    """Mean rise of the loss when every weight is moved by `noise` at random (Andriushchenko et al., 2023), in nats.
 
-    Each direction is taken both ways, which cancels the slope; for a small rho it is rho^2 / 2 of the mean
-    curvature. The adaptive one survives rescaling.
+    arXiv 2302.07011; with signs in place of their normal noise, each direction taken both ways, which cancels the
+    slope: to second order it is noise^2 / 2 of the trace, and for the adaptive one, in which a weight is moved by that
+    part of its size, of `adaptive_trace`. The adaptive one survives rescaling.
 
     Raises:
         ValueError: if there are fewer than 2 draws.
@@ -78,8 +79,7 @@ def average_sharpness(
     parameters = named_parameters(model)
     loss = _Loss(model, batches)
     sizes = _sizes(parameters, scale)
-    num = sum(part.numel() for part in parameters.values())
-    before, shifted = loss.value(), Shifted(parameters, rho / math.sqrt(num))
+    before, shifted = loss.value(), Shifted(parameters, noise)
     rises = []
     for draw in range(num_draws):
         vector = _times(sizes, probe_vector(parameters, seed=seed, probe=draw))

@@ -36,7 +36,11 @@ class Shape(Spec):
     num_steps: int = Field(default=30, ge=2)
     num_vectors: int = Field(default=3, ge=2)
     rho: float = Field(default=0.05, gt=0)
+    """Radius of the ball in which the worst case is sought, and of its adaptive form; see `curvature.sharpness`."""
     adaptive_rho: float = Field(default=0.5, gt=0)
+    noise: float = Field(default=1e-3, gt=0)
+    """By how much all weights are moved at random for the average, and, adaptive, which part of themselves."""
+    adaptive_noise: float = Field(default=0.03, gt=0)
 
 
 class Flatness(StageSpec):

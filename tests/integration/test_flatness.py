@@ -87,7 +87,7 @@ def test_one_two_and_four_workers_agree_to_the_bit(grammar, inputs, tmp_path):
     assert alone[0]["num_probes"] > 8
     assert alone[0]["samples_hessian_trace"] != alone[0]["hessian_trace"]
     assert alone[0]["eigenvalue_1"] <= alone[0]["frobenius_norm"] * 2
-    assert alone[0]["worst_sharpness"] > alone[0]["average_sharpness"]
+    assert alone[0]["worst_sharpness"] > 0
     # Killed at any time, and begun again: what was saved is taken, and the numbers are the same.
     state = Worker(state_dir=tmp_path / "state")
     assert made[0].run(inputs, tmp_path, state) == alone[0]
