@@ -22,6 +22,7 @@ bench: $(VENV)/.ready
 
 # In an environment of its own, so that no peer's dependency gets between the tests and what they test.
 bench-curvature: $(BENCH)/.ready
+	$(BENCH)/bin/python -m pytest -q tests/numerics/test_peers.py
 	OMP_NUM_THREADS=1 STORE=$(STORE) $(BENCH)/bin/python tests/benchmarks/curvature
 
 $(BENCH)/.ready: pyproject.toml constraints.txt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,11 +38,33 @@ class PlainSiLU(nn.Module):
         return x * torch.sigmoid(x)
 
 
+class PlainLayerNorm(nn.Module):
+    """Forward mode over the fused kernel's gradient is wrong, without an error: curvlinops' products then are, too."""
+
+    def __init__(self, fused: nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = fused.weight, fused.bias, fused.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.eps) * self.weight + self.bias
+
+
 def with_forward_mode(model: Any) -> Any:
+    """The same model from operations of which curvlinops can make products at all."""
+    return _replace(model, ("SiLU", "SiLUActivation"), lambda fused: PlainSiLU())
+
+
+def with_right_norms(model: Any) -> Any:
+    """The same model from operations whose products curvlinops gets right."""
+    return _replace(model, ("LayerNorm",), PlainLayerNorm)
+
+
+def _replace(model: Any, kinds: tuple[str, ...], make: Callable[[Any], nn.Module]) -> Any:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child).__name__ in ("SiLU", "SiLUActivation"):
-                setattr(module, name, PlainSiLU())
+            if type(child).__name__ in kinds:
+                setattr(module, name, make(child))
     return model
 
 
