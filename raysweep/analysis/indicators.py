@@ -33,7 +33,19 @@ _DIRECTIONS: tuple[tuple[str, Direction], ...] = (
     ("probe/*score", "higher"),
 )
 # Numbers about the measurement, not about the checkpoint.
-_BOOKKEEPING = ("*_stderr", "*_error", "*/num_*", "*_per_second", "*/resumed_from_step", "*/diverged_*", "probe/*")
+_BOOKKEEPING = (
+    "*_stderr",
+    "*_stderr_*",
+    "*_error",
+    "flatness/gradient_equivalents",
+    "flatness/target_reached",
+    "flatness/samples_relative_distance",
+    "*/num_*",
+    "*_per_second",
+    "*/resumed_from_step",
+    "*/diverged_*",
+    "probe/*",
+)
 # Known from the sweep file alone: what any indicator has to beat.
 _CONFIG = ("point.*", "step", "pretrain/num_tokens", "pretrain/num_parameters")
 

@@ -125,13 +125,18 @@ def headline(ranking: Ranking) -> str:
 def _facts(stages: pd.DataFrame, ranking: Ranking) -> list[tuple[str, str]]:
     unique = stages.drop_duplicates("id")
     done = int((unique["status"] == "done").sum())
-    return [
+    distances = ranking.checkpoints.get("flatness/samples_relative_distance")
+    facts = [
         ("variants", str(stages["variant"].nunique())),
         ("checkpoints", str(len(ranking.checkpoints))),
         ("stages done", f"{done} of {len(unique)}"),
         ("stage time", formats.seconds(float(unique["wall_seconds"].sum()))),
         ("failed or diverged", str(int(unique["status"].isin(["failed", "diverged"]).sum()))),
     ]
+    if distances is not None and distances.notna().any():
+        low, middle, high = (f"{distances.quantile(part):+.1%}" for part in (0, 0.5, 1))
+        facts.append(("Hessian trace on own samples, off that on the text", f"{middle} (median; {low} to {high})"))
+    return facts
 
 
 def _ranking_table(ranking: Ranking) -> dict[str, Any]:

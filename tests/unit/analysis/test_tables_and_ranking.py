@@ -31,14 +31,16 @@ def put(store: Store, stage_id: str, metrics: dict[str, float], *, status: str =
     store.commit(Record(stage_id, kind, status, spec, {}, metrics, KNOWN, {}), out)
 
 
-def build(store: Store, *, num_trials: int = 4, task: str = "t", name: str = "r", value: str = "v") -> Run:
+def build(
+    store: Store, *, num_trials: int = 4, task: str = "t", name: str = "r", value: str = "v", **more: float
+) -> Run:
     """Trials whose score rises with their number; the Hessian trace falls with it, perplexity is constant."""
     run = Run.create(store, name, sweep_text=f"# {EVIL}", identity="{}")
     for trial in range(num_trials):
         checkpoint = f"pretrain-{trial}"
         stages = [StageRow(checkpoint, "pretrain", 10, checkpoint, None, {})]
         put(store, checkpoint, {"loss_nats_per_token": 2.0, "num_parameters": 10.0})
-        put(store, f"flatness-{trial}", {"hessian_trace": 10.0 - trial, "hessian_trace_stderr": 0.1})
+        put(store, f"flatness-{trial}", {"hessian_trace": 10.0 - trial, "hessian_trace_stderr": 0.1, **more})
         stages.append(StageRow(f"flatness-{trial}", "flatness", 10, checkpoint, None, {}))
         for lr, valid in ((1e-3, 0.5), (1e-2, 0.5), (1e-1, 0.4)):
             for seed in (0, 1):
@@ -113,6 +115,14 @@ def test_nothing_to_rank(store):
     assert ranking.best is None
     assert "No checkpoint" in format_terminal(ranking)
     assert "nothing to rank" in write_report(run).read_text()
+
+
+def test_the_report_says_how_far_traces_on_own_samples_are_off(store):
+    run = build(store, samples_relative_distance=-0.125, target_reached=1.0)
+    page = write_report(run).read_text()
+    assert "Hessian trace on own samples, off that on the text" in page
+    assert "-12.5% (median; -12.5% to -12.5%)" in page
+    assert not any("samples" in name or "target" in name for name in rank(checkpoint_table(run)).skipped)
 
 
 def test_checkpoints_that_nobody_fine_tuned_have_no_rank(store):
