@@ -46,7 +46,7 @@ def prepare(model: Any, *, twice_differentiable: bool = True) -> None:
     model.eval()
     implementation = getattr(model.config, "_attn_implementation", "eager")
     if twice_differentiable and implementation != "eager":
-        logger.info("attention is switched from %s to eager for exact curvature", implementation)
+        logger.warning("attention is switched from %s to eager for exact curvature", implementation)
         model.set_attn_implementation("eager")
 
 
