@@ -210,9 +210,13 @@ class Store:
         try:
             os.rename(work_dir, folder)
         except OSError:
-            if not (folder / RECORD).exists():
+            if (folder / RECORD).exists():
+                shutil.rmtree(work_dir)  # Another made it first; by identity the two are equal.
+            elif folder.is_dir():
+                self._rename_aside(record.id, f"its folder has lost {RECORD}")
+                os.rename(work_dir, folder)
+            else:
                 raise
-            shutil.rmtree(work_dir)  # Another made it first; by identity the two are equal.
         _sync(folder.parent)
         return record
 
@@ -259,14 +263,17 @@ class Store:
                 self._intact.add(key)
 
     def _move_aside(self, stage_id: str, reason: str) -> None:
+        self._rename_aside(stage_id, reason)
+        if self._remote:
+            self._remote.remove(f"stages/{stage_id}/{RECORD}")
+
+    def _rename_aside(self, stage_id: str, reason: str) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         aside = self.root / "altered" / f"{stage_id}-{stamp}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         logger.warning("stage %s is not used and will be re-made: %s (moved to %s)", stage_id, reason, aside)
         with contextlib.suppress(FileNotFoundError):  # Another worker of the same store was first.
             os.rename(self._stage_dir(stage_id), aside)
-        if self._remote:
-            self._remote.remove(f"stages/{stage_id}/{RECORD}")
 
 
 class _Remote:

@@ -86,6 +86,18 @@ def test_altered_record_is_not_used(store, caplog):
     assert "checksum" in caplog.text
 
 
+def test_a_folder_that_lost_its_record_is_made_again(store, caplog):
+    put(store)
+    (store.folder("x-1") / "record.json").unlink()
+    fresh = Store(store.root)
+    assert fresh.get("x-1") is None
+    record = put(fresh, text="again")
+    assert Store(store.root).get("x-1") == record
+    assert (fresh.folder("x-1") / "sub" / "file").read_text() == "again"
+    assert "has lost record.json" in caplog.text
+    assert list((store.root / "altered").iterdir())
+
+
 def test_unfinished_work_is_invisible(store):
     with store.claim("x-1"):
         (store.work_dir("x-1") / "file").write_text("half")
