@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raysweep.curvature.cost import COST, Products, predicted
 from raysweep.curvature.sharing import Item, Share, Value
@@ -78,6 +78,13 @@ class Flatness(StageSpec):
     sequence_length: int = 0
     """Filled from pretrain."""
 
+    @field_validator("own_samples")
+    @classmethod
+    def _enough_for_an_error(cls, num: int) -> int:
+        if num == 1:
+            raise ValueError("1 sequence gives no error bar; take 2 at least (256 are few), or 0 for none")
+        return num
+
     def predict(self) -> tuple[float, float]:
         """What is expected before anything runs: tokens of gradients to compute, and the relative standard error."""
         tokens = self.batch_sequences * self.sequence_length
@@ -97,10 +104,7 @@ class Flatness(StageSpec):
         from transformers import AutoModelForCausalLM
 
         from raysweep.curvature.language import prepare
-        from raysweep.curvature.measure import distance
-        from raysweep.curvature.operators import choose_parameters, named_parameters
-        from raysweep.curvature.samples import sample_sequences
-        from raysweep.curvature.shape import shape_metrics, shape_tasks
+        from raysweep.curvature.operators import choose_parameters
 
         text = torch.from_numpy(self._text(Tokens(inputs["tokens"]))).to(worker.device)
         is_sharded = worker.zero_stage == 3 and worker.world_size > 1 and self.products == "logit_differences"
@@ -118,31 +122,42 @@ class Flatness(StageSpec):
             parts = {name: asdict(part) for name, part in measured.parts("parameter").items()}
             (out / "parameters.json").write_text(json.dumps(parts, indent=1))
         if self.own_samples:
-            start = start_of_text(load_tokenizer(inputs["checkpoint"]))
-            if start is None:
-                raise ValueError("own_samples: the checkpoint's tokenizer has no token that a text could begin with")
-            share = _Shared(worker, "samples")
-            ids = sample_sequences(
-                model, self.own_samples, length=self.sequence_length, start=start, seed=self.seed, share=share
-            )
-            on_samples = self._measure(model, ids, _Shared(worker, "units-of-samples"))
-            metrics |= {f"samples_{name}": value for name, value in on_samples.metrics().items() if "trace" in name}
-            off, error = distance(on_samples, measured)
-            metrics |= {"samples_relative_distance": off, "samples_relative_distance_stderr": error}
+            metrics |= self._on_samples(model, inputs["checkpoint"], measured, worker)
         if self.shape:
-            products: Any = "gradient_differences" if self.products == "gradient_differences" else "exact"
-            prepare(model, twice_differentiable=products == "exact")
-            given = self.shape.model_dump(exclude={"num_sequences"})
-            batches = [
-                {"input_ids": ids} for ids in torch.split(text[: self.shape.num_sequences], self.batch_sequences)
-            ]
-            tasks = shape_tasks(model, batches, seed=self.seed, products=products, **given)
-            values = _Shared(worker, "shape")(list(tasks), lambda name: tasks[name]())
-            found = dict(zip(tasks, values, strict=True))
-            metrics |= shape_metrics(found, sum(part.numel() for part in named_parameters(model).values()))
-            if worker.rank == 0:
-                (out / "shape.json").write_text(json.dumps(found, indent=1))
+            metrics |= self._shape(model, self.shape, text, out, worker)
         return metrics
+
+    def _on_samples(self, model: Any, checkpoint: Path, on_text: Measured, worker: Worker) -> dict[str, float]:
+        from raysweep.curvature.measure import distance
+        from raysweep.curvature.samples import sample_sequences
+
+        start = start_of_text(load_tokenizer(checkpoint))
+        if start is None:
+            raise ValueError("own_samples: the checkpoint's tokenizer has no token that a text could begin with")
+        given: dict[str, Any] = {"length": self.sequence_length, "start": start, "seed": self.seed}
+        ids = sample_sequences(model, self.own_samples, share=_Shared(worker, "samples"), **given)
+        measured = self._measure(model, ids, _Shared(worker, "units-of-samples"))
+        off, error = distance(measured, on_text)
+        traces = {f"samples_{name}": value for name, value in measured.metrics().items() if "trace" in name}
+        return traces | {"samples_relative_distance": off, "samples_relative_distance_stderr": error}
+
+    def _shape(self, model: Any, shape: Shape, text: Any, out: Path, worker: Worker) -> dict[str, float]:
+        import torch
+
+        from raysweep.curvature.language import prepare
+        from raysweep.curvature.operators import named_parameters
+        from raysweep.curvature.shape import shape_metrics, shape_tasks
+
+        products: Any = "gradient_differences" if self.products == "gradient_differences" else "exact"
+        prepare(model, twice_differentiable=products == "exact")
+        batches = [{"input_ids": ids} for ids in torch.split(text[: shape.num_sequences], self.batch_sequences)]
+        given = shape.model_dump(exclude={"num_sequences"})
+        tasks = shape_tasks(model, batches, seed=self.seed, products=products, **given)
+        values = _Shared(worker, "shape")(list(tasks), lambda name: tasks[name]())
+        found = dict(zip(tasks, values, strict=True))
+        if worker.rank == 0:
+            (out / "shape.json").write_text(json.dumps(found, indent=1))
+        return shape_metrics(found, sum(part.numel() for part in named_parameters(model).values()))
 
     def _measure(self, model: Any, ids: Any, share: Share) -> Measured:
         """Traces on sequences [n, L]."""
