@@ -291,18 +291,18 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
 
 
 def _shape(request: Request, model: Any, text: Mapping[str, torch.Tensor], show: Show) -> dict[str, float]:
-    from raysweep.curvature.language import prepare
-    from raysweep.curvature.shape import shape_metrics, shape_tasks
+    from raysweep.curvature.shape import measure_shape
 
-    products: Any = "gradient_differences" if request.products == "gradient_differences" else "exact"
-    prepare(model, twice_differentiable=products == "exact")
+    def share(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
+        found = []
+        for item in items:
+            show(str(item).replace("_", " "))
+            found.append(run(item))
+        return found
+
     batch = {name: rows[: request.shape_sequences].to(model.device) for name, rows in text.items()}
-    settings = Shape().model_dump(exclude={"num_sequences"})
-    found = {}
-    for name, task in shape_tasks(model, [batch], seed=request.seed, products=products, **settings).items():
-        show(name.replace("_", " "))
-        found[name] = task()
-    return shape_metrics(found, sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad))
+    given = Shape().model_dump(exclude={"num_sequences"})
+    return measure_shape(model, [batch], seed=request.seed, products=request.products, share=share, **given)[1]
 
 
 def _same(left: Arrays, right: Arrays) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from scipy import stats
 
 from raysweep.curvature.units import Unit, Values
@@ -23,11 +24,23 @@ from raysweep.curvature.units import Unit, Values
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean per predicted token, its standard error (NaN if unknown) and the degrees of freedom of that error."""
+    """A mean, its standard error (NaN if unknown) and the degrees of freedom of that error."""
 
     mean: float
     stderr: float
     df: int
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Estimate:
+        """Mean of independent values; a single one tells no error."""
+        num = len(values)
+        stderr = float(np.std(values, ddof=1) / num**0.5) if num > 1 else math.nan
+        return Estimate(float(np.mean(values)), stderr, num - 1)
+
+    def root(self) -> Estimate:
+        """Of the square root; its error by the delta method."""
+        root = math.sqrt(self.mean)
+        return Estimate(root, self.stderr / (2 * root) if root else 0.0, self.df)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Confidence interval, by Student's t."""

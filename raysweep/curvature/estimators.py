@@ -6,9 +6,6 @@ matrix, and the low-rank ones pay where a few large eigenvalues make the trace o
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import torch
 
 from raysweep.curvature.averages import Estimate
@@ -18,10 +15,15 @@ from raysweep.curvature.probes import Distribution, key, probe_vector
 Tensor = torch.Tensor
 
 
-def random_block(operator: Operator, num: int, *, seed: int, distribution: Distribution = "rademacher") -> Tensor:
-    """Independent probe vectors as columns [size, num]; each a function of the seed and its index."""
+def random_vector(operator: Operator, index: int, *, seed: int, distribution: Distribution = "rademacher") -> Tensor:
+    """A probe vector [size], a function of the seed and its index."""
     like = {"": torch.empty(operator.size, dtype=operator.dtype, device=operator.device)}
-    rows = [probe_vector(like, seed=seed, probe=index, distribution=distribution)[""] for index in range(num)]
+    return probe_vector(like, seed=seed, probe=index, distribution=distribution)[""]
+
+
+def random_block(operator: Operator, num: int, *, seed: int, distribution: Distribution = "rademacher") -> Tensor:
+    """The first `num` of them as columns [size, num]."""
+    rows = [random_vector(operator, index, seed=seed, distribution=distribution) for index in range(num)]
     return torch.stack(rows).T
 
 
@@ -33,9 +35,9 @@ def hutchinson(
     Raises:
         ValueError: if there are fewer than 2 products.
     """
-    _at_least(num_products, 2)
+    at_least(2, num_products)
     probes = random_block(operator, num_products, seed=seed, distribution=distribution)
-    return _mean(_forms(probes, operator.columns(probes)))
+    return Estimate.of(_forms(probes, operator.columns(probes)))
 
 
 def hutch_plus_plus(operator: Operator, *, num_products: int, seed: int = 0) -> Estimate:
@@ -47,13 +49,13 @@ def hutch_plus_plus(operator: Operator, *, num_products: int, seed: int = 0) -> 
     Raises:
         ValueError: if there are fewer than 6 products.
     """
-    _at_least(num_products, 6)
+    at_least(6, num_products)
     rank, rest = num_products // 3, num_products - 2 * (num_products // 3)
     basis = torch.linalg.qr(operator.columns(random_block(operator, rank, seed=key(seed, "low rank")))).Q
     trace = float((basis * operator.columns(basis)).sum(dtype=torch.float64))
     probes = random_block(operator, rest, seed=key(seed, "rest"))
     probes -= basis @ (basis.T @ probes)
-    estimate = _mean(_forms(probes, operator.columns(probes)))
+    estimate = Estimate.of(_forms(probes, operator.columns(probes)))
     return Estimate(trace + estimate.mean, estimate.stderr, estimate.df)
 
 
@@ -67,7 +69,7 @@ def xtrace(operator: Operator, *, num_products: int, seed: int = 0) -> Estimate:
     Raises:
         ValueError: if there are fewer than 4 products, or more than twice the matrix's size.
     """
-    _at_least(num_products, 4)
+    at_least(4, num_products)
     num = num_products // 2
     if num > operator.size:
         raise ValueError(f"num_products {num_products}: a matrix of size {operator.size} takes at most twice as many")
@@ -85,7 +87,7 @@ def xtrace(operator: Operator, *, num_products: int, seed: int = 0) -> Estimate:
     forms = (w * r).sum(dim=0) - 2 * (r * x).sum(dim=0) + (x * (h @ x)).sum(dim=0)
     left = omega.double().square().sum(dim=0) - x.square().sum(dim=0)
     forms = forms * (operator.size - num + 1) / left
-    return _mean((h.trace() - (s * (h @ s)).sum(dim=0) + forms).tolist())
+    return Estimate.of((h.trace() - (s * (h @ s)).sum(dim=0) + forms).tolist())
 
 
 def frobenius_norm(operator: Operator, *, num_products: int, seed: int = 0) -> Estimate:
@@ -94,11 +96,9 @@ def frobenius_norm(operator: Operator, *, num_products: int, seed: int = 0) -> E
     Raises:
         ValueError: if there are fewer than 2 products.
     """
-    _at_least(num_products, 2)
+    at_least(2, num_products)
     block = operator.columns(random_block(operator, num_products, seed=seed))
-    square = _mean(_forms(block, block))
-    norm = math.sqrt(square.mean)
-    return Estimate(norm, square.stderr / (2 * norm) if norm else 0.0, square.df)
+    return Estimate.of(_forms(block, block)).root()
 
 
 def _forms(left: Tensor, right: Tensor) -> list[float]:
@@ -106,10 +106,7 @@ def _forms(left: Tensor, right: Tensor) -> list[float]:
     return [float((one * other).sum(dtype=torch.float64)) for one, other in zip(left.T, right.T, strict=True)]
 
 
-def _mean(values: list[float]) -> Estimate:
-    return Estimate(float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5), len(values) - 1)
-
-
-def _at_least(num: int, least: int) -> None:
+def at_least(least: int, num: int, name: str = "num_products") -> None:
+    """Raises ValueError if there are fewer."""
     if num < least:
-        raise ValueError(f"num_products {num}: at least {least}")
+        raise ValueError(f"{name} {num}: at least {least}")

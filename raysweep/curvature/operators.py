@@ -204,9 +204,11 @@ class Shifted:
         self._parameters = parameters
         self._home = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         self.step = step
-        num = sum(parameter.numel() for parameter in parameters.values())
-        self.rms = math.sqrt(inner(self._home, self._home) / num)
+
+    @property
+    def rms(self) -> float:
         """Root mean square of the parameters."""
+        return math.sqrt(inner(self._home, self._home) / sum(home.numel() for home in self._home.values()))
 
     def probe(self, *, seed: int, probe: int, distribution: Distribution = "rademacher") -> Tensors:
         """A probe vector to move along; see `probes.probe_vector`."""

@@ -5,7 +5,6 @@ All on a fixed piece of text: error bars are those of random vectors, not of the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -13,9 +12,12 @@ from typing import Any, Literal
 import numpy as np
 
 from raysweep.curvature.averages import Estimate
-from raysweep.curvature.estimators import random_block
-from raysweep.curvature.language import Batch
+from raysweep.curvature.cost import Products
+from raysweep.curvature.estimators import random_vector
+from raysweep.curvature.language import Batch, prepare
 from raysweep.curvature.linear import curvature_operator
+from raysweep.curvature.operators import named_parameters
+from raysweep.curvature.sharing import Share, one_after_another
 from raysweep.curvature.sharpness import (
     Scale,
     adaptive_trace,
@@ -27,6 +29,27 @@ from raysweep.curvature.spectrum import Array, Density, lanczos, largest, quadra
 from raysweep.curvature.units import Values
 
 LANCZOS = "lanczos"
+
+
+def measure_shape(
+    model: Any, batches: Sequence[Batch], *, products: Products, share: Share = one_after_another, **settings: Any
+) -> tuple[dict[str, Values], dict[str, float]]:
+    """All that `shape_tasks` measures, and the numbers of `shape_metrics`.
+
+    Args:
+        model: brought into shape here, as the products need it.
+        batches: the text; see `language`.
+        products: of the traces; where they are logit differences, which give no vectors, products here are exact.
+        share: who does which task.
+        settings: see `shape_tasks`.
+    """
+    how: Literal["exact", "gradient_differences"] = (
+        "gradient_differences" if products == "gradient_differences" else "exact"
+    )
+    prepare(model, twice_differentiable=how == "exact")
+    tasks = shape_tasks(model, batches, products=how, **settings)
+    found = dict(zip(tasks, share(list(tasks), lambda name: tasks[name]()), strict=True))
+    return found, shape_metrics(found, sum(part.numel() for part in named_parameters(model).values()))
 
 
 def shape_tasks(
@@ -63,7 +86,7 @@ def shape_tasks(
     spread: dict[Scale, float] = {"plain": noise, "adaptive": adaptive_noise}
 
     def process(index: int) -> Values:
-        start = random_block(operator, num_vectors, seed=seed, distribution="gaussian")[:, index]
+        start = random_vector(operator, index, seed=seed, distribution="gaussian")
         found = lanczos(operator, start, num_steps=num_steps)
         nodes, weights = quadrature(found)
         values = {f"node/{i}": float(node) for i, node in enumerate(nodes)}
@@ -99,11 +122,10 @@ def shape_metrics(found: Mapping[str, Values], num_parameters: int) -> dict[str,
     for rank, (value, error) in enumerate(zip(_column(first, "eigenvalue"), _column(first, "residual"), strict=True)):
         metrics |= {f"eigenvalue_{rank + 1}": float(value), f"eigenvalue_{rank + 1}_error": float(error)}
     density = density_of(found, num_parameters)
-    square = density.total("square")
-    norm = math.sqrt(square.mean)
+    norm = density.total("square").root()
     metrics |= {
-        "frobenius_norm": norm,
-        "frobenius_norm_stderr": square.stderr / (2 * norm) if norm else 0.0,
+        "frobenius_norm": norm.mean,
+        "frobenius_norm_stderr": norm.stderr,
         "effective_rank": density.effective_rank,
         "stable_rank": density.stable_rank,
     }
@@ -116,14 +138,7 @@ def shape_metrics(found: Mapping[str, Values], num_parameters: int) -> dict[str,
 def density_of(found: Mapping[str, Values], num_parameters: int) -> Density:
     """The density of eigenvalues from all Lanczos processes."""
     rows = [values for name, values in sorted(found.items()) if name.startswith(LANCZOS)]
-    nodes, weights = (_table([_column(row, name) for row in rows]) for name in ("node", "weight"))
-    return Density(nodes, weights, num_parameters)
-
-
-def _table(rows: Sequence[Array]) -> Array:
-    """Rows of different lengths, filled up with noughts."""
-    width = max(map(len, rows))
-    return np.array([np.pad(row, (0, width - len(row))) for row in rows])
+    return Density.of([(_column(row, "node"), _column(row, "weight")) for row in rows], num_parameters)
 
 
 def _column(values: Values, name: str) -> Array:

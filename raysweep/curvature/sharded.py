@@ -32,13 +32,18 @@ class Shards(Shifted):
         self._sizes = {name: int(part.ds_numel) for name, part in sharded.items()}
         shards = {name: part.ds_tensor.detach() for name, part in sharded.items()}
         self._starts = {name: rank * shard.numel() for name, shard in shards.items()}
+        self._gather = gather
         super().__init__(shards, math.nan)
+
+    @property
+    def rms(self) -> float:
+        """Of all shards; every worker has to ask for it."""
         # The end of the last shard is no part of any parameter.
         squares = math.fsum(
             float(shard[: max(0, self._sizes[name] - self._starts[name])].double().square().sum())
-            for name, shard in shards.items()
+            for name, shard in self._home.items()
         )
-        self.rms = math.sqrt(math.fsum(gather(squares)) / sum(self._sizes.values()))
+        return math.sqrt(math.fsum(self._gather(squares)) / sum(self._sizes.values()))
 
     def probe(self, *, seed: int, probe: int, distribution: Distribution = "rademacher") -> Tensors:
         """This worker's part of the vector that a whole model would get."""

@@ -7,16 +7,16 @@ it feeds, one linear layer against the next). What is scaled by the weights them
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from raysweep.curvature.averages import Estimate
+from raysweep.curvature.estimators import at_least
 from raysweep.curvature.language import IGNORED, Batch, mean_token_loss, targets
-from raysweep.curvature.linear import Operator
+from raysweep.curvature.linear import Operator, flat
 from raysweep.curvature.operators import Shifted, gradients_of, inner, named_parameters
 from raysweep.curvature.probes import Tensors, key, probe_vector
 
@@ -74,8 +74,7 @@ def average_sharpness(
     Raises:
         ValueError: if there are fewer than 2 draws.
     """
-    if num_draws < 2:
-        raise ValueError(f"num_draws {num_draws}: at least 2")
+    at_least(2, num_draws, "num_draws")
     parameters = named_parameters(model)
     loss = _Loss(model, batches)
     sizes = _sizes(parameters, scale)
@@ -88,7 +87,7 @@ def average_sharpness(
             with shifted.by(vector, way):
                 both += (loss.value() - before) / 2
         rises.append(both)
-    return Estimate(float(np.mean(rises)), float(np.std(rises, ddof=1) / num_draws**0.5), num_draws - 1)
+    return Estimate.of(rises)
 
 
 def adaptive_trace(operator: Operator, model: Any, *, num_products: int, seed: int = 0) -> Estimate:
@@ -101,9 +100,8 @@ def adaptive_trace(operator: Operator, model: Any, *, num_products: int, seed: i
         seed: of the probe vectors.
     """
     parameters = named_parameters(model)
-    return _forms(
-        operator,
-        [_times(parameters, probe_vector(parameters, seed=seed, probe=index)) for index in range(num_products)],
+    return _mean_form(
+        operator, num_products, lambda index: _times(parameters, probe_vector(parameters, seed=seed, probe=index))
     )
 
 
@@ -121,8 +119,8 @@ def relative_flatness(operator: Operator, model: Any, *, num_products: int, seed
     layers = _linear_weights(model, parameters)
     if not layers:
         raise ValueError("relative flatness needs a linear layer among the parameters")
-    vectors = []
-    for index in range(num_products):
+
+    def draw(index: int) -> Tensors:
         vector = {name: torch.zeros_like(part) for name, part in parameters.items()}
         for name, rows_are_neurons in layers.items():
             weight = parameters[name].detach() if rows_are_neurons else parameters[name].detach().T
@@ -130,8 +128,9 @@ def relative_flatness(operator: Operator, model: Any, *, num_products: int, seed
             drawn = probe_vector(inputs, seed=key(seed, name), probe=index)
             direction = torch.outer(weight @ drawn["u"], drawn["z"])
             vector[name] = direction if rows_are_neurons else direction.T
-        vectors.append(vector)
-    return _forms(operator, vectors)
+        return vector
+
+    return _mean_form(operator, num_products, draw)
 
 
 def _linear_weights(model: nn.Module, parameters: Tensors) -> dict[str, bool]:
@@ -145,14 +144,14 @@ def _linear_weights(model: nn.Module, parameters: Tensors) -> dict[str, bool]:
     return found
 
 
-def _forms(operator: Operator, vectors: Sequence[Tensors]) -> Estimate:
-    if len(vectors) < 2:
-        raise ValueError(f"num_products {len(vectors)}: at least 2")
+def _mean_form(operator: Operator, num: int, draw: Callable[[int], Tensors]) -> Estimate:
+    """Mean of v'Av over vectors that are drawn one at a time: each is as large as the model."""
+    at_least(2, num)
     forms = []
-    for vector in vectors:
-        row = torch.cat([part.reshape(-1) for part in vector.values()])
+    for index in range(num):
+        row = flat(draw(index))
         forms.append(float((row * operator.product(row)).sum(dtype=torch.float64)))
-    return Estimate(float(np.mean(forms)), float(np.std(forms, ddof=1) / len(forms) ** 0.5), len(forms) - 1)
+    return Estimate.of(forms)
 
 
 def _sizes(parameters: Tensors, scale: Scale) -> Tensors:

@@ -7,13 +7,14 @@ Every new vector is made orthogonal to all earlier ones, twice: without that, ro
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from raysweep.curvature.averages import Estimate
-from raysweep.curvature.estimators import random_block
+from raysweep.curvature.estimators import random_vector
 from raysweep.curvature.linear import Operator
 
 Tensor = torch.Tensor
@@ -86,7 +87,7 @@ def top_eigenpairs(operator: Operator, num: int, *, num_steps: int | None = None
     """
     if not 1 <= num <= operator.size:
         raise ValueError(f"num {num}: there are {operator.size} eigenvalues")
-    start = random_block(operator, 1, seed=seed, distribution="gaussian")[:, 0]
+    start = random_vector(operator, 0, seed=seed, distribution="gaussian")
     found = lanczos(operator, start, num_steps=max(num, num_steps or 10 * num + 20))
     values, inner, residuals = largest(found, num)
     return Eigenpairs(values, found.basis @ torch.from_numpy(inner).to(found.basis), residuals)
@@ -111,12 +112,20 @@ class Density:
     weights: Array
     size: int
 
+    @staticmethod
+    def of(rows: Sequence[tuple[Array, Array]], size: int) -> Density:
+        """From the nodes and weights of each vector; shorter rows are filled up with noughts."""
+        width = max(len(nodes) for nodes, _ in rows)
+        nodes, weights = (
+            np.array([np.pad(each, (0, width - len(each))) for each in part]) for part in zip(*rows, strict=True)
+        )
+        return Density(nodes, weights, size)
+
     def total(self, f: str) -> Estimate:
         """Sum over all eigenvalues of "x" (the trace), "abs" or "square", with the error over vectors."""
         values = {"x": self.nodes, "abs": np.abs(self.nodes), "square": np.square(self.nodes)}[f]
         rows = self.size * (self.weights * values).sum(axis=1)
-        stderr = float(np.std(rows, ddof=1) / len(rows) ** 0.5) if len(rows) > 1 else math.nan
-        return Estimate(float(rows.mean()), stderr, len(rows) - 1)
+        return Estimate.of(rows)
 
     def at(self, grid: Array, *, width: float) -> Array:
         """Smoothed by a Gaussian of that standard deviation; integrates to 1 over all reals. Like `grid`."""
@@ -144,13 +153,9 @@ def spectral_density(operator: Operator, *, num_steps: int = 30, num_vectors: in
 
     Costs `num_steps * num_vectors` products.
     """
-    starts = random_block(operator, num_vectors, seed=seed, distribution="gaussian")
-    nodes, weights = np.zeros((num_vectors, num_steps)), np.zeros((num_vectors, num_steps))
-    for row, start in enumerate(starts.T):
-        values, shares = quadrature(lanczos(operator, start, num_steps=num_steps))
-        nodes[row, : len(values)] = values
-        weights[row, : len(values)] = shares
-    return Density(nodes, weights, operator.size)
+    starts = (random_vector(operator, index, seed=seed, distribution="gaussian") for index in range(num_vectors))
+    rows = [quadrature(lanczos(operator, start, num_steps=num_steps)) for start in starts]
+    return Density.of(rows, operator.size)
 
 
 def quadrature(found: Tridiagonal) -> tuple[Array, Array]:

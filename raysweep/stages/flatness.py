@@ -144,20 +144,15 @@ class Flatness(StageSpec):
     def _shape(self, model: Any, shape: Shape, text: Any, out: Path, worker: Worker) -> dict[str, float]:
         import torch
 
-        from raysweep.curvature.language import prepare
-        from raysweep.curvature.operators import named_parameters
-        from raysweep.curvature.shape import shape_metrics, shape_tasks
+        from raysweep.curvature.shape import measure_shape
 
-        products: Any = "gradient_differences" if self.products == "gradient_differences" else "exact"
-        prepare(model, twice_differentiable=products == "exact")
         batches = [{"input_ids": ids} for ids in torch.split(text[: shape.num_sequences], self.batch_sequences)]
         given = shape.model_dump(exclude={"num_sequences"})
-        tasks = shape_tasks(model, batches, seed=self.seed, products=products, **given)
-        values = _Shared(worker, "shape")(list(tasks), lambda name: tasks[name]())
-        found = dict(zip(tasks, values, strict=True))
+        share = _Shared(worker, "shape")
+        found, metrics = measure_shape(model, batches, seed=self.seed, products=self.products, share=share, **given)
         if worker.rank == 0:
             (out / "shape.json").write_text(json.dumps(found, indent=1))
-        return shape_metrics(found, sum(part.numel() for part in named_parameters(model).values()))
+        return metrics
 
     def _measure(self, model: Any, ids: Any, share: Share) -> Measured:
         """Traces on sequences [n, L]."""
