@@ -216,9 +216,9 @@ def print_traces(found: Sequence[Mapping[str, Any]], differences: Sequence[Mappi
         )
         console.print(f"{each['model']}: {each['num_parameters']:,} parameters{share}", style="bold")
         names = ("hessian", "fisher", "gauss_newton", "residual")
-        table = Table(box=None, pad_edge=False)
-        for name in ("trace of", each["measured_on"], "stderr", *(("samples", "stderr") if "samples" in each else ())):
-            table.add_column(name, justify="left" if name == "trace of" else "right")
+        table = _numbers(
+            "trace of", each["measured_on"], "stderr", *(("samples", "stderr") if "samples" in each else ())
+        )
         for name in names:
             cells = [
                 f"{where[f'{name}_trace{suffix}']:.4g}"
@@ -254,9 +254,7 @@ def print_traces(found: Sequence[Mapping[str, Any]], differences: Sequence[Mappi
 
 
 def _shape(shape: Mapping[str, float]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("on a few sequences", "", "error"):
-        table.add_column(name, justify="left" if name == "on a few sequences" else "right")
+    table = _numbers("on a few sequences", "", "error")
     for name, value in shape.items():
         if not name.endswith(("_error", "_stderr")):
             error = shape.get(f"{name}_error", shape.get(f"{name}_stderr"))
@@ -265,12 +263,19 @@ def _shape(shape: Mapping[str, float]) -> Table:
 
 
 def _blocks(blocks: Mapping[str, Mapping[str, float]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("block", "Hessian", "stderr", "Fisher", "stderr"):
-        table.add_column(name, justify="left" if name == "block" else "right")
+    table = _numbers("block", "Hessian", "stderr", "Fisher", "stderr")
     for name, part in blocks.items():
         keys = ("hessian_trace", "hessian_trace_stderr", "fisher_trace", "fisher_trace_stderr")
         table.add_row(name, *(f"{part[key]:.4g}" for key in keys))
+    return table
+
+
+def _numbers(first: str, *others: str) -> Table:
+    """A bare table: names on the left, numbers right-aligned after them."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
     return table
 
 

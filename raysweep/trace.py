@@ -222,7 +222,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
     import torch
 
     from raysweep.curvature.adaptive import Budget
-    from raysweep.curvature.language import prepare
+    from raysweep.curvature.language import equal_batches, prepare
     from raysweep.curvature.measure import measure_traces
     from raysweep.curvature.operators import choose_parameters, named_parameters
     from raysweep.curvature.samples import sample_sequences
@@ -238,12 +238,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
     length = checkpoint.length(request.sequence_length)
 
     def on(text: Mapping[str, torch.Tensor], what: str) -> Measured:
-        num = len(text["input_ids"])
-        size = max(1, min(TOKENS_OF_BATCH // length, num // 2))
-        batches = [
-            {name: rows[start : start + size].to(model.device) for name, rows in text.items()}
-            for start in range(0, num - size + 1, size)
-        ]
+        here = {name: rows.to(model.device) for name, rows in text.items()}
 
         def share(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
             show(f"{checkpoint.name}: {what}, {len(items)} units ({time.perf_counter() - began:.0f} s)")
@@ -252,7 +247,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
         try:
             return measure_traces(
                 model,
-                batches,
+                equal_batches(here, TOKENS_OF_BATCH // length),
                 budget=Budget(rse=request.rse, min_units=min(12, request.max_units), max_units=request.max_units),
                 seed=request.seed,
                 products=request.products,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis import formats
 from raysweep.analysis.indicators import direction_of
-from raysweep.analysis.ranking import Ranking, how_to_read, rank, score_text, shown_indicators
+from raysweep.analysis.ranking import MEAN_SCORE, Ranking, how_to_read, rank, score_text, shown_indicators
 from raysweep.analysis.tables import checkpoints_of, stage_table, write_tables
 from raysweep.runs import Run
 
@@ -144,7 +144,7 @@ def _ranking_table(ranking: Ranking) -> dict[str, Any]:
     tasks = [
         name
         for name in ranking.checkpoints.columns
-        if name.startswith("sft/") and name.endswith("_score") and name not in (ranking.target, "sft/mean_score")
+        if name.startswith("sft/") and name.endswith("_score") and name not in (ranking.target, MEAN_SCORE)
         and not name.endswith("_valid_score")
     ]  # fmt: skip
     before = [name for name in ("indicators/zeroshot_mean",) if name in ranking.checkpoints]

@@ -7,7 +7,6 @@ rounds alone: never on time, workers or interruptions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -18,9 +17,9 @@ from raysweep.curvature.units import Unit, Values
 
 # Of the first round: Fisher draws, from which the step is chosen; then probes, on batches of which some get two, so
 # that the probes' own variance can be told from that of the text.
-PILOT_FISHER = 4
+PILOT_FISHER = 3
 PILOT_PROBES = 8
-REPEATED = 3
+REPEATED = 2
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def fisher_order(index: int, num_batches: int) -> Unit:
 
 def next_units(done: Mapping[Unit, Values], num_batches: int, budget: Budget, products: Products) -> list[Unit]:
     """The units of the next round; none when the target or the end of the budget is reached."""
-    num = {kind: sum(unit.kind == kind for unit in done) for kind in ("fisher", "probe")}
+    num = _num(done)
     repeated = min(REPEATED, num_batches)
     if num["fisher"] == 0:
         return [fisher_order(index, num_batches) for index in range(min(PILOT_FISHER, budget.max_units))]
@@ -77,21 +76,21 @@ def stop_reason(done: Mapping[Unit, Values], num_batches: int, budget: Budget) -
     "reached": the target. "units": the budget's. "text": all of it is used, and its own variance is above the target.
     """
     traces = summarize(done)
-    if traces.hessian.rse <= budget.rse and traces.fisher.rse <= budget.rse:
-        return "reached"
-    for kind, estimate, floor in (
-        ("probe", traces.hessian, traces.stderr_data),
-        ("fisher", traces.fisher, 0.0),
-    ):
-        if estimate.rse <= budget.rse:
-            continue
-        units = [unit for unit in done if unit.kind == kind]
-        if len(units) >= budget.max_units:
+    num = _num(done)
+    passed = {kind: count >= 2 * num_batches for kind, count in num.items()}
+    if not traces.hessian.rse <= budget.rse:  # So also where it is not known (NaN).
+        if num["probe"] >= budget.max_units:
             return "units"
-        passed = len(units) >= 2 * num_batches
-        if passed and (floor > budget.rse * abs(estimate.mean) or kind == "fisher"):
-            return "text"
-    return None
+        return "text" if passed["probe"] and traces.stderr_data > budget.rse * abs(traces.hessian.mean) else None
+    if not traces.fisher.rse <= budget.rse:
+        if min(num.values()) >= budget.max_units:
+            return "units"
+        return "text" if all(passed.values()) else None
+    return "reached"
+
+
+def _num(done: Mapping[Unit, Values]) -> dict[str, int]:
+    return {kind: sum(unit.kind == kind for unit in done) for kind in ("fisher", "probe")}
 
 
 def _spend(
@@ -102,24 +101,26 @@ def _spend(
     A round adds half of what is there at most, as the variances are themselves estimates.
     """
     cost = {"probe": probe_cost, "fisher": COST["fisher"]}
-    most = {kind: min(max(4, num[kind] // 2), budget.max_units - num[kind]) for kind in num}
-    needed = moments.ff / max((budget.rse * moments.fisher) ** 2, 1e-300)
-    more = {"probe": 0, "fisher": max(0, min(math.ceil(needed) - num["fisher"], most["fisher"]))}
-    goal = (budget.rse * moments.hessian) ** 2
+    left = {kind: budget.max_units - num[kind] for kind in num}
+    more = {"probe": 0, "fisher": 0}
 
-    def variance(extra: Mapping[str, int]) -> float:
-        used = {kind: min(num[kind] + extra[kind], num_batches) for kind in num}
-        return moments.of_sizes(used["probe"], used["fisher"], num_batches)[0]
+    def variances(extra: Mapping[str, int]) -> tuple[float, float]:
+        probe, fisher = (min(num[kind] + extra[kind], num_batches) for kind in ("probe", "fisher"))
+        hessian = moments.of_sizes(probe, fisher, num_batches)[0]
+        return hessian, moments.fisher_of_sizes(probe, fisher, num_batches)
 
-    while variance(more) > goal:
-        gains = {
-            kind: (variance(more) - variance({**more, kind: more[kind] + 1})) / cost[kind]
-            for kind in more
-            if more[kind] < most[kind]
-        }
-        if not gains:
-            break
-        more[max(gains, key=lambda kind: gains[kind])] += 1
+    for which, trace in enumerate((moments.hessian, moments.fisher)):
+        while variances(more)[which] > (budget.rse * trace) ** 2:
+            gains = {
+                kind: (variances(more)[which] - variances({**more, kind: more[kind] + 1})[which]) / cost[kind]
+                for kind in more
+                if more[kind] < left[kind]
+            }
+            best = max(gains, key=lambda kind: gains[kind], default=None)
+            if best is None or more[best] >= max(4, num[best] // 2):
+                break
+            more[best] += 1
     if not any(more.values()):  # The prediction says enough, the estimate not yet.
-        more = {kind: min(2, most[kind]) for kind in more}
+        kind = "probe" if left["probe"] else "fisher"
+        more[kind] = min(2, left[kind])
     return more

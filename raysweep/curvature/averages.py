@@ -5,7 +5,8 @@ cheaper estimator, the Fisher norms F, so with weight w
 
     T = mean(v'(H - G)v) + (1 - w) mean(v'Gv) + w mean(F)
 
-is unbiased for any w; the one of least variance is taken.
+is unbiased for any w; the one of least variance is taken. F and v'Gv have the same mean, so that Tr F is best made
+of both, too.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class Traces:
 
     hessian: Estimate
     fisher: Estimate
+    """From label draws and from v'Gv, whose mean is the same."""
     gauss_newton: Estimate
+    """From v'Gv alone."""
     residual: Estimate
     stderr_probe: float
     """The part of `hessian.stderr` that comes from probe vectors: more of them on the same text would lower it."""
@@ -98,7 +101,7 @@ def summarize(done: Mapping[Unit, Values]) -> Traces:
     trace = moments.hessian + weight * (moments.fisher - moments.gauss_newton)
     return Traces(
         hessian=Estimate(trace, math.sqrt(variance), df),
-        fisher=Estimate(moments.fisher, math.sqrt(moments.ff / moments.num_fisher), moments.num_fisher - 1),
+        fisher=moments.both_fishers,
         gauss_newton=Estimate(moments.gauss_newton, math.sqrt(moments.gg / moments.num_probe), df),
         residual=Estimate(moments.hessian - moments.gauss_newton, math.sqrt(moments.rr / moments.num_probe), df),
         stderr_probe=math.sqrt(min(spread, variance)),
@@ -166,15 +169,45 @@ class Moments:
         """The same for other numbers of batches."""
         return self._with(num_probe, num_fisher, max(0, num_probe + num_fisher - num_batches))
 
+    def fisher_of_sizes(self, num_probe: int, num_fisher: int, num_batches: int) -> float:
+        """Variance of the trace of the Fisher matrix for other numbers of batches."""
+        return self._fisher_with(num_probe, num_fisher, max(0, num_probe + num_fisher - num_batches))[0]
+
+    @property
+    def both_fishers(self) -> Estimate:
+        """Trace of the Fisher matrix from both streams; degrees of freedom by Satterthwaite (1946)."""
+        variance, weight = self._fisher_with(self.num_probe, self.num_fisher, self.num_both)
+        streams = ((weight, self.gg, self.num_probe), (1 - weight, self.ff, self.num_fisher))
+        terms = [(share**2 * each / num, num - 1) for share, each, num in streams if share and num > 1]
+        spread = math.fsum(term**2 / df for term, df in terms)
+        df = math.fsum(term for term, _ in terms) ** 2 / spread if spread else 0
+        return Estimate(self.fisher + weight * (self.gauss_newton - self.fisher), math.sqrt(variance), int(df))
+
     def _with(self, num_probe: int, num_fisher: int, num_both: int) -> tuple[float, float]:
+        hh, hg = self.hh / num_probe, self.hg / num_probe
+        gg, ff, hf, gf = self._fishers(num_probe, num_fisher, num_both)
+        # Var(h + w (f - g)) = hh + 2 w (hf - hg) + w^2 (ff + gg - 2 gf)
+        return _least(hh, hf - hg, ff + gg - 2 * gf)
+
+    def _fisher_with(self, num_probe: int, num_fisher: int, num_both: int) -> tuple[float, float]:
+        gg, ff, _, gf = self._fishers(num_probe, num_fisher, num_both)
+        if math.isinf(ff):
+            return gg, 1.0
+        # Var(f + w (g - f)) = ff + 2 w (gf - ff) + w^2 (ff + gg - 2 gf)
+        return _least(ff, gf - ff, ff + gg - 2 * gf)
+
+    def _fishers(self, num_probe: int, num_fisher: int, num_both: int) -> tuple[float, float, float, float]:
         # Only batches that both streams have seen make their means covary.
         share = num_both / (num_probe * num_fisher)
-        hh, gg, hg = (each / num_probe for each in (self.hh, self.gg, self.hg))
-        ff, hf, gf = self.ff / num_fisher, self.hf * share, self.gf * share
-        # Var(h + w (f - g)) = hh + 2 w (hf - hg) + w^2 (ff + gg - 2 gf)
-        square, slope = ff + gg - 2 * gf, hf - hg
-        weight = min(max(-slope / square, 0.0), 1.0) if square > 0 else 0.0
-        return max(0.0, hh + 2 * weight * slope + weight**2 * square), weight
+        return self.gg / num_probe, self.ff / num_fisher, self.hf * share, self.gf * share
+
+
+def _least(constant: float, slope: float, square: float) -> tuple[float, float]:
+    """Least value of `constant + 2 w slope + w^2 square` for w from 0 to 1, and that w."""
+    if not 0 < square < math.inf:
+        return constant, 0.0
+    weight = min(max(-slope / square, 0.0), 1.0)
+    return max(0.0, constant + 2 * weight * slope + weight**2 * square), weight
 
 
 def _by_batch(

@@ -75,9 +75,10 @@ def quadratic_forms(
     down = slope(p, labels)
 
     def forms(times: int) -> Forms:
-        with shifted.by(vector, times):
+        with shifted.moves() as move:
+            move(vector, times)
             ahead = token_logits(model, batch) - here
-        with shifted.by(vector, -times):
+            move(vector, -times)
             behind = token_logits(model, batch) - here
         step = times * shifted.step
         first = (ahead - behind) / (2 * step)

@@ -23,6 +23,18 @@ Batch = Mapping[str, Tensor]
 IGNORED = -100
 
 
+def equal_batches(text: Batch, size: int) -> list[Batch]:
+    """Batches of `size` sequences, or of fewer if there were else only one; the mean over them is that over tokens.
+
+    What is left over at the end is left out.
+    """
+    num = len(text["input_ids"])
+    size = max(1, min(size, num // 2))
+    return [
+        {name: rows[start : start + size] for name, rows in text.items()} for start in range(0, num - size + 1, size)
+    ]
+
+
 def is_causal(model: Any) -> bool:
     """Whether the model predicts the next token, rather than masked ones.
 

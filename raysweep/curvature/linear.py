@@ -89,7 +89,7 @@ def curvature_operator(
     num_tokens = sum(count for _, count in pieces)
     with_tangents = matrix == "hessian" and products == "exact" and _has_tangents(model, pieces[0][0], parameters)
 
-    def each(piece: Batch, vectors: Sequence[Tensors]) -> Iterator[Tensors]:
+    def products_of(piece: Batch, vectors: Sequence[Tensors]) -> Iterator[Tensors]:
         loss = partial(mean_token_loss, model, piece)
         if matrix == "gauss_newton":
             return (gauss_newton_product(model, piece, vector) for vector in vectors)
@@ -104,7 +104,7 @@ def curvature_operator(
         vectors = _Columns(block, parameters)
         total = torch.empty(len(vectors), len(block), dtype=block.dtype, device=block.device)
         for index, (piece, count) in enumerate(pieces):
-            for row, product in zip(total, each(piece, vectors), strict=True):
+            for row, product in zip(total, products_of(piece, vectors), strict=True):
                 for name, part in unflat(row, parameters).items():
                     if index == 0:
                         torch.mul(product[name], count / num_tokens, out=part)

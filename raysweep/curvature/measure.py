@@ -110,15 +110,17 @@ def measure_traces(
         return probe_unit(model, batch, unit, products=products, check=check, **given)
 
     known: dict[Unit, Values] = {}
-    num_steps = 0
+    num_steps, cost_of_step = 0, 0.0
     while units := next_units(done, len(batches), budget, products):
         missing = [unit for unit in units if unit not in known]
         known |= dict(zip(missing, share(missing, run), strict=True))
         done |= {unit: known[unit] for unit in units}
         if num_steps == 0:  # The first round was of Fisher draws: they tell how far a probe moves the logits.
             found, num_steps = _find_step(shifted, done, min(NUM_CALIBRATION, len(batches)), budget.rse, run, share)
+            cost_of_step = num_steps * 5 / 3
             if products == "logit_differences":
                 known |= found
+                cost_of_step -= len(found)  # They are probes, too.
     traces = summarize(done)
     reason = stop_reason(done, len(batches), budget) or "units"
     if traces.difference_error > budget.rse / 4:
@@ -126,7 +128,7 @@ def measure_traces(
             "finite differences are off by about %.2g of the trace; measure with exact products",
             traces.difference_error,
         )
-    cost = traces.num_probes * COST[products] + traces.num_fisher_draws * COST["fisher"] + num_steps * 5 / 3
+    cost = traces.num_probes * COST[products] + traces.num_fisher_draws * COST["fisher"] + cost_of_step
     return Measured(traces, done, reason, cost)
 
 
@@ -179,7 +181,7 @@ def compare(left: Measured, right: Measured) -> Traces:
     """The traces of `left` less those of `right`, from the units that both have taken.
 
     Measured with one seed on the same batches they share probe vectors and draws, whose chance then cancels: the
-    error of a difference is its own, and mostly far below that of either trace.
+    error of a difference is its own, and below that of two separate measurements.
 
     Raises:
         ValueError: if they share too few units, or a batch was another text.

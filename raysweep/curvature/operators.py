@@ -120,10 +120,15 @@ def each_product(
             ) from error
         if any(part is None for part in parts):
             _refuse_delayed_errors(gradients)
-        yield {
-            name: torch.zeros_like(tensor) if part is None else part
-            for name, tensor, part in zip(names, tensors, parts, strict=True)
-        }
+        yield like(parameters, parts)
+
+
+def like(parameters: Mapping[str, Tensor], parts: Sequence[Tensor | None]) -> Tensors:
+    """Parts by name, in the parameters' order; zeros for what autograd leaves out."""
+    return {
+        name: torch.zeros_like(parameter) if part is None else part
+        for (name, parameter), part in zip(parameters.items(), parts, strict=True)
+    }
 
 
 def _refuse_delayed_errors(gradients: Sequence[Tensor]) -> None:
@@ -177,9 +182,10 @@ def finite_difference_product(
     shifted = Shifted(parameters, step)
 
     def product(times: float) -> Tensors:
-        with shifted.by(vector, times):
+        with shifted.moves() as move:
+            move(vector, times)
             ahead = gradients_of(loss(), parameters)
-        with shifted.by(vector, -times):
+            move(vector, -times)
             behind = gradients_of(loss(), parameters)
         return {name: (a - b) / (2 * times * step) for name, a, b in zip(parameters, ahead, behind, strict=True)}
 
@@ -215,12 +221,15 @@ class Shifted:
         return probe_vector(self._parameters, seed=seed, probe=probe, distribution=distribution)
 
     @contextlib.contextmanager
-    def by(self, vector: Mapping[str, Tensor], times: float) -> Iterator[None]:
-        """While in it, the parameters are w + times * step * vector."""
-        try:
+    def moves(self) -> Iterator[Callable[[Mapping[str, Tensor], float], None]]:
+        """While in it, `move(vector, times)` makes the parameters w + times * step * vector, wherever they were."""
+
+        def move(vector: Mapping[str, Tensor], times: float) -> None:
             for name, parameter in self._parameters.items():
                 torch.add(self._home[name], vector[name], alpha=times * self.step, out=parameter.data)
-            yield
+
+        try:
+            yield move
         finally:
             for name, parameter in self._parameters.items():
                 parameter.data.copy_(self._home[name])

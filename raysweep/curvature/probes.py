@@ -15,6 +15,9 @@ import torch
 Tensors = dict[str, torch.Tensor]
 Distribution = Literal["rademacher", "gaussian"]
 
+# +1 or -1 for each bit of a byte, the first bit first.
+SIGNS_OF_BYTE = torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).float() * 2 - 1
+
 
 def key(*parts: object) -> int:
     """A 63-bit seed from any parts."""
@@ -62,9 +65,9 @@ def probe_part(
     # as the forward pass they are for.
     if distribution == "rademacher":
         first = start // 8
-        packed = np.frombuffer(draw.bytes(-(-num // 8)), np.uint8)[first:]
-        bits = np.unpackbits(packed[: -(-stop // 8) - first], count=max(0, stop - 8 * first))[start - 8 * first :]
-        drawn = torch.from_numpy(bits).to(like.device).to(like.dtype).mul_(2).sub_(1)
+        packed = np.frombuffer(draw.bytes(-(-num // 8)), np.uint8)[first : -(-stop // 8)].astype(np.int32)
+        signs = SIGNS_OF_BYTE.to(like.device, like.dtype).index_select(0, torch.from_numpy(packed).to(like.device))
+        drawn = signs.view(-1)[start - 8 * first : max(0, stop - 8 * first)]
     else:
         drawn = torch.from_numpy(draw.standard_normal(num)[start:stop]).to(like.device, like.dtype)
     return drawn if len(drawn) == like.numel() else torch.nn.functional.pad(drawn, (0, like.numel() - len(drawn)))

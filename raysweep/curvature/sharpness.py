@@ -48,7 +48,8 @@ def worst_sharpness(
     place: Tensors = {name: torch.zeros_like(part) for name, part in sizes.items()}
     shifted, worst = Shifted(parameters, 1.0), 0.0
     for step in range(num_steps):
-        with shifted.by(_times(sizes, place), 1):
+        with shifted.moves() as move:
+            move(_times(sizes, place), 1)
             ascent = _times(sizes, loss.gradient(parameters))
         # A step of the radius first, then of half of it, back onto the ball.
         length = rho if step == 0 else rho / 2
@@ -57,7 +58,8 @@ def worst_sharpness(
         outside = math.sqrt(inner(place, place)) / rho
         if outside > 1:
             place = {name: part / outside for name, part in place.items()}
-        with shifted.by(_times(sizes, place), 1):
+        with shifted.moves() as move:
+            move(_times(sizes, place), 1)
             worst = max(worst, loss.value() - before)
     return worst
 
@@ -83,8 +85,9 @@ def average_sharpness(
     for draw in range(num_draws):
         vector = _times(sizes, probe_vector(parameters, seed=seed, probe=draw))
         both = 0.0
-        for way in (1, -1):
-            with shifted.by(vector, way):
+        with shifted.moves() as move:
+            for way in (1, -1):
+                move(vector, way)
                 both += (loss.value() - before) / 2
         rises.append(both)
     return Estimate.of(rises)

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from raysweep.curvature.language import IGNORED, Batch, mean_token_loss, targets, token_logits
-from raysweep.curvature.operators import gradients_of, named_parameters
+from raysweep.curvature.operators import gradients_of, like, named_parameters
 from raysweep.curvature.probes import Tensors
 
 Tensor = torch.Tensor
@@ -72,10 +72,7 @@ def forward_over_reverse_product(model: Any, batch: Batch, vector: Mapping[str, 
         given = {f"model.{name}": dual for name, dual in duals.items()}
         gradients = gradients_of(functional_call(_Whole(model, mean_token_loss), given, (batch,)), duals)
         tangents = [_parts(gradient).tangent for gradient in gradients]
-        return {
-            name: torch.zeros_like(parameter) if tangent is None else tangent.detach()
-            for (name, parameter), tangent in zip(parameters.items(), tangents, strict=True)
-        }
+        return like(parameters, [tangent if tangent is None else tangent.detach() for tangent in tangents])
 
 
 def gauss_newton_product(model: Any, batch: Batch, vector: Mapping[str, Tensor]) -> Tensors:
@@ -91,10 +88,7 @@ def gauss_newton_product(model: Any, batch: Batch, vector: Mapping[str, Tensor])
         p = logits.softmax(dim=-1)
         cotangent = p * (along - (p * along).sum(dim=-1, keepdim=True)) * counted[..., None] / counted.sum()
     parts = torch.autograd.grad(logits, list(parameters.values()), grad_outputs=cotangent, allow_unused=True)
-    return {
-        name: torch.zeros_like(parameter) if part is None else part
-        for (name, parameter), part in zip(parameters.items(), parts, strict=True)
-    }
+    return like(parameters, parts)
 
 
 @contextlib.contextmanager

@@ -126,8 +126,9 @@ def _gradient_differences(
 ) -> tuple[Tensors, Tensor, Tensor]:
     """H v of the mean loss, logits and J v, by central differences of two gradients and their logits."""
     sides = []
-    for way in (times, -times):
-        with shifted.by(vector, way):
+    with shifted.moves() as move:
+        for way in (times, -times):
+            move(vector, way)
             logits = token_logits(model, batch)
             loss = F.cross_entropy(logits.flatten(0, 1), targets(model, batch).flatten(), ignore_index=IGNORED)
             sides.append((logits.detach(), gradients_of(loss, parameters)))

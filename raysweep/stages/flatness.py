@@ -89,8 +89,8 @@ class Flatness(StageSpec):
         """What is expected before anything runs: tokens of gradients to compute, and the relative standard error."""
         tokens = self.batch_sequences * self.sequence_length
         units, rse = predicted(self.rse, tokens_of_batch=tokens, min_units=self.min_units, max_units=self.max_units)
-        # About a third as many label draws as probes.
-        work = units * tokens * (COST[self.products] + COST["fisher"] / 3)
+        # About a fifth as many label draws as probes.
+        work = units * tokens * (COST[self.products] + COST["fisher"] / 5)
         if self.own_samples:
             work *= 2
         if self.shape:
@@ -156,21 +156,23 @@ class Flatness(StageSpec):
 
     def _measure(self, model: Any, ids: Any, share: Share) -> Measured:
         """Traces on sequences [n, L]."""
+        from raysweep.curvature.language import equal_batches
         from raysweep.curvature.measure import measure_traces
 
-        return measure_traces(model, self._batches(ids), share=share, **self._settings())
+        batches = equal_batches({"input_ids": ids}, self.batch_sequences)
+        return measure_traces(model, batches, share=share, **self._settings())
 
     def _measure_sharded(self, checkpoint: Path, ids: Any, worker: Worker) -> Measured:
         """The same on a model of which each worker holds a shard, so that all work on each unit, each on its rows."""
-        from raysweep.curvature.language import prepare
+        from raysweep.curvature.language import equal_batches, prepare
         from raysweep.curvature.measure import measure_traces
         from raysweep.curvature.operators import choose_parameters
         from raysweep.curvature.sharded import Shards, Together, rows_of
         from raysweep.train.sharded import sharded_model
 
+        whole = equal_batches({"input_ids": ids}, self.batch_sequences)
         batches, counts = zip(
-            *(rows_of(batch, rank=worker.rank, world_size=worker.world_size) for batch in self._batches(ids)),
-            strict=True,
+            *(rows_of(batch, rank=worker.rank, world_size=worker.world_size) for batch in whole), strict=True
         )
         together = Together(worker.gather, counts=lambda unit: counts[unit.batch])
         with sharded_model(checkpoint, worker) as model:
@@ -189,11 +191,6 @@ class Flatness(StageSpec):
             "products": self.products,
             "distribution": self.distribution,
         }
-
-    def _batches(self, ids: Any) -> list[dict[str, Any]]:
-        """Batches of one size, so that their mean is the mean over tokens."""
-        size = min(self.batch_sequences, max(1, len(ids) // 2))
-        return [{"input_ids": ids[start : start + size]} for start in range(0, len(ids) - size + 1, size)]
 
     def _text(self, tokens: Tokens) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
         """Held-out sequences [n, L] of all domains."""

@@ -68,7 +68,7 @@ def test_intervals_cover_the_truth_and_estimates_are_unbiased(residual):
 def test_fisher_draws_are_worth_more_where_the_residual_is_small():
     weights = []
     for residual in (0.0, 2.0):
-        done = Synthetic(3, residual=residual).run(Budget(rse=0.03, max_units=4000))
+        done = Synthetic(3, residual=residual, num_batches=20_000).run(Budget(rse=0.03, max_units=4000))
         num = [sum(unit.kind == kind for unit in done) for kind in ("fisher", "probe")]
         weights.append(num[0] / num[1])
     assert weights[0] > 1.5 * weights[1]

@@ -115,12 +115,13 @@ def test_differences_of_gradients_are_close_and_say_how_close(style):
 def test_moved_parameters_come_back_after_an_error():
     x = torch.tensor([0.1, 0.7])
 
-    def fail():
+    def fail(move):
+        move({"x": torch.ones(2)}, 1)
         assert float(x[0]) == pytest.approx(0.4)
         raise KeyError
 
-    with pytest.raises(KeyError), Shifted({"x": x}, 0.3).by({"x": torch.ones(2)}, 1):
-        fail()
+    with pytest.raises(KeyError), Shifted({"x": x}, 0.3).moves() as move:
+        fail(move)
     assert x.tolist() == torch.tensor([0.1, 0.7]).tolist()
 
 
@@ -130,11 +131,11 @@ def test_derivative_of_logits_is_the_jacobian():
     logits, along = logits_derivative(model, batch, vector)
     torch.testing.assert_close(logits, token_logits(model, batch).detach())
     shifted = Shifted(parameters, 1e-6)
-    with torch.no_grad():
-        with shifted.by(vector, 1):
-            ahead = token_logits(model, batch)
-        with shifted.by(vector, -1):
-            behind = token_logits(model, batch)
+    with torch.no_grad(), shifted.moves() as move:
+        move(vector, 1)
+        ahead = token_logits(model, batch)
+        move(vector, -1)
+        behind = token_logits(model, batch)
     torch.testing.assert_close(along, (ahead - behind) / 2e-6, rtol=1e-6, atol=1e-6)
 
 

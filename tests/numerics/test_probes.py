@@ -53,7 +53,8 @@ def test_shards_are_moved_and_put_back():
     shards.step = 0.5
     before = sharded.parameters["weight"].ds_tensor.clone()
     vector = shards.probe(seed=0, probe=0)
-    with shards.by(vector, -2):
+    with shards.moves() as move:
+        move(vector, -2)
         torch.testing.assert_close(sharded.parameters["weight"].ds_tensor, before - vector["weight"])
     assert torch.equal(sharded.parameters["weight"].ds_tensor, before)
 
