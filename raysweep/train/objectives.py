@@ -28,13 +28,13 @@ class CausalLM(Spec):
         """
         import torch.nn.functional as F
 
+        from raysweep.train.cross_entropy import cross_entropy_sum
+
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         logits = model(**inputs, use_cache=False).logits
         # The labels are shifted, not the logits: these are large, and a slice of them would be a copy.
         labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
-        return F.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1), ignore_index=IGNORED, reduction="sum"
-        )
+        return cross_entropy_sum(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignored=IGNORED)
 
 
 Objective = CausalLM
