@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from raysweep.spec import Spec
 
@@ -145,3 +145,10 @@ class Resources(Spec):
     """Gangs at once; None: as many as fit."""
     max_retries: int = Field(default=2, ge=0)
     """How often a failed stage, or a trial whose gang died, is tried again."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _whole_above_one(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"{gpus:g} GPUs: more than one must be a whole number; less may be a fraction")
+        return gpus

@@ -240,22 +240,40 @@ def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> None:
             logging_level=logging.ERROR,
             **({"address": "local", "_system_config": LOCAL_RAY} if local else {}),
         )
-    wanted = {
-        "CPU": resources.workers * resources.cpus_per_worker,
-        "GPU": resources.workers * resources.gpus_per_worker,
-    }
     # On one machine waiting brings nothing; a cluster may still be scaling up.
     deadline = time.monotonic() + (wait_seconds if "RAY_ADDRESS" in os.environ else 0)
     while True:
-        there = ray.cluster_resources()
-        short = {name: amount for name, amount in wanted.items() if amount > there.get(name, 0)}
-        if not short:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(_room(node, resources) for node in nodes)
+        if room >= resources.workers:
             return
         if time.monotonic() >= deadline:
-            asked = ", ".join(f"{amount:g} {name}" for name, amount in short.items())
-            has = ", ".join(f"{there.get(name, 0):g} {name}" for name in short)
-            raise ClusterError(
-                f"a gang of resources.workers = {resources.workers} needs {asked}; the cluster has {has}: "
-                "lower resources.workers, cpus_per_worker or gpus_per_worker, or set RAY_ADDRESS to a larger cluster"
-            )
+            raise ClusterError(_too_small(nodes, room, resources))
         time.sleep(1.0)
+
+
+def _room(node: Mapping[str, float], resources: Resources) -> int:
+    """How many workers a node can hold; no worker is split over nodes, and no share of a GPU over GPUs."""
+    gpus, share = node.get("GPU", 0.0), resources.gpus_per_worker
+    room = _times(node.get("CPU", 0.0), resources.cpus_per_worker)
+    if not share:
+        return room
+    return min(room, _times(gpus, share) if share >= 1 else int(gpus) * _times(1.0, share))
+
+
+def _times(there: float, each: float) -> int:
+    return int(there / each + 1e-9)  # 1 / 0.1 is 9.99...
+
+
+def _too_small(nodes: Sequence[Mapping[str, float]], room: int, resources: Resources) -> str:
+    workers = resources.workers
+    wanted = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted}
+    short = [name for name in wanted if wanted[name] > total[name]] or list(wanted)
+    asked = ", ".join(f"{wanted[name]:g} {name}" for name in short)
+    has = ", ".join(f"{total[name]:g} {name}" for name in short)
+    return (
+        f"a gang of resources.workers = {workers} needs {asked}; the cluster has {has} on {len(nodes)} node(s), with "
+        f"room for {room} worker(s) of {resources.cpus_per_worker:g} CPU and {resources.gpus_per_worker:g} GPU: lower "
+        "resources.workers, cpus_per_worker or gpus_per_worker, or set RAY_ADDRESS to a larger cluster"
+    )

@@ -12,7 +12,9 @@ from tiny import TINY, results_of
 
 from raysweep.errors import ClusterError
 from raysweep.runners import run_sweep
+from raysweep.runners.tune import _room, start_ray
 from raysweep.runs import Run
+from raysweep.search import Resources
 from raysweep.space import load
 from raysweep.store import Store
 
@@ -248,3 +250,44 @@ def test_more_than_the_cluster_has_is_refused(sweep_file, store):
     text = TINY + "resources: {workers: 64, gpus_per_worker: 1}\n"
     with pytest.raises(ClusterError, match=r"needs 64 CPU, 64 GPU; the cluster has .* 0 GPU"):
         run_sweep(load(sweep_file(text)), store)
+
+
+@pytest.mark.slow
+def test_a_worker_that_no_node_can_hold_is_refused(monkeypatch):
+    # Its processors are all there, but on two nodes: Ray would wait for ever.
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        start_ray(Resources(workers=2, cpus_per_worker=1), wait_seconds=0)
+        with pytest.raises(ClusterError, match=r"needs 2 CPU, 0 GPU; the cluster has 2 CPU.* on 2 node.*room for 0"):
+            start_ray(Resources(workers=1, cpus_per_worker=2), wait_seconds=0)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("node", "share", "room"),
+    [
+        ({"CPU": 8}, 0, 8),
+        ({"CPU": 8}, 1, 0),
+        ({"CPU": 8, "GPU": 4}, 1, 4),
+        ({"CPU": 8, "GPU": 2}, 0.1, 8),
+        ({"CPU": 64, "GPU": 2}, 0.1, 20),
+        ({"CPU": 8, "GPU": 3}, 2, 1),
+        ({"CPU": 8, "GPU": 2}, 0.6, 2),  # The rest of a GPU holds no second one.
+    ],
+)
+def test_room_of_a_node(node, share, room):
+    assert _room(node, Resources(gpus_per_worker=share)) == room
+
+
+def test_a_gpu_and_a_half_is_refused():
+    with pytest.raises(ValueError, match="whole number"):
+        Resources(gpus_per_worker=1.5)
