@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +47,10 @@ class Existing(Spec):
         """
         folder = (base / Path(self.from_).expanduser()).absolute()
         if not folder.is_dir():
-            pinned = self.from_ if "@" in self.from_ else f"{self.from_}@{_hub_commit(self.from_)}"
+            name, _, revision = self.from_.partition("@")
+            # A branch or a tag may move; a commit is what it is, and needs no network.
+            commit = revision if re.fullmatch("[0-9a-f]{40}", revision) else _hub_commit(name, revision)
+            pinned = f"{name}@{commit}"
             return self.with_(from_=pinned, fingerprint=f"hub:{pinned}", data=self.data.pin(base))  # type: ignore[no-any-return]
         digest = hashlib.sha256()
         for path in checkpoint_files(folder):
@@ -76,15 +80,16 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return files
 
 
-def _hub_commit(name: str) -> str:
+def _hub_commit(name: str, revision: str) -> str:
     from huggingface_hub import HfApi
 
     try:
-        return str(HfApi().model_info(name, timeout=30).sha)
+        return str(HfApi().model_info(name, revision=revision or None, timeout=30).sha)
     except Exception as error:  # Whatever the hub, or the want of a network, answers: the user mends it one way.
+        given = f"{name}@{revision}" if revision else name
         raise DataError(
-            f"pretrain.from {name!r} is no folder here, and cannot be looked up as a hub id ({type(error).__name__}); "
-            "correct the path, or name the commit: owner/name@commit"
+            f"pretrain.from {given!r} is no folder here, and cannot be looked up as a hub id ({type(error).__name__}); "
+            "correct the path, or name the commit of 40 digits: owner/name@commit"
         ) from error
 
 

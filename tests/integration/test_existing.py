@@ -1,6 +1,8 @@
 """Checkpoints that raysweep did not make: taken in, measured, fine-tuned and ranked."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -73,6 +75,49 @@ def test_pickled_weights_are_refused(folder):
     (folder / "one" / "model.safetensors").rename(folder / "one" / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"no \*\.safetensors.*never read: pytorch_model\.bin"):
         load(folder / "theirs.yaml")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub that knows one model, of which `main` and the tag `v1` are commits of their own; what it was asked for."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            _, _, revision = self.path.partition("/revision/")
+            known = self.path.startswith("/api/models/owner/name")
+            body = json.dumps({"id": "owner/name", "sha": {"v1": "1" * 40}.get(revision, "0" * 40)}).encode()
+            self.send_response(200 if known else 404)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *given):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_id_is_pinned_to_its_commit(folder, hub):
+    def pin(given):
+        text = SWEEP.replace("from: one", f"from: {given}").replace("sweep:\n  pretrain.from: {grid: [one, two]}\n", "")
+        (folder / "hub.yaml").write_text(text)
+        return load(folder / "hub.yaml").declared.pretrain.from_
+
+    assert pin("owner/name") == "owner/name@" + "0" * 40
+    # A branch or a tag may be moved: it is no pin.
+    assert pin("owner/name@main") == "owner/name@" + "0" * 40
+    assert pin("owner/name@v1") == "owner/name@" + "1" * 40
+    before = len(hub)
+    assert pin("owner/name@" + "a" * 40) == "owner/name@" + "a" * 40
+    assert len(hub) == before
+    with pytest.raises(DataError, match=r"'no/model@v2'.*looked up as a hub id.*owner/name@commit"):
+        pin("no/model@v2")
 
 
 def test_no_such_folder(folder):
