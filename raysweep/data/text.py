@@ -106,9 +106,9 @@ class Text(Spec):
         return {name: weights.get(name, 0.0) / total for name in self.domains_ if weights.get(name, 0.0) > 0}
 
     def pin(self, base: Path) -> Text:
-        """With every domain pinned."""
+        """With every domain and the tokenizer pinned."""
         domains = {name: domain.pin(name, base) for name, domain in self.domains_.items()}
-        return self.with_(domains_=domains)  # type: ignore[no-any-return]
+        return self.with_(domains_=domains, tokenizer=self.tokenizer.pin(base))  # type: ignore[no-any-return]
 
     def source(self) -> Text:
         """What its tokens depend on: not the mix."""

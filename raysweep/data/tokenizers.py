@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from raysweep.spec import Spec
+from raysweep.data import hub
+from raysweep.errors import DataError
+from raysweep.spec import Provenance, Spec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +25,10 @@ class Bpe(Spec):
     vocab_size: int = Field(default=8192, ge=257)
     num_training_bytes: int = Field(default=2_000_000, ge=1000)
     """Of each domain."""
+
+    def pin(self, base: Path) -> Bpe:
+        """Itself: what it is trained on is pinned with the text."""
+        return self
 
     def build(self, texts: Callable[[int], Iterator[str]]) -> PreTrainedTokenizerBase:
         """Train; `texts(num_bytes)` yields the documents to train on."""
@@ -46,19 +52,40 @@ class Pretrained(Spec):
     """The tokenizer of a folder or hub id; `vocab_size` is what the model's embedding is made for."""
 
     name: Literal["pretrained"]
-    path: str
+    path: Annotated[str, Provenance()]
+    fingerprint: str = ""
+    """Of its content; filled when the sweep file is loaded."""
     vocab_size: int = Field(ge=2)
+
+    def pin(self, base: Path) -> Pretrained:
+        """With the content's fingerprint; relative folders are relative to `base`.
+
+        Raises:
+            DataError: if it is neither a folder with a tokenizer nor a hub id that can be looked up.
+        """
+        path, fingerprint = hub.pin(self.path, base, "pretrain.data.tokenizer.path", tokenizer_files)
+        return self.with_(path=path, fingerprint=fingerprint)  # type: ignore[no-any-return]
 
     def build(self, texts: Callable[[int], Iterator[str]]) -> PreTrainedTokenizerBase:
         """Load it."""
         return load_tokenizer(Path(self.path))
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a tokenizer, by name. Raises DataError if there is none."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    if not any((folder / name).is_file() for name in names):
+        raise DataError(f"{folder}: no tokenizer; save it there with tokenizer.save_pretrained(folder)")
+    others = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+    return [folder / name for name in sorted(names + others) if (folder / name).is_file()]
+
+
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """A tokenizer of a folder (or a hub id), without running code of its own."""
+    """A tokenizer of a folder (or a hub id, with an optional @commit), without running code of its own."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    name, revision = (str(path), None) if path.is_dir() else hub.name_and_revision(str(path))
+    return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
 
 
 Tokenizer = Annotated[Bpe | Pretrained, Field(discriminator="name")]

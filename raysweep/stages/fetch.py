@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
+from raysweep.data import hub
 from raysweep.data.corpora import Corpus
 from raysweep.data.pcfg import PCFG
 from raysweep.errors import DataError
@@ -45,18 +44,8 @@ class Existing(Spec):
         Raises:
             DataError: if it is neither a folder with a safetensors checkpoint nor a hub id that can be resolved.
         """
-        folder = (base / Path(self.from_).expanduser()).absolute()
-        if not folder.is_dir():
-            name, _, revision = self.from_.partition("@")
-            # A branch or a tag may move; a commit is what it is, and needs no network.
-            commit = revision if re.fullmatch("[0-9a-f]{40}", revision) else _hub_commit(name, revision)
-            pinned = f"{name}@{commit}"
-            return self.with_(from_=pinned, fingerprint=f"hub:{pinned}", data=self.data.pin(base))  # type: ignore[no-any-return]
-        digest = hashlib.sha256()
-        for path in checkpoint_files(folder):
-            with path.open("rb") as file:
-                digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-        return self.with_(from_=str(folder), fingerprint=digest.hexdigest(), data=self.data.pin(base))  # type: ignore[no-any-return]
+        source, fingerprint = hub.pin(self.from_, base, "pretrain.from", checkpoint_files)
+        return self.with_(from_=source, fingerprint=fingerprint, data=self.data.pin(base))  # type: ignore[no-any-return]
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -80,19 +69,6 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return files
 
 
-def _hub_commit(name: str, revision: str) -> str:
-    from huggingface_hub import HfApi
-
-    try:
-        return str(HfApi().model_info(name, revision=revision or None, timeout=30).sha)
-    except Exception as error:  # Whatever the hub, or the want of a network, answers: the user mends it one way.
-        given = f"{name}@{revision}" if revision else name
-        raise DataError(
-            f"pretrain.from {given!r} is no folder here, and cannot be looked up as a hub id ({type(error).__name__}); "
-            "correct the path, or name the commit of 40 digits: owner/name@commit"
-        ) from error
-
-
 class Fetch(StageSpec):
     """Copy a checkpoint's files into the store."""
 
@@ -108,7 +84,7 @@ class Fetch(StageSpec):
         if not folder.is_dir():
             from huggingface_hub import snapshot_download
 
-            name, _, revision = self.source.partition("@")
+            name, revision = hub.name_and_revision(self.source)
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
         for path in checkpoint_files(folder):
             shutil.copyfile(path, out / path.name)

@@ -11,9 +11,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.tables import checkpoint_table
 from raysweep.cli import main
+from raysweep.data.text import Text
 from raysweep.errors import DataError
 from raysweep.runners import run_sweep
 from raysweep.space import load
+from raysweep.spec import fingerprint
 
 SWEEP = """\
 name: theirs
@@ -156,3 +158,28 @@ def test_the_command_line_says_what_to_mend(folder, capsys):
     assert "no run 'nothing'" in capsys.readouterr().err
     assert main(["schema"]) == 0
     assert "properties" in json.loads(capsys.readouterr().out)
+
+
+def test_a_tokenizer_of_a_folder_is_pinned_to_its_content(folder, tmp_path, hub):
+    declared = {
+        "name": "text",
+        "domains": {"notes": {"train": "notes.txt", "valid": "notes.txt"}},
+        "tokenizer": {"name": "pretrained", "path": "one", "vocab_size": 300},
+    }
+    pinned = Text.model_validate(declared).pin(folder)
+    # Found from wherever the worker runs; known by its content, not its place.
+    (tmp_path / "tokens").mkdir()
+    assert pinned.build(tmp_path / "tokens")["num_tokens"] > 100
+    other = Text.model_validate(declared | {"tokenizer": declared["tokenizer"] | {"path": "two"}}).pin(folder)
+    assert fingerprint(other) == fingerprint(pinned)
+    config = json.loads((folder / "two" / "tokenizer.json").read_text())
+    (folder / "two" / "tokenizer.json").write_text(json.dumps(config | {"padding": None}, indent=1))
+    assert fingerprint(Text.model_validate(declared).pin(folder)) == fingerprint(pinned)
+    changed = Text.model_validate(declared | {"tokenizer": declared["tokenizer"] | {"path": "two"}}).pin(folder)
+    assert fingerprint(changed) != fingerprint(pinned)
+    at_hub = Text.model_validate(declared | {"tokenizer": declared["tokenizer"] | {"path": "owner/name@v1"}})
+    assert at_hub.pin(folder).tokenizer.path == "owner/name@" + "1" * 40
+    (folder / "empty").mkdir()
+    nothing = Text.model_validate(declared | {"tokenizer": declared["tokenizer"] | {"path": "empty"}})
+    with pytest.raises(DataError, match=r"empty: no tokenizer; save it there"):
+        nothing.pin(folder)
