@@ -45,6 +45,14 @@ class Worker:
         dist.all_gather_object(values, value)
         return values
 
+    def sum(self, tensor: Any) -> Any:
+        """The sum of every rank's `tensor`, on every rank; in place."""
+        if self.world_size > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor)
+        return tensor
+
     def barrier(self) -> None:
         """Wait for the other ranks."""
         if self.world_size > 1:

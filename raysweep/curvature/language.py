@@ -3,7 +3,8 @@
 A batch is what the model takes: `input_ids` [n, L] (int64), and optionally `attention_mask` [n, L] (1 is read, 0 is
 padding) and `labels` [n, L], where -100 is not predicted. A causal model predicts the label of each position from
 the positions before it; without labels they are the tokens themselves. A masked model predicts labels in place.
-A part of a batch numbers its sequences in the whole by `row` [n], so that they draw what they would draw there.
+A part of a batch numbers its sequences in the whole by `row` [n], so that they draw what they would draw there; it may
+have nothing to predict.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def targets(model: Any, batch: Batch) -> Tensor:
     """What is predicted at each position of `token_logits`: [n, L - 1] (causal) or [n, L]; -100 where nothing is.
 
     Raises:
-        ValueError: if no token is predicted, or a masked model's batch has no labels.
+        ValueError: if no token is predicted in a whole batch, or a masked model's batch has no labels.
     """
     causal = is_causal(model)
     if "labels" not in batch and not causal:
@@ -80,7 +81,7 @@ def targets(model: Any, batch: Batch) -> Tensor:
             labels = torch.cat([labels[:, :1], labels[:, 1:].masked_fill(starts, IGNORED)], dim=1)
     if causal:
         labels = labels[:, 1:]
-    if not bool((labels != IGNORED).any()):
+    if "row" not in batch and not bool((labels != IGNORED).any()):
         raise ValueError(f"no token is predicted in a batch of shape {tuple(batch['input_ids'].shape)}")
     return labels
 

@@ -216,6 +216,10 @@ class Shifted:
         """Root mean square of the parameters."""
         return math.sqrt(inner(self._home, self._home) / sum(home.numel() for home in self._home.values()))
 
+    def gradients(self, loss: Tensor) -> Tensors:
+        """Of a scalar, by name; see `gradients_of`."""
+        return dict(zip(self._parameters, gradients_of(loss, self._parameters), strict=True))
+
     def probe(self, *, seed: int, probe: int, distribution: Distribution = "rademacher") -> Tensors:
         """A probe vector to move along; see `probes.probe_vector`."""
         return probe_vector(self._parameters, seed=seed, probe=probe, distribution=distribution)

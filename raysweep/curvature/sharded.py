@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from raysweep.curvature.language import Batch
+from raysweep.curvature.language import IGNORED, Batch
 from raysweep.curvature.operators import Shifted
 from raysweep.curvature.probes import Distribution, Tensors, key, probe_part
 from raysweep.curvature.sharing import Item
@@ -25,10 +27,21 @@ class Shards(Shifted):
         model: partitioned by DeepSpeed's ZeRO-3, no parameter kept whole.
         rank: of this worker.
         gather: every worker's number, on every worker.
+        reduce: the sum of all workers' tensors, on every worker.
+        release: lets go of weights that are still gathered.
     """
 
-    def __init__(self, model: Any, *, rank: int, gather: Callable[[float], Sequence[float]]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        rank: int,
+        gather: Callable[[float], Sequence[float]],
+        reduce: Callable[[torch.Tensor], torch.Tensor],
+        release: Callable[[], None],
+    ) -> None:
         sharded = {name: part for name, part in model.named_parameters() if part.requires_grad}
+        self._whole, self._reduce, self._release = sharded, reduce, release
         self._sizes = {name: int(part.ds_numel) for name, part in sharded.items()}
         shards = {name: part.ds_tensor.detach() for name, part in sharded.items()}
         self._starts = {name: rank * shard.numel() for name, shard in shards.items()}
@@ -45,6 +58,37 @@ class Shards(Shifted):
         )
         return math.sqrt(math.fsum(self._gather(squares)) / sum(self._sizes.values()))
 
+    def gradients(self, loss: torch.Tensor) -> Tensors:
+        """This worker's shard of the gradient of the sum of all workers' losses; of one parameter after another.
+
+        Raises:
+            ValueError: if the loss is not finite, or a parameter takes no part in it.
+        """
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss is {loss.item()}; curvature needs a finite one")
+        found: Tensors = {}
+
+        def take(name: str, parameter: torch.Tensor) -> None:
+            assert parameter.grad is not None
+            shard, start = self._parameters[name], self._starts[name]
+            part = self._reduce(parameter.grad.flatten())[start : start + shard.numel()]
+            found[name] = F.pad(part, (0, shard.numel() - part.numel()))
+            parameter.grad = None
+
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(take, name)) for name, parameter in self._whole.items()
+        ]
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._release()  # What is left gathered (an embedding) would not move with its shards.
+        for name in self._whole:
+            if name not in found:
+                raise ValueError(f"parameter {name!r} takes no part in the loss; leave it out of the parameters")
+        return {name: found[name] for name in self._whole}
+
     def probe(self, *, seed: int, probe: int, distribution: Distribution = "rademacher") -> Tensors:
         """This worker's part of the vector that a whole model would get."""
         return {
@@ -59,28 +103,29 @@ class Shards(Shifted):
         }
 
 
-def rows_of(batch: Batch, *, rank: int, world_size: int) -> tuple[Batch, bool]:
-    """A worker's sequences of a batch, and whether there are any; if not, one that must not be counted.
+def rows_of(batch: Batch, *, rank: int, world_size: int) -> Batch:
+    """A worker's sequences of a batch; where there are none left for it, one of which nothing is predicted.
 
     All have to run the model as often, as each layer is gathered from all.
     """
-    num = len(batch["input_ids"])
-    mine = torch.arange(num)[rank::world_size]
-    chosen = mine if len(mine) else torch.zeros(1, dtype=torch.int64)
-    return {name: rows[chosen.to(rows.device)] for name, rows in batch.items()} | {"row": chosen}, bool(len(mine))
+    mine = torch.arange(len(batch["input_ids"]))[rank::world_size]
+    if len(mine):
+        return {name: rows[mine.to(rows.device)] for name, rows in batch.items()} | {"row": mine}
+    idle = {name: rows[:1] for name, rows in batch.items()}
+    return idle | {"labels": torch.full_like(idle["input_ids"], IGNORED), "row": torch.zeros(1, dtype=torch.int64)}
 
 
 class Together:
     """A `Share` whose pieces are run by all workers at once, and are sums over what each has."""
 
-    def __init__(self, gather: Callable[[Any], Sequence[Any]], *, counts: Callable[[Any], bool]) -> None:
-        self._gather, self._counts = gather, counts
+    def __init__(self, gather: Callable[[Any], Sequence[Any]]) -> None:
+        self._gather = gather
 
     def __call__(self, items: Sequence[Item], run: Callable[[Item], Any]) -> list[Any]:
         """See `sharing.Share`."""
         found = []
         for item in items:
             mine: Mapping[str, float] = run(item)
-            parts = self._gather(mine if self._counts(item) else dict.fromkeys(mine, 0.0))
+            parts = self._gather(mine)
             found.append({name: math.fsum(part[name] for part in parts) for name in mine})
         return found

@@ -21,7 +21,6 @@ from raysweep.curvature.ghost import GhostNorms
 from raysweep.curvature.language import IGNORED, Batch, slope, targets, token_logits
 from raysweep.curvature.operators import (
     Shifted,
-    gradients_of,
     inner,
     named_parameters,
 )
@@ -86,24 +85,25 @@ def probe_unit(
         if coarse:
             values |= {"gauss_newton_2h": coarse.gauss_newton, "residual_2h": coarse.residual}
         return _finite(values, unit)
-    parameters = named_parameters(model)
     counted = targets(model, batch) != IGNORED
 
     def forms(product: Tensors, logits: Tensor, along: Tensor) -> dict[str, float]:
         p = logits.softmax(dim=-1)
         variance = (p * (along - (p * along).sum(dim=-1, keepdim=True)).square()).sum(dim=-1)[counted]
         gauss_newton = float(variance.sum(dtype=torch.float64))
-        parts = {f"parameter/{k}": inner({k: vector[k]}, {k: product[k]}) * values["num_tokens"] for k in parameters}
+        parts = {f"parameter/{name}": inner({name: vector[name]}, {name: part}) for name, part in product.items()}
         return {"gauss_newton": gauss_newton, "residual": math.fsum(parts.values()) - gauss_newton, **parts}
 
     if products == "exact":
-        values |= forms(*reverse_over_forward_product(model, batch, vector))
+        of_mean, logits, along = reverse_over_forward_product(model, batch, vector)
+        product = {name: part.mul_(values["num_tokens"]) for name, part in of_mean.items()}
+        values |= forms(product, logits, along)
         if check:
             _confirm(values, *quadratic_forms(model, batch, vector, shifted, check=True), unit)
     else:
-        values |= forms(*_gradient_differences(model, batch, parameters, vector, shifted, 1))
+        values |= forms(*_gradient_differences(model, batch, vector, shifted, 1))
         if check:
-            twice = forms(*_gradient_differences(model, batch, parameters, vector, shifted, 2))
+            twice = forms(*_gradient_differences(model, batch, vector, shifted, 2))
             values |= {f"{name}_2h": twice[name] for name in ("gauss_newton", "residual")}
     return _finite(values, unit)
 
@@ -122,19 +122,20 @@ def _confirm(exact: Mapping[str, float], fine: Forms, coarse: Forms | None, unit
 
 
 def _gradient_differences(
-    model: Any, batch: Batch, parameters: Tensors, vector: Tensors, shifted: Shifted, times: int
+    model: Any, batch: Batch, vector: Tensors, shifted: Shifted, times: int
 ) -> tuple[Tensors, Tensor, Tensor]:
-    """H v of the mean loss, logits and J v, by central differences of two gradients and their logits."""
+    """H v of the summed loss, logits and J v, by central differences of two gradients and their logits."""
+    labels = targets(model, batch).flatten()
     sides = []
     with shifted.moves() as move:
         for way in (times, -times):
             move(vector, way)
             logits = token_logits(model, batch)
-            loss = F.cross_entropy(logits.flatten(0, 1), targets(model, batch).flatten(), ignore_index=IGNORED)
-            sides.append((logits.detach(), gradients_of(loss, parameters)))
+            loss = F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
+            sides.append((logits.detach(), shifted.gradients(loss)))
     (ahead, up), (behind, down) = sides
     width = 2 * times * shifted.step
-    product = {name: (a - b) / width for name, a, b in zip(parameters, up, down, strict=True)}
+    product = {name: (part - down[name]) / width for name, part in up.items()}
     return product, (ahead + behind) / 2, (ahead - behind) / width
 
 

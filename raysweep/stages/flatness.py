@@ -107,7 +107,7 @@ class Flatness(StageSpec):
         from raysweep.curvature.operators import choose_parameters
 
         text = torch.from_numpy(self._text(Tokens(inputs["tokens"]))).to(worker.device)
-        is_sharded = worker.zero_stage == 3 and worker.world_size > 1 and self.products == "logit_differences"
+        is_sharded = worker.zero_stage == 3 and worker.world_size > 1 and self.products != "exact"
         if is_sharded:
             measured = self._measure_sharded(inputs["checkpoint"], text, worker)
         if not is_sharded or self.own_samples or self.shape:
@@ -171,15 +171,12 @@ class Flatness(StageSpec):
         from raysweep.train.sharded import sharded_model
 
         whole = equal_batches({"input_ids": ids}, self.batch_sequences)
-        batches, counts = zip(
-            *(rows_of(batch, rank=worker.rank, world_size=worker.world_size) for batch in whole), strict=True
-        )
-        together = Together(worker.gather, counts=lambda unit: counts[unit.batch])
-        with sharded_model(checkpoint, worker) as model:
+        batches = [rows_of(batch, rank=worker.rank, world_size=worker.world_size) for batch in whole]
+        with sharded_model(checkpoint, worker) as (model, release):
             prepare(model, twice_differentiable=False)
             choose_parameters(model, self.parameters)
-            shards = Shards(model, rank=worker.rank, gather=worker.gather)
-            share = _Shared(worker, "units", together)
+            shards = Shards(model, rank=worker.rank, gather=worker.gather, reduce=worker.sum, release=release)
+            share = _Shared(worker, "units", Together(worker.gather))
             return measure_traces(model, batches, share=share, shifted=shards, **self._settings())
 
     def _settings(self) -> dict[str, Any]:

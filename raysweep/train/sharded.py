@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ from raysweep.worker import Worker
 
 
 @contextlib.contextmanager
-def sharded_model(checkpoint: Path, worker: Worker) -> Iterator[Any]:
-    """While in it, a float32 model of which each worker holds its shard of every parameter, and no more."""
+def sharded_model(checkpoint: Path, worker: Worker) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """While in it, a float32 model of which each worker holds its shard of every parameter, and no more.
+
+    With it comes what lets go of weights that a backward pass may have left gathered.
+    """
     if worker.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
@@ -38,7 +41,7 @@ def sharded_model(checkpoint: Path, worker: Worker) -> Iterator[Any]:
     del partitioning
     engine = deepspeed.initialize(model=model, config=config)[0]
     try:
-        yield engine.module
+        yield engine.module, engine.optimizer.partition_all_parameters
     finally:
         engine.destroy()
         del engine, model

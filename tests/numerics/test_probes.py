@@ -8,6 +8,8 @@ from torch import nn
 from raysweep.curvature.probes import probe_vector
 from raysweep.curvature.sharded import Shards, rows_of
 
+ALONE = {"reduce": lambda whole: whole, "release": lambda: None}
+
 
 class Sharded:
     """A model's parameters as ZeRO-3 leaves them on one worker: padded shards of equal length."""
@@ -37,7 +39,7 @@ def test_shards_of_a_vector_are_the_vector(shape, world_size, distribution):
     squares = [sum(float(p.detach().square().sum()) for p in model.parameters())] + [0.0] * (world_size - 1)
     parts = []
     for rank in range(world_size):
-        shards = Shards(Sharded(model, rank, world_size), rank=rank, gather=lambda square: squares)
+        shards = Shards(Sharded(model, rank, world_size), rank=rank, gather=lambda square: squares, **ALONE)
         parts.append(shards.probe(seed=3, probe=5, distribution=distribution))
         assert shards.rms > 0
     for name, expected in whole.items():
@@ -49,7 +51,7 @@ def test_shards_of_a_vector_are_the_vector(shape, world_size, distribution):
 def test_shards_are_moved_and_put_back():
     model = nn.Linear(3, 2, bias=False)
     sharded = Sharded(model, 1, 4)
-    shards = Shards(sharded, rank=1, gather=lambda square: [square])
+    shards = Shards(sharded, rank=1, gather=lambda square: [square], **ALONE)
     shards.step = 0.5
     before = sharded.parameters["weight"].ds_tensor.clone()
     vector = shards.probe(seed=0, probe=0)
@@ -59,9 +61,10 @@ def test_shards_are_moved_and_put_back():
     assert torch.equal(sharded.parameters["weight"].ds_tensor, before)
 
 
-def test_rows_are_dealt_and_none_is_counted_twice():
+def test_rows_are_dealt_and_an_idle_worker_predicts_nothing():
     batch = {"input_ids": torch.arange(5)[:, None].expand(5, 3)}
     parts = [rows_of(batch, rank=rank, world_size=7) for rank in range(7)]
-    assert sorted(int(part["row"][0]) for part, counts in parts if counts) == [0, 1, 2, 3, 4]
-    assert [counts for _, counts in parts] == [True] * 5 + [False] * 2
-    assert all(torch.equal(part["input_ids"][:, 0], part["row"]) for part, _ in parts)
+    assert [part["row"].tolist() for part in parts[:5]] == [[0], [1], [2], [3], [4]]
+    assert all(torch.equal(part["input_ids"][:, 0], part["row"]) for part in parts)
+    assert ["labels" in part for part in parts] == [False] * 5 + [True] * 2
+    assert all(bool((part["labels"] == -100).all()) for part in parts[5:])

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 
 from raysweep.curvature.adaptive import Budget
 from raysweep.curvature.differences import step_for
-from raysweep.curvature.language import mean_token_loss, prepare
+from raysweep.curvature.language import equal_batches, mean_token_loss, prepare
 from raysweep.curvature.measure import measure_traces
 from raysweep.curvature.operators import Shifted, gradients_of, hessian_vector_products, inner, named_parameters
 from raysweep.curvature.probes import probe_vector
@@ -35,7 +35,8 @@ from raysweep.curvature.units import Unit, probe_unit
 TARGET = 0.05
 # One makes the best error bar of a number of tokens; where none is needed, two lose little and cost less.
 SEQUENCES_OF_BATCH, SEQUENCES_WHEN_TOLD = 1, 2
-RUNS_OF_OURS, RUNS_OF_PEERS = 20, 8
+# Rounds in which everything is run once, ours (cheap, and of chance length) three times.
+ROUNDS, RUNS_OF_OURS = 10, 3
 # Sequences and common probes of the table of single products from which the peers' best N and K are chosen.
 TABLE = (40, 12)
 TRUTH = 0.008
@@ -54,23 +55,11 @@ def main() -> list[tuple[str, str]]:
     def gradient() -> object:
         return gradients_of(mean_token_loss(exact, {"input_ids": ids[:8]}), parameters)
 
-    gradient()
-    unit = statistics.median(_timed(gradient)[1] for _ in range(7)) / 8
-    truth = _ours(model, ids, seed=10**6, budget=Budget(rse=TRUTH, max_units=10**4))[0]
-    print(
-        f"truth {truth.mean:.1f} ± {truth.stderr:.1f}; a gradient of one sequence takes {unit * 1e3:.0f} ms", flush=True
-    )
-    rows = [(f"(2) Llama of {size / 1e6:.1f} M parameters", f"Tr H = {truth.mean:.1f} ± {truth.stderr:.1f} nats")]
+    def ours(seed: int, budget: Budget) -> Any:
+        mixed = _shuffled(ids, seed)
+        return measure_traces(model, equal_batches({"input_ids": mixed}, SEQUENCES_OF_BATCH), budget=budget, seed=seed)
 
-    errors, costs = [], []
-    for run in range(RUNS_OF_OURS):
-        found, seconds = _ours(model, _shuffled(ids, run), seed=run, budget=Budget(rse=TARGET, max_units=10**4))
-        errors.append(found.mean / truth.mean - 1)
-        costs.append(seconds)
-    mine = statistics.mean(costs)
-    rows.append(("(2) ours, to its own stop at 5 %", _row(errors, mine, unit)))
-    print(rows[-1], flush=True)
-
+    truth = ours(10**6, Budget(rse=TRUTH, max_units=10**4)).traces.hessian
     between, common, rest = _variances(exact, ids, parameters)
     goal = (TARGET * truth.mean) ** 2
 
@@ -81,9 +70,8 @@ def main() -> list[tuple[str, str]]:
         enough = [pair for pair in itertools.product(range(2, 65), range(1, 41)) if variance(*pair) <= goal]
         return min(enough, key=lambda pair: pair[0] * (first + each * pair[1]))
 
-    text = f"relative standard deviations: text {math.sqrt(between) / truth.mean:.1%} a sequence, "
+    text = f"text {math.sqrt(between) / truth.mean:.1%} a sequence, "
     text += f"probe {math.sqrt(common) / truth.mean:.1%}, both {math.sqrt(rest) / truth.mean:.1%}"
-    print(text, flush=True)
     known = math.ceil(((between + rest) / SEQUENCES_WHEN_TOLD + common) / goal)
     theirs = best(*_cost_of_pyhessian(exact, ids))
     curvlinops = best(0.0, 1.0)  # It shares nothing between products.
@@ -120,14 +108,18 @@ def main() -> list[tuple[str, str]]:
         total = sum(each["gauss_newton"] + each["residual"] for each in units)
         return total / sum(each["num_tokens"] for each in units)
 
-    for run in range(RUNS_OF_PEERS):
+    for run in range(5):
         as_it_comes(_shuffled(ids, 200 + run)[: theirs[0]])
     fewest = next(each for each in range(2, 65) if variance(each, statistics.mean(stops)) <= goal)
     print("PyHessian's rule stops after", stops, "probes", flush=True)
     num, threes, twos = curvlinops[0], 3 * math.ceil(curvlinops[1] / 3), 2 * math.ceil(curvlinops[1] / 2)
-    peers: dict[str, tuple[int, Callable[[torch.Tensor], float]]] = {
+    stopping, alone = (
+        "ours, to its own stop at 5 %",
+        f"ours, told: {known} probes, {SEQUENCES_WHEN_TOLD} sequences each",
+    )
+    # Name -> sequences, and what makes a trace of them.
+    contenders: dict[str, tuple[int, Callable[[torch.Tensor], float]]] = {
         f"PyHessian as it comes, {fewest} sequences": (fewest, as_it_comes),
-        f"ours, told: {known} probes, {SEQUENCES_WHEN_TOLD} sequences each": (known * SEQUENCES_WHEN_TOLD, told),
         "PyHessian, told: {} x {}".format(*theirs): (theirs[0], pyhessian),
         "curvlinops Hutchinson, told: {} x {}".format(*curvlinops): (
             num,
@@ -139,30 +131,40 @@ def main() -> list[tuple[str, str]]:
         ),
         f"curvlinops XTrace, {num} x {twos}": (num, lambda b: float(xtrace(Curvlinops(composed, [b]), twos))),
     }
-    for name, (count, peer) in peers.items():
-        errors, costs = [], []
-        for run in range(RUNS_OF_OURS if peer is told else RUNS_OF_PEERS):
-            torch.manual_seed(run)
-            batch = _shuffled(ids, 100 + run)[:count]
-            value, seconds = _timed(lambda peer=peer, batch=batch: peer(batch))
-            errors.append(value / truth.mean - 1)
-            costs.append(seconds)
-        cost = statistics.mean(costs)
-        if peer is told:
-            alone = cost
-        ratio = f"{cost / mine:.1f} times ours as it comes"
-        if peer is not as_it_comes and peer is not told:
-            ratio += f", {cost / alone:.1f} times ours told"
-        rows.append((f"(2) {name}", f"{_row(errors, cost, unit)}: {ratio}"))
-        print(rows[-1], flush=True)
+    values: dict[str, list[float]] = {name: [] for name in (stopping, alone, *contenders)}
+    seconds: dict[str, list[float]] = {name: [] for name in ("gradient", *values)}
+
+    def take(name: str, make: Callable[[], float]) -> None:
+        value, took = _timed(make)
+        values[name].append(value)
+        seconds[name].append(took)
+
+    for turn in range(ROUNDS):
+        for run in range(RUNS_OF_OURS * turn, RUNS_OF_OURS * (turn + 1)):
+            seconds["gradient"].append(_timed(gradient)[1] / 8)
+            budget = Budget(rse=TARGET, max_units=10**4)
+            take(stopping, lambda run=run, budget=budget: ours(run, budget).traces.hessian.mean)
+            take(alone, lambda run=run: told(_shuffled(ids, 100 + run)[: known * SEQUENCES_WHEN_TOLD]))
+        torch.manual_seed(turn)
+        for name, (count, peer) in contenders.items():
+            take(name, lambda peer=peer, count=count, turn=turn: peer(_shuffled(ids, 100 + turn)[:count]))
+        print(f"round {turn + 1} of {ROUNDS}", flush=True)
+    cost = {name: statistics.mean(each) for name, each in seconds.items()}
+    rows = [
+        (
+            f"(2) Llama of {size / 1e6:.1f} M parameters",
+            f"Tr H = {truth.mean:.1f} ± {truth.stderr:.1f} nats; a sequence's gradient {cost['gradient'] * 1e3:.0f} ms",
+        ),
+        ("(2) relative standard deviations", text),
+    ]
+    for name, found in values.items():
+        rms = math.sqrt(statistics.mean((value / truth.mean - 1) ** 2 for value in found))
+        line = f"error {rms:.1%} (rms of {len(found)} runs), {cost[name]:.2f} s, "
+        line += f"{cost[name] / cost['gradient']:.0f} gradients of a sequence"
+        if name in contenders:
+            line += f": {cost[name] / cost[stopping]:.1f} times ours, {cost[name] / cost[alone]:.1f} times ours told"
+        rows.append((f"(2) {name}", line))
     return rows
-
-
-def _ours(model: Any, ids: torch.Tensor, *, seed: int, budget: Budget) -> tuple[Any, float]:
-    size = SEQUENCES_OF_BATCH
-    batches = [{"input_ids": ids[start : start + size]} for start in range(0, len(ids) - size + 1, size)]
-    measured, seconds = _timed(lambda: measure_traces(model, batches, budget=budget, seed=seed))
-    return measured.traces.hessian, seconds
 
 
 def _variances(model: Any, ids: torch.Tensor, parameters: Any) -> tuple[float, float, float]:
@@ -203,11 +205,6 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     began = time.perf_counter()
     value = function()
     return value, time.perf_counter() - began
-
-
-def _row(errors: list[float], seconds: float, unit: float) -> str:
-    rms = math.sqrt(statistics.mean(error**2 for error in errors))
-    return f"error {rms:.1%} (rms of {len(errors)} runs), {seconds:.1f} s, {seconds / unit:.0f} gradients of a sequence"
 
 
 if __name__ == "__main__":
