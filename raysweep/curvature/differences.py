@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from raysweep.curvature.language import IGNORED, Batch, slope, targets, token_logits
+from raysweep.curvature.language import IGNORED, Batch, targets, token_logits
 from raysweep.curvature.operators import Shifted
 
 Tensor = torch.Tensor
@@ -69,10 +69,12 @@ def quadratic_forms(
         The forms with the step, and with twice the step if `check`.
     """
     labels = targets(model, batch)
-    counted = (labels != IGNORED)[..., None]
+    counted, at = labels != IGNORED, labels.clamp(min=0)[..., None]
     here = token_logits(model, batch)
     p = here.softmax(dim=-1)
-    down = slope(p, labels)
+
+    def total(of_tokens: Tensor) -> float:
+        return float(of_tokens[counted].sum(dtype=torch.float64))
 
     def forms(times: int) -> Forms:
         with shifted.moves() as move:
@@ -80,11 +82,13 @@ def quadratic_forms(
             ahead = token_logits(model, batch) - here
             move(vector, -times)
             behind = token_logits(model, batch) - here
+        # Sums over the vocabulary as inner products: these tensors are as large as the logits, and each pass counts.
+        slope = ahead - behind
+        slope -= torch.linalg.vecdot(p, slope)[..., None]
+        variance = torch.linalg.vecdot(p, slope.square_())
+        bend = ahead.add_(behind)
+        residual = torch.linalg.vecdot(p, bend) - bend.gather(-1, at)[..., 0]
         step = times * shifted.step
-        first = (ahead - behind) / (2 * step)
-        mean = (p * first).sum(dim=-1, keepdim=True)
-        variance = (p * (first - mean).square_() * counted).sum(dtype=torch.float64)
-        bend = (down * ahead.add_(behind)).sum(dtype=torch.float64) / step**2
-        return Forms(gauss_newton=float(variance), residual=float(bend))
+        return Forms(gauss_newton=total(variance) / (2 * step) ** 2, residual=total(residual) / step**2)
 
     return forms(1), forms(2) if check else None
