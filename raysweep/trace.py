@@ -131,7 +131,7 @@ class Found:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; traces are of the mean loss over predicted tokens, in nats."""
+        """As JSON values; traces are of the mean loss over predicted tokens, in nats, intervals of 95 %."""
         from raysweep.curvature.measure import distance
 
         main = self.main
@@ -140,6 +140,8 @@ class Found:
             "measured_on": "text" if self.on_text else "samples",
             "reduction": "mean over predicted tokens, nats",
             **_metrics(main),
+            "hessian_trace_interval": list(main.traces.hessian.relative_interval()),
+            "fisher_trace_interval": list(main.traces.fisher.relative_interval()),
             "sequence_length": self.sequence_length,
             "num_parameters": self.num_parameters,
             "num_parameters_measured": self.num_parameters_measured,

@@ -17,7 +17,7 @@ from raysweep.curvature.units import Unit, Values
 
 # Of the first round: Fisher draws, from which the step is chosen; then probes, on batches of which some get two, so
 # that the probes' own variance can be told from that of the text.
-PILOT_FISHER = 3
+PILOT_FISHER = 4
 PILOT_PROBES = 8
 REPEATED = 2
 

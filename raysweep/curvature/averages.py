@@ -48,6 +48,15 @@ class Estimate:
         half = float(stats.t.ppf((1 + level) / 2, max(self.df, 1))) * self.stderr
         return self.mean - half, self.mean + half
 
+    def relative_interval(self, level: float = 0.95) -> tuple[float, float]:
+        """The same in the logarithm: for what was measured until its error was a given part of it.
+
+        Then the stated error is small where the estimate is, and equal steps to both sides would favour low ones.
+        """
+        half = min(float(stats.t.ppf((1 + level) / 2, max(self.df, 1))) * self.rse, 700.0)  # exp of more overflows.
+        low, high = sorted((self.mean * math.exp(-half), self.mean * math.exp(half)))
+        return low, high
+
     @property
     def rse(self) -> float:
         """Relative standard error; infinite for a mean of nought."""
@@ -151,7 +160,8 @@ class Moments:
             gg=_covariance(off_g, off_g),
             rr=_covariance(off_r, off_r),
             hg=_covariance(off_h, off_g),
-            ff=_covariance(off_f, off_f),
+            # A few draws may be alike by chance, and would be given all the weight: the mean of an inverse chi square.
+            ff=_covariance(off_f, off_f) * (len(f) - 1) / (len(f) - 3) if len(f) > 3 else math.inf,
             hf=_covariance(off_h, off_f),
             gf=_covariance(off_g, off_f),
             num_probe=len(h),

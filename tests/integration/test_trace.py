@@ -78,6 +78,8 @@ def test_any_model_is_measured_and_its_products_agree(style, checkpoints, text, 
     assert found["target_reached"]
     assert found["hessian_trace_stderr"] <= 0.2 * found["hessian_trace"]
     assert found["fisher_trace_stderr"] <= 0.2 * found["fisher_trace"]
+    low, high = found["hessian_trace_interval"]
+    assert 0 < low < found["hessian_trace"] < high
     assert found["num_probes"] >= 12
     assert found["num_parameters_measured"] == found["num_parameters"]
     assert found["seconds"] > 0

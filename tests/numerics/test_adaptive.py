@@ -55,7 +55,7 @@ def test_intervals_cover_the_truth_and_estimates_are_unbiased(residual):
     for seed in range(500):
         made = Synthetic(seed, residual=residual)
         traces = summarize(made.run(Budget(rse=rse)))
-        low, high = traces.hessian.interval()
+        low, high = traces.hessian.relative_interval()
         inside += low <= made.truth <= high
         errors.append((traces.hessian.mean - made.truth) / made.truth)
         sigmas.append(traces.hessian.rse)

@@ -46,7 +46,7 @@ def main() -> list[tuple[str, str]]:
         rows = torch.randint(POPULATION, (512,), generator=torch.Generator().manual_seed(run))
         batches = [{"input_ids": ids[pair]} for pair in rows.split(2)]
         measured = measure_traces(model, batches, budget=Budget(rse=0.05), seed=run)
-        low, high = measured.traces.hessian.interval()
+        low, high = measured.traces.hessian.relative_interval()
         inside += low <= truth <= high
         reached += measured.reason == "reached"
         units.append(measured.traces.num_probes)
