@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from raysweep.errors import Diverged
 from raysweep.train.engines import Batch, DeepSpeedEngine, PlainEngine, Tensors
+from raysweep.train.models import fuse_norms
 from raysweep.train.objectives import IGNORED, Objective
 from raysweep.train.optimizers import Optimizer
 from raysweep.train.schedules import Schedule
@@ -85,6 +86,7 @@ def train(
         model.load_state_dict(load_file(saved / "model.safetensors"))
     if worker.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    fuse_norms(model)
     model.train()
     cutter = _Cutter(worker, num_sequences=len(batches(0)["input_ids"]))
     settings: dict[str, Any] = {

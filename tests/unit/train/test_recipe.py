@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raysweep.train.models import Llama
+from raysweep.train.models import Llama, fuse_norms
 from raysweep.train.objectives import IGNORED, CausalLM
 from raysweep.train.optimizers import SGD, AdamW, decay_groups
 from raysweep.train.schedules import WSD, Constant, Cosine
@@ -20,6 +20,26 @@ def test_parameter_count_is_torchs(tied, inner):
     spec = Llama(hidden_size=16, num_layers=3, num_heads=2, intermediate_size=inner, tie_embeddings=tied)
     model = spec.build(vocab_size=50, sequence_length=8, seed=0)
     assert spec.num_parameters(50) == model.num_parameters()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_fused_norms_are_the_same_function(bf16):
+    model = Llama(hidden_size=16, num_layers=2, num_heads=2).build(vocab_size=20, sequence_length=8, seed=0)
+    ids = torch.arange(16).view(2, 8)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    found = []
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(input_ids=ids, labels=ids).loss
+        found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+        fuse_norms(model)
+    assert sum("forward" in vars(module) for module in model.modules()) == 5
+    tolerance = {"rtol": 0.05, "atol": 0.01} if bf16 else {"rtol": 1e-5, "atol": 1e-6}
+    for left, right in zip(*found, strict=True):
+        torch.testing.assert_close(left, right, **tolerance)
 
 
 def test_weights_depend_on_the_seed_alone():
