@@ -22,6 +22,7 @@ SMALL = Llama(hidden_size=128, num_layers=4, num_heads=4)
 LARGE = Llama(hidden_size=448, num_layers=8, num_heads=8)
 # Model, sequences of a step, their length, steps, bar.
 CASES = (
+    (SMALL, 32, 17, 80, 1.1),  # The quickstart's batch.
     (SMALL, 4, 64, 100, 1.1),
     (SMALL, 16, 128, 30, 1.1),
     (LARGE, 4, 128, 8, 1.0),
