@@ -106,13 +106,12 @@ def _spend(
 
     def variances(extra: Mapping[str, int]) -> tuple[float, float]:
         probe, fisher = (min(num[kind] + extra[kind], num_batches) for kind in ("probe", "fisher"))
-        hessian = moments.of_sizes(probe, fisher, num_batches)[0]
-        return hessian, moments.fisher_of_sizes(probe, fisher, num_batches)
+        return moments.of_sizes(probe, fisher, num_batches)
 
     for which, trace in enumerate((moments.hessian, moments.fisher)):
-        while variances(more)[which] > (budget.rse * trace) ** 2:
+        while (variance := variances(more)[which]) > (budget.rse * trace) ** 2:
             gains = {
-                kind: (variances(more)[which] - variances({**more, kind: more[kind] + 1})[which]) / cost[kind]
+                kind: (variance - variances({**more, kind: more[kind] + 1})[which]) / cost[kind]
                 for kind in more
                 if more[kind] < left[kind]
             }

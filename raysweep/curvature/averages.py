@@ -45,7 +45,7 @@ class Estimate:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Confidence interval, by Student's t."""
-        half = float(stats.t.ppf((1 + level) / 2, max(self.df, 1))) * self.stderr
+        half = self._quantile(level) * self.stderr
         return self.mean - half, self.mean + half
 
     def relative_interval(self, level: float = 0.95) -> tuple[float, float]:
@@ -53,9 +53,12 @@ class Estimate:
 
         Then the stated error is small where the estimate is, and equal steps to both sides would favour low ones.
         """
-        half = min(float(stats.t.ppf((1 + level) / 2, max(self.df, 1))) * self.rse, 700.0)  # exp of more overflows.
+        half = min(self._quantile(level) * self.rse, 700.0)  # exp of more overflows.
         low, high = sorted((self.mean * math.exp(-half), self.mean * math.exp(half)))
         return low, high
+
+    def _quantile(self, level: float) -> float:
+        return float(stats.t.ppf((1 + level) / 2, max(self.df, 1)))
 
     @property
     def rse(self) -> float:
@@ -176,12 +179,9 @@ class Moments:
         return self._with(self.num_probe, self.num_fisher, self.num_both)
 
     def of_sizes(self, num_probe: int, num_fisher: int, num_batches: int) -> tuple[float, float]:
-        """The same for other numbers of batches."""
-        return self._with(num_probe, num_fisher, max(0, num_probe + num_fisher - num_batches))
-
-    def fisher_of_sizes(self, num_probe: int, num_fisher: int, num_batches: int) -> float:
-        """Variance of the trace of the Fisher matrix for other numbers of batches."""
-        return self._fisher_with(num_probe, num_fisher, max(0, num_probe + num_fisher - num_batches))[0]
+        """Variances of the traces of the Hessian and of the Fisher matrix with other numbers of batches."""
+        sizes = num_probe, num_fisher, max(0, num_probe + num_fisher - num_batches)
+        return self._with(*sizes)[0], self._fisher_with(*sizes)[0]
 
     @property
     def both_fishers(self) -> Estimate:

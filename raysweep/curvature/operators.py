@@ -55,9 +55,8 @@ def choose_parameters(model: torch.nn.Module, patterns: Sequence[str]) -> None:
 
 def gradients_of(value: Tensor, parameters: Mapping[str, Tensor], *, create_graph: bool = False) -> Sequence[Tensor]:
     """Gradients of a scalar. Raises ValueError if it is not finite, or a parameter takes no part in it."""
-    if not torch.isfinite(value):
-        raise ValueError(f"the loss is {value.item()}; curvature needs a finite one")
-    return _all(
+    refuse_infinite(value)
+    return every_one(
         torch.autograd.grad(value, list(parameters.values()), create_graph=create_graph, allow_unused=True), parameters
     )
 
@@ -74,10 +73,17 @@ def loss_gradients(model: Any, batch: Batch, parameters: Mapping[str, Tensor]) -
     found = torch.autograd.grad(
         logits, list(parameters.values()), grad_outputs=down, create_graph=True, allow_unused=True
     )
-    return _all(found, parameters)
+    return every_one(found, parameters)
 
 
-def _all(gradients: Sequence[Tensor | None], parameters: Mapping[str, Tensor]) -> Sequence[Tensor]:
+def refuse_infinite(loss: Tensor) -> None:
+    """Raises ValueError if it is not finite."""
+    if not torch.isfinite(loss):
+        raise ValueError(f"the loss is {loss.item()}; curvature needs a finite one")
+
+
+def every_one(gradients: Sequence[Tensor | None], parameters: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    """The gradients. Raises ValueError if one is missing; names its parameter."""
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is None:
             raise ValueError(f"parameter {name!r} takes no part in the loss; leave it out of the parameters")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from raysweep.curvature.language import IGNORED, Batch
-from raysweep.curvature.operators import Shifted
+from raysweep.curvature.operators import Shifted, every_one, refuse_infinite
 from raysweep.curvature.probes import Distribution, Tensors, key, probe_part
 from raysweep.curvature.sharing import Item
 
@@ -64,8 +64,7 @@ class Shards(Shifted):
         Raises:
             ValueError: if the loss is not finite, or a parameter takes no part in it.
         """
-        if not torch.isfinite(loss):
-            raise ValueError(f"the loss is {loss.item()}; curvature needs a finite one")
+        refuse_infinite(loss)
         found: Tensors = {}
 
         def take(name: str, parameter: torch.Tensor) -> None:
@@ -84,10 +83,7 @@ class Shards(Shifted):
             for hook in hooks:
                 hook.remove()
             self._release()  # What is left gathered (an embedding) would not move with its shards.
-        for name in self._whole:
-            if name not in found:
-                raise ValueError(f"parameter {name!r} takes no part in the loss; leave it out of the parameters")
-        return {name: found[name] for name in self._whole}
+        return dict(zip(self._whole, every_one([found.get(name) for name in self._whole], self._whole), strict=True))
 
     def probe(self, *, seed: int, probe: int, distribution: Distribution = "rademacher") -> Tensors:
         """This worker's part of the vector that a whole model would get."""

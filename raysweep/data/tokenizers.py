@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 
+# One of them holds the vocabulary.
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
 
 class Bpe(Spec):
     """Byte-level BPE (Radford et al., 2019), trained on the start of every domain's training text."""
@@ -73,11 +76,10 @@ class Pretrained(Spec):
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of a tokenizer, by name. Raises DataError if there is none."""
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-    if not any((folder / name).is_file() for name in names):
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise DataError(f"{folder}: no tokenizer; save it there with tokenizer.save_pretrained(folder)")
     others = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
-    return [folder / name for name in sorted(names + others) if (folder / name).is_file()]
+    return [folder / name for name in sorted(VOCABULARY_FILES + others) if (folder / name).is_file()]
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

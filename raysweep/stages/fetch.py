@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from raysweep.data import hub
 from raysweep.data.corpora import Corpus
 from raysweep.data.pcfg import PCFG
+from raysweep.data.tokenizers import VOCABULARY_FILES
 from raysweep.errors import DataError
 from raysweep.spec import Provenance, Spec, StageSpec
 from raysweep.worker import Worker
@@ -64,7 +65,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
         )
     if "config.json" not in names:
         raise DataError(f"checkpoint {folder}: no config.json; save it with model.save_pretrained(folder)")
-    if not names & {"tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json"}:
+    if names.isdisjoint(VOCABULARY_FILES):
         raise DataError(f"checkpoint {folder}: no tokenizer; save it there with tokenizer.save_pretrained(folder)")
     return files
 

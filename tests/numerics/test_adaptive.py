@@ -142,6 +142,16 @@ def tiny_batches(model, num: int) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": torch.randint(0, model.config.vocab_size, (1, 8), generator=draw)} for _ in range(num)]
 
 
+@pytest.mark.parametrize("level", ["parameter", "layer", "block"])
+def test_parts_add_up_to_the_label_draws(level):
+    model = build("llama")
+    prepare(model)
+    measured = measure_traces(model, tiny_batches(model, 20), budget=Budget(rse=0.5, min_units=4, max_units=8))
+    draws = [values for unit, values in measured.units.items() if unit.kind == "fisher"]
+    whole = sum(values["fisher"] for values in draws) / sum(values["num_tokens"] for values in draws)
+    assert sum(part.fisher.mean for part in measured.parts(level).values()) == pytest.approx(whole)
+
+
 def test_an_interrupted_measurement_goes_on_to_the_bit():
     model = build("llama")
     prepare(model)
