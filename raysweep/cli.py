@@ -82,8 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         "--products",
         choices=typing.get_args(Products),
         default="logit_differences",
-        help="how v'Hv is made, at 1, 2 or 3 gradients; the first, the default, tells no traces of single blocks",
+        help="how v'Hv is made, at 1, 2 or 3 gradients; the first, the default, tells no Hessian traces of parts",
     )
+    trace.add_argument("--parts", action="store_true", help="also traces by layer and by block, the Fisher's at least")
     trace.add_argument(
         "--shape",
         type=_count,
@@ -187,6 +188,7 @@ def _trace(args: argparse.Namespace) -> int:
         products=args.products,
         shape_sequences=args.shape,
         parameters=tuple(args.parameters),
+        parts=args.parts,
         seed=args.seed,
     )
     found, differences = measure(request, show=lambda line: print(line, file=sys.stderr))

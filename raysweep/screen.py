@@ -233,7 +233,7 @@ def print_traces(found: Sequence[Mapping[str, Any]], differences: Sequence[Mappi
             console.print(f"its own samples give a Hessian trace {off:+.1%} ± {error:.1%} off that on the text")
         if "shape" in each:
             console.print(_shape(each["shape"]))
-        if any(block["hessian_trace"] is not None for block in each["blocks"].values()):
+        if "blocks" in each:
             console.print(_blocks(each["blocks"]))
         console.print(
             f"of the {each['reduction']}; {each['num_tokens']:,} tokens in sequences of {each['sequence_length']}, "
@@ -266,7 +266,7 @@ def _blocks(blocks: Mapping[str, Mapping[str, float]]) -> Table:
     table = _numbers("block", "Hessian", "stderr", "Fisher", "stderr")
     for name, part in blocks.items():
         keys = ("hessian_trace", "hessian_trace_stderr", "fisher_trace", "fisher_trace_stderr")
-        table.add_row(name, *(f"{part[key]:.4g}" for key in keys))
+        table.add_row(name, *("" if part[key] is None else f"{part[key]:.4g}" for key in keys))
     return table
 
 

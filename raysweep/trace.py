@@ -48,6 +48,8 @@ class Request:
     shape_sequences: int = 0
     """Sequences on which to measure what is beyond traces; see `stages.flatness.Shape`."""
     parameters: tuple[str, ...] = ("*",)
+    parts: bool = False
+    """Also the traces of layers and of blocks."""
     seed: int = 0
 
 
@@ -120,6 +122,7 @@ class Found:
     seconds: float
     on_text: Measured | None
     on_samples: Measured | None
+    with_parts: bool
     shape: Mapping[str, float] | None
     """See `curvature.shape.shape_metrics`; on the text, or for lack of one on its own samples."""
 
@@ -146,9 +149,10 @@ class Found:
             "num_parameters": self.num_parameters,
             "num_parameters_measured": self.num_parameters_measured,
             "seconds": self.seconds,
-            "blocks": {name: _part(part) for name, part in main.parts("block").items()},
-            "layers": {name: _part(part) for name, part in main.parts("layer").items()},
         }
+        if self.with_parts:
+            found["blocks"] = {name: _part(part) for name, part in main.parts("block").items()}
+            found["layers"] = {name: _part(part) for name, part in main.parts("layer").items()}
         if self.on_text and self.on_samples:
             off, error = distance(self.on_samples, self.on_text)
             found["samples"] = _metrics(self.on_samples) | {
@@ -238,6 +242,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
     except ValueError as error:
         raise DataError(f"{checkpoint.name!r}: {error}") from error
     length = checkpoint.length(request.sequence_length)
+    budget = Budget(request.rse, min(12, request.max_units), request.max_units, request.parts)
 
     def on(text: Mapping[str, torch.Tensor], what: str) -> Measured:
         here = {name: rows.to(model.device) for name, rows in text.items()}
@@ -250,7 +255,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
             return measure_traces(
                 model,
                 equal_batches(here, TOKENS_OF_BATCH // length),
-                budget=Budget(rse=request.rse, min_units=min(12, request.max_units), max_units=request.max_units),
+                budget=budget,
                 seed=request.seed,
                 products=request.products,
                 share=share,
@@ -283,6 +288,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
         time.perf_counter() - began,
         on_text,
         on_samples,
+        request.parts,
         shape,
     )
 

@@ -15,11 +15,11 @@ from raysweep.curvature.averages import Moments, summarize
 from raysweep.curvature.cost import COST, Products
 from raysweep.curvature.units import Unit, Values
 
-# Of the first round: Fisher draws, from which the step is chosen; then probes, on batches of which some get two, so
-# that the probes' own variance can be told from that of the text.
-PILOT_FISHER = 4
+# The first round: probes, on batches of which some get two, so that the probes' own variance can be told from that of
+# the text; and Fisher draws, which lower the variance of the trace, too, once there are enough to know theirs.
 PILOT_PROBES = 8
 REPEATED = 2
+PILOT_FISHER = 4
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Budget:
     rse: float = 0.05
     min_units: int = 12
     max_units: int = 1024
+    parts: bool = False
+    """Take enough Fisher draws for the traces of parts to have an error, where only they tell those."""
 
 
 Reason = Literal["reached", "units", "text"]
@@ -57,11 +59,13 @@ def next_units(done: Mapping[Unit, Values], num_batches: int, budget: Budget, pr
     """The units of the next round; none when the target or the end of the budget is reached."""
     num = _num(done)
     repeated = min(REPEATED, num_batches)
-    if num["fisher"] == 0:
-        return [fisher_order(index, num_batches) for index in range(min(PILOT_FISHER, budget.max_units))]
     if num["probe"] == 0:
-        first = min(max(PILOT_PROBES, budget.min_units), num_batches) + repeated
-        return [probe_order(index, num_batches) for index in range(min(first, budget.max_units))]
+        probes = min(max(PILOT_PROBES, budget.min_units), num_batches) + repeated
+        # Where a probe costs about as much as a draw, another probe does more.
+        draws = PILOT_FISHER if budget.parts or products != "logit_differences" else 0
+        return [probe_order(index, num_batches) for index in range(min(probes, budget.max_units))] + [
+            fisher_order(index, num_batches) for index in range(min(draws, budget.max_units))
+        ]
     if stop_reason(done, num_batches, budget) is not None:
         return []
     more = _spend(Moments.of(done), num, num_batches, budget, COST[products])
@@ -108,11 +112,13 @@ def _spend(
         probe, fisher = (min(num[kind] + extra[kind], num_batches) for kind in ("probe", "fisher"))
         return moments.of_sizes(probe, fisher, num_batches)
 
-    for which, trace in enumerate((moments.hessian, moments.fisher)):
+    # Where no prediction tells a gain (too few draws, or all text was used), what comes first here is taken.
+    aims = (moments.hessian, ("probe", "fisher")), (moments.both_fishers.mean, ("fisher", "probe"))
+    for which, (trace, kinds) in enumerate(aims):
         while (variance := variances(more)[which]) > (budget.rse * trace) ** 2:
             gains = {
                 kind: (variance - variances({**more, kind: more[kind] + 1})[which]) / cost[kind]
-                for kind in more
+                for kind in kinds
                 if more[kind] < left[kind]
             }
             best = max(gains, key=lambda kind: gains[kind], default=None)

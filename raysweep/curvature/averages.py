@@ -1,7 +1,7 @@
 """What units of work amount to: traces, their variances, and the weight of the control variate. Pure arithmetic.
 
-Tr H = Tr G + Tr(H - G). Every probe vector gives both parts at once, v'Gv and v'(H - G)v. The first has a second,
-cheaper estimator, the Fisher norms F, so with weight w
+Tr H = Tr G + Tr(H - G). Every probe vector gives both parts at once, v'Gv and v'(H - G)v. The first has a second
+estimator, the Fisher norms F, cheaper than an exact product, so with weight w
 
     T = mean(v'(H - G)v) + (1 - w) mean(v'Gv) + w mean(F)
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,7 +72,7 @@ class Traces:
 
     hessian: Estimate
     fisher: Estimate
-    """From label draws and from v'Gv, whose mean is the same."""
+    """From v'Gv and label draws, where there are some, whose mean is the same."""
     gauss_newton: Estimate
     """From v'Gv alone."""
     residual: Estimate
@@ -102,7 +102,7 @@ class Part:
 
 
 def summarize(done: Mapping[Unit, Values]) -> Traces:
-    """What units amount to, summed in a fixed order. Needs units of both kinds."""
+    """What units amount to, summed in a fixed order. Needs probes."""
     probes = {unit: done[unit] for unit in sorted(done) if unit.kind == "probe"}
     fishers = {unit: done[unit] for unit in sorted(done) if unit.kind == "fisher"}
     moments = Moments.of(done)
@@ -142,6 +142,7 @@ class Moments:
     gf: float
     num_probe: int
     num_fisher: int
+    """Of batches with draws; with fewer than four their variance `ff` is infinite, so that they get no weight."""
     num_both: int
     tokens_of_batch: float
 
@@ -153,7 +154,7 @@ class Moments:
         f_tokens, f = _by_batch(done, "fisher", ("fisher",))
         hessian, off_h = _ratio(h, tokens)
         gauss_newton, off_g = _ratio(g, tokens)
-        fisher, off_f = _ratio(f, f_tokens)
+        fisher, off_f = _ratio(f, f_tokens) if f else (0.0, {})
         off_r = {batch: off_h[batch] - off_g[batch] for batch in off_h}
         return Moments(
             hessian=hessian,
@@ -195,14 +196,16 @@ class Moments:
 
     def _with(self, num_probe: int, num_fisher: int, num_both: int) -> tuple[float, float]:
         hh, hg = self.hh / num_probe, self.hg / num_probe
+        if math.isinf(self.ff):
+            return hh, 0.0
         gg, ff, hf, gf = self._fishers(num_probe, num_fisher, num_both)
         # Var(h + w (f - g)) = hh + 2 w (hf - hg) + w^2 (ff + gg - 2 gf)
         return _least(hh, hf - hg, ff + gg - 2 * gf)
 
     def _fisher_with(self, num_probe: int, num_fisher: int, num_both: int) -> tuple[float, float]:
+        if math.isinf(self.ff):
+            return self.gg / num_probe, 1.0
         gg, ff, _, gf = self._fishers(num_probe, num_fisher, num_both)
-        if math.isinf(ff):
-            return gg, 1.0
         # Var(f + w (g - f)) = ff + 2 w (gf - ff) + w^2 (ff + gg - 2 gf)
         return _least(ff, gf - ff, ff + gg - 2 * gf)
 
@@ -262,19 +265,32 @@ def _probe_variance(probes: Mapping[Unit, Values], weight: float, tokens_of_batc
 
 
 def _difference_error(probes: Mapping[Unit, Values], trace: float) -> float:
-    """Relative: the error grows as the square of the step, so it is a third of what twice the step changes."""
+    """Relative: the error grows as the square of the step, so it is a third of what twice the step changes.
+
+    That was seen on a few probes. One that moves the logits further has, as from a longer step, a larger error.
+    """
     checked = [values for values in probes.values() if "residual_2h" in values]
-    if not checked or not trace:
+
+    def reach(units: Iterable[Values]) -> float:
+        return math.fsum(values["gauss_newton"] ** 2 / values["num_tokens"] for values in units)
+
+    if not trace or not reach(checked):
         return 0.0
     changes = (values[f"{name}_2h"] - values[name] for values in checked for name in ("gauss_newton", "residual"))
-    tokens = math.fsum(values["num_tokens"] for values in checked)
-    return abs(math.fsum(changes) / tokens / 3 / trace)
+    tokens = math.fsum(values["num_tokens"] for values in probes.values())
+    return abs(math.fsum(changes) / 3 * reach(probes.values()) / reach(checked) / tokens / trace)
 
 
 def traces_of_parts(done: Mapping[Unit, Values], level: Level) -> dict[str, Part]:
-    """Traces by parameter, by layer or by block, from the units of the whole model, in the model's order."""
+    """Traces by parameter, by layer or by block, from the units of the whole model, in the model's order.
+
+    Raises:
+        ValueError: if there are too few label draws for an error.
+    """
     names: dict[str, list[str]] = {}
     fishers = {unit: values for unit, values in done.items() if unit.kind == "fisher"}
+    if len({unit.batch for unit in fishers}) < 2:
+        raise ValueError("traces of parts are of label draws, two at least; measure with Budget(parts=True)")
     for name in next(iter(fishers.values())):
         if name.startswith("parameter/"):
             names.setdefault(part_of(name.removeprefix("parameter/"), level), []).append(name)

@@ -36,6 +36,28 @@ class Forms:
     residual: float
 
 
+@torch.no_grad()
+def shift_of_logits(model: Any, batch: Batch, vector: Mapping[str, Tensor], shifted: Shifted) -> float:
+    """Sum over tokens of Var_p(z(w + s v) - z(w)) / s^2: v'Gv of the summed loss, about, from two forward passes.
+
+    The step s is the longest that `step_for` would choose, so that rounding is nothing beside the difference.
+
+    Raises:
+        ValueError: if all parameters are nought.
+    """
+    shifted.step = SHIFT_WEIGHTS * shifted.rms
+    if not shifted.step:
+        raise ValueError("no step for differences: the chosen parameters are all 0; measure others as well")
+    counted = targets(model, batch) != IGNORED
+    here = token_logits(model, batch)
+    with shifted.moves() as move:
+        move(vector, 1)
+        ahead = token_logits(model, batch).sub_(here)
+    p = here.softmax(dim=-1)
+    variance = torch.linalg.vecdot(p, ahead.sub_(torch.linalg.vecdot(p, ahead)[..., None]).square_())
+    return _total(variance, counted) / shifted.step**2
+
+
 def step_for(trace: float, rms: float) -> float:
     """A step along a probe vector, to begin with.
 
@@ -73,22 +95,23 @@ def quadratic_forms(
     here = token_logits(model, batch)
     p = here.softmax(dim=-1)
 
-    def total(of_tokens: Tensor) -> float:
-        return float(of_tokens[counted].sum(dtype=torch.float64))
-
     def forms(times: int) -> Forms:
         with shifted.moves() as move:
             move(vector, times)
-            ahead = token_logits(model, batch) - here
+            ahead = token_logits(model, batch).sub_(here)
             move(vector, -times)
-            behind = token_logits(model, batch) - here
-        # Sums over the vocabulary as inner products: these tensors are as large as the logits, and each pass counts.
-        slope = ahead - behind
-        slope -= torch.linalg.vecdot(p, slope)[..., None]
+            behind = token_logits(model, batch).sub_(here)
+        # In place, and sums over the vocabulary as inner products: these tensors are as large as the logits, and each
+        # pass over them counts.
+        means = [torch.linalg.vecdot(p, side) for side in (ahead, behind)]
+        residual = means[0] + means[1] - (ahead.gather(-1, at) + behind.gather(-1, at))[..., 0]
+        slope = ahead.sub_(behind).sub_((means[0] - means[1])[..., None])
         variance = torch.linalg.vecdot(p, slope.square_())
-        bend = ahead.add_(behind)
-        residual = torch.linalg.vecdot(p, bend) - bend.gather(-1, at)[..., 0]
         step = times * shifted.step
-        return Forms(gauss_newton=total(variance) / (2 * step) ** 2, residual=total(residual) / step**2)
+        return Forms(_total(variance, counted) / (2 * step) ** 2, _total(residual, counted) / step**2)
 
     return forms(1), forms(2) if check else None
+
+
+def _total(of_tokens: Tensor, counted: Tensor) -> float:
+    return float(of_tokens[counted].sum(dtype=torch.float64))

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from raysweep.curvature.cost import Products
-from raysweep.curvature.differences import Forms, quadratic_forms
+from raysweep.curvature.differences import Forms, quadratic_forms, shift_of_logits
 from raysweep.curvature.ghost import GhostNorms
 from raysweep.curvature.language import IGNORED, Batch, slope, targets, token_logits
 from raysweep.curvature.operators import (
@@ -30,8 +30,8 @@ from raysweep.curvature.tangents import reverse_over_forward_product
 logger = logging.getLogger(__name__)
 
 Tensor = torch.Tensor
-Kind = Literal["probe", "fisher", "step"]
-"""A "step" unit is a probe, taken to find the step of differences."""
+Kind = Literal["probe", "fisher", "shift", "step"]
+"""The last two find the step of differences: how far logits move, and a probe with each step that is tried."""
 Values = Mapping[str, float]
 """`num_tokens`, and the sums that are named in `probe_unit` and `fisher_unit`; plain, to be saved as JSON."""
 
@@ -106,6 +106,16 @@ def probe_unit(
             twice = forms(*_gradient_differences(model, batch, vector, shifted, 2))
             values |= {f"{name}_2h": twice[name] for name in ("gauss_newton", "residual")}
     return _finite(values, unit)
+
+
+def shift_unit(
+    model: Any, batch: Batch, unit: Unit, *, seed: int, shifted: Shifted, distribution: Distribution
+) -> Values:
+    """`gauss_newton`, roughly, with the vector of the batch's first probe; see `differences.shift_of_logits`."""
+    vector = shifted.probe(seed=seed, probe=key(unit.batch, 0), distribution=distribution)
+    num = float((targets(model, batch) != IGNORED).sum())
+    moved = shift_of_logits(model, batch, vector, shifted)
+    return _finite({"num_tokens": num, "gauss_newton": moved}, unit)
 
 
 def _confirm(exact: Mapping[str, float], fine: Forms, coarse: Forms | None, unit: Unit) -> None:

@@ -50,7 +50,7 @@ class Flatness(StageSpec):
     with label draws of its own. Units are dealt over ranks and averaged in their order: the same bits for any number
     of workers. Finished units are saved; a stage that was killed goes on from them.
 
-    Writes `units.jsonl`, the values of every unit, `parameters.json`, traces by parameter, and `shape.json`.
+    Writes `units.jsonl`, the values of every unit, and if asked to `parameters.json` and `shape.json`.
     """
 
     kind: ClassVar[str] = "flatness"
@@ -69,6 +69,8 @@ class Flatness(StageSpec):
     distribution: Literal["rademacher", "gaussian"] = "rademacher"
     parameters: tuple[str, ...] = ("*",)
     """Patterns, as of a shell, of the names of the parameters whose curvature is measured."""
+    parts: Annotated[bool, Neutral(False)] = False
+    """Also the traces of single parameters: the Fisher matrix's, and where `products` tell them the Hessian's."""
     own_samples: Annotated[int, Neutral(0)] = Field(default=0, ge=0)
     """Sequences drawn from the model itself, on which the traces are measured as well."""
     shape: Annotated[Shape | None, Neutral(None)] = None
@@ -89,8 +91,9 @@ class Flatness(StageSpec):
         """What is expected before anything runs: tokens of gradients to compute, and the relative standard error."""
         tokens = self.batch_sequences * self.sequence_length
         units, rse = predicted(self.rse, tokens_of_batch=tokens, min_units=self.min_units, max_units=self.max_units)
-        # About a fifth as many label draws as probes.
-        work = units * tokens * (COST[self.products] + COST["fisher"] / 5)
+        # Label draws, where there are some: about a fifth as many as probes.
+        draws = units / 5 if self.parts or self.products != "logit_differences" else 0
+        work = tokens * (units * COST[self.products] + draws * COST["fisher"])
         if self.own_samples:
             work *= 2
         if self.shape:
@@ -119,8 +122,9 @@ class Flatness(StageSpec):
         metrics = measured.metrics()
         if worker.rank == 0:
             (out / "units.jsonl").write_text("".join(map(_line, sorted(measured.units.items()))))
-            parts = {name: asdict(part) for name, part in measured.parts("parameter").items()}
-            (out / "parameters.json").write_text(json.dumps(parts, indent=1))
+            if self.parts:
+                parts = {name: asdict(part) for name, part in measured.parts("parameter").items()}
+                (out / "parameters.json").write_text(json.dumps(parts, indent=1))
         if self.own_samples:
             metrics |= self._on_samples(model, inputs["checkpoint"], measured, worker)
         if self.shape:
@@ -183,7 +187,7 @@ class Flatness(StageSpec):
         from raysweep.curvature.adaptive import Budget
 
         return {
-            "budget": Budget(rse=self.rse, min_units=self.min_units, max_units=self.max_units),
+            "budget": Budget(rse=self.rse, min_units=self.min_units, max_units=self.max_units, parts=self.parts),
             "seed": self.seed,
             "products": self.products,
             "distribution": self.distribution,

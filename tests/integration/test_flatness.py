@@ -104,7 +104,13 @@ def test_one_two_and_four_workers_agree_to_the_bit(grammar, inputs, tmp_path):
 @pytest.mark.parametrize("batch_sequences", [1, 3])
 def test_a_sharded_model_gives_the_same_traces(batch_sequences, products, inputs, tmp_path):
     spec = Flatness(
-        num_sequences=24, batch_sequences=batch_sequences, min_units=6, max_units=8, products=products, **MEASURES
+        num_sequences=24,
+        batch_sequences=batch_sequences,
+        min_units=6,
+        max_units=8,
+        products=products,
+        parts=True,
+        **MEASURES,
     )
     whole = spec.run(inputs, tmp_path, Worker())
     parts = json.loads((tmp_path / "parameters.json").read_text())

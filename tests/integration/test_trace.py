@@ -84,7 +84,9 @@ def test_any_model_is_measured_and_its_products_agree(style, checkpoints, text, 
     assert found["num_parameters_measured"] == found["num_parameters"]
     assert found["seconds"] > 0
     assert found["gradient_equivalents"] > found["num_probes"]
-    exact = trace(capsys, *asked, "--products", "exact")
+    assert found["num_fisher_draws"] == 0
+    assert "blocks" not in found
+    exact = trace(capsys, *asked, "--products", "exact", "--parts")
     off = abs(exact["hessian_trace"] - found["hessian_trace"])
     assert off < 3 * (exact["hessian_trace_stderr"] + found["hessian_trace_stderr"])
     # Blocks and layers add up alike; to the whole within an error, as they are of a few label draws, the whole is not.
@@ -94,9 +96,12 @@ def test_any_model_is_measured_and_its_products_agree(style, checkpoints, text, 
     assert of_blocks == pytest.approx(of_layers)
     assert of_blocks == pytest.approx(exact["fisher_trace"], rel=0.5)
     assert len(exact["blocks"]) < len(exact["layers"])
-    assert all(block["hessian_trace"] is None for block in found["blocks"].values())
     plain = exact["gauss_newton_trace"] + exact["residual_trace"]
     assert sum(block["hessian_trace"] for block in exact["blocks"].values()) == pytest.approx(plain)
+    by_draws = trace(capsys, *asked, "--parts")
+    assert by_draws["blocks"].keys() == exact["blocks"].keys()
+    assert all(block["hessian_trace"] is None for block in by_draws["blocks"].values())
+    assert all(block["fisher_trace_stderr"] > 0 for block in by_draws["blocks"].values())
 
 
 def test_several_models_get_differences_with_an_error_of_their_own(checkpoints, text, tmp_path, capsys):
@@ -160,10 +165,13 @@ def test_a_budget_that_ends_first_is_flagged(checkpoints, text, capsys):
 
 def test_parameters_are_chosen_by_pattern(checkpoints, text, capsys):
     asked = [checkpoints["llama"], "--data", text, "--sequence-length", 24, "--rse", 0.3]
-    found = trace(capsys, *asked, "--parameters", "*.mlp.*", "--products", "gradient_differences")
+    asked += ["--parameters", "*.mlp.*", "--products", "gradient_differences", "--parts"]
+    found = trace(capsys, *asked)
     assert found["num_parameters_measured"] < found["num_parameters"]
     assert set(found["blocks"]) == {"model.layers.0", "model.layers.1"}
     assert all(".mlp." in name for name in found["layers"])
+    assert main(["trace", *map(str, asked)]) == 0
+    assert "model.layers.1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

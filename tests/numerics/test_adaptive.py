@@ -12,6 +12,7 @@ from tiny_models import build
 
 from raysweep.curvature.adaptive import Budget, fisher_order, next_units, probe_order, stop_reason
 from raysweep.curvature.averages import Estimate, summarize
+from raysweep.curvature.cost import Products
 from raysweep.curvature.language import prepare
 from raysweep.curvature.measure import compare, measure_traces, one_after_another
 from raysweep.curvature.units import Unit, Values
@@ -41,34 +42,34 @@ class Synthetic:
             "residual": scale * (self.bent[unit.batch] + noise.normal(0, 0.3)),
         }
 
-    def run(self, budget: Budget) -> dict[Unit, Values]:
+    def run(self, budget: Budget, products: Products = "logit_differences") -> dict[Unit, Values]:
         done: dict[Unit, Values] = {}
-        while units := next_units(done, self.num_batches, budget, "logit_differences"):
+        while units := next_units(done, self.num_batches, budget, products):
             done |= {unit: self.values(unit) for unit in units}
         return done
 
 
 @pytest.mark.parametrize("residual", [0.0, 0.3, 2.0])
 def test_intervals_cover_the_truth_and_estimates_are_unbiased(residual):
-    inside, errors, sigmas = 0, [], []
+    inside, errors, sigmas, runs = 0, [], [], 1000
     rse = 0.05 if residual < 1 else 0.1
-    for seed in range(500):
+    for seed in range(runs):
         made = Synthetic(seed, residual=residual)
         traces = summarize(made.run(Budget(rse=rse)))
         low, high = traces.hessian.relative_interval()
         inside += low <= made.truth <= high
         errors.append((traces.hessian.mean - made.truth) / made.truth)
         sigmas.append(traces.hessian.rse)
-    assert 0.93 <= inside / 500 <= 0.97
+    assert 0.93 <= inside / runs <= 0.97
     # To stop at a *relative* error prefers large means a little: by the order of its square.
-    assert abs(np.mean(errors)) < 4 * np.std(errors) / math.sqrt(500) + rse**2
+    assert abs(np.mean(errors)) < 4 * np.std(errors) / math.sqrt(runs) + rse**2
     assert np.std(errors) == pytest.approx(np.sqrt(np.mean(np.square(sigmas))), rel=0.15)
 
 
 def test_fisher_draws_are_worth_more_where_the_residual_is_small():
     weights = []
     for residual in (0.0, 2.0):
-        done = Synthetic(3, residual=residual, num_batches=20_000).run(Budget(rse=0.03, max_units=4000))
+        done = Synthetic(3, residual=residual, num_batches=20_000).run(Budget(rse=0.03, max_units=4000), "exact")
         num = [sum(unit.kind == kind for unit in done) for kind in ("fisher", "probe")]
         weights.append(num[0] / num[1])
     assert weights[0] > 1.5 * weights[1]
@@ -146,10 +147,13 @@ def tiny_batches(model, num: int) -> list[dict[str, torch.Tensor]]:
 def test_parts_add_up_to_the_label_draws(level):
     model = build("llama")
     prepare(model)
-    measured = measure_traces(model, tiny_batches(model, 20), budget=Budget(rse=0.5, min_units=4, max_units=8))
+    budget = Budget(rse=0.5, min_units=4, max_units=8)
+    measured = measure_traces(model, tiny_batches(model, 20), budget=replace(budget, parts=True))
     draws = [values for unit, values in measured.units.items() if unit.kind == "fisher"]
     whole = sum(values["fisher"] for values in draws) / sum(values["num_tokens"] for values in draws)
     assert sum(part.fisher.mean for part in measured.parts(level).values()) == pytest.approx(whole)
+    with pytest.raises(ValueError, match="two at least"):
+        measure_traces(model, tiny_batches(model, 20), budget=budget).parts(level)
 
 
 def test_an_interrupted_measurement_goes_on_to_the_bit():
@@ -174,7 +178,8 @@ def test_an_interrupted_measurement_goes_on_to_the_bit():
     resumed = measure_traces(model, batches, budget=budget, share=lambda units, run: share(units, run, limit=10**6))
     assert resumed.metrics() == whole.metrics()
     assert resumed.units == whole.units
-    assert len(computed) == len(whole.units)  # No unit is computed twice.
+    # No unit is computed twice; one more than are averaged tells how far the logits move.
+    assert len(computed) == len(set(computed)) == len(whole.units) + 1
 
 
 def test_one_batch_has_no_error_bar():
@@ -222,7 +227,7 @@ def test_the_step_is_made_smaller_until_its_error_is():
 
     budget = Budget(rse=0.05, min_units=16, max_units=40)
     found = measure_traces(model, batches, budget=budget, share=share)
-    assert len(taken) > 2
+    assert 2 < len(taken) <= 8
     exact = measure_traces(model, batches, budget=budget, products="exact")
     scale = abs(exact.traces.gauss_newton.mean)
     assert abs(found.traces.gauss_newton.mean - exact.traces.gauss_newton.mean) < 0.02 * scale
@@ -235,3 +240,19 @@ def test_the_step_is_made_smaller_until_its_error_is():
             off.append(abs(mine - theirs) / (scale * exact.units[unit]["num_tokens"]))
     # Probe by probe, not only on average.
     assert sorted(off)[len(off) // 2] < 0.02
+
+
+def test_probes_that_reach_further_than_those_the_step_was_chosen_on_are_told(caplog):
+    # Attention this sharp bends a thousand times more along some probes.
+    model = build("llama")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    prepare(model)
+    batches, budget = tiny_batches(model, 40), Budget(rse=0.05, min_units=16, max_units=40)
+    found, exact = (
+        measure_traces(model, batches, budget=budget, products=products) for products in ("logit_differences", "exact")
+    )
+    assert abs(found.traces.gauss_newton.mean / exact.traces.gauss_newton.mean - 1) > 0.5
+    assert found.traces.difference_error > 0.5
+    assert "finite differences are off" in caplog.text

@@ -13,7 +13,7 @@ from raysweep.curvature.differences import step_for
 from raysweep.curvature.language import mean_token_loss, prepare, targets, token_logits
 from raysweep.curvature.operators import Shifted, hessian_vector_products, named_parameters
 from raysweep.curvature.tangents import gauss_newton_product
-from raysweep.curvature.units import Unit, fisher_unit, probe_unit, sample_labels
+from raysweep.curvature.units import Unit, fisher_unit, probe_unit, sample_labels, shift_unit
 
 
 def small(style: str = "llama", *, tied: bool = True):
@@ -180,6 +180,27 @@ def test_exact_products_that_are_wrong_are_found_out(monkeypatch):
     monkeypatch.setattr(model.model.layers[0].mlp.act_fn, "forward", Cut.apply)
     with pytest.raises(ValueError, match="no right second derivative; measure with logit differences"):
         probe_unit(model, batch, Unit("probe", 0, 0), **given)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_how_far_the_logits_move_is_about_the_gauss_newton_form(style):
+    model, batch = small(style)
+    shifted = Shifted(named_parameters(model), math.nan)
+    given = {"seed": 1, "shifted": shifted, "distribution": "rademacher"}
+    moved = shift_unit(model, batch, Unit("shift", 0, 0), **given)
+    exact = probe_unit(model, batch, Unit("probe", 0, 0), products="exact", **given)
+    assert moved["gauss_newton"] == pytest.approx(exact["gauss_newton"], rel=0.2)
+    assert moved["num_tokens"] == exact["num_tokens"]
+
+
+def test_no_step_for_weights_of_nought():
+    model, batch = small()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    shifted = Shifted(named_parameters(model), math.nan)
+    with pytest.raises(ValueError, match="the chosen parameters are all 0"):
+        shift_unit(model, batch, Unit("shift", 0, 0), seed=1, shifted=shifted, distribution="rademacher")
 
 
 def test_no_step_without_a_trace():
