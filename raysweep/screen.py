@@ -262,11 +262,11 @@ def _shape(shape: Mapping[str, float]) -> Table:
     return table
 
 
-def _blocks(blocks: Mapping[str, Mapping[str, float]]) -> Table:
+def _blocks(blocks: Mapping[str, Mapping[str, float | None]]) -> Table:
     table = _numbers("block", "Hessian", "stderr", "Fisher", "stderr")
     for name, part in blocks.items():
         keys = ("hessian_trace", "hessian_trace_stderr", "fisher_trace", "fisher_trace_stderr")
-        table.add_row(name, *("" if part[key] is None else f"{part[key]:.4g}" for key in keys))
+        table.add_row(name, *("" if (value := part[key]) is None else f"{value:.4g}" for key in keys))
     return table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -242,9 +242,9 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
     except ValueError as error:
         raise DataError(f"{checkpoint.name!r}: {error}") from error
     length = checkpoint.length(request.sequence_length)
-    budget = Budget(request.rse, min(12, request.max_units), request.max_units, request.parts)
+    budget = Budget(request.rse, min(12, request.max_units), request.max_units)
 
-    def on(text: Mapping[str, torch.Tensor], what: str) -> Measured:
+    def on(text: Mapping[str, torch.Tensor], what: str, *, parts: bool) -> Measured:
         here = {name: rows.to(model.device) for name, rows in text.items()}
 
         def share(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
@@ -255,7 +255,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
             return measure_traces(
                 model,
                 equal_batches(here, TOKENS_OF_BATCH // length),
-                budget=budget,
+                budget=replace(budget, parts=parts),
                 seed=request.seed,
                 products=request.products,
                 share=share,
@@ -264,14 +264,14 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
             raise DataError(f"{checkpoint.name!r}, {what}: {error}") from error
 
     tensors = {name: torch.from_numpy(rows) for name, rows in text.items()}
-    on_text = on(tensors, "text") if text else None
+    on_text = on(tensors, "text", parts=request.parts) if text else None
     on_samples = None
     if request.num_samples:
         show(f"{checkpoint.name}: drawing {request.num_samples} sequences")
         start = start_of_text(checkpoint.tokenizer)
         assert start is not None
         ids = sample_sequences(model, request.num_samples, length=length, start=start, seed=request.seed)
-        on_samples = on({"input_ids": ids}, "its own samples")
+        on_samples = on({"input_ids": ids}, "its own samples", parts=request.parts and not on_text)
         tensors = tensors or {"input_ids": ids}
     num_measured = sum(parameter.numel() for parameter in named_parameters(model).values())
     shape = None

@@ -80,7 +80,7 @@ def stop_reason(done: Mapping[Unit, Values], num_batches: int, budget: Budget) -
     "reached": the target. "units": the budget's. "text": all of it is used, and its own variance is above the target.
     """
     traces = summarize(done)
-    num = _num(done)
+    num = {kind: count for kind, count in _num(done).items() if count}
     passed = {kind: count >= 2 * num_batches for kind, count in num.items()}
     if not traces.hessian.rse <= budget.rse:  # So also where it is not known (NaN).
         if num["probe"] >= budget.max_units:
@@ -105,7 +105,8 @@ def _spend(
     A round adds half of what is there at most, as the variances are themselves estimates.
     """
     cost = {"probe": probe_cost, "fisher": COST["fisher"]}
-    left = {kind: budget.max_units - num[kind] for kind in num}
+    # Where the first round took no draws, none are taken: differences of logits are to do without gradients.
+    left = {kind: budget.max_units - count if count else 0 for kind, count in num.items()}
     more = {"probe": 0, "fisher": 0}
 
     def variances(extra: Mapping[str, int]) -> tuple[float, float]:

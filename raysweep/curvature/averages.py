@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -270,15 +270,17 @@ def _difference_error(probes: Mapping[Unit, Values], trace: float) -> float:
     That was seen on a few probes. One that moves the logits further has, as from a longer step, a larger error.
     """
     checked = [values for values in probes.values() if "residual_2h" in values]
-
-    def reach(units: Iterable[Values]) -> float:
-        return math.fsum(values["gauss_newton"] ** 2 / values["num_tokens"] for values in units)
-
-    if not trace or not reach(checked):
+    seen = math.fsum(values["gauss_newton"] for values in checked)
+    if not trace or not seen:
         return 0.0
     changes = (values[f"{name}_2h"] - values[name] for values in checked for name in ("gauss_newton", "residual"))
+    usual = seen / math.fsum(values["num_tokens"] for values in checked)
+    weighted = math.fsum(
+        values["gauss_newton"] * max(1.0, values["gauss_newton"] / values["num_tokens"] / usual)
+        for values in probes.values()
+    )
     tokens = math.fsum(values["num_tokens"] for values in probes.values())
-    return abs(math.fsum(changes) / 3 * reach(probes.values()) / reach(checked) / tokens / trace)
+    return abs(math.fsum(changes) / 3 / seen * weighted / tokens / trace)
 
 
 def traces_of_parts(done: Mapping[Unit, Values], level: Level) -> dict[str, Part]:

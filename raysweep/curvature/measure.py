@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -119,14 +119,13 @@ def measure_traces(
         return probe_unit(model, batch, unit, products=products, check=check, **given)
 
     found, cost_of_step = _find_step(shifted, min(NUM_CALIBRATION, len(batches)), budget.rse, run, share)
-    known: dict[Unit, Values] = {}
-    if products == "logit_differences":
-        known |= found  # They are probes, too.
-        cost_of_step -= len(found) * COST[products]
+    known = dict(found) if products == "logit_differences" else {}  # They are probes, too.
     while units := next_units(done, len(batches), budget, products):
         missing = [unit for unit in units if unit not in known]
         known |= dict(zip(missing, share(missing, run), strict=True))
         done |= {unit: known[unit] for unit in units}
+    if products == "logit_differences":
+        cost_of_step -= len(found.keys() & done.keys()) * COST[products]
     traces = summarize(done)
     reason = stop_reason(done, len(batches), budget) or "units"
     if traces.difference_error > budget.rse / 4:
@@ -160,29 +159,57 @@ def _find_step(
     """
     (moved,) = share([Unit("shift", 0, 0)], run)
     shifted.step = step_for(moved["gauss_newton"] / moved["num_tokens"], shifted.rms)
-    tries: list[tuple[float, float]] = []
-    is_last = False
-    while True:
-        made = list(share([Unit("step", batch, len(tries)) for batch in range(num_batches)], run))
-        change = sum(
-            abs(each["gauss_newton_2h"] + each["residual_2h"] - each["gauss_newton"] - each["residual"])
-            for each in made
-        )
-        error = change / 3 / sum(each["gauss_newton"] for each in made)
-        tries.append((error, shifted.step))
-        if error <= TOLERANCE * rse or is_last:
+    tries: list[_Try] = []
+
+    def attempt() -> _Try:
+        made = share([Unit("step", batch, len(tries)) for batch in range(num_batches)], run)
+        tries.append(_Try(shifted.step, made))
+        return tries[-1]
+
+    chosen = attempt()
+    while chosen.error > TOLERANCE * rse and len(tries) < MAX_ATTEMPTS:
+        shorter = min(0.5, max(0.1, math.sqrt(0.5 * TOLERANCE * rse / chosen.error)))
+        shifted.step = chosen.step * shorter
+        last = attempt()
+        if last.error > chosen.error and last.follows(chosen):
+            # Rounding grows as the inverse square of the step, truncation as the square: best is where they are equal.
+            # What twice the step changes is three times the error of truncation, but about that of rounding.
+            truncation = min(each.error / each.step**2 for each in tries[:-1] if last.follows(each))
+            shifted.step = (3 * last.error * last.step**2 / truncation) ** 0.25
+            chosen = attempt()
             break
-        if len(tries) > 1 and error > tries[-2][0]:
-            # Rounding, of which the change is not three times the error but once. It grows as the inverse square of
-            # the step, and what it was at first shrinks as the square: best is the step at which they are equal.
-            (truncated, longest), (rounded, shortest) = tries[0], tries[-1]
-            shifted.step = math.sqrt(longest * shortest) * (3 * rounded / truncated) ** 0.25
-            is_last = True
-        else:
-            shifted.step *= min(0.5, max(0.1, math.sqrt(0.5 * TOLERANCE * rse / error)))
-            is_last = len(tries) + 1 == MAX_ATTEMPTS
+        chosen = last
+    shifted.step = chosen.step
     passes = 2 + 5 * num_batches * len(tries)
-    return {Unit("probe", batch, 0): each for batch, each in enumerate(made)}, passes / 3
+    return {Unit("probe", batch, 0): each for batch, each in enumerate(chosen.probes)}, passes / 3
+
+
+@dataclass(frozen=True)
+class _Try:
+    """A step of differences, and probes with it and with twice of it."""
+
+    step: float
+    probes: Sequence[Values]
+
+    @property
+    def gauss_newton(self) -> float:
+        return math.fsum(each["gauss_newton"] for each in self.probes)
+
+    @property
+    def error(self) -> float:
+        """Relative to v'Gv: a third of what twice the step changes, as truncation grows as the square."""
+        changes = (
+            abs(each["gauss_newton_2h"] + each["residual_2h"] - each["gauss_newton"] - each["residual"])
+            for each in self.probes
+        )
+        return math.fsum(changes) / 3 / self.gauss_newton
+
+    def follows(self, longer: _Try) -> bool:
+        """Whether v'Gv, which rounding hardly touches, was about right with a longer step.
+
+        Where a step is so long that the logits no longer follow it, v'Gv is far too small, and its error says nothing.
+        """
+        return self.gauss_newton < 2 * longer.gauss_newton
 
 
 def distance(left: Measured, right: Measured) -> tuple[float, float]:
@@ -213,4 +240,8 @@ def compare(left: Measured, right: Measured) -> Traces:
             raise ValueError(f"batch {unit.batch} is not the same text in both; measure both on the same batches")
         names = [name for name in mine if name in theirs and name != "num_tokens"]
         differences[unit] = {"num_tokens": mine["num_tokens"]} | {name: mine[name] - theirs[name] for name in names}
-    return summarize(differences)
+    traces = summarize(differences)
+    # At most; errors of one sign cancel in part.
+    errors = (abs(each.traces.difference_error * each.traces.hessian.mean) for each in (left, right))
+    scale = abs(traces.hessian.mean)
+    return replace(traces, difference_error=math.fsum(errors) / scale if scale else 0.0)

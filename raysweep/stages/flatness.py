@@ -54,6 +54,7 @@ class Flatness(StageSpec):
     """
 
     kind: ClassVar[str] = "flatness"
+    VERSION: ClassVar[int] = 2
 
     num_sequences: int = Field(default=512, ge=2)
     batch_sequences: int = Field(default=1, ge=1)
@@ -140,7 +141,7 @@ class Flatness(StageSpec):
             raise ValueError("own_samples: the checkpoint's tokenizer has no token that a text could begin with")
         given: dict[str, Any] = {"length": self.sequence_length, "start": start, "seed": self.seed}
         ids = sample_sequences(model, self.own_samples, share=_Shared(worker, "samples"), **given)
-        measured = self._measure(model, ids, _Shared(worker, "units-of-samples"))
+        measured = self.with_(parts=False)._measure(model, ids, _Shared(worker, "units-of-samples"))
         off, error = distance(measured, on_text)
         traces = {f"samples_{name}": value for name, value in measured.metrics().items() if "trace" in name}
         return traces | {"samples_relative_distance": off, "samples_relative_distance_stderr": error}

@@ -102,6 +102,8 @@ def test_any_model_is_measured_and_its_products_agree(style, checkpoints, text, 
     assert by_draws["blocks"].keys() == exact["blocks"].keys()
     assert all(block["hessian_trace"] is None for block in by_draws["blocks"].values())
     assert all(block["fisher_trace_stderr"] > 0 for block in by_draws["blocks"].values())
+    assert main(["trace", *map(str, asked), "--parts"]) == 0
+    assert next(iter(exact["blocks"])) in capsys.readouterr().out
 
 
 def test_several_models_get_differences_with_an_error_of_their_own(checkpoints, text, tmp_path, capsys):

@@ -15,6 +15,7 @@ from raysweep.curvature.averages import Estimate, summarize
 from raysweep.curvature.cost import Products
 from raysweep.curvature.language import prepare
 from raysweep.curvature.measure import compare, measure_traces, one_after_another
+from raysweep.curvature.operators import Shifted, named_parameters
 from raysweep.curvature.units import Unit, Values
 
 
@@ -133,6 +134,31 @@ def test_uneven_batches_are_weighted_by_their_tokens():
     assert traces.num_tokens == 60
 
 
+@pytest.mark.parametrize(("num_batches", "why"), [(2000, "units"), (12, "text")])
+def test_without_draws_none_are_taken_for_the_fisher_trace_either(num_batches, why):
+    # The two parts of v'Hv cancel, so that the Hessian's trace is known long before the Fisher's.
+    done: dict[Unit, Values] = {}
+    budget = Budget(rse=0.02, min_units=12, max_units=60)
+    while units := next_units(done, num_batches, budget, "logit_differences"):
+        for unit in units:
+            noise = 300 * np.random.default_rng([unit.batch, unit.draw]).normal()
+            done[unit] = {"num_tokens": 10.0, "gauss_newton": 1000 + noise, "residual": -0.9 * noise}
+    traces = summarize(done)
+    assert traces.hessian.rse < 0.02 < traces.fisher.rse
+    assert stop_reason(done, num_batches, budget) == why
+    assert {unit.kind for unit in done} == {"probe"}
+
+
+def test_the_error_of_differences_grows_with_how_far_a_probe_reaches():
+    checked = {"num_tokens": 10.0, "gauss_newton": 100.0, "residual": 0.0, "gauss_newton_2h": 100.0, "residual_2h": 3.0}
+    done = {Unit("probe", 0, 0): checked, Unit("probe", 1, 0): checked}
+    assert summarize(done).difference_error == pytest.approx(1 / 100)
+    done[Unit("probe", 2, 0)] = {"num_tokens": 10.0, "gauss_newton": 50.0, "residual": 0.0}
+    assert summarize(done).difference_error == pytest.approx(1 / 100)
+    done[Unit("probe", 2, 0)] = {"num_tokens": 10.0, "gauss_newton": 1000.0, "residual": 0.0}
+    assert summarize(done).difference_error == pytest.approx((100 + 100 + 10 * 1000) / 100 / 1200)
+
+
 def test_an_estimate_gives_students_interval():
     low, high = Estimate(10.0, 1.0, 4).interval()
     assert (low, high) == pytest.approx((10 - 2.776, 10 + 2.776), abs=1e-3)
@@ -204,6 +230,8 @@ def test_differences_share_probes_and_have_a_small_error_of_their_own():
     assert difference.hessian.stderr < math.hypot(ours.traces.hessian.stderr, theirs.traces.hessian.stderr) / 3
     plain = ours.traces.gauss_newton.mean - theirs.traces.gauss_newton.mean
     assert abs(difference.gauss_newton.mean - plain) < both
+    known = [each.traces.difference_error * abs(each.traces.hessian.mean) for each in (ours, theirs)]
+    assert difference.difference_error == pytest.approx(sum(known) / abs(difference.hessian.mean))
     with pytest.raises(ValueError, match="share no units"):
         compare(ours, replace(theirs, units={}))
     longer = {unit: {**values, "num_tokens": 9.0} for unit, values in theirs.units.items()}
@@ -240,6 +268,42 @@ def test_the_step_is_made_smaller_until_its_error_is():
             off.append(abs(mine - theirs) / (scale * exact.units[unit]["num_tokens"]))
     # Probe by probe, not only on average.
     assert sorted(off)[len(off) // 2] < 0.02
+
+
+def step_that_is_found(forms):
+    """With forms(step, sign), v'Gv and v'(H - G)v of a batch, in place of a model's; and the first step tried."""
+    model = build("llama")
+    shifted = Shifted(named_parameters(model), math.nan)
+    steps = []
+
+    def share(units, run):
+        made = []
+        for unit in units:
+            sign = 1 - 2 * (unit.batch % 2)
+            fine, coarse = forms(shifted.step, sign), forms(2 * shifted.step, -sign)
+            made.append({"num_tokens": 10.0, "gauss_newton": 1000.0, "residual": 0.0})
+            if unit.kind == "step":
+                made[-1] = {"num_tokens": 10.0, "gauss_newton": fine[0], "residual": fine[1]}
+                made[-1] |= {"gauss_newton_2h": coarse[0], "residual_2h": coarse[1]}
+                steps.append(shifted.step)
+        return made
+
+    measure_traces(model, tiny_batches(model, 20), budget=Budget(rse=0.05), share=share, shifted=shifted)
+    return shifted.step, steps
+
+
+def test_a_step_between_truncation_and_rounding_is_found():
+    # The residual is wrong by 1e9 h^2 of truncation and 1e-5 / h^2 of rounding: equal at h = 3.2e-4, by 100 each.
+    step, steps = step_that_is_found(lambda h, sign: (1000.0, 1e9 * h**2 + sign * 1e-5 / h**2))
+    assert steps[0] > 6e-4
+    assert 2e-4 < step < 5e-4
+
+
+def test_a_step_too_long_for_the_logits_to_follow_is_not_taken_for_one_too_short():
+    # Logits bend away within 1e-5: beyond, v'Gv is far too small, at any step and at twice of it alike.
+    step, steps = step_that_is_found(lambda h, sign: (1000.0 / (1 + (h / 1e-5) ** 2), 0.0))
+    assert steps[0] > 6e-4
+    assert step < 2e-6
 
 
 def test_probes_that_reach_further_than_those_the_step_was_chosen_on_are_told(caplog):

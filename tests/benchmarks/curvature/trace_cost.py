@@ -1,10 +1,10 @@
 """Bar 2: cost of the Hessian's trace to a relative standard error of 5 %, on a model trained on real text. One thread.
 
 Truth is the mean over much held-out text. A peer measures a batch of N sequences with K probe vectors, each through the
-whole batch. As they come: ours stops by itself, at an error bar of its own, and measures the Fisher trace and those of
-layers on the way; PyHessian stops by its own rule, and is given the fewest sequences that suffice at the K where that
-stops; curvlinops has no rule. Told the numbers: the N and K of least cost to each, from the variances between
-sequences, between probes, and of the rest, which a user does not have; ours then takes the trace of the Hessian alone.
+whole batch. As they come: ours stops by itself, at an error bar of its own; PyHessian stops by its own rule, and is
+given the fewest sequences that suffice at the K where that stops; curvlinops has no rule. Told the numbers: the N and K
+of least cost to each, from the variances between sequences, between probes, and of the rest, which a user does not
+have.
 """
 
 from __future__ import annotations
