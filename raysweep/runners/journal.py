@@ -14,6 +14,9 @@ from raysweep.runs import Run, StageRow, TrialRow
 
 logger = logging.getLogger(__name__)
 
+# Bytes held back from the disk, so that the cause is kept when it fills up.
+RESERVE = 2**16
+
 
 def trial_row(trial: Trial) -> TrialRow:
     """A trial as it is kept in the run."""
@@ -42,19 +45,37 @@ class Journal:
         self._show = show
         self._boards: dict[str, Any] = {}
         self._failed = {failure["stage"] for failure in run.failures()}
+        self._reserve = run.folder / ".reserve"
+        self._hold_back()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Keep and show one event. A full disk loses the note, not the run."""
+        """Keep and show one event. A full disk loses the note, not the run; that of a failure has room held back."""
         try:
-            self._keep(event)
+            try:
+                self._keep(event)
+            except OSError:
+                if event["event"] != "failed" or not self._reserve.exists():
+                    raise
+                self._reserve.unlink()
+                self._keep(event)
+                self._hold_back()
         except OSError as error:
             logger.warning("event of %s not kept: %s", event.get("stage"), error)
         self._show(event)
 
     def close(self) -> None:
-        """Flush the TensorBoard logs."""
+        """Flush the TensorBoard logs, and give back what was held."""
         for board in self._boards.values():
             board.close()
+        self._reserve.unlink(missing_ok=True)
+
+    def _hold_back(self) -> None:
+        for size in (RESERVE, RESERVE // 4, RESERVE // 16):
+            try:
+                self._reserve.write_bytes(bytes(size))
+                return
+            except OSError:
+                self._reserve.unlink(missing_ok=True)
 
     def _keep(self, event: Mapping[str, Any]) -> None:
         match event["event"]:

@@ -166,10 +166,11 @@ def test_a_stage_that_cannot_succeed_does_not_stop_the_sweep(sweep_file, store, 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can only be mounted by root")
-def test_full_disk_fails_the_stage_and_space_brings_it_back(tiny_space, tmp_path):
+@pytest.mark.parametrize("size", ["200k", "300k"])
+def test_full_disk_fails_the_stage_and_space_brings_it_back(size, tiny_space, tmp_path):
     mount = tmp_path / "small"
     mount.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(mount)], capture_output=True)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mount)], capture_output=True)
     if made.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {made.stderr.decode().strip()}")
     try:
