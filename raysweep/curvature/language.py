@@ -51,12 +51,18 @@ def is_causal(model: Any) -> bool:
 def prepare(model: Any, *, twice_differentiable: bool = True) -> None:
     """Bring a model into the state in which its loss is a smooth function of its weights: dropout off.
 
+    Embeddings no longer leave the row of the padding token out of gradients, as torch does in training: the loss
+    depends on it wherever that token is read (end of text, where it pads too), and differences of losses see that.
+
     Args:
         model: a Hugging Face model; changed in place.
         twice_differentiable: also switch attention to an implementation that has a second derivative, which fused
             kernels have not. It is logged where it changes something.
     """
     model.eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = None
     implementation = getattr(model.config, "_attn_implementation", "eager")
     if twice_differentiable and implementation != "eager":
         logger.warning("attention is switched from %s to eager for exact curvature", implementation)

@@ -193,6 +193,24 @@ def test_how_far_the_logits_move_is_about_the_gauss_newton_form(style):
     assert moved["num_tokens"] == exact["num_tokens"]
 
 
+@pytest.mark.parametrize("style", ["gpt2", "bert"])
+def test_a_padding_token_that_is_read_counts_for_every_kind_of_product(style):
+    model = build(style, hidden=4, vocab=5, layers=1)
+    model.get_input_embeddings().padding_idx = 2
+    prepare(model)
+    model.double()
+    batch = batch_for(model)
+    assert (batch["input_ids"] == 2).any()
+    given = {"seed": 1, "shifted": Shifted(named_parameters(model), 1e-4)}
+    exact, *differences = (
+        probe_unit(model, batch, Unit("probe", 0, 0), products=products, **given)
+        for products in ("exact", "logit_differences", "gradient_differences")
+    )
+    for found in differences:
+        for name in ("gauss_newton", "residual"):
+            assert found[name] == pytest.approx(exact[name], rel=1e-3, abs=1e-3 * exact["gauss_newton"])
+
+
 def test_no_step_for_weights_of_nought():
     model, batch = small()
     with torch.no_grad():
