@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--samples", type=_count, default=0, metavar="N", help="measure on N sequences of its own, too")
     trace.add_argument("--sequence-length", type=_count, metavar="N", help="tokens (default: 512, or what it takes)")
     trace.add_argument("--rse", type=_above_zero, default=0.05, help="relative standard error wanted (default: 0.05)")
-    trace.add_argument("--max-units", type=_count, default=256, metavar="N", help="most probe vectors, and label draws")
+    trace.add_argument(
+        "--max-units", type=_count, default=256, metavar="N", help="most probe vectors, and label draws (default: 256)"
+    )
     trace.add_argument(
         "--products",
         choices=typing.get_args(Products),
@@ -191,15 +193,17 @@ def _trace(args: argparse.Namespace) -> int:
         parts=args.parts,
         seed=args.seed,
     )
-    found, differences = measure(request, show=lambda line: print(line, file=sys.stderr))
+    found, differences, failures = measure(request, show=lambda line: print(line, file=sys.stderr))
     documents = [each.to_dict() for each in found], [each.to_dict() for each in differences]
     if not args.json:
         print_traces(*documents)
-    elif len(found) == 1:
+    elif len(args.models) == 1:
         _print_json(documents[0][0])
     else:
-        _print_json({"traces": documents[0], "differences": documents[1]})
-    return 0
+        _print_json({"traces": documents[0], "differences": documents[1], "failures": failures})
+    for failure in failures:
+        print(f"DataError: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _count(text: str) -> int:

@@ -215,18 +215,21 @@ def print_traces(found: Sequence[Mapping[str, Any]], differences: Sequence[Mappi
             else (f", {each['num_parameters_measured']:,} of them measured")
         )
         console.print(f"{each['model']}: {each['num_parameters']:,} parameters{share}", style="bold")
-        names = ("hessian", "fisher", "gauss_newton", "residual")
+        # In expectation the two are one; without label draws so are their estimates.
+        with_draws = any(where["num_fisher_draws"] for where in (each, each.get("samples")) if where)
+        names = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton" if with_draws else "Gauss-Newton = Fisher"}
+        names |= ({"fisher": "Fisher"} if with_draws else {}) | {"residual": "residual (Hessian - Gauss-Newton)"}
         table = _numbers(
             "trace of", each["measured_on"], "stderr", *(("samples", "stderr") if "samples" in each else ())
         )
-        for name in names:
+        for name, shown in names.items():
             cells = [
                 f"{where[f'{name}_trace{suffix}']:.4g}"
                 for where in (each, each.get("samples"))
                 if where
                 for suffix in ("", "_stderr")
             ]
-            table.add_row(name.replace("_", "-"), *cells)
+            table.add_row(shown, *cells)
         console.print(table)
         if (samples := each.get("samples")) is not None:
             off, error = samples["relative_distance"], samples["relative_distance_stderr"]
@@ -235,6 +238,10 @@ def print_traces(found: Sequence[Mapping[str, Any]], differences: Sequence[Mappi
             console.print(_shape(each["shape"]))
         if "blocks" in each:
             console.print(_blocks(each["blocks"]))
+            console.print(
+                "Fisher traces of blocks are from label draws, Hessian traces from probes; the whole's are from both",
+                style="dim",
+            )
         console.print(
             f"of the {each['reduction']}; {each['num_tokens']:,} tokens in sequences of {each['sequence_length']}, "
             f"{each['num_probes']} probes, {each['num_fisher_draws']} label draws: {each['seconds']:.1f} s, "

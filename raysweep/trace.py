@@ -184,15 +184,17 @@ class Difference:
         return found
 
 
-def measure(request: Request, *, show: Show = lambda line: None) -> tuple[list[Found], list[Difference]]:
+def measure(request: Request, *, show: Show = lambda line: None) -> tuple[list[Found], list[Difference], list[str]]:
     """Measure the models one after another, then the difference of each from the first where the text is the same.
+
+    What fails while others are measured is told last, and does not take their results along.
 
     Args:
         request: what to measure.
         show: takes lines on the progress.
 
     Raises:
-        DataError: if a model cannot be loaded whole, or there is too little text.
+        DataError: if there is too little text, or no model can be loaded whole and measured.
     """
     if not request.data and not request.num_samples:
         raise DataError("nothing to measure on: give --data FILES, or --samples N for the model's own text")
@@ -203,17 +205,25 @@ def measure(request: Request, *, show: Show = lambda line: None) -> tuple[list[F
     for each in checkpoints:
         if request.num_samples and (each.is_masked or start_of_text(each.tokenizer) is None):
             raise DataError(f"--samples {request.num_samples}: {each.name!r} has no text of its own to draw")
-    found = [_measure_one(request, *each, show) for each in zip(checkpoints, texts, strict=True)]
+    found: list[tuple[Arrays, Found]] = []
+    failures: list[str] = []
+    for checkpoint, text in zip(checkpoints, texts, strict=True):
+        try:
+            found.append((text, _measure_one(request, checkpoint, text, show)))
+        except DataError as error:
+            failures.append(str(error))
+    if not found:
+        raise DataError("\n".join(failures))
+    (first_text, first), *others = found
     differences = []
-    for text, other in zip(texts[1:], found[1:], strict=True):
-        if found[0].on_text and other.on_text and _same(text, texts[0]):
+    for text, other in others:
+        if first.on_text and other.on_text and _same(text, first_text):
             from raysweep.curvature.measure import compare
 
-            difference = compare(other.on_text, found[0].on_text)
-            differences.append(Difference(other.model, found[0].model, difference))
+            differences.append(Difference(other.model, first.model, compare(other.on_text, first.on_text)))
         elif other.on_text:
-            show(f"{other.model} and {found[0].model} read other tokens: no difference of their own error is given")
-    return found, differences
+            show(f"{other.model} and {first.model} read other tokens: no difference of their own error is given")
+    return [each for _, each in found], differences, failures
 
 
 def _text(request: Request, checkpoint: Checkpoint, paths: Sequence[str]) -> Arrays:
@@ -248,7 +258,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
         here = {name: rows.to(model.device) for name, rows in text.items()}
 
         def share(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
-            show(f"{checkpoint.name}: {what}, {len(items)} units ({time.perf_counter() - began:.0f} s)")
+            show(f"{checkpoint.name}: {what}, {len(items)} more units of work ({time.perf_counter() - began:.0f} s)")
             return [run(item) for item in items]
 
         try:

@@ -30,7 +30,13 @@ class Budget:
     min_units: int = 12
     max_units: int = 1024
     parts: bool = False
-    """Take enough Fisher draws for the traces of parts to have an error, where only they tell those."""
+    """Take Fisher draws for the traces of parts: `min_units`, for an error that can be trusted."""
+
+    def __post_init__(self) -> None:
+        if not self.rse > 0:
+            raise ValueError(f"rse {self.rse}: a relative standard error is above 0, such as 0.05")
+        if min(self.min_units, self.max_units) < 2:
+            raise ValueError(f"min_units {self.min_units}, max_units {self.max_units}: an error bar takes 2 at least")
 
 
 Reason = Literal["reached", "units", "text"]
@@ -62,7 +68,9 @@ def next_units(done: Mapping[Unit, Values], num_batches: int, budget: Budget, pr
     if num["probe"] == 0:
         probes = min(max(PILOT_PROBES, budget.min_units), num_batches) + repeated
         # Where a probe costs about as much as a draw, another probe does more.
-        draws = PILOT_FISHER if budget.parts or products != "logit_differences" else 0
+        draws = 0 if products == "logit_differences" else PILOT_FISHER
+        if budget.parts:
+            draws = max(PILOT_FISHER, min(budget.min_units, num_batches))
         return [probe_order(index, num_batches) for index in range(min(probes, budget.max_units))] + [
             fisher_order(index, num_batches) for index in range(min(draws, budget.max_units))
         ]

@@ -77,7 +77,10 @@ class Traces:
     """From v'Gv alone."""
     residual: Estimate
     stderr_probe: float
-    """The part of `hessian.stderr` that comes from probe vectors: more of them on the same text would lower it."""
+    """The part of `hessian.stderr` that comes from probe vectors: more of them on the same text would lower it.
+
+    Told by the few batches that have several, so roughly: it may be as large as the whole by chance.
+    """
     stderr_data: float
     """The rest: only more text lowers it."""
     weight: float

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -99,6 +99,10 @@ def measure_traces(
     Raises:
         ValueError: if there are fewer than two batches, or a loss is not finite.
     """
+    if products not in get_args(Products):
+        raise ValueError(f"products {products!r}: one of {', '.join(get_args(Products))}")
+    if not all(isinstance(batch, Mapping) for batch in batches):
+        raise ValueError("a batch is a mapping with input_ids, as a tokenizer gives it; see curvature.language")
     if len(batches) < 2:
         raise ValueError(f"an error bar needs at least two batches; there are {len(batches)}")
     _keep_freed_memory()

@@ -127,6 +127,22 @@ def test_several_models_get_differences_with_an_error_of_their_own(checkpoints, 
     assert "less that of" in capsys.readouterr().out
 
 
+def test_a_model_that_fails_does_not_take_the_others_along(checkpoints, text, tmp_path, capsys):
+    model = LlamaForCausalLM.from_pretrained(checkpoints["llama"])
+    model.model.norm.weight.data[:] = torch.nan
+    model.save_pretrained(tmp_path / "nan")
+    for path in checkpoints["llama"].glob("tokenizer*"):
+        (tmp_path / "nan" / path.name).write_bytes(path.read_bytes())
+    asked = ["trace", str(checkpoints["llama"]), str(tmp_path / "nan"), "--data", str(text), "--sequence-length", "24"]
+    assert main([*asked, "--rse", "0.3", "--json"]) == 1
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert [each["model"] for each in document["traces"]] == [str(checkpoints["llama"])]
+    (failure,) = document["failures"]
+    assert "nan" in failure
+    assert f"DataError: {failure}" in err
+
+
 def test_without_text_the_models_own_is_measured(checkpoints, text, capsys):
     alone = trace(capsys, checkpoints["llama"], "--samples", 24, "--sequence-length", 16, "--rse", 0.3)
     assert alone["measured_on"] == "samples"

@@ -176,6 +176,7 @@ def test_parts_add_up_to_the_label_draws(level):
     budget = Budget(rse=0.5, min_units=4, max_units=8)
     measured = measure_traces(model, tiny_batches(model, 20), budget=replace(budget, parts=True))
     draws = [values for unit, values in measured.units.items() if unit.kind == "fisher"]
+    assert len(draws) >= 4
     whole = sum(values["fisher"] for values in draws) / sum(values["num_tokens"] for values in draws)
     assert sum(part.fisher.mean for part in measured.parts(level).values()) == pytest.approx(whole)
     with pytest.raises(ValueError, match="two at least"):
@@ -206,6 +207,29 @@ def test_an_interrupted_measurement_goes_on_to_the_bit():
     assert resumed.units == whole.units
     # No unit is computed twice; one more than are averaged tells how far the logits move.
     assert len(computed) == len(set(computed)) == len(whole.units) + 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"rse": 0.0}, "rse 0.0: a relative standard error is above 0"),
+        ({"rse": -1.0}, "rse -1.0"),
+        ({"max_units": 1}, "max_units 1: an error bar takes 2 at least"),
+    ],
+)
+def test_a_budget_that_cannot_be_kept_is_refused(asked, message):
+    with pytest.raises(ValueError, match=message):
+        Budget(**asked)
+
+
+def test_arguments_are_checked_before_anything_is_computed():
+    model = build("llama")
+    prepare(model)
+    batches = tiny_batches(model, 4)
+    with pytest.raises(ValueError, match="products 'hessian': one of logit_differences, gradient_differences, exact"):
+        measure_traces(model, batches, budget=Budget(), products="hessian")
+    with pytest.raises(ValueError, match="a batch is a mapping with input_ids"):
+        measure_traces(model, [batch["input_ids"] for batch in batches], budget=Budget())
 
 
 def test_one_batch_has_no_error_bar():
