@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from raysweep.curvature.allocator import keep_freed_memory
+
 logger = logging.getLogger(__name__)
 
 Tensor = torch.Tensor
@@ -53,12 +55,14 @@ def prepare(model: Any, *, twice_differentiable: bool = True) -> None:
 
     Embeddings no longer leave the row of the padding token out of gradients, as torch does in training: the loss
     depends on it wherever that token is read (end of text, where it pads too), and differences of losses see that.
+    The process keeps what it frees, for the passes to come; see `allocator`.
 
     Args:
         model: a Hugging Face model; changed in place.
         twice_differentiable: also switch attention to an implementation that has a second derivative, which fused
             kernels have not. It is logged where it changes something.
     """
+    keep_freed_memory()
     model.eval()
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-import torch
-
 from raysweep.curvature.adaptive import Budget, Reason, next_units, stop_reason
 from raysweep.curvature.averages import Level, Part, Traces, summarize, traces_of_parts
 from raysweep.curvature.cost import COST, Products
@@ -105,7 +103,6 @@ def measure_traces(
         raise ValueError("a batch is a mapping with input_ids, as a tokenizer gives it; see curvature.language")
     if len(batches) < 2:
         raise ValueError(f"an error bar needs at least two batches; there are {len(batches)}")
-    _keep_freed_memory()
     done: dict[Unit, Values] = {}
     shifted = shifted or Shifted(named_parameters(model), math.nan)
     given: dict[str, Any] = {"seed": seed, "shifted": shifted, "distribution": distribution}
@@ -141,15 +138,6 @@ def measure_traces(
     return Measured(traces, done, reason, cost)
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc keep up to 62 MiB of what is freed, for the next pass, in place of giving it back to the kernel.
-
-    It gives back what is above a threshold, which rises with the largest mapped block that was ever freed (32 MiB at
-    most). Pages that are given back are faulted in anew by every pass: a fifth of a probe's time at 5 M parameters.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
 def _find_step(
     shifted: Shifted, num_batches: int, rse: float, run: Callable[[Unit], Values], share: Share
 ) -> tuple[dict[Unit, Values], float]:
@@ -183,7 +171,6 @@ def _find_step(
             chosen = attempt()
             break
         chosen = last
-    shifted.step = chosen.step
     passes = 2 + 5 * num_batches * len(tries)
     return {Unit("probe", batch, 0): each for batch, each in enumerate(chosen.probes)}, passes / 3
 

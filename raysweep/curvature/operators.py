@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils import get_total_norm
 
 from raysweep.curvature.language import IGNORED, Batch, slope, targets, token_logits
 from raysweep.curvature.probes import Distribution, Tensors, probe_vector
@@ -186,10 +187,14 @@ def finite_difference_product(
             three times the error if it is of truncation, 1.1 times if it is of rounding. Otherwise NaN.
 
     Raises:
-        ValueError: if a parameter takes no part in the loss, or the loss is not finite.
+        ValueError: if a parameter takes no part in the loss, the loss is not finite, or all parameters or all of the
+            vector are 0.
     """
     eps = torch.finfo(precision).eps
-    step = STEP_SHARE * eps ** (1 / 3) * math.sqrt(inner(parameters, parameters) / inner(vector, vector))
+    size, length = (float(get_total_norm(each.values())) for each in (parameters, vector))
+    if not (size and length):
+        raise ValueError(f"no step for differences: the norm of the parameters is {size}, that of the vector {length}")
+    step = STEP_SHARE * eps ** (1 / 3) * size / length
     shifted = Shifted(parameters, step)
 
     def product(times: float) -> Tensors:
@@ -198,7 +203,7 @@ def finite_difference_product(
             ahead = gradients_of(loss(), parameters)
             move(vector, -times)
             behind = gradients_of(loss(), parameters)
-        return {name: (a - b) / (2 * times * step) for name, a, b in zip(parameters, ahead, behind, strict=True)}
+        return {name: (a - b).div_(2 * times * step) for name, a, b in zip(parameters, ahead, behind, strict=True)}
 
     found = product(1)
     if not check:

@@ -229,3 +229,9 @@ def test_probes_are_keyed_by_seed_probe_and_name():
     assert abs(float(first["a"].mean())) < 4 / math.sqrt(1000)
     normal = probe_vector(like, seed=0, probe=0, distribution="gaussian")["a"]
     assert float(normal.var()) == pytest.approx(1, abs=4 * math.sqrt(2 / 1000))
+
+
+def test_a_vector_of_noughts_has_no_step():
+    x = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match=r"no step .* the vector 0\.0"):
+        finite_difference_product(lambda: x.square().sum(), {"x": x}, {"x": torch.zeros_like(x)})
