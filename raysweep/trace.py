@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,7 +252,6 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
     except ValueError as error:
         raise DataError(f"{checkpoint.name!r}: {error}") from error
     length = checkpoint.length(request.sequence_length)
-    budget = Budget(request.rse, min(12, request.max_units), request.max_units)
 
     def on(text: Mapping[str, torch.Tensor], what: str, *, parts: bool) -> Measured:
         here = {name: rows.to(model.device) for name, rows in text.items()}
@@ -265,7 +264,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
             return measure_traces(
                 model,
                 equal_batches(here, TOKENS_OF_BATCH // length),
-                budget=replace(budget, parts=parts),
+                budget=Budget(request.rse, min(12, request.max_units), request.max_units, parts),
                 seed=request.seed,
                 products=request.products,
                 share=share,

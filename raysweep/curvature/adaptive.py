@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raysweep.curvature.averages import Moments, summarize
-from raysweep.curvature.cost import COST, Products
+from raysweep.curvature.cost import COST, Products, first_draws
 from raysweep.curvature.units import Unit, Values
 
-# The first round: probes, on batches of which some get two, so that the probes' own variance can be told from that of
-# the text; and Fisher draws, which lower the variance of the trace, too, once there are enough to know theirs.
+# The first round's probes are on batches of which some get two, so that the probes' own variance can be told from that
+# of the text.
 PILOT_PROBES = 8
 REPEATED = 2
-PILOT_FISHER = 4
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,7 @@ def next_units(done: Mapping[Unit, Values], num_batches: int, budget: Budget, pr
     repeated = min(REPEATED, num_batches)
     if num["probe"] == 0:
         probes = min(max(PILOT_PROBES, budget.min_units), num_batches) + repeated
-        # Where a probe costs about as much as a draw, another probe does more.
-        draws = 0 if products == "logit_differences" else PILOT_FISHER
-        if budget.parts:
-            draws = max(PILOT_FISHER, min(budget.min_units, num_batches))
+        draws = first_draws(products, parts=budget.parts, min_units=min(budget.min_units, num_batches))
         return [probe_order(index, num_batches) for index in range(min(probes, budget.max_units))] + [
             fisher_order(index, num_batches) for index in range(min(draws, budget.max_units))
         ]
@@ -113,7 +109,7 @@ def _spend(
     A round adds half of what is there at most, as the variances are themselves estimates.
     """
     cost = {"probe": probe_cost, "fisher": COST["fisher"]}
-    # Where the first round took no draws, none are taken: differences of logits are to do without gradients.
+    # Where the first round took no draws, none are taken.
     left = {kind: budget.max_units - count if count else 0 for kind, count in num.items()}
     more = {"probe": 0, "fisher": 0}
 

@@ -14,11 +14,25 @@ Only the first says nothing of single parameters; only the last needs attention 
 COST: Mapping[str, float] = {"logit_differences": 1.0, "gradient_differences": 2.0, "exact": 3.0, "fisher": 0.9}
 """Gradients that a unit costs: a forward pass is a third of one, the rest was measured."""
 
+PILOT_FISHER = 4
+"""Label draws of a first round that takes any: with fewer their variance is not known."""
+
 SPREAD_AT_128_TOKENS = 0.25
 """Relative standard deviation of one probe's estimate on one sequence of 128 tokens, probe and text together.
 
 Assumed for plans: 0.15 to 0.27 was measured on Llamas of 2 and 5 M parameters, trained on 1.6 and 2.4 M tokens.
 """
+
+
+def first_draws(products: Products, *, parts: bool, min_units: int) -> int:
+    """Label draws of the first round; where it takes none, none are taken later.
+
+    Parts need `min_units` of them, for an error that can be trusted. For the trace of the whole, another probe does
+    more than a draw where it costs about as much.
+    """
+    if parts:
+        return max(PILOT_FISHER, min_units)
+    return 0 if products == "logit_differences" else PILOT_FISHER
 
 
 def predicted(rse: float, *, tokens_of_batch: int, min_units: int, max_units: int) -> tuple[int, float]:

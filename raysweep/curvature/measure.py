@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from raysweep.curvature.adaptive import Budget, Reason, next_units, stop_reason
-from raysweep.curvature.averages import Level, Part, Traces, summarize, traces_of_parts
+from raysweep.curvature.averages import Level, Part, Traces, change_of_step, summarize, traces_of_parts
 from raysweep.curvature.cost import COST, Products
 from raysweep.curvature.differences import step_for
 from raysweep.curvature.language import Batch
@@ -188,12 +188,8 @@ class _Try:
 
     @property
     def error(self) -> float:
-        """Relative to v'Gv: a third of what twice the step changes, as truncation grows as the square."""
-        changes = (
-            abs(each["gauss_newton_2h"] + each["residual_2h"] - each["gauss_newton"] - each["residual"])
-            for each in self.probes
-        )
-        return math.fsum(changes) / 3 / self.gauss_newton
+        """Relative to v'Gv."""
+        return math.fsum(abs(change_of_step(each)) for each in self.probes) / 3 / self.gauss_newton
 
     def follows(self, longer: _Try) -> bool:
         """Whether v'Gv, which rounding hardly touches, was about right with a longer step.

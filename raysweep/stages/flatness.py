@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from raysweep.curvature.cost import COST, Products, predicted
+from raysweep.curvature.cost import COST, Products, first_draws, predicted
 from raysweep.curvature.sharing import Item, Share, Value
 from raysweep.data.packing import Tokens
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
@@ -92,8 +92,9 @@ class Flatness(StageSpec):
         """What is expected before anything runs: tokens of gradients to compute, and the relative standard error."""
         tokens = self.batch_sequences * self.sequence_length
         units, rse = predicted(self.rse, tokens_of_batch=tokens, min_units=self.min_units, max_units=self.max_units)
-        # Label draws, where there are some: about a fifth as many as probes.
-        draws = units / 5 if self.parts or self.products != "logit_differences" else 0
+        draws: float = first_draws(self.products, parts=self.parts, min_units=self.min_units)
+        if draws:  # In the end they are about a fifth as many as probes.
+            draws = max(draws, units / 5)
         work = tokens * (units * COST[self.products] + draws * COST["fisher"])
         if self.own_samples:
             work *= 2
