@@ -4,7 +4,8 @@ Truth is the mean over much held-out text. A peer measures a batch of N sequence
 whole batch. As they come: ours stops by itself, at an error bar of its own; PyHessian stops by its own rule, and is
 given the fewest sequences that suffice at the K where that stops; curvlinops has no rule. Told the numbers: the N and K
 of least cost to each, from the variances between sequences, between probes, and of the rest, which a user does not
-have.
+have. The peers run in a process of their own, as their users have them; once more, where that changes most, in one to
+which our setting of the allocator is lent.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from curvlinops import hutchinson_trace, hutchpp_trace, xtrace
-from peers import Curvlinops, PyHessian, with_forward_mode
+from peer_process import PeerProcess
 from subjects import text_ids, trained
 from transformers import AutoModelForCausalLM
 
@@ -46,10 +46,10 @@ TRUTH = 0.008
 def main() -> list[tuple[str, str]]:
     checkpoint = trained()
     ids = text_ids(checkpoint)
-    model, exact, composed = (AutoModelForCausalLM.from_pretrained(checkpoint).float() for _ in range(3))
+    model, exact = (AutoModelForCausalLM.from_pretrained(checkpoint).float() for _ in range(2))
     prepare(model, twice_differentiable=False)
     prepare(exact)
-    prepare(with_forward_mode(composed))
+    alone, lent = (PeerProcess(checkpoint, keeps_freed_memory=keeps) for keeps in (False, True))
     parameters = named_parameters(exact)
     size = sum(parameter.numel() for parameter in parameters.values())
 
@@ -74,23 +74,8 @@ def main() -> list[tuple[str, str]]:
     text = f"text {math.sqrt(between) / truth.mean:.1%} a sequence, "
     text += f"probe {math.sqrt(common) / truth.mean:.1%}, both {math.sqrt(rest) / truth.mean:.1%}"
     known = math.ceil(((between + rest) / SEQUENCES_WHEN_TOLD + common) / goal)
-    theirs = best(*_cost_of_pyhessian(exact, ids))
+    theirs = best(*_cost_of_pyhessian(alone, ids))
     curvlinops = best(0.0, 1.0)  # It shares nothing between products.
-    stops = []
-
-    def as_it_comes(batch: torch.Tensor) -> float:
-        peer = PyHessian(exact, batch)
-        value, count = peer.trace_by_its_rule()
-        peer.close()
-        stops.append(count)
-        return value
-
-    def pyhessian(batch: torch.Tensor) -> float:
-        peer = PyHessian(exact, batch)
-        trace = peer.trace(theirs[1])
-        peer.close()
-        return trace
-
     shifted = Shifted(named_parameters(model), math.nan)
     shifted.step = step_for(truth.mean, shifted.rms)
 
@@ -109,46 +94,46 @@ def main() -> list[tuple[str, str]]:
         total = sum(each["gauss_newton"] + each["residual"] for each in units)
         return total / sum(each["num_tokens"] for each in units)
 
-    for run in range(5):
-        as_it_comes(_shuffled(ids, 200 + run)[: theirs[0]])
-    fewest = next(each for each in range(2, 65) if variance(each, statistics.mean(stops)) <= goal)
+    stops = [
+        alone.trace("PyHessian by its rule", _shuffled(ids, 200 + run)[: theirs[0]], 0, seed=run).num_probes
+        for run in range(5)
+    ]
     print("PyHessian's rule stops after", stops, "probes", flush=True)
+    fewest = next(each for each in range(2, 65) if variance(each, statistics.mean(stops)) <= goal)
     num, threes, twos = curvlinops[0], 3 * math.ceil(curvlinops[1] / 3), 2 * math.ceil(curvlinops[1] / 2)
-    stopping, alone = (
+    stopping, told_so = (
         "ours, to its own stop at 5 %",
         f"ours, told: {known} probes, {SEQUENCES_WHEN_TOLD} sequences each",
     )
-    # Name -> sequences, and what makes a trace of them.
-    contenders: dict[str, tuple[int, Callable[[torch.Tensor], float]]] = {
-        f"PyHessian as it comes, {fewest} sequences": (fewest, as_it_comes),
-        "PyHessian, told: {} x {}".format(*theirs): (theirs[0], pyhessian),
-        "curvlinops Hutchinson, told: {} x {}".format(*curvlinops): (
-            num,
-            lambda b: float(hutchinson_trace(Curvlinops(composed, [b]), curvlinops[1])),
-        ),
-        f"curvlinops Hutch++, {num} x {threes}": (
-            num,
-            lambda b: float(hutchpp_trace(Curvlinops(composed, [b]), threes)),
-        ),
-        f"curvlinops XTrace, {num} x {twos}": (num, lambda b: float(xtrace(Curvlinops(composed, [b]), twos))),
+    hutchinson = "curvlinops Hutchinson, told: {} x {}".format(*curvlinops)
+    # Name -> where, what, of how many sequences, with how many probes.
+    contenders = {
+        f"PyHessian as it comes, {fewest} sequences": (alone, "PyHessian by its rule", fewest, 0),
+        "PyHessian, told: {} x {}".format(*theirs): (alone, "PyHessian", *theirs),
+        hutchinson: (alone, "Hutchinson", *curvlinops),
+        f"{hutchinson}, lent": (lent, "Hutchinson", *curvlinops),
+        f"curvlinops Hutch++, {num} x {threes}": (alone, "Hutch++", num, threes),
+        f"curvlinops XTrace, {num} x {twos}": (alone, "XTrace", num, twos),
     }
-    values: dict[str, list[float]] = {name: [] for name in (stopping, alone, *contenders)}
+    values: dict[str, list[float]] = {name: [] for name in (stopping, told_so, *contenders)}
     seconds: dict[str, list[float]] = {name: [] for name in ("gradient", *values)}
 
-    def take(name: str, make: Callable[[], float]) -> None:
-        value, took = _timed(make)
+    def take(name: str, value: float, took: float) -> None:
         values[name].append(value)
         seconds[name].append(took)
 
+    for place, what, count, probes in contenders.values():  # First runs are slow.
+        place.trace(what, ids[:count], probes, seed=0)
     for turn in range(ROUNDS):
         for run in range(RUNS_OF_OURS * turn, RUNS_OF_OURS * (turn + 1)):
             seconds["gradient"].append(_timed(gradient)[1] / 8)
             budget = Budget(rse=TARGET, max_units=10**4)
-            take(stopping, lambda run=run, budget=budget: ours(run, budget).traces.hessian.mean)
-            take(alone, lambda run=run: told(_shuffled(ids, 100 + run)[: known * SEQUENCES_WHEN_TOLD]))
-        torch.manual_seed(turn)
-        for name, (count, peer) in contenders.items():
-            take(name, lambda peer=peer, count=count, turn=turn: peer(_shuffled(ids, 100 + turn)[:count]))
+            take(stopping, *_timed(lambda run=run, budget=budget: ours(run, budget).traces.hessian.mean))
+            batch = _shuffled(ids, 100 + run)[: known * SEQUENCES_WHEN_TOLD]
+            take(told_so, *_timed(lambda batch=batch: told(batch)))
+        for name, (place, what, count, probes) in contenders.items():
+            found = place.trace(what, _shuffled(ids, 100 + turn)[:count], probes, seed=turn)
+            take(name, found.trace, found.seconds)
         print(f"round {turn + 1} of {ROUNDS}", flush=True)
     cost = {name: statistics.mean(each) for name, each in seconds.items()}
     rows = [
@@ -163,7 +148,7 @@ def main() -> list[tuple[str, str]]:
         line = f"error {rms:.1%} (rms of {len(found)} runs), {cost[name]:.2f} s, "
         line += f"{cost[name] / cost['gradient']:.0f} gradients of a sequence"
         if name in contenders:
-            line += f": {cost[name] / cost[stopping]:.1f} times ours, {cost[name] / cost[alone]:.1f} times ours told"
+            line += f": {cost[name] / cost[stopping]:.1f} times ours, {cost[name] / cost[told_so]:.1f} times ours told"
         rows.append((f"(2) {name}", line))
     return rows
 
@@ -184,18 +169,13 @@ def _variances(model: Any, ids: torch.Tensor, parameters: Any) -> tuple[float, f
     return between, common, rest
 
 
-def _cost_of_pyhessian(model: Any, ids: torch.Tensor) -> tuple[float, float]:
+def _cost_of_pyhessian(peer: PeerProcess, ids: torch.Tensor) -> tuple[float, float]:
     """Seconds for each sequence: of the gradient's graph, and of each probe."""
     few, many = (
-        statistics.median(_timed(lambda n=n: _close(PyHessian(model, ids[:8]), n))[1] for _ in range(7)) for n in (1, 5)
+        statistics.median(peer.trace("PyHessian", ids[:8], num, seed=0).seconds for _ in range(7)) for num in (1, 5)
     )
     slope = (many - few) / 4
     return (few - slope) / 8, slope / 8
-
-
-def _close(peer: PyHessian, probes: int) -> None:
-    peer.trace(probes)
-    peer.close()
 
 
 def _shuffled(ids: torch.Tensor, seed: int) -> torch.Tensor:
