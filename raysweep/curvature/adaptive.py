@@ -109,7 +109,7 @@ def _spend(
     A round adds half of what is there at most, as the variances are themselves estimates.
     """
     cost = {"probe": probe_cost, "fisher": COST["fisher"]}
-    # Where the first round took no draws, none are taken.
+    # See `cost.first_draws`.
     left = {kind: budget.max_units - count if count else 0 for kind, count in num.items()}
     more = {"probe": 0, "fisher": 0}
 

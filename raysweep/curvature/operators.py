@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.utils import get_total_norm
 
 from raysweep.curvature.language import IGNORED, Batch, slope, targets, token_logits
 from raysweep.curvature.probes import Distribution, Tensors, probe_vector
@@ -191,10 +190,10 @@ def finite_difference_product(
             vector are 0.
     """
     eps = torch.finfo(precision).eps
-    size, length = (float(get_total_norm(each.values())) for each in (parameters, vector))
+    size, length = inner(parameters, parameters), inner(vector, vector)
     if not (size and length):
-        raise ValueError(f"no step for differences: the norm of the parameters is {size}, that of the vector {length}")
-    step = STEP_SHARE * eps ** (1 / 3) * size / length
+        raise ValueError(f"no step for differences: |w|^2 of the parameters is {size}, |v|^2 of the vector {length}")
+    step = STEP_SHARE * eps ** (1 / 3) * math.sqrt(size / length)
     shifted = Shifted(parameters, step)
 
     def product(times: float) -> Tensors:

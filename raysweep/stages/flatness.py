@@ -94,7 +94,7 @@ class Flatness(StageSpec):
         units, rse = predicted(self.rse, tokens_of_batch=tokens, min_units=self.min_units, max_units=self.max_units)
         draws: float = first_draws(self.products, parts=self.parts, min_units=self.min_units)
         if draws:  # In the end they are about a fifth as many as probes.
-            draws = max(draws, units / 5)
+            draws = min(max(draws, units / 5), self.max_units)
         work = tokens * (units * COST[self.products] + draws * COST["fisher"])
         if self.own_samples:
             work *= 2

@@ -13,7 +13,7 @@ from raysweep.curvature.allocator import keep_freed_memory
 
 def faults_of_a_pass():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [torch.ones(2**24) for _ in range(4)]  # 64 MiB each: by default they go back to the kernel.
+    blocks = [torch.ones(2**22) for _ in range(16)]  # Of 16 MiB: by default most go back to the kernel.
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 faults_of_a_pass()
@@ -28,4 +28,4 @@ print(faults_of_a_pass())
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries do not say what they keep")
 def test_a_pass_after_another_faults_no_pages_in():
     by_default, kept = map(int, subprocess.check_output([sys.executable, "-c", PASSES], text=True).split())
-    assert kept < by_default / 100
+    assert kept <= by_default / 100

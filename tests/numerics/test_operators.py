@@ -233,5 +233,5 @@ def test_probes_are_keyed_by_seed_probe_and_name():
 
 def test_a_vector_of_noughts_has_no_step():
     x = torch.ones(3, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(ValueError, match=r"no step .* the vector 0\.0"):
+    with pytest.raises(ValueError, match=r"no step .* of the vector 0\.0"):
         finite_difference_product(lambda: x.square().sum(), {"x": x}, {"x": torch.zeros_like(x)})

@@ -4,11 +4,13 @@ import pytest
 from pydantic import ValidationError
 from tiny import TINY
 
+from raysweep.curvature.cost import COST
 from raysweep.estimates import estimate, gradient_flops_per_token, recipe_of, training_memory_bytes
 from raysweep.plan import Stage
 from raysweep.search import Resources
 from raysweep.space import load
 from raysweep.spec import Neutral, Provenance, Spec, canonical, fingerprint
+from raysweep.stages.flatness import Flatness
 from raysweep.train.optimizers import SGD, AdamW
 
 
@@ -92,3 +94,15 @@ def test_optuna_plans_count_the_base(sweep_file, store):
     assert plan.num_trials == 5
     assert plan.stages["pretrain"] == 10
     assert "Optuna" in plan.note
+
+
+def test_flatness_counts_the_label_draws_that_parts_take():
+    def draws(**given):
+        with_parts, without = (
+            Flatness(sequence_length=128, parts=parts, **given).predict()[0] for parts in (True, False)
+        )
+        return (with_parts - without) / (128 * COST["fisher"])
+
+    assert draws(min_units=12) == pytest.approx(12)
+    assert draws(rse=0.02, min_units=12) == pytest.approx(157 / 5)  # (0.25 / 0.02)^2 probes.
+    assert draws(min_units=12, max_units=8) == pytest.approx(8)

@@ -42,8 +42,8 @@ class PeerProcess:
             1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(checkpoint, keeps_freed_memory)
         )
 
-    def trace(self, peer: str, ids: Tensor, num_probes: int, *, seed: int) -> Outcome:
-        """By one of PEERS, of the mean token loss of one batch [n, L]."""
+    def trace(self, peer: str, ids: Tensor, num_probes: int | None, *, seed: int) -> Outcome:
+        """By one of PEERS, of the mean token loss of one batch [n, L]; `num_probes` is None where it has a rule."""
         return self._pool.submit(_trace, peer, ids, num_probes, seed).result()
 
 
@@ -54,7 +54,7 @@ def _pyhessian(ids: Tensor, num_probes: int) -> tuple[float, int]:
     return trace, num_probes
 
 
-def _pyhessian_by_its_rule(ids: Tensor, num_probes: int) -> tuple[float, int]:
+def _pyhessian_by_its_rule(ids: Tensor, num_probes: None) -> tuple[float, int]:
     peer = PyHessian(_models["plain"], ids)
     found = peer.trace_by_its_rule()
     peer.close()
@@ -68,7 +68,7 @@ def _curvlinops(estimator: Callable[[Curvlinops, int], Tensor]) -> Callable[[Ten
     return trace
 
 
-PEERS: dict[str, Callable[[Tensor, int], tuple[float, int]]] = {
+PEERS: dict[str, Callable[[Tensor, Any], tuple[float, int]]] = {
     "PyHessian": _pyhessian,
     "PyHessian by its rule": _pyhessian_by_its_rule,
     "Hutchinson": _curvlinops(hutchinson_trace),
@@ -87,7 +87,7 @@ def _begin(checkpoint: Path, keeps_freed_memory: bool) -> None:
     with_forward_mode(_models["composed"])
 
 
-def _trace(peer: str, ids: Tensor, num_probes: int, seed: int) -> Outcome:
+def _trace(peer: str, ids: Tensor, num_probes: int | None, seed: int) -> Outcome:
     torch.manual_seed(seed)
     began = time.perf_counter()
     trace, count = PEERS[peer](ids, num_probes)
