@@ -50,15 +50,9 @@ class Journal:
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Keep and show one event. A full disk loses the note, not the run; that of a failure has room held back."""
+        keep = self._keep_failure if event["event"] == "failed" else self._keep
         try:
-            try:
-                self._keep(event)
-            except OSError:
-                if event["event"] != "failed" or not self._reserve.exists():
-                    raise
-                self._reserve.unlink()
-                self._keep(event)
-                self._hold_back()
+            keep(event)
         except OSError as error:
             logger.warning("event of %s not kept: %s", event.get("stage"), error)
         self._show(event)
@@ -76,6 +70,16 @@ class Journal:
                 return
             except OSError:
                 self._reserve.unlink(missing_ok=True)
+
+    def _keep_failure(self, event: Mapping[str, Any]) -> None:
+        try:
+            self._keep(event)
+        except OSError:
+            if not self._reserve.exists():
+                raise
+            self._reserve.unlink()
+            self._keep(event)
+            self._hold_back()
 
     def _keep(self, event: Mapping[str, Any]) -> None:
         match event["event"]:

@@ -43,20 +43,13 @@ class PeerProcess:
         )
 
     def trace(self, peer: str, ids: Tensor, num_probes: int | None, *, seed: int) -> Outcome:
-        """By one of PEERS, of the mean token loss of one batch [n, L]; `num_probes` is None where it has a rule."""
+        """By one of PEERS, of the mean token loss of one batch [n, L]; with None probes by its own rule."""
         return self._pool.submit(_trace, peer, ids, num_probes, seed).result()
 
 
-def _pyhessian(ids: Tensor, num_probes: int) -> tuple[float, int]:
+def _pyhessian(ids: Tensor, num_probes: int | None) -> tuple[float, int]:
     peer = PyHessian(_models["plain"], ids)
-    trace = peer.trace(num_probes)
-    peer.close()
-    return trace, num_probes
-
-
-def _pyhessian_by_its_rule(ids: Tensor, num_probes: None) -> tuple[float, int]:
-    peer = PyHessian(_models["plain"], ids)
-    found = peer.trace_by_its_rule()
+    found = peer.trace(num_probes)
     peer.close()
     return found
 
@@ -70,7 +63,6 @@ def _curvlinops(estimator: Callable[[Curvlinops, int], Tensor]) -> Callable[[Ten
 
 PEERS: dict[str, Callable[[Tensor, Any], tuple[float, int]]] = {
     "PyHessian": _pyhessian,
-    "PyHessian by its rule": _pyhessian_by_its_rule,
     "Hutchinson": _curvlinops(hutchinson_trace),
     "Hutch++": _curvlinops(hutchpp_trace),
     "XTrace": _curvlinops(xtrace),

@@ -83,14 +83,12 @@ class PyHessian:
             found.append(float(group_product(product, list(vector))))
         return found
 
-    def trace(self, num: int) -> float:
-        """Its own `trace`, with its stopping rule off."""
-        values = self._hessian.trace(maxIter=num, tol=-1.0)
-        return float(sum(values) / len(values))
+    def trace(self, num: int | None) -> tuple[float, int]:
+        """Its own `trace`, and how many probes it took.
 
-    def trace_by_its_rule(self) -> tuple[float, int]:
-        """Until the mean changes by less than a thousandth, or after 100 probes; how many it took."""
-        values = self._hessian.trace()
+        With None by its stopping rule: until the mean changes by less than a thousandth, or after 100 probes.
+        """
+        values = self._hessian.trace() if num is None else self._hessian.trace(maxIter=num, tol=-1.0)
         return float(sum(values) / len(values)), len(values)
 
     def close(self) -> None:

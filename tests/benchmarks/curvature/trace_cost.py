@@ -95,8 +95,7 @@ def main() -> list[tuple[str, str]]:
         return total / sum(each["num_tokens"] for each in units)
 
     stops = [
-        alone.trace("PyHessian by its rule", _shuffled(ids, 200 + run)[: theirs[0]], None, seed=run).num_probes
-        for run in range(5)
+        alone.trace("PyHessian", _shuffled(ids, 200 + run)[: theirs[0]], None, seed=run).num_probes for run in range(5)
     ]
     print("PyHessian's rule stops after", stops, "probes", flush=True)
     fewest = next(each for each in range(2, 65) if variance(each, statistics.mean(stops)) <= goal)
@@ -108,7 +107,7 @@ def main() -> list[tuple[str, str]]:
     hutchinson = "curvlinops Hutchinson, told: {} x {}".format(*curvlinops)
     # Name -> where, what, of how many sequences, with how many probes.
     contenders = {
-        f"PyHessian as it comes, {fewest} sequences": (alone, "PyHessian by its rule", fewest, None),
+        f"PyHessian as it comes, {fewest} sequences": (alone, "PyHessian", fewest, None),
         "PyHessian, told: {} x {}".format(*theirs): (alone, "PyHessian", *theirs),
         hutchinson: (alone, "Hutchinson", *curvlinops),
         f"{hutchinson}, lent": (lent, "Hutchinson", *curvlinops),
