@@ -6,13 +6,14 @@ import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, variance
+from statistics import variance
 from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis.indicators import DERIVED
 from raysweep.runs import Run, StageRow, TrialRow
+from raysweep.scores import Result, checkpoint_metrics, finetuning_runs, mean_over_tasks, pick
 from raysweep.store import Record
 
 if TYPE_CHECKING:
@@ -122,61 +123,46 @@ def _checkpoint_row(key: tuple[str, str], measured: Sequence[Row], made: Row | N
     row |= {"checkpoint": checkpoint, "step": steps[0] if steps else None}
     row["status"] = made["status"] if made else "done"
     row |= {name: value for name, value in source.items() if str(name).startswith("point.")}
-    values: dict[str, list[float]] = defaultdict(list)
-    for other in [*([made] if made and made not in measured else []), *measured]:
-        if other["kind"] != "sft":
-            for metric, value in _metrics(other):
-                task = f"{other['task']}_" if other.get("task") else ""
-                values[f"{other['kind']}/{task}{metric}"].append(value)
-    row |= {name: fmean(found) for name, found in values.items()}
+    results = [_result(other) for other in [*([made] if made and made not in measured else []), *measured]]
+    row.update(checkpoint_metrics(results))
     # A checkpoint taken as it is has no pretraining stage; its size counts all the same.
     if "fetch/num_parameters" in row:
         row["pretrain/num_parameters"] = row["fetch/num_parameters"]
     for task in tasks:
-        row |= _fine_tuned(task, [other for other in measured if other["kind"] == "sft" and other["task"] == task])
-    for name in ("probe/{}_score", "indicators/zeroshot_{}"):
-        scores = [row.get(name.format(task), math.nan) for task in tasks]
-        mean = "probe/mean_score" if name.startswith("probe") else "indicators/zeroshot_mean"
-        if tasks and not any(math.isnan(score) for score in scores):
-            row[mean] = fmean(scores)
+        row |= _fine_tuned(task, results)
     if tasks:
-        scores = [row.get(f"sft/{task}_score", math.nan) for task in tasks]
-        row["sft/mean_score"] = fmean(scores)  # NaN if any is: means over different tasks do not compare.
+        scores = [row[f"sft/{task}_score"] for task in tasks]
+        row["sft/mean_score"] = mean_over_tasks(scores)
         row["sft/num_tasks_missing"] = sum(math.isnan(score) for score in scores)
     return row
 
 
-def _fine_tuned(task: str, rows: Iterable[Row]) -> Row:
-    """The columns of one checkpoint and task, at the rate picked by validation; ties go to the smaller rate.
-
-    A rate at which a run diverged is not picked: the mean of the seeds that survived would flatter it.
-    """
-    by_lr: dict[float, list[Row]] = defaultdict(list)
-    unsafe = set()
-    for row in rows:
-        if row["status"] == "done":
-            by_lr[row["lr"]].append(row)
-        elif row["status"] == "diverged":
-            unsafe.add(row["lr"])
-    valid = {
-        lr: fmean(row.get("sft/valid_score", math.nan) for row in found)
-        for lr, found in by_lr.items()
-        if lr not in unsafe
-    }
-    if len(valid) > 1:
-        valid = {lr: score for lr, score in valid.items() if not math.isnan(score)}
-    if not valid:
+def _fine_tuned(task: str, results: Sequence[Result]) -> Row:
+    """Of one checkpoint and task, what belongs to the picked rate beside the metrics."""
+    picked = pick(finetuning_runs(results, task))
+    if picked is None:
         return {f"sft/{task}_score": math.nan, f"sft/{task}_num_seeds": 0}
-    lr = min(valid, key=lambda lr: (-valid[lr] if not math.isnan(valid[lr]) else 0.0, lr))
-    picked = by_lr[lr]
-    columns: Row = {f"sft/{task}_lr": lr, f"sft/{task}_num_seeds": len(picked)}
-    for metric in sorted({metric for row in picked for metric, _ in _metrics(row)}):
-        columns[f"sft/{task}_{metric}"] = fmean(row.get(f"sft/{metric}", math.nan) for row in picked)
-    scores = [row.get("sft/score", math.nan) for row in picked]
-    # The form's own stderr is over test examples of one run; of the mean over seeds, _add_noise says it.
-    columns[f"sft/{task}_score_stderr"] = math.nan
-    columns[f"sft/{task}_score_sd"] = math.sqrt(variance(scores)) if len(scores) > 1 else math.nan
-    return columns
+    by_id = {result.id: result for result in results}
+    scores = [by_id[run.id].metrics.get("score", math.nan) for run in picked.runs]
+    return {
+        f"sft/{task}_lr": picked.lr,
+        f"sft/{task}_num_seeds": len(scores),
+        # The form's own stderr is over test examples of one run; of the mean over seeds, _add_noise says it.
+        f"sft/{task}_score_stderr": math.nan,
+        f"sft/{task}_score_sd": math.sqrt(variance(scores)) if len(scores) > 1 else math.nan,
+    }
+
+
+def _result(row: Mapping[Hashable, Any]) -> Result:
+    return Result(
+        id=row["id"],
+        kind=row["kind"],
+        status=row["status"],
+        task=row.get("task"),
+        lr=row.get("lr"),
+        seed=row.get("stage_seed"),
+        metrics=_metrics(row),
+    )
 
 
 def _add_noise(rows: Sequence[Row], tasks: Sequence[str]) -> None:
@@ -200,13 +186,9 @@ def _add_noise(rows: Sequence[Row], tasks: Sequence[str]) -> None:
             row["sft/mean_score_stderr"] = math.sqrt(sum(error**2 for error in errors)) / len(tasks)
 
 
-def _metrics(row: Mapping[Hashable, Any]) -> list[tuple[str, float]]:
+def _metrics(row: Mapping[Hashable, Any]) -> dict[str, float]:
     prefix = f"{row['kind']}/"
-    return [
-        (str(name).removeprefix(prefix), value)
-        for name, value in row.items()
-        if str(name).startswith(prefix) and value is not None
-    ]
+    return {str(name).removeprefix(prefix): value for name, value in row.items() if str(name).startswith(prefix)}
 
 
 def _known(row: Mapping[Hashable, Any]) -> Row:

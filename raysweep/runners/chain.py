@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from raysweep.plan import Stage, Trial
 from raysweep.runners.gang import Failure, Gang, GangBroken
+from raysweep.scores import Result, checkpoint_metrics
 from raysweep.store import Record, Store
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -45,7 +44,7 @@ def run_chain(trial: Trial, gang: Gang, *, max_retries: int, report: Report) -> 
             for outcome in _run_batch(ready, trial, gang, max_retries=max_retries, report=report):
                 records[outcome.id] = outcome
         if step is not None:
-            metrics = checkpoint_metrics([stage for stage in trial.stages if stage.step == step], records)
+            metrics = leg_metrics([stage for stage in trial.stages if stage.step == step], records)
             yield Leg(step=step, metrics=metrics, last=step == trial.last_step)
     # A trajectory with a checkpoint still to come keeps its state, for the next try.
     open_keys = {stage.spec.state_key for stage in trial.stages if stage.id not in records}
@@ -134,37 +133,20 @@ def _failed(failure: Failure, trial: Trial, *, retry: bool) -> dict[str, Any]:
     }
 
 
-def checkpoint_metrics(stages: Sequence[Stage], records: Mapping[str, Record]) -> dict[str, float]:
-    """`kind/name` -> number over the stages of one checkpoint: what a searcher or a pruner may ask for.
-
-    Of a downstream task the test score at the learning rate with the best mean validation score counts
-    (`sft/<task>_score`, mean over SFT seeds), and `sft/mean_score` is the mean over tasks, NaN if one is missing.
-    """
-    metrics: dict[str, float] = {}
-    by_task: dict[str, dict[float, list[Record]]] = {}
-    for stage in stages:
-        record = records.get(stage.id)
-        if stage.kind == "sft":
-            rates = by_task.setdefault(str(stage.task), {})
-            if record and record.status == "done":
-                rates.setdefault(record.spec["lr"], []).append(record)
-        elif record:
-            prefix = f"{stage.kind}/{stage.task}_" if stage.task else f"{stage.kind}/"
-            metrics |= {prefix + name: value for name, value in record.metrics.items()}
-    scores = []
-    for task, rates in by_task.items():
-        best = max(sorted(rates), key=lambda lr: _or_least(_mean(rates[lr], "valid_score")), default=None)
-        score = _mean(rates[best], "score") if best is not None else math.nan
-        metrics[f"sft/{task}_score"] = score
-        scores.append(score)
-    if scores:
-        metrics["sft/mean_score"] = fmean(scores)
-    return metrics
+def leg_metrics(stages: Sequence[Stage], records: Mapping[str, Record]) -> dict[str, float]:
+    """`kind/name` -> number over the stages of one checkpoint: what a searcher or a pruner may ask for."""
+    return checkpoint_metrics([_result(stage, records.get(stage.id)) for stage in stages])
 
 
-def _mean(records: Sequence[Record], name: str) -> float:
-    return fmean(record.metrics.get(name, math.nan) for record in records)
-
-
-def _or_least(score: float) -> float:
-    return -math.inf if math.isnan(score) else score
+def _result(stage: Stage, record: Record | None) -> Result:
+    if record is None:
+        return Result(id=stage.id, kind=stage.kind, task=stage.task, status="missing", metrics={})
+    return Result(
+        id=stage.id,
+        kind=stage.kind,
+        task=stage.task,
+        status=record.status,
+        metrics=record.metrics,
+        lr=record.spec.get("lr"),
+        seed=record.spec.get("seed"),
+    )

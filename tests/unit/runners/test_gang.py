@@ -3,11 +3,9 @@
 from types import SimpleNamespace
 
 from raysweep.plan import Stage
-from raysweep.runners.chain import checkpoint_metrics
 from raysweep.runners.gang import Failure, Gang
 from raysweep.search import Resources
 from raysweep.stages.tokenize import Tokenize
-from raysweep.store import Record
 
 
 def ignore(event) -> None:
@@ -45,22 +43,6 @@ def test_a_gang_that_grew_is_replaced(tiny_space, store, monkeypatch):
     trainable._events = SimpleNamespace(tell=ignore)
     config = {"pretrain.optimizer.lr": 0.01, "seed": 0}
     assert [trainable.reset_config(config) for _ in range(3)] == [True, True, False]
-
-
-def test_objectives_take_the_rate_of_the_best_validation(tiny_space):
-    trial = tiny_space.trial({}, 0)
-    stages = [stage for stage in trial.stages if stage.step == 6]
-    scores = {1e-3: (0.9, 0.2), 1e-2: (0.1, 0.8)}
-    records = {
-        stage.id: Record(
-            stage.id, "sft", "done", {"lr": stage.spec.lr}, {},
-            {"score": scores[stage.spec.lr][0], "valid_score": scores[stage.spec.lr][1]}, {}, {},
-        )
-        for stage in stages
-        if stage.kind == "sft"
-    }  # fmt: skip
-    metrics = checkpoint_metrics(stages, records)
-    assert metrics == {"sft/span_score": 0.1, "sft/mean_score": 0.1}
 
 
 def test_events_reach_the_driver_before_wait_returns():

@@ -1,0 +1,146 @@
+"""What a checkpoint's stages amount to: the learning rate that counts, and one number for each metric.
+
+Pure, and used by runners (what a searcher is told) and analysis (what a report shows) alike, so that they agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean
+from typing import Literal
+
+Side = Literal["lowest", "highest"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished fine-tuning run of a checkpoint on a task. `id`: of its stage."""
+
+    lr: float
+    seed: int
+    diverged: bool
+    valid_score: float
+    id: str
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The learning rate that counts for a checkpoint on a task, and its runs, by seed.
+
+    `edge` says at which end of the grid the rate stands: a better one may lie beyond. A rate at which a run diverged
+    bounds the grid like any other, so that the best rate below it is inside. None also where there was no choice.
+    """
+
+    lr: float
+    runs: tuple[Run, ...]
+    edge: Side | None
+
+
+def pick(runs: Iterable[Run]) -> Pick | None:
+    """The rate with the highest mean validation score; of equal ones the smallest. None if there is none to pick.
+
+    A rate at which a run diverged is not picked, since the mean of the seeds that survived would flatter it; nor is
+    one whose mean is NaN.
+
+    >>> runs = [Run(1e-3, 0, False, 0.5, "a"), Run(1e-2, 0, False, 0.7, "b"), Run(1e-1, 0, True, math.nan, "c")]
+    >>> pick(runs).lr, pick(runs).edge
+    (0.01, None)
+    """
+    ordered = sorted(runs, key=lambda run: (run.lr, run.seed))
+    grid = {lr: tuple(found) for lr, found in groupby(ordered, key=lambda run: run.lr)}
+    valid = {
+        lr: fmean(run.valid_score for run in found)
+        for lr, found in grid.items()
+        if not any(run.diverged or math.isnan(run.valid_score) for run in found)
+    }
+    if not valid:
+        return None
+    best = max(valid, key=lambda lr: (valid[lr], -lr))
+    edge: Side | None = None
+    if len(grid) > 1:
+        edge = "lowest" if best == min(grid) else "highest" if best == max(grid) else None
+    return Pick(lr=best, runs=grid[best], edge=edge)
+
+
+def mean_over_tasks(scores: Iterable[float]) -> float:
+    """Mean of a score of each task; NaN if one is missing, as means over different tasks do not compare."""
+    found = list(scores)
+    return fmean(found) if found else math.nan
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of one stage of a checkpoint.
+
+    `status` is done, diverged, failed or missing; `metrics` are empty where the stage is not finished; `lr` and
+    `seed` are the stage's own, where it has them.
+    """
+
+    id: str
+    kind: str
+    status: str
+    metrics: Mapping[str, float]
+    task: str | None = None
+    lr: float | None = None
+    seed: int | None = None
+
+
+def finetuning_runs(results: Iterable[Result], task: str) -> list[Run]:
+    """The finished fine-tuning runs on one task."""
+    return [
+        Run(
+            lr=result.lr or math.nan,
+            seed=result.seed or 0,
+            diverged=result.status == "diverged",
+            valid_score=result.metrics.get("valid_score", math.nan),
+            id=result.id,
+        )
+        for result in results
+        if result.kind == "sft" and result.task == task and result.status in ("done", "diverged")
+    ]
+
+
+def checkpoint_metrics(results: Sequence[Result]) -> dict[str, float]:
+    """`<kind>/<metric>`, or `<kind>/<task>_<metric>`, over all stages of one checkpoint, finished or not.
+
+    A metric is the mean over a stage's seeds; of fine-tuning, over the seeds of the rate that `pick` picks, and
+    `sft/<task>_score` is NaN where there is none. `sft/mean_score`, `probe/mean_score` and `indicators/zeroshot_mean`
+    are means over the tasks that have such stages.
+    """
+    metrics: dict[str, float] = {}
+    tuned = _tasks(results, "sft")
+    for task in tuned:
+        picked = pick(finetuning_runs(results, task))
+        ids = {run.id for run in picked.runs} if picked else set()
+        metrics |= {f"sft/{task}_score": math.nan} | _means([result for result in results if result.id in ids])
+    others = [result for result in results if result.kind != "sft" and result.metrics]
+    for kind, task in dict.fromkeys((result.kind, result.task) for result in others):
+        metrics |= _means([result for result in others if (result.kind, result.task) == (kind, task)])
+    for mean, each, names in (
+        ("sft/mean_score", "sft/{}_score", tuned),
+        ("probe/mean_score", "probe/{}_score", _tasks(results, "probe")),
+        ("indicators/zeroshot_mean", "indicators/zeroshot_{}", tuned),
+    ):
+        columns = [each.format(name) for name in names]
+        if any(column in metrics for column in columns):
+            metrics[mean] = mean_over_tasks(metrics.get(column, math.nan) for column in columns)
+    return metrics
+
+
+def _tasks(results: Iterable[Result], kind: str) -> list[str]:
+    return sorted({str(result.task) for result in results if result.kind == kind})
+
+
+def _means(results: Sequence[Result]) -> dict[str, float]:
+    """Of stages of one kind and task: column -> mean over them, NaN if one lacks the metric."""
+    names = dict.fromkeys(name for result in results for name in result.metrics)
+    return {
+        f"{result.kind}/{result.task}_{name}" if result.task else f"{result.kind}/{name}": fmean(
+            other.metrics.get(name, math.nan) for other in results
+        )
+        for name in names
+        for result in results[:1]
+    }

@@ -1,0 +1,112 @@
+"""Which learning rate counts, at which edge of its grid, and that searchers and reports are told the same numbers."""
+
+import math
+import tempfile
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import TINY
+
+from raysweep.analysis.tables import checkpoint_table
+from raysweep.runners.chain import leg_metrics
+from raysweep.runners.journal import trial_row
+from raysweep.runs import Run as SweepRun
+from raysweep.scores import Result, Run, checkpoint_metrics, mean_over_tasks, pick
+from raysweep.space import load
+from raysweep.store import Record, Store
+
+KNOWN = {"started": "2026-01-01T00:00:00+00:00", "wall_seconds": 1.0}
+
+
+def runs(*rows) -> list[Run]:
+    """From (rate, validation score of each seed); None for a run that diverged."""
+    return [
+        Run(lr, seed, valid is None, math.nan if valid is None else valid, f"{lr}-{seed}")
+        for lr, *scores in rows
+        for seed, valid in enumerate(scores)
+    ]
+
+
+def test_the_best_mean_validation_score_is_picked_and_ties_go_to_the_smaller_rate():
+    picked = pick(runs((1e-1, 0.5, 0.6), (1e-3, 0.4, 0.4), (1e-2, 0.6, 0.5)))
+    assert picked.lr == 1e-2
+    assert [run.seed for run in picked.runs] == [0, 1]
+
+
+def test_a_rate_at_which_a_seed_diverged_is_not_picked():
+    assert pick(runs((1e-3, 0.5, 0.5), (1e-2, 0.9, None))).lr == 1e-3
+    assert pick(runs((1e-2, 0.9, None))) is None
+    assert pick(runs((1e-3, 0.5), (1e-2, math.nan))).lr == 1e-3
+    assert pick([]) is None
+
+
+@pytest.mark.parametrize(
+    ("grid", "edge"),
+    [
+        (((1, 0.1), (2, 0.3), (3, 0.2)), None),
+        (((1, 0.3), (2, 0.1)), "lowest"),
+        (((1, 0.1), (2, 0.3)), "highest"),
+        (((1, 0.1), (2, 0.3), (3, None)), None),  # What diverged bounds the grid.
+        (((1, 0.3), (2, None)), "lowest"),
+        (((1, 0.3),), None),  # One rate is no choice.
+    ],
+)
+def test_a_rate_at_the_edge_of_its_grid(grid, edge):
+    assert pick(runs(*grid)).edge == edge
+
+
+def test_means_over_tasks_need_all_of_them():
+    assert mean_over_tasks([0.25, 0.75]) == 0.5
+    assert math.isnan(mean_over_tasks([0.25, math.nan]))
+    assert math.isnan(mean_over_tasks([]))
+
+
+def test_stages_of_several_seeds_are_averaged():
+    probes = [Result(f"probe-{seed}", "probe", "done", {"score": 0.5 + 0.2 * seed}, "t", seed=seed) for seed in (0, 1)]
+    metrics = checkpoint_metrics([*probes, Result("probe-u", "probe", "missing", {}, "u")])
+    assert metrics["probe/t_score"] == pytest.approx(0.6)
+    assert math.isnan(metrics["probe/mean_score"])
+
+
+SPACE_TEXT = TINY.replace("lrs: [1e-3, 1e-2]", "seeds: [0, 1]\n  lrs: [1e-3, 1e-2, 1e-1]").replace(
+    "sft:\n  tasks:\n", "sft:\n  tasks:\n    other: {form: pcfg_span, span: 1, num_train: 40}\n"
+)
+OUTCOME = st.one_of(st.none(), st.just("diverged"), st.sampled_from([0.0, 0.25, 0.5, math.nan]))
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory):
+    path = tmp_path_factory.mktemp("space") / "tiny.yaml"
+    path.write_text(SPACE_TEXT)
+    return load(path).trial({}, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_searchers_and_reports_are_told_the_same_numbers(trial, data):
+    """The same records, through the chain (what Optuna and ASHA see) and through the tables (what is ranked)."""
+    records = {}
+    for stage in trial.stages:
+        outcome = data.draw(OUTCOME) if stage.kind in ("sft", "probe") else 0.5
+        if outcome is None:
+            continue
+        status = "diverged" if outcome == "diverged" else "done"
+        test = data.draw(st.floats(0, 1))
+        metrics = {"score": test, "valid_score": outcome} if status == "done" else {"diverged_step": 3.0}
+        spec = {"lr": getattr(stage.spec, "lr", None), "seed": getattr(stage.spec, "seed", None)}
+        record = Record(stage.id, stage.kind, status, spec, dict(stage.inputs), metrics, KNOWN, {})
+        records[stage.id] = record
+    with tempfile.TemporaryDirectory() as root:
+        store = Store(root)
+        for record in records.values():
+            store.commit(replace(record), store.work_dir(record.id))
+        run = SweepRun.create(store, "r", sweep_text="", identity="{}")
+        run.add_trial(trial_row(trial))
+        table = checkpoint_table(run)
+    for _, row in table.iterrows():
+        told = leg_metrics([stage for stage in trial.stages if stage.step == row["step"]], records)
+        assert {"sft/mean_score", "sft/span_score", "sft/other_score"} <= set(told)
+        for name, value in told.items():
+            assert row.get(name, math.nan) == pytest.approx(value, nan_ok=True), name
