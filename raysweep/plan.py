@@ -90,9 +90,13 @@ class Finetuning(Spec):
     """What every checkpoint is fine-tuned on: tasks x seeds x learning rates, the rate picked by validation score."""
 
     tasks: dict[str, Task] = Field(min_length=1)
+    """Name to downstream task; names become metric columns."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Of fine-tuning; each task is trained once with each."""
     lrs: tuple[float, ...] = Field(default=(3e-4,), min_length=1)
+    """Learning rates; of each checkpoint and task the best by validation score counts."""
     hyperparameters: Hyperparameters = Hyperparameters()
+    """What all fine-tuning runs share."""
     linear_probe: bool = True
     """Whether tasks with labels also get a linear probe on frozen features."""
 

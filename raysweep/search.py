@@ -17,18 +17,21 @@ class Grid(Spec):
     """Every value, crossed with every other grid axis."""
 
     grid: Values
+    """The values; a mapping names them."""
 
 
 class Choice(Spec):
     """One of these values."""
 
     choice: Values
+    """The values; a mapping names them."""
 
 
 class Uniform(Spec):
     """A number between two bounds."""
 
     uniform: tuple[float, float]
+    """[low, high]"""
 
     @model_validator(mode="after")
     def _ordered(self) -> Uniform:
@@ -40,6 +43,7 @@ class LogUniform(Spec):
     """A positive number, its logarithm uniform between the bounds'."""
 
     loguniform: tuple[float, float]
+    """[low, high], both above 0"""
 
     @model_validator(mode="after")
     def _ordered(self) -> LogUniform:
@@ -53,6 +57,7 @@ class RandInt(Spec):
     """A whole number, both bounds included."""
 
     randint: tuple[int, int]
+    """[low, high], both whole"""
 
     @model_validator(mode="after")
     def _ordered(self) -> RandInt:
@@ -92,29 +97,39 @@ class Objective(Spec):
     """A metric of a trial's last checkpoint, as `kind/name`: sft/mean_score, flatness/hessian_trace, ..."""
 
     metric: str
+    """As `kind/name`; `raysweep plan` lists those there are."""
     mode: Literal["min", "max"]
+    """Whether the metric is to be small or large."""
 
 
 class Asha(Spec):
     """Asynchronous successive halving (Li et al., 2020) over checkpoints: after each, only the best part goes on."""
 
     name: Literal["asha"] = "asha"
+    """Which scheduler."""
     metric: str
+    """What trials are compared by, as `kind/name`; `raysweep plan` lists those there are."""
     mode: Literal["min", "max"]
+    """Whether the metric is to be small or large."""
     grace_checkpoints: int = Field(default=1, ge=1)
     """Checkpoints that every trial reaches."""
     reduction_factor: float = Field(default=3.0, gt=1)
+    """One in so many trials goes on from a checkpoint."""
 
 
 class Search(Spec):
     """Who picks the points, how many, and who is stopped early."""
 
     name: Literal["grid", "random", "optuna"] = "grid"
+    """grid: every point; random: points drawn; optuna: points picked by what earlier ones scored."""
     num_trials: int | None = Field(default=None, ge=1)
+    """Points to try, of random and optuna."""
     seed: int = 0
     """Of random and optuna."""
     objectives: tuple[Objective, ...] = ()
+    """What optuna improves; several give a Pareto front."""
     scheduler: Asha | None = None
+    """Who stops weak trials early; left out: nobody."""
 
     @model_validator(mode="after")
     def _complete(self) -> Search:
@@ -135,10 +150,13 @@ class Resources(Spec):
     workers: int = Field(default=1, ge=1)
     """Processes of a gang."""
     cpus_per_worker: float = Field(default=1, gt=0)
+    """May be a fraction."""
     gpus_per_worker: float = Field(default=0, ge=0)
     """May be a fraction, so that several workers share a GPU."""
     zero_stage: Literal[0, 1, 2, 3] = 0
+    """What ZeRO shards: 1 optimizer state, 2 gradients too, 3 weights too."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more work."""
     micro_batch_sequences: int | None = Field(default=None, ge=1)
     """Sequences per forward pass of a worker; None: its whole share of the batch."""
     max_concurrent: int | None = Field(default=None, ge=1)

@@ -21,7 +21,7 @@ from raysweep.document import Document, findings, read_document, validate
 from raysweep.errors import SpaceError
 from raysweep.plan import Finetuning, Trial, chain
 from raysweep.search import Axis, Choice, Grid, LogUniform, RandInt, Resources, Search, Uniform
-from raysweep.spec import Spec, canonical, fingerprint
+from raysweep.spec import Provenance, Spec, canonical, fingerprint
 from raysweep.stages.fetch import Existing
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.indicators import Indicators
@@ -45,14 +45,23 @@ class Declared(Spec):
     """A sweep file, as declared."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    """Opens the run's name; of letters, digits, '_', '-' and '.'."""
     pretrain: Pretrain
+    """The base recipe, runnable as it stands; or, with `from`, a checkpoint that exists already."""
     flatness: Flatness | None = None
+    """Traces of Hessian, Gauss-Newton and Fisher matrices, on every checkpoint; left out: none."""
     indicators: Indicators | None = None
+    """Perplexity, zero- and few-shot scores, on every checkpoint; left out: none."""
     sft: Finetuning | None = None
-    resources: Resources = Resources()
+    """Tasks that every checkpoint is fine-tuned on; left out: none."""
+    resources: Annotated[Resources, Provenance()] = Resources()
+    """What runs it; no part of any result's identity."""
     search: Search = Search()
+    """Who picks the points of the space."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Of pretraining; each runs every point."""
     sweep: dict[str, Axis] = Field(default_factory=dict)
+    """Axes: a path under pretrain, such as pretrain.optimizer.lr, to the values it takes."""
 
     @field_validator("flatness", "indicators")
     @classmethod
@@ -89,7 +98,7 @@ class SearchSpace:
 
     def identity(self) -> str:
         """All that says which results this sweep asks for, as indented JSON."""
-        whole = {name: canonical(getattr(self.declared, name)) for name in Declared.model_fields if name != "resources"}
+        whole = canonical(self.declared)
         # No stage's identity, but the run's: with another list its table would hold a checkpoint under two trials.
         if isinstance(self.declared.pretrain, Recipe):
             whole["checkpoints"] = list(self.declared.pretrain.checkpoint_steps)

@@ -37,7 +37,13 @@ class Spec(BaseModel):
     """A frozen, strictly validated declaration. Derive a changed one with `with_`, which validates again."""
 
     model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), populate_by_name=True
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        populate_by_name=True,
+        use_attribute_docstrings=True,  # They become the descriptions in the JSON Schema.
     )
 
     VERSION: ClassVar[int] = 1

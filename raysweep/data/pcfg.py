@@ -31,17 +31,25 @@ class PCFG(Spec):
     """A corpus of sentences of one random grammar."""
 
     name: Literal["pcfg"] = "pcfg"
+    """Which corpus."""
     num_words_total: int = Field(default=200, ge=2, alias="vocabulary")
+    """Words there are."""
     num_nonterminals: int = Field(default=50, ge=2)
+    """Non-terminals there are."""
     num_rules: int = Field(default=4, ge=1)
     """Binary rules of a non-terminal."""
     num_words: int = Field(default=8, ge=1)
     """Words a non-terminal may stand for."""
     temperature: float = Field(default=1.0, gt=0)
+    """Below 1 makes the grammar more predictable."""
     sentence_length: int = Field(default=32, ge=2)
+    """Words of a sentence; a power of two."""
     num_train_sentences: int = Field(default=100_000, ge=1)
+    """Sentences to train on."""
     num_valid_sentences: int = Field(default=2_000, ge=1)
+    """Held-out sentences."""
     grammar_seed: int = Field(default=0, ge=0)
+    """Of the grammar's rules; another seed is another language."""
 
     @model_validator(mode="after")
     def _possible(self) -> PCFG:

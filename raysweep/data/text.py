@@ -37,8 +37,11 @@ class Domain(Spec):
     """Files of one kind of text. Without `valid`, one in `1 / valid_fraction` training documents is held out."""
 
     train: Annotated[Globs, Provenance()]
+    """Files or globs of .txt, .jsonl or .jsonl.gz, relative to the sweep file; ${VARIABLES} are filled in."""
     valid: Annotated[Globs | None, Provenance()] = None
+    """Files or globs of held-out text."""
     valid_fraction: float = Field(default=0.02, gt=0, lt=0.5)
+    """Part of the training documents that is held out, where `valid` is not given."""
     fingerprint: str = ""
     """Of the files' contents; filled when the sweep file is loaded."""
 
@@ -69,9 +72,13 @@ class Text(Spec):
     """Domains of text; `mix` says which part of the training sequences comes from each (default: equal parts)."""
 
     name: Literal["text"] = "text"
+    """Which corpus."""
     domains_: dict[str, Domain] = Field(alias="domains", min_length=1)
+    """Name to the files of one kind of text; names become metric columns."""
     mix_: dict[str, Annotated[float, Field(ge=0)]] | None = Field(default=None, alias="mix")
+    """Weight of each domain in the training sequences; left out: equal."""
     tokenizer: Tokenizer = Bpe()
+    """How text becomes tokens."""
 
     @model_validator(mode="after")
     def _known(self) -> Text:

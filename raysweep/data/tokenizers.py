@@ -25,7 +25,9 @@ class Bpe(Spec):
     """Byte-level BPE (Radford et al., 2019), trained on the start of every domain's training text."""
 
     name: Literal["bpe"] = "bpe"
+    """Which tokenizer."""
     vocab_size: int = Field(default=8192, ge=257)
+    """Tokens, the end of text and all 256 bytes among them."""
     num_training_bytes: int = Field(default=2_000_000, ge=1000)
     """Of each domain."""
 
@@ -55,10 +57,13 @@ class Pretrained(Spec):
     """The tokenizer of a folder or hub id; `vocab_size` is what the model's embedding is made for."""
 
     name: Literal["pretrained"]
+    """Which tokenizer."""
     path: Annotated[str, Provenance()]
+    """Folder, relative to the sweep file, or hub id, with an optional @commit."""
     fingerprint: str = ""
     """Of its content; filled when the sweep file is loaded."""
     vocab_size: int = Field(ge=2)
+    """Rows of the model's embedding; at least as many as the tokenizer has tokens."""
 
     def pin(self, base: Path) -> Pretrained:
         """With the content's fingerprint; relative folders are relative to `base`.

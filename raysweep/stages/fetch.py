@@ -29,9 +29,13 @@ class Existing(Spec):
     """
 
     from_: Annotated[str, Provenance()] = Field(alias="from")
+    """Folder, relative to the sweep file, or hub id, with an optional @commit; safetensors only."""
     fingerprint: str = ""
+    """Of the checkpoint's content; filled when the sweep file is loaded."""
     data: Corpus
+    """Text that flatness and perplexity are measured on."""
     sequence_length: int = Field(default=512, gt=1)
+    """Tokens of a sequence, of the checkpoint's own tokenizer."""
 
     @model_validator(mode="after")
     def _has_text(self) -> Existing:

@@ -32,15 +32,21 @@ class Shape(Spec):
     """
 
     num_sequences: int = Field(default=8, ge=1)
+    """Held-out sequences to measure on."""
     num_eigenvalues: int = Field(default=5, ge=1)
+    """Largest eigenvalues to report."""
     num_steps: int = Field(default=30, ge=2)
+    """Lanczos steps of each start vector."""
     num_vectors: int = Field(default=3, ge=2)
+    """Start vectors of the spectral density."""
     rho: float = Field(default=0.05, gt=0)
     """Radius of the ball in which the worst case is sought, and of its adaptive form; see `curvature.sharpness`."""
     adaptive_rho: float = Field(default=0.5, gt=0)
+    """Radius of the adaptive form, where each weight is scaled by its own size."""
     noise: float = Field(default=1e-3, gt=0)
     """By how much all weights are moved at random for the average, and, adaptive, which part of themselves."""
     adaptive_noise: float = Field(default=0.03, gt=0)
+    """Which part of itself each weight is moved by, in the adaptive form."""
 
 
 class Flatness(StageSpec):
@@ -57,6 +63,7 @@ class Flatness(StageSpec):
     VERSION: ClassVar[int] = 2
 
     num_sequences: int = Field(default=512, ge=2)
+    """Held-out sequences to measure on, each domain's share by its mix."""
     batch_sequences: int = Field(default=1, ge=1)
     """One is best, as each batch has a probe vector of its own, unless sequences are too short to fill a device."""
     rse: float = Field(default=0.05, gt=0)
@@ -68,6 +75,7 @@ class Flatness(StageSpec):
     products: Products = "logit_differences"
     """How v'Hv is made; see `raysweep.curvature.cost`."""
     distribution: Literal["rademacher", "gaussian"] = "rademacher"
+    """Of the probe vectors' entries."""
     parameters: tuple[str, ...] = ("*",)
     """Patterns, as of a shell, of the names of the parameters whose curvature is measured."""
     parts: Annotated[bool, Neutral(False)] = False
@@ -75,7 +83,9 @@ class Flatness(StageSpec):
     own_samples: Annotated[int, Neutral(0)] = Field(default=0, ge=0)
     """Sequences drawn from the model itself, on which the traces are measured as well."""
     shape: Annotated[Shape | None, Neutral(None)] = None
+    """What is measured beyond traces; left out: nothing."""
     seed: int = 0
+    """Of probe vectors, label draws and the order of the text."""
     mix: dict[str, float] = Field(default_factory=dict)
     """Filled from pretrain.data."""
     sequence_length: int = 0

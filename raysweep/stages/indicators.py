@@ -27,6 +27,7 @@ class Indicators(StageSpec):
     kind: ClassVar[str] = "indicators"
 
     kshot: int = Field(default=2, ge=1)
+    """Solved examples before the question; of each class, for tasks with labels."""
     max_sequences: int = Field(default=256, ge=1)
     """Held-out sequences of each domain."""
     max_examples: int = Field(default=200, ge=1)

@@ -31,17 +31,25 @@ class Recipe(Spec):
     """All that makes a pretraining run, but for its seed."""
 
     data: Corpus
+    """What it is trained on."""
     model: Model
+    """What is trained."""
     optimizer: Optimizer
+    """How weights move."""
     objective: Objective = CausalLM()
+    """What is minimised."""
     schedule: Schedule = Cosine()
+    """How the learning rate goes over steps."""
     steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of the whole trajectory; in place of tokens."""
     tokens: int | None = Field(default=None, ge=1)
     """In place of steps; rounded up to whole ones."""
     batch_sequences: int = Field(ge=1)
     """Of the global batch, whatever the number of workers."""
     sequence_length: int = Field(ge=2)
+    """Tokens of a sequence."""
     clip_norm: float | None = Field(default=1.0, gt=0)
+    """Longest gradient, in the Euclidean norm; null: any."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
     checkpoints: Annotated[tuple[int, ...], Provenance()] = ()

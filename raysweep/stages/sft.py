@@ -38,11 +38,15 @@ class Hyperparameters(Spec):
     """What all fine-tuning runs of a sweep share. AdamW, cosine decay to zero."""
 
     epochs: float = Field(default=2.0, gt=0)
+    """Passes over a task's training examples; may be a fraction."""
     batch_sequences: int = Field(default=16, ge=1)
+    """Examples of a batch."""
     warmup: float = Field(default=0.06, ge=0, le=1)
     """Fraction of the steps."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's, on matrices."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU, fp32 on a CPU."""
 
 
 class Sft(StageSpec):

@@ -47,12 +47,17 @@ class TextTask(TaskSpec):
     """A task of JSON lines, trained by next-token prediction of the answer after the prompt."""
 
     train: Annotated[Globs, Provenance()]
+    """Files or globs of .jsonl or .jsonl.gz, relative to the sweep file."""
     test: Annotated[Globs, Provenance()]
+    """Files or globs of examples that are only scored."""
     fingerprint: str = ""
     """Of the files' contents; filled when the sweep file is loaded."""
     max_train_examples: int = Field(default=1000, ge=1)
+    """Training examples at most."""
     max_valid_examples: int = Field(default=200, ge=1)
+    """Examples at most that pick the learning rate."""
     max_test_examples: int = Field(default=500, ge=1)
+    """Test examples at most."""
     valid_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Of the training examples, held out to pick the learning rate."""
 

@@ -15,6 +15,7 @@ class MultipleChoice(TextTask):
     """Lines with `question`, `choices` and `answer`, the index of the right choice."""
 
     form: Literal["multiple_choice"]
+    """Which form of task."""
 
     def check(self, line: Mapping[str, Any]) -> str | None:
         """See `TextTask.check`."""

@@ -20,6 +20,7 @@ class QA(TextTask):
     """Lines with `question`, `answers` (any is right) and, if any, `context`, read before the question."""
 
     form: Literal["qa"]
+    """Which form of task."""
     primary: Literal["exact_match", "f1"] = "f1"
     """Which of the two is the score."""
     max_new_tokens: int = Field(default=24, ge=1)

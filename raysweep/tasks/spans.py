@@ -28,11 +28,17 @@ class PCFGSpan(TaskSpec):
     is_classification: ClassVar[bool] = True
 
     form: Literal["pcfg_span"]
+    """Which form of task."""
     span: int = Field(ge=1)
+    """Words at a sentence's end whose non-terminal is asked for; a power of two."""
     num_train: int = Field(default=1000, ge=1)
+    """Training sentences."""
     num_valid: int = Field(default=300, ge=1)
+    """Sentences that pick the learning rate."""
     num_test: int = Field(default=1000, ge=1)
+    """Test sentences."""
     seed: int = Field(default=0, ge=0)
+    """Of the draw of sentences."""
     grammar: PCFG | None = None
     """Filled from pretrain.data."""
 

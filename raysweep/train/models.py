@@ -17,12 +17,17 @@ class Llama(Spec):
     """A Llama-style decoder (Touvron et al., 2023): RMSNorm, rotary positions, SwiGLU, no biases."""
 
     name: Literal["llama"] = "llama"
+    """Which model."""
     hidden_size: int = Field(default=256, ge=2)
+    """Width; a multiple of twice num_heads."""
     num_layers: int = Field(default=4, ge=1)
+    """Transformer blocks."""
     num_heads: int = Field(default=4, ge=1)
+    """Attention heads."""
     intermediate_size: int | None = Field(default=None, ge=1)
     """None: 8/3 of the hidden size, rounded up to a multiple of 16."""
     tie_embeddings: bool = True
+    """Whether one matrix embeds tokens and predicts them."""
 
     @model_validator(mode="after")
     def _divisible(self) -> Llama:

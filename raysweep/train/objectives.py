@@ -18,6 +18,7 @@ class CausalLM(Spec):
     """Next-token prediction."""
 
     name: Literal["causal_lm"] = "causal_lm"
+    """Which objective."""
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Cross-entropy in nats, summed over the labelled tokens.

@@ -19,10 +19,15 @@ class AdamW(Spec):
     """AdamW (Loshchilov and Hutter, 2019). Weight decay acts on matrices, embeddings among them, not on norms."""
 
     name: Literal["adamw"] = "adamw"
+    """Which optimizer."""
     lr: float = Field(gt=0)
+    """Peak learning rate; the schedule multiplies it."""
     betas: tuple[Unit, Unit] = (0.9, 0.95)
+    """Decay rates of the running means of gradients and of their squares."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second mean."""
     weight_decay: float = Field(default=0.1, ge=0)
+    """Times the learning rate: the part of a matrix taken off at a step."""
 
     state_floats: ClassVar[int] = 2
     """Numbers kept per parameter."""
@@ -39,11 +44,16 @@ class SGD(Spec):
     """Stochastic gradient descent with heavy-ball momentum."""
 
     name: Literal["sgd"]
+    """Which optimizer."""
     lr: float = Field(gt=0)
+    """Peak learning rate; the schedule multiplies it."""
     momentum: Unit = 0.9
+    """Part of the last step that the next one keeps."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Added to a matrix's gradient, times the matrix."""
 
     state_floats: ClassVar[int] = 1
+    """Numbers kept per parameter."""
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of these parameters."""

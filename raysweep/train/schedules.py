@@ -33,6 +33,7 @@ class Constant(Warmup):
     """Warm-up, then the peak."""
 
     name: Literal["constant"]
+    """Which schedule."""
 
     def _after(self, step: int, num_steps: int) -> float:
         return 1.0
@@ -42,7 +43,9 @@ class Cosine(Warmup):
     """Warm-up, then half a cosine down to `final` of the peak (Loshchilov and Hutter, 2017, without restarts)."""
 
     name: Literal["cosine"] = "cosine"
+    """Which schedule."""
     final: Fraction = 0.1
+    """Part of the peak rate that is left at the last step."""
 
     def _after(self, step: int, num_steps: int) -> float:
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * step / num_steps))
@@ -52,8 +55,11 @@ class WSD(Warmup):
     """Warm-up, the peak, then a linear decay to `final` over the last `decay` of all steps (Hu et al., 2024)."""
 
     name: Literal["wsd"]
+    """Which schedule."""
     decay: Fraction = 0.2
+    """Fraction of all steps over which the rate falls, at the end."""
     final: Fraction = 0.0
+    """Part of the peak rate that is left at the last step."""
 
     def multiplier(self, step: int, num_steps: int) -> float:
         """See `Warmup.multiplier`."""

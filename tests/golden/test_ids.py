@@ -1,25 +1,38 @@
-"""Ids of the shipped sweeps. A change here re-runs everybody's finished work: it must be meant.
+"""Ids and run names of the shipped sweeps. A change re-runs everybody's finished work, or renames their runs: mean it.
 
 To take a meant change over: python tests/golden/test_ids.py > tests/golden/ids.json
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 from raysweep.space import Declared, load
+from raysweep.spec import Neutral
 
 ROOT = Path(__file__).parents[2]
 
 
-def ids_of(name: str) -> list[str]:
-    space = load(ROOT / "search_spaces" / name)
+def golden() -> dict[str, object]:
+    space = load(ROOT / "search_spaces/quickstart.yaml")
     trials = [space.trial(point, seed) for point in space.points() for seed in space.declared.seeds]
-    return sorted({stage.id for trial in trials for stage in trial.stages})
+    ids = sorted({stage.id for trial in trials for stage in trial.stages})
+    return {"quickstart.yaml": ids, "runs": {"quickstart.yaml": space.run_name()}}
 
 
 def test_quickstart_ids():
-    want = json.loads(Path(__file__).with_name("ids.json").read_text())
-    assert ids_of("quickstart.yaml") == want["quickstart.yaml"]
+    assert golden() == json.loads(Path(__file__).with_name("ids.json").read_text())
+
+
+def test_a_section_added_later_renames_no_run(tiny_space):
+    class Later(Declared):
+        notes: Annotated[str | None, Neutral(None)] = None
+
+    fields = {name: getattr(tiny_space.declared, name) for name in Declared.model_fields}
+    same, other = (replace(tiny_space, declared=Later(**fields, notes=notes)) for notes in (None, "x"))
+    assert same.run_name() == tiny_space.run_name()
+    assert other.run_name() != tiny_space.run_name()
 
 
 def test_shipped_schema_is_the_programs():
@@ -28,10 +41,18 @@ def test_shipped_schema_is_the_programs():
     assert shipped == Declared.model_json_schema(by_alias=True)
 
 
+def test_editors_can_explain_every_field():
+    schema = Declared.model_json_schema(by_alias=True)
+    for name, spec in [("Declared", schema), *schema["$defs"].items()]:
+        assert spec.get("description"), name
+        for field, said in spec.get("properties", {}).items():
+            assert said.get("description"), f"{name}.{field}: write a docstring under the field"
+
+
 def test_shipped_sweeps_name_the_schema_for_editors():
     for path in (ROOT / "search_spaces").glob("*.yaml"):
         assert path.read_text().startswith("# yaml-language-server: $schema=./schema.json"), path
 
 
 if __name__ == "__main__":
-    print(json.dumps({"quickstart.yaml": ids_of("quickstart.yaml")}, indent=1))
+    print(json.dumps(golden(), indent=1))
