@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from raysweep.spec import Spec, StageSpec, canonical, fingerprint
+from raysweep.scores import METRIC_STEMS, RESERVED
+from raysweep.spec import Spec, StageSpec, canonical, check_name, fingerprint
 from raysweep.stages.fetch import Existing, Fetch
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.indicators import Indicators
@@ -99,6 +100,19 @@ class Finetuning(Spec):
     """What all fine-tuning runs share."""
     linear_probe: bool = True
     """Whether tasks with labels also get a linear probe on frozen features."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _columns_apart(cls, tasks: dict[str, Task]) -> dict[str, Task]:
+        for name in tasks:
+            check_name("task", name)
+            if name in RESERVED:
+                raise ValueError(f"task name {name!r} stands for the mean over tasks in tables; give it another")
+            for stem in METRIC_STEMS:
+                other = name.removesuffix(f"_{stem}")
+                if other != name and other in tasks:
+                    raise ValueError(f"task {name!r}: its columns in tables would be those of task {other!r}")
+        return tasks
 
     @field_validator("seeds", "lrs")
     @classmethod

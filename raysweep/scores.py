@@ -14,6 +14,12 @@ from typing import Literal
 
 Side = Literal["lowest", "highest"]
 
+# A task `x` and a task `x_valid` would both fill the column sft/x_valid_score.
+METRIC_STEMS = ("valid", "chance", "score", "num", "num_test", "exact", "loss", "loss_nats", "loss_nats_per")
+"""What the names of a task's metrics and of the tables' own columns begin with, before an underscore."""
+RESERVED = ("mean",)
+"""Task names whose columns are the means over tasks."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -115,10 +121,10 @@ def checkpoint_metrics(results: Sequence[Result]) -> dict[str, float]:
     for task in tuned:
         picked = pick(finetuning_runs(results, task))
         ids = {run.id for run in picked.runs} if picked else set()
-        metrics |= {f"sft/{task}_score": math.nan} | _means([result for result in results if result.id in ids])
+        _add(metrics, {f"sft/{task}_score": math.nan} | _means([result for result in results if result.id in ids]))
     others = [result for result in results if result.kind != "sft" and result.metrics]
-    for kind, task in dict.fromkeys((result.kind, result.task) for result in others):
-        metrics |= _means([result for result in others if (result.kind, result.task) == (kind, task)])
+    for group in dict.fromkeys((result.kind, result.task) for result in others):
+        _add(metrics, _means([result for result in others if (result.kind, result.task) == group]))
     for mean, each, names in (
         ("sft/mean_score", "sft/{}_score", tuned),
         ("probe/mean_score", "probe/{}_score", _tasks(results, "probe")),
@@ -126,8 +132,14 @@ def checkpoint_metrics(results: Sequence[Result]) -> dict[str, float]:
     ):
         columns = [each.format(name) for name in names]
         if any(column in metrics for column in columns):
-            metrics[mean] = mean_over_tasks(metrics.get(column, math.nan) for column in columns)
+            _add(metrics, {mean: mean_over_tasks(metrics.get(column, math.nan) for column in columns)})
     return metrics
+
+
+def _add(metrics: dict[str, float], more: Mapping[str, float]) -> None:
+    # Names of tasks are checked against METRIC_STEMS; one that slipped through must not overwrite a number.
+    assert not (twice := metrics.keys() & more.keys()), f"two metrics are called {sorted(twice)}"
+    metrics |= more
 
 
 def _tasks(results: Iterable[Result], kind: str) -> list[str]:

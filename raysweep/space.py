@@ -221,6 +221,11 @@ def _pin(document: Document, declared: Declared) -> SearchSpace:
     folder = document.path.absolute().parent
     pretrain = declared.pretrain.pin(folder)
     sft = declared.sft and declared.sft.pin(folder)
+    if sft:
+        for name, task in sft.tasks.items():
+            bound = task.bind(name, pretrain.data)
+            if declared.indicators or (task.is_classification and sft.linear_probe):
+                bound.check_indicator(name)
     # What "auto" stands for here: a checkpoint trained in other numbers is another checkpoint.
     precision = "bf16" if declared.resources.gpus_per_worker else "fp32"
     if isinstance(pretrain, Recipe) and pretrain.precision == "auto":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,6 +85,14 @@ class StageSpec(Spec):
         Raises:
             Diverged: if training left the finite numbers.
         """
+
+
+def check_name(what: str, name: str) -> None:
+    """Names of domains and tasks become file names and metric columns. Raises ValueError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise ValueError(
+            f"{what} name {name!r}: use up to 64 letters, digits, '_', '-' and '.', a letter or digit first"
+        )
 
 
 def canonical(value: Any) -> Any:

@@ -44,7 +44,7 @@ _BOOKKEEPING = (
     "*_per_second",
     "*/resumed_from_step",
     "*/diverged_*",
-    "probe/*",
+    "probe/*train_loss_nats",
 )
 # Known from the sweep file alone: what any indicator has to beat.
 _CONFIG = ("point.*", "step", "pretrain/num_tokens", "pretrain/num_parameters")

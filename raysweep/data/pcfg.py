@@ -23,7 +23,7 @@ from raysweep.spec import Spec
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-TRAIN, VALID, TASK = 0, 1, 2
+TRAIN, VALID, TASK, INDICATOR = 0, 1, 2, 3
 """Streams of sentences that share no draw."""
 
 

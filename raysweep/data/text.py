@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from raysweep.data.tokenizers import Bpe, Tokenizer, load_tokenizer
 from raysweep.errors import DataError
-from raysweep.spec import Provenance, Spec
+from raysweep.spec import Provenance, Spec, check_name
 
 Globs = str | tuple[str, ...]
 
@@ -83,11 +83,7 @@ class Text(Spec):
     @model_validator(mode="after")
     def _known(self) -> Text:
         for name in self.domains_:
-            # Names become file names and metric columns.
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-                raise ValueError(
-                    f"domain name {name!r}: use letters, digits, '_', '-' and '.', a letter or digit first"
-                )
+            check_name("domain", name)
         unknown = sorted((self.mix_ or {}).keys() - self.domains_.keys())
         if unknown:
             raise ValueError(f"mix names {unknown[0]!r}, which is no domain; domains: {', '.join(self.domains_)}")

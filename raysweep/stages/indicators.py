@@ -31,7 +31,7 @@ class Indicators(StageSpec):
     max_sequences: int = Field(default=256, ge=1)
     """Held-out sequences of each domain."""
     max_examples: int = Field(default=200, ge=1)
-    """Test examples of each task."""
+    """Of each task, from a split that no fine-tuning trains, validates or tests on."""
     tasks: dict[str, Task] = Field(default_factory=dict)
     """Filled from sft.tasks."""
     mix: dict[str, float] = Field(default_factory=dict)
@@ -78,7 +78,7 @@ class Indicators(StageSpec):
         if isinstance(task, PCFGSpan):
             scores = nearest_centroid(model, task, shots=shots, max_examples=self.max_examples)
         else:
-            examples = task.examples("test")[: self.max_examples]
+            examples = task.examples("indicator")[: self.max_examples]
             solved = task.examples("train")[:shots]
             rows = task.evaluate(model, tokenizer, examples, max_length=context_length(model), shots=solved)
             scores = [row["score"] for row in rows]

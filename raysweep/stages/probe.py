@@ -20,6 +20,7 @@ class Probe(StageSpec):
 
     kind: ClassVar[str] = "probe"
     wide: ClassVar[bool] = False
+    VERSION: ClassVar[int] = 2
 
     task: PCFGSpan
     seed: int
@@ -28,7 +29,7 @@ class Probe(StageSpec):
     batch_size: int = Field(default=256, ge=1)
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """Test accuracy after the last epoch; features are standardised by the training split."""
+        """Accuracy on the indicator split after the last epoch; features are standardised by the training split."""
         import torch
         import torch.nn.functional as F
         from transformers import AutoModelForCausalLM
@@ -47,12 +48,12 @@ class Probe(StageSpec):
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-        tested, right = self._features(model, "test")
+        tested, right = self._features(model, "indicator")
         with torch.no_grad():
             hits = (F.linear((tested - mean) / spread, weight, bias).argmax(dim=1) == right).float().cpu().numpy()
         return {
-            "accuracy": float(hits.mean()),
-            "accuracy_stderr": float(hits.std(ddof=1) / math.sqrt(len(hits))),
+            "score": float(hits.mean()),
+            "score_stderr": float(hits.std(ddof=1) / math.sqrt(len(hits))) if len(hits) > 1 else math.nan,
             "train_loss_nats": float(loss.detach()),
         }
 

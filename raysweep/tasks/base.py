@@ -22,7 +22,9 @@ from raysweep.spec import Provenance, Spec
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Split = Literal["train", "valid", "test"]
+Split = Literal["train", "valid", "test", "indicator"]
+"""What indicators are scored on is a split of its own: on the target's test examples they would share its noise."""
+TARGET_SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Example = Mapping[str, Any]
 Scores = list[dict[str, float]]
 """For each example: metric name -> value in [0, 1]; "score" is the one that counts."""
@@ -42,6 +44,14 @@ class TaskSpec(Spec):
     def bind(self, name: str, corpus: Corpus) -> Any:
         """With what it takes from the pretraining corpus. Raises SpaceError if they do not go together."""
 
+    @abstractmethod
+    def check_indicator(self, name: str) -> None:
+        """See that examples are left to score indicators on. Raises DataError."""
+
+    @abstractmethod
+    def chance(self) -> float:
+        """The test score of who knows the task but no example's content: a score near it shows nothing learnt."""
+
 
 class TextTask(TaskSpec):
     """A task of JSON lines, trained by next-token prediction of the answer after the prompt."""
@@ -52,6 +62,8 @@ class TextTask(TaskSpec):
     """Files or globs of examples that are only scored."""
     fingerprint: str = ""
     """Of the files' contents; filled when the sweep file is loaded."""
+    VERSION: ClassVar[int] = 2
+
     max_train_examples: int = Field(default=1000, ge=1)
     """Training examples at most."""
     max_valid_examples: int = Field(default=200, ge=1)
@@ -59,7 +71,7 @@ class TextTask(TaskSpec):
     max_test_examples: int = Field(default=500, ge=1)
     """Test examples at most."""
     valid_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Of the training examples, held out to pick the learning rate."""
+    """Of the training examples, held out to pick the learning rate; as many again are left for the indicators."""
 
     @abstractmethod
     def check(self, line: Mapping[str, Any]) -> str | None:
@@ -72,6 +84,10 @@ class TextTask(TaskSpec):
     @abstractmethod
     def answer(self, example: Example) -> str:
         """The right answer, with the blank that sets it off."""
+
+    def content(self, example: Example) -> str:
+        """All that is given to answer it: of two examples of equal content the scores go together."""
+        return self.prompt(example)
 
     @abstractmethod
     def evaluate(
@@ -107,12 +123,33 @@ class TextTask(TaskSpec):
         return self
 
     def examples(self, split: Split) -> list[Example]:
-        """Examples, at most as many as the spec says, in an order that depends on their content alone."""
+        """Examples, at most as many as the spec says, in an order that depends on their content alone.
+
+        Those for indicators are what training and validation leave of the training file, at least as many as validate,
+        but for those whose content also stands in another split or anywhere in the test file.
+        """
         if split == "test":
             return self._read(listed(self.test))[: self.max_test_examples]
         every = self._read(listed(self.train))
         num_valid = min(self.max_valid_examples, max(1, round(self.valid_fraction * len(every))))
-        return every[:num_valid] if split == "valid" else every[num_valid:][: self.max_train_examples]
+        num_left = max(0, min(num_valid, len(every) - num_valid - 1))
+        end = min(num_valid + self.max_train_examples, len(every) - num_left)
+        if split != "indicator":
+            return every[:num_valid] if split == "valid" else every[num_valid:end]
+        known = {self._content_key(example) for example in [*every[:end], *self._read(listed(self.test))]}
+        return [example for example in every[end:] if self._content_key(example) not in known]
+
+    def check_indicator(self, name: str) -> None:
+        """At least one example is needed, else DataError says why there is none."""
+        if not self.examples("indicator"):
+            num = len(self._read(listed(self.train)))
+            raise DataError(
+                f"sft.tasks.{name}.train: of its {num} examples none is left to score indicators on: all either train, "
+                "validate, or ask what another example or the test file asks; add examples, or leave out indicators"
+            )
+
+    def _content_key(self, example: Example) -> str:
+        return " ".join(self.content(example).casefold().split())
 
     def _read(self, paths: Sequence[str]) -> list[Example]:
         found: list[tuple[str, Example]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from raysweep.tasks.base import Example, Scores, TextTask, fit, in_batches, missing_text, pad
@@ -35,6 +36,14 @@ class MultipleChoice(TextTask):
     def answer(self, example: Example) -> str:
         """See `TextTask.answer`."""
         return f" {example['choices'][example['answer']]}"
+
+    def content(self, example: Example) -> str:
+        """The question and the choices, in any order."""
+        return "\n".join([self.prompt(example), *sorted(example["choices"])])
+
+    def chance(self) -> float:
+        """Of picking a choice at random: mean of 1 / number of choices over the test examples."""
+        return fmean(1 / len(example["choices"]) for example in self.examples("test"))
 
     def evaluate(
         self,

@@ -6,6 +6,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -46,6 +47,16 @@ class QA(TextTask):
         """See `TextTask.answer`."""
         return f" {example['answers'][0]}"
 
+    def chance(self) -> float:
+        """Of always giving the commonest answer of the training examples."""
+        (answer, _), *_ = Counter(example["answers"][0] for example in self.examples("train")).most_common(1)
+        return fmean(self._score(answer, example)["score"] for example in self.examples("test"))
+
+    def _score(self, answer: str, example: Example) -> dict[str, float]:
+        match = max(float(normalise(answer) == normalise(right)) for right in example["answers"])
+        f1 = max(token_f1(answer, right) for right in example["answers"])
+        return {"score": f1 if self.primary == "f1" else match, "exact_match": match, "f1": f1}
+
     def evaluate(
         self,
         model: PreTrainedModel,
@@ -62,12 +73,7 @@ class QA(TextTask):
         room = max_length - num_new
         prompts = [fit(tokenizer(text, add_special_tokens=False)["input_ids"], [], room)[0] for text in texts]
         answers = generate(model, tokenizer, prompts, max_new_tokens=num_new)
-        scores: Scores = []
-        for example, answer in zip(examples, answers, strict=True):
-            match = max(float(normalise(answer) == normalise(right)) for right in example["answers"])
-            f1 = max(token_f1(answer, right) for right in example["answers"])
-            scores.append({"score": f1 if self.primary == "f1" else match, "exact_match": match, "f1": f1})
-        return scores
+        return [self._score(answer, example) for example, answer in zip(examples, answers, strict=True)]
 
 
 def generate(

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from pydantic import Field
 
 from raysweep.data.corpora import Corpus
-from raysweep.data.pcfg import PCFG, TASK
-from raysweep.errors import SpaceError
-from raysweep.tasks.base import Split, TaskSpec
+from raysweep.data.pcfg import INDICATOR, PCFG, TASK
+from raysweep.errors import DataError, SpaceError
+from raysweep.tasks.base import TARGET_SPLITS, Split, TaskSpec
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,8 @@ class PCFGSpan(TaskSpec):
     """Classification of sentences that were never pretrained on. The grammar is the pretraining corpus's."""
 
     is_classification: ClassVar[bool] = True
+
+    VERSION: ClassVar[int] = 2
 
     form: Literal["pcfg_span"]
     """Which form of task."""
@@ -60,12 +62,34 @@ class PCFGSpan(TaskSpec):
         return self._grammar.num_nonterminals
 
     def examples(self, split: Split) -> tuple[Ints, Ints]:
-        """(token ids [n, T + 1], labels [n])."""
+        """(token ids [n, T + 1], labels [n]); for indicators up to `num_test` sentences that no other split holds."""
+        if split == "indicator":
+            return self._indicator_examples()
         counts = {"train": self.num_train, "valid": self.num_valid, "test": self.num_test}
         words, spans = self._grammar.sample(sum(counts.values()), seed=self.seed, stream=TASK)
         first = {"train": 0, "valid": self.num_train, "test": self.num_train + self.num_valid}[split]
         part = slice(first, first + counts[split])
         return self._grammar.rows(words[part]), spans[self.span][part, -1]
+
+    def _indicator_examples(self) -> tuple[Ints, Ints]:
+        words, spans = self._grammar.sample(self.num_test, seed=self.seed, stream=INDICATOR)
+        ids, labels = self._grammar.rows(words), spans[self.span][:, -1]
+        known = {row.tobytes() for split in TARGET_SPLITS for row in self.examples(split)[0]}
+        apart = np.array([row.tobytes() not in known for row in ids])
+        return ids[apart], labels[apart]
+
+    def check_indicator(self, name: str) -> None:
+        """A grammar of few sentences may have none left."""
+        if not len(self.examples("indicator")[0]):
+            raise DataError(
+                f"sft.tasks.{name}: none is left to score indicators on of {self.num_test} sentences more, as all of "
+                "them also train, validate or test; raise pretrain.data.sentence_length, or lower num_train"
+            )
+
+    def chance(self) -> float:
+        """Of always giving the commonest class of the training examples."""
+        labels, right = self.examples("train")[1], self.examples("test")[1]
+        return float((right == np.bincount(labels).argmax()).mean())
 
     @property
     def _grammar(self) -> PCFG:
@@ -86,7 +110,7 @@ def hidden_states(model: PreTrainedModel, ids: Ints, *, batch_size: int = 128) -
 
 
 def nearest_centroid(model: PreTrainedModel, task: PCFGSpan, *, shots: int, max_examples: int) -> list[float]:
-    """k-shot accuracy of each test sentence without training: the class whose `shots` examples' mean state is nearest.
+    """k-shot hits of the indicator split without training: the class whose `shots` examples' mean state is nearest.
 
     States are those of the last token; a class without an example in the training split is never predicted.
     """
@@ -98,7 +122,7 @@ def nearest_centroid(model: PreTrainedModel, task: PCFGSpan, *, shots: int, max_
     classes = torch.from_numpy(np.unique(labels[chosen]))
     given = torch.from_numpy(labels[chosen])
     centroids = torch.stack([states[(given == label).to(states.device)].mean(dim=0) for label in classes])
-    test_ids, test_labels = (part[:max_examples] for part in task.examples("test"))
-    tested = torch.cat([part[:, -1] for part in hidden_states(model, test_ids)])
-    picked = classes[torch.cdist(tested, centroids).argmin(dim=1).cpu()]
-    return [float(right) for right in (picked.numpy() == test_labels)]
+    asked, right = (part[:max_examples] for part in task.examples("indicator"))
+    states = torch.cat([part[:, -1] for part in hidden_states(model, asked)])
+    picked = classes[torch.cdist(states, centroids).argmin(dim=1).cpu()]
+    return [float(hit) for hit in (picked.numpy() == right)]

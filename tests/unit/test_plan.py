@@ -6,11 +6,12 @@ from tiny import TINY
 
 from raysweep.curvature.cost import COST
 from raysweep.estimates import estimate, gradient_flops_per_token, recipe_of, training_memory_bytes
-from raysweep.plan import Stage
+from raysweep.plan import Finetuning, Stage
 from raysweep.search import Resources
 from raysweep.space import load
 from raysweep.spec import Neutral, Provenance, Spec, canonical, fingerprint
 from raysweep.stages.flatness import Flatness
+from raysweep.tasks.spans import PCFGSpan
 from raysweep.train.optimizers import SGD, AdamW
 
 
@@ -106,3 +107,21 @@ def test_flatness_counts_the_label_draws_that_parts_take():
     assert draws(min_units=12) == pytest.approx(12)
     assert draws(rse=0.02, min_units=12) == pytest.approx(157 / 5)  # (0.25 / 0.02)^2 probes.
     assert draws(min_units=12, max_units=8) == pytest.approx(8)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("x", "x_valid"), r"task 'x_valid': its columns in tables would be those of task 'x'"),
+        (("x_score", "x"), r"task 'x_score': its columns"),
+        (("mean",), r"task name 'mean' stands for the mean over tasks"),
+        (("a/b",), r"task name 'a/b': use up to 64 letters"),
+        (("",), r"task name ''"),
+        (("x[/]",), r"task name 'x\[/\]'"),
+    ],
+)
+def test_task_names_cannot_make_two_columns_one(names, words):
+    task = PCFGSpan(form="pcfg_span", span=2)
+    with pytest.raises(ValidationError, match=words):
+        Finetuning(tasks=dict.fromkeys(names, task))
+    assert Finetuning(tasks=dict.fromkeys(("arc", "arc_easy", "x_valid", "b-2.c"), task))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TINY
 
+from raysweep.analysis.indicators import direction_of, is_bookkeeping
 from raysweep.analysis.tables import checkpoint_table
 from raysweep.runners.chain import leg_metrics
 from raysweep.runners.journal import trial_row
@@ -110,3 +111,11 @@ def test_searchers_and_reports_are_told_the_same_numbers(trial, data):
         assert {"sft/mean_score", "sft/span_score", "sft/other_score"} <= set(told)
         for name, value in told.items():
             assert row.get(name, math.nan) == pytest.approx(value, nan_ok=True), name
+
+
+def test_the_linear_probe_is_ranked_as_an_indicator():
+    for name in ("probe/mean_score", "probe/span_score"):
+        assert direction_of(name) == "higher"
+        assert not is_bookkeeping(name)
+    assert is_bookkeeping("probe/span_score_stderr")
+    assert is_bookkeeping("probe/span_train_loss_nats")
