@@ -265,7 +265,7 @@ def _ranking(run: Any) -> Any:
 
 
 def _print_ranking(run: Any) -> None:
-    from raysweep.analysis.ranking import format_terminal
+    from raysweep.analysis.terminal import format_terminal
 
     print(format_terminal(_ranking(run)))
 

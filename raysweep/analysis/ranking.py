@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,18 +22,16 @@ from raysweep.analysis.pairwise import (
     kendall,
     spearman,
 )
+from raysweep.scores import Side
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.table import Table
-
-PLAIN_WIDTH = 140
-"""Columns of the tables where stdout is no terminal."""
 
 FEW_VARIANTS = 8
 """Below it a bootstrap over variants has too few to draw from, and its intervals are too narrow."""
 
 MEAN_SCORE = "sft/mean_score"
+_LR = re.compile(r"sft/.+_lr")
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,31 @@ class Association:
 
 
 @dataclass(frozen=True)
+class Tie:
+    """A checkpoint that is not distinguishable from the best one."""
+
+    checkpoint: str
+    """Its stage id."""
+    label: str
+    difference: Estimate
+    """The best one's score minus its, of one; the 95 % interval reaches down to zero."""
+    cost_ratio: float
+    """Its pretraining tokens over those of the best; NaN where either is not known."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A fine-tuning rate picked at an end of its grid: a better one may lie beyond."""
+
+    checkpoint: str
+    """Its stage id."""
+    label: str
+    task: str
+    lr: float
+    side: Side
+
+
+@dataclass(frozen=True)
 class Ranking:
     """Checkpoints and indicators, each best first.
 
@@ -81,6 +104,19 @@ class Ranking:
     """Labels of the checkpoints whose pretraining diverged."""
     labels: Mapping[str, str]
     """Checkpoint id -> its point and step, in words."""
+    ties: tuple[Tie, ...]
+    """Not distinguishable from the best, by falling score."""
+    gap: Estimate | None
+    """The best score minus the second; None where fewer than two checkpoints have one."""
+    chance: Mapping[str, float]
+    """Task -> score of guessing, or of always giving the commonest answer; of the tasks that record it."""
+    num_near_chance: int
+    """Scores of a checkpoint on a task, of `num_against_chance`, that are not clearly above that task's chance."""
+    num_against_chance: int
+    num_comparisons: int
+    """Pairs of scored checkpoints, for all of which at once the intervals of `ties` and `gap` hold."""
+    edges: tuple[Edge, ...]
+    """By the checkpoints' order."""
 
     @property
     def best(self) -> pd.Series | None:
@@ -100,6 +136,13 @@ class Ranking:
             "num_bootstrap": self.num_bootstrap,
             "num_unscored": self.num_unscored,
             "diverged": list(self.diverged),
+            "ties": [asdict(tie) for tie in self.ties],
+            "gap": asdict(self.gap) if self.gap else None,
+            "chance": dict(self.chance),
+            "num_near_chance": self.num_near_chance,
+            "num_against_chance": self.num_against_chance,
+            "num_comparisons": self.num_comparisons,
+            "edges": [asdict(edge) for edge in self.edges],
         }
         return _json(document)  # type: ignore[no-any-return]
 
@@ -165,6 +208,8 @@ def rank(
         columns[f"rank/{name}"] = _ranks(values if direction == "lower" else -values)
     labels = checkpoint_labels(table)
     associations = _ordered(found, {name: ranks for name, ranks in columns.items() if name != "rank"})
+    num_scored = int(scored.sum())
+    chance = _chance(table)
     return Ranking(
         target=target,
         checkpoints=pd.concat([table, pd.DataFrame(columns)], axis=1),
@@ -175,7 +220,41 @@ def rank(
         num_unscored=int((~scored).sum()),
         diverged=tuple(labels[name] for name in table["checkpoint"][table["status"] == "diverged"]),
         labels=labels,
+        ties=(),
+        gap=Estimate(float(scores[0] - scores[1])) if num_scored > 1 else None,
+        chance=chance,
+        num_near_chance=0,
+        num_against_chance=0,
+        num_comparisons=num_scored * (num_scored - 1) // 2,
+        edges=_edges(table, labels),
     )
+
+
+def _chance(table: pd.DataFrame) -> dict[str, float]:
+    """Task -> chance level. Every checkpoint has the same test examples, so any one's will do."""
+    columns = {task: f"sft/{task}_chance_score" for task in _tasks(table)}
+    known = {task: table[name].dropna() for task, name in columns.items() if name in table}
+    return {task: float(values.iloc[0]) for task, values in known.items() if len(values)}
+
+
+def _edges(table: pd.DataFrame, labels: Mapping[str, str]) -> tuple[Edge, ...]:
+    return tuple(
+        Edge(
+            checkpoint=row["checkpoint"],
+            label=labels[row["checkpoint"]],
+            task=task,
+            lr=row[f"sft/{task}_lr"],
+            side="lowest" if row[f"sft/{task}_lr_edge"] < 0 else "highest",
+        )
+        for row in table.to_dict("records")
+        for task in _tasks(table)
+        if row.get(f"sft/{task}_lr_edge", 0.0) in (-1.0, 1.0)
+    )
+
+
+def _tasks(table: pd.DataFrame) -> list[str]:
+    """Fine-tuning tasks of a checkpoint table; each has a column of the rate picked."""
+    return [name.removeprefix("sft/").removesuffix("_lr") for name in table.columns if _LR.fullmatch(name)]
 
 
 def checkpoint_labels(table: pd.DataFrame) -> dict[str, str]:
@@ -184,9 +263,9 @@ def checkpoint_labels(table: pd.DataFrame) -> dict[str, str]:
     several_seeds = table["seed"].nunique() > 1 if "seed" in table else False
     labels = {}
     for row in table.to_dict("records"):
-        point = {name.removeprefix("point."): row[name] for name in points if not _missing(row[name])}
+        point = {name.removeprefix("point."): row[name] for name in points if not is_missing(row[name])}
         parts = [formats.point_text(point)] if point else []
-        if not _missing(row["step"]):
+        if not is_missing(row["step"]):
             parts.append(f"step {int(row['step'])}")
         if several_seeds:
             parts.append(f"seed {row['seed']}")
@@ -288,7 +367,8 @@ def _ranks(values: Floats) -> Any:
     return pd.Series(values).rank(method="min").astype("Int64")
 
 
-def _missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Whether a table's cell holds nothing: None, NaN or pandas' NA."""
     return value is None or value != value or str(value) == "<NA>"
 
 
@@ -299,59 +379,7 @@ def _json(value: Any) -> Any:
         return [_json(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
-    return None if _missing(value) or (isinstance(value, float) and math.isinf(value)) else value
-
-
-def how_to_read(ranking: Ranking) -> list[str]:
-    """What the numbers mean and what is missing from them, a sentence each."""
-    lines = [
-        "Checkpoints are by falling mean score over fine-tuning tasks, on test examples, at the learning rate picked "
-        "by validation score; ± is the standard error by SFT seeds. #n is a checkpoint's place by that indicator.",
-        "Pairs right: share of checkpoint pairs an indicator orders as fine-tuning does (0.50 is chance; ties half). "
-        f"95 % intervals draw whole variants ({ranking.num_variants}), {ranking.num_bootstrap} times.",
-    ]
-    if any(item.source == "config" for item in ranking.associations):
-        lines.append("Config rows need no measurement, and have their better direction chosen in hindsight.")
-    if 0 < ranking.num_variants < FEW_VARIANTS:
-        lines.append(f"Only {ranking.num_variants} variants: the intervals are too narrow to be trusted.")
-    if ranking.associations:
-        counts = max((item.pairs for item in ranking.associations), key=lambda pairs: pairs.num_pairs)
-        noise = f"{ranking.target}_stderr"
-        if noise in ranking.checkpoints and ranking.checkpoints[noise].notna().any():
-            lines.append(
-                f"Of {counts.num_pairs} pairs, {counts.num_within_noise} are within the noise of SFT seeds and "
-                f"{counts.num_target_ties} tied; “clear” leaves them out ({counts.num_clear} pairs)."
-            )
-        else:
-            lines.append("One SFT seed only: the noise of scores is not known, and no pair was set apart for it.")
-    if ranking.num_unscored:
-        lines.append(
-            f"{ranking.num_unscored} of {len(ranking.checkpoints)} checkpoints have no score and are not ranked"
-            f" ({len(ranking.diverged)} diverged)."
-        )
-    return lines
-
-
-def format_terminal(ranking: Ranking, *, width: int | None = None, color: bool | None = None) -> str:
-    """Both tables and how to read them, for a terminal. None: as wide and coloured as stdout is."""
-    import sys
-
-    from rich.console import Console
-    from rich.text import Text
-
-    color = sys.stdout.isatty() if color is None else color
-    width = width or (None if sys.stdout.isatty() else PLAIN_WIDTH)
-    console = Console(file=StringIO(), force_terminal=color, no_color=not color, width=width, highlight=False)
-    if ranking.best is None:
-        console.print("No checkpoint has a score yet.")
-    else:
-        console.print(_checkpoint_rows(ranking))
-        console.print(_indicator_rows(ranking))
-    for line in how_to_read(ranking):
-        console.print(Text(line, style="dim"))
-    for label in ranking.diverged:
-        console.print(Text(f"diverged: {label}", style="red"))
-    return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined, no-any-return]
+    return None if is_missing(value) or (isinstance(value, float) and math.isinf(value)) else value
 
 
 def shown_indicators(ranking: Ranking) -> list[str]:
@@ -359,47 +387,3 @@ def shown_indicators(ranking: Ranking) -> list[str]:
     classic = ("flatness/hessian_trace", "indicators/ppl", "indicators/kshot_mean")
     there = [name for name in classic if f"rank/{name}" in ranking.checkpoints]
     return there or [item.indicator for item in ranking.associations if item.source == "measured"][:3]
-
-
-def score_text(row: Mapping[Any, Any], target: str) -> str:
-    """`61.2 ± 0.4`, in percent."""
-    error = row.get(f"{target}_stderr", math.nan)
-    text = formats.percent(row[target])
-    return text if _missing(error) else f"{text} ± {formats.percent(error)}"
-
-
-def _checkpoint_rows(ranking: Ranking) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = shown_indicators(ranking)
-    table = Table(title=f"Checkpoints by {ranking.target}, %", title_justify="left", title_style="bold")
-    table.add_column("#", justify="right")
-    table.add_column("checkpoint", overflow="fold")
-    for name in ["score, %", *(name.partition("/")[2] for name in shown)]:
-        table.add_column(name, justify="right")
-    for index, row in enumerate(ranking.checkpoints.to_dict("records")):
-        place = "—" if _missing(row["rank"]) else str(row["rank"])
-        cells = [place, ranking.labels[row["checkpoint"]], score_text(row, ranking.target)]
-        for name in shown:
-            mark = "" if _missing(row[f"rank/{name}"]) else f" #{row[f'rank/{name}']}"
-            cells.append(formats.number(row[name]) + mark)
-        table.add_row(*map(Text, cells), style="bold green" if index == 0 else None)
-    return table
-
-
-def _indicator_rows(ranking: Ranking) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="Indicators by agreement with it", title_justify="left", title_style="bold")
-    table.add_column("indicator", overflow="fold")
-    table.add_column("better")
-    for name in ("pairs right", "clear pairs", "Spearman"):
-        table.add_column(name, justify="right")
-    for item in ranking.associations:
-        if item.same_order_as is None:
-            name = item.indicator + (" (config)" if item.source == "config" else "")
-            numbers = map(formats.estimate, (item.accuracy, item.clear_accuracy, item.spearman))
-            table.add_row(*map(Text, (name, item.direction, *numbers)))
-    return table

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis import formats
+from raysweep.analysis.findings import headline, how_to_read, score_text
 from raysweep.analysis.indicators import direction_of
-from raysweep.analysis.ranking import MEAN_SCORE, Ranking, how_to_read, rank, score_text, shown_indicators
+from raysweep.analysis.ranking import MEAN_SCORE, Ranking, rank, shown_indicators
 from raysweep.analysis.tables import checkpoints_of, stage_table, write_tables
 from raysweep.runs import Run
 
@@ -91,35 +92,6 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
         plotly=Markup(plotly),
         script=Markup(script),
     )
-
-
-def headline(ranking: Ranking) -> str:
-    """What was found, in one sentence that claims no more than the interval holds."""
-    if ranking.best is None:
-        return "No checkpoint has been fine-tuned yet, so there is nothing to rank."
-    best = ranking.best
-    score = score_text(best.to_dict(), ranking.target)
-    text = f"Best after fine-tuning is {ranking.labels[best['checkpoint']]} ({score} %)"
-    measured = [
-        item
-        for item in ranking.associations
-        if item.source == "measured" and item.accuracy.value == item.accuracy.value
-    ]
-    if not measured:
-        return f"{text}; no indicator was measured on enough checkpoints to say what predicts it."
-    top = measured[0]
-    text += (
-        f"; of {len([item for item in measured if item.same_order_as is None])} distinct indicators, {top.indicator} "
-        f"({top.direction} is better) orders the most pairs right: {formats.estimate(top.accuracy)}"
-    )
-    if math.isnan(top.accuracy.low):
-        return f"{text}, with too few variants for an interval."
-    verdict = "" if top.accuracy.low > 0.5 else ", which is not shown to be better than chance"
-    config = next((item for item in ranking.associations if item.source == "config"), None)
-    if config and not math.isnan(top.gain.low) and top.gain.low <= 0:
-        joined = " nor" if verdict else ", though not shown to be better"
-        verdict += f"{joined} than {config.indicator} alone ({config.accuracy.value:.2f})"
-    return f"{text}{verdict} (picked as the best, for which the interval does not correct)."
 
 
 def _facts(stages: pd.DataFrame, ranking: Ranking) -> list[tuple[str, str]]:

@@ -23,6 +23,8 @@ Row = dict[Hashable, Any]
 
 _STAGE = ("trial", "variant", "seed", "kind", "id", "step", "checkpoint", "task", "status", "lr", "stage_seed")
 _PROVENANCE = ("started", "wall_seconds", "peak_memory_bytes", "world_size", "device", "host", "git_commit")
+# Of a picked rate's place in its grid, as a number: metric columns hold nothing else.
+_EDGES = {"lowest": -1.0, None: 0.0, "highest": 1.0}
 _CHECKPOINT = ("trial", "variant", "seed", "checkpoint", "step", "status")
 
 
@@ -55,8 +57,8 @@ def checkpoint_table(run: Run) -> pd.DataFrame:
     `<kind>/<metric>` and of tasks as `<kind>/<task>_<metric>` (mean over seeds). Of fine-tuning, per task:
     `sft/<task>_score` (test, mean over SFT seeds, at the learning rate with the best mean validation score),
     `_score_sd` and `_num_seeds` over these, `_score_stderr` (from the variance between seeds, pooled over checkpoints),
-    `_lr`; and over tasks `sft/mean_score` with its `_stderr`, NaN where a task is missing, and
-    `sft/num_tasks_missing`.
+    `_lr`, and `_lr_edge` (-1 where that is the lowest of its grid, 1 the highest, else 0); and over tasks
+    `sft/mean_score` with its `_stderr`, NaN where a task is missing, and `sft/num_tasks_missing`.
     """
     return checkpoints_of(stage_table(run))
 
@@ -146,6 +148,7 @@ def _fine_tuned(task: str, results: Sequence[Result]) -> Row:
     scores = [by_id[run.id].metrics.get("score", math.nan) for run in picked.runs]
     return {
         f"sft/{task}_lr": picked.lr,
+        f"sft/{task}_lr_edge": _EDGES[picked.edge],
         f"sft/{task}_num_seeds": len(scores),
         # The form's own stderr is over test examples of one run; of the mean over seeds, _add_noise says it.
         f"sft/{task}_score_stderr": math.nan,

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysweep.analysis.ranking import format_terminal, rank
+from raysweep.analysis.ranking import rank
 from raysweep.analysis.report import write_report
 from raysweep.analysis.tables import checkpoint_table, stage_table, write_tables
+from raysweep.analysis.terminal import format_terminal
 from raysweep.runs import Run, StageRow, TrialRow
 from raysweep.store import Record, Store
 
