@@ -115,6 +115,12 @@ def findings(spec: type[Spec], data: Any, error: ValidationError) -> list[tuple[
     return found
 
 
+def nearest(word: str, known: Sequence[str], *, most: int = 3) -> list[str]:
+    """Those of `known` that may be meant, the likeliest first: they begin with `word`, or differ in a few letters."""
+    begun = [name for name in known if name.startswith(word)]
+    return list(dict.fromkeys([*begun, *difflib.get_close_matches(word, known, n=most)]))[:most]
+
+
 def _shown(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from raysweep.scores import METRIC_STEMS, RESERVED
+from raysweep.scores import METRIC_STEMS, RESERVED, Result, checkpoint_metrics
 from raysweep.spec import Spec, StageSpec, canonical, check_name, fingerprint
 from raysweep.stages.fetch import Existing, Fetch
 from raysweep.stages.flatness import Flatness
@@ -70,6 +70,25 @@ class Trial:
     def last_step(self) -> int:
         """The step of the last checkpoint."""
         return max(stage.step for stage in self.stages if stage.step is not None)
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Columns of each of its checkpoints, where all stages finish: what a search may ask for."""
+        corpus = next(stage.spec.corpus for stage in self.stages if isinstance(stage.spec, Tokenize))
+        results = [
+            Result(
+                id=stage.id,
+                kind=stage.kind,
+                task=stage.task,
+                status="done",
+                metrics=dict.fromkeys(stage.spec.metric_names(corpus), 0.0),
+                lr=getattr(stage.spec, "lr", None),
+                seed=getattr(stage.spec, "seed", None),
+            )
+            for stage in self.stages
+            if stage.step == self.last_step
+        ]
+        return tuple(checkpoint_metrics(results))
 
     def legs(self) -> Iterator[tuple[int | None, list[list[Stage]]]]:
         """By checkpoint step: batches of stages that may run side by side, a wide stage being a batch of its own."""

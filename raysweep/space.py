@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 
-from raysweep.document import Document, findings, read_document, validate
+from raysweep.document import Document, findings, nearest, read_document, validate
 from raysweep.errors import SpaceError
 from raysweep.plan import Finetuning, Trial, chain
 from raysweep.search import Axis, Choice, Grid, LogUniform, RandInt, Resources, Search, Uniform
@@ -126,6 +126,12 @@ class SearchSpace:
                 draw = random.Random(f"{search.seed}:{index}")
                 yield {name: _sample(axis, self.values(name), draw) for name, axis in self.declared.sweep.items()}
 
+    def metric_names(self) -> tuple[str, ...]:
+        """What a search may ask for: the columns of a checkpoint of any variant."""
+        alone = [{path: value} for path in self.declared.sweep for value in self.values(path)]
+        seed = self.declared.seeds[0]
+        return tuple(dict.fromkeys(name for point in [{}, *alone] for name in self.trial(point, seed).metric_names))
+
     def trial(self, point: Point, seed: int) -> Trial:
         """The chain of stages of one variant under one seed.
 
@@ -181,12 +187,12 @@ def load(path: str | Path) -> SearchSpace:
     if found := list(_axis_findings(declared)):
         raise SpaceError("\n".join(f"{document.at(loc)}: {text}" for loc, text in found))
     space = _pin(document, declared)
-    if found := list(_value_findings(space)):
+    if found := list(_value_findings(space)) or list(_metric_findings(space)):
         raise SpaceError("\n".join(f"{document.at(loc)}: {text}" for loc, text in found))
     return space
 
 
-def _axis_findings(declared: Declared) -> Iterator[tuple[tuple[str, ...], str]]:
+def _axis_findings(declared: Declared) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """What is wrong with the axes as such."""
     for path, axis in declared.sweep.items():
         loc = ("sweep", path)
@@ -205,7 +211,7 @@ def _axis_findings(declared: Declared) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("seeds",), f"optuna compares single trials, so seeds holds one, not {len(declared.seeds)}"
 
 
-def _value_findings(space: SearchSpace) -> Iterator[tuple[tuple[str, ...], str]]:
+def _value_findings(space: SearchSpace) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """What is wrong with each value of each axis, put alone onto the base."""
     for path, axis in space.declared.sweep.items():
         bounds = next(iter(axis.model_dump().values()))
@@ -214,6 +220,21 @@ def _value_findings(space: SearchSpace) -> Iterator[tuple[tuple[str, ...], str]]
                 space._pretrain({path: value})
             except SpaceError as error:
                 yield ("sweep", path), str(error)
+
+
+def _metric_findings(space: SearchSpace) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Metrics that the search asks for and no stage reports."""
+    search = space.declared.search
+    asked: dict[tuple[str | int, ...], str] = {
+        ("search", "objectives", index, "metric"): objective.metric for index, objective in enumerate(search.objectives)
+    }
+    if search.scheduler:
+        asked["search", "scheduler", "metric"] = search.scheduler.metric
+    known = space.metric_names() if asked else ()
+    for loc, metric in asked.items():
+        if metric not in known:
+            close = ", ".join(nearest(metric, known)) or ", ".join(known[:3]) + ", ..."
+            yield loc, f"no stage of this sweep reports {metric!r}, did you mean: {close}; `raysweep plan` lists all"
 
 
 def _pin(document: Document, declared: Declared) -> SearchSpace:

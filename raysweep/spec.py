@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    from raysweep.data.corpora import Corpus
     from raysweep.worker import Worker
 
 
@@ -84,6 +85,13 @@ class StageSpec(Spec):
 
         Raises:
             Diverged: if training left the finite numbers.
+        """
+
+    @abstractmethod
+    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
+        """Names of the metrics that `run` gives where the pretraining text is `corpus`: what a search may ask for.
+
+        Without those in seconds or per second, which are kept as provenance.
         """
 
 

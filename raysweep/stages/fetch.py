@@ -59,7 +59,9 @@ def checkpoint_files(folder: Path) -> list[Path]:
     Raises:
         DataError: if weights as safetensors, config.json or the tokenizer are missing.
     """
-    files = sorted({path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()})
+    found = {path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()}
+    # A checkpoint of a store has a record beside it, which is no part of it: it tells when and where it was made.
+    files = sorted(path for path in found if path.name != "record.json")
     names = {path.name for path in files}
     if not any(name.endswith(".safetensors") for name in names):
         pickled = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "none either"
@@ -97,3 +99,7 @@ class Fetch(StageSpec):
 
         model = AutoModelForCausalLM.from_pretrained(out, use_safetensors=True, trust_remote_code=False)
         return {"num_parameters": float(model.num_parameters())}
+
+    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
+        """See `StageSpec.metric_names`."""
+        return ("num_parameters",)

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 
 from raysweep.curvature.cost import COST, Products, first_draws, predicted
 from raysweep.curvature.sharing import Item, Share, Value
+from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
 from raysweep.spec import Neutral, Spec, StageSpec
@@ -22,6 +23,27 @@ from raysweep.worker import Worker
 if TYPE_CHECKING:
     from raysweep.curvature.measure import Measured
     from raysweep.curvature.units import Unit, Values
+
+# Names of what `curvature` measures, said here too: a plan lists them, and cannot import it.
+TRACE_METRICS = (
+    *(f"{name}_trace{end}" for name in ("hessian", "fisher", "gauss_newton", "residual") for end in ("", "_stderr")),
+    "hessian_trace_stderr_probe",
+    "hessian_trace_stderr_data",
+    "difference_error",
+    "target_reached",
+    "num_probes",
+    "num_fisher_draws",
+    "num_tokens",
+    "gradient_equivalents",
+)
+SHAPE_METRICS = (
+    *(f"{name}{end}" for name in ("frobenius_norm", "adaptive_trace", "relative_flatness") for end in ("", "_stderr")),
+    *(f"average_sharpness{scale}{end}" for scale in ("", "_adaptive") for end in ("", "_stderr")),
+    "worst_sharpness",
+    "worst_sharpness_adaptive",
+    "effective_rank",
+    "stable_rank",
+)
 
 
 class Shape(Spec):
@@ -142,6 +164,18 @@ class Flatness(StageSpec):
         if self.shape:
             metrics |= self._shape(model, self.shape, text, out, worker)
         return metrics
+
+    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
+        """See `StageSpec.metric_names`."""
+        names = list(TRACE_METRICS)
+        if self.own_samples:
+            names += [f"samples_{name}" for name in TRACE_METRICS if "trace" in name]
+            names += ["samples_relative_distance", "samples_relative_distance_stderr"]
+        if self.shape:
+            ranks = range(1, min(self.shape.num_eigenvalues, self.shape.num_steps) + 1)
+            names += [f"eigenvalue_{rank}{end}" for rank in ranks for end in ("", "_error")]
+            names += SHAPE_METRICS
+        return tuple(names)
 
     def _on_samples(self, model: Any, checkpoint: Path, on_text: Measured, worker: Worker) -> dict[str, float]:
         from raysweep.curvature.measure import distance

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
 from raysweep.spec import StageSpec
 from raysweep.tasks.families import Task
@@ -55,12 +56,7 @@ class Indicators(StageSpec):
             worker,
             max_sequences=self.max_sequences,
         )
-        pieces = [
-            (f"{prefix}_{name}", task, shots)
-            for name, task in sorted(self.tasks.items())
-            for prefix, shots in (("zeroshot", 0), ("kshot", self.kshot))
-            if shots or not isinstance(task, PCFGSpan)
-        ]
+        pieces = self._pieces()
         mine = {
             name: self._score(model, tokenizer, task, shots)
             for index, (name, task, shots) in enumerate(pieces)
@@ -71,6 +67,22 @@ class Indicators(StageSpec):
         if self.tasks:
             metrics["kshot_mean"] = fmean(scores[f"kshot_{name}"] for name in self.tasks)
         return metrics
+
+    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
+        """See `StageSpec.metric_names`."""
+        from raysweep.stages.pretrain import heldout_names
+
+        scores = [name for name, _, _ in self._pieces()]
+        return (*heldout_names(corpus), *scores, *(("kshot_mean",) if self.tasks else ()))
+
+    def _pieces(self) -> list[tuple[str, Task, int]]:
+        """(name, task, shots) of every score."""
+        return [
+            (f"{prefix}_{name}", task, shots)
+            for name, task in sorted(self.tasks.items())
+            for prefix, shots in (("zeroshot", 0), ("kshot", self.kshot))
+            if shots or not isinstance(task, PCFGSpan)
+        ]
 
     def _score(self, model: Any, tokenizer: Any, task: Task, shots: int) -> float:
         from raysweep.stages.sft import context_length

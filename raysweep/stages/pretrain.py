@@ -163,6 +163,10 @@ class Pretrain(StageSpec):
             "tokens_per_second": training.tokens_per_second,
         }
 
+    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
+        """See `StageSpec.metric_names`."""
+        return ("loss_nats_per_token", *heldout_names(corpus), "num_tokens", "num_parameters")
+
     def _write_curve(self, path: Path, losses: list[float], grad_norms: list[float]) -> None:
         recipe = self.recipe
         with path.open("w") as file:
@@ -170,6 +174,12 @@ class Pretrain(StageSpec):
                 lr = recipe.optimizer.lr * recipe.schedule.multiplier(step, recipe.num_steps)
                 line = {"step": step + 1, "loss_nats_per_token": loss, "lr": lr, "grad_norm": norm}
                 file.write(json.dumps(line) + "\n")
+
+
+def heldout_names(corpus: Corpus) -> tuple[str, ...]:
+    """Names of the `heldout_metrics` on text of `corpus`."""
+    last = "entropy_gap_nats_per_token" if isinstance(corpus, PCFG) else "bits_per_byte"
+    return ("heldout_loss_nats_per_token", "ppl", *(f"ppl_{name}" for name in sorted(corpus.domains)), last)
 
 
 def heldout_metrics(

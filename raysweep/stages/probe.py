@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from raysweep.data.corpora import Corpus
 from raysweep.spec import StageSpec
 from raysweep.tasks.spans import PCFGSpan, hidden_states
 from raysweep.worker import Worker
@@ -56,6 +57,10 @@ class Probe(StageSpec):
             "score_stderr": float(hits.std(ddof=1) / math.sqrt(len(hits))) if len(hits) > 1 else math.nan,
             "train_loss_nats": float(loss.detach()),
         }
+
+    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
+        """See `StageSpec.metric_names`."""
+        return ("score", "score_stderr", "train_loss_nats")
 
     def _features(self, model: Any, split: Any) -> tuple[Any, Any]:
         import torch

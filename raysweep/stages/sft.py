@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from raysweep.data.corpora import Corpus
 from raysweep.errors import StageError
 from raysweep.spec import Spec, StageSpec
 from raysweep.tasks.base import Scores, TextTask, fit, pad
@@ -83,6 +84,11 @@ class Sft(StageSpec):
             "num_steps": float(len(losses)),
             "num_test_examples": float(len(test)),
         }
+
+    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
+        """See `StageSpec.metric_names`."""
+        others = ("score_stderr", "valid_score", "loss_nats_per_token", "num_steps", "num_test_examples")
+        return (*self.task.score_names, *others)
 
     def _run_text(
         self, model: Any, tokenizer: Any, task: TextTask, worker: Worker

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from raysweep.data.corpora import Corpus
+from raysweep.data.pcfg import PCFG
 from raysweep.spec import StageSpec
 from raysweep.worker import Worker
 
@@ -22,3 +23,7 @@ class Tokenize(StageSpec):
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """See `Corpus.build`."""
         return self.corpus.build(out, tokenizer_dir=inputs.get("checkpoint"))
+
+    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
+        """See `StageSpec.metric_names`."""
+        return ("num_tokens", *(("optimal_loss_nats_per_token",) if isinstance(corpus, PCFG) else ()))

@@ -35,6 +35,8 @@ class TaskSpec(Spec):
 
     is_classification: ClassVar[bool] = False
     """Whether it has labels that a linear probe can be fitted to."""
+    score_names: ClassVar[tuple[str, ...]] = ("score", "accuracy")
+    """Of the scores that each test example gets."""
 
     @abstractmethod
     def pin(self, name: str, base: Path) -> Any:

@@ -7,7 +7,7 @@ import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 class QA(TextTask):
     """Lines with `question`, `answers` (any is right) and, if any, `context`, read before the question."""
+
+    score_names: ClassVar[tuple[str, ...]] = ("score", "exact_match", "f1")
 
     form: Literal["qa"]
     """Which form of task."""

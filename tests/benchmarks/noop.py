@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from raysweep.data.corpora import Corpus
 from raysweep.spec import StageSpec
 from raysweep.worker import Worker
 
@@ -19,6 +20,9 @@ class WideNoop(StageSpec):
             (out / "file").write_text("x")
         worker.barrier()
         return {"zero": 0.0}
+
+    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
+        return ("zero",)
 
 
 class SplitNoop(WideNoop):

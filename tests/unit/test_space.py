@@ -183,3 +183,22 @@ def test_another_checkpoint_leaves_the_others_ids(sweep_file):
     before = {stage.id for stage in load(sweep_file()).trial(point, 0).stages}
     after = {stage.id for stage in load(sweep_file(TINY.replace("[6, 12]", "[6, 9, 12]"))).trial(point, 0).stages}
     assert before < after
+
+
+@pytest.mark.parametrize("name", ["indicators/ppl_pcfg", "flatness/hessian_trace", "sft/span_score", "sft/mean_score"])
+def test_metrics_that_a_search_may_ask_for(sweep_file, name):
+    search = f"search: {{name: optuna, num_trials: 3, objectives: [{{metric: {name}, mode: max}}]}}\n"
+    assert load(sweep_file(TINY + search)).declared.search.objectives[0].metric == name
+
+
+def test_metrics_that_no_stage_reports(sweep_file):
+    search = (
+        "search:\n  name: optuna\n  num_trials: 3\n  objectives:\n    - {metric: indicators/heldout_los, mode: min}\n"
+    )
+    with pytest.raises(SpaceError) as caught:
+        load(sweep_file(TINY + search + "  scheduler: {name: asha, metric: sft/meen_score, mode: max}\n"))
+    first, second = str(caught.value).splitlines()
+    assert "tiny.yaml:24: search.objectives.0.metric: no stage of this sweep reports 'indicators/heldout_los'" in first
+    assert "did you mean: indicators/heldout_loss_nats_per_token" in first
+    assert "search.scheduler.metric" in second
+    assert "did you mean: sft/mean_score" in second

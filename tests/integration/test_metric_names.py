@@ -1,0 +1,88 @@
+"""What stages say they report, against what they report: a metric that is not declared cannot be searched for."""
+
+import json
+
+import pytest
+from tiny import TINY
+
+from raysweep.runners.chain import run_chain
+from raysweep.runners.gang import Gang
+from raysweep.space import load
+
+GRAMMAR = TINY.replace(
+    "max_units: 8}", "max_units: 8, own_samples: 4, parts: true, shape: {num_steps: 4, num_eigenvalues: 2}}"
+)
+TEXT = """\
+name: text
+pretrain:
+  data:
+    name: text
+    domains: {a: {train: a.txt, valid: a.txt}, b: {train: b.txt, valid: b.txt}}
+    mix: {a: 1.0}
+    tokenizer: {name: bpe, vocab_size: 300}
+  model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
+  optimizer: {name: adamw, lr: 1e-2}
+  steps: 2
+  batch_sequences: 4
+  sequence_length: 16
+indicators: {kshot: 1, max_sequences: 4, max_examples: 4}
+sft:
+  tasks:
+    quiz: {form: multiple_choice, train: quiz.jsonl, test: quiz.test.jsonl, max_test_examples: 6}
+    ask: {form: qa, train: ask.jsonl, test: ask.test.jsonl, max_test_examples: 4, max_new_tokens: 4}
+  hyperparameters: {epochs: 1, batch_sequences: 4}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"The quick {name} fox jumps over the lazy dog. " * 60)
+    quiz = [{"question": f"fox {i}", "choices": ["dog", "fox"], "answer": i % 2} for i in range(36)]
+    ask = [{"question": f"who {i}", "answers": ["fox", "a fox"]} for i in range(36)]
+    for name, lines in (("quiz", quiz), ("ask", ask)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines[12:])))
+        (tmp_path / f"{name}.test.jsonl").write_text("\n".join(map(json.dumps, lines[:12])))
+    return tmp_path
+
+
+def declared_and_reported(path, store) -> set[str]:
+    """Checks each stage of the base trial, and each checkpoint's columns; returns the kinds of stage seen."""
+    space = load(path)
+    trial = space.trial({}, 0)
+    gang = Gang(store, space.declared.resources, report=lambda event: None)
+    legs = list(run_chain(trial, gang, max_retries=0, report=lambda event: None))
+    gang.close()
+    corpus = trial.stages[0].spec.corpus if trial.stages[0].kind == "tokenize" else trial.stages[1].spec.corpus
+    for stage in trial.stages:
+        record = store.get(stage.id)
+        assert record is not None, f"{stage.kind} failed"
+        assert sorted(stage.spec.metric_names(corpus)) == sorted(record.metrics), stage.kind
+    for leg in legs:
+        assert sorted(leg.metrics) == sorted(trial.metric_names)
+    return {stage.kind for stage in trial.stages}
+
+
+def test_every_stage_reports_what_it_declares(sweep_file, folder, store):
+    kinds = declared_and_reported(sweep_file(GRAMMAR), store)
+    assert kinds == {"tokenize", "pretrain", "indicators", "flatness", "probe", "sft"}
+    kinds = declared_and_reported(sweep_file(TEXT), store)
+    assert kinds == {"tokenize", "pretrain", "indicators", "sft"}
+
+
+def test_a_checkpoint_that_exists_reports_what_it_declares(sweep_file, folder, store):
+    space = load(sweep_file(TEXT))
+    trial = space.trial({}, 0)
+    gang = Gang(store, space.declared.resources, report=lambda event: None)
+    next(run_chain(trial, gang, max_retries=0, report=lambda event: None))
+    gang.close()
+    checkpoint = store.folder(next(stage.id for stage in trial.stages if stage.kind == "pretrain"))
+    text = f"""\
+name: theirs
+pretrain:
+  from: {checkpoint}
+  data: {{name: text, domains: {{a: {{train: a.txt, valid: a.txt}}}}}}
+  sequence_length: 16
+"""
+    kinds = declared_and_reported(sweep_file(text + TEXT[TEXT.index("indicators:") :]), store)
+    assert kinds == {"fetch", "tokenize", "indicators", "sft"}
