@@ -89,7 +89,10 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
                     continue
                 flops += stage_flops(stage, trial)
                 tokens += _pretraining_tokens(stage, trial)
-    note = "Optuna picks the points; counted as if each were the base recipe." if picked_later else ""
+    notes = ["Optuna picks the points; counted as if each were the base recipe."] if picked_later else []
+    if (sft := space.declared.sft) and sft.lrs == "auto":
+        rates = ", ".join(f"{lr:g}" for lr in sft.first_lrs)
+        notes.append(f"sft.lrs auto: counted are the rates it begins with ({rates}), so there are at least so many.")
     return Plan(
         name=space.name,
         run=space.run_name(),
@@ -105,7 +108,7 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
         mfu=mfu,
         peak_flops=peak_flops,
         flatness_rse=rse,
-        note=note,
+        note=" ".join(notes),
     )
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
-from raysweep.scores import METRIC_STEMS, RESERVED, Result, checkpoint_metrics
+from raysweep.scores import METRIC_STEMS, RESERVED, Result, checkpoint_metrics, finetuning_runs, open_sides
 from raysweep.spec import Spec, StageSpec, canonical, check_name, fingerprint
 from raysweep.stages.fetch import Existing, Fetch
 from raysweep.stages.flatness import Flatness
@@ -21,6 +21,11 @@ from raysweep.stages.probe import Probe
 from raysweep.stages.sft import Hyperparameters, Sft
 from raysweep.stages.tokenize import Tokenize
 from raysweep.tasks.families import Task
+
+LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+"""The fine-tuning rates that `sft.lrs: auto` may come to."""
+FIRST_LRS = (1e-4, 3e-4, 1e-3)
+"""Those it begins with."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,10 @@ class Trial:
     point: Mapping[str, Any]
     seed: int
     stages: tuple[Stage, ...]
+    auto_lrs: bool = False
+    """Whether further fine-tuning stages come as results ask for them: see `widened`."""
+    added: frozenset[str] = frozenset()
+    """Ids of the stages that came so."""
 
     @cached_property
     def variant_id(self) -> str:
@@ -63,8 +72,8 @@ class Trial:
 
     @cached_property
     def id(self) -> str:
-        """Stands for its stages: equal chains are one trial."""
-        return f"trial-{fingerprint([stage.id for stage in self.stages])}"
+        """Stands for the stages it set out with: equal chains are one trial, however far they are widened."""
+        return f"trial-{fingerprint([stage.id for stage in self.stages if stage.id not in self.added])}"
 
     @property
     def last_step(self) -> int:
@@ -90,6 +99,24 @@ class Trial:
         ]
         return tuple(checkpoint_metrics(results))
 
+    def widened(self, results: Mapping[str, Result]) -> Trial:
+        """With the fine-tuning stages that `sft.lrs: auto` adds, now that `results` (by stage id) are known.
+
+        For each checkpoint and task whose stages all are finished, the grid gets the next rate of `LADDER` at the ends
+        that are open. It depends on results alone, so that a resumed trial comes by the same stages. Itself where
+        nothing is to be added.
+        """
+        groups: dict[tuple[str, str], list[Stage]] = {}
+        for stage in self.stages if self.auto_lrs else ():
+            if stage.kind == "sft":
+                groups.setdefault((str(stage.checkpoint), str(stage.task)), []).append(stage)
+        more = {stages[-1].id: _further(stages, results) for stages in groups.values()}
+        if not any(more.values()):
+            return self
+        stages = tuple(each for stage in self.stages for each in (stage, *more.get(stage.id, ())))
+        added = {stage.id for found in more.values() for stage in found}
+        return replace(self, stages=stages, added=self.added | added)
+
     def legs(self) -> Iterator[tuple[int | None, list[list[Stage]]]]:
         """By checkpoint step: batches of stages that may run side by side, a wide stage being a batch of its own."""
         for step, stages in groupby(self.stages, key=lambda stage: stage.step):
@@ -106,6 +133,35 @@ def _independent(stage: Stage, batches: Sequence[Sequence[Stage]]) -> bool:
     return not {other.id for other in batches[-1]} & set(stage.inputs.values())
 
 
+def _further(stages: Sequence[Stage], results: Mapping[str, Result]) -> list[Stage]:
+    """Of the fine-tuning stages of one checkpoint and task: those of the next rates, none while one is unfinished."""
+    found = [results[stage.id] for stage in stages if stage.id in results]
+    runs = finetuning_runs(found, str(stages[0].task))
+    if len(runs) < len(stages):
+        return []
+    tried = sorted({run.lr for run in runs})
+    lower, higher = [lr for lr in LADDER if lr < tried[0]], [lr for lr in LADDER if lr > tried[-1]]
+    beyond = {"lowest": lower[-1:], "highest": higher[:1]}
+    lrs = [lr for side in open_sides(runs) for lr in beyond[side]]
+    # Each seed once: the stages of any one rate.
+    seeds = [stage for stage in stages if isinstance(stage.spec, Sft) and stage.spec.lr == tried[0]]
+    return [replace(stage, spec=stage.spec.with_(lr=lr)) for lr in lrs for stage in seeds]
+
+
+def _rates_or_word(lrs: Any) -> str | None:
+    return "word" if lrs == "auto" else "rates" if isinstance(lrs, list | tuple) else None
+
+
+Rates = Annotated[
+    Annotated[tuple[float, ...], Tag("rates")] | Annotated[Literal["auto"], Tag("word")],
+    Discriminator(
+        _rates_or_word,
+        custom_error_type="rates",
+        custom_error_message="write a list of rates, such as [1e-4, 3e-4, 1e-3], or auto",
+    ),
+]
+
+
 class Finetuning(Spec):
     """What every checkpoint is fine-tuned on: tasks x seeds x learning rates, the rate picked by validation score."""
 
@@ -113,8 +169,9 @@ class Finetuning(Spec):
     """Name to downstream task; names become metric columns."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Of fine-tuning; each task is trained once with each."""
-    lrs: tuple[float, ...] = Field(default=(3e-4,), min_length=1)
-    """Learning rates; of each checkpoint and task the best by validation score counts."""
+    lrs: Rates = (3e-4,)
+    """Learning rates, of which that with the best validation score counts, for each checkpoint and task by itself; or
+    auto: 1e-4, 3e-4 and 1e-3, and then lower and higher ones, until the best is inside."""
     hyperparameters: Hyperparameters = Hyperparameters()
     """What all fine-tuning runs share."""
     linear_probe: bool = True
@@ -133,18 +190,23 @@ class Finetuning(Spec):
                     raise ValueError(f"task {name!r}: its columns in tables would be those of task {other!r}")
         return tasks
 
+    @property
+    def first_lrs(self) -> tuple[float, ...]:
+        """The rates to begin with, whatever comes out."""
+        return FIRST_LRS if isinstance(self.lrs, str) else self.lrs
+
     @field_validator("seeds", "lrs")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if len(set(values)) != len(values):
+        if isinstance(values, tuple) and len(set(values)) != len(values):
             raise ValueError(f"{list(values)} holds one twice")
         return values
 
     @field_validator("lrs")
     @classmethod
-    def _positive(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if min(values) <= 0:
-            raise ValueError(f"{list(values)}: a learning rate must be above 0")
+    def _positive(cls, values: tuple[float, ...] | str) -> tuple[float, ...] | str:
+        if not isinstance(values, str) and min(values, default=0.0) <= 0:
+            raise ValueError(f"{list(values)}: give one or more learning rates above 0, or auto")
         return values
 
     def pin(self, base: Path) -> Finetuning:
@@ -201,6 +263,6 @@ def _finetunings(sft: Finetuning, tasks: Mapping[str, Task]) -> Iterator[tuple[s
     for name, task in tasks.items():
         if task.is_classification and sft.linear_probe:
             yield from ((name, Probe(task=task, seed=seed)) for seed in sft.seeds)  # type: ignore[arg-type]
-        for lr in sft.lrs:
+        for lr in sft.first_lrs:
             for seed in sft.seeds:
                 yield name, Sft(task=task, lr=lr, seed=seed, hyperparameters=sft.hyperparameters)

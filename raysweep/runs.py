@@ -50,7 +50,7 @@ class Run:
         self.store = store
         self.name = name
         self.folder: Path = store.root / "runs" / name
-        self._noted: set[str] | None = None
+        self._noted: dict[str, TrialRow] | None = None
 
     @staticmethod
     def create(store: Store, name: str, *, sweep_text: str, identity: str) -> Run:
@@ -124,19 +124,20 @@ class Run:
                 _write(path, json.dumps(failure | {"attempts": 0}, indent=1))
 
     def add_trial(self, row: TrialRow) -> None:
-        """Note that a trial was started. Once is enough; a repetition changes nothing."""
+        """Note that a trial was started, or got further stages; a row of stages that are all known changes nothing."""
         if self._noted is None:
-            self._noted = {known.trial for known in self.trials()}
-        if row.trial not in self._noted:
+            self._noted = {known.trial: known for known in self.trials()}
+        known = self._noted.get(row.trial)
+        if known is None or not {stage.id for stage in row.stages} <= {stage.id for stage in known.stages}:
             with (self.folder / "trials.jsonl").open("a") as file:
                 # A leading newline too: a kill may have cut the line before off.
                 file.write("\n" + json.dumps(asdict(row)) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            self._noted.add(row.trial)
+            self._noted[row.trial] = row
 
     def trials(self) -> list[TrialRow]:
-        """Trials in the order they were first started."""
+        """Trials in the order they were first started, each with the stages it was last told with."""
         try:
             lines = (self.folder / "trials.jsonl").read_text().splitlines()
         except FileNotFoundError:
@@ -148,7 +149,7 @@ class Run:
             except json.JSONDecodeError:
                 continue  # Cut off by a kill in mid-line: the trial is noted again when it is started again.
             stages = tuple(StageRow(**stage) for stage in data.pop("stages"))
-            rows.setdefault(data["trial"], TrialRow(**data, stages=stages))
+            rows[data["trial"]] = TrialRow(**data, stages=stages)
         return list(rows.values())
 
     def add_failure(self, stage_id: str, *, kind: str, trial: str, cause: str, log: str) -> None:

@@ -36,8 +36,9 @@ class Run:
 class Pick:
     """The learning rate that counts for a checkpoint on a task, and its runs, by seed.
 
-    `edge` says at which end of the grid the rate stands: a better one may lie beyond. A rate at which a run diverged
-    bounds the grid like any other, so that the best rate below it is inside. None also where there was no choice.
+    `edge` says at which end of the grid the rate stands, if no rate within does as well: a better one may lie beyond.
+    A rate at which a run diverged bounds the grid like any other, so that the best rate below it is inside. None also
+    where there was no choice.
     """
 
     lr: float
@@ -55,20 +56,46 @@ def pick(runs: Iterable[Run]) -> Pick | None:
     >>> pick(runs).lr, pick(runs).edge
     (0.01, None)
     """
+    grid = _by_rate(runs)
+    valid = _validation_scores(grid)
+    if not valid:
+        return None
+    best = max(valid, key=lambda lr: (valid[lr], -lr))
+    lowest, *within, highest = sorted(grid) if len(grid) > 1 else (best, best)
+    edge: Side | None = None
+    if lowest < highest and not any(valid.get(lr) == valid[best] for lr in within):
+        edge = "lowest" if best == lowest else "highest"
+    return Pick(lr=best, runs=grid[best], edge=edge)
+
+
+def open_sides(runs: Iterable[Run]) -> tuple[Side, ...]:
+    """The ends of a grid beyond which a better rate may lie; none if the best rate is inside.
+
+    Where all rates score alike, as they do where none has learnt anything yet, both ends are open; where a run
+    diverged at every rate, the lower one.
+    """
+    grid = _by_rate(runs)
+    valid = _validation_scores(grid)
+    if not valid:
+        return ("lowest",) if any(run.diverged for found in grid.values() for run in found) else ()
+    if len(valid) == len(grid) and len(set(valid.values())) == 1:
+        return ("lowest", "highest")
+    picked = pick(run for found in grid.values() for run in found)
+    return (picked.edge,) if picked and picked.edge else ()
+
+
+def _by_rate(runs: Iterable[Run]) -> dict[float, tuple[Run, ...]]:
     ordered = sorted(runs, key=lambda run: (run.lr, run.seed))
-    grid = {lr: tuple(found) for lr, found in groupby(ordered, key=lambda run: run.lr)}
-    valid = {
+    return {lr: tuple(found) for lr, found in groupby(ordered, key=lambda run: run.lr)}
+
+
+def _validation_scores(grid: Mapping[float, Sequence[Run]]) -> dict[float, float]:
+    """Of the rates that may be picked: mean over seeds."""
+    return {
         lr: fmean(run.valid_score for run in found)
         for lr, found in grid.items()
         if not any(run.diverged or math.isnan(run.valid_score) for run in found)
     }
-    if not valid:
-        return None
-    best = max(valid, key=lambda lr: (valid[lr], -lr))
-    edge: Side | None = None
-    if len(grid) > 1:
-        edge = "lowest" if best == min(grid) else "highest" if best == max(grid) else None
-    return Pick(lr=best, runs=grid[best], edge=edge)
 
 
 def mean_over_tasks(scores: Iterable[float]) -> float:

@@ -146,6 +146,7 @@ class SearchSpace:
             stages=chain(
                 pretrain, flatness=declared.flatness, indicators=declared.indicators, sft=declared.sft, seed=seed
             ),
+            auto_lrs=declared.sft is not None and declared.sft.lrs == "auto",
         )
 
     def _pretrain(self, point: Point) -> Recipe | Existing:

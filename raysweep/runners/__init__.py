@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from raysweep.plan import Trial
-from raysweep.runners.chain import pending
+from raysweep.runners.chain import recall
 from raysweep.runners.journal import Journal, quiet_libraries, trial_row
 from raysweep.runs import Run
 from raysweep.space import SearchSpace
@@ -57,9 +57,9 @@ def _run_on_ray(space: SearchSpace, store: Store, run: Run, journal: Journal) ->
         configs = []
         for point in space.points():
             for seed in space.declared.seeds:
-                trial = space.trial(point, seed)
+                trial, to_do = recall(space.trial(point, seed), store, finished)
                 # A scheduler compares with all that came before, so it is shown the finished trials again.
-                if search.scheduler is None and not pending(trial, store, finished):
+                if search.scheduler is None and not to_do:
                     _tell_finished(trial, journal)
                 else:
                     configs.append({**point, "seed": seed})

@@ -8,6 +8,7 @@ from typing import Any
 
 from raysweep.plan import Stage, Trial
 from raysweep.runners.gang import Failure, Gang, GangBroken
+from raysweep.runners.journal import trial_row
 from raysweep.scores import Result, checkpoint_metrics
 from raysweep.store import Record, Store
 
@@ -26,6 +27,7 @@ class Leg:
 def run_chain(trial: Trial, gang: Gang, *, max_retries: int, report: Report) -> Iterator[Leg]:
     """Run what of a trial is not finished, yielding after each checkpoint.
 
+    Where `sft.lrs: auto` adds stages, the trial is told again, with these.
     A stage that fails `1 + max_retries` times is reported, and what hangs from it is left out; a diverged one
     likewise, without further tries. All that happens is told to `report`, as plain dicts.
 
@@ -41,8 +43,14 @@ def run_chain(trial: Trial, gang: Gang, *, max_retries: int, report: Report) -> 
                 for stage in batch
                 if stage.id not in left_out and all(stage_id in records for stage_id in stage.inputs.values())
             ]
-            for outcome in _run_batch(ready, trial, gang, max_retries=max_retries, report=report):
-                records[outcome.id] = outcome
+            outcomes = _run_batch(ready, trial, gang, max_retries=max_retries, report=report)
+            records |= {outcome.id: outcome for outcome in outcomes}
+        while (wider := trial.widened(_results(trial, records))) is not trial:
+            new = [stage for stage in wider.stages if stage.id in wider.added - trial.added]
+            trial = wider
+            report({"event": "trial", "row": trial_row(trial)})
+            outcomes = _run_batch(new, trial, gang, max_retries=max_retries, report=report)
+            records |= {outcome.id: outcome for outcome in outcomes}
         if step is not None:
             metrics = leg_metrics([stage for stage in trial.stages if stage.step == step], records)
             yield Leg(step=step, metrics=metrics, last=step == trial.last_step)
@@ -52,12 +60,26 @@ def run_chain(trial: Trial, gang: Gang, *, max_retries: int, report: Report) -> 
         gang.store.drop_state(str(key))
 
 
-def pending(trial: Trial, store: Store, finished: Container[str]) -> list[Stage]:
-    """The stages of a trial that are still to be run; `finished`: ids that the store listed."""
-    found = {stage.id: store.get(stage.id) for stage in trial.stages if stage.id in finished}
-    records = {stage_id: record for stage_id, record in found.items() if record}
+def recall(trial: Trial, store: Store, finished: Container[str]) -> tuple[Trial, list[Stage]]:
+    """A trial as far as its finished stages have widened it, and the stages that are still to be run.
+
+    Args:
+        trial: as its space gives it.
+        store: has the records.
+        finished: ids that the store listed.
+    """
+    records: dict[str, Record] = {}
+    asked: set[str] = set()
+    while True:
+        for stage in trial.stages:
+            if stage.id not in asked and stage.id in finished and (record := store.get(stage.id)):
+                records[stage.id] = record
+            asked.add(stage.id)
+        if (wider := trial.widened(_results(trial, records))) is trial:
+            break
+        trial = wider
     diverged = _diverged(trial, records)
-    return [stage for stage in trial.stages if stage.id not in records and stage.id not in diverged]
+    return trial, [stage for stage in trial.stages if stage.id not in records and stage.id not in diverged]
 
 
 def _diverged(trial: Trial, records: Mapping[str, Record]) -> set[str]:
@@ -131,6 +153,10 @@ def _failed(failure: Failure, trial: Trial, *, retry: bool) -> dict[str, Any]:
         "log": failure.log,
         "retry": retry,
     }
+
+
+def _results(trial: Trial, records: Mapping[str, Record]) -> dict[str, Result]:
+    return {stage.id: _result(stage, records[stage.id]) for stage in trial.stages if stage.id in records}
 
 
 def leg_metrics(stages: Sequence[Stage], records: Mapping[str, Record]) -> dict[str, float]:

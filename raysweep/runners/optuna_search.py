@@ -17,7 +17,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
-from raysweep.runners.chain import pending
+from raysweep.runners.chain import recall
 from raysweep.search import LogUniform, RandInt, Uniform
 from raysweep.space import SearchSpace
 from raysweep.store import Store
@@ -75,7 +75,8 @@ def study_search(space: SearchSpace, store: Store, folder: Path) -> tuple[StudyS
     waiting = [trial.params for trial in study.get_trials(states=(TrialState.WAITING,))]
     finished = store.finished_ids()
     for trial in study.get_trials(states=(TrialState.FAIL,)):
-        if not pending(space.trial(trial.params, space.declared.seeds[0]), store, finished):
+        _, to_do = recall(space.trial(trial.params, space.declared.seeds[0]), store, finished)
+        if not to_do:
             ended += 1  # It diverged: that is its outcome.
         elif trial.params not in waiting:
             study.enqueue_trial(trial.params)

@@ -1,12 +1,16 @@
 """Chains, legs, identity, costs."""
 
+import math
+
 import pytest
 from pydantic import ValidationError
 from tiny import TINY
 
 from raysweep.curvature.cost import COST
+from raysweep.errors import SpaceError
 from raysweep.estimates import estimate, gradient_flops_per_token, recipe_of, training_memory_bytes
-from raysweep.plan import Finetuning, Stage
+from raysweep.plan import FIRST_LRS, LADDER, Finetuning, Stage
+from raysweep.scores import Result, finetuning_runs, pick
 from raysweep.search import Resources
 from raysweep.space import load
 from raysweep.spec import Neutral, Provenance, Spec, canonical, fingerprint
@@ -125,3 +129,75 @@ def test_task_names_cannot_make_two_columns_one(names, words):
     with pytest.raises(ValidationError, match=words):
         Finetuning(tasks=dict.fromkeys(names, task))
     assert Finetuning(tasks=dict.fromkeys(("arc", "arc_easy", "x_valid", "b-2.c"), task))
+
+
+def finished(trial, valid_score):
+    """Results of all fine-tuning stages of a trial; None for a score: it diverged."""
+    return {
+        stage.id: Result(
+            id=stage.id,
+            kind="sft",
+            status="diverged" if (valid := valid_score(stage.spec.lr)) is None else "done",
+            metrics={} if valid is None else {"valid_score": valid, "score": valid},
+            task=stage.task,
+            lr=stage.spec.lr,
+            seed=stage.spec.seed,
+        )
+        for stage in trial.stages
+        if stage.kind == "sft"
+    }
+
+
+def widened_to_the_end(trial, valid_score):
+    rounds = 0
+    while (wider := trial.widened(finished(trial, valid_score))) is not trial:
+        trial, rounds = wider, rounds + 1
+        assert rounds <= len(LADDER)
+    return trial
+
+
+@pytest.fixture
+def auto_trial(sweep_file):
+    return load(sweep_file(TINY.replace("lrs: [1e-3, 1e-2]", "lrs: auto\n  seeds: [0, 1]"))).trial({}, 0)
+
+
+def test_auto_rates_grow_until_the_best_is_inside(auto_trial):
+    def peaked(best):
+        return lambda lr: None if lr > 0.05 else -abs(math.log(lr / best))
+
+    for best in (1e-5, 3e-4, 3e-3, 3e-2):
+        trial = widened_to_the_end(auto_trial, peaked(best))
+        assert trial.id == auto_trial.id
+        for checkpoint in {stage.checkpoint for stage in trial.stages if stage.kind == "sft"}:
+            results = finished(trial, peaked(best)).values()
+            ids = {stage.id for stage in trial.stages if stage.checkpoint == checkpoint}
+            picked = pick(finetuning_runs([result for result in results if result.id in ids], "span"))
+            assert (picked.lr, len(picked.runs), picked.edge) == (best, 2, None)
+        # Every stage once, each leg still in one piece.
+        assert len({stage.id for stage in trial.stages}) == len(trial.stages)
+        assert [step for step, _ in trial.legs()] == [None, 6, 12]
+    inside = widened_to_the_end(auto_trial, peaked(3e-4))
+    assert inside is auto_trial
+
+
+def test_auto_rates_end_at_the_ladders_ends_and_wait_for_what_is_unfinished(auto_trial):
+    flat = widened_to_the_end(auto_trial, lambda lr: 0.0)
+    assert {stage.spec.lr for stage in flat.stages if stage.kind == "sft"} == set(LADDER)
+    diverging = widened_to_the_end(auto_trial, lambda lr: None)
+    assert min(stage.spec.lr for stage in diverging.stages if stage.kind == "sft") == LADDER[0]
+    assert max(stage.spec.lr for stage in diverging.stages if stage.kind == "sft") == FIRST_LRS[-1]
+    results = finished(auto_trial, lambda lr: lr)
+    missing = next(iter(results))
+    wider = auto_trial.widened({key: result for key, result in results.items() if key != missing})
+    assert {stage.step for stage in wider.stages if stage.id in wider.added} == {12}
+
+
+def test_auto_is_the_only_word_for_rates(sweep_file, store):
+    with pytest.raises(SpaceError, match=r"sft\.lrs: write a list of rates, .*, or auto, not \"fast\""):
+        load(sweep_file(TINY.replace("lrs: [1e-3, 1e-2]", "lrs: fast")))
+    for given in ("[-1.0]", "[]"):
+        with pytest.raises(SpaceError, match=r"sft\.lrs: \[.*\]: give one or more learning rates above 0, or auto"):
+            load(sweep_file(TINY.replace("lrs: [1e-3, 1e-2]", f"lrs: {given}")))
+    plan = estimate(load(sweep_file(TINY.replace("lrs: [1e-3, 1e-2]", "lrs: auto"))), store, mfu=0.5, peak_flops=1e12)
+    assert plan.stages["sft"] == 12
+    assert "at least" in plan.note

@@ -14,7 +14,7 @@ from raysweep.analysis.tables import checkpoint_table
 from raysweep.runners.chain import leg_metrics
 from raysweep.runners.journal import trial_row
 from raysweep.runs import Run as SweepRun
-from raysweep.scores import Result, Run, checkpoint_metrics, mean_over_tasks, pick
+from raysweep.scores import Result, Run, checkpoint_metrics, mean_over_tasks, open_sides, pick
 from raysweep.space import load
 from raysweep.store import Record, Store
 
@@ -119,3 +119,20 @@ def test_the_linear_probe_is_ranked_as_an_indicator():
         assert not is_bookkeeping(name)
     assert is_bookkeeping("probe/span_score_stderr")
     assert is_bookkeeping("probe/span_train_loss_nats")
+
+
+@pytest.mark.parametrize(
+    ("grid", "sides"),
+    [
+        (((1, 0.1), (2, 0.3), (3, 0.2)), ()),
+        (((1, 0.3), (2, 0.1)), ("lowest",)),
+        (((1, 0.1), (2, 0.3)), ("highest",)),
+        (((1, 0.1), (2, 0.3), (3, None)), ()),
+        (((1, 0.0), (2, 0.0), (3, 0.0)), ("lowest", "highest")),  # Nothing learnt yet: who knows which way.
+        (((1, 0.3), (2, 0.3), (3, 0.2)), ()),  # As good inside as at the edge.
+        (((1, None), (2, None)), ("lowest",)),
+        (((1, math.nan),), ()),
+    ],
+)
+def test_sides_on_which_a_better_rate_may_lie(grid, sides):
+    assert open_sides(runs(*grid)) == sides
