@@ -3,7 +3,9 @@
     space = raysweep.load("search_spaces/quickstart.yaml")
     results = raysweep.run(space, store="raysweep-store")
     results.checkpoints           # a pandas DataFrame, one row per checkpoint
-    results.ranking.to_dict()
+    results.ranking.best          # the best one's row; results.ranking.best["location"]: its folder
+
+    raysweep.Results.open("quickstart-0123456789", store="raysweep-store")   # a run of before
 
 Nothing heavy is imported until it is used.
 """
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from raysweep.results import Results
     from raysweep.space import SearchSpace
 
-__all__ = ["Store", "load", "rank", "run"]
+__all__ = ["Results", "Store", "load", "rank", "run"]
 
 
 def load(path: str | Path) -> SearchSpace:
@@ -46,6 +48,10 @@ def run(space: SearchSpace, *, store: str | Path, runner: str = "tune", name: st
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Results":
+        from raysweep.results import Results
+
+        return Results
     if name == "Store":
         from raysweep.store import Store
 

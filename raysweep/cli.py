@@ -1,4 +1,4 @@
-"""The command line: plan | run | status | rank | report | trace | schema | doctor.
+"""The command line: plan | run | status | rank | report | export | trace | schema | doctor.
 
 Results go to stdout, as one JSON document with --json; the board and logs go to stderr. Exit codes: 0 done,
 1 some stages failed, 2 something the user can mend, 130 interrupted.
@@ -7,8 +7,10 @@ Results go to stdout, as one JSON document with --json; the board and logs go to
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import logging
+import shlex
 import sys
 import typing
 from collections.abc import Sequence
@@ -17,23 +19,22 @@ from typing import Any
 
 from raysweep.curvature.cost import Products
 from raysweep.errors import RaysweepError
-
-DEFAULT_STORE = "raysweep-store"
+from raysweep.printable import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s %(message)s"
-    )
+    logs = logging.StreamHandler(sys.stderr)
+    logs.setFormatter(_Printable("%(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[logs], level=logging.INFO if args.verbose else logging.WARNING)
     try:
         return int(args.command(args))
     except RaysweepError as error:
         if args.json:
             _print_json({"error": type(error).__name__, "message": str(error)})
         for line in str(error).splitlines():
-            print(f"{type(error).__name__}: {line}", file=sys.stderr)
+            print(printable(f"{type(error).__name__}: {line}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: what is finished is kept; the same command goes on from there", file=sys.stderr)
@@ -42,22 +43,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+class _Printable(logging.Formatter):
+    """Log lines quote what others wrote: names of files, messages of libraries."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class _PrintCompletion(argparse.Action):
+    """`--print-completion SHELL`: a script for the shell's own completion, made from the parser itself."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None) -> None:
+        try:
+            import shtab
+        except ImportError:
+            parser.exit(2, "--print-completion needs the package shtab: pip install shtab\n")
+        print(shtab.complete(parser, shell=values))
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="raysweep", description="Which way to pretrain fine-tunes best?")
+    parser.add_argument("--version", action="version", version=f"raysweep {importlib.metadata.version('raysweep')}")
+    parser.add_argument(
+        "--print-completion", action=_PrintCompletion, choices=["bash", "zsh", "tcsh"], help="a script to source"
+    )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    common.add_argument("--store", default=None, metavar="ROOT", help=f"folder or URL (default: {DEFAULT_STORE})")
+    common.add_argument("--store", default=None, metavar="ROOT", help="folder or URL (default: raysweep-store)")
     common.add_argument("-v", "--verbose", action="store_true", help="log what happens")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     plan = commands.add_parser("plan", parents=[common], help="what a sweep would run, and its cost; computes nothing")
-    plan.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
     plan.add_argument("--mfu", type=float, default=0.4, help="model FLOPs utilization assumed (default: 0.4)")
     plan.add_argument("--peak-tflops", type=float, default=989.0, help="of one GPU (default: 989, H100 dense bf16)")
     plan.set_defaults(command=_plan)
 
     run = commands.add_parser("run", parents=[common], help="run a sweep, or go on with it")
-    run.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
+    for sub in (plan, run):
+        sub.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
     run.add_argument("--runner", choices=["tune", "inline"], default="tune", help="inline: in this process, no Ray")
     run.add_argument("--run", default=None, metavar="NAME", help="name of the run (default: sweep name and identity)")
     run.set_defaults(command=_run)
@@ -66,10 +90,15 @@ def _parser() -> argparse.ArgumentParser:
         ("status", _status, "stages done, running and failed"),
         ("rank", _rank, "which checkpoint is best, and which indicator tells"),
         ("report", _report, "write report.html"),
+        ("export", _export, "take a checkpoint out of the store, ready for from_pretrained"),
     ):
         sub = commands.add_parser(name, parents=[common], help=text)
         sub.add_argument("run", metavar="RUN", help="name or folder of a run, or its sweep file")
         sub.set_defaults(command=command)
+    sub.add_argument("--to", required=True, metavar="DIR", help="a folder that is new or empty, or hub:owner/name")
+    sub.add_argument(
+        "--checkpoint", default="1", metavar="WHICH", help="place in the ranking, label or stage id (default: the best)"
+    )
 
     trace = commands.add_parser("trace", parents=[common], help="flatness of language models: traces of the Hessian")
     trace.add_argument("models", nargs="+", metavar="MODEL", help="folder or hub id; several are compared")
@@ -122,6 +151,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from raysweep.results import Results
     from raysweep.runners import run_sweep
     from raysweep.runs import status
     from raysweep.screen import Board
@@ -129,18 +159,15 @@ def _run(args: argparse.Namespace) -> int:
 
     space, store = load(args.sweep), _store(args)
     with Board(space) as board:
-        run = run_sweep(space, store, runner=args.runner, name=args.run, show=board.show)
-    from raysweep.analysis.report import write_report
-
-    report = write_report(run)
-    failures = run.failures()
+        results = Results(run_sweep(space, store, runner=args.runner, name=args.run, show=board.show))
+    report, failures = results.write_report(), results.failures
     if args.json:
-        _print_json({**status(run), "ranking": _ranking(run).to_dict(), "report": str(report)})
+        _print_json({**status(results.run), "ranking": results.ranking.to_dict(), "report": str(report)})
     else:
-        _print_ranking(run)
-        print(f"\nrun {run.name}: report {report}")
+        _print_ranking(results)
+        print(printable(f"report: {report}"))
         for failure in failures:
-            print(f"FAILED {failure['stage']}: {failure['cause']}", file=sys.stderr)
+            print(printable(f"FAILED {failure['stage']}: {failure['cause']}"), file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -148,7 +175,7 @@ def _status(args: argparse.Namespace) -> int:
     from raysweep.runs import status
     from raysweep.screen import print_status
 
-    found = status(_find_run(args))
+    found = status(_results(args).run)
     if args.json:
         _print_json(found)
     else:
@@ -157,22 +184,32 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _rank(args: argparse.Namespace) -> int:
-    run = _find_run(args)
+    results = _results(args)
     if args.json:
-        _print_json(_ranking(run).to_dict())
+        _print_json(results.ranking.to_dict())
     else:
-        _print_ranking(run)
+        _print_ranking(results)
     return 0
 
 
 def _report(args: argparse.Namespace) -> int:
-    from raysweep.analysis.report import write_report
-
-    path = write_report(_find_run(args))
+    path = _results(args).write_report()
     if args.json:
         _print_json({"report": str(path)})
     else:
-        print(path)
+        print(printable(path))
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from raysweep.export import export
+
+    results = _results(args)
+    exported = export(results.ranking, results.run.store, to=args.to, which=args.checkpoint)
+    if args.json:
+        _print_json(exported.to_dict())
+    else:
+        print(printable(f"{exported.label}: {exported.to}"))
     return 0
 
 
@@ -193,7 +230,7 @@ def _trace(args: argparse.Namespace) -> int:
         parts=args.parts,
         seed=args.seed,
     )
-    found, differences, failures = measure(request, show=lambda line: print(line, file=sys.stderr))
+    found, differences, failures = measure(request, show=lambda line: print(printable(line), file=sys.stderr))
     documents = [each.to_dict() for each in found], [each.to_dict() for each in differences]
     if not args.json:
         print_traces(*documents)
@@ -202,7 +239,7 @@ def _trace(args: argparse.Namespace) -> int:
     else:
         _print_json({"traces": documents[0], "differences": documents[1], "failures": failures})
     for failure in failures:
-        print(f"DataError: {failure}", file=sys.stderr)
+        print(printable(f"DataError: {failure}"), file=sys.stderr)
     return 1 if failures else 0
 
 
@@ -233,41 +270,28 @@ def _doctor(args: argparse.Namespace) -> int:
         _print_json([check.to_dict() for check in found])
     else:
         for check in found:
-            print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}")
+            print(printable(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}"))
     return 0 if all(check.ok for check in found) else 2
 
 
 def _store(args: argparse.Namespace) -> Any:
-    from raysweep.store import Store
+    from raysweep.store import DEFAULT_ROOT, Store
 
-    return Store(args.store or DEFAULT_STORE)
-
-
-def _find_run(args: argparse.Namespace) -> Any:
-    from raysweep.runs import Run
-    from raysweep.store import Store
-
-    path = Path(args.run)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        from raysweep.space import load
-
-        return Run.find(_store(args), load(path).run_name())
-    if args.store is None and (path / "sweep.yaml").is_file():
-        return Run.find(Store(path.absolute().parent.parent), path.name)
-    return Run.find(_store(args), args.run)
+    return Store(args.store or DEFAULT_ROOT)
 
 
-def _ranking(run: Any) -> Any:
-    from raysweep.analysis.ranking import rank
-    from raysweep.analysis.tables import checkpoint_table
+def _results(args: argparse.Namespace) -> Any:
+    from raysweep.results import Results
 
-    return rank(checkpoint_table(run))
+    return Results.open(args.run, store=args.store)
 
 
-def _print_ranking(run: Any) -> None:
+def _print_ranking(results: Any) -> None:
     from raysweep.analysis.terminal import format_terminal
 
-    print(format_terminal(_ranking(run)))
+    print(format_terminal(results.ranking))
+    if results.ranking.best is not None:
+        print(f"to take it along: raysweep export {shlex.quote(str(results.run.folder))} --to DIR")
 
 
 def _print_json(document: Any) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.runners import run_sweep
 from raysweep.runs import Run
-from raysweep.space import SearchSpace
-from raysweep.store import Store
+from raysweep.space import SearchSpace, load
+from raysweep.store import DEFAULT_ROOT, Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,9 +20,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Results:
-    """A run's results; tables are read when first asked for."""
+    """A run's results. Tables are read when first asked for, and once: open it again to see what came since."""
 
     run: Run
+
+    @staticmethod
+    def open(run: str | Path, *, store: str | Path | None = None) -> Results:
+        """The results of a run that was started before.
+
+        Args:
+            run: its name or folder, or its sweep file.
+            store: folder or fsspec URL; None: that of the run's folder, else "raysweep-store".
+
+        Raises:
+            StoreError: if there is no such run; the message lists those there are.
+            SpaceError: if the sweep file is not one.
+        """
+        path = Path(run)
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            return Results(Run.find(Store(store or DEFAULT_ROOT), load(path).run_name()))
+        if store is None and (path / "sweep.yaml").is_file():
+            return Results(Run.find(Store(path.absolute().parent.parent), path.name))
+        return Results(Run.find(Store(store or DEFAULT_ROOT), str(run)))
 
     @cached_property
     def stages(self) -> pd.DataFrame:
@@ -33,10 +52,10 @@ class Results:
 
     @cached_property
     def checkpoints(self) -> pd.DataFrame:
-        """One row per checkpoint: its point, indicators and fine-tuned scores."""
-        from raysweep.analysis.tables import checkpoint_table
+        """One row per checkpoint: its point, indicators, fine-tuned scores, and the folder it lies in."""
+        from raysweep.analysis.tables import checkpoints_of
 
-        return checkpoint_table(self.run)
+        return checkpoints_of(self.stages)
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -51,10 +70,18 @@ class Results:
         return self.run.failures()
 
     def write_report(self) -> Path:
-        """Write report.html; returns its path."""
+        """Write report.html, and the tables as Parquet, into the run's folder; the path of the page."""
         from raysweep.analysis.report import write_report
+        from raysweep.analysis.tables import write_tables
 
-        return write_report(self.run)
+        write_tables(self.run, self.stages, self.checkpoints)
+        return write_report(self.run, self.stages, self.ranking)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the headline and the checkpoints, best first."""
+        from raysweep.analysis.report import ranking_html
+
+        return ranking_html(self.ranking)
 
 
 def run(space: SearchSpace, *, store: str | Path, runner: Any = "tune", name: str | None = None) -> Results:

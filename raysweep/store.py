@@ -35,6 +35,8 @@ from raysweep.errors import StoreError
 logger = logging.getLogger(__name__)
 
 RECORD = "record.json"
+DEFAULT_ROOT = "raysweep-store"
+"""Of the store of commands and calls that name none."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,10 @@ class Store:
                 self._move_aside(stage_id, str(error))
                 raise StoreError(f"stage {stage_id}: {error}; run its sweep again to re-make it") from error
         return folder
+
+    def location(self, stage_id: str) -> str:
+        """Where a stage's files lie once it is finished: an absolute folder, or below the store's URL."""
+        return str(self._stage_dir(stage_id)) if self.is_local else f"{self.url.rstrip('/')}/stages/{stage_id}"
 
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[None]:

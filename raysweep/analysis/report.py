@@ -20,24 +20,23 @@ from typing import TYPE_CHECKING, Any
 from raysweep.analysis import formats
 from raysweep.analysis.findings import headline, how_to_read, score_text
 from raysweep.analysis.indicators import direction_of
-from raysweep.analysis.ranking import MEAN_SCORE, Ranking, rank, shown_indicators
-from raysweep.analysis.tables import checkpoints_of, stage_table, write_tables
+from raysweep.analysis.ranking import MEAN_SCORE, Ranking, shown_indicators
+from raysweep.printable import printable
 from raysweep.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
+    from jinja2 import Environment
 
 MAX_POINTS = 400
 """Of one loss curve in the page."""
 
 
-def write_report(run: Run) -> Path:
-    """Writes report.html, and the tables as Parquet, into the run's folder; the path of the page."""
-    write_tables(run)
-    stages = stage_table(run)
+def write_report(run: Run, stages: pd.DataFrame, ranking: Ranking) -> Path:
+    """Writes report.html into the run's folder; its path."""
     path = run.folder / "report.html"
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(render(run, stages, rank(checkpoints_of(stages))), encoding="utf-8")
+    aside.write_text(render(run, stages, ranking), encoding="utf-8")
     os.replace(aside, path)
     run.store.push(run.folder)
     return path
@@ -45,7 +44,6 @@ def write_report(run: Run) -> Path:
 
 def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
     """The page as text."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     charts = {
@@ -60,10 +58,11 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
     script = _shipped("report.js")
     plotly = _plotly() if charts else ""
     policy = " ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script) if text)
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_shipped("report.html"))
+    template = _environment().get_template("report.html")
     return template.render(
         name=run.name,
         headline=headline(ranking),
+        location=None if ranking.best is None else ranking.best.get("location"),
         facts=_facts(stages, ranking),
         nav=[
             ("ranking", "Ranking"),
@@ -91,6 +90,13 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
         style=Markup(_shipped("report.css")),
         plotly=Markup(plotly),
         script=Markup(script),
+    )
+
+
+def ranking_html(ranking: Ranking) -> str:
+    """The headline and the checkpoints, best first, as a piece of HTML without scripts."""
+    return (
+        _environment().get_template("ranking.html").render(headline=headline(ranking), ranking=_ranking_table(ranking))
     )
 
 
@@ -343,13 +349,23 @@ def _numbers(values: Any) -> list[float | None]:
 
 def _for_chart(text: str) -> str:
     """Plotly renders a little HTML in its texts: entities for the user's, line breaks for ours."""
-    return html.escape(text, quote=False).replace("\n", "<br>")
+    return html.escape(printable(text), quote=False).replace("\n", "<br>")
 
 
 def _for_script(value: Mapping[str, Any] | Sequence[Any]) -> str:
     """JSON that cannot close the script element it stands in."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _environment() -> Environment:
+    """Templates whose every value is escaped; so are characters that would turn or hide their neighbours."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    def shown(value: Any) -> Any:
+        return printable(value) if type(value) is str else value  # Not of Markup, which is ours.
+
+    return Environment(autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(_shipped), finalize=shown)
 
 
 def _shipped(name: str) -> str:

@@ -25,7 +25,7 @@ _STAGE = ("trial", "variant", "seed", "kind", "id", "step", "checkpoint", "task"
 _PROVENANCE = ("started", "wall_seconds", "peak_memory_bytes", "world_size", "device", "host", "git_commit")
 # Of a picked rate's place in its grid, as a number: metric columns hold nothing else.
 _EDGES = {"lowest": -1.0, None: 0.0, "highest": 1.0}
-_CHECKPOINT = ("trial", "variant", "seed", "checkpoint", "step", "status")
+_CHECKPOINT = ("trial", "variant", "seed", "checkpoint", "step", "status", "location")
 
 
 def stage_table(run: Run) -> pd.DataFrame:
@@ -33,7 +33,8 @@ def stage_table(run: Run) -> pd.DataFrame:
 
     Columns: trial, variant, seed (of pretraining), `point.<path>`, kind, id, step, checkpoint, task, status, lr and
     stage_seed (of the stage itself), metrics as `<kind>/<metric>`, started (ISO 8601), wall_seconds, num_tokens,
-    peak_memory_bytes, world_size, device, host, git_commit, and as JSON text settings, inputs, versions.
+    peak_memory_bytes, world_size, device, host, git_commit, location (the stage's folder or URL), and as JSON text
+    settings, inputs, versions.
 
     Status is done, diverged, failed, or missing (not run). A stage that two trials share is a row of each.
     """
@@ -46,15 +47,18 @@ def stage_table(run: Run) -> pd.DataFrame:
         for trial in trials
         for stage in trial.stages
     ]
-    last = (*_PROVENANCE, "num_tokens", "settings", "inputs", "versions")
+    for row in rows:
+        if records[row["id"]]:
+            row["location"] = run.store.location(row["id"])
+    last = (*_PROVENANCE, "location", "num_tokens", "settings", "inputs", "versions")
     return _frame(rows, first=_STAGE, last=last)
 
 
 def checkpoint_table(run: Run) -> pd.DataFrame:
     """One row per checkpoint, with all that was measured on it.
 
-    Columns: trial, variant, seed, checkpoint (its stage id), step, status, `point.<path>`; metrics of whole models as
-    `<kind>/<metric>` and of tasks as `<kind>/<task>_<metric>` (mean over seeds). Of fine-tuning, per task:
+    Columns: trial, variant, seed, checkpoint (its stage id), step, status, location, `point.<path>`; metrics of whole
+    models as `<kind>/<metric>` and of tasks as `<kind>/<task>_<metric>` (mean over seeds). Of fine-tuning, per task:
     `sft/<task>_score` (test, mean over SFT seeds, at the learning rate with the best mean validation score),
     `_score_sd` and `_num_seeds` over these, `_score_stderr` (from the variance between seeds, pooled over checkpoints),
     `_lr`, and `_lr_edge` (-1 where that is the lowest of its grid, 1 the highest, else 0); and over tasks
@@ -85,13 +89,12 @@ def checkpoints_of(stages: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def write_tables(run: Run) -> tuple[Path, Path]:
+def write_tables(run: Run, stages: pd.DataFrame, checkpoints: pd.DataFrame) -> tuple[Path, Path]:
     """Writes tables/stages.parquet and tables/checkpoints.parquet in the run's folder, each whole; their paths."""
-    stages = stage_table(run)
     folder = run.folder / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "stages.parquet", folder / "checkpoints.parquet"
-    for path, table in zip(paths, (stages, checkpoints_of(stages)), strict=True):
+    for path, table in zip(paths, (stages, checkpoints), strict=True):
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         table.to_parquet(aside, index=False)
         os.replace(aside, path)
@@ -124,6 +127,7 @@ def _checkpoint_row(key: tuple[str, str], measured: Sequence[Row], made: Row | N
     steps = [other["step"] for other in measured if other.get("step") is not None]
     row |= {"checkpoint": checkpoint, "step": steps[0] if steps else None}
     row["status"] = made["status"] if made else "done"
+    row["location"] = made.get("location") if made else None
     row |= {name: value for name, value in source.items() if str(name).startswith("point.")}
     results = [_result(other) for other in [*([made] if made and made not in measured else []), *measured]]
     row.update(checkpoint_metrics(results))

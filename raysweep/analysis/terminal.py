@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from raysweep.analysis import formats
 from raysweep.analysis.findings import how_to_read, score_text
 from raysweep.analysis.ranking import Ranking, is_missing, shown_indicators
+from raysweep.printable import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,11 +30,12 @@ def format_terminal(ranking: Ranking, *, width: int | None = None, color: bool |
         console.print("No checkpoint has a score yet.")
     else:
         console.print(_checkpoint_rows(ranking))
+        console.print(Text(printable(f"best checkpoint: {ranking.best['location']}")), soft_wrap=True)
         console.print(_indicator_rows(ranking))
     for line in how_to_read(ranking):
-        console.print(Text(line, style="dim"))
+        console.print(Text(printable(line), style="dim"))
     for label in ranking.diverged:
-        console.print(Text(f"diverged: {label}", style="red"))
+        console.print(Text(printable(f"diverged: {label}"), style="red"))
     return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined, no-any-return]
 
 
@@ -46,14 +48,14 @@ def _checkpoint_rows(ranking: Ranking) -> Table:
     table.add_column("#", justify="right")
     table.add_column("checkpoint", overflow="fold")
     for name in ["score, %", *(name.partition("/")[2] for name in shown)]:
-        table.add_column(name, justify="right")
+        table.add_column(Text(printable(name)), justify="right")
     for index, row in enumerate(ranking.checkpoints.to_dict("records")):
         place = "—" if is_missing(row["rank"]) else str(row["rank"])
         cells = [place, ranking.labels[row["checkpoint"]], score_text(row, ranking.target)]
         for name in shown:
             mark = "" if is_missing(row[f"rank/{name}"]) else f" #{row[f'rank/{name}']}"
             cells.append(formats.number(row[name]) + mark)
-        table.add_row(*map(Text, cells), style="bold green" if index == 0 else None)
+        table.add_row(*(Text(printable(cell)) for cell in cells), style="bold green" if index == 0 else None)
     return table
 
 
@@ -70,5 +72,5 @@ def _indicator_rows(ranking: Ranking) -> Table:
         if item.same_order_as is None:
             name = item.indicator + (" (config)" if item.source == "config" else "")
             numbers = map(formats.estimate, (item.accuracy, item.clear_accuracy, item.spearman))
-            table.add_row(*map(Text, (name, item.direction, *numbers)))
+            table.add_row(*(Text(printable(cell)) for cell in (name, item.direction, *numbers)))
     return table

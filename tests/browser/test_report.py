@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raysweep.analysis.report import write_report
+from raysweep.results import Results
 from raysweep.runners import run_sweep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -29,7 +29,7 @@ def open_page(page: Path, profile: Path) -> tuple[str, list[str]]:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_the_page_shows_the_ranking_and_draws_its_charts(tiny_space, store, tmp_path):
     run = run_sweep(tiny_space, store, runner="inline")
-    page = write_report(run)
+    page = Results(run).write_report()
     document, console = open_page(page, tmp_path / "profile")
     assert console == []
     table = re.search(r'<table id="ranking-table".*?</table>', document, re.S).group()

@@ -7,8 +7,8 @@ import pytest
 from tiny import results_of
 
 from raysweep.analysis.ranking import rank
-from raysweep.analysis.report import write_report
 from raysweep.analysis.tables import checkpoint_table
+from raysweep.results import Results
 from raysweep.runners import run_sweep
 from raysweep.space import load
 
@@ -53,4 +53,4 @@ def test_eight_variants_of_real_text(tmp_path, store):
     assert table["sft/mean_score"].notna().all()
     assert {"indicators/ppl_wiki", "indicators/bits_per_byte", "indicators/kshot_mean"} <= set(table)
     assert rank(table).best is not None
-    assert write_report(run).stat().st_size > 1_000_000
+    assert Results(run).write_report().stat().st_size > 1_000_000

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from raysweep.analysis.ranking import rank
-from raysweep.analysis.report import write_report
 from raysweep.analysis.tables import checkpoint_table, stage_table
+from raysweep.results import Results
 from raysweep.runs import Run, StageRow, TrialRow
 from raysweep.store import Record, Store
 
@@ -97,7 +97,7 @@ def test_a_stage_that_two_trials_share_is_a_row_of_each_and_counts_once_in_the_r
         stages = (StageRow("tokenize-1", "tokenize", None, None, None, {}),)
         run.add_trial(TrialRow(trial, trial, {}, 0, stages))
     assert list(stage_table(run)["trial"]) == ["a", "b"]
-    assert "1 of 1" in write_report(run).read_text()
+    assert "1 of 1" in Results(run).write_report().read_text()
 
 
 def test_pairs_closer_than_their_noise_are_left_out_of_clear_pairs():
@@ -130,7 +130,7 @@ def test_one_checkpoint_is_ranked_and_no_indicator_judged(run):
     ranking = rank(checkpoint_table(run))
     assert ranking.best["trial"] == "a"
     assert ranking.associations == ()
-    assert "no indicator was measured on enough checkpoints" in write_report(run).read_text()
+    assert "no indicator was measured on enough checkpoints" in Results(run).write_report().read_text()
 
 
 def test_a_missing_target_column_names_those_there_are():
@@ -143,7 +143,7 @@ def test_chart_texts_and_the_run_name_are_escaped_too(store):
     run = Run.create(store, EVIL, sweep_text="x", identity="{}")
     for name, ppl in ((f"{EVIL}a", 2.0), (f"{EVIL}b", 3.0)):
         add_checkpoint(run, name, [{"task": EVIL, "lr": 0.1, "score": ppl / 10, "valid": 0.5}], ppl=ppl)
-    page = write_report(run).read_text()
+    page = Results(run).write_report().read_text()
     assert EVIL not in page
     charts = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.S).group(1)
     texts = json.dumps(json.loads(charts)["scatter"]["traces"])

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysweep.analysis.ranking import rank
-from raysweep.analysis.report import write_report
 from raysweep.analysis.tables import checkpoint_table, stage_table, write_tables
 from raysweep.analysis.terminal import format_terminal
+from raysweep.results import Results
 from raysweep.runs import Run, StageRow, TrialRow
 from raysweep.store import Record, Store
 
@@ -83,7 +83,7 @@ def test_missing_and_diverged_are_counted(store):
 
 def test_tables_survive_parquet(store):
     run = build(store)
-    stages, checkpoints = (pd.read_parquet(path) for path in write_tables(run))
+    stages, checkpoints = (pd.read_parquet(path) for path in write_tables(run, stage_table(run), checkpoint_table(run)))
     assert len(stages) == len(stage_table(run)) == 4 * 8
     assert list(checkpoints["sft/mean_score"]) == list(checkpoint_table(run)["sft/mean_score"])
     assert {"host", "git_commit", "wall_seconds", "peak_memory_bytes", "versions"} <= set(stages.columns)
@@ -115,12 +115,12 @@ def test_nothing_to_rank(store):
     ranking = rank(checkpoint_table(run))
     assert ranking.best is None
     assert "No checkpoint" in format_terminal(ranking)
-    assert "nothing to rank" in write_report(run).read_text()
+    assert "nothing to rank" in Results(run).write_report().read_text()
 
 
 def test_the_report_says_how_far_traces_on_own_samples_are_off(store):
     run = build(store, samples_relative_distance=-0.125, target_reached=1.0)
-    page = write_report(run).read_text()
+    page = Results(run).write_report().read_text()
     assert "Hessian trace on own samples, off that on the text" in page
     assert "-12.5% (median; -12.5% to -12.5%)" in page
     assert not any("samples" in name or "target" in name for name in rank(checkpoint_table(run)).skipped)
@@ -167,7 +167,7 @@ def test_what_users_wrote_is_escaped_everywhere(store):
     first = run.trials()[0]
     row = replace(first, trial="trial-x", stages=(*first.stages, StageRow("sft-x", "sft", 10, "pretrain-0", EVIL, {})))
     run.add_trial(row)
-    page = write_report(run).read_text()
+    page = Results(run).write_report().read_text()
     assert EVIL not in page
     assert "<img src=x" not in page
     assert "&lt;img src=x onerror" in page

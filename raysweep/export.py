@@ -1,0 +1,129 @@
+"""Take a checkpoint out of the store: into a folder of its own, or to the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysweep.document import nearest
+from raysweep.errors import StoreError
+from raysweep.stages.fetch import checkpoint_files
+from raysweep.store import Store
+
+if TYPE_CHECKING:
+    from raysweep.analysis.ranking import Ranking
+
+HUB = "hub:"
+"""What an address on the hub begins with: hub:owner/name."""
+
+# What the hub itself puts into a new repository.
+_HUB_OWN = {".gitattributes", "README.md"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint that was taken out. `checkpoint`: its stage id; `to`: the folder, or its page on the hub."""
+
+    checkpoint: str
+    label: str
+    to: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def export(ranking: Ranking, store: Store, *, to: str, which: str = "1") -> Exported:
+    """Copy weights, configuration and tokenizer of a checkpoint, and open the copy once to be sure that it can be.
+
+    Args:
+        ranking: of the run.
+        store: that of the run.
+        to: a folder that is new or empty; or `hub:owner/name`, a repository that is made, private, if there is none.
+        which: a place in the ranking, a label of it, or a checkpoint's stage id.
+
+    Raises:
+        StoreError: if there is no such checkpoint, something is at `to` already, or the hub refuses.
+    """
+    checkpoint = _choose(ranking, which)
+    source = store.folder(checkpoint)
+    label = ranking.labels[checkpoint]
+    if to.startswith(HUB):
+        with tempfile.TemporaryDirectory() as folder:
+            _copy(source, Path(folder))
+            return Exported(checkpoint, label, _upload(Path(folder), to.removeprefix(HUB)))
+    target = Path(to).expanduser().absolute()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise StoreError(f"--to {to!r} is there already and not an empty folder; name another")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".raysweep-export-") as folder:
+            whole = Path(folder) / "whole"
+            whole.mkdir()
+            _copy(source, whole)
+            os.rename(whole, target)
+    except OSError as error:
+        raise StoreError(f"--to {to!r} cannot be written: {error.strerror or error}") from error
+    return Exported(checkpoint, label, str(target))
+
+
+def _choose(ranking: Ranking, which: str) -> str:
+    """The stage id of a checkpoint, by place, label or id."""
+    rows = ranking.checkpoints.to_dict("records")
+    if not rows:
+        raise StoreError("no checkpoint is finished in this run yet")
+    if which.isdecimal() and ranking.best is None:
+        raise StoreError("no checkpoint is ranked yet; name one by --checkpoint: " + _some(ranking.labels))
+    names = {str(row["checkpoint"]): (ranking.labels[row["checkpoint"]], str(row["rank"])) for row in rows}
+    found = [checkpoint for checkpoint, known in names.items() if which == checkpoint or which in known]
+    if len(found) > 1:
+        raise StoreError(f"--checkpoint {which!r} is the name of several; take a stage id: {', '.join(found)}")
+    if not found:
+        known = [name for checkpoint, (label, place) in names.items() for name in (checkpoint, label, place)]
+        close = nearest(which, known)
+        raise StoreError(
+            f"no checkpoint {which!r} in this run; "
+            + (f"did you mean {', '.join(close)}" if close else f"there are: {_some(ranking.labels)}")
+        )
+    return found[0]
+
+
+def _some(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{label!r}" for label in list(labels.values())[:8]) + (", ..." if len(labels) > 8 else "")
+
+
+def _copy(source: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    for path in checkpoint_files(source):
+        shutil.copyfile(path, target / path.name)
+    AutoModelForCausalLM.from_pretrained(target, use_safetensors=True, trust_remote_code=False)
+    AutoTokenizer.from_pretrained(target)
+
+
+def _upload(folder: Path, name: str) -> str:
+    """The address of the page."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        url = api.create_repo(name, private=True, exist_ok=True)
+        there = set(api.list_repo_files(name)) - _HUB_OWN
+        if not there:
+            api.upload_folder(repo_id=name, folder_path=folder, commit_message="Checkpoint exported by raysweep")
+    except Exception as error:  # Whatever the hub, or the want of a network or a login, answers.
+        reason = str(error).strip().splitlines() or [""]
+        raise StoreError(
+            f"hub:{name} cannot be written ({type(error).__name__}: {reason[0]}); see that the name is owner/name, "
+            "that the hub can be reached, and that HF_TOKEN or `hf auth login` gives a token that may write"
+        ) from error
+    if there:
+        raise StoreError(f"hub:{name} holds {len(there)} file(s) already, such as {min(there)}; name another")
+    return str(url)

@@ -1,0 +1,28 @@
+"""Texts of others on a terminal or a page: what would steer it, or hide what is there, is shown as its code."""
+
+from __future__ import annotations
+
+import unicodedata
+
+# Joiners that belong to words of Persian and Indic scripts, and to emoji.
+_JOINERS = "\u200c\u200d"
+
+
+def printable(text: object) -> str:
+    r"""A text without what a terminal obeys (ESC, OSC) and what turns or hides its neighbours (bidi, zero width).
+
+    Line breaks and tabs stay; so do letters of every script.
+
+    >>> printable("lr \x1b[2J 0.1 \u202e")
+    'lr \\x1b[2J 0.1 \\u202e'
+    """
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_shown(letter) for letter in text)
+
+
+def _shown(letter: str) -> str:
+    if letter in "\n\t" or letter in _JOINERS or unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return letter
+    return letter.encode("unicode_escape", "backslashreplace").decode()
