@@ -6,7 +6,6 @@ Which stages are finished is never written here: that is the store's to say.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fcntl
 import json
 import os
@@ -16,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from raysweep.durable import write_text
 from raysweep.errors import StoreError
-from raysweep.store import Store
+from raysweep.store import Store, difference
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,13 @@ class Run:
         store.pull(run.folder)
         path = run.folder / "identity.json"
         if not path.exists():
-            _write(path, identity)
+            write_text(path, identity)
         elif (other := path.read_text()) != identity:
-            changed = [
-                line
-                for line in difflib.unified_diff(other.splitlines(), identity.splitlines(), lineterm="", n=0)
-                if line[:1] in "+-" and line[:3] not in ("+++", "---")
-            ]
             raise StoreError(
-                f"run {name!r} in {store.url} belongs to another sweep; it differs in {'; '.join(changed[:6])}. "
+                f"run {name!r} in {store.url} belongs to another sweep; it differs in {difference(other, identity)}. "
                 "Give this one another --run, or leave --run out: finished stages are shared either way"
             )
-        _write(run.folder / "sweep.yaml", sweep_text)
+        write_text(run.folder / "sweep.yaml", sweep_text)
         return run
 
     @staticmethod
@@ -121,7 +116,7 @@ class Run:
             if failure["kind"] == "gang":
                 path.unlink()  # Its trial is about to start anew, in another gang.
             else:
-                _write(path, json.dumps(failure | {"attempts": 0}, indent=1))
+                write_text(path, json.dumps(failure | {"attempts": 0}, indent=1))
 
     def add_trial(self, row: TrialRow) -> None:
         """Note that a trial was started, or got further stages; a row of stages that are all known changes nothing."""
@@ -158,7 +153,7 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         attempts = 1 + (json.loads(path.read_text())["attempts"] if path.exists() else 0)
         failure = {"stage": stage_id, "kind": kind, "trial": trial, "cause": cause, "attempts": attempts, "log": log}
-        _write(path, json.dumps(failure, indent=1))
+        write_text(path, json.dumps(failure, indent=1))
 
     def clear_failure(self, stage_id: str) -> None:
         """Forget a failure: the stage is finished now."""
@@ -171,7 +166,7 @@ class Run:
 
     def add_pruned(self, trial: str, step: int) -> None:
         """Note that a scheduler stopped a trial after its checkpoint at `step`: a resumed run stops it there too."""
-        _write(self.folder / "pruned.json", json.dumps(self.pruned() | {trial: step}, indent=1))
+        write_text(self.folder / "pruned.json", json.dumps(self.pruned() | {trial: step}, indent=1))
 
     def pruned(self) -> dict[str, int]:
         """Trial id -> step of its last checkpoint, for trials that a scheduler stopped."""
@@ -182,12 +177,6 @@ class Run:
         """What failed and is not finished yet, by stage id."""
         found = sorted((self.folder / "failures").glob("*.json"))
         return [json.loads(path.read_text()) for path in found]
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    os.replace(aside, path)
 
 
 def status(run: Run) -> dict[str, Any]:

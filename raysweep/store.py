@@ -12,25 +12,23 @@ the last put. Nothing is ever unpickled.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import shutil
-import socket
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from raysweep.durable import parse_object, sync
 from raysweep.errors import StoreError
+from raysweep.remote import Remote
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +60,18 @@ class Record:
         return json.dumps(body | {"checksum": _checksum(body)}, indent=1, sort_keys=True)
 
     @staticmethod
-    def from_json(text: str) -> Record:
+    def from_json(text: str | bytes) -> Record:
         """Raises ValueError if the text is not a record, or was altered."""
-        body = json.loads(text)
-        if not isinstance(body, dict) or body.pop("checksum", None) != _checksum(body):
+        body = parse_object(text)
+        if body.pop("checksum", None) != _checksum(body):
             raise ValueError("the record does not match its checksum")
         return Record(**body)
+
+
+def difference(have: str, asked: str) -> str:
+    """Of two indented JSON texts, the lines that differ, at most six: `-` is there, `+` is asked for."""
+    lines = difflib.unified_diff(have.splitlines(), asked.splitlines(), lineterm="", n=0)
+    return "; ".join([line for line in lines if not line.startswith(("---", "+++", "@@"))][:6])
 
 
 def _checksum(body: Mapping[str, Any]) -> str:
@@ -84,39 +88,51 @@ class Store:
             self.root = Path(self.url.removeprefix("file://")).expanduser().absolute()
             # Workers run elsewhere: to them a relative path would be another store.
             self.url = str(self.root)
-            self._remote: _Remote | None = None
+            self._remote: Remote | None = None
         else:
             # Work and downloads of a remote store live beside other caches of this machine, one folder per URL.
             caches = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
             self.root = caches / "raysweep" / hashlib.sha256(self.url.encode()).hexdigest()[:12]
-            self._remote = _Remote(self.url)
+            self._remote = Remote(self.url)
         # (path, bytes, mtime_ns) of files found intact: hashed once per process, again if touched.
         self._intact: set[tuple[str, int, int]] = set()
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.url,)
 
-    def get(self, stage_id: str) -> Record | None:
+    def get(self, stage_id: str, *, asked: Mapping[str, Any] | None = None) -> Record | None:
         """The record of a finished stage, its files intact; None if it has to be made.
 
-        A record or file that was truncated or altered is named in the log and moved aside, so that it is re-made.
+        A record or file that was truncated or altered, or is another stage's, is named in the log and moved aside, so
+        that it is re-made.
+
+        Raises:
+            StoreError: if the record cannot be read, or holds another spec than `asked`, a canonical one.
         """
         path = self._stage_dir(stage_id) / RECORD
         if self._remote and not path.exists():
             self._remote.get(f"stages/{stage_id}/{RECORD}", path)
         try:
-            text = path.read_text()
-        except FileNotFoundError:
+            text = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise StoreError(f"cannot read {path}: {error.strerror}") from error
         try:
             record = Record.from_json(text)
+            if record.id != stage_id:
+                raise ValueError(f"its {RECORD} is that of {record.id}")
             if self.is_local:
                 self._check_files(record)
-        except (ValueError, TypeError, UnicodeDecodeError) as error:
+        except (ValueError, TypeError) as error:
             self._move_aside(stage_id, str(error))
             return None
+        if asked is not None and record.spec != asked:
+            have, want = (json.dumps(spec, indent=1, sort_keys=True) for spec in (record.spec, asked))
+            raise StoreError(
+                f"stage {stage_id} in {self.url} was made from another spec: {difference(have, want)}; "
+                "use another --store, or move the stage's folder away to have it made again"
+            )
         return record
 
     def finished_ids(self) -> set[str]:
@@ -204,10 +220,10 @@ class Store:
         }
         record = replace(record, files=files)
         for name in files:
-            _sync(work_dir / name)
+            sync(work_dir / name)
         (work_dir / RECORD).write_text(record.to_json())
-        _sync(work_dir / RECORD)
-        _sync(work_dir)
+        sync(work_dir / RECORD)
+        sync(work_dir)
         if self._remote:
             for name in [*files, RECORD]:
                 self._remote.put(work_dir / name, f"stages/{record.id}/{name}")
@@ -223,7 +239,7 @@ class Store:
                 os.rename(work_dir, folder)
             else:
                 raise
-        _sync(folder.parent)
+        sync(folder.parent)
         return record
 
     def push(self, folder: Path) -> None:
@@ -282,110 +298,6 @@ class Store:
             os.rename(self._stage_dir(stage_id), aside)
 
 
-class _Remote:
-    """The few operations of an fsspec file system that a store needs, by path under the root."""
-
-    def __init__(self, url: str) -> None:
-        import fsspec
-
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise StoreError(f"store {url!r} cannot be opened: {error}") from error
-        # Other workers write too: a listing kept from before would hide their records.
-        self._fs.use_listings_cache = False
-
-    def get(self, name: str, path: Path) -> None:
-        """Download, whole or not at all; nothing happens if there is no such object."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as aside:
-            pass
-        try:
-            self._fs.get_file(f"{self._root}/{name}", aside.name)
-            os.replace(aside.name, path)
-        except FileNotFoundError:
-            os.unlink(aside.name)
-
-    def put(self, path: Path, name: str) -> None:
-        """Upload one file."""
-        target = f"{self._root}/{name}"
-        self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-        self._fs.put_file(str(path), target)
-
-    def names(self, name: str) -> set[str]:
-        """Names directly under a folder; none if there is no such folder."""
-        self._fs.invalidate_cache()
-        try:
-            return {entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(f"{self._root}/{name}", detail=False)}
-        except FileNotFoundError:
-            return set()
-
-    def walk(self, name: str) -> list[str]:
-        """Names, under the root, of all objects below a folder."""
-        self._fs.invalidate_cache()
-        base = f"{self._root}/"
-        try:
-            return [path.removeprefix(base).removeprefix("/") for path in self._fs.find(f"{self._root}/{name}")]
-        except FileNotFoundError:
-            return []
-
-    def remove(self, name: str) -> None:
-        """Delete one object, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(f"{self._root}/{name}")
-
-
-def provenance(*, started: float, finished: float, world_size: int, device: str) -> dict[str, Any]:
-    """When, where and with what a stage ran: recorded, never part of an id. `started`, `finished`: seconds of epoch."""
-    return {
-        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"),
-        "wall_seconds": round(finished - started, 6),
-        "peak_memory_bytes": _peak_memory_bytes(device),
-        "world_size": world_size,
-        "device": device,
-        **_host(),
-    }
-
-
-@cache
-def _host() -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    for package in ("raysweep", "torch", "transformers", "accelerate", "deepspeed", "ray"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return {"host": socket.gethostname(), "git_commit": _git_commit(), "versions": versions}
-
-
-def _git_commit() -> str | None:
-    """The commit raysweep itself runs from, with `+` if the working tree differs; None outside a checkout."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        dirty = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def _peak_memory_bytes(device: str) -> int:
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

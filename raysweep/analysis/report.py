@@ -11,7 +11,6 @@ import hashlib
 import html
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +20,7 @@ from raysweep.analysis import formats
 from raysweep.analysis.findings import headline, how_to_read, score_text
 from raysweep.analysis.indicators import direction_of
 from raysweep.analysis.ranking import MEAN_SCORE, Ranking, shown_indicators
+from raysweep.durable import write_text
 from raysweep.printable import printable
 from raysweep.runs import Run
 
@@ -35,9 +35,7 @@ MAX_POINTS = 400
 def write_report(run: Run, stages: pd.DataFrame, ranking: Ranking) -> Path:
     """Writes report.html into the run's folder; its path."""
     path = run.folder / "report.html"
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(render(run, stages, ranking), encoding="utf-8")
-    os.replace(aside, path)
+    write_text(path, render(run, stages, ranking))
     run.store.push(run.folder)
     return path
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from statistics import variance
 from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis.indicators import DERIVED
+from raysweep.durable import replacing
 from raysweep.runs import Run, StageRow, TrialRow
 from raysweep.scores import Result, checkpoint_metrics, finetuning_runs, mean_over_tasks, pick
 from raysweep.store import Record
@@ -95,9 +95,8 @@ def write_tables(run: Run, stages: pd.DataFrame, checkpoints: pd.DataFrame) -> t
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "stages.parquet", folder / "checkpoints.parquet"
     for path, table in zip(paths, (stages, checkpoints), strict=True):
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        table.to_parquet(aside, index=False)
-        os.replace(aside, path)
+        with replacing(path) as aside:
+            table.to_parquet(aside, index=False)
     return paths
 
 

@@ -10,6 +10,7 @@ from raysweep.plan import Stage, Trial
 from raysweep.runners.gang import Failure, Gang, GangBroken
 from raysweep.runners.journal import trial_row
 from raysweep.scores import Result, checkpoint_metrics
+from raysweep.spec import canonical
 from raysweep.store import Record, Store
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -101,7 +102,7 @@ def _run_batch(
 ) -> Iterator[Record]:
     todo = []
     for stage in stages:
-        if record := gang.store.get(stage.id):
+        if record := gang.store.get(stage.id, asked=canonical(stage.spec)):
             report({"event": "found", "trial": trial.id, "stage": stage.id, "kind": stage.kind})
             yield record
         else:

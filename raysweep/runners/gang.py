@@ -23,9 +23,10 @@ from typing import Any
 
 from raysweep.errors import ClusterError, Diverged, RaysweepError
 from raysweep.plan import Stage
+from raysweep.provenance import provenance
 from raysweep.search import Resources
 from raysweep.spec import canonical
-from raysweep.store import Record, Store, provenance
+from raysweep.store import Record, Store
 from raysweep.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class RayGang(Gang):
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(self.store.claim(stage.id))
-                if record := self.store.get(stage.id):
+                if record := self.store.get(stage.id, asked=canonical(stage.spec)):
                     return record
                 self.store.work_dir(stage.id)
             except (OSError, RaysweepError) as error:
@@ -210,7 +211,7 @@ def make(stage: Stage, store: Store, worker: Worker) -> Outcome:
     """Run a stage in this process alone, unless it is finished already."""
     try:
         with store.claim(stage.id):
-            if record := store.get(stage.id):
+            if record := store.get(stage.id, asked=canonical(stage.spec)):
                 return record
             store.work_dir(stage.id)
             return _attempt(stage, store, worker)

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from raysweep.durable import sync
 from raysweep.errors import Diverged
 from raysweep.train.engines import Batch, DeepSpeedEngine, PlainEngine, Tensors
 from raysweep.train.models import fuse_norms
@@ -229,24 +230,15 @@ def _save(engine: PlainEngine | DeepSpeedEngine, log: _Log, states: Path, worker
     worker.barrier()
     if worker.rank == 0:
         for path in aside.iterdir():
-            _to_disk(path)
+            sync(path)
         shutil.rmtree(states / name, ignore_errors=True)
         os.rename(aside, states / name)
-        _to_disk(states)
+        sync(states)
         # Older states, and those that a killed gang was saving.
         for old in [*states.glob("step-*"), *states.glob(".step-*")]:
             if old.name != name:
                 shutil.rmtree(old, ignore_errors=True)
     worker.barrier()
-
-
-def _to_disk(path: Path) -> None:
-    """Outlive a power cut; a rename may reach the disk before what it renames."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _latest(states: Path | None, stop: int, worker: Worker) -> Path | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,33 @@ def test_altered_record_is_not_used(store, caplog):
     path.write_text(json.dumps(body))
     assert store.get("x-1") is None
     assert "checksum" in caplog.text
+
+
+def test_the_record_of_another_stage_is_not_used(store, caplog):
+    put(store, "x-1")
+    put(store, "x-2", text="other")
+    shutil.copy(store.folder("x-2") / "record.json", store.root / "stages" / "x-1" / "record.json")
+    assert Store(store.root).get("x-1") is None
+    assert "its record.json is that of x-2" in caplog.text
+    assert put(store, "x-1").id == "x-1"
+    assert store.get("x-2") is not None
+
+
+def test_a_record_of_another_spec_is_an_error_that_shows_the_difference(any_store):
+    put(any_store)
+    assert any_store.get("x-1", asked={"a": 1}) is not None
+    with pytest.raises(StoreError, match=r'made from another spec: - "a": 1; \+ "a": 2'):
+        any_store.get("x-1", asked={"a": 2})
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"[" * 100_000, b'{"id": "x-1"}', b"9" * 5000])
+def test_a_damaged_record_is_moved_aside(store, caplog, content):
+    put(store)
+    (store.root / "stages" / "x-1" / "record.json").write_bytes(content)
+    assert Store(store.root).get("x-1") is None
+    assert "stage x-1 is not used and will be re-made" in caplog.text
+    put(store)
+    assert Store(store.root).get("x-1") is not None
 
 
 def test_a_folder_that_lost_its_record_is_made_again(store, caplog):

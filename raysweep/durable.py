@@ -1,0 +1,55 @@
+"""Small files that outlive a kill, a full disk and a power cut: written whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` at the end; after an error `path` is what it was.
+
+    Raises:
+        OSError: if the disk is full, or the folder cannot be written to.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        yield aside
+        # In this order: a rename may reach the disk before what it renames.
+        sync(aside)
+        os.replace(aside, path)
+        sync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the content of `path`, in UTF-8. Raises OSError; see `replacing`."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """A JSON object. Raises ValueError, and nothing else, on whatever a damaged file may hold instead."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"holds {type(value).__name__}, not an object")
+    return value
