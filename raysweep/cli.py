@@ -256,7 +256,7 @@ def _above_zero(text: str) -> float:
 
 
 def _schema(args: argparse.Namespace) -> int:
-    from raysweep.space import Declared
+    from raysweep.declared import Declared
 
     _print_json(Declared.model_json_schema(by_alias=True))
     return 0

@@ -1,24 +1,31 @@
-"""Sweep files as text: YAML 1.2 with the line of every key, and validation findings that say where and what instead."""
+"""Sweep files as text: YAML 1.2 as plain values, with the line of every key; bounded in size and in depth."""
 
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any
 
-from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 
-from raysweep.errors import SpaceError
-from raysweep.spec import Spec
+from raysweep.errors import Place, SpaceError, dotted
 
-S = TypeVar("S", bound=Spec)
+# A person's sweep file has some hundred values. An alias in an alias multiplies them, a loop of them never ends.
+MAX_BYTES = 2**18
+MAX_VALUES = 20_000
+MAX_DEPTH = 32
+
+# JSON and YAML can spell half of a pair ("\\ud800"); no encoding can hold it. No path can hold a NUL.
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+
+_TAG = "tag:yaml.org,2002:"
 
 
 @dataclass(frozen=True)
@@ -28,162 +35,175 @@ class Document:
     path: Path
     text: str
     data: dict[str, Any]
-    lines: Mapping[tuple[str | int, ...], int]
+    lines: Mapping[Place, int]
 
-    def at(self, loc: Sequence[str | int]) -> str:
-        """`file:line: dotted.path`, the line of the deepest part of `loc` that stands in the file."""
-        known = next(tuple(loc[:end]) for end in range(len(loc), -1, -1) if tuple(loc[:end]) in self.lines)
-        dotted = ".".join(map(str, loc))
-        return f"{self.path.name}:{self.lines[known]}: {dotted}" if dotted else f"{self.path.name}"
+    def at(self, place: Place) -> str:
+        """`file:line: dotted.path`, the line of the deepest part of `place` that stands in the file."""
+        known = next(place[:end] for end in range(len(place), -1, -1) if place[:end] in self.lines)
+        return f"{self.path.name}:{self.lines[known]}: {dotted(place)}" if place else self.path.name
 
 
 def read_document(path: Path) -> Document:
     """Parse a YAML file.
 
     Raises:
-        SpaceError: if the file is missing, is no YAML mapping, or names a key twice.
+        SpaceError: if the file is missing, is no YAML mapping of plain values, names a key twice or is too large.
     """
-    # ruamel: YAML 1.2, so 1e-3 is a number and `on` a word; of two equal keys PyYAML would silently keep the last.
+    text = _text(path)
+    # ruamel: YAML 1.2, so 1e-3 is a number and `on` a word. The nodes are read here, not by its constructors: these
+    # would make objects of tags, take merge keys in, and of what an alias stands for make no copy.
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _BoundedComposer
     try:
-        text = path.read_text(encoding="utf-8")
-        tree = YAML(typ="rt").load(text)
-    except FileNotFoundError:
-        raise SpaceError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpaceError(f"{path}: cannot be read: {error}") from error
+        tree = yaml.compose(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        problem = " ".join((error.problem or "malformed").split())
-        raise SpaceError(f"{path.name}:{line}: not valid YAML: {problem}") from error
+        raise SpaceError(f"{path.name}:{line}: not valid YAML: {_in_words(error.problem)}") from error
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise SpaceError(f"{path.name}:{line}: not valid YAML: a control character, U+{error.character:04X}") from error
     except YAMLError as error:
-        raise SpaceError(f"{path.name}: not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise SpaceError(f"{path.name}: a sweep file is a mapping of sections, not {type(tree).__name__}")
-    lines: dict[tuple[str | int, ...], int] = {(): 1}
-    data = _plain(tree, (), lines)
-    return Document(path=path, text=text, data=data, lines=lines)
+        raise SpaceError(f"{path.name}: not valid YAML: {_in_words(str(error))}") from error
+    if not isinstance(tree, MappingNode):
+        kind = "empty" if tree is None else "a list" if isinstance(tree, SequenceNode) else "a single value"
+        raise SpaceError(
+            f"{path.name}: a sweep file is a mapping of sections (name: ..., pretrain: ...); this is {kind}"
+        )
+    reader = _Reader(path.name, yaml.constructor)
+    return Document(path=path, text=text, data=reader.value(tree, ()), lines=reader.lines)
 
 
-def _plain(node: Any, loc: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]) -> Any:
-    """ruamel's tree as plain JSON values, noting the line of each key and item."""
-    if isinstance(node, CommentedMap):
-        for key in node:
-            lines[(*loc, str(key))] = node.lc.key(key)[0] + 1
-        return {str(key): _plain(item, (*loc, str(key)), lines) for key, item in node.items()}
-    if isinstance(node, CommentedSeq):
-        for index in range(len(node)):
-            lines[(*loc, index)] = node.lc.item(index)[0] + 1
-        return [_plain(item, (*loc, index), lines) for index, item in enumerate(node)]
-    if isinstance(node, bool) or node is None:
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise SpaceError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise SpaceError(f"{path}: cannot be read: {error}") from error
+    if len(raw) > MAX_BYTES:
+        raise SpaceError(f"{path.name}: more than {MAX_BYTES:,} bytes; a sweep file names data, and does not hold it")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, before = raw.count(b"\n", 0, error.start) + 1, raw.rfind(b"\n", 0, error.start)
+        where = f"byte {error.start - before - 1} of the line"
+        raise SpaceError(f"{path.name}:{line}: not UTF-8 ({where}); save the file as UTF-8") from error
+
+
+def _in_words(problem: str | None) -> str:
+    text = " ".join((problem or "malformed").split())
+    text = text.replace("found character '\\t' that cannot start any token", "a tab; indent with spaces")
+    return text.replace("but found another document", "a second document; a sweep file holds one")
+
+
+class _BoundedComposer(Composer):
+    """Stops at `MAX_DEPTH`, where Python's own stack would end a little later, and at directives."""
+
+    levels = 0
+
+    def compose_document(self) -> Any:
+        start = self.parser.peek_event()
+        if start.version or start.tags:  # %YAML 1.1 would make words such as `on` true.
+            raise MarkedYAMLError(problem="a directive (%YAML, %TAG); leave it out", problem_mark=start.start_mark)
+        return super().compose_document()
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.levels += 1
+        if self.levels > MAX_DEPTH:
+            mark = self.parser.peek_event().start_mark
+            raise MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self.levels -= 1
         return node
-    for plain in (int, float, str):
-        if isinstance(node, plain):
-            return plain(node)
-    return str(node)  # A date, say: validation will tell what was wanted there.
 
 
-def validate(spec: type[S], data: Mapping[str, Any]) -> S:
-    """Strict validation of plain JSON values, as they come out of a file. Raises pydantic's ValidationError."""
-    return spec.model_validate_json(json.dumps(data))
+class _Reader:
+    """YAML's nodes as plain JSON values, noting the line of each key and item."""
 
+    def __init__(self, name: str, constructor: Any) -> None:
+        self.lines: dict[Place, int] = {(): 1}
+        self._name = name
+        self._constructor = constructor
+        self._num_values = 0
 
-def findings(spec: type[Spec], data: Any, error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:
-    """(place in `data`, what is wrong there and what would be right) for each finding of a failed validation."""
-    found = []
-    for item in error.errors(include_url=False):
-        loc, owner = _resolve(spec, data, item["loc"])
-        kind, value = item["type"], item.get("input")
-        if kind == "extra_forbidden":
-            fields = [info.alias or name for name, info in owner.model_fields.items()] if owner else []
-            close = difflib.get_close_matches(str(loc[-1]), fields, n=1)
-            message = f"no field {loc[-1]!r}" + (f", did you mean {close[0]!r}" if close else "")
-            message += f"; fields: {', '.join(fields)}" if fields else ""
-        elif kind == "missing":
-            message = "is missing, and has no default"
-        elif kind == "value_error":
-            message = str(item["ctx"]["error"])
-        elif kind == "union_tag_invalid":
-            tag, names = item["ctx"]["tag"], item["ctx"]["expected_tags"].replace("'", "")
-            close = difflib.get_close_matches(tag, names.split(", "), n=1)
-            field = item["ctx"]["discriminator"].strip("'")
-            message = (
-                f"no {field} {tag!r}" + (f", did you mean {close[0]!r}" if close else "") + f"; there are: {names}"
+    def value(self, node: Node, place: Place) -> Any:
+        """The plain value of a node."""
+        self._num_values += 1
+        if self._num_values > MAX_VALUES:
+            raise self._error(
+                node, (), f"more than {MAX_VALUES:,} values, those that aliases (*name) repeat among them"
             )
-        else:
-            message = f"{item['msg'][0].lower()}{item['msg'][1:]}, not {_shown(value)}"
-        found.append((loc, message))
-    return found
+        if len(place) > MAX_DEPTH:
+            raise self._error(node, place[:3], f"nested deeper than {MAX_DEPTH} levels, by an alias (*name)")
+        if not isinstance(node, ScalarNode) and node.tag not in (f"{_TAG}map", f"{_TAG}seq"):
+            raise self._error(node, place, self._tagged(node))
+        if isinstance(node, MappingNode):
+            return {key: self.value(item, (*place, key)) for key, item in self._items(node, place)}
+        if isinstance(node, SequenceNode):
+            self.lines |= {(*place, index): item.start_mark.line + 1 for index, item in enumerate(node.value)}
+            return [self.value(item, (*place, index)) for index, item in enumerate(node.value)]
+        assert isinstance(node, ScalarNode)
+        return self._scalar(node, place)
+
+    def _items(self, node: MappingNode, place: Place) -> Iterator[tuple[str, Node]]:
+        seen: dict[str, int] = {}
+        for key, item in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, ScalarNode):
+                raise self._error(
+                    key, place, "a key is a text, not a list or a mapping; quote it if braces belong to it"
+                )
+            if key.tag == f"{_TAG}merge":
+                raise self._error(key, place, "merge keys (<<) are no part of YAML 1.2; write the fields out")
+            name = self._written(key, place)
+            if name in seen:
+                raise self._error(key, (*place, name), f"duplicate key, first on line {seen[name]}")
+            seen[name] = self.lines[*place, name] = line
+            yield name, item
+
+    def _scalar(self, node: ScalarNode, place: Place) -> Any:
+        text = self._written(node, place)
+        match str(node.tag).removeprefix(_TAG):
+            case "str" | "timestamp":
+                return text
+            case "null":
+                return None
+            case "bool" if text.lower() in ("true", "false"):
+                return text.lower() == "true"
+            case "int" | "float" as kind:
+                return self._number(node, kind, place)
+        raise self._error(node, place, self._tagged(node))
+
+    def _number(self, node: ScalarNode, kind: str, place: Place) -> int | float:
+        if len(node.value) <= 100:
+            try:
+                number: int | float = getattr(self._constructor, f"construct_yaml_{kind}")(node)
+            except (ValueError, IndexError):  # !!int word
+                raise self._error(node, place, f"{node.value!r} is no number") from None
+            if isinstance(number, float) or abs(number) < 2**63:
+                return number
+        raise self._error(node, place, f"a number of {len(node.value):,} characters is too large")
+
+    def _written(self, node: ScalarNode, place: Place) -> str:
+        text = str(node.value)
+        if found := UNWRITABLE.search(text):
+            what = "a NUL character" if found[0] == "\0" else "half of a surrogate pair, which is no text"
+            raise self._error(node, place, f"holds {what}")
+        return text
+
+    def _tagged(self, node: Node) -> str:
+        tag = str(node.tag).replace(_TAG, "!!")
+        return (
+            f"the tag {tag} is not read here; a sweep file holds texts, numbers, true, false, null, lists and mappings"
+        )
+
+    def _error(self, node: Node, place: Place, text: str) -> SpaceError:
+        where = f" {dotted(place)}:" if place else ""
+        return SpaceError(f"{self._name}:{node.start_mark.line + 1}:{where} {text}")
 
 
 def nearest(word: str, known: Sequence[str], *, most: int = 3) -> list[str]:
     """Those of `known` that may be meant, the likeliest first: they begin with `word`, or differ in a few letters."""
-    begun = [name for name in known if name.startswith(word)]
+    begun = [name for name in known if word and name.startswith(word)]
     return list(dict.fromkeys([*begun, *difflib.get_close_matches(word, known, n=most)]))[:most]
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _resolve(spec: type[Spec], data: Any, loc: Sequence[str | int]) -> tuple[tuple[str | int, ...], type[Spec] | None]:
-    """`loc` without the union tags pydantic puts in, and the spec that holds its last part."""
-    kept: list[str | int] = []
-    owner: type[Spec] | None = spec
-    node, annotation = data, spec
-    last = len(loc) - 1
-    for index, part in enumerate(loc):
-        inside = (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int))
-        if not inside and index != last and not (isinstance(node, dict) and index == 0):
-            continue  # A tag such as 'adamw'.
-        if not inside and isinstance(node, dict) and part in _tags(annotation):
-            continue
-        owner = _spec_of(annotation, node)
-        annotation = _annotation_of(annotation, owner, part)
-        kept.append(part)
-        node = node[part] if inside else None
-    return tuple(kept), owner
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The types an annotation may stand for."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _members(get_args(annotation)[0])
-    if origin in (Union, UnionType):
-        return [member for arg in get_args(annotation) for member in _members(arg)]
-    return [annotation]
-
-
-def _tags(annotation: Any) -> set[str]:
-    return {
-        str(info.default)
-        for member in _members(annotation)
-        if isinstance(member, type) and issubclass(member, Spec)
-        for name, info in member.model_fields.items()
-        if name in ("name", "form")
-    }
-
-
-def _spec_of(annotation: Any, node: Any) -> type[Spec] | None:
-    """The spec that `node` is meant to be: the only candidate, or the one whose tag it bears."""
-    specs = [member for member in _members(annotation) if isinstance(member, type) and issubclass(member, Spec)]
-    tags = {node.get("name"), node.get("form")} if isinstance(node, dict) else set()
-    tagged = [
-        member
-        for member in specs
-        if any(info.default in tags for name, info in member.model_fields.items() if name in ("name", "form"))
-    ]
-    return next(iter(tagged or specs), None)
-
-
-def _annotation_of(annotation: Any, owner: type[Spec] | None, part: str | int) -> Any:
-    if owner:
-        for name, info in owner.model_fields.items():
-            if part in (name, info.alias):
-                return info.annotation
-        return None
-    for member in _members(annotation):
-        if args := get_args(member):
-            return args[1] if get_origin(member) is dict else args[0]
-    return None

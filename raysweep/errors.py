@@ -1,8 +1,32 @@
-"""Errors that a user can mend: the CLI prints each as one line and exits with 2."""
+"""Errors that a user can mend: the CLI prints each finding as one line and exits with 2."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+Place = tuple[str | int, ...]
+"""Keys and indices that lead to a value: of the sweep file, or below what is looked at."""
+
+Finding = tuple[Place, str]
+"""Where something is wrong, and what."""
 
 
 class RaysweepError(Exception):
-    """Base of every error whose message says what was wrong, the value, and what would be right."""
+    """Base of every error whose message says what was wrong, the value, and what would be right.
+
+    Args:
+        message: of the only finding.
+        at: the finding's place, below what raises it; whoever knows more puts the rest before it.
+    """
+
+    def __init__(self, message: str = "", at: Place = ()) -> None:
+        super().__init__(message)
+        self.findings: tuple[Finding, ...] = ((at, message),)
+
+    def __str__(self) -> str:
+        """One line a finding."""
+        return "\n".join(f"{dotted(at)}: {text}" if at else text for at, text in self.findings)
 
 
 class SpaceError(RaysweepError):
@@ -36,3 +60,35 @@ class Diverged(Exception):  # noqa: N818 - an outcome of training, not a fault o
     def __reduce__(self) -> tuple[type["Diverged"], tuple[int, float]]:
         # The default would rebuild it from the message alone when it crosses processes.
         return type(self), (self.step, self.loss)
+
+
+def dotted(place: Place) -> str:
+    """A place as a person writes it."""
+    return ".".join(map(str, place))
+
+
+def collect(parts: Iterable[tuple[Place, Callable[[], T]]]) -> list[T]:
+    """What each part gives, in order.
+
+    Raises:
+        DataError: with the findings of all parts, each below its part's place; a SpaceError if any of them is one.
+    """
+    values: list[T] = []
+    findings: list[Finding] = []
+    kind: type[RaysweepError] = DataError
+    for place, make in parts:
+        try:
+            values.append(make())
+        except RaysweepError as error:
+            findings += below(place, error)
+            kind = kind if isinstance(error, DataError) else SpaceError
+    if findings:
+        together = kind()
+        together.findings = tuple(dict.fromkeys(findings))
+        raise together
+    return values
+
+
+def below(place: Place, error: RaysweepError) -> list[Finding]:
+    """The findings of an error of what stands at `place`."""
+    return [((*place, *at), text) for at, text in error.findings]

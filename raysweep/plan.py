@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
+from raysweep.data.corpora import Corpus
+from raysweep.errors import collect
 from raysweep.scores import METRIC_STEMS, RESERVED, Result, checkpoint_metrics, finetuning_runs, open_sides
 from raysweep.spec import Spec, StageSpec, canonical, check_name, fingerprint
 from raysweep.stages.fetch import Existing, Fetch
@@ -211,8 +213,13 @@ class Finetuning(Spec):
 
     def pin(self, base: Path) -> Finetuning:
         """With every task's data found, checked and fingerprinted."""
-        tasks = {name: task.pin(name, base) for name, task in self.tasks.items()}
-        return self.with_(tasks=tasks)  # type: ignore[no-any-return]
+        tasks = collect((("tasks", name), partial(task.pin, base)) for name, task in self.tasks.items())
+        return self.with_(tasks=dict(zip(self.tasks, tasks, strict=True)))  # type: ignore[no-any-return]
+
+    def bind(self, corpus: Corpus) -> dict[str, Task]:
+        """Its tasks, each with what it takes from the corpus. Raises DataError with all that do not go together."""
+        bound = collect((("tasks", name), partial(task.bind, corpus)) for name, task in self.tasks.items())
+        return dict(zip(self.tasks, bound, strict=True))
 
 
 def chain(
@@ -226,7 +233,7 @@ def chain(
     """The stages of a trial, each after those it needs; checkpoint by checkpoint, so that a trial can be pruned.
 
     Raises:
-        SpaceError: if a task and the corpus do not go together.
+        DataError: if a task and the corpus do not go together.
     """
     corpus = pretrain.data
     if isinstance(pretrain, Existing):
@@ -240,7 +247,7 @@ def chain(
             (step, Stage(Pretrain(recipe=pretrain, seed=seed, step=step), {"tokens": tokens.id}, step=step))
             for step in pretrain.checkpoint_steps
         ]
-    tasks = {name: task.bind(name, corpus) for name, task in sft.tasks.items()} if sft else {}
+    tasks = sft.bind(corpus) if sft else {}
     given = {"mix": corpus.mix, "sequence_length": pretrain.sequence_length}
     wide: list[StageSpec] = []
     if indicators:

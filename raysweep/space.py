@@ -5,78 +5,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, TypeVar
 
-from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
+from pydantic import ValidationError
 
-from raysweep.document import Document, findings, nearest, read_document, validate
-from raysweep.errors import SpaceError
-from raysweep.plan import Finetuning, Trial, chain
-from raysweep.search import Axis, Choice, Grid, LogUniform, RandInt, Resources, Search, Uniform
-from raysweep.spec import Provenance, Spec, canonical, fingerprint
+from raysweep.data.corpora import Corpus
+from raysweep.data.text import Domain, Text
+from raysweep.declared import Declared, Section, axis_findings, axis_values, kind_of, named_values
+from raysweep.document import Document, nearest, read_document
+from raysweep.errors import DataError, Finding, Place, RaysweepError, SpaceError, below, collect, dotted
+from raysweep.plan import Trial, chain
+from raysweep.search import Axis, LogUniform, RandInt, Uniform
+from raysweep.spec import Spec, canonical, fingerprint
 from raysweep.stages.fetch import Existing
-from raysweep.stages.flatness import Flatness
-from raysweep.stages.indicators import Indicators
 from raysweep.stages.pretrain import Recipe
+from raysweep.tasks.families import Task
+from raysweep.validation import findings, validate
+
+T = TypeVar("T")
 
 Point = Mapping[str, Any]
 """Dotted path -> value (or label of a named value)."""
-
-
-def _pretrain_tag(value: Any) -> str:
-    if isinstance(value, Spec):
-        return "from" if isinstance(value, Existing) else "recipe"
-    return "from" if isinstance(value, dict) and "from" in value else "recipe"
-
-
-Pretrain = Annotated[Annotated[Recipe, Tag("recipe")] | Annotated[Existing, Tag("from")], Discriminator(_pretrain_tag)]
-"""A recipe, or a checkpoint that exists already."""
-
-
-class Declared(Spec):
-    """A sweep file, as declared."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
-    """Opens the run's name; of letters, digits, '_', '-' and '.'."""
-    pretrain: Pretrain
-    """The base recipe, runnable as it stands; or, with `from`, a checkpoint that exists already."""
-    flatness: Flatness | None = None
-    """Traces of Hessian, Gauss-Newton and Fisher matrices, on every checkpoint; left out: none."""
-    indicators: Indicators | None = None
-    """Perplexity, zero- and few-shot scores, on every checkpoint; left out: none."""
-    sft: Finetuning | None = None
-    """Tasks that every checkpoint is fine-tuned on; left out: none."""
-    resources: Annotated[Resources, Provenance()] = Resources()
-    """What runs it; no part of any result's identity."""
-    search: Search = Search()
-    """Who picks the points of the space."""
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    """Of pretraining; each runs every point."""
-    sweep: dict[str, Axis] = Field(default_factory=dict)
-    """Axes: a path under pretrain, such as pretrain.optimizer.lr, to the values it takes."""
-
-    @field_validator("flatness", "indicators")
-    @classmethod
-    def _not_filled_by_hand(cls, section: Flatness | Indicators | None) -> Flatness | Indicators | None:
-        given = section.model_fields_set & {"mix", "sequence_length", "tasks"} if section else set()
-        if given:
-            raise ValueError(f"{min(given)} is taken from pretrain and sft.tasks; remove it here")
-        return section
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) != len(seeds):
-            raise ValueError(f"seeds {list(seeds)} holds one twice")
-        return seeds
 
 
 @dataclass(frozen=True)
@@ -111,7 +70,7 @@ class SearchSpace:
 
     def values(self, path: str) -> list[Any]:
         """The values of a grid or choice axis, a named one by its label."""
-        return list(_named_values(self.declared.sweep[path]) or ())
+        return list(named_values(self.declared.sweep[path]) or ())
 
     def points(self) -> Iterator[Point]:
         """The points of a grid or random search; Optuna picks its own."""
@@ -149,6 +108,13 @@ class SearchSpace:
             auto_lrs=declared.sft is not None and declared.sft.lrs == "auto",
         )
 
+    def bind(self, point: Point) -> Recipe | Existing:
+        """The pretrain section of a variant, seen to go together with the tasks. Raises a RaysweepError if not."""
+        pretrain = self._pretrain(point) if point else self.declared.pretrain
+        if self.declared.sft:
+            collect([(("sft",), partial(self.declared.sft.bind, pretrain.data))])
+        return pretrain
+
     def _pretrain(self, point: Point) -> Recipe | Existing:
         data = copy.deepcopy(dict(self.base))
         for path, value in point.items():
@@ -156,20 +122,16 @@ class SearchSpace:
         if existing := self.checkpoints.get(point.get("pretrain.from", "")):
             data |= {"from": existing.from_, "fingerprint": existing.fingerprint}
         try:
-            return validate(_Section, {"pretrain": data}).pretrain
+            return validate(Section, {"pretrain": data}).pretrain
         except ValidationError as error:
-            said = "; ".join(f"{_dotted(loc)}: {text}" for loc, text in findings(_Section, {"pretrain": data}, error))
+            said = "; ".join(f"{dotted(at)}: {text}" for at, text in findings(Section, {"pretrain": data}, error))
             where = ", ".join(f"{path} = {value!r}" for path, value in point.items())
             raise SpaceError(f"point {where}: {said}") from error
 
     def _meant(self, path: str, value: Any) -> Any:
         """The value behind a label."""
-        named = _named_values(self.declared.sweep.get(path))
+        named = named_values(self.declared.sweep.get(path))
         return named[value] if isinstance(named, dict) else value
-
-
-class _Section(Spec):
-    pretrain: Pretrain
 
 
 def load(path: str | Path) -> SearchSpace:
@@ -177,56 +139,138 @@ def load(path: str | Path) -> SearchSpace:
 
     Raises:
         SpaceError: with every finding, a line each: file, line, field, value, and what would be right.
-        DataError: if data it names is missing, empty or malformed.
+        DataError: if nothing else is wrong than that data it names is missing, empty or malformed.
     """
     document = read_document(Path(path))
+    folder = document.path.absolute().parent
     try:
         declared = validate(Declared, document.data)
     except ValidationError as error:
-        found = findings(Declared, document.data, error)
-        raise SpaceError("\n".join(f"{document.at(loc)}: {text}" for loc, text in found)) from error
-    if found := list(_axis_findings(declared)):
-        raise SpaceError("\n".join(f"{document.at(loc)}: {text}" for loc, text in found))
-    space = _pin(document, declared)
-    if found := list(_value_findings(space)) or list(_metric_findings(space)):
-        raise SpaceError("\n".join(f"{document.at(loc)}: {text}" for loc, text in found))
+        # What can be looked at all the same is told at once, so that it need not be mended twice.
+        found = [*findings(Declared, document.data, error), *_data_findings(document.data, folder)]
+        raise _told(document, SpaceError, found) from error
+    if found := list(axis_findings(declared)):
+        raise _told(document, SpaceError, found)
+    pins = _Pins(folder)
+    space = _pin(document, declared, pins)
+    found = list(_value_findings(space))
+    if not found and not pins.findings:
+        pins.findings += [*_text_findings(space), *_indicator_findings(space)]
+        found += _metric_findings(space)
+    if found or pins.findings:
+        raise _told(document, SpaceError if found else DataError, [*pins.findings, *found])
     return space
 
 
-def _axis_findings(declared: Declared) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """What is wrong with the axes as such."""
-    for path, axis in declared.sweep.items():
-        loc = ("sweep", path)
-        if not path.startswith("pretrain."):
-            yield loc, "a sweep path starts with 'pretrain.'; what is measured is equal for all variants"
-        elif path == "pretrain.checkpoints":
-            yield loc, "checkpoints is a list of one trajectory's steps, not an axis: write it under pretrain"
-        elif path.startswith("pretrain.data.domains"):
-            yield loc, "a part of the domains cannot be swept: sweep pretrain.data (named values) or pretrain.data.mix"
-        elif declared.search.name == "grid" and not isinstance(axis, Grid | Choice):
-            yield loc, "a grid search needs grid: [...] here, or set search.name to random or optuna"
-        values = _named_values(axis)
-        if isinstance(values, tuple) and len(set(map(repr, values))) != len(values):
-            yield loc, f"names a value twice: {list(values)}"
-    if declared.search.name == "optuna" and len(declared.seeds) > 1:
-        yield ("seeds",), f"optuna compares single trials, so seeds holds one, not {len(declared.seeds)}"
+def _told(document: Document, kind: type[RaysweepError], found: Iterable[Finding]) -> RaysweepError:
+    """One error of all findings, each with its line of the sweep file."""
+    lines = (f"{document.at(place)}: {line}" for place, text in found for line in text.splitlines())
+    return kind("\n".join(dict.fromkeys(lines)))
 
 
-def _value_findings(space: SearchSpace) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """What is wrong with each value of each axis, put alone onto the base."""
+class _Pins:
+    """Pins one thing after another; what fails is noted, and stays as it was."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.findings: list[Finding] = []
+
+    def __call__(self, place: Place, thing: T, pin: Callable[[], T]) -> T:
+        try:
+            return pin()
+        except RaysweepError as error:
+            self.findings += below(place, error)
+            return thing
+
+
+class _Data(Spec):
+    data: Corpus
+
+
+class _Task(Spec):
+    task: Task
+
+
+def _data_findings(declared: Mapping[str, Any], folder: Path) -> list[Finding]:
+    """What is wrong with the data of those parts that are valid in themselves."""
+    pins = _Pins(folder)
+    pretrain, sft = declared.get("pretrain"), declared.get("sft")
+    with contextlib.suppress(ValidationError, KeyError, TypeError):
+        corpus = validate(_Data, {"data": pretrain["data"]}).data  # type: ignore[index]
+        pins(("pretrain", "data"), corpus, partial(corpus.pin, folder))
+    tasks = sft.get("tasks") if isinstance(sft, dict) else None
+    for name, given in tasks.items() if isinstance(tasks, dict) else ():
+        with contextlib.suppress(ValidationError):
+            task = validate(_Task, {"task": given}).task
+            pins(("sft", "tasks", name), task, partial(task.pin, folder))
+    return pins.findings
+
+
+def _value_findings(space: SearchSpace) -> Iterator[Finding]:
+    """What is wrong with the base, and with each value of each axis put alone onto it."""
+    try:
+        space.bind({})
+    except RaysweepError as error:
+        yield from below((), error)
+        return
     for path, axis in space.declared.sweep.items():
-        bounds = next(iter(axis.model_dump().values()))
-        for value in space.values(path) or bounds:
+        for place, value in axis_values(axis).items():
+            point = {path: place[-1] if isinstance(named_values(axis), dict) else value}
             try:
-                space._pretrain({path: value})
-            except SpaceError as error:
-                yield ("sweep", path), str(error)
+                space.bind(point)
+            except RaysweepError as error:
+                yield from ((("sweep", path, *place), text) for _, text in error.findings)
 
 
-def _metric_findings(space: SearchSpace) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _indicator_findings(space: SearchSpace) -> Iterator[Finding]:
+    """Tasks without examples to score indicators on."""
+    declared = space.declared
+    for name, task in declared.sft.bind(declared.pretrain.data).items() if declared.sft else ():
+        try:
+            if declared.indicators or (task.is_classification and declared.sft and declared.sft.linear_probe):
+                task.check_indicator()
+        except RaysweepError as error:
+            yield from below(("sft", "tasks", name), error)
+
+
+def _text_findings(space: SearchSpace) -> Iterator[Finding]:
+    """Domains that cannot hold even one sequence."""
+    sweep = space.declared.sweep
+    lengths: dict[Place, int] = {("pretrain", "sequence_length"): space.declared.pretrain.sequence_length}
+    if axis := sweep.get("pretrain.sequence_length"):
+        lengths = {("sweep", "pretrain.sequence_length", *place): value for place, value in axis_values(axis).items()}
+    corpora: dict[Place, Corpus] = {("pretrain", "data"): space.declared.pretrain.data}
+    if axis := sweep.get("pretrain.data"):
+        corpora = {
+            ("sweep", "pretrain.data", *place): space.bind({"pretrain.data": place[-1]}).data
+            for place in axis_values(axis)
+        }
+    for place, corpus in corpora.items():
+        for name, domain in corpus.domains_.items() if isinstance(corpus, Text) else ():
+            for split in ("train", "valid"):
+                yield from _domain_findings((*place, "domains", name), domain, split, lengths)
+
+
+def _domain_findings(place: Place, domain: Domain, split: str, lengths: Mapping[Place, int]) -> Iterator[Finding]:
+    try:
+        most = domain.most_tokens(split, max(lengths.values()))
+    except RaysweepError as error:
+        yield from below(place, error)
+        return
+    if most == 0:
+        mend = "" if split == "train" or domain.valid else "; name files of it (valid), or give more documents"
+        yield place, f"no {split} text{mend}"
+        return
+    for where, length in lengths.items():
+        if length > most:
+            text = f"{length:,} tokens are more than {dotted(place)} holds of {split} text, at most {most:,}"
+            yield where, f"{text}: lower it, or give more text"
+
+
+def _metric_findings(space: SearchSpace) -> Iterator[Finding]:
     """Metrics that the search asks for and no stage reports."""
     search = space.declared.search
-    asked: dict[tuple[str | int, ...], str] = {
+    asked: dict[Place, str] = {
         ("search", "objectives", index, "metric"): objective.metric for index, objective in enumerate(search.objectives)
     }
     if search.scheduler:
@@ -238,16 +282,11 @@ def _metric_findings(space: SearchSpace) -> Iterator[tuple[tuple[str | int, ...]
             yield loc, f"no stage of this sweep reports {metric!r}, did you mean: {close}; `raysweep plan` lists all"
 
 
-def _pin(document: Document, declared: Declared) -> SearchSpace:
+def _pin(document: Document, declared: Declared, pins: _Pins) -> SearchSpace:
     """Fingerprints into all that names data or a checkpoint, so that workers need not look."""
-    folder = document.path.absolute().parent
-    pretrain = declared.pretrain.pin(folder)
-    sft = declared.sft and declared.sft.pin(folder)
-    if sft:
-        for name, task in sft.tasks.items():
-            bound = task.bind(name, pretrain.data)
-            if declared.indicators or (task.is_classification and sft.linear_probe):
-                bound.check_indicator(name)
+    folder = pins.folder
+    pretrain = pins(("pretrain",), declared.pretrain, partial(declared.pretrain.pin, folder))
+    sft = declared.sft and pins(("sft",), declared.sft, partial(declared.sft.pin, folder))
     # What "auto" stands for here: a checkpoint trained in other numbers is another checkpoint.
     precision = "bf16" if declared.resources.gpus_per_worker else "fp32"
     if isinstance(pretrain, Recipe) and pretrain.precision == "auto":
@@ -262,25 +301,30 @@ def _pin(document: Document, declared: Declared) -> SearchSpace:
     sweep = dict(declared.sweep)
     checkpoints: dict[str, Existing] = {}
     for path, axis in declared.sweep.items():
-        values = _named_values(axis) or ()
         if path == "pretrain.from":
-            for value in values:
-                section = validate(_Section, {"pretrain": base | {"from": value}}).pretrain
-                checkpoints[str(value)] = section.pin(folder)  # type: ignore[assignment]
-        elif path == "pretrain.data" and isinstance(values, dict):
-            pinned = {}
-            for label, value in values.items():
-                section = validate(_Section, {"pretrain": base | {"data": value}}).pretrain
-                pinned[label] = section.pin(folder).data.model_dump(mode="json", by_alias=True)
-            sweep[path] = Grid(grid=pinned) if isinstance(axis, Grid) else Choice(choice=pinned)
+            for place, value in axis_values(axis).items():
+                if isinstance(existing := _section(base | {"from": value}), Existing):
+                    pin = partial(existing.pin_source, folder)
+                    checkpoints[str(place[-1] if isinstance(named_values(axis), dict) else value)] = pins(
+                        ("sweep", path, *place), existing, pin
+                    )
+        elif path == "pretrain.data" and isinstance(values := named_values(axis), dict):
+            named = dict(values)
+            for place, value in axis_values(axis).items():
+                if section := _section(base | {"data": value}):
+                    data = pins(("sweep", path, *place), section.data, partial(section.data.pin, folder))
+                    named[str(place[-1])] = data.model_dump(mode="json", by_alias=True)
+            sweep[path] = axis.with_(**{kind_of(axis): named})
     declared = declared.with_(pretrain=pretrain, sft=sft, sweep=sweep)
     return SearchSpace(declared=declared, base=base, text=document.text, checkpoints=checkpoints)
 
 
-def _named_values(axis: Axis | None) -> tuple[Any, ...] | dict[str, Any] | None:
-    if isinstance(axis, Grid):
-        return axis.grid
-    return axis.choice if isinstance(axis, Choice) else None
+def _section(pretrain: Mapping[str, Any]) -> Recipe | Existing | None:
+    """The pretrain section of a variant; None if it is not valid, which `_value_findings` tells."""
+    try:
+        return validate(Section, {"pretrain": pretrain}).pretrain
+    except ValidationError:
+        return None
 
 
 def _put(data: dict[str, Any], path: str, value: Any) -> None:
@@ -301,7 +345,3 @@ def _sample(axis: Axis, values: list[Any], draw: random.Random) -> Any:
     if isinstance(axis, RandInt):
         return draw.randint(*axis.randint)
     return draw.choice(values)
-
-
-def _dotted(loc: tuple[str | int, ...]) -> str:
-    return ".".join(map(str, loc))

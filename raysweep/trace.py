@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from raysweep.curvature.sharing import Item, Value
 from raysweep.data.sequences import Arrays, masked_sequences, sequences
 from raysweep.data.text import resolve
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
-from raysweep.errors import DataError
+from raysweep.errors import DataError, collect
 from raysweep.stages.flatness import Shape
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def measure(request: Request, *, show: Show = lambda line: None) -> tuple[list[F
     """
     if not request.data and not request.num_samples:
         raise DataError("nothing to measure on: give --data FILES, or --samples N for the model's own text")
-    paths = resolve(request.data, Path.cwd(), "--data") if request.data else ()
+    [paths] = collect([(("--data",), partial(resolve, request.data, Path.cwd()))]) if request.data else [()]
     # All that may be wrong, before anything is computed.
     checkpoints = [Checkpoint.find(name) for name in request.models]
     texts = [_text(request, each, paths) if paths else {} for each in checkpoints]

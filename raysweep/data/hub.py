@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,30 +11,45 @@ from pathlib import Path
 from raysweep.errors import DataError
 
 
-def pin(given: str, base: Path, field: str, files: Callable[[Path], Sequence[Path]]) -> tuple[str, str]:
+def pin(given: str, base: Path, files: Callable[[Path], Sequence[Path]]) -> tuple[str, str]:
     """Where it is, as an absolute folder or name@commit, and the fingerprint of what is there.
 
     Args:
         given: a folder, relative to `base`; or a hub id, with an optional @branch, @tag or @commit.
         base: folder of the sweep file.
-        field: of the sweep file, for errors.
         files: those of a folder that count; raises DataError where some are missing.
 
     Raises:
         DataError: if it is neither a folder nor a hub id that can be looked up.
     """
-    folder = (base / Path(given).expanduser()).absolute()
+    where = expanded(given)
+    folder = (base / where).absolute()
     if folder.is_dir():
         digest = hashlib.sha256()
         for path in files(folder):
             with path.open("rb") as file:
                 digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
         return str(folder), digest.hexdigest()
+    if problem := unset(where):
+        raise DataError(problem)
     name, revision = name_and_revision(given)
     # A branch or a tag may move; a commit is what it is, and needs no network.
     is_commit = revision is not None and re.fullmatch("[0-9a-f]{40}", revision)
-    pinned = f"{name}@{revision if is_commit else _commit(name, revision, field)}"
+    pinned = f"{name}@{revision if is_commit else _commit(name, revision)}"
     return pinned, f"hub:{pinned}"
+
+
+def expanded(path: str) -> str:
+    """A path with ~ and ${VARIABLES} filled in; those that are not set stay as they are."""
+    return os.path.expandvars(os.path.expanduser(path))
+
+
+def unset(path: str) -> str | None:
+    """What to say of a path that is not there, if an expanded one still holds a variable."""
+    found = re.search(r"\$(\w+)|\$\{([^}]*)\}", path)
+    return (
+        found and f"{path!r}: the environment variable {found[1] or found[2]} is not set; set it, or write the path out"
+    )
 
 
 def name_and_revision(hub_id: str) -> tuple[str, str | None]:
@@ -42,7 +58,7 @@ def name_and_revision(hub_id: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def _commit(name: str, revision: str | None, field: str) -> str:
+def _commit(name: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
 
     try:
@@ -50,6 +66,6 @@ def _commit(name: str, revision: str | None, field: str) -> str:
     except Exception as error:  # Whatever the hub, or the want of a network, answers: the user mends it one way.
         given = f"{name}@{revision}" if revision else name
         raise DataError(
-            f"{field} {given!r} is no folder here, and cannot be looked up as a hub id ({type(error).__name__}); "
+            f"{given!r} is no folder here, and cannot be looked up as a hub id ({type(error).__name__}); "
             "correct the path, or name the commit of 40 digits: owner/name@commit"
         ) from error

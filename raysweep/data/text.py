@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -17,8 +19,9 @@ from typing import IO, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from raysweep.data import hub
 from raysweep.data.tokenizers import Bpe, Tokenizer, load_tokenizer
-from raysweep.errors import DataError
+from raysweep.errors import DataError, Place, collect
 from raysweep.spec import Provenance, Spec, check_name
 
 Globs = str | tuple[str, ...]
@@ -26,8 +29,10 @@ Globs = str | tuple[str, ...]
 # Documents tokenized at once: enough for the tokenizer's threads, little enough for any memory.
 BATCH_DOCUMENTS = 512
 
-# JSON can spell half of a pair ("\\ud800"); no encoding can hold it.
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+# Documents at the beginning of each file that are read when a sweep file is loaded.
+SAMPLE_DOCUMENTS = 100
 
 # A damaged gzip body raises zlib.error, a cut one EOFError; neither is an OSError.
 _READ_ERRORS = (OSError, EOFError, zlib.error)
@@ -45,12 +50,26 @@ class Domain(Spec):
     fingerprint: str = ""
     """Of the files' contents; filled when the sweep file is loaded."""
 
-    def pin(self, name: str, base: Path) -> Domain:
-        """With absolute paths and the contents' fingerprint. Raises DataError if a pattern matches no file."""
-        train = resolve(self.train, base, f"pretrain.data.domains.{name}.train")
-        valid = resolve(self.valid, base, f"pretrain.data.domains.{name}.valid") if self.valid else ()
-        digest = content_fingerprint(train) + (":" + content_fingerprint(valid) if valid else "")
-        return self.with_(train=train, valid=valid or None, fingerprint=digest)  # type: ignore[no-any-return]
+    def pin(self, base: Path) -> Domain:
+        """With absolute paths and the contents' fingerprint.
+
+        Raises:
+            DataError: if a pattern matches no file, or a file does not begin as text; with all such findings.
+        """
+        given = {"train": self.train} | ({} if self.valid is None else {"valid": self.valid})
+        found = collect(((split,), partial(_opened, globs, base)) for split, globs in given.items())
+        digest = ":".join(map(content_fingerprint, found))
+        return self.with_(**dict(zip(given, found, strict=True)), fingerprint=digest)  # type: ignore[no-any-return]
+
+    def most_tokens(self, split: str, enough: int) -> int:
+        """No tokenizer makes more tokens of "train" or "valid" than this; counted only until it is `enough`."""
+        total = 0
+        for text in self.documents(split):
+            # A token is a byte or more; a document may get a blank before it, and an end of text after it.
+            total += len(text.encode()) + 2
+            if total >= enough:
+                break
+        return total
 
     def documents(self, split: str) -> Iterator[str]:
         """The documents of "train" or "valid", in the order of the files.
@@ -109,9 +128,13 @@ class Text(Spec):
         return {name: weights.get(name, 0.0) / total for name in self.domains_ if weights.get(name, 0.0) > 0}
 
     def pin(self, base: Path) -> Text:
-        """With every domain and the tokenizer pinned."""
-        domains = {name: domain.pin(name, base) for name, domain in self.domains_.items()}
-        return self.with_(domains_=domains, tokenizer=self.tokenizer.pin(base))  # type: ignore[no-any-return]
+        """With every domain and the tokenizer pinned. Raises DataError with the findings of all of them."""
+        pins: list[tuple[Place, Callable[[], Any]]] = [
+            (("domains", name), partial(domain.pin, base)) for name, domain in self.domains_.items()
+        ]
+        *domains, tokenizer = collect([*pins, (("tokenizer",), partial(self.tokenizer.pin, base))])
+        named = dict(zip(self.domains_, domains, strict=True))
+        return self.with_(domains_=named, tokenizer=tokenizer)  # type: ignore[no-any-return]
 
     def source(self) -> Text:
         """What its tokens depend on: not the mix."""
@@ -158,20 +181,45 @@ class Text(Spec):
                     break
 
 
-def resolve(patterns: Globs, base: Path, field: str) -> tuple[str, ...]:
-    """Absolute paths of the files that match, sorted. Raises DataError if a pattern matches none."""
+def resolve(patterns: Globs, base: Path) -> tuple[str, ...]:
+    """Absolute paths of the files that match, sorted. Raises DataError if there is no pattern, or one matches none."""
     found: set[str] = set()
+    if not listed(patterns):
+        raise DataError("an empty list names no file")
     for pattern in listed(patterns):
-        path = os.path.expandvars(os.path.expanduser(pattern))
+        path = hub.expanded(pattern)
         matches = [
             match
             for match in glob.glob(str(Path(glob.escape(str(base))) / path), recursive=True)
             if os.path.isfile(match)
         ]
         if not matches:
-            raise DataError(f"{field}: no file matches {pattern!r} (looked for {base / path})")
+            raise DataError(hub.unset(path) or f"no file matches {pattern!r} (looked for {base / path})")
         found.update(os.path.abspath(match) for match in matches)
     return tuple(sorted(found))
+
+
+def _opened(globs: Globs, base: Path) -> tuple[str, ...]:
+    """The files of some patterns, a few lines of each read to see that they are text. Raises DataError."""
+    paths = resolve(globs, base)
+    collect(((), partial(_check_sample, path)) for path in paths)
+    return paths
+
+
+def _check_sample(path: str) -> None:
+    """Read the first documents of a file, and of plain JSON lines one in the middle. Raises DataError."""
+    for _ in itertools.islice(read_texts([path]), SAMPLE_DOCUMENTS):
+        pass
+    if path.endswith(".jsonl"):
+        with open(path, "rb") as file:
+            file.seek(os.path.getsize(path) // 2)
+            file.readline()
+            middle = file.readline()
+        try:
+            _text_of(_parsed(middle, path, 0), path, 0)
+        except DataError:  # Read from the beginning, for the number of the line.
+            for _ in read_texts([path]):
+                pass
 
 
 def content_fingerprint(paths: Sequence[str]) -> str:
@@ -184,16 +232,11 @@ def content_fingerprint(paths: Sequence[str]) -> str:
 
 
 def read_texts(paths: Sequence[str]) -> Iterator[str]:
-    """Documents: every line of a .jsonl(.gz) file, or a .txt file whole."""
+    """Documents: every line of a .jsonl(.gz) file, or a .txt file whole. Raises DataError naming file and line."""
     for path in paths:
         if path.endswith((".jsonl", ".jsonl.gz")):
             for number, line in read_jsonl(path):
-                text = line.get("text")
-                if not isinstance(text, str):
-                    raise DataError(f"{path}:{number}: no field 'text' with a string; fields: {', '.join(line)}")
-                if _SURROGATE.search(text):
-                    raise DataError(f"{path}:{number}: field 'text' holds half of a surrogate pair, which is no text")
-                yield text
+                yield _text_of(line, path, number)
         else:
             try:
                 with _open(path) as file:
@@ -208,18 +251,37 @@ def read_jsonl(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with _open(path) as file:
             for number, raw in enumerate(file, 1):
-                text = _decoded(raw, path, number)
-                if not text.strip():
-                    continue
-                try:
-                    line = json.loads(text)
-                except json.JSONDecodeError as error:
-                    raise DataError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
-                if not isinstance(line, dict):
-                    raise DataError(f"{path}:{number}: a line is a JSON object, not {type(line).__name__}")
-                yield number, line
+                if (line := _parsed(raw, path, number)) is not None:
+                    yield number, line
     except _READ_ERRORS as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _parsed(raw: bytes, path: str, number: int) -> dict[str, Any] | None:
+    """The object of a line of JSON; None if it is blank."""
+    text = _decoded(raw.removeprefix(codecs.BOM_UTF8), path, number)
+    if not text.strip():
+        return None
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:
+        kind = "nested too deeply" if isinstance(error, RecursionError) else "a number of thousands of digits"
+        raise DataError(f"{path}:{number}: not read: {kind}") from error
+    if not isinstance(line, dict):
+        raise DataError(f"{path}:{number}: a line is a JSON object, not {type(line).__name__}")
+    # JSON can spell half of a pair ("\\ud800"); no encoding can hold it.
+    if "\\u" in text and _SURROGATE.search(json.dumps(line, ensure_ascii=False)):
+        raise DataError(f"{path}:{number}: a field holds half of a surrogate pair, which is no text")
+    return line
+
+
+def _text_of(line: Mapping[str, Any] | None, path: str, number: int) -> str:
+    text = line.get("text") if line is not None else ""
+    if not isinstance(text, str):
+        raise DataError(f"{path}:{number}: no field 'text' with a string; fields: {', '.join(line or ())}")
+    return text
 
 
 def _open(path: str) -> IO[bytes]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from raysweep.data import hub
-from raysweep.errors import DataError
+from raysweep.errors import DataError, collect
 from raysweep.spec import Provenance, Spec
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Pretrained(Spec):
         Raises:
             DataError: if it is neither a folder with a tokenizer nor a hub id that can be looked up.
         """
-        path, fingerprint = hub.pin(self.path, base, "pretrain.data.tokenizer.path", tokenizer_files)
+        [(path, fingerprint)] = collect([(("path",), partial(hub.pin, self.path, base, tokenizer_files))])
         return self.with_(path=path, fingerprint=fingerprint)  # type: ignore[no-any-return]
 
     def build(self, texts: Callable[[int], Iterator[str]]) -> PreTrainedTokenizerBase:

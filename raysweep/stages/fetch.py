@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -13,7 +14,7 @@ from raysweep.data import hub
 from raysweep.data.corpora import Corpus
 from raysweep.data.pcfg import PCFG
 from raysweep.data.tokenizers import VOCABULARY_FILES
-from raysweep.errors import DataError
+from raysweep.errors import DataError, Place, collect
 from raysweep.spec import Provenance, Spec, StageSpec
 from raysweep.worker import Worker
 
@@ -49,8 +50,17 @@ class Existing(Spec):
         Raises:
             DataError: if it is neither a folder with a safetensors checkpoint nor a hub id that can be resolved.
         """
-        source, fingerprint = hub.pin(self.from_, base, "pretrain.from", checkpoint_files)
-        return self.with_(from_=source, fingerprint=fingerprint, data=self.data.pin(base))  # type: ignore[no-any-return]
+        pins: list[tuple[Place, Callable[[], Any]]] = [
+            (("from",), partial(self.pin_source, base)),
+            (("data",), partial(self.data.pin, base)),
+        ]
+        source, data = collect(pins)
+        return source.with_(data=data)  # type: ignore[no-any-return]
+
+    def pin_source(self, base: Path) -> Existing:
+        """With the checkpoint's fingerprint, its data as it is."""
+        source, fingerprint = hub.pin(self.from_, base, checkpoint_files)
+        return self.with_(from_=source, fingerprint=fingerprint)  # type: ignore[no-any-return]
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from pydantic import Field, model_validator
 from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
 from raysweep.data.pcfg import PCFG
+from raysweep.errors import collect
 from raysweep.spec import Provenance, Spec, StageSpec, fingerprint
 from raysweep.train.models import Model
 from raysweep.train.objectives import CausalLM, Objective
@@ -57,8 +59,10 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if (self.steps is None) == (self.tokens is None):
-            raise ValueError("give either steps or tokens, and not both")
+        if self.steps is None and self.tokens is None:
+            raise ValueError("steps or tokens is missing: how long shall it train?")
+        if self.steps is not None and self.tokens is not None:
+            raise ValueError(f"steps {self.steps} and tokens {self.tokens}: give either, and not both")
         beyond = [step for step in self.checkpoints if not 0 < step <= self.num_steps]
         if beyond:
             raise ValueError(f"checkpoints: step {beyond[0]} is not within 1 to {self.num_steps}, the last step")
@@ -88,7 +92,8 @@ class Recipe(Spec):
 
     def pin(self, base: Path) -> Recipe:
         """With its data pinned."""
-        return self.with_(data=self.data.pin(base))  # type: ignore[no-any-return]
+        [data] = collect([(("data",), partial(self.data.pin, base))])
+        return self.with_(data=data)  # type: ignore[no-any-return]
 
 
 class Pretrain(StageSpec):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -16,7 +17,7 @@ from pydantic import Field
 from raysweep.data.corpora import Corpus
 from raysweep.data.pcfg import PCFG
 from raysweep.data.text import Globs, content_fingerprint, listed, read_jsonl, resolve
-from raysweep.errors import DataError, SpaceError
+from raysweep.errors import DataError, SpaceError, collect
 from raysweep.spec import Provenance, Spec
 
 if TYPE_CHECKING:
@@ -39,15 +40,15 @@ class TaskSpec(Spec):
     """Of the scores that each test example gets."""
 
     @abstractmethod
-    def pin(self, name: str, base: Path) -> Any:
+    def pin(self, base: Path) -> Any:
         """With its data found, checked and fingerprinted. Raises DataError."""
 
     @abstractmethod
-    def bind(self, name: str, corpus: Corpus) -> Any:
+    def bind(self, corpus: Corpus) -> Any:
         """With what it takes from the pretraining corpus. Raises SpaceError if they do not go together."""
 
     @abstractmethod
-    def check_indicator(self, name: str) -> None:
+    def check_indicator(self) -> None:
         """See that examples are left to score indicators on. Raises DataError."""
 
     @abstractmethod
@@ -103,25 +104,20 @@ class TextTask(TaskSpec):
     ) -> Scores:
         """Score each example, with `shots` solved before it; prompts longer than fits lose their beginning."""
 
-    def pin(self, name: str, base: Path) -> Any:
-        """With absolute paths and fingerprint; every line is checked."""
-        train = resolve(self.train, base, f"sft.tasks.{name}.train")
-        test = resolve(self.test, base, f"sft.tasks.{name}.test")
-        num_train, num_test = (len(self._read(paths)) for paths in (train, test))
-        for paths, num in ((train, num_train), (test, num_test)):
-            if not num:
-                raise DataError(f"{paths[0]}: no examples in it")
-        if num_train < 2:
-            raise DataError(f"{train[0]}: one example; give two or more: some are held out to pick the learning rate")
+    def pin(self, base: Path) -> Any:
+        """With absolute paths and fingerprint; every line is checked. Raises DataError with all files' findings."""
+        given = {"train": self.train, "test": self.test}
+        train, test = collect(((split,), partial(self._checked, globs, base)) for split, globs in given.items())
+        if len(self._read(train)) < 2:
+            text = f"{train[0]}: one example; give two or more: some are held out to pick the learning rate"
+            raise DataError(text, at=("train",))
         digest = f"{content_fingerprint(train)}:{content_fingerprint(test)}"
         return self.with_(train=train, test=test, fingerprint=digest)
 
-    def bind(self, name: str, corpus: Corpus) -> Any:
+    def bind(self, corpus: Corpus) -> Any:
         """Itself; a grammar's made-up words cannot spell its text."""
         if isinstance(corpus, PCFG):
-            raise SpaceError(
-                f"sft.tasks.{name}: a task in English needs pretrain.data text, not a pcfg (pcfg_span fits)"
-            )
+            raise SpaceError("a task in English needs pretrain.data text, not a pcfg (pcfg_span fits)")
         return self
 
     def examples(self, split: Split) -> list[Example]:
@@ -141,17 +137,25 @@ class TextTask(TaskSpec):
         known = {self._content_key(example) for example in [*every[:end], *self._read(listed(self.test))]}
         return [example for example in every[end:] if self._content_key(example) not in known]
 
-    def check_indicator(self, name: str) -> None:
+    def check_indicator(self) -> None:
         """At least one example is needed, else DataError says why there is none."""
         if not self.examples("indicator"):
             num = len(self._read(listed(self.train)))
-            raise DataError(
-                f"sft.tasks.{name}.train: of its {num} examples none is left to score indicators on: all either train, "
-                "validate, or ask what another example or the test file asks; add examples, or leave out indicators"
+            text = (
+                f"of its {num} examples none is left to score indicators on: all either train, validate, or ask what "
+                "another example or the test file asks; add examples, or leave out indicators"
             )
+            raise DataError(text, at=("train",))
 
     def _content_key(self, example: Example) -> str:
         return " ".join(self.content(example).casefold().split())
+
+    def _checked(self, globs: Globs, base: Path) -> tuple[str, ...]:
+        """The files of some patterns, every line of them checked."""
+        paths = resolve(globs, base)
+        if not self._read(paths):
+            raise DataError(f"{paths[0]}: no examples in it")
+        return paths
 
     def _read(self, paths: Sequence[str]) -> list[Example]:
         found: list[tuple[str, Example]] = []

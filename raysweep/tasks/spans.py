@@ -44,16 +44,16 @@ class PCFGSpan(TaskSpec):
     grammar: PCFG | None = None
     """Filled from pretrain.data."""
 
-    def pin(self, name: str, base: Path) -> PCFGSpan:
+    def pin(self, base: Path) -> PCFGSpan:
         """Itself: it names no file."""
         return self
 
-    def bind(self, name: str, corpus: Corpus) -> PCFGSpan:
+    def bind(self, corpus: Corpus) -> PCFGSpan:
         """With the corpus's grammar."""
         if not isinstance(corpus, PCFG):
-            raise SpaceError(f"sft.tasks.{name}: form pcfg_span needs pretrain.data pcfg, not {corpus.name}")
+            raise SpaceError(f"form pcfg_span needs pretrain.data pcfg, not {corpus.name}")
         if self.span not in (spans := [2**power for power in range(corpus.sentence_length.bit_length())]):
-            raise SpaceError(f"sft.tasks.{name}.span {self.span} is no span of the grammar; spans: {spans}")
+            raise SpaceError(f"{self.span} is no span of the grammar; spans: {spans}", at=("span",))
         return self.with_(grammar=corpus)  # type: ignore[no-any-return]
 
     @property
@@ -78,11 +78,11 @@ class PCFGSpan(TaskSpec):
         apart = np.array([row.tobytes() not in known for row in ids])
         return ids[apart], labels[apart]
 
-    def check_indicator(self, name: str) -> None:
+    def check_indicator(self) -> None:
         """A grammar of few sentences may have none left."""
         if not len(self.examples("indicator")[0]):
             raise DataError(
-                f"sft.tasks.{name}: none is left to score indicators on of {self.num_test} sentences more, as all of "
+                f"none is left to score indicators on of {self.num_test} sentences more, as all of "
                 "them also train, validate or test; raise pretrain.data.sentence_length, or lower num_train"
             )
 

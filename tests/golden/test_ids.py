@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from raysweep.space import Declared, load
+from raysweep.declared import Declared
+from raysweep.space import load
 from raysweep.spec import Neutral
 
 ROOT = Path(__file__).parents[2]

@@ -28,7 +28,7 @@ sweep:
 flatness: {num_sequences: 8, batch_sequences: 2, min_units: 4, max_units: 8}
 indicators: {kshot: 1, max_sequences: 4, max_examples: 4}
 sft:
-  tasks: {quiz: {form: multiple_choice, train: quiz.jsonl, test: quiz.jsonl, max_test_examples: 6}}
+  tasks: {quiz: {form: multiple_choice, train: quiz.jsonl, test: quiz.test.jsonl, max_test_examples: 6}}
   hyperparameters: {epochs: 1, batch_sequences: 4}
 """
 
@@ -50,6 +50,7 @@ def folder(tmp_path):
         tokenizer.save_pretrained(tmp_path / name)
     lines = [{"question": f"fox {i}", "choices": ["dog", "fox"], "answer": i % 2} for i in range(24)]
     (tmp_path / "quiz.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "quiz.test.jsonl").write_text("\n".join(map(json.dumps, lines[:8])).replace("fox", "cat"))
     (tmp_path / "theirs.yaml").write_text(SWEEP)
     return tmp_path
 

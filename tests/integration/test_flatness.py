@@ -23,7 +23,7 @@ MEASURES = {"mix": {"pcfg": 1.0}, "sequence_length": 5}
 
 
 def specs(grammar):
-    task = PCFGSpan(form="pcfg_span", span=2, num_train=30, num_valid=10, num_test=20).bind("t", grammar)
+    task = PCFGSpan(form="pcfg_span", span=2, num_train=30, num_valid=10, num_test=20).bind(grammar)
     return [
         Flatness(
             num_sequences=64,

@@ -47,7 +47,7 @@ def tuned(checkpoint, task, tmp_path, *, lr=1e-2, epochs=2.0):
 
 def pinned(kind, lines, tmp_path, **fields):
     (tmp_path / "task.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return kind(train="task.jsonl", test="task.jsonl", **fields).pin("t", tmp_path)
+    return kind(train="task.jsonl", test="task.jsonl", **fields).pin(tmp_path)
 
 
 def choices(num, *, words=1):

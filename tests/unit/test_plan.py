@@ -193,7 +193,7 @@ def test_auto_rates_end_at_the_ladders_ends_and_wait_for_what_is_unfinished(auto
 
 
 def test_auto_is_the_only_word_for_rates(sweep_file, store):
-    with pytest.raises(SpaceError, match=r"sft\.lrs: write a list of rates, .*, or auto, not \"fast\""):
+    with pytest.raises(SpaceError, match=r"sft\.lrs: write a list of rates, .*, or auto, not the text \"fast\""):
         load(sweep_file(TINY.replace("lrs: [1e-3, 1e-2]", "lrs: fast")))
     for given in ("[-1.0]", "[]"):
         with pytest.raises(SpaceError, match=r"sft\.lrs: \[.*\]: give one or more learning rates above 0, or auto"):

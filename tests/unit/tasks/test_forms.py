@@ -110,7 +110,7 @@ def test_splits_do_not_meet_and_do_not_depend_on_the_files_order(tmp_path):
     lines = [{"id": str(i), "question": f"q{i}", "answers": ["a"]} for i in range(50)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, reversed(lines))))
-    one, two = (QA(form="qa", train=name, test=name).pin("t", tmp_path) for name in ("a.jsonl", "b.jsonl"))
+    one, two = (QA(form="qa", train=name, test=name).pin(tmp_path) for name in ("a.jsonl", "b.jsonl"))
     train, valid = one.examples("train"), one.examples("valid")
     assert len(valid) == 5
     assert len(train) == 40
@@ -121,12 +121,12 @@ def test_splits_do_not_meet_and_do_not_depend_on_the_files_order(tmp_path):
 def test_answers_must_be_there(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answers": []}')
     with pytest.raises(DataError, match=r"a\.jsonl:1: field 'answers' must be a list of one or more texts"):
-        QA(form="qa", train="a.jsonl", test="a.jsonl").pin("t", tmp_path)
+        QA(form="qa", train="a.jsonl", test="a.jsonl").pin(tmp_path)
 
 
 def test_spans_are_the_grammars_labels():
     grammar = PCFG(num_words_total=16, num_nonterminals=4, num_rules=2, num_words=3, sentence_length=8)
-    task = PCFGSpan(form="pcfg_span", span=4, num_train=20, num_valid=10, num_test=15).bind("t", grammar)
+    task = PCFGSpan(form="pcfg_span", span=4, num_train=20, num_valid=10, num_test=15).bind(grammar)
     ids, labels = task.examples("train")
     assert ids.shape == (20, 9)
     assert (ids[:, 0] == 0).all()
@@ -140,7 +140,7 @@ def test_spans_are_the_grammars_labels():
 
 def test_nearest_centroid_of_separable_states(model):
     grammar = PCFG(num_words_total=16, num_nonterminals=3, num_rules=2, num_words=3, sentence_length=8)
-    task = PCFGSpan(form="pcfg_span", span=1, num_train=60, num_valid=10, num_test=60).bind("t", grammar)
+    task = PCFGSpan(form="pcfg_span", span=1, num_train=60, num_valid=10, num_test=60).bind(grammar)
     hits = nearest_centroid(model, task, shots=8, max_examples=40)
     assert len(hits) == 40
     assert np.mean(hits) > 1 / 3  # The last word alone tells more than chance.

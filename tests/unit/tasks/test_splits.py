@@ -24,7 +24,7 @@ def questions(numbers) -> list[dict]:
 def pinned(folder, train, test, **limits) -> QA:
     for name, lines in (("train", train), ("test", test)):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return QA(form="qa", train="train.jsonl", test="test.jsonl", **limits).pin("t", folder)
+    return QA(form="qa", train="train.jsonl", test="test.jsonl", **limits).pin(folder)
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,9 +61,9 @@ def test_blanks_case_and_the_order_of_choices_make_no_other_example(tmp_path):
     ]
     for name, part in (("train", lines), ("test", again[:39])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
-    task = MultipleChoice(form="multiple_choice", train="train.jsonl", test="test.jsonl").pin("t", tmp_path)
+    task = MultipleChoice(form="multiple_choice", train="train.jsonl", test="test.jsonl").pin(tmp_path)
     assert len(task.examples("indicator")) <= 1
-    others = task.with_(test="train.jsonl").pin("t", tmp_path)
+    others = task.with_(test="train.jsonl").pin(tmp_path)
     assert others.examples("indicator") == []
 
 
@@ -81,7 +81,7 @@ pretrain:
   checkpoints: [12]
 sft: {tasks: {t: {form: qa, train: train.jsonl, test: train.jsonl}}}
 """
-    (tmp_path / "texts.jsonl").write_text('{"text": "some words of text"}\n' * 100)
+    (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "words of text {at}"}}\n' for at in range(100)))
     load(sweep_file(text))
     with pytest.raises(DataError, match=r"sft\.tasks\.t\.train: of its 30 examples none is left"):
         load(sweep_file(text + "indicators: {kshot: 1}\n"))
@@ -93,28 +93,28 @@ def grammar(length: int) -> PCFG:
 
 @pytest.mark.parametrize("length", [2, 4, 16])
 def test_no_indicator_sentence_is_one_of_the_targets(length):
-    task = PCFGSpan(form="pcfg_span", span=1, num_train=30, num_valid=10, num_test=200).bind("t", grammar(length))
+    task = PCFGSpan(form="pcfg_span", span=1, num_train=30, num_valid=10, num_test=200).bind(grammar(length))
     words, labels = task.examples("indicator")
     assert 0 < len(words) == len(labels) <= 200
     known = np.concatenate([task.examples(split)[0] for split in TARGET_SPLITS])
     assert not {row.tobytes() for row in words} & {row.tobytes() for row in known}
-    task.check_indicator("t")
+    task.check_indicator()
 
 
 def test_a_grammar_of_few_sentences_has_none_left():
     few = PCFG(num_words_total=2, num_nonterminals=2, num_rules=1, num_words=1, sentence_length=2)
-    task = PCFGSpan(form="pcfg_span", span=1, num_train=30, num_valid=10, num_test=20).bind("t", few)
-    with pytest.raises(DataError, match=r"sft\.tasks\.t: none is left to score indicators on of 20 sentences more"):
-        task.check_indicator("t")
+    task = PCFGSpan(form="pcfg_span", span=1, num_train=30, num_valid=10, num_test=20).bind(few)
+    with pytest.raises(DataError, match=r"none is left to score indicators on of 20 sentences more"):
+        task.check_indicator()
 
 
 def test_chance_is_the_score_of_who_reads_nothing(tmp_path):
-    task = PCFGSpan(form="pcfg_span", span=1, num_train=50, num_valid=10, num_test=40).bind("t", grammar(4))
+    task = PCFGSpan(form="pcfg_span", span=1, num_train=50, num_valid=10, num_test=40).bind(grammar(4))
     labels, right = task.examples("train")[1], task.examples("test")[1]
     assert task.chance() == np.mean(right == np.bincount(labels).argmax())
     lines = [line | {"answers": ["red" if at % 3 else "blue"]} for at, line in enumerate(questions(range(60)))]
     assert pinned(tmp_path, lines, lines[:30]).chance() == pytest.approx(20 / 30)
     choices = [{"question": f"{at}", "choices": ["a"] * (2 + 2 * (at % 2)), "answer": 0} for at in range(10)]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, choices)))
-    task = MultipleChoice(form="multiple_choice", train="c.jsonl", test="c.jsonl").pin("t", tmp_path)
+    task = MultipleChoice(form="multiple_choice", train="c.jsonl", test="c.jsonl").pin(tmp_path)
     assert task.chance() == pytest.approx((1 / 2 + 1 / 4) / 2)
