@@ -151,10 +151,10 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from raysweep.board import Board
     from raysweep.results import Results
     from raysweep.runners import run_sweep
     from raysweep.runs import status
-    from raysweep.screen import Board
     from raysweep.space import load
 
     space, store = load(args.sweep), _store(args)

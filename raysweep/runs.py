@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raysweep.durable import write_text
+from raysweep.durable import parse_object, write_text
 from raysweep.errors import StoreError
 from raysweep.store import Store, difference
 
@@ -109,6 +109,17 @@ class Run:
                 raise StoreError(f"run {self.name!r} is under way in another process; wait for it, or end it") from None
             yield
 
+    def note_planned(self, counts: Mapping[str, Any]) -> None:
+        """Note how many trials and stages (by kind) the sweep asks for, so that what is not started can be counted."""
+        write_text(self.folder / "planned.json", json.dumps(counts, indent=1))
+
+    def planned(self) -> dict[str, Any]:
+        """What `note_planned` noted: num_trials, and stages by kind; none if that is lost, until the next run."""
+        noted: dict[str, Any] = {"num_trials": 0, "stages": {}}
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            noted |= parse_object((self.folder / "planned.json").read_bytes())
+        return noted
+
     def start_attempt(self) -> None:
         """Count tries afresh: running a sweep again tries again what failed."""
         for failure in self.failures():
@@ -180,19 +191,22 @@ class Run:
 
 
 def status(run: Run) -> dict[str, Any]:
-    """Distinct stages by kind (done, diverged, failed, to_do) over the trials started so far, and failures."""
-    failures = run.failures()
+    """Distinct stages by kind (done, diverged, failed, to_do) of all trials of the sweep, started or not; failures."""
+    failures, planned, trials = run.failures(), run.planned(), run.trials()
     failed = {failure["stage"] for failure in failures}
     finished = run.store.finished_ids()
-    kinds: dict[str, dict[str, int]] = {}
-    for stage in {stage.id: stage for trial in run.trials() for stage in trial.stages}.values():
+    kinds = {kind: dict.fromkeys(("done", "diverged", "failed", "to_do"), 0) for kind in planned["stages"]}
+    for stage in {stage.id: stage for trial in trials for stage in trial.stages}.values():
         counts = kinds.setdefault(stage.kind, dict.fromkeys(("done", "diverged", "failed", "to_do"), 0))
         record = run.store.get(stage.id) if stage.id in finished else None
         counts[record.status if record else "failed" if stage.id in failed else "to_do"] += 1
+    for kind, total in planned["stages"].items():
+        kinds[kind]["to_do"] += max(0, total - sum(kinds[kind].values()))
     return {
         "run": run.name,
         "folder": str(run.folder),
-        "num_trials": len(run.trials()),
+        "num_trials": len(trials),
+        "num_trials_planned": max(planned["num_trials"], len(trials)),
         "stages": kinds,
         "failures": failures,
         "pruned": run.pruned(),

@@ -81,10 +81,12 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def point_text(point: Mapping[str, Any]) -> str:
-    """`lr 0.001 · hidden_size 64`."""
+    """`lr 0.001 · hidden_size 64`; what is no whole number in four significant digits."""
     names = short_names(list(point))
-    texts = (
-        f"{names[path]} {number(value) if isinstance(value, int | float | str) else json.dumps(value)}"
-        for path, value in point.items()
-    )
-    return " · ".join(texts)
+    return " · ".join(f"{names[path]} {_value(value)}" for path, value in point.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e")
+    return value if isinstance(value, str) else json.dumps(value)

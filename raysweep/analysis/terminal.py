@@ -30,7 +30,8 @@ def format_terminal(ranking: Ranking, *, width: int | None = None, color: bool |
         console.print("No checkpoint has a score yet.")
     else:
         console.print(_checkpoint_rows(ranking))
-        console.print(Text(printable(f"best checkpoint: {ranking.best['location']}")), soft_wrap=True)
+        if not is_missing(location := ranking.best.get("location")):
+            console.print(Text(printable(f"best checkpoint: {location}")), soft_wrap=True)
         console.print(_indicator_rows(ranking))
     for line in how_to_read(ranking):
         console.print(Text(printable(line), style="dim"))

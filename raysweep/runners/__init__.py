@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from raysweep.plan import Trial
-from raysweep.runners.chain import recall
+from raysweep.progress import Progress
+from raysweep.runners.chain import recall, told
 from raysweep.runners.journal import Journal, quiet_libraries, trial_row
 from raysweep.runs import Run
 from raysweep.space import SearchSpace
@@ -35,6 +36,7 @@ def run_sweep(
     run = Run.create(store, name or space.run_name(), sweep_text=space.text, identity=space.identity())
     with run.held():
         journal = Journal(run, show)
+        run.note_planned(Progress(space).counts())
         run.start_attempt()
         try:
             if runner == "inline":
@@ -60,7 +62,7 @@ def _run_on_ray(space: SearchSpace, store: Store, run: Run, journal: Journal) ->
                 trial, to_do = recall(space.trial(point, seed), store, finished)
                 # A scheduler compares with all that came before, so it is shown the finished trials again.
                 if search.scheduler is None and not to_do:
-                    _tell_finished(trial, journal)
+                    _tell_finished(trial, store, journal)
                 else:
                     configs.append({**point, "seed": seed})
         if not configs:
@@ -70,7 +72,8 @@ def _run_on_ray(space: SearchSpace, store: Store, run: Run, journal: Journal) ->
     run_tune(space, store, run, journal, configs=configs)
 
 
-def _tell_finished(trial: Trial, journal: Journal) -> None:
+def _tell_finished(trial: Trial, store: Store, journal: Journal) -> None:
     journal({"event": "trial", "row": trial_row(trial)})
     for stage in trial.stages:
-        journal({"event": "found", "trial": trial.id, "stage": stage.id, "kind": stage.kind})
+        if record := store.get(stage.id):  # Else it was left out, as what it needs diverged.
+            journal(told("found", record, stage, trial))

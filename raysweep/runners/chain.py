@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from raysweep.plan import Stage, Trial
 from raysweep.runners.gang import Failure, Gang, GangBroken
@@ -103,7 +103,7 @@ def _run_batch(
     todo = []
     for stage in stages:
         if record := gang.store.get(stage.id, asked=canonical(stage.spec)):
-            report({"event": "found", "trial": trial.id, "stage": stage.id, "kind": stage.kind})
+            report(told("found", record, stage, trial))
             yield record
         else:
             todo.append(stage)
@@ -121,7 +121,8 @@ def _run_batch(
         todo = []
         for outcome in outcomes:
             if isinstance(outcome, Record):
-                report(_finished(outcome, next(stage for stage in stages if stage.id == outcome.id), trial))
+                stage = next(stage for stage in stages if stage.id == outcome.id)
+                report(told("finished", outcome, stage, trial))
                 yield outcome
                 continue
             retry = attempt < max_retries and not outcome.final
@@ -130,15 +131,18 @@ def _run_batch(
                 todo.append(outcome.stage)
 
 
-def _finished(record: Record, stage: Stage, trial: Trial) -> dict[str, Any]:
+def told(event: Literal["found", "finished"], record: Record, stage: Stage, trial: Trial) -> dict[str, Any]:
+    """The event of a stage that was finished before, or just now."""
     return {
-        "event": "finished",
+        "event": event,
         "trial": trial.id,
         "stage": record.id,
         "kind": record.kind,
         "status": record.status,
         "step": stage.step,
         "task": stage.task,
+        "lr": record.spec.get("lr"),
+        "seed": record.spec.get("seed"),
         "wall_seconds": record.provenance["wall_seconds"],
         "metrics": dict(record.metrics),
     }

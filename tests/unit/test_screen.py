@@ -1,38 +1,63 @@
 """What the terminal shows of a run, and the doctor."""
 
+import json
 from io import StringIO
 
+import pytest
 from rich.console import Console
 
+from raysweep import cli
+from raysweep.board import Board
 from raysweep.doctor import checks
+from raysweep.progress import Progress
+from raysweep.runners import run_sweep
 from raysweep.runners.journal import trial_row
-from raysweep.screen import Board
+from raysweep.screen import print_status
+from raysweep.space import load
 from raysweep.store import Store
+
+EVIL = "[/] [red] :smile: \x1b]0;title\x07 \u202e"
 
 
 def board(space, *, terminal: bool) -> tuple[Board, StringIO]:
     out = StringIO()
-    return Board(space, console=Console(file=out, force_terminal=terminal, width=100, height=40)), out
+    return Board(space, console=Console(file=out, force_terminal=terminal, width=200, height=40)), out
 
 
-def events_of(space) -> list[dict]:
-    trial = space.trial({"pretrain.optimizer.lr": 0.01}, 0)
-    sft = next(stage for stage in trial.stages if stage.kind == "sft")
-    common, scored = {"trial": trial.id}, {"score": 0.625}
+def result(stage, trial, *, event: str = "finished", **metrics: float) -> dict:
+    """As `runners.chain.told` has it."""
+    spec = stage.spec
+    return {
+        "event": event,
+        "trial": trial.id,
+        "stage": stage.id,
+        "kind": stage.kind,
+        "status": "done",
+        "step": stage.step,
+        "task": stage.task,
+        "lr": getattr(spec, "lr", None),
+        "seed": getattr(spec, "seed", None),
+        "wall_seconds": 2.0,
+        "metrics": metrics,
+    }
+
+
+def events_of(space, *, point=None) -> list[dict]:
+    """Of a trial that has fine-tuned its first checkpoint; the higher rate looks better, by the test score alone."""
+    trial = space.trial(point or {"pretrain.optimizer.lr": 0.01}, 0)
+    tuned = [stage for stage in trial.stages if stage.kind == "sft" and stage.step == 6]
+    common = {"trial": trial.id}
+    scored = [
+        result(stage, trial, score=score, valid_score=valid, event=event)
+        for stage, (score, valid, event) in zip(tuned, [(0.625, 0.7, "found"), (0.9, 0.6, "finished")], strict=True)
+    ]
     return [
         {"event": "trial", "row": trial_row(trial)},
-        {"event": "found", "stage": trial.stages[0].id, "kind": "tokenize", **common},
+        result(trial.stages[0], trial, event="found"),
         {"event": "started", "stage": trial.stages[1].id, "kind": "pretrain", **common},
         {"event": "progress", "stage": trial.stages[1].id, "kind": "pretrain", "tokens_per_second": 1234.0, **common},
-        {
-            "event": "finished",
-            "stage": sft.id,
-            "kind": "sft",
-            "wall_seconds": 2.0,
-            "metrics": scored,
-            **common,
-        },
-        {"event": "failed", "stage": "flatness-x", "kind": "flatness", "cause": "no space", "retry": False, **common},
+        *scored,
+        {"event": "failed", "stage": "flatness-x", "kind": "flatness", "cause": EVIL, "retry": False, **common},
     ]
 
 
@@ -42,12 +67,12 @@ def test_plain_lines_where_there_is_no_terminal(tiny_space):
         for event in events_of(tiny_space):
             shown.show(event)
     text = " ".join(out.getvalue().split())
-    assert "failed: flatness-x: no space" in text
+    assert r"failed: flatness-x: [/] [red] :smile: \x1b]0;title\x07 \u202e" in text
     assert "tokenize 1/1, pretrain 0/4" in text
-    assert "sft 1/8" in text
+    assert "sft 2/8" in text
     assert "1 failed" in text
-    assert "best so far optimizer.lr=0.01, seed 0 (0.625)" in text
-    assert "\x1b[" not in text
+    assert "best so far 62.5 % lr 0.01 · step 6" in text
+    assert "\x1b" not in text
 
 
 def test_a_live_table_on_a_terminal(tiny_space):
@@ -57,8 +82,95 @@ def test_a_live_table_on_a_terminal(tiny_space):
             shown.show(event)
     text = out.getvalue()
     assert "1,234 tokens/s" in text
-    assert "1. 0.625  optimizer.lr=0.01, seed 0" in text
+    assert "1. 62.5 %  lr 0.01 · step 6" in text
     assert "\x1b[" in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_markup_in_a_label_is_text(sweep_file, terminal):
+    """A named value `[/]` was taken for markup and ended the run."""
+    from tiny import TINY
+
+    label = "[/] \\e]0;x\\a [bold]"
+    text = TINY.replace(
+        "pretrain.optimizer.lr: {grid: [1e-2, 3e-3]}", f'pretrain.optimizer.lr: {{grid: {{"{label}": 1e-2}}}}'
+    )
+    space = load(sweep_file(text))
+    shown, out = board(space, terminal=terminal)
+    value = space.values("pretrain.optimizer.lr")[0]
+    with shown:
+        for event in events_of(space, point={"pretrain.optimizer.lr": value}):
+            shown.show(event)
+    assert r"lr [/] \x1b]0;x\x07 [bold] · step 6" in out.getvalue()
+    assert "\x1b]0" not in out.getvalue()
+
+
+def test_a_score_counts_once_all_rates_are_known(tiny_space):
+    progress = Progress(tiny_space)
+    trial, *others = events_of(tiny_space)
+    scored = [event for event in others if event.get("kind") == "sft"]
+    for event in (trial, scored[1]):
+        progress.take(event)
+    assert progress.best(1) == []
+    progress.take(scored[0])
+    (best,) = progress.best(3)
+    assert (best.score, best.step) == (0.625, 6)  # Of the rate that validation picked, from an earlier run.
+
+
+def test_stages_in_work_are_no_more_than_workers(tiny_space):
+    progress = Progress(tiny_space)
+    trial, *_ = events_of(tiny_space)
+    progress.take(trial)
+    split = [stage for stage in tiny_space.trial({"pretrain.optimizer.lr": 0.01}, 0).stages if stage.kind == "sft"]
+    for stage in split:
+        progress.take({"event": "started", "trial": trial["row"].trial, "stage": stage.id, "kind": "sft"})
+    assert progress.running("sft") == 1  # A gang of one.
+
+
+def test_rest_is_known_when_each_kind_has_been_seen(tiny_space):
+    progress = Progress(tiny_space)
+    trial = tiny_space.trial({"pretrain.optimizer.lr": 0.01}, 0)
+    progress.take({"event": "trial", "row": trial_row(trial)})
+    first = {stage.kind: stage for stage in trial.stages if stage.step in (None, 6)}
+    for stage in first.values():
+        assert progress.rest_seconds(10.0) is None
+        progress.take(result(stage, trial, score=0.5, valid_score=0.5))
+    # 6 kinds took 2 s each in 10 s; of 25 stages 19 are left.
+    assert progress.rest_seconds(10.0) == pytest.approx(sum(map(progress.total, progress.kinds)) * 2 * 10 / 12 - 10)
+
+
+def test_totals_are_of_distinct_stages_of_all_variants(sweep_file):
+    from tiny import TINY
+
+    seeds = "pretrain.data.grammar_seed: {grid: [0, 1, 2]}"
+    space = load(sweep_file(TINY.replace("pretrain.optimizer.lr: {grid: [1e-2, 3e-3]}", seeds)))
+    assert Progress(space).total("tokenize") == 3  # Was "3/1".
+
+
+def test_status_counts_what_is_not_started(tiny_space, store, capsys, monkeypatch):
+    import raysweep.runners.inline as inline
+
+    def stop(trial, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inline, "run_chain", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(tiny_space, store, runner="inline", name="stopped")
+    assert cli.main(["status", "stopped", "--store", store.url, "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert (status["num_trials"], status["num_trials_planned"]) == (1, 2)
+    assert status["stages"]["sft"] == {"done": 0, "diverged": 0, "failed": 0, "to_do": 8}
+    print_status(status | {"failures": [{"stage": "sft-1", "attempts": 1, "cause": EVIL}]})
+    shown = capsys.readouterr().out
+    assert "1 of 2 trials started" in shown
+    assert r"[/] [red] :smile: \x1b]0;title\x07 \u202e" in " ".join(shown.split())
+
+
+def test_errors_and_logs_do_not_steer_the_terminal(tmp_path, capsys):
+    assert cli.main(["rank", EVIL, "--store", str(tmp_path)]) == 2
+    text = capsys.readouterr().err
+    assert r"\x1b]0;title" in text
+    assert "\x1b" not in text
 
 
 def test_doctor_finds_this_machine_fit(tmp_path):
