@@ -12,7 +12,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,6 +49,8 @@ class SearchSpace:
     """The sweep file."""
     checkpoints: Mapping[str, Existing] = field(default_factory=dict)
     """Value of a `pretrain.from` axis -> the pinned checkpoint."""
+    warnings: tuple[str, ...] = ()
+    """What may be meant, but seldom is; with its line of the sweep file."""
 
     @property
     def name(self) -> str:
@@ -60,7 +62,10 @@ class SearchSpace:
         whole = canonical(self.declared)
         # No stage's identity, but the run's: with another list its table would hold a checkpoint under two trials.
         if isinstance(self.declared.pretrain, Recipe):
-            whole["checkpoints"] = list(self.declared.pretrain.checkpoint_steps)
+            # Parts and tokens are other steps in other variants, so they are taken as written.
+            given = self.declared.pretrain.checkpoints
+            in_steps = all(isinstance(checkpoint, int) for checkpoint in given)
+            whole["checkpoints"] = list(self.declared.pretrain.checkpoint_steps if in_steps else given)
         whole["from"] = {path: existing.fingerprint for path, existing in self.checkpoints.items()}
         return json.dumps(whole, indent=1, sort_keys=True)
 
@@ -159,7 +164,7 @@ def load(path: str | Path) -> SearchSpace:
         found += _metric_findings(space)
     if found or pins.findings:
         raise _told(document, SpaceError if found else DataError, [*pins.findings, *found])
-    return space
+    return replace(space, warnings=tuple(f"{document.at(place)}: {text}" for place, text in _warnings(space)))
 
 
 def _told(document: Document, kind: type[RaysweepError], found: Iterable[Finding]) -> RaysweepError:
@@ -231,6 +236,22 @@ def _indicator_findings(space: SearchSpace) -> Iterator[Finding]:
                 task.check_indicator()
         except RaysweepError as error:
             yield from below(("sft", "tasks", name), error)
+
+
+def _warnings(space: SearchSpace) -> Iterator[Finding]:
+    """Steps beyond the last checkpoint, of the base or else of the first value of an axis that leaves some."""
+    alone = [{path: value} for path in space.declared.sweep for value in space.values(path)]
+    for point in [{}, *alone]:
+        recipe = space.bind(point)
+        if isinstance(recipe, Recipe) and (left := recipe.num_steps - recipe.checkpoint_steps[-1]):
+            last, of = f"{recipe.checkpoint_steps[-1]:,}", f"{recipe.num_steps:,}"
+            variant = "".join(f" with {path} = {value}" for path, value in point.items())
+            text = (
+                f"the last is step {last} of {of}{variant}: the {left:,} after it are not trained, and the "
+                f"{recipe.schedule.name} schedule does not come to its end; 1.0 is the end"
+            )
+            yield ("pretrain", "checkpoints"), text
+            return
 
 
 def _text_findings(space: SearchSpace) -> Iterator[Finding]:

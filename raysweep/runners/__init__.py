@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from raysweep.runners.journal import Journal, quiet_libraries, trial_row
 from raysweep.runs import Run
 from raysweep.space import SearchSpace
 from raysweep.store import Store
+
+logger = logging.getLogger(__name__)
 
 Runner = Literal["tune", "inline"]
 
@@ -33,6 +36,8 @@ def run_sweep(
         ClusterError: if the cluster cannot hold one gang.
     """
     quiet_libraries()
+    for warning in space.warnings:
+        logger.warning(warning)
     run = Run.create(store, name or space.run_name(), sweep_text=space.text, identity=space.identity())
     with run.held():
         journal = Journal(run, show)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 # Held-out sequences of each domain that a checkpoint's loss is taken on.
 HELDOUT_SEQUENCES = 256
+
+
+_TOKENS = re.compile(r"(\d[\d_]*(?:\.\d+)?(?:e\d{1,2})?) tokens", re.ASCII)
 
 
 class Recipe(Spec):
@@ -54,8 +59,9 @@ class Recipe(Spec):
     """Longest gradient, in the Euclidean norm; null: any."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
-    checkpoints: Annotated[tuple[int, ...], Provenance()] = ()
-    """Steps to save and measure a checkpoint at; none: the last."""
+    checkpoints: Annotated[tuple[int | float | str, ...], Provenance()] = ()
+    """Where to save and measure one: after steps (300), a part of the trajectory (0.5; 1.0 is all of it) or tokens
+    ("2e9 tokens"), which fit whatever batch size a variant has. None: at the end."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -63,11 +69,17 @@ class Recipe(Spec):
             raise ValueError("steps or tokens is missing: how long shall it train?")
         if self.steps is not None and self.tokens is not None:
             raise ValueError(f"steps {self.steps} and tokens {self.tokens}: give either, and not both")
-        beyond = [step for step in self.checkpoints if not 0 < step <= self.num_steps]
-        if beyond:
-            raise ValueError(f"checkpoints: step {beyond[0]} is not within 1 to {self.num_steps}, the last step")
-        if list(self.checkpoints) != sorted(set(self.checkpoints)):
-            raise ValueError(f"checkpoints {list(self.checkpoints)} must rise, without repetition")
+        for at, step in zip(self.checkpoints, self.checkpoint_steps, strict=False):
+            if not 0 < step <= self.num_steps:
+                which = f"step {at}" if isinstance(at, int) else f"{at!r}, step {step},"
+                raise ValueError(f"checkpoints: {which} is not within 1 to {self.num_steps}, the last step")
+        for (at, step), (later, other) in pairwise(zip(self.checkpoints, self.checkpoint_steps, strict=False)):
+            if step == other:
+                raise ValueError(f"checkpoints: {at} and {later} are both step {step} of {self.num_steps}")
+            if step > other:
+                raise ValueError(
+                    f"checkpoints: {later} is step {other}, and comes after {at}, step {step}; let them rise"
+                )
         if isinstance(self.data, PCFG) and self.sequence_length != self.data.sentence_length + 1:
             raise ValueError(
                 f"sequence_length {self.sequence_length} must be {self.data.sentence_length + 1}: "
@@ -83,7 +95,19 @@ class Recipe(Spec):
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:
         """The steps of its checkpoints, rising."""
-        return self.checkpoints or (self.num_steps,)
+        return tuple(map(self._step_of, self.checkpoints)) or (self.num_steps,)
+
+    def _step_of(self, checkpoint: int | float | str) -> int:
+        """Of a part the nearest step, of tokens the first at which they have been seen."""
+        if isinstance(checkpoint, int):
+            return checkpoint
+        if isinstance(checkpoint, float):
+            return max(1, round(checkpoint * self.num_steps)) if checkpoint > 0 else 0
+        if not (found := _TOKENS.fullmatch(checkpoint)):
+            raise ValueError(
+                f'checkpoints: {checkpoint!r} is none; write a step (300), a part (0.5) or tokens ("2e9 tokens")'
+            )
+        return math.ceil(float(found[1]) / (self.batch_sequences * self.sequence_length))
 
     @property
     def num_parameters(self) -> int:
@@ -113,7 +137,7 @@ class Pretrain(StageSpec):
     def state_key(self) -> str:
         """One for all checkpoints of a trajectory."""
         recipe = self.recipe
-        return f"trajectory-{fingerprint([recipe, list(recipe.checkpoints), self.seed, self.VERSION])}"
+        return f"trajectory-{fingerprint([recipe, list(recipe.checkpoint_steps), self.seed, self.VERSION])}"
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Writes a Hugging Face checkpoint, and curve.jsonl with the loss of every step so far."""

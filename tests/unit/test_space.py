@@ -202,3 +202,50 @@ def test_metrics_that_no_stage_reports(sweep_file):
     assert "did you mean: indicators/heldout_loss_nats_per_token" in first
     assert "search.scheduler.metric" in second
     assert "did you mean: sft/mean_score" in second
+
+
+def steps_of(space, point) -> list[int]:
+    return [stage.step for stage in space.trial(point, 0).stages if stage.kind == "pretrain"]
+
+
+def test_checkpoints_as_parts_and_tokens_fit_every_batch_size(sweep_file):
+    text = TINY.replace("  steps: 12", "  tokens: 480").replace("[6, 12]", '["1.2e2 tokens", 0.5, 1.0]')
+    space = load(
+        sweep_file(
+            text.replace("pretrain.optimizer.lr: {grid: [1e-2, 3e-3]}", "pretrain.batch_sequences: {grid: [8, 4, 6]}")
+        )
+    )
+    assert [steps_of(space, point) for point in space.points()] == [[3, 6, 12], [6, 12, 24], [4, 8, 16]]
+
+
+def test_parts_of_a_trajectory_are_the_stages_of_its_steps(sweep_file):
+    in_steps, in_parts = (load(sweep_file(TINY.replace("[6, 12]", given))) for given in ("[6, 12]", "[0.5, 1.0]"))
+    assert in_steps.trial({}, 0).id == in_parts.trial({}, 0).id
+    # Of another number of steps they are others: it is another sweep.
+    assert in_steps.run_name() != in_parts.run_name()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("[0.5, 6]", "checkpoints: 0.5 and 6 are both step 6 of 12"),
+        ("[0.01, 0.02]", "checkpoints: 0.01 and 0.02 are both step 1 of 12"),
+        ("[1.0, 6]", "checkpoints: 6 is step 6, and comes after 1.0, step 12; let them rise"),
+        ("[1.5]", "checkpoints: 1.5, step 18, is not within 1 to 12"),
+        ("[0.0]", "checkpoints: 0.0, step 0, is not within 1 to 12"),
+        ('["2e9 tokens"]', "checkpoints: '2e9 tokens', step 50000000, is not within 1 to 12"),
+        ('["half"]', "checkpoints: 'half' is none; write a step (300), a part (0.5) or tokens"),
+        ("[[1]]", "pretrain.checkpoints.0: must be a number or a text, not the list [1]"),
+    ],
+)
+def test_checkpoints_that_are_none(sweep_file, given, words):
+    refuse(sweep_file, "[6, 12]", given, words)
+
+
+def test_steps_beyond_the_last_checkpoint_are_warned_of(sweep_file):
+    assert load(sweep_file()).warnings == ()
+    (warning,) = load(sweep_file(TINY.replace("[6, 12]", "[6, 10]"))).warnings
+    assert warning.startswith("tiny.yaml:10: pretrain.checkpoints: the last is step 10 of 12: the 2 after it are not")
+    swept = TINY.replace("pretrain.optimizer.lr: {grid: [1e-2, 3e-3]}", "pretrain.steps: {grid: [12, 20]}")
+    (warning,) = load(sweep_file(swept)).warnings
+    assert "step 12 of 20 with pretrain.steps = 20" in warning
