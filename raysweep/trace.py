@@ -18,6 +18,7 @@ from raysweep.data.text import resolve
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
 from raysweep.errors import DataError, collect
 from raysweep.stages.flatness import Shape
+from raysweep.train.checkpoints import load_model
 
 if TYPE_CHECKING:
     import torch
@@ -86,22 +87,10 @@ class Checkpoint:
         return Checkpoint(name, config, tokenizer, is_masked)
 
     def load(self) -> Any:
-        """The model, in float32. Raises DataError if its weights are not all there as safetensors."""
+        """The model, in float32, on the GPU if there is one. Raises DataError; see `load_model`."""
         import torch
-        from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-        kind = AutoModelForMaskedLM if self.is_masked else AutoModelForCausalLM
-        try:
-            model, info = kind.from_pretrained(
-                self.name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.name!r}: weights cannot be loaded: {_first_line(error)}") from error
-        if missing := sorted(info["missing_keys"]):
-            raise DataError(
-                f"{self.name!r}: weights of {missing[0]} are missing (and {len(missing) - 1} more); what is random "
-                "has no curvature to measure"
-            )
+        model = load_model(self.name, is_masked=self.is_masked)
         return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def length(self, asked: int | None) -> int:

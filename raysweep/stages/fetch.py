@@ -16,6 +16,7 @@ from raysweep.data.pcfg import PCFG
 from raysweep.data.tokenizers import VOCABULARY_FILES
 from raysweep.errors import DataError, Place, collect
 from raysweep.spec import Provenance, Spec, StageSpec
+from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
 # Weights, configuration, tokenizer: never a pickle, nor code that would be run.
@@ -105,10 +106,7 @@ class Fetch(StageSpec):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
         for path in checkpoint_files(folder):
             shutil.copyfile(path, out / path.name)
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(out, use_safetensors=True, trust_remote_code=False)
-        return {"num_parameters": float(model.num_parameters())}
+        return {"num_parameters": float(load_model(out).num_parameters())}
 
     def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
         """See `StageSpec.metric_names`."""

@@ -18,6 +18,7 @@ from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
 from raysweep.spec import Neutral, Spec, StageSpec
+from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
 if TYPE_CHECKING:
@@ -138,7 +139,6 @@ class Flatness(StageSpec):
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Traces are of the mean token loss, in nats per predicted token."""
         import torch
-        from transformers import AutoModelForCausalLM
 
         from raysweep.curvature.language import prepare
         from raysweep.curvature.operators import choose_parameters
@@ -148,7 +148,7 @@ class Flatness(StageSpec):
         if is_sharded:
             measured = self._measure_sharded(inputs["checkpoint"], text, worker)
         if not is_sharded or self.own_samples or self.shape:
-            model = AutoModelForCausalLM.from_pretrained(inputs["checkpoint"]).float().to(worker.device)
+            model = load_model(inputs["checkpoint"]).to(worker.device)
             prepare(model, twice_differentiable=self.products == "exact")
             choose_parameters(model, self.parameters)
         if not is_sharded:

@@ -15,6 +15,7 @@ from raysweep.data.packing import Tokens
 from raysweep.spec import StageSpec
 from raysweep.tasks.families import Task
 from raysweep.tasks.spans import PCFGSpan, nearest_centroid
+from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
 
@@ -42,11 +43,11 @@ class Indicators(StageSpec):
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """See the class."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         from raysweep.stages.pretrain import heldout_metrics
 
-        model = AutoModelForCausalLM.from_pretrained(inputs["checkpoint"]).float().to(worker.device).eval()
+        model = load_model(inputs["checkpoint"]).to(worker.device).eval()
         tokenizer = AutoTokenizer.from_pretrained(inputs["checkpoint"])
         metrics = heldout_metrics(
             model,

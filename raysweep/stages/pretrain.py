@@ -143,6 +143,7 @@ class Pretrain(StageSpec):
         """Writes a Hugging Face checkpoint, and curve.jsonl with the loss of every step so far."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from raysweep.train.checkpoints import load_model
         from raysweep.train.loop import train
 
         recipe, tokens = self.recipe, Tokens(inputs["tokens"])
@@ -181,7 +182,7 @@ class Pretrain(StageSpec):
             self._write_curve(out / "curve.jsonl", training.losses, training.grad_norms)
         del model
         worker.barrier()
-        trained = AutoModelForCausalLM.from_pretrained(out).to(worker.device)
+        trained = load_model(out).to(worker.device)
         heldout = heldout_metrics(trained, tokens, recipe.data.mix, recipe.sequence_length, worker)
         tail = training.losses[-max(1, len(training.losses) // 10) :]
         return {

@@ -13,6 +13,7 @@ from pydantic import Field
 from raysweep.data.corpora import Corpus
 from raysweep.spec import StageSpec
 from raysweep.tasks.spans import PCFGSpan, hidden_states
+from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
 
@@ -33,9 +34,8 @@ class Probe(StageSpec):
         """Accuracy on the indicator split after the last epoch; features are standardised by the training split."""
         import torch
         import torch.nn.functional as F
-        from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(inputs["checkpoint"]).float().to(worker.device).eval()
+        model = load_model(inputs["checkpoint"]).to(worker.device).eval()
         features, labels = self._features(model, "train")
         mean, spread = features.mean(dim=0), features.std(dim=0) + 1e-6
         features = (features - mean) / spread

@@ -18,6 +18,7 @@ from raysweep.spec import Spec, StageSpec
 from raysweep.tasks.base import Scores, TextTask, fit, pad
 from raysweep.tasks.families import Task
 from raysweep.tasks.spans import PCFGSpan
+from raysweep.train.checkpoints import load_model
 from raysweep.train.objectives import IGNORED, CausalLM
 from raysweep.train.optimizers import AdamW
 from raysweep.train.schedules import Cosine
@@ -63,9 +64,9 @@ class Sft(StageSpec):
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Writes predictions.jsonl, the test examples' scores."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
-        model = AutoModelForCausalLM.from_pretrained(inputs["checkpoint"]).float()
+        model = load_model(inputs["checkpoint"])
         if isinstance(self.task, PCFGSpan):
             scores = self._run_classifier(model, self.task, worker)
         else:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
 
@@ -21,8 +22,6 @@ def sharded_model(checkpoint: Path, worker: Worker) -> Iterator[tuple[Any, Calla
     if worker.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
-    import torch
-    from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
     config = {
@@ -37,7 +36,7 @@ def sharded_model(checkpoint: Path, worker: Worker) -> Iterator[tuple[Any, Calla
         "steps_per_print": 10**9,
     }
     partitioning = HfDeepSpeedConfig(config)  # While it lives, models are partitioned as they are loaded.
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model = load_model(checkpoint)
     del partitioning
     engine = deepspeed.initialize(model=model, config=config)[0]
     try:

@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from raysweep.analysis.ranking import rank
@@ -50,6 +51,8 @@ def folder(tmp_path):
         tokenizer.save_pretrained(tmp_path / name)
     lines = [{"question": f"fox {i}", "choices": ["dog", "fox"], "answer": i % 2} for i in range(24)]
     (tmp_path / "quiz.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    tested = [{"question": f"dog {i}", "choices": ["dog", "fox"], "answer": i % 2} for i in range(12)]
+    (tmp_path / "quiz.test.jsonl").write_text("\n".join(map(json.dumps, tested)))
     (tmp_path / "quiz.test.jsonl").write_text("\n".join(map(json.dumps, lines[:8])).replace("fox", "cat"))
     (tmp_path / "theirs.yaml").write_text(SWEEP)
     return tmp_path
@@ -78,6 +81,18 @@ def test_pickled_weights_are_refused(folder):
     (folder / "one" / "model.safetensors").rename(folder / "one" / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"no \*\.safetensors.*never read: pytorch_model\.bin"):
         load(folder / "theirs.yaml")
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_not_measured(folder, store):
+    path = folder / "one" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["transformer.h.0.attn.c_attn.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    run = run_sweep(load(folder / "theirs.yaml"), store, runner="inline")
+    (failure,) = run.failures()
+    assert failure["kind"] == "fetch"
+    assert "missing transformer.h.0.attn.c_attn.weight" in failure["cause"]
+    assert checkpoint_table(run)["sft/mean_score"].notna().sum() == 1  # The other is whole.
 
 
 @pytest.fixture

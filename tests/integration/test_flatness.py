@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
 
 from raysweep.runners.gang import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
@@ -131,3 +132,14 @@ def test_a_sharded_model_gives_the_same_traces(batch_sequences, with_parts, prod
         if part["hessian"]:
             size = abs(whole["hessian_trace"])
             assert found[name]["hessian"]["mean"] == pytest.approx(part["hessian"]["mean"], rel=1e-2, abs=1e-3 * size)
+
+
+@pytest.mark.slow
+def test_a_sharded_checkpoint_that_lacks_a_tensor_is_refused(inputs, tmp_path):
+    path = inputs["checkpoint"] / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.0.self_attn.q_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    spec = Flatness(num_sequences=8, min_units=4, max_units=4, **MEASURES)
+    with pytest.raises(mp.ProcessRaisedException, match=r"missing model\.layers\.0\.self_attn\.q_proj\.weight"):
+        spawn(2, str(tmp_path), 3, spec.model_dump_json(by_alias=True))

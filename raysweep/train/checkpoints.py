@@ -1,0 +1,70 @@
+"""The one way in for a model's weights: all of them from the checkpoint, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysweep.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# What a masked model was pretrained with beside its masked words; no part of the language model.
+OTHER_HEADS = (".pooler.", "cls.seq_relationship.", "sop_classifier.", "discriminator_predictions.")
+
+
+def load_model(checkpoint: Path | str, *, is_masked: bool = False) -> PreTrainedModel:
+    """A language model of a folder or a hub id, in float32 on the CPU, with every tensor its checkpoint's.
+
+    Tied weights may be stored once. No pickle is read, nor code of the checkpoint's own run.
+
+    Raises:
+        DataError: if the weights cannot be read, or a tensor is missing, left over or of another shape; names them.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    kind = AutoModelForMaskedLM if is_masked else AutoModelForCausalLM
+    try:
+        model, info = kind.from_pretrained(
+            checkpoint,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # They are named below, with what is missing.
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"checkpoint {str(checkpoint)!r}: weights cannot be loaded: {first_line}") from error
+    if findings := _findings(info, is_masked=is_masked):
+        raise DataError(
+            f"checkpoint {str(checkpoint)!r} does not fit its own config.json ({model.config.architectures}): "
+            f"{'; '.join(findings)}. Random weights would be measured in their place; save it anew with "
+            "model.save_pretrained(folder)"
+        )
+    return model
+
+
+def _findings(info: Mapping[str, Any], *, is_masked: bool) -> list[str]:
+    """What transformers could not place, in words; it leaves tied weights out by itself."""
+    unexpected = {name for name in info["unexpected_keys"] if not (is_masked and any(o in name for o in OTHER_HEADS))}
+    shapes = {f"{name} {list(there)}, not {list(wanted)}" for name, there, wanted in info["mismatched_keys"]}
+    return [
+        f"{words} {_some(names)}"
+        for words, names in (
+            ("missing", set(info["missing_keys"])),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+        )
+        if names
+    ]
+
+
+def _some(names: set[str]) -> str:
+    """The first few of many names."""
+    first = sorted(names)[:3]
+    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,73 @@
+"""Weights are all the checkpoint's, or it is refused: what is random would be measured as if it were trained."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import build
+
+from raysweep.errors import DataError
+from raysweep.train.checkpoints import load_model
+
+
+@pytest.fixture(params=["llama", "gpt2", "gpt_neox", "bert"])
+def style(request) -> str:
+    return request.param
+
+
+def saved(folder, style, *, tied=True):
+    build(style, tied=tied).save_pretrained(folder)
+    return folder / "model.safetensors"
+
+
+def rewrite(path, change) -> str:
+    """Change the tensors of a file, beginning with the name of one that is a matrix of a block."""
+    tensors = load_file(path)
+    name = next(name for name in sorted(tensors) if tensors[name].ndim == 2 and "0" in name)
+    change(tensors, name)
+    save_file(tensors, path, metadata={"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_whole_checkpoint_is_loaded_to_the_bit(tmp_path, style, tied):
+    saved(tmp_path, style, tied=tied)
+    loaded, built = load_model(tmp_path, is_masked=style == "bert"), build(style, tied=tied)
+    assert all(torch.equal(value, built.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_missing_tensor_is_named(tmp_path, style):
+    name = rewrite(saved(tmp_path, style), lambda tensors, name: tensors.pop(name))
+    with pytest.raises(DataError, match=rf"missing \S*{name}"):
+        load_model(tmp_path, is_masked=style == "bert")
+
+
+def test_a_tensor_left_over_is_named(tmp_path, style):
+    rewrite(saved(tmp_path, style), lambda tensors, _: tensors.update({"adapter.weight": torch.ones(2)}))
+    with pytest.raises(DataError, match=r"unexpected \S*adapter\.weight"):
+        load_model(tmp_path, is_masked=style == "bert")
+
+
+def test_a_tensor_of_another_shape_is_named(tmp_path, style):
+    name = rewrite(saved(tmp_path, style), lambda tensors, name: tensors.update({name: tensors[name][:, :-1].clone()}))
+    with pytest.raises(DataError, match=rf"of another shape \S*{name} \["):
+        load_model(tmp_path, is_masked=style == "bert")
+
+
+def test_an_untied_head_is_no_tied_one(tmp_path):
+    rewrite(saved(tmp_path, "llama", tied=False), lambda tensors, _: tensors.pop("lm_head.weight"))
+    with pytest.raises(DataError, match=r"missing lm_head\.weight"):
+        load_model(tmp_path)
+
+
+def test_a_masked_model_may_bring_the_head_of_its_other_objective(tmp_path):
+    from transformers import BertForPreTraining
+
+    BertForPreTraining(build("bert").config).save_pretrained(tmp_path)
+    assert load_model(tmp_path, is_masked=True).num_parameters() > 0
+
+
+def test_weights_that_cannot_be_read(tmp_path):
+    path = saved(tmp_path, "llama")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="weights cannot be loaded"):
+        load_model(tmp_path)
