@@ -121,7 +121,7 @@ class Sft(StageSpec):
         from raysweep.train.classifier import Classification, Classifier
 
         ids, labels = task.examples("train")
-        classifier = Classifier(model, num_classes=task.num_classes, seed=self.seed)
+        classifier = Classifier(model, length=ids.shape[1], num_classes=task.num_classes, seed=self.seed)
 
         def batch(rows: Sequence[int]) -> dict[str, Any]:
             # The class is the last token's label; nothing else is predicted.

@@ -162,6 +162,17 @@ def test_run_keeps_trials_once_and_survives_a_cut_line(store):
     assert [found.trial for found in again.trials()] == ["t1", "t3"]
 
 
+def test_a_trial_that_got_further_stages_replaces_itself(store):
+    run = Run.create(store, "r", sweep_text="x", identity="{}")
+    first = row("t1")
+    wider = replace(first, stages=(*first.stages, replace(first.stages[0], id="x-2")))
+    for told in (first, row("t2"), wider, first):
+        run.add_trial(told)
+        again = Run(store, "r")  # As a resumed run sees it.
+        again.add_trial(first)
+    assert Run(store, "r").trials() == [wider, row("t2")]
+
+
 def test_run_of_another_sweep_is_refused(store):
     Run.create(store, "r", sweep_text="x", identity='{"lr": 1}')
     with pytest.raises(StoreError, match="belongs to another sweep"):
