@@ -15,7 +15,10 @@ from typing import Literal
 Side = Literal["lowest", "highest"]
 
 # A task `x` and a task `x_valid` would both fill the column sft/x_valid_score.
-METRIC_STEMS = ("valid", "chance", "score", "num", "num_test", "exact", "loss", "loss_nats", "loss_nats_per")
+METRIC_STEMS = (
+    *("valid", "chance", "score", "exact", "lr", "num", "num_test"),
+    *("loss", "loss_nats", "loss_nats_per", "train", "train_loss"),
+)
 """What the names of a task's metrics and of the tables' own columns begin with, before an underscore."""
 RESERVED = ("mean",)
 """Task names whose columns are the means over tasks."""

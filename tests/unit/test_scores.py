@@ -14,9 +14,12 @@ from raysweep.analysis.tables import checkpoint_table
 from raysweep.runners.chain import leg_metrics
 from raysweep.runners.journal import trial_row
 from raysweep.runs import Run as SweepRun
-from raysweep.scores import Result, Run, checkpoint_metrics, mean_over_tasks, open_sides, pick
+from raysweep.scores import METRIC_STEMS, Result, Run, checkpoint_metrics, mean_over_tasks, open_sides, pick
 from raysweep.space import load
+from raysweep.stages.sft import Sft
 from raysweep.store import Record, Store
+from raysweep.tasks.multiple_choice import MultipleChoice
+from raysweep.tasks.qa import QA
 
 KNOWN = {"started": "2026-01-01T00:00:00+00:00", "wall_seconds": 1.0}
 
@@ -82,6 +85,34 @@ def trial(tmp_path_factory):
     path = tmp_path_factory.mktemp("space") / "tiny.yaml"
     path.write_text(SPACE_TEXT)
     return load(path).trial({}, 0)
+
+
+def stems(name: str) -> set[str]:
+    """What precedes an underscore: of "valid_score", "valid"."""
+    parts = name.split("_")
+    return {"_".join(parts[:end]) for end in range(1, len(parts))}
+
+
+def test_no_column_of_a_task_can_begin_as_another_tasks_name(trial, store):
+    """METRIC_STEMS holds them all, those of the tables among them: task names are checked against it."""
+    files = {"train": "x", "test": "x"}
+    texts = [QA(form="qa", **files), MultipleChoice(form="multiple_choice", **files)]
+    names = {
+        name for task in texts for name in Sft(task=task, lr=1.0, seed=0).metric_names(trial.stages[0].spec.corpus)
+    }
+    for stage in trial.stages:
+        spec = {"lr": getattr(stage.spec, "lr", None), "seed": getattr(stage.spec, "seed", None)}
+        metrics = dict.fromkeys(stage.spec.metric_names(trial.stages[0].spec.corpus), 0.5)
+        record = Record(stage.id, stage.kind, "done", spec, dict(stage.inputs), metrics, KNOWN, {})
+        store.commit(record, store.work_dir(record.id))
+    run = SweepRun.create(store, "r", sweep_text="", identity="{}")
+    run.add_trial(trial_row(trial))
+    for column in checkpoint_table(run):
+        for prefix in ("sft/other_", "probe/other_"):
+            if column.startswith(prefix):
+                names.add(column.removeprefix(prefix))
+    assert {"score", "valid_score", "exact_match", "num_seeds"} <= names
+    assert set().union(*map(stems, names)) <= set(METRIC_STEMS)
 
 
 @settings(max_examples=60, deadline=None)
