@@ -26,23 +26,26 @@ Floats = npt.NDArray[np.float64]
 TRAIN, VALID, TASK, INDICATOR = 0, 1, 2, 3
 """Streams of sentences that share no draw."""
 
+MAX_NUMBERS = 10**8
+"""Of a grammar's table of words, and of the sentences that are drawn at once, in numbers of 8 bytes."""
+
 
 class PCFG(Spec):
     """A corpus of sentences of one random grammar."""
 
     name: Literal["pcfg"] = "pcfg"
     """Which corpus."""
-    num_words_total: int = Field(default=200, ge=2, alias="vocabulary")
+    num_words_total: int = Field(default=200, ge=2, le=1_000_000, alias="vocabulary")
     """Words there are."""
-    num_nonterminals: int = Field(default=50, ge=2)
+    num_nonterminals: int = Field(default=50, ge=2, le=1000)
     """Non-terminals there are."""
-    num_rules: int = Field(default=4, ge=1)
+    num_rules: int = Field(default=4, ge=1, le=1000)
     """Binary rules of a non-terminal."""
     num_words: int = Field(default=8, ge=1)
     """Words a non-terminal may stand for."""
     temperature: float = Field(default=1.0, gt=0)
     """Below 1 makes the grammar more predictable."""
-    sentence_length: int = Field(default=32, ge=2)
+    sentence_length: int = Field(default=32, ge=2, le=4096)
     """Words of a sentence; a power of two."""
     num_train_sentences: int = Field(default=100_000, ge=1)
     """Sentences to train on."""
@@ -57,6 +60,8 @@ class PCFG(Spec):
             raise ValueError(f"sentence_length {self.sentence_length} must be a power of two: trees are balanced")
         if self.num_words > self.num_words_total:
             raise ValueError(f"num_words {self.num_words} is more than the vocabulary of {self.num_words_total}")
+        if (size := self.num_nonterminals * self.num_words_total) > MAX_NUMBERS:
+            raise ValueError(f"num_nonterminals x vocabulary is {size:,}; at most {MAX_NUMBERS:,} fit into memory")
         if self.num_rules > self.num_nonterminals**2:
             raise ValueError(f"num_rules {self.num_rules}: there are only {self.num_nonterminals**2} pairs")
         return self

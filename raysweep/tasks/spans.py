@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from raysweep.data.corpora import Corpus
-from raysweep.data.pcfg import INDICATOR, PCFG, TASK
+from raysweep.data.pcfg import INDICATOR, MAX_NUMBERS, PCFG, TASK
 from raysweep.errors import DataError, SpaceError
 from raysweep.tasks.base import TARGET_SPLITS, Split, TaskSpec
 
@@ -54,6 +54,12 @@ class PCFGSpan(TaskSpec):
             raise SpaceError(f"form pcfg_span needs pretrain.data pcfg, not {corpus.name}")
         if self.span not in (spans := [2**power for power in range(corpus.sentence_length.bit_length())]):
             raise SpaceError(f"{self.span} is no span of the grammar; spans: {spans}", at=("span",))
+        size = (self.num_train + self.num_valid + self.num_test) * corpus.sentence_length * corpus.num_rules
+        if size > MAX_NUMBERS:
+            raise SpaceError(
+                f"num_train, num_valid and num_test sentences take {size:,} numbers (sentences x sentence_length x "
+                f"num_rules); at most {MAX_NUMBERS:,} fit into memory"
+            )
         return self.with_(grammar=corpus)  # type: ignore[no-any-return]
 
     @property

@@ -1,0 +1,203 @@
+"""Whatever stands in a sweep file, a data file or a journal: raysweep loads it, or says in its own words why not.
+
+RAYSWEEP_FUZZ=50000 tries more inputs than the 2,000 of every run.
+"""
+
+import contextlib
+import copy
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+from tiny import TINY
+
+from raysweep.data.text import Domain
+from raysweep.errors import RaysweepError
+from raysweep.estimates import estimate
+from raysweep.space import load
+from raysweep.store import Store
+from raysweep.tasks.multiple_choice import MultipleChoice
+from raysweep.tasks.qa import QA
+
+NUM_CASES = int(os.environ.get("RAYSWEEP_FUZZ", "2000"))
+
+
+def cases(share: float) -> settings:
+    return settings(
+        max_examples=max(1, round(share * NUM_CASES)), deadline=None, suppress_health_check=list(HealthCheck)
+    )
+
+
+TEXT = """\
+name: text
+pretrain:
+  data: {name: text, domains: {a: {train: a.jsonl, valid: b.txt}}, mix: {a: 1}, tokenizer: {name: bpe}}
+  model: {name: llama, hidden_size: 16, num_heads: 2}
+  optimizer: {name: sgd, lr: 1e-2}
+  schedule: {name: wsd, warmup: 0.1}
+  tokens: 480
+  batch_sequences: 4
+  sequence_length: 16
+  checkpoints: [0.5, "400 tokens", 1.0]
+sweep:
+  pretrain.optimizer: {choice: {a: {name: sgd, lr: 1}, b: {name: adamw, lr: 1}}}
+  pretrain.batch_sequences: {randint: [2, 4]}
+flatness: {shape: {num_steps: 4}, own_samples: 4}
+indicators: {}
+sft:
+  tasks:
+    quiz: {form: multiple_choice, train: quiz.jsonl, test: quiz.test.jsonl}
+    ask: {form: qa, train: ask.jsonl, test: ask.test.jsonl}
+  lrs: auto
+resources: {workers: 2, zero_stage: 2}
+search: {name: optuna, num_trials: 3, objectives: [{metric: sft/mean_score, mode: max}]}
+seeds: [3]
+"""
+SWEEPS = (TINY, TEXT)
+QUIZ = [{"question": f"fox {i}", "choices": ["dog", "fox"], "answer": i % 2} for i in range(30)]
+ASK = [{"question": f"fox {i}", "answers": ["dog", "fox"], "context": "so"} for i in range(30)]
+DOCUMENTS = [{"text": f"some words of text, line {i}"} for i in range(30)]
+
+TOKENS = [
+    *"{}[]:,-#&*!|>'\"%@`?~\n\t \0\x07\x1b\x85\u2028\ufeff",
+    *(
+        "<<: *x",
+        "&x ",
+        "*x",
+        "!!omap ",
+        "!!python/none ",
+        "!!binary ",
+        "!!int ",
+        "---\n",
+        "...\n",
+        "%YAML 1.1\n",
+        "? ",
+        ": ",
+    ),
+    *("0x", "1e999", "-.inf", ".nan", "1" * 5000, "[" * 500, "{a: " * 50, "2020-01-01", "null", "on", "0o7", "1_000"),
+    *('"\\ud800"', '"\\0"', "${HOME}", "${NO_SUCH}", "../", "/", "~", "a" * 300, "[/]", "pretrain.", "seeds: [1, 1]\n"),
+]
+SCALARS = st.one_of(
+    st.sampled_from([None, True, False, 0, -1, 1, 2, 7, 10**4, 2**31, 2**62, 0.0, -0.5, 0.5, 1.0, 1e-300, 1e300]),
+    st.sampled_from(
+        [float("inf"), float("nan"), "", " ", "a", "auto", "1e9 tokens", "\ud800", "\0", "../x", "a/b", "[/]"]
+    ),
+    st.sampled_from(
+        ["pretrain.from", "pretrain.optimizer.lr", "sft/mean_score", "${NO_SUCH}", "*.txt", "b.txt", "pcfg"]
+    ),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@st.composite
+def spliced(draw, text: str) -> str:
+    """A text with pieces cut out, doubled, and put in."""
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(text)))
+        stop = min(len(text), start + draw(st.integers(0, 30)))
+        piece = draw(st.sampled_from(TOKENS) | st.text(max_size=10) | st.just(text[start:stop] * 2))
+        text = text[:start] + piece + text[stop:]
+    return text
+
+
+def places(value, place=()):
+    """Of all values below, but for the whole."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        yield (*place, key)
+        yield from places(inner, (*place, key))
+
+
+@st.composite
+def changed(draw, value):
+    """A JSON document with some of its values replaced, added or left out."""
+    value = copy.deepcopy(value)
+    for _ in range(draw(st.integers(1, 3))):
+        if not value:
+            break
+        *parents, key = draw(st.sampled_from(list(places(value))))
+        inner = value
+        for part in parents:
+            inner = inner[part]
+        what = draw(st.sampled_from(["replace", "replace", "replace", "leave out", "add", "swap"]))
+        if what == "leave out":
+            del inner[key]
+        elif what == "add" and isinstance(inner, dict):
+            inner[draw(st.text(max_size=10) | st.sampled_from(["from", "name", "form", "seed", "tokens", "steps"]))] = (
+                draw(VALUES)
+            )
+        else:
+            inner[key] = draw(VALUES)
+    return value
+
+
+def sweep_texts(text: str):
+    plain = YAML(typ="safe", pure=True).load(text)
+    return spliced(text) | changed(plain).map(lambda data: json.dumps(data)) | st.binary(max_size=60)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("fuzz")
+    for name, lines in (("a", DOCUMENTS), ("quiz", QUIZ), ("ask", ASK), ("quiz.test", QUIZ[:9]), ("ask.test", ASK[:9])):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "b.txt").write_text("Some words. " * 40)
+    return folder
+
+
+@contextlib.contextmanager
+def in_its_own_words():
+    """Lets a RaysweepError pass that says something, and can be printed."""
+    try:
+        yield
+    except RaysweepError as error:
+        said = str(error)
+    else:
+        return
+    assert said.encode()
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+    return path
+
+
+@cases(0.6)
+@given(st.data())
+def test_sweep_files(folder, data):
+    path = written(folder / "x.yaml", data.draw(st.sampled_from(SWEEPS).flatmap(sweep_texts)))
+    with in_its_own_words():
+        estimate(load(path), Store(folder / "store"), mfu=0.4, peak_flops=1e15)
+
+
+DEEP = ["[" * 20_000, '{"a":' * 20_000, '{"text": ' + "1" * 5000 + "}"]
+KINDS = {"quiz": (MultipleChoice, QUIZ), "ask": (QA, ASK), "texts": (Domain, DOCUMENTS)}
+
+
+@cases(0.4)
+@given(st.data())
+def test_task_files(folder, data):
+    kind, lines = KINDS[data.draw(st.sampled_from(sorted(KINDS)))]
+    text = "\n".join(map(json.dumps, lines[:4]))
+    line = changed(lines[0]).map(lambda line: json.dumps(line) + "\n" + text)
+    content = data.draw(line | spliced(text) | st.binary(max_size=60) | st.sampled_from(DEEP))
+    name = written(folder / f"x.{data.draw(st.sampled_from(['jsonl', 'jsonl.gz', 'txt']))}", content).name
+    given = {"train": name, "valid": name} if kind is Domain else {"train": name, "test": name}
+    form = {MultipleChoice: {"form": "multiple_choice"}, QA: {"form": "qa"}}.get(kind, {})
+    with in_its_own_words():
+        pinned = kind(**form, **given).pin(folder)
+        if kind is Domain:
+            pinned.most_tokens("train", 10**6)
+        else:
+            pinned.examples("train"), pinned.chance()
