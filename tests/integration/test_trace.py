@@ -202,7 +202,7 @@ def test_parameters_are_chosen_by_pattern(checkpoints, text, capsys):
         (["{llama}", "--data", "{short}"], "two sequences at least"),
         (["{bert}", "--samples", "8"], "has no text of its own"),
         (["{llama}", "--data", "{text}", "--sequence-length", "24", "--parameters", "*.mpl.*"], "nearest name"),
-        (["{headless}", "--data", "{text}", "--sequence-length", "24"], "are missing"),
+        (["{headless}", "--data", "{text}", "--sequence-length", "24"], "missing lm_head.weight"),
         (["{pickled}", "--data", "{text}", "--sequence-length", "24"], "weights cannot be loaded"),
         (["{nan}", "--data", "{text}", "--sequence-length", "24"], "batch"),
     ],
