@@ -237,7 +237,7 @@ def chain(
     """
     corpus = pretrain.data
     if isinstance(pretrain, Existing):
-        fetch = Stage(Fetch(source=pretrain.from_, fingerprint=pretrain.fingerprint), {})
+        fetch = Stage(Fetch(source=pretrain.from_, fingerprint=pretrain.fingerprint, digests=pretrain.digests), {})
         tokens = Stage(Tokenize(corpus=corpus.source()), {"checkpoint": fetch.id})
         opening, checkpoints = [fetch, tokens], [(0, fetch)]
     else:

@@ -125,7 +125,7 @@ class SearchSpace:
         for path, value in point.items():
             _put(data, path, self._meant(path, value))
         if existing := self.checkpoints.get(point.get("pretrain.from", "")):
-            data |= {"from": existing.from_, "fingerprint": existing.fingerprint}
+            data |= {"from": existing.from_, "fingerprint": existing.fingerprint, "digests": existing.digests}
         try:
             return validate(Section, {"pretrain": data}).pretrain
         except ValidationError as error:
@@ -318,7 +318,7 @@ def _pin(document: Document, declared: Declared, pins: _Pins) -> SearchSpace:
     if isinstance(pretrain, Recipe):
         base |= {"precision": pretrain.precision}
     else:
-        base |= {"from": pretrain.from_, "fingerprint": pretrain.fingerprint}
+        base |= {"from": pretrain.from_, "fingerprint": pretrain.fingerprint, "digests": pretrain.digests}
     sweep = dict(declared.sweep)
     checkpoints: dict[str, Existing] = {}
     for path, axis in declared.sweep.items():

@@ -7,12 +7,24 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from raysweep.data.pinned import Digests, digest
 from raysweep.errors import DataError
 
 
-def pin(given: str, base: Path, files: Callable[[Path], Sequence[Path]]) -> tuple[str, str]:
-    """Where it is, as an absolute folder or name@commit, and the fingerprint of what is there.
+class Pinned(NamedTuple):
+    """A folder or a hub id as it was when it was looked up."""
+
+    source: str
+    """The absolute folder, or name@commit."""
+    fingerprint: str
+    digests: Digests
+    """Of a folder's files, by name; none of a hub id, whose commit is its content."""
+
+
+def pin(given: str, base: Path, files: Callable[[Path], Sequence[Path]]) -> Pinned:
+    """Where it is, and what is there.
 
     Args:
         given: a folder, relative to `base`; or a hub id, with an optional @branch, @tag or @commit.
@@ -25,18 +37,16 @@ def pin(given: str, base: Path, files: Callable[[Path], Sequence[Path]]) -> tupl
     where = expanded(given)
     folder = (base / where).absolute()
     if folder.is_dir():
-        digest = hashlib.sha256()
-        for path in files(folder):
-            with path.open("rb") as file:
-                digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-        return str(folder), digest.hexdigest()
+        digests = {path.name: digest(path) for path in files(folder)}
+        lines = "".join(f"{name}:{content}\n" for name, content in digests.items())
+        return Pinned(str(folder), hashlib.sha256(lines.encode()).hexdigest(), digests)
     if problem := unset(where):
         raise DataError(problem)
     name, revision = name_and_revision(given)
     # A branch or a tag may move; a commit is what it is, and needs no network.
     is_commit = revision is not None and re.fullmatch("[0-9a-f]{40}", revision)
     pinned = f"{name}@{revision if is_commit else _commit(name, revision)}"
-    return pinned, f"hub:{pinned}"
+    return Pinned(pinned, f"hub:{pinned}", {})
 
 
 def expanded(path: str) -> str:

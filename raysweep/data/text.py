@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import glob
 import gzip
 import hashlib
@@ -11,7 +12,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -20,6 +21,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from raysweep.data import hub
+from raysweep.data.pinned import Digests, content_fingerprint, digest, opened
 from raysweep.data.tokenizers import Bpe, Tokenizer, load_tokenizer
 from raysweep.errors import DataError, Place, collect
 from raysweep.spec import Provenance, Spec, check_name
@@ -49,6 +51,8 @@ class Domain(Spec):
     """Part of the training documents that is held out, where `valid` is not given."""
     fingerprint: str = ""
     """Of the files' contents; filled when the sweep file is loaded."""
+    digests: Annotated[Digests, Provenance()] = Field(default_factory=dict)
+    """Of each file; filled when the sweep file is loaded."""
 
     def pin(self, base: Path) -> Domain:
         """With absolute paths and the contents' fingerprint.
@@ -58,33 +62,36 @@ class Domain(Spec):
         """
         given = {"train": self.train} | ({} if self.valid is None else {"valid": self.valid})
         found = collect(((split,), partial(_opened, globs, base)) for split, globs in given.items())
-        digest = ":".join(map(content_fingerprint, found))
-        return self.with_(**dict(zip(given, found, strict=True)), fingerprint=digest)  # type: ignore[no-any-return]
+        digests = {path: digest(path) for path in itertools.chain(*found)}
+        whole = ":".join(content_fingerprint(digests[path] for path in paths) for paths in found)
+        return self.with_(**dict(zip(given, found, strict=True)), fingerprint=whole, digests=digests)  # type: ignore[no-any-return]
 
     def most_tokens(self, split: str, enough: int) -> int:
         """No tokenizer makes more tokens of "train" or "valid" than this; counted only until it is `enough`."""
         total = 0
-        for text in self.documents(split):
+        # Read in part, so not compared with what it was a moment ago.
+        for text in self.with_(digests={}).documents(split):
             # A token is a byte or more; a document may get a blank before it, and an end of text after it.
             total += len(text.encode()) + 2
             if total >= enough:
                 break
         return total
 
-    def documents(self, split: str) -> Iterator[str]:
+    def documents(self, split: str) -> Generator[str]:
         """The documents of "train" or "valid", in the order of the files.
 
         Raises:
-            DataError: if a line is malformed; names file and line.
+            DataError: if a line is malformed, or a file was changed since it was pinned; names file and line.
         """
         if self.valid is not None:
-            yield from read_texts(listed(self.train if split == "train" else self.valid))
+            yield from read_texts(listed(self.train if split == "train" else self.valid), self.digests)
             return
-        for text in read_texts(listed(self.train)):
-            # By content, so that neither the order nor the number of files moves a document across.
-            share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-            if (share < self.valid_fraction) == (split == "valid"):
-                yield text
+        with contextlib.closing(read_texts(listed(self.train), self.digests)) as texts:
+            for text in texts:
+                # By content, so that neither the order nor the number of files moves a document across.
+                share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+                if (share < self.valid_fraction) == (split == "valid"):
+                    yield text
 
 
 class Text(Spec):
@@ -174,11 +181,12 @@ class Text(Spec):
     def _training_texts(self, num_bytes: int) -> Iterator[str]:
         for domain in self.domains_.values():
             left = num_bytes
-            for text in domain.documents("train"):
-                yield text[:left]
-                left -= len(text.encode())
-                if left <= 0:
-                    break
+            with contextlib.closing(domain.documents("train")) as texts:
+                for text in texts:
+                    yield text[:left]
+                    left -= len(text.encode())
+                    if left <= 0:
+                        break
 
 
 def resolve(patterns: Globs, base: Path) -> tuple[str, ...]:
@@ -222,37 +230,43 @@ def _check_sample(path: str) -> None:
                 pass
 
 
-def content_fingerprint(paths: Sequence[str]) -> str:
-    """Of the contents of files, whatever their names and order."""
-    digests = []
+def read_texts(paths: Sequence[str], digests: Mapping[str, str] | None = None) -> Generator[str]:
+    """Documents: every line of a .jsonl(.gz) file, or a .txt file whole.
+
+    Raises:
+        DataError: if a file is malformed, or not what its digest says; names file and line.
+    """
     for path in paths:
-        with open(path, "rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
+        yield from _texts(path, (digests or {}).get(path))
 
 
-def read_texts(paths: Sequence[str]) -> Iterator[str]:
-    """Documents: every line of a .jsonl(.gz) file, or a .txt file whole. Raises DataError naming file and line."""
-    for path in paths:
+def _texts(path: str, want: str | None) -> Iterator[str]:
+    with _reading(path, want) as file:
         if path.endswith((".jsonl", ".jsonl.gz")):
-            for number, line in read_jsonl(path):
+            for number, line in _lines(file, path):
                 yield _text_of(line, path, number)
         else:
-            try:
-                with _open(path) as file:
-                    raw = file.read()
-            except _READ_ERRORS as error:
-                raise DataError(f"{path}: cannot be read: {error}") from error
-            yield _decoded(raw, path, 1)
+            yield _decoded(file.read(), path, 1)
 
 
-def read_jsonl(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line that is not blank. Raises DataError naming file and line."""
+def read_jsonl(path: str, want: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line that is not blank; see `read_texts`. `want`: SHA-256 of the file."""
+    with _reading(path, want) as file:
+        yield from _lines(file, path)
+
+
+def _lines(file: IO[bytes], path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, raw in enumerate(file, 1):
+        if (line := _parsed(raw, path, number)) is not None:
+            yield number, line
+
+
+@contextlib.contextmanager
+def _reading(path: str, want: str | None) -> Iterator[IO[bytes]]:
+    """The unpacked bytes of a file; see `pinned.opened`."""
     try:
-        with _open(path) as file:
-            for number, raw in enumerate(file, 1):
-                if (line := _parsed(raw, path, number)) is not None:
-                    yield number, line
+        with opened(path, want) as file:
+            yield gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file  # type: ignore[misc]
     except _READ_ERRORS as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
@@ -282,10 +296,6 @@ def _text_of(line: Mapping[str, Any] | None, path: str, number: int) -> str:
     if not isinstance(text, str):
         raise DataError(f"{path}:{number}: no field 'text' with a string; fields: {', '.join(line or ())}")
     return text
-
-
-def _open(path: str) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
 
 
 def _decoded(raw: bytes, path: str, number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from raysweep.data import hub
+from raysweep.data import hub, pinned
+from raysweep.data.pinned import Digests
 from raysweep.errors import DataError, collect
 from raysweep.spec import Provenance, Spec
 
@@ -63,6 +65,8 @@ class Pretrained(Spec):
     """Folder, relative to the sweep file, or hub id, with an optional @commit."""
     fingerprint: str = ""
     """Of its content; filled when the sweep file is loaded."""
+    digests: Annotated[Digests, Provenance()] = Field(default_factory=dict)
+    """Of a folder's files; filled when the sweep file is loaded."""
     vocab_size: int = Field(ge=2)
     """Rows of the model's embedding; at least as many as the tokenizer has tokens."""
 
@@ -72,19 +76,25 @@ class Pretrained(Spec):
         Raises:
             DataError: if it is neither a folder with a tokenizer nor a hub id that can be looked up.
         """
-        [(path, fingerprint)] = collect([(("path",), partial(hub.pin, self.path, base, tokenizer_files))])
-        return self.with_(path=path, fingerprint=fingerprint)  # type: ignore[no-any-return]
+        [found] = collect([(("path",), partial(hub.pin, self.path, base, tokenizer_files))])
+        return self.with_(path=found.source, fingerprint=found.fingerprint, digests=found.digests)  # type: ignore[no-any-return]
 
     def build(self, texts: Callable[[int], Iterator[str]]) -> PreTrainedTokenizerBase:
-        """Load it."""
-        return load_tokenizer(Path(self.path))
+        """Load it. Raises DataError if a file was changed since it was pinned."""
+        if not self.digests:
+            return load_tokenizer(Path(self.path))
+        # From a copy of what was pinned and no more: what is compared is what is parsed.
+        with tempfile.TemporaryDirectory() as folder:
+            pinned.copy(Path(self.path), Path(folder), self.digests)
+            return load_tokenizer(Path(folder))
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of a tokenizer, by name. Raises DataError if there is none."""
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise DataError(f"{folder}: no tokenizer; save it there with tokenizer.save_pretrained(folder)")
-    others = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+    # config.json names the kind of model, by which transformers picks a tokenizer's class.
+    others = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "config.json")
     return [folder / name for name in sorted(VOCABULARY_FILES + others) if (folder / name).is_file()]
 
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from raysweep.data import hub
+from raysweep.data import hub, pinned
 from raysweep.data.corpora import Corpus
 from raysweep.data.pcfg import PCFG
+from raysweep.data.pinned import Digests
 from raysweep.data.tokenizers import VOCABULARY_FILES
 from raysweep.errors import DataError, Place, collect
 from raysweep.spec import Provenance, Spec, StageSpec
@@ -34,6 +35,8 @@ class Existing(Spec):
     """Folder, relative to the sweep file, or hub id, with an optional @commit; safetensors only."""
     fingerprint: str = ""
     """Of the checkpoint's content; filled when the sweep file is loaded."""
+    digests: Annotated[Digests, Provenance()] = Field(default_factory=dict)
+    """Of a folder's files; filled when the sweep file is loaded."""
     data: Corpus
     """Text that flatness and perplexity are measured on."""
     sequence_length: int = Field(default=512, gt=1)
@@ -60,8 +63,8 @@ class Existing(Spec):
 
     def pin_source(self, base: Path) -> Existing:
         """With the checkpoint's fingerprint, its data as it is."""
-        source, fingerprint = hub.pin(self.from_, base, checkpoint_files)
-        return self.with_(from_=source, fingerprint=fingerprint)  # type: ignore[no-any-return]
+        found = hub.pin(self.from_, base, checkpoint_files)
+        return self.with_(from_=found.source, fingerprint=found.fingerprint, digests=found.digests)  # type: ignore[no-any-return]
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -95,17 +98,24 @@ class Fetch(StageSpec):
 
     source: Annotated[str, Provenance()]
     fingerprint: str
+    digests: Annotated[Digests, Provenance()] = Field(default_factory=dict)
+    """Of the files to take, by name; of a hub id, whose commit is its content, none."""
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """Copies weights, config and tokenizer to `out`, and loads the model once to be sure that it can be."""
-        folder = Path(self.source)
-        if not folder.is_dir():
+        """Copies weights, config and tokenizer to `out`, and loads the model once to be sure that it can be.
+
+        Raises:
+            DataError: if a file was changed since it was pinned, or the weights are not whole.
+        """
+        if self.digests:
+            pinned.copy(Path(self.source), out, self.digests)
+        else:
             from huggingface_hub import snapshot_download
 
             name, revision = hub.name_and_revision(self.source)
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
-        for path in checkpoint_files(folder):
-            shutil.copyfile(path, out / path.name)
+            for path in checkpoint_files(folder):
+                shutil.copyfile(path, out / path.name)
         return {"num_parameters": float(load_model(out).num_parameters())}
 
     def metric_names(self, corpus: Corpus) -> tuple[str, ...]:

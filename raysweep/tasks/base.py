@@ -16,7 +16,8 @@ from pydantic import Field
 
 from raysweep.data.corpora import Corpus
 from raysweep.data.pcfg import PCFG
-from raysweep.data.text import Globs, content_fingerprint, listed, read_jsonl, resolve
+from raysweep.data.pinned import Digests, content_fingerprint, digest
+from raysweep.data.text import Globs, listed, read_jsonl, resolve
 from raysweep.errors import DataError, SpaceError, collect
 from raysweep.spec import Provenance, Spec
 
@@ -65,6 +66,8 @@ class TextTask(TaskSpec):
     """Files or globs of examples that are only scored."""
     fingerprint: str = ""
     """Of the files' contents; filled when the sweep file is loaded."""
+    digests: Annotated[Digests, Provenance()] = Field(default_factory=dict)
+    """Of each file; filled when the sweep file is loaded."""
     VERSION: ClassVar[int] = 2
 
     max_train_examples: int = Field(default=1000, ge=1)
@@ -111,8 +114,9 @@ class TextTask(TaskSpec):
         if len(self._read(train)) < 2:
             text = f"{train[0]}: one example; give two or more: some are held out to pick the learning rate"
             raise DataError(text, at=("train",))
-        digest = f"{content_fingerprint(train)}:{content_fingerprint(test)}"
-        return self.with_(train=train, test=test, fingerprint=digest)
+        digests = {path: digest(path) for path in (*train, *test)}
+        whole = ":".join(content_fingerprint(digests[path] for path in paths) for paths in (train, test))
+        return self.with_(train=train, test=test, fingerprint=whole, digests=digests)
 
     def bind(self, corpus: Corpus) -> Any:
         """Itself; a grammar's made-up words cannot spell its text."""
@@ -160,7 +164,7 @@ class TextTask(TaskSpec):
     def _read(self, paths: Sequence[str]) -> list[Example]:
         found: list[tuple[str, Example]] = []
         for path in paths:
-            for number, line in read_jsonl(path):
+            for number, line in read_jsonl(path, self.digests.get(path)):
                 if problem := self.check(line):
                     raise DataError(f"{path}:{number}: {problem}")
                 key = f"{line.get('id', '')}{self.prompt(line)}{self.answer(line)}"

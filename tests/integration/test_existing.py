@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import results_of
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from raysweep.analysis.ranking import rank
@@ -17,6 +18,7 @@ from raysweep.errors import DataError
 from raysweep.runners import run_sweep
 from raysweep.space import load
 from raysweep.spec import fingerprint
+from raysweep.store import Store
 
 SWEEP = """\
 name: theirs
@@ -93,6 +95,29 @@ def test_a_checkpoint_that_lacks_a_tensor_is_not_measured(folder, store):
     assert failure["kind"] == "fetch"
     assert "missing transformer.h.0.attn.c_attn.weight" in failure["cause"]
     assert checkpoint_table(run)["sft/mean_score"].notna().sum() == 1  # The other is whole.
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "old", "new"),
+    [
+        ("two/config.json", "fetch", b"{", b"{ "),
+        ("notes.txt", "tokenize", b"fox", b"dog"),
+        ("quiz.test.jsonl", "sft", b'"answer": 1', b'"answer": 0'),
+    ],
+)
+def test_what_was_changed_after_loading_is_not_read(folder, store, name, kind, old, new):
+    """The file is named, and nothing measured; put back, the numbers are those of an untouched run."""
+    space = load(folder / "theirs.yaml")
+    right = results_of(run_sweep(space, Store(folder / "untouched"), runner="inline"))
+    original = (folder / name).read_bytes()
+    (folder / name).write_bytes(original.replace(old, new))
+    failures = [each for each in run_sweep(space, store, runner="inline").failures() if each["kind"] == kind]
+    assert failures
+    assert all(f"{name}: was changed since the sweep was loaded" in failure["cause"] for failure in failures)
+    (folder / name).write_bytes(original)
+    run = run_sweep(space, store, runner="inline")
+    assert run.failures() == []
+    assert results_of(run) == right
 
 
 @pytest.fixture

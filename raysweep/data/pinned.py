@@ -1,0 +1,107 @@
+"""Files as they were when the sweep was loaded: the very bytes that are read are compared, not an earlier look.
+
+What a stage reads belongs to its id. A file that was changed since is an error, and the sweep run again asks for other
+stages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+from raysweep.errors import DataError
+
+Digests = dict[str, str]
+"""Path -> SHA-256 of its content, in hexadecimal."""
+
+BUFFER_BYTES = 2**20
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_fingerprint(digests: Iterable[str]) -> str:
+    """Of the contents of files, whatever their names and order."""
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def opened(path: str, want: str | None) -> Iterator[IO[bytes]]:
+    """A file whose bytes are hashed as they are read; at the end, what nobody has read is hashed as well.
+
+    Args:
+        path: of the file, read from its beginning to its end.
+        want: its SHA-256 when the sweep was loaded; None: whatever is there is right.
+
+    Raises:
+        DataError: on leaving, if that is not what was read; also in place of an error in reading it.
+        OSError: if it cannot be read.
+    """
+    try:
+        raw = _Hashed(open(path, "rb", buffering=0))  # noqa: SIM115 - closed with what is around it
+    except FileNotFoundError as error:
+        if want is not None:
+            raise changed(path) from error
+        raise
+    with io.BufferedReader(raw, BUFFER_BYTES) as file:
+        try:
+            yield file
+        # A reader that has had enough closes its generator: what it left counts, too.
+        except (Exception, GeneratorExit) as error:
+            if want is not None and raw.rest() != want:
+                raise changed(path) from error
+            raise
+        if want is not None and raw.rest() != want:
+            raise changed(path)
+
+
+def copy(folder: Path, out: Path, digests: Mapping[str, str]) -> None:
+    """Copy the files named in `digests` from one folder to another. Raises DataError if one is not as it was."""
+    for name, want in digests.items():
+        try:
+            shutil.copyfile(folder / name, out / name)
+        except FileNotFoundError as error:
+            raise changed(str(folder / name)) from error
+        if digest(out / name) != want:
+            raise changed(str(folder / name))
+
+
+def changed(path: str) -> DataError:
+    """What to say of a file that is not as it was."""
+    how = "was changed" if Path(path).exists() else "is gone"
+    return DataError(f"{path}: {how} since the sweep was loaded; put it back, or run again to use it as it is now")
+
+
+class _Hashed(io.RawIOBase):
+    """The bytes of a file, and their digest so far."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        num = self._file.readinto(buffer) or 0
+        self._digest.update(memoryview(buffer)[:num])
+        return num
+
+    def rest(self) -> str:
+        """The digest, once all has been read."""
+        buffer = memoryview(bytearray(BUFFER_BYTES))
+        while self.readinto(buffer):
+            pass
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
