@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from raysweep.data.pinned import Digests, digest
 from raysweep.errors import DataError
@@ -21,6 +21,8 @@ class Pinned(NamedTuple):
     fingerprint: str
     digests: Digests
     """Of a folder's files, by name; none of a hub id, whose commit is its content."""
+    config: Mapping[str, Any]
+    """What the hub says of a model's config.json; empty for a folder, or a commit that was not looked up."""
 
 
 def pin(given: str, base: Path, files: Callable[[Path], Sequence[Path]]) -> Pinned:
@@ -39,14 +41,14 @@ def pin(given: str, base: Path, files: Callable[[Path], Sequence[Path]]) -> Pinn
     if folder.is_dir():
         digests = {path.name: digest(path) for path in files(folder)}
         lines = "".join(f"{name}:{content}\n" for name, content in digests.items())
-        return Pinned(str(folder), hashlib.sha256(lines.encode()).hexdigest(), digests)
+        return Pinned(str(folder), hashlib.sha256(lines.encode()).hexdigest(), digests, {})
     if problem := unset(where):
         raise DataError(problem)
     name, revision = name_and_revision(given)
     # A branch or a tag may move; a commit is what it is, and needs no network.
     is_commit = revision is not None and re.fullmatch("[0-9a-f]{40}", revision)
-    pinned = f"{name}@{revision if is_commit else _commit(name, revision)}"
-    return Pinned(pinned, f"hub:{pinned}", {})
+    commit, config = (revision, {}) if is_commit else _looked_up(name, revision)
+    return Pinned(f"{name}@{commit}", f"hub:{name}@{commit}", {}, config)
 
 
 def expanded(path: str) -> str:
@@ -68,11 +70,13 @@ def name_and_revision(hub_id: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def _commit(name: str, revision: str | None) -> str:
+def _looked_up(name: str, revision: str | None) -> tuple[str, Mapping[str, Any]]:
+    """The commit that a branch or tag is at, and the model's configuration as far as the hub tells it."""
     from huggingface_hub import HfApi
 
     try:
-        return str(HfApi().model_info(name, revision=revision, timeout=30).sha)
+        info = HfApi().model_info(name, revision=revision, timeout=30)
+        return str(info.sha), info.config or {}
     except Exception as error:  # Whatever the hub, or the want of a network, answers: the user mends it one way.
         given = f"{name}@{revision}" if revision else name
         raise DataError(

@@ -17,7 +17,7 @@ from raysweep.data.pinned import Digests
 from raysweep.data.tokenizers import VOCABULARY_FILES
 from raysweep.errors import DataError, Place, collect
 from raysweep.spec import Provenance, Spec, StageSpec
-from raysweep.train.checkpoints import load_model
+from raysweep.train.checkpoints import SUPPORTED, check_causal, load_model, read_config, reads_ahead
 from raysweep.worker import Worker
 
 # Weights, configuration, tokenizer: never a pickle, nor code that would be run.
@@ -52,7 +52,8 @@ class Existing(Spec):
         """With the content's fingerprint; relative folders are relative to `base`.
 
         Raises:
-            DataError: if it is neither a folder with a safetensors checkpoint nor a hub id that can be resolved.
+            DataError: if it is neither a folder with a safetensors checkpoint nor a hub id that can be resolved, or
+                is no causal language model.
         """
         pins: list[tuple[Place, Callable[[], Any]]] = [
             (("from",), partial(self.pin_source, base)),
@@ -64,6 +65,7 @@ class Existing(Spec):
     def pin_source(self, base: Path) -> Existing:
         """With the checkpoint's fingerprint, its data as it is."""
         found = hub.pin(self.from_, base, checkpoint_files)
+        check_causal(read_config(Path(found.source)) if found.digests else found.config)
         return self.with_(from_=found.source, fingerprint=found.fingerprint, digests=found.digests)  # type: ignore[no-any-return]
 
 
@@ -105,7 +107,7 @@ class Fetch(StageSpec):
         """Copies weights, config and tokenizer to `out`, and loads the model once to be sure that it can be.
 
         Raises:
-            DataError: if a file was changed since it was pinned, or the weights are not whole.
+            DataError: if a file was changed since it was pinned, the weights are not whole, or the model reads ahead.
         """
         if self.digests:
             pinned.copy(Path(self.source), out, self.digests)
@@ -116,7 +118,14 @@ class Fetch(StageSpec):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
             for path in checkpoint_files(folder):
                 shutil.copyfile(path, out / path.name)
-        return {"num_parameters": float(load_model(out).num_parameters())}
+        check_causal(read_config(out))
+        model = load_model(out)
+        if reads_ahead(model):
+            raise DataError(
+                f"checkpoint {self.source}: what follows a token changes what it predicts (a decoder without "
+                f"is_decoder: true in its config.json?); {SUPPORTED}"
+            )
+        return {"num_parameters": float(model.num_parameters())}
 
     def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
         """See `StageSpec.metric_names`."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep.durable import parse_object
 from raysweep.errors import DataError
 
 if TYPE_CHECKING:
@@ -13,6 +14,50 @@ if TYPE_CHECKING:
 
 # What a masked model was pretrained with beside its masked words; no part of the language model.
 OTHER_HEADS = (".pooler.", "cls.seq_relationship.", "sop_classifier.", "discriminator_predictions.")
+
+
+SUPPORTED = "a sweep takes causal models (...ForCausalLM, ...LMHeadModel); raysweep trace takes masked ones too"
+
+
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """The config.json of a folder. Raises DataError if it is none."""
+    path = checkpoint / "config.json"
+    try:
+        return parse_object(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a configuration: {error}; save it with model.save_pretrained(folder)") from error
+
+
+def check_causal(config: Mapping[str, Any]) -> None:
+    """By its configuration, as far as it is known, the model predicts next tokens; else DataError."""
+    kind = str(config.get("model_type", ""))
+    named = config.get("architectures") or [""]
+    architecture = str(named[0] if isinstance(named, list) else named)
+    if not config or architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    if architecture:
+        is_causal = architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    else:  # Of some kinds there are both.
+        is_causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if not is_causal:
+        raise DataError(f"config.json: {architecture or f'model_type {kind!r}'} predicts no next tokens; {SUPPORTED}")
+
+
+def reads_ahead(model: PreTrainedModel) -> bool:
+    """Whether another last token changes what is predicted before it."""
+    import torch
+
+    ids = torch.arange(8).remainder(model.config.get_text_config().vocab_size).repeat(2, 1)
+    ids[1, -1] = 0
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    # What is equal is so to the bit, but where the rounding of experts' sums goes with the tokens they get.
+    return bool((logits[0] - logits[1]).abs().max() > 1e-4 * logits.abs().max())
 
 
 def load_model(checkpoint: Path | str, *, is_masked: bool = False) -> PreTrainedModel:

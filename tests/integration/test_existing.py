@@ -8,7 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import results_of
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.tables import checkpoint_table
@@ -85,6 +92,24 @@ def test_pickled_weights_are_refused(folder):
         load(folder / "theirs.yaml")
 
 
+def save_bert(folder, kind=BertForMaskedLM):
+    config = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind(BertConfig(intermediate_size=24, max_position_embeddings=64, **config)).save_pretrained(folder)
+
+
+def test_a_masked_model_is_refused_before_anything_is_computed(folder):
+    save_bert(folder / "two")
+    with pytest.raises(DataError, match=r"BertForMaskedLM predicts no next tokens; a sweep takes causal models"):
+        load(folder / "theirs.yaml")
+
+
+def test_an_encoder_that_calls_itself_causal_is_not_measured(folder, store):
+    save_bert(folder / "two", BertLMHeadModel)
+    run = run_sweep(load(folder / "theirs.yaml"), store, runner="inline")
+    (failure,) = run.failures()
+    assert "what follows a token changes what it predicts" in failure["cause"]
+
+
 def test_a_checkpoint_that_lacks_a_tensor_is_not_measured(folder, store):
     path = folder / "one" / "model.safetensors"
     tensors = load_file(path)
@@ -130,7 +155,10 @@ def hub(monkeypatch):
             asked.append(self.path)
             _, _, revision = self.path.partition("/revision/")
             known = self.path.startswith("/api/models/owner/name")
-            body = json.dumps({"id": "owner/name", "sha": {"v1": "1" * 40}.get(revision, "0" * 40)}).encode()
+            known |= (is_masked := self.path.startswith("/api/models/owner/masked"))
+            config = {"architectures": ["BertForMaskedLM" if is_masked else "LlamaForCausalLM"]}
+            sha = {"v1": "1" * 40}.get(revision, "0" * 40)
+            body = json.dumps({"id": "owner/name", "sha": sha, "config": config}).encode()
             self.send_response(200 if known else 404)
             self.end_headers()
             self.wfile.write(body)
@@ -159,6 +187,8 @@ def test_a_hub_id_is_pinned_to_its_commit(folder, hub):
     before = len(hub)
     assert pin("owner/name@" + "a" * 40) == "owner/name@" + "a" * 40
     assert len(hub) == before
+    with pytest.raises(DataError, match="BertForMaskedLM predicts no next tokens"):
+        pin("owner/masked")
     with pytest.raises(DataError, match=r"'no/model@v2'.*looked up as a hub id.*owner/name@commit"):
         pin("no/model@v2")
 

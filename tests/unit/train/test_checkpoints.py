@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build
 
 from raysweep.errors import DataError
-from raysweep.train.checkpoints import load_model
+from raysweep.train.checkpoints import check_causal, load_model, read_config, reads_ahead
 
 
 @pytest.fixture(params=["llama", "gpt2", "gpt_neox", "bert"])
@@ -71,3 +71,37 @@ def test_weights_that_cannot_be_read(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="weights cannot be loaded"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "is_taken"),
+    [
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, True),
+        ({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}, True),
+        ({"architectures": ["BloomForCausalLM"]}, True),
+        ({"model_type": "gpt_neox"}, True),
+        ({}, True),  # Nothing is known yet: looked at when it is fetched.
+        ({"architectures": ["BertForMaskedLM"], "model_type": "bert"}, False),
+        ({"architectures": ["BertForPreTraining"], "model_type": "bert"}, False),
+        ({"model_type": "bert"}, False),
+        ({"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}, False),
+        ({"architectures": "BertModel", "model_type": 7}, False),
+    ],
+)
+def test_only_causal_models_are_taken_by_their_configuration(config, is_taken):
+    if is_taken:
+        check_causal(config)
+    else:
+        with pytest.raises(DataError, match="predicts no next tokens; a sweep takes causal models"):
+            check_causal(config)
+
+
+def test_a_model_that_reads_ahead_is_told_by_what_it_does(style):
+    assert reads_ahead(build(style)) == (style == "bert")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[1]", b"[" * 100_000])
+def test_a_damaged_configuration_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"config\.json: not a configuration"):
+        read_config(tmp_path)
