@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raysweep.printable import printable
+from raysweep.printable import duration, printable
 from raysweep.progress import Leader, Progress
 from raysweep.space import SearchSpace
 
@@ -73,10 +73,10 @@ class Board:
     def _pace(self) -> list[str]:
         speed = sum(self._progress.speeds.values())
         rest = self._progress.rest_seconds(time.monotonic() - self._began)
-        return ([f"{speed:,.0f} tokens/s"] if speed else []) + ([f"ETA {_duration(rest)}"] if rest else [])
+        return ([f"{speed:,.0f} tokens/s"] if speed else []) + ([f"ETA {duration(rest)}"] if rest else [])
 
     def _spent(self) -> str:
-        return _duration(time.monotonic() - self._began)
+        return duration(time.monotonic() - self._began)
 
     def _render(self) -> Group:
         with self._lock:
@@ -102,9 +102,3 @@ def _text(leader: Leader) -> str:
     point = {path.removeprefix("pretrain."): value for path, value in leader.point.items()}
     parts = ([point_text(point)] if point else []) + ([f"step {leader.step}"] if leader.step else [])
     return f"{100 * leader.score:.1f} %  " + " · ".join(parts + ([f"seed {leader.seed}"] if leader.seed else []))
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,29 +1,34 @@
-"""What a sweep will cost, from its declaration alone: stages, tokens, FLOPs, memory, GPU-hours. Nothing is computed."""
+"""What a sweep will cost: stages, tokens, FLOPs, memory, disk, GPU-hours; and time, by what the store has measured."""
 
 from __future__ import annotations
 
-from collections import Counter
+import glob
+import os
+from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from raysweep.costs import (
+    pretraining_tokens,
+    recipe_of,
+    size_of,
+    stage_disk_bytes,
+    stage_flops,
+    state_disk_bytes,
+    training_memory_bytes,
+)
 from raysweep.plan import Stage, Trial
 from raysweep.search import Resources
 from raysweep.space import SearchSpace
 from raysweep.stages.flatness import Flatness
-from raysweep.stages.indicators import Indicators
-from raysweep.stages.pretrain import Pretrain, Recipe
-from raysweep.stages.sft import MAX_LENGTH, Sft
+from raysweep.stages.tokenize import Tokenize
 from raysweep.store import Store
-from raysweep.tasks.spans import PCFGSpan
-
-TYPICAL_LENGTH = 128
-"""Tokens of a fine-tuning example, assumed; the text is not read for a plan."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep's cost. `stages`, `stages_done`: distinct stages by kind; `flops` and `tokens`: what is still to do."""
+    """A sweep's cost. `stages`, `stages_done`: distinct stages by kind; the other sums are of what is still to do."""
 
     name: str
     run: str
@@ -32,7 +37,7 @@ class Plan:
     stages: Mapping[str, int]
     stages_done: Mapping[str, int]
     num_parameters: tuple[int, int] | None
-    """Smallest and largest; None if all checkpoints exist already."""
+    """Smallest and largest; None if they are not known."""
     tokens: int
     """Of pretraining."""
     flops: float
@@ -43,6 +48,19 @@ class Plan:
     peak_flops: float
     flatness_rse: float | None
     """Relative standard error of Hessian traces that the flatness budget is expected to give."""
+    disk_bytes: int
+    """That the store will grow by: checkpoints and tokens."""
+    state_bytes: int
+    """Of resumable state, besides, while a gang trains the largest model."""
+    seconds: Mapping[str, float]
+    """Kind -> of all its stages to do, one after another; only kinds of which the store has measured stages."""
+    wall_seconds: float | None
+    """Of the kinds in `seconds`, by one gang; None if there is none."""
+    num_measured: int
+    """Stages that `seconds` are judged by."""
+    metrics: tuple[str, ...]
+    """What a search may ask for."""
+    warnings: tuple[str, ...]
     note: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,131 +69,178 @@ class Plan:
         return asdict(self) | {"num_stages": total, "num_stages_done": done, "num_stages_to_do": total - done}
 
 
+@dataclass
+class _Sum:
+    """Adds up the stages of trial after trial; a shared one counts once."""
+
+    finished: set[str]
+    once: bool
+    """False where the points are stand-ins for others, which share less."""
+    stages: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
+    flops_to_do: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """By kind."""
+    flops_of: dict[str, float] = field(default_factory=dict)
+    """By stage id."""
+    wide: set[str] = field(default_factory=set)
+    """Kinds that take a whole gang."""
+    sizes: set[int] = field(default_factory=set)
+    tokens: int = 0
+    disk_bytes: int = 0
+    rse: float | None = None
+
+    def add(self, trial: Trial) -> None:
+        size = size_of(trial)
+        corpus = next(stage.spec.corpus for stage in trial.stages if isinstance(stage.spec, Tokenize))
+        if size:
+            self.sizes.add(size.num_parameters)
+        for stage in trial.stages:
+            if self.once and stage.id in self.flops_of:
+                continue
+            flops = stage_flops(stage, size, corpus)
+            self.flops_of[stage.id] = flops
+            self._count(stage, flops, stage_disk_bytes(stage, size))
+
+    def _count(self, stage: Stage, flops: float, disk_bytes: int) -> None:
+        self.stages[stage.kind] += 1
+        if isinstance(stage.spec, Flatness):
+            self.rse = max(self.rse or 0.0, stage.spec.predict()[1])
+        if stage.spec.wide:
+            self.wide.add(stage.kind)
+        if stage.id in self.finished:
+            self.done[stage.kind] += 1
+            return
+        self.flops_to_do[stage.kind] += flops
+        self.tokens += pretraining_tokens(stage)
+        self.disk_bytes += disk_bytes
+
+
 def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float) -> Plan:
-    """Expand a sweep and add its stages up; shared stages count once.
+    """Expand a sweep and add its stages up.
 
     Args:
         space: the sweep.
-        store: looked at for what is finished, by one listing.
+        store: looked at for what is finished, and how long it took.
         mfu: model FLOPs utilization assumed, of `peak_flops` per GPU.
         peak_flops: FLOP/s of one GPU.
     """
-    search = space.declared.search
+    search, resources = space.declared.search, space.declared.resources
     picked_later = search.name == "optuna"
     points = [{}] * (search.num_trials or 0) if picked_later else list(space.points())
-    finished = set() if picked_later else store.finished_ids()
-    seen: set[str] = set()
-    stages: Counter[str] = Counter()
-    done: Counter[str] = Counter()
-    sizes: list[int] = []
-    tokens, flops, memory = 0, 0.0, 0
-    rse: float | None = None
+    finished = store.finished_ids()
+    total = _Sum(set() if picked_later else finished, once=not picked_later)
+    memory = state_bytes = 0
     for point in points:
         for seed in space.declared.seeds:
             trial = space.trial(point, seed)
-            recipe = recipe_of(trial)
-            if recipe:
-                sizes.append(recipe.num_parameters)
-                memory = max(memory, training_memory_bytes(recipe, space.declared.resources))
-            for stage in trial.stages:
-                if stage.id in seen and not picked_later:
-                    continue
-                seen.add(stage.id)
-                stages[stage.kind] += 1
-                if isinstance(stage.spec, Flatness):
-                    rse = max(rse or 0.0, stage.spec.predict()[1])
-                if stage.id in finished:
-                    done[stage.kind] += 1
-                    continue
-                flops += stage_flops(stage, trial)
-                tokens += _pretraining_tokens(stage, trial)
-    notes = ["Optuna picks the points; counted as if each were the base recipe."] if picked_later else []
-    if (sft := space.declared.sft) and sft.lrs == "auto":
-        rates = ", ".join(f"{lr:g}" for lr in sft.first_lrs)
-        notes.append(f"sft.lrs auto: counted are the rates it begins with ({rates}), so there are at least so many.")
+            total.add(trial)
+            if recipe := recipe_of(trial):
+                memory = max(memory, training_memory_bytes(recipe, resources))
+                state_bytes = max(state_bytes, state_disk_bytes(recipe, resources))
+    seconds, num_measured = _seconds(total, store, finished, resources)
+    flops = float(sum(total.flops_to_do.values()))
     return Plan(
         name=space.name,
         run=space.run_name(),
         num_variants=len(points),
         num_trials=len(points) * len(space.declared.seeds),
-        stages=dict(stages),
-        stages_done=dict(done),
-        num_parameters=(min(sizes), max(sizes)) if sizes else None,
-        tokens=tokens,
+        stages=dict(total.stages),
+        stages_done=dict(total.done),
+        num_parameters=(min(total.sizes), max(total.sizes)) if total.sizes else None,
+        tokens=total.tokens,
         flops=flops,
         memory_bytes_per_worker=memory,
         gpu_hours=flops / (mfu * peak_flops) / 3600,
         mfu=mfu,
         peak_flops=peak_flops,
-        flatness_rse=rse,
-        note=" ".join(notes),
+        flatness_rse=total.rse,
+        disk_bytes=total.disk_bytes,
+        state_bytes=state_bytes if total.tokens else 0,
+        seconds=seconds,
+        wall_seconds=_wall_seconds(seconds, total.wide, resources) if seconds else None,
+        num_measured=num_measured,
+        metrics=space.metric_names(),
+        warnings=(*space.warnings, *machine_warnings(resources, memory)),
+        note=_note(space, known_sizes=bool(total.sizes)),
     )
 
 
-def recipe_of(trial: Trial) -> Recipe | None:
-    """The recipe of a trial; None if its checkpoint exists already."""
-    return next((stage.spec.recipe for stage in trial.stages if isinstance(stage.spec, Pretrain)), None)
+def _note(space: SearchSpace, *, known_sizes: bool) -> str:
+    notes = []
+    if space.declared.search.name == "optuna":
+        notes.append("Optuna picks the points; counted as if each were the base recipe.")
+    if (sft := space.declared.sft) and sft.lrs == "auto":
+        rates = ", ".join(f"{lr:g}" for lr in sft.first_lrs)
+        notes.append(f"sft.lrs auto: counted are the rates it begins with ({rates}), so there are at least so many.")
+    if not known_sizes:
+        notes.append("The checkpoints' sizes are not known here, and their FLOPs and bytes not counted.")
+    return " ".join(notes)
 
 
-def gradient_flops_per_token(recipe: Recipe) -> float:
-    """Forward and backward: 6 N + 12 L h s (Chowdhery et al., 2022, appendix B)."""
-    model = recipe.model
-    return 6.0 * recipe.num_parameters + 12.0 * model.num_layers * model.hidden_size * recipe.sequence_length
+def _seconds(total: _Sum, store: Store, finished: set[str], resources: Resources) -> tuple[dict[str, float], int]:
+    """Kind -> seconds of its stages to do, and how many measured stages say so.
 
-
-def stage_flops(stage: Stage, trial: Trial) -> float:
-    """FLOPs of a stage; 0 where it trains and measures no model, or the model's size is not known."""
-    recipe, spec = recipe_of(trial), stage.spec
-    if recipe is None:
-        return 0.0
-    gradient = gradient_flops_per_token(recipe)
-    if isinstance(spec, Pretrain):
-        return gradient * _pretraining_tokens(stage, trial)
-    if isinstance(spec, Flatness):
-        return gradient * spec.predict()[0]
-    if isinstance(spec, Indicators):
-        heldout = spec.max_sequences * spec.sequence_length * len(recipe.data.domains)
-        scored = spec.max_examples * len(spec.tasks) * min(MAX_LENGTH, (2 + spec.kshot) * TYPICAL_LENGTH)
-        return gradient / 3 * (heldout + scored)
-    if isinstance(spec, Sft):
-        task = spec.task
-        num, length = (
-            (task.num_train, recipe.sequence_length)
-            if isinstance(task, PCFGSpan)
-            else (task.max_train_examples, TYPICAL_LENGTH)
-        )
-        return gradient * spec.hyperparameters.epochs * num * length
-    return 0.0
-
-
-def training_memory_bytes(recipe: Recipe, resources: Resources) -> int:
-    """Of one worker in pretraining: weights, gradients, optimizer state as ZeRO shards them, and activations.
-
-    Activations of a layer: s b h (34 + 5 a s / h) bytes in 16 bits without fused attention (Korthikanti et al., 2022),
-    2 s b h where they are recomputed; twice that in 32 bits. The logits count once in 32 bits, with their gradient.
+    Finished stages of this sweep tell the seconds of a FLOP, for each kind by itself; where there are none, those of
+    other sweeps tell the mean of a stage. Stages of other devices, or wide ones of another number of workers, are no
+    guide.
     """
-    params, workers, stage = recipe.num_parameters, resources.workers, resources.zero_stage
-    half = recipe.precision == "bf16" or (recipe.precision == "auto" and resources.gpus_per_worker > 0)
-    weights, gradients = (2, 2) if half else (4, 4)
-    optimizer = 4 * recipe.optimizer.state_floats + (4 if half else 0)
-    state = params * (
-        weights / (workers if stage >= 3 else 1)
-        + gradients / (workers if stage >= 2 else 1)
-        + optimizer / (workers if stage >= 1 else 1)
-    )
-    model, length = recipe.model, recipe.sequence_length
-    share = -(-recipe.batch_sequences // workers)
-    batch = min(resources.micro_batch_sequences or share, share)
-    token_layer = model.hidden_size * (34 + 5 * model.num_heads * length / model.hidden_size)
-    kept = 2 * model.hidden_size * model.num_layers + token_layer
-    per_token = (kept if resources.gradient_checkpointing else token_layer * model.num_layers) * (1 if half else 2)
-    return int(state + batch * length * (per_token + 8 * recipe.data.vocab_size))
+    device = "cuda" if resources.gpus_per_worker else "cpu"
+    own: dict[str, list[tuple[float, float]]] = {}
+    others: dict[str, list[float]] = {}
+    for stage_id in finished:
+        kind = stage_id.rsplit("-", 1)[0]
+        if not total.stages[kind] - total.done[kind]:
+            continue
+        ran = store.provenance(stage_id)
+        if not ran or not str(ran["device"]).startswith(device):
+            continue
+        if kind in total.wide and ran["world_size"] != resources.workers:
+            continue
+        if stage_id in total.flops_of:
+            own.setdefault(kind, []).append((ran["wall_seconds"], total.flops_of[stage_id]))
+        else:
+            others.setdefault(kind, []).append(ran["wall_seconds"])
+    found: dict[str, float] = {}
+    for kind in total.stages:
+        to_do = total.stages[kind] - total.done[kind]
+        if kind in own:
+            spent, flops = (sum(column) for column in zip(*own[kind], strict=True))
+            found[kind] = spent / flops * total.flops_to_do[kind] if flops else spent / len(own[kind]) * to_do
+        elif kind in others:
+            found[kind] = sum(others[kind]) / len(others[kind]) * to_do
+    return found, sum(len(own.get(kind) or others[kind]) for kind in found)
 
 
-def _pretraining_tokens(stage: Stage, trial: Trial) -> int:
-    """Of the part of a trajectory between the checkpoint before and this one."""
-    spec = stage.spec
-    if not isinstance(spec, Pretrain):
-        return 0
-    before = [step for step in spec.recipe.checkpoint_steps if step < spec.step]
-    return (spec.step - (before[-1] if before else 0)) * spec.recipe.batch_sequences * spec.recipe.sequence_length
+def _wall_seconds(seconds: Mapping[str, float], wide: set[str], resources: Resources) -> float:
+    """A gang works on a wide stage together, and on as many others at once as it has workers."""
+    return sum(each if kind in wide else each / resources.workers for kind, each in seconds.items())
+
+
+def machine_warnings(resources: Resources, memory_bytes: int) -> list[str]:
+    """What a gang needs beyond this machine: no fault, where the plan is for a cluster."""
+    if "RAY_ADDRESS" in os.environ:
+        return []
+    workers = resources.workers
+    here = {"CPUs": float(os.cpu_count() or 1), "GPUs": float(_num_gpus())}
+    asked = {"CPUs": workers * resources.cpus_per_worker, "GPUs": workers * resources.gpus_per_worker}
+    warnings = [
+        f"resources: a gang of {workers} worker(s) takes {num:g} {name}, and this machine has {here[name]:g}: "
+        "run it on a cluster (RAY_ADDRESS), or lower resources"
+        for name, num in asked.items()
+        if num > here[name]
+    ]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if not resources.gpus_per_worker and workers * memory_bytes > memory:
+        warnings.append(
+            f"memory: {workers} worker(s) take about {workers * memory_bytes / 2**30:.1f} GiB in pretraining, and this "
+            f"machine has {memory / 2**30:.1f}: lower sequence_length or batch_sequences, or set "
+            "resources.micro_batch_sequences or gradient_checkpointing"
+        )
+    return warnings
+
+
+def _num_gpus() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return len(glob.glob("/dev/nvidia[0-9]*"))

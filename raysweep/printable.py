@@ -26,3 +26,10 @@ def _shown(letter: str) -> str:
     if letter in "\n\t" or letter in _JOINERS or unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
         return letter
     return letter.encode("unicode_escape", "backslashreplace").decode()
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, after hours where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raysweep.estimates import Plan
-from raysweep.printable import printable
+from raysweep.printable import duration, printable
 
 
 def print_plan(plan: Plan) -> None:
@@ -20,17 +20,22 @@ def print_plan(plan: Plan) -> None:
     table = Table(
         title=f"{printable(plan.name)}: {plan.num_variants} variants, {plan.num_trials} trials", title_justify="left"
     )
-    for name in ("stage", "all", "done", "to do"):
+    for name in ("stage", "all", "done", "to do", "time to do"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for kind, total in plan.stages.items():
         done = plan.stages_done.get(kind, 0)
-        table.add_row(kind, str(total), str(done), str(total - done))
+        spent = duration(plan.seconds[kind]) if kind in plan.seconds and total > done else ""
+        table.add_row(kind, str(total), str(done), str(total - done), spent)
     console.print(table)
     if plan.num_parameters:
         least, most = plan.num_parameters
         span = f"{least:,}" if least == most else f"{least:,} to {most:,}"
         console.print(f"parameters         {span}")
-        console.print(f"memory per worker  about {plan.memory_bytes_per_worker / 2**30:.2f} GiB in pretraining")
+    if plan.memory_bytes_per_worker:
+        console.print(f"memory per worker  about {_size(plan.memory_bytes_per_worker)} in pretraining")
+    console.print(
+        f"disk to take       about {_size(plan.disk_bytes)}, and {_size(plan.state_bytes)} a gang while training"
+    )
     console.print(f"tokens to train    {plan.tokens:,}")
     console.print(f"FLOPs to do        {plan.flops:.3g}")
     at = f"{plan.mfu:.0%} MFU of {plan.peak_flops / 1e12:g} TFLOP/s"
@@ -39,9 +44,41 @@ def print_plan(plan: Plan) -> None:
         console.print(
             f"Hessian traces     to about {plan.flatness_rse:.1%} relative standard error, as others have been"
         )
+    if plan.wall_seconds is not None:
+        unknown = [
+            kind
+            for kind, total in plan.stages.items()
+            if kind not in plan.seconds and total > plan.stages_done.get(kind, 0)
+        ]
+        but = f", but for {', '.join(unknown)}" if unknown else ""
+        console.print(
+            f"wall-clock         about {duration(plan.wall_seconds)} with one gang, by {plan.num_measured} stages "
+            f"measured in this store{but}"
+        )
+    console.print(f"run                {plan.run}")
+    console.print(_metrics(plan.metrics))
     if plan.note:
         console.print(printable(plan.note))
-    console.print(f"run                {plan.run}")
+    for warning in plan.warnings:
+        console.print(Text(f"warning: {printable(warning)}", style="yellow"))
+
+
+def _metrics(names: Sequence[str]) -> Table:
+    """By kind, without errors and counts, which the JSON document has."""
+    shown = [name.partition("/") for name in names if "_stderr" not in name and "num_" not in name]
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for kind in dict.fromkeys(kind for kind, _, _ in shown):
+        table.add_row(f"{kind}/", ", ".join(printable(name) for other, _, name in shown if other == kind))
+    table.title, table.title_justify = "metrics for search.objectives and its scheduler (all of them: --json)", "left"
+    return table
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("KiB", "MiB", "GiB"):
+        num_bytes /= 1024
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+    return f"{num_bytes / 1024:,.1f} TiB"
 
 
 def print_status(status: Mapping[str, Any]) -> None:

@@ -135,6 +135,13 @@ class Store:
             )
         return record
 
+    def provenance(self, stage_id: str) -> Mapping[str, Any] | None:
+        """When, where and how long a finished stage ran, its files not checked; None if that is not known here."""
+        try:
+            return Record.from_json((self._stage_dir(stage_id) / RECORD).read_bytes()).provenance
+        except (OSError, ValueError, TypeError):
+            return None
+
     def finished_ids(self) -> set[str]:
         """Ids of all stages that have a record, by one listing."""
         if self._remote:

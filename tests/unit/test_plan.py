@@ -6,9 +6,10 @@ import pytest
 from pydantic import ValidationError
 from tiny import TINY
 
+from raysweep.costs import recipe_of, size_of, training_memory_bytes
 from raysweep.curvature.cost import COST
 from raysweep.errors import SpaceError
-from raysweep.estimates import estimate, gradient_flops_per_token, recipe_of, training_memory_bytes
+from raysweep.estimates import estimate
 from raysweep.plan import FIRST_LRS, LADDER, Finetuning, Stage
 from raysweep.scores import Result, finetuning_runs, pick
 from raysweep.search import Resources
@@ -79,7 +80,7 @@ def test_costs_add_up(tiny_space, store):
     assert plan.tokens == 2 * 12 * 8 * 5
     assert plan.gpu_hours == pytest.approx(plan.flops / (0.5 * 1e12) / 3600)
     recipe = recipe_of(tiny_space.trial({}, 0))
-    assert plan.flops > gradient_flops_per_token(recipe) * plan.tokens
+    assert plan.flops > size_of(tiny_space.trial({}, 0)).gradient_flops(plan.tokens, recipe.sequence_length)
     assert plan.num_parameters == (recipe.num_parameters, recipe.num_parameters)
 
 

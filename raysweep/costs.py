@@ -1,0 +1,190 @@
+"""What a stage costs, from its declaration alone: FLOPs, memory, bytes on disk. Nothing is computed or loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from raysweep.data.corpora import Corpus
+from raysweep.data.pcfg import PCFG
+from raysweep.data.text import listed
+from raysweep.plan import Stage, Trial
+from raysweep.search import Resources
+from raysweep.stages.fetch import Fetch, checkpoint_files
+from raysweep.stages.flatness import Flatness
+from raysweep.stages.indicators import Indicators
+from raysweep.stages.pretrain import Pretrain, Recipe
+from raysweep.stages.probe import Probe
+from raysweep.stages.sft import MAX_LENGTH, Sft
+from raysweep.stages.tokenize import Tokenize
+from raysweep.tasks.qa import QA
+from raysweep.tasks.spans import PCFGSpan
+
+TYPICAL_LENGTH = 128
+"""Tokens of a fine-tuning example, assumed; the text is not read for a plan."""
+TYPICAL_CHOICES = 4
+"""Of a multiple-choice example, assumed."""
+BYTES_OF_TOKEN = 4
+"""Of text, assumed; a packed file holds three times its own bytes."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a model. `num_bytes`: of its checkpoint."""
+
+    num_parameters: int
+    num_layers: int
+    hidden_size: int
+    num_bytes: int
+
+    def gradient_flops(self, num_tokens: float, sequence_length: int) -> float:
+        """Forward and backward: 6 N + 12 L h s a token (Chowdhery et al., 2022, appendix B)."""
+        attention = 12.0 * self.num_layers * self.hidden_size * sequence_length
+        return (6.0 * self.num_parameters + attention) * num_tokens
+
+    def forward_flops(self, num_tokens: float, sequence_length: int) -> float:
+        """A third of a gradient's."""
+        return self.gradient_flops(num_tokens, sequence_length) / 3
+
+
+def recipe_of(trial: Trial) -> Recipe | None:
+    """The recipe of a trial; None if its checkpoint exists already."""
+    return next((stage.spec.recipe for stage in trial.stages if isinstance(stage.spec, Pretrain)), None)
+
+
+def size_of(trial: Trial) -> Size | None:
+    """Of a trial's model; None if that lies at the hub, or cannot be told."""
+    if recipe := recipe_of(trial):
+        num, model = recipe.num_parameters, recipe.model
+        return Size(num, model.num_layers, model.hidden_size, num_bytes=4 * num)
+    fetch = next(stage.spec for stage in trial.stages if isinstance(stage.spec, Fetch))
+    return _size_of_folder(Path(fetch.source))
+
+
+@cache
+def _size_of_folder(folder: Path) -> Size | None:
+    """From config.json and the headers of the weights' files."""
+    if not folder.is_dir():
+        return None
+    files = checkpoint_files(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        num = sum(_num_weights(path) for path in files if path.suffix == ".safetensors")
+        layers = next(config[name] for name in ("num_hidden_layers", "n_layer", "num_layers") if name in config)
+        hidden = next(config[name] for name in ("hidden_size", "n_embd", "d_model") if name in config)
+        return Size(num, int(layers), int(hidden), num_bytes=sum(path.stat().st_size for path in files))
+    except (OSError, ValueError, TypeError, KeyError, StopIteration, struct.error):
+        return None  # Some other kind of model, or a damaged file: to load it is the stage's to try.
+
+
+def _num_weights(path: Path) -> int:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def pretraining_tokens(stage: Stage) -> int:
+    """Of the part of a trajectory between the checkpoint before and this one."""
+    spec = stage.spec
+    if not isinstance(spec, Pretrain):
+        return 0
+    before = [step for step in spec.recipe.checkpoint_steps if step < spec.step]
+    return (spec.step - (before[-1] if before else 0)) * spec.recipe.batch_sequences * spec.recipe.sequence_length
+
+
+def stage_flops(stage: Stage, size: Size | None, corpus: Corpus) -> float:
+    """FLOPs of a stage on a model of `size` and text of `corpus`; 0 where either has no part in it or is not known."""
+    spec = stage.spec
+    if size is None:
+        return 0.0
+    if isinstance(spec, Pretrain):
+        return size.gradient_flops(pretraining_tokens(stage), spec.recipe.sequence_length)
+    if isinstance(spec, Flatness):
+        return size.gradient_flops(spec.predict()[0], spec.sequence_length)
+    if isinstance(spec, Indicators):
+        heldout = spec.max_sequences * spec.sequence_length * len(corpus.domains)
+        length = min(MAX_LENGTH, (2 + spec.kshot) * TYPICAL_LENGTH)
+        scored = spec.max_examples * len(spec.tasks) * length
+        return size.forward_flops(heldout, spec.sequence_length) + size.forward_flops(scored, length)
+    if isinstance(spec, Probe):
+        return _probe_flops(spec, size, corpus)
+    return _sft_flops(spec, size, corpus) if isinstance(spec, Sft) else 0.0
+
+
+def _probe_flops(spec: Probe, size: Size, corpus: Corpus) -> float:
+    """Features of all tokens, and a linear classifier's epochs on them."""
+    assert isinstance(corpus, PCFG)
+    length = corpus.sentence_length + 1
+    features = size.forward_flops((spec.task.num_train + spec.task.num_test) * length, length)
+    weights = length * size.hidden_size * spec.task.num_classes
+    return features + 6.0 * weights * spec.task.num_train * spec.epochs
+
+
+def _sft_flops(spec: Sft, size: Size, corpus: Corpus) -> float:
+    """Training, and scoring of validation and test examples: every choice read, or an answer decoded with a cache."""
+    task, epochs = spec.task, spec.hyperparameters.epochs
+    if isinstance(task, PCFGSpan):
+        assert isinstance(corpus, PCFG)
+        length = corpus.sentence_length + 1
+        trained = size.gradient_flops(epochs * task.num_train * length, length)
+        return trained + size.forward_flops((task.num_valid + task.num_test) * length, length)
+    trained = size.gradient_flops(epochs * task.max_train_examples * TYPICAL_LENGTH, TYPICAL_LENGTH)
+    read = TYPICAL_LENGTH + task.max_new_tokens if isinstance(task, QA) else TYPICAL_LENGTH * TYPICAL_CHOICES
+    scored = (task.max_valid_examples + task.max_test_examples) * read
+    return trained + size.forward_flops(scored, TYPICAL_LENGTH)
+
+
+def training_memory_bytes(recipe: Recipe, resources: Resources) -> int:
+    """Of one worker in pretraining: weights, gradients, optimizer state as ZeRO shards them, and activations.
+
+    Activations of a layer: s b h (34 + 5 a s / h) bytes in 16 bits without fused attention (Korthikanti et al., 2022),
+    2 s b h where they are recomputed; twice that in 32 bits. The logits count once in 32 bits, with their gradient.
+    """
+    params, workers, stage = recipe.num_parameters, resources.workers, resources.zero_stage
+    half = _in_half(recipe, resources)
+    weights, gradients = (2, 2) if half else (4, 4)
+    optimizer = 4 * recipe.optimizer.state_floats + (4 if half else 0)
+    state = params * (
+        weights / (workers if stage >= 3 else 1)
+        + gradients / (workers if stage >= 2 else 1)
+        + optimizer / (workers if stage >= 1 else 1)
+    )
+    model, length = recipe.model, recipe.sequence_length
+    share = -(-recipe.batch_sequences // workers)
+    batch = min(resources.micro_batch_sequences or share, share)
+    token_layer = model.hidden_size * (34 + 5 * model.num_heads * length / model.hidden_size)
+    kept = 2 * model.hidden_size * model.num_layers + token_layer
+    per_token = (kept if resources.gradient_checkpointing else token_layer * model.num_layers) * (1 if half else 2)
+    return int(state + batch * length * (per_token + 8 * recipe.data.vocab_size))
+
+
+def _in_half(recipe: Recipe, resources: Resources) -> bool:
+    return recipe.precision == "bf16" or (recipe.precision == "auto" and resources.gpus_per_worker > 0)
+
+
+def stage_disk_bytes(stage: Stage, size: Size | None) -> int:
+    """What a stage leaves in the store: tokens or a checkpoint; measurements are some kilobytes."""
+    if isinstance(stage.spec, Pretrain | Fetch):
+        return size.num_bytes if size else 0
+    return _tokens_bytes(stage.spec.corpus) if isinstance(stage.spec, Tokenize) else 0
+
+
+def state_disk_bytes(recipe: Recipe, resources: Resources) -> int:
+    """Of a trajectory's resumable state, while it is trained: weights and optimizer state in 32 bits."""
+    each = 4 + 4 * recipe.optimizer.state_floats + (2 if _in_half(recipe, resources) else 0)
+    return each * recipe.num_parameters
+
+
+def _tokens_bytes(corpus: Corpus) -> int:
+    each = 2 if corpus.vocab_size <= 2**16 else 4
+    if isinstance(corpus, PCFG):
+        return each * (corpus.num_train_sentences + corpus.num_valid_sentences) * (corpus.sentence_length + 1)
+    paths = [path for domain in corpus.domains_.values() for path in (*listed(domain.train), *listed(domain.valid))]
+    text = sum(os.path.getsize(path) * (3 if path.endswith(".gz") else 1) for path in paths)
+    return each * text // BYTES_OF_TOKEN

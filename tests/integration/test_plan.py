@@ -1,0 +1,110 @@
+"""What a plan says, against what a run took."""
+
+import json
+
+import pytest
+import torch
+from tiny import TINY
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from raysweep.cli import main
+from raysweep.costs import size_of, stage_flops
+from raysweep.estimates import estimate, machine_warnings
+from raysweep.runners import run_sweep
+from raysweep.search import Resources
+from raysweep.space import load
+
+
+def plan_of(path, store):
+    return estimate(load(path), store, mfu=0.5, peak_flops=1e12)
+
+
+def test_time_is_judged_by_the_stages_that_the_store_has_measured(sweep_file, store, capsys):
+    path = sweep_file(TINY.replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2]}"))
+    before = plan_of(path, store)
+    assert (before.seconds, before.wall_seconds, before.num_measured) == ({}, None, 0)
+    run = run_sweep(load(path), store, runner="inline")
+    done = plan_of(path, store)
+    assert (done.disk_bytes, done.tokens, done.flops, done.seconds) == (0, 0, 0.0, {})
+    # A second variant, whose stages cost what those of the first did.
+    sweep_file(TINY.replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2, 2e-2]}"))
+    records = {stage.id: store.get(stage.id) for trial in run.trials() for stage in trial.stages}
+    again = plan_of(path, store)
+    for kind in ("pretrain", "indicators", "flatness", "probe", "sft"):
+        spent = sum(record.provenance["wall_seconds"] for record in records.values() if record.kind == kind)
+        assert again.seconds[kind] == pytest.approx(spent)
+    assert again.wall_seconds == pytest.approx(sum(again.seconds.values()))
+    assert again.num_measured == len(records) - 1  # But for tokenizing, which is done.
+    # Of another sweep the mean of a stage.
+    sweep_file(TINY.replace("num_layers: 1", "num_layers: 2").replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2]}"))
+    assert plan_of(path, store).seconds["sft"] == pytest.approx(again.seconds["sft"])
+    # Wide stages of another number of workers are no guide, and four runs of fine-tuning go at once.
+    with path.open("a") as file:
+        file.write("resources: {workers: 4, zero_stage: 2}\n")
+    wider = plan_of(path, store)
+    assert "pretrain" not in wider.seconds
+    assert wider.wall_seconds == pytest.approx((wider.seconds["sft"] + wider.seconds["probe"]) / 4)
+    assert main(["plan", str(path), "--store", store.url]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"with one gang, by {wider.num_measured} stages measured in this store, but for pretrain" in shown
+    assert "probe/ span_score" in shown
+
+
+def test_disk_is_what_a_run_takes(sweep_file, store):
+    path = sweep_file(
+        TINY.replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2]}").replace("hidden_size: 16", "hidden_size: 128")
+    )
+    plan = plan_of(path, store)
+    run_sweep(load(path), store, runner="inline")
+    folders = [store.root / "stages" / stage_id for stage_id in store.finished_ids()]
+    taken = sum(
+        file.stat().st_size for folder in folders for file in folder.rglob("*") if file.name != "tokenizer.json"
+    )
+    # Checkpoints' configurations, records, curves, and the units of flatness are not counted: some kilobytes each.
+    assert taken - 30_000 * len(folders) < plan.disk_bytes < taken
+
+
+def test_flops_of_a_checkpoint_that_exists(sweep_file, store, tmp_path):
+    from tokenizers import ByteLevelBPETokenizer
+
+    text = "The quick brown fox jumps over the lazy dog. " * 60
+    (tmp_path / "notes.txt").write_text(text)
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator([text], 300, special_tokens=["<e>"])
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=64))
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "one")
+    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<e>").save_pretrained(tmp_path / "one")
+    lines = [{"question": f"fox {i}", "choices": ["dog", "fox"], "answer": i % 2} for i in range(24)]
+    (tmp_path / "quiz.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    sweep = """\
+name: theirs
+pretrain: {from: one, data: {name: text, domains: {notes: {train: notes.txt, valid: notes.txt}}}, sequence_length: 16}
+flatness: {num_sequences: 8}
+sft: {tasks: {quiz: {form: multiple_choice, train: quiz.jsonl, test: quiz.jsonl}}}
+"""
+    space = load(sweep_file(sweep))
+    trial = space.trial({}, 0)
+    size = size_of(trial)
+    assert size.num_parameters == model.num_parameters()
+    assert (size.num_layers, size.hidden_size) == (1, 16)
+    flops = {stage.kind: stage_flops(stage, size, space.declared.pretrain.data) for stage in trial.stages}
+    assert flops["sft"] > 0
+    assert flops["flatness"] > 0
+    plan = estimate(space, store, mfu=0.5, peak_flops=1e12)
+    assert plan.flops == pytest.approx(sum(flops.values()))
+    assert plan.num_parameters == (size.num_parameters, size.num_parameters)
+    assert plan.disk_bytes > 2 * size.num_parameters  # In 16 bits, with its tokenizer.
+
+
+def test_a_gang_beyond_this_machine_is_said(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert machine_warnings(Resources(workers=2, gpus_per_worker=1), 2**60) == []
+    cpus, gpus = machine_warnings(Resources(workers=8, gpus_per_worker=0.5), 0)
+    assert cpus.startswith("resources: a gang of 8 worker(s) takes 8 CPUs, and this machine has 4")
+    assert "takes 4 GPUs, and this machine has 2" in gpus
+    (memory,) = machine_warnings(Resources(), 2**50)
+    assert memory.startswith("memory: 1 worker(s) take about 1048576.0 GiB in pretraining")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert machine_warnings(Resources(workers=800), 0) == []
