@@ -291,7 +291,8 @@ def _print_ranking(results: Any) -> None:
 
     print(format_terminal(results.ranking))
     if results.ranking.best is not None:
-        print(f"to take it along: raysweep export {shlex.quote(str(results.run.folder))} --to DIR")
+        store = shlex.quote(results.run.store.url)
+        print(printable(f"to take it along: raysweep export {results.run.name} --store {store} --to DIR"))
 
 
 def _print_json(document: Any) -> None:

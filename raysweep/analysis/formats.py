@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,17 +68,18 @@ def memory(value: float) -> str:
     return f"{value / 1024:.3g} KiB"
 
 
-def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Dotted path -> its shortest ending, of whole words, that no other of the paths has."""
-    names = {}
-    for path in paths:
-        words = path.split(".")
-        endings = (".".join(words[-size:]) for size in range(1, len(words) + 1))
-        others = [other for other in paths if other != path]
-        names[path] = next(
-            (end for end in endings if not any(f".{other}".endswith(f".{end}") for other in others)), path
-        )
-    return names
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Dotted path, or column `kind/metric`, -> its shortest ending, of whole words, that no other of them has."""
+    endings = {name: _endings(name) for name in names}
+    taken = Counter(ending for found in endings.values() for ending in set(found))
+    return {name: next((end for end in found if taken[end] == 1), name) for name, found in endings.items()}
+
+
+def _endings(name: str) -> list[str]:
+    # A metric's own name may hold dots, those of its task.
+    words = name.split("/", 1) if "/" in name else name.split(".")
+    mark = "/" if "/" in name else "."
+    return [mark.join(words[-size:]) for size in range(1, len(words) + 1)]
 
 
 def point_text(point: Mapping[str, Any]) -> str:

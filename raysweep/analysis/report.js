@@ -14,9 +14,6 @@ for (const table of document.querySelectorAll("table.sortable")) {
     table.tBodies[0].append(...rows);
   }));
 }
-const best = document.querySelector("#ranking-table tbody tr");
-if (best && best.cells[0].dataset.sort === "1") best.classList.add("best");
-
 const data = document.getElementById("charts");
 if (data) {
   const charts = JSON.parse(data.textContent);
@@ -35,17 +32,27 @@ if (data) {
     hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink") }, align: "left" },
     xaxis: axis(x), yaxis: axis(y), ...more,
   });
-  const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const small = matchMedia("(max-width: 640px)").matches;
+  const options = { responsive: true, displaylogo: false, displayModeBar: !small, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"] };
   const hover = "%{text}<extra></extra>";
+  // Checkpoints told from the others, by a click on their row or dot.
+  const lit = new Set();
+  const isLit = (checkpoint) => lit.has(checkpoint);
+  const fade = (checkpoints) => checkpoints.map((each) => lit.size && !isLit(each) ? 0.15 : 1);
+  const dots = ({ checkpoints, color, symbol }) => ({
+    size: checkpoints.map((each) => isLit(each) ? 15 : 10), symbol, color, opacity: fade(checkpoints),
+    line: { width: 1, color: css("--card") },
+  });
+  const faint = (trace) => Math.max(...fade(trace.checkpoints));
 
   const scatter = () => {
     const { traces, titles, logs } = charts.scatter;
     const chosen = Number(document.getElementById("indicator").value);
     const drawn = traces.map((trace) => ({
-      ...trace, x: trace.x[chosen], text: trace.text[chosen], hovertemplate: hover, type: "scatter", mode: "markers",
-      marker: { size: 10, line: { width: 1, color: css("--card") } },
-      error_x: { type: "data", array: trace.x_error[chosen], thickness: 1, width: 3 },
-      error_y: { type: "data", array: trace.y_error, thickness: 1, width: 3 },
+      x: trace.x[chosen], y: trace.y, text: trace.text[chosen], hovertemplate: hover, type: "scatter", mode: "markers",
+      marker: dots(trace),
+      error_x: { type: "data", array: trace.x_error[chosen], thickness: faint(trace), width: 3, color: trace.color },
+      error_y: { type: "data", array: trace.y_error, thickness: faint(trace), width: 3, color: trace.color },
     }));
     const shown = drawn.flatMap((trace) => trace.x).filter((x) => x !== null);
     const ratio = Math.max(...shown) / Math.min(...shown);
@@ -56,6 +63,16 @@ if (data) {
       { title: { text: titles[chosen] }, ...(logs[chosen] ? log : { type: "linear" }) },
       { title: { text: charts.scatter.y_title } }, { showlegend: false }), options);
   };
+  const front = () => {
+    const { traces, line, x_title, y_title } = charts.front;
+    const drawn = traces.map((trace) => ({
+      x: trace.x, y: trace.y, text: trace.text, hovertemplate: hover, type: "scatter", mode: "markers",
+      marker: { ...dots(trace), symbol: trace.symbol + (trace.on_front ? "" : "-open") },
+    }));
+    const joined = { ...line, type: "scatter", mode: "lines", line: { width: 1.5, dash: "dot", color: css("--soft") }, hoverinfo: "skip" };
+    Plotly.react("front-chart", [joined, ...drawn], layout(
+      { title: { text: x_title } }, { title: { text: y_title } }, { showlegend: false }), options);
+  };
   const agreement = () => {
     const drawn = charts.agreement.traces.map((trace, index) => ({
       ...trace, hovertemplate: hover, type: "scatter", mode: "markers",
@@ -65,21 +82,51 @@ if (data) {
     document.getElementById("agreement-chart").style.height = `${120 + 28 * charts.agreement.order.length}px`;
     Plotly.react("agreement-chart", drawn, layout(
       { title: { text: "share of pairs ordered right" }, range: [-0.02, 1.02] },
-      { type: "category", categoryorder: "array", categoryarray: charts.agreement.order },
-      { legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 60, r: 16, t: 36, b: 50 },
+      { type: "category", categoryorder: "array", categoryarray: charts.agreement.order, tickfont: { size: small ? 11 : 13 } },
+      { legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 40, r: 16, t: 36, b: 50 },
         shapes: [{ type: "line", x0: 0.5, x1: 0.5, y0: 0, y1: 1, yref: "paper", line: { dash: "dot", color: css("--soft"), width: 1 } }] }), options);
   };
   const loss = () => {
-    const drawn = charts.loss.map((trace) => ({ ...trace, hovertemplate: hover, type: "scatter", mode: "lines", line: { width: 1.7 } }));
+    const drawn = charts.loss.traces.map((trace) => ({
+      x: trace.x, y: trace.y, text: trace.text, hovertemplate: hover, type: "scatter", mode: "lines",
+      opacity: faint(trace), line: { width: 1.7, color: trace.color, dash: { circle: "solid", square: "dash", diamond: "dot" }[trace.symbol] },
+    }));
     Plotly.react("loss-chart", drawn, layout(
       { title: { text: "step" } }, { title: { text: "loss, nats per token" } }, { showlegend: false }), options);
   };
-  const draw = () => {
-    if (charts.scatter) scatter();
-    if (charts.agreement) agreement();
-    if (charts.loss) loss();
-  };
+  const painters = { scatter, front, agreement, loss };
+  const draw = () => Object.keys(charts).forEach((name) => painters[name]());
   if (charts.scatter) document.getElementById("indicator").addEventListener("change", scatter);
   dark.addEventListener("change", draw);
   draw();
+
+  const rows = [...document.querySelectorAll("tr[data-checkpoint]")];
+  const light = () => {
+    rows.forEach((row) => row.classList.toggle("lit", isLit(row.dataset.checkpoint)));
+    for (const name of ["scatter", "front", "loss"]) if (charts[name]) painters[name]();
+  };
+  for (const row of rows) {
+    const { checkpoint } = row.dataset;
+    row.addEventListener("click", () => {
+      if (!lit.delete(checkpoint)) lit.add(checkpoint);
+      light();
+    });
+  }
+  for (const name of ["scatter", "front", "loss"].filter((each) => charts[each])) {
+    const chart = document.getElementById(`${name}-chart`);
+    const own = (point) => {
+      const trace = charts[name].traces[point.curveNumber - (name === "front" ? 1 : 0)];
+      return name === "loss" ? trace.checkpoints.at(-1) : trace.checkpoints[point.pointNumber];
+    };
+    // Rows only: to paint the chart anew under its own pointer would make it flicker.
+    chart.on("plotly_hover", ({ points }) => {
+      rows.forEach((row) => row.classList.toggle("lit", isLit(row.dataset.checkpoint) || row.dataset.checkpoint === own(points[0])));
+    });
+    chart.on("plotly_unhover", () => rows.forEach((row) => row.classList.toggle("lit", isLit(row.dataset.checkpoint))));
+    chart.on("plotly_click", ({ points }) => {
+      const checkpoint = own(points[0]);
+      if (!lit.delete(checkpoint)) lit.add(checkpoint);
+      light();
+    });
+  }
 }

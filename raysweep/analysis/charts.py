@@ -1,0 +1,172 @@
+"""What the charts of a report show, as JSON values: one colour a variant, one dot a checkpoint, one line a trial."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from raysweep.analysis import formats
+from raysweep.analysis.colors import Color
+from raysweep.analysis.findings import score_text
+from raysweep.analysis.indicators import direction_of
+from raysweep.analysis.pareto import Front
+from raysweep.analysis.ranking import Ranking, is_missing
+from raysweep.analysis.sections import indicator_names
+from raysweep.printable import printable
+from raysweep.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_POINTS = 400
+"""Of one loss curve in the page."""
+
+Chart = dict[str, Any]
+
+
+def all_charts(
+    run: Run, stages: pd.DataFrame, ranking: Ranking, *, colors: Mapping[str, Color], front: Front | None
+) -> dict[str, Chart]:
+    """Those that have something to show, by name."""
+    charts = {
+        "front": _front(front, ranking, colors) if front else None,
+        "scatter": _scatter(ranking, colors),
+        "agreement": _agreement(ranking),
+        "loss": _loss(run, stages, colors),
+    }
+    return {name: chart for name, chart in charts.items() if chart}
+
+
+def _scatter(ranking: Ranking, colors: Mapping[str, Color]) -> Chart | None:
+    """One trace a variant; x and text for every indicator to choose from, the best one first."""
+    table = ranking.checkpoints[ranking.checkpoints[ranking.target].notna()]
+    names = [item.indicator for item in ranking.associations if item.source == "measured"]
+    if table.empty or not names:
+        return None
+    error = f"{ranking.target}_stderr"
+    traces = []
+    for variant, color in colors.items():
+        group = table[table["variant"] == variant]
+        if group.empty:
+            continue
+        labels = [ranking.labels[checkpoint] for checkpoint in group["checkpoint"]]
+        scores = [score_text(row, ranking.target) for row in group.to_dict("records")]
+        traces.append(
+            {
+                **_drawn(color),
+                "checkpoints": list(group["checkpoint"]),
+                "x": [_numbers(group[name]) for name in names],
+                "x_error": [_numbers(group[f"{name}_stderr"]) if f"{name}_stderr" in group else [] for name in names],
+                "y": _numbers(100 * group[ranking.target]),
+                "y_error": _numbers(100 * group[error]) if error in group else [],
+                "text": [
+                    [
+                        _text(f"{label}\nscore {score} %\n{name} {formats.number(value)}")
+                        for label, score, value in zip(labels, scores, group[name], strict=True)
+                    ]
+                    for name in names
+                ],
+            }
+        )
+    short = indicator_names(ranking)
+    return {
+        "indicators": [short.get(name, name) for name in names],
+        "titles": [_text(f"{name} ({direction_of(name) or 'declared'} is better)") for name in names],
+        "logs": [bool((table[name].dropna() > 0).all()) and "trace" in name for name in names],
+        "y_title": _text(f"{ranking.target}, %"),
+        "traces": traces,
+    }
+
+
+def _front(front: Front, ranking: Ranking, colors: Mapping[str, Color]) -> Chart:
+    """The first two objectives, a dot for each trial's last checkpoint; the front's dots are joined."""
+    first, second = front.goals[:2]
+    dots = [
+        {
+            **_drawn(colors[row["variant"]]),
+            "checkpoints": [row["checkpoint"]],
+            "x": _numbers([row[first.metric]]),
+            "y": _numbers([row[second.metric]]),
+            "on_front": on_front,
+            "text": [
+                _text(
+                    ranking.labels[row["checkpoint"]]
+                    + "".join(f"\n{goal.metric} {formats.number(row[goal.metric])}" for goal in front.goals)
+                )
+            ],
+        }
+        for row, on_front in zip(front.rows, front.on_front, strict=True)
+    ]
+    # In three or more objectives the front is no line in two of them.
+    line = sorted((dot["x"][0], dot["y"][0]) for dot in dots if dot["on_front"]) if len(front.goals) == 2 else []
+    return {
+        "x_title": _text(f"{first.metric} ({first.mode})"),
+        "y_title": _text(f"{second.metric} ({second.mode})"),
+        "traces": dots,
+        "line": {"x": [x for x, _ in line], "y": [y for _, y in line]},
+    }
+
+
+def _agreement(ranking: Ranking) -> Chart | None:
+    items = [item for item in ranking.associations if item.same_order_as is None]
+    if not items:
+        return None
+    short = {name: _text(text) for name, text in indicator_names(ranking).items()}
+    traces = []
+    for source, title in (("measured", "measured indicator"), ("config", "config only")):
+        part = [item for item in items if item.source == source]
+        if part:
+            traces.append(
+                {
+                    "name": title,
+                    "x": _numbers(item.accuracy.value for item in part),
+                    "y": [short[item.indicator] for item in part],
+                    "above": _numbers(item.accuracy.high - item.accuracy.value for item in part),
+                    "below": _numbers(item.accuracy.value - item.accuracy.low for item in part),
+                    "text": [
+                        _text(f"{item.indicator} ({item.direction})\n{formats.estimate(item.accuracy)} of pairs right")
+                        for item in part
+                    ],
+                }
+            )
+    return {"order": [short[item.indicator] for item in reversed(items)], "traces": traces}
+
+
+def _loss(run: Run, stages: pd.DataFrame, colors: Mapping[str, Color]) -> Chart | None:
+    """A curve for each trial, of its last finished checkpoint: that one's curve.jsonl holds the trajectory so far."""
+    finished = stages[(stages["kind"] == "pretrain") & (stages["status"] == "done")].sort_values("step")
+    traces = []
+    for _, row in finished.groupby("trial", sort=True).tail(1).sort_values("trial").iterrows():
+        path = run.store.folder(row["id"]) / "curve.jsonl"
+        if not path.exists():
+            continue
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        size = max(1, math.ceil(len(lines) / MAX_POINTS))
+        parts = [lines[start : start + size] for start in range(0, len(lines), size)]
+        means = [sum(line["loss_nats_per_token"] for line in part) / len(part) for part in parts]
+        steps = [part[-1]["step"] for part in parts]
+        color = colors[row["variant"]]
+        text = [
+            _text(f"{color.label}\nseed {row['seed']}\nstep {step}: {formats.number(loss)}")
+            for step, loss in zip(steps, means, strict=True)
+        ]
+        # A row about any checkpoint of the trajectory finds its line.
+        own = stages[(stages["trial"] == row["trial"]) & (stages["kind"] == "pretrain")]["id"]
+        traces.append({**_drawn(color), "checkpoints": list(own), "x": steps, "y": _numbers(means), "text": text})
+    return {"traces": traces} if traces else None
+
+
+def _drawn(color: Color) -> Chart:
+    return {"name": _text(color.label), "color": color.hue, "symbol": color.shape}
+
+
+def _numbers(values: Iterable[Any]) -> list[float | None]:
+    return [None if is_missing(value) or math.isinf(value) else float(value) for value in values]
+
+
+def _text(text: str) -> str:
+    """Plotly renders a little HTML in its texts: entities for the user's, line breaks for ours."""
+    return html.escape(printable(text), quote=False).replace("\n", "<br>")

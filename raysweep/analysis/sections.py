@@ -1,0 +1,238 @@
+"""The tables of a report: columns, and rows of cells that know how they are sorted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raysweep.analysis import formats
+from raysweep.analysis.colors import Color
+from raysweep.analysis.findings import score_text
+from raysweep.analysis.ranking import MEAN_SCORE, Ranking, is_missing, shown_indicators
+from raysweep.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROBE = "probe/mean_score"
+UNTUNED = "indicators/zeroshot_mean"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading. `title` says more of it, where a pointer rests on it."""
+
+    name: str
+    numeric: bool = False
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is shown, and the key it is sorted by (empty where the value is missing).
+
+    `mark` stands small beside it, `title` where a pointer rests on it; `log` is a long text, folded away.
+    """
+
+    text: str
+    sort: Any = ""
+    mark: str = ""
+    title: str = ""
+    log: str = ""
+    color: Color | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """Its cells; and, so that charts can find it, the checkpoint it is about."""
+
+    cells: Sequence[Cell]
+    checkpoint: str = ""
+    is_best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows may be none; `foot` stays last however the others are sorted."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    foot: Sequence[Cell] = ()
+
+
+def cell(value: Any, text: Callable[[Any], str] = str, **more: Any) -> Cell:
+    """A cell of a value that may be missing."""
+    return Cell("—", **more) if is_missing(value) else Cell(text(value), value, **more)
+
+
+def ranking_table(ranking: Ranking, colors: dict[str, Color]) -> Table:
+    """Checkpoints, best first, with the level of chance last."""
+    table, target = ranking.checkpoints, ranking.target
+    tasks = _tasks(ranking)
+    extra = {name: title for name, title in ((PROBE, "linear probe"), (UNTUNED, "before")) if name in table}
+    shown, short = shown_indicators(ranking), indicator_names(ranking)
+    columns = [Column("#", numeric=True), Column("checkpoint"), Column("mean score, %", numeric=True, title=target)]
+    columns += [Column(f"{task}, %", numeric=True, title=f"sft/{task}_score") for task in tasks]
+    columns += [Column(f"{title}, %", numeric=True, title=_EXTRA[name]) for name, title in extra.items()]
+    columns += [Column(short[name], numeric=True, title=alike_text(ranking, name)) for name in shown]
+    ties = {tie.checkpoint: tie for tie in ranking.ties}
+    edges = {(edge.checkpoint, edge.task): edge for edge in ranking.edges}
+    rows = []
+    for row in table.to_dict("records"):
+        checkpoint = row["checkpoint"]
+        marks = [] if row["status"] == "done" else [row["status"]]
+        marks += ["≈ best"] if checkpoint in ties else []
+        cells = [
+            cell(row["rank"], formats.number),
+            cell(ranking.labels[checkpoint], mark=" · ".join(marks), color=colors.get(row["variant"])),
+            cell(row[target], lambda _, row=row: score_text(row, target)),  # type: ignore[misc]
+        ]
+        for task in tasks:
+            name, edge = f"sft/{task}_score", edges.get((checkpoint, task))
+            why = f"picked learning rate {edge.lr:g}, the {edge.side} of its grid" if edge else ""
+            cells.append(
+                cell(
+                    row[name],
+                    lambda _, row=row, name=name: score_text(row, name),  # type: ignore[misc]
+                    mark="†" if edge else "",
+                    title=why,
+                )
+            )
+        cells += [cell(row[name], formats.percent) for name in extra]
+        for name in shown:
+            place = row[f"rank/{name}"]
+            cells.append(cell(row[name], formats.number, mark="" if is_missing(place) else f"#{place}"))
+        rows.append(Row(cells, checkpoint=checkpoint, is_best=row["rank"] == 1))
+    return Table(columns, rows, _chance_cells(ranking, tasks, len(columns)))
+
+
+_EXTRA = {
+    PROBE: "mean test score of a linear classifier on frozen features",
+    UNTUNED: "mean score without fine-tuning",
+}
+
+
+def _tasks(ranking: Ranking) -> list[str]:
+    """Those with a column of their own, beside the target's."""
+    columns = [name for name in ranking.checkpoints.columns if name.startswith("sft/") and name.endswith("_score")]
+    scored = [name.removeprefix("sft/").removesuffix("_score") for name in columns]
+    others = {"mean", *(f"{task}_{stem}" for task in scored for stem in ("valid", "chance"))}
+    return [task for task in scored if task not in others and f"sft/{task}_score" != ranking.target]
+
+
+def _chance_cells(ranking: Ranking, tasks: Sequence[str], width: int) -> list[Cell]:
+    if not ranking.chance or not tasks:
+        return []
+    levels = [ranking.chance.get(task, math.nan) for task in tasks]
+    mean = sum(levels) / len(levels) if ranking.target == MEAN_SCORE else math.nan
+    known = [cell(level, formats.percent) for level in (mean, *levels)]
+    cells = [Cell(""), Cell("chance", title="guessing, or always giving the commonest answer"), *known]
+    return cells + [Cell("")] * (width - len(cells))
+
+
+# Which of those of one order stands for them: the one a reader knows.
+_KNOWN = ("flatness/hessian_trace", "indicators/ppl", "indicators/kshot_mean", "step")
+
+
+def indicator_names(ranking: Ranking) -> dict[str, str]:
+    """Indicator -> the short name it is shown by, that of a better known one of the same order where there is one."""
+    groups = {item.indicator: [item.indicator] for item in ranking.associations if item.same_order_as is None}
+    for item in ranking.associations:
+        if item.same_order_as is not None:
+            groups[item.same_order_as].append(item.indicator)
+    known = {name: next((each for each in _KNOWN if each in group), name) for name, group in groups.items()}
+    # A score of fine-tuning has the first claim on a name.
+    scores = [name for name in ranking.checkpoints.columns if name.startswith("sft/")]
+    short = formats.short_names(list(dict.fromkeys([*known.values(), *shown_indicators(ranking), *scores])))
+    return {name: short[shown] for name, shown in known.items()} | {
+        name: short[name] for name in shown_indicators(ranking)
+    }
+
+
+def alike_text(ranking: Ranking, indicator: str) -> str:
+    """An indicator's full name, and those of the same order."""
+    first = {item.indicator: item.same_order_as or item.indicator for item in ranking.associations}
+    equal = [name for name, other in first.items() if other == first.get(indicator) and name != indicator]
+    return f"{indicator}; the same order: {', '.join(equal)}" if equal else indicator
+
+
+def agreement_table(ranking: Ranking) -> Table:
+    """Indicators, best first; those of one order as one row."""
+    short = indicator_names(ranking)
+    titles = ("pairs right", "clear pairs right", "Spearman", "Kendall", "over best config", "checkpoints")
+    rows = []
+    for item in ranking.associations:
+        if item.same_order_as:
+            continue
+        num_equal = sum(other.same_order_as == item.indicator for other in ranking.associations)
+        marks = ["config, direction in hindsight"] if item.source == "config" else []
+        marks += [f"{num_equal} more of the same order"] if num_equal else []
+        cells = [
+            Cell(
+                short[item.indicator], item.indicator, mark=" · ".join(marks), title=alike_text(ranking, item.indicator)
+            ),
+            cell(item.direction),
+        ]
+        for value in (item.accuracy, item.clear_accuracy, item.spearman, item.kendall, item.gain):
+            cells.append(cell(value.value, lambda _, value=value: formats.estimate(value)))  # type: ignore[misc]
+        missing = f"{item.num_missing} missing" if item.num_missing else ""
+        rows.append(Row([*cells, cell(item.num_checkpoints, formats.number, mark=missing)]))
+    columns = [Column("indicator"), Column("better"), *(Column(title, numeric=True) for title in titles)]
+    return Table(columns, rows)
+
+
+def failure_table(run: Run, stages: pd.DataFrame) -> Table:
+    """What failed or diverged, a row each; what was pruned or did not run, a row for each kind."""
+    failures = {failure["stage"]: failure for failure in run.failures()}
+    rows = []
+    unfinished = stages[stages["status"] != "done"].drop_duplicates("id")
+    for row in unfinished[unfinished["status"].isin(["failed", "diverged"])].to_dict("records"):
+        failure = failures.get(row["id"], {})
+        cause = failure.get("cause", "")
+        if row["status"] == "diverged":
+            loss = formats.number(row.get(f"{row['kind']}/diverged_loss"))
+            step = formats.number(row.get(f"{row['kind']}/diverged_step"))
+            cause = f"loss {loss} nats per token at step {step}"
+        log = str(failure.get("log", ""))
+        rows.append(Row([cell(row["status"]), cell(row["id"]), Cell(cause, cause, log=log)]))
+    for status, why in (
+        ("pruned", "left out: the scheduler stopped their trials"),
+        ("missing", "not run: what they need failed or diverged, or the sweep is not finished"),
+    ):
+        kinds = unfinished.loc[unfinished["status"] == status, "kind"]
+        for kind, number in kinds.value_counts(sort=False).sort_index().items():
+            rows.append(Row([cell(status), cell(f"{number} × {kind}"), cell(why)]))
+    return Table([Column("status"), Column("stage"), Column("cause")], rows)
+
+
+def cost_table(stages: pd.DataFrame) -> Table:
+    """Time, tokens and memory by kind of stage."""
+    titles = ("stages", "time", "mean", "worker time", "tokens", "peak memory")
+    rows = []
+    done = stages[stages["wall_seconds"].notna()].drop_duplicates("id")
+    for kind, group in [*done.groupby("kind", sort=True), ("all", done)]:
+        if group.empty:
+            continue
+        wall = group["wall_seconds"]
+        cells = [
+            cell(str(kind)),
+            cell(len(group), formats.number),
+            cell(float(wall.sum()), formats.seconds),
+            cell(float(wall.mean()), formats.seconds),
+            cell(float((wall * group["world_size"].astype("float64")).sum()), formats.seconds),
+            cell(_tokens(group), formats.count),
+            cell(float(group["peak_memory_bytes"].astype("Float64").max()), formats.memory),
+        ]
+        rows.append(Row(cells))
+    *kinds, total = rows or [Row([])]
+    return Table([Column("kind"), *(Column(title, numeric=True) for title in titles)], kinds, total.cells)
+
+
+def _tokens(group: pd.DataFrame) -> float:
+    # A checkpoint's tokens are those of its whole trajectory so far: the last one of a trial has them all.
+    pretrain = group["kind"] == "pretrain"
+    whole = group[pretrain].groupby("trial")["num_tokens"].max().sum() if pretrain.any() else 0.0
+    total = float(whole) + float(group.loc[~pretrain, "num_tokens"].sum())
+    return total or math.nan

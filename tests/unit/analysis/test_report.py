@@ -1,0 +1,170 @@
+"""What a reader of the report sees: the winner, its ties, chance, objectives, failures with their logs."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysweep.analysis import formats
+from raysweep.analysis.colors import HUES, variant_colors
+from raysweep.analysis.pairwise import Estimate
+from raysweep.analysis.pareto import Goal, front_of, undominated
+from raysweep.analysis.ranking import Edge, Tie, rank
+from raysweep.analysis.report import render
+from raysweep.analysis.sections import agreement_table, failure_table, indicator_names, ranking_table
+from raysweep.runs import Run
+from raysweep.store import Store
+
+
+def table_of(scores: list[float], **columns: list[float]) -> pd.DataFrame:
+    """A checkpoint table of one checkpoint a variant, with one task."""
+    names = [f"c{index}" for index in range(len(scores))]
+    table = pd.DataFrame(
+        {"trial": names, "variant": names, "checkpoint": names, "status": "done", "step": 1, "seed": 0}
+    )
+    points = {"point.pretrain.x": names, "sft/t_score": scores, "sft/t_lr": 0.1, "sft/mean_score": scores}
+    return table.assign(location=[f"/store/{name}" for name in names], **points, **columns)
+
+
+def stages_of(*rows: dict) -> pd.DataFrame:
+    missing = dict.fromkeys(("started", "peak_memory_bytes", "world_size", "host", "device", "git_commit", "versions"))
+    numbers = {"seed": 0, "step": 1, "wall_seconds": np.nan, "num_tokens": np.nan}
+    known = {"trial": "t", "variant": "c0", **numbers, **missing}
+    return pd.DataFrame([known | row for row in rows])
+
+
+@pytest.fixture
+def run(store: Store) -> Run:
+    """A run without trials."""
+    return Run.create(store, "r", sweep_text="# \u202etext", identity="{}")
+
+
+def words(page: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.split("<main>")[0].split("<body>")[1]))
+
+
+def test_the_winner_comes_with_its_path_the_gap_and_its_ties(run):
+    ranking = rank(table_of([0.9, 0.8, 0.5]))
+    tie = Tie("c1", ranking.labels["c1"], Estimate(0.1, -0.02, 0.22), 0.5)
+    ranking = replace(ranking, gap=Estimate(0.1, -0.02, 0.22), ties=(tie,))
+    shown = words(render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), ranking))
+    assert "10.0 [-2.0, 22.0] points above the next, x c1 · step 1" in shown
+    assert "x c1 · step 1 (10.0 [-2.0, 22.0] points lower, at 0.5 × the tokens)" in shown
+    assert "/store/c0" in shown
+    assert f"raysweep export r --store {run.store.url} --to DIR" in shown
+    rows = ranking_table(ranking, {}).rows
+    assert [row.cells[1].mark for row in rows] == ["", "≈ best", ""]
+
+
+def test_chance_the_probe_and_edges_stand_in_the_ranking():
+    table = table_of([0.9, 0.8], **{"probe/mean_score": [0.5, 0.6], "sft/t_chance_score": [0.25, 0.25]})
+    ranking = replace(rank(table), chance={"t": 0.25}, edges=(Edge("c1", "x c1", "t", 0.1, "highest"),))
+    shown = ranking_table(ranking, {})
+    assert [column.name for column in shown.columns][:5] == [
+        "#",
+        "checkpoint",
+        "mean score, %",
+        "t, %",
+        "linear probe, %",
+    ]
+    assert [cell.text for cell in shown.foot][1:5] == ["chance", "25.0", "25.0", ""]
+    marked = shown.rows[1].cells[3]
+    assert (marked.mark, marked.title) == ("†", "picked learning rate 0.1, the highest of its grid")
+
+
+def test_indicators_of_one_order_are_one_row_by_the_name_one_knows():
+    falling = {"indicators/ppl": [2.0, 3.0], "indicators/heldout_loss_nats_per_token": [1.0, 2.0]}
+    ranking = rank(table_of([0.9, 0.8], **falling, **{"flatness/hessian_trace": [5.0, 4.0]}))
+    assert {"ppl", "hessian_trace"} <= set(indicator_names(ranking).values())
+    row = next(row for row in agreement_table(ranking).rows if row.cells[0].text == "ppl")
+    assert row.cells[0].mark == "1 more of the same order"
+    assert "indicators/ppl" in row.cells[0].title
+    assert "indicators/heldout_loss_nats_per_token" in row.cells[0].title
+
+
+def test_a_log_keeps_its_line_breaks_and_pruned_is_no_failure(run):
+    run.add_failure("sft-1", kind="sft", trial="t", cause="ValueError: x", log="Traceback:\n  line <1>\nValueError: x")
+    stages = stages_of(
+        {"id": "sft-1", "kind": "sft", "status": "failed"},
+        {"id": "sft-2", "kind": "sft", "status": "pruned"},
+        {"id": "sft-3", "kind": "sft", "status": "pruned"},
+        {"id": "sft-4", "kind": "sft", "status": "missing"},
+    )
+    rows = failure_table(run, stages).rows
+    assert [[cell.text for cell in row.cells][:2] for row in rows] == [
+        ["failed", "sft-1"],
+        ["pruned", "2 × sft"],
+        ["missing", "1 × sft"],
+    ]
+    page = render(run, stages, rank(table_of([0.9, 0.8])))
+    assert "<pre>Traceback:\n  line &lt;1&gt;\nValueError: x</pre>" in page
+    assert re.search(r"<dt>pruned</dt><dd>2</dd>", page)
+
+
+def test_empty_sections_are_hidden_and_bidi_is_shown_as_a_code(run):
+    page = render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), rank(table_of([0.9])))
+    assert not set(re.findall(r'<section id="(\w+)"', page)) & {"front", "scatter", "agreement", "loss", "failures"}
+    assert 'href="#loss"' not in page
+    assert r"# \u202etext" in page
+    assert "\u202e" not in page
+
+
+def test_the_scatter_opens_on_the_best_indicator(run):
+    table = table_of([0.9, 0.8, 0.7], **{"flatness/hessian_trace": [9.0, 1.0, 5.0], "indicators/ppl": [1.0, 2.0, 3.0]})
+    page = render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), rank(table))
+    charts = json.loads(re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.S).group(1))
+    assert charts["scatter"]["indicators"][0] == "ppl"
+
+
+def test_several_objectives_give_a_front(store):
+    objectives = [{"metric": "sft/mean_score", "mode": "max"}, {"metric": "flatness/hessian_trace", "mode": "min"}]
+    run = Run.create(store, "r", sweep_text="x", identity=json.dumps({"search": {"objectives": objectives}}))
+    table = table_of([0.9, 0.8, 0.7], **{"flatness/hessian_trace": [9.0, 1.0, 5.0]})
+    page = render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), rank(table))
+    front = re.search(r'<table id="front-table".*?</table>', page, re.S).group()
+    assert re.findall(r">(x c\d)", front) == ["x c0", "x c1"]
+
+
+def test_the_front_is_of_last_checkpoints():
+    table = table_of([0.9, 0.8], a=[2.0, 1.0], b=[2.0, 1.0]).assign(trial="t", step=[1, 2])
+    front = front_of(table, [Goal("a", "max"), Goal("b", "max")])
+    assert [row["checkpoint"] for row in front.rows] == ["c1"]
+    assert front_of(table, [Goal("a", "max")]) is None
+    assert front_of(table, [Goal("a", "max"), Goal("unknown", "max")]) is None
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 3)] * 2), min_size=1, max_size=12))
+def test_the_front_is_what_its_definition_says(points):
+    found = undominated(np.array(points, dtype=float))
+    naive = [not any(all(map(int.__ge__, other, one)) and other != one for other in points) for one in points]
+    assert list(found) == naive
+
+
+def test_short_names_are_the_shortest_that_are_unique():
+    assert formats.short_names(["a/ppl", "b/ppl", "a/x", "pretrain.model.lr", "pretrain.optimizer.lr", "c/v.w_s"]) == {
+        "a/ppl": "a/ppl",
+        "b/ppl": "b/ppl",
+        "a/x": "x",
+        "pretrain.model.lr": "model.lr",
+        "pretrain.optimizer.lr": "optimizer.lr",
+        "c/v.w_s": "v.w_s",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.00123456, "x 0.001235"), (3e-3, "x 0.003"), (1e-5, "x 1e-5"), (12, "x 12"), ("[/]", "x [/]"), ([1], "x [1]")],
+)
+def test_a_point_has_four_digits(value, text):
+    assert formats.point_text({"a.x": value}) == text
+
+
+def test_variants_have_colours_of_their_own():
+    colors = variant_colors(rank(table_of([0.01 * index for index in range(25)])))
+    assert len({(color.hue, color.shape) for color in colors.values()}) == 25
+    assert colors["c24"].hue == HUES[0]  # The best one's is the first.
