@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from raysweep.analysis.ranking import Ranking
+    from raysweep.analysis.uncertainty import TaskNoise
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,21 @@ class Results:
         """One row per checkpoint: its point, indicators, fine-tuned scores, and the folder it lies in."""
         from raysweep.analysis.tables import checkpoints_of
 
-        return checkpoints_of(self.stages)
+        return checkpoints_of(self.stages, self.noise)
+
+    @cached_property
+    def noise(self) -> Mapping[str, TaskNoise]:
+        """Task -> the errors of its scores and of their differences, over test examples and seeds."""
+        from raysweep.analysis.tables import noise_of
+
+        return noise_of(self.run.store, self.stages)
 
     @cached_property
     def ranking(self) -> Ranking:
         """Checkpoints and indicators, best first."""
         from raysweep.analysis.ranking import rank
 
-        return rank(self.checkpoints)
+        return rank(self.checkpoints, noise=self.noise)
 
     @property
     def failures(self) -> list[dict[str, Any]]:

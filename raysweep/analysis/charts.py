@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis import formats
 from raysweep.analysis.colors import Color
-from raysweep.analysis.findings import score_text
+from raysweep.analysis.findings import direction_text, half_width, score_text
 from raysweep.analysis.indicators import direction_of
 from raysweep.analysis.pareto import Front
 from raysweep.analysis.ranking import Ranking, is_missing
@@ -46,7 +46,6 @@ def _scatter(ranking: Ranking, colors: Mapping[str, Color]) -> Chart | None:
     names = [item.indicator for item in ranking.associations if item.source == "measured"]
     if table.empty or not names:
         return None
-    error = f"{ranking.target}_stderr"
     traces = []
     for variant, color in colors.items():
         group = table[table["variant"] == variant]
@@ -61,7 +60,7 @@ def _scatter(ranking: Ranking, colors: Mapping[str, Color]) -> Chart | None:
                 "x": [_numbers(group[name]) for name in names],
                 "x_error": [_numbers(group[f"{name}_stderr"]) if f"{name}_stderr" in group else [] for name in names],
                 "y": _numbers(100 * group[ranking.target]),
-                "y_error": _numbers(100 * group[error]) if error in group else [],
+                "y_error": _numbers(100 * half_width(row, ranking.target) for row in group.to_dict("records")),
                 "text": [
                     [
                         _text(f"{label}\nscore {score} %\n{name} {formats.number(value)}")
@@ -127,8 +126,8 @@ def _agreement(ranking: Ranking) -> Chart | None:
                     "above": _numbers(item.accuracy.high - item.accuracy.value for item in part),
                     "below": _numbers(item.accuracy.value - item.accuracy.low for item in part),
                     "text": [
-                        _text(f"{item.indicator} ({item.direction})\n{formats.estimate(item.accuracy)} of pairs right")
-                        for item in part
+                        _text(f"{item.indicator} ({direction_text(item)})\n{share} of pairs right")
+                        for item, share in zip(part, (formats.estimate(each.accuracy) for each in part), strict=True)
                     ],
                 }
             )

@@ -1,22 +1,27 @@
-"""What a ranking says, in words: the headline, how to read the numbers, and a score with its error."""
+"""What a ranking says, in words: the headline, what to be wary of, how to read the numbers, a score with its error."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from raysweep.analysis import formats
-from raysweep.analysis.ranking import FEW_VARIANTS, Ranking, is_missing
+from raysweep.analysis.associations import TOGETHER, Association
+from raysweep.analysis.pairwise import MIN_CLUSTERS, Estimate
+from raysweep.analysis.ranking import Ranking, Tie, is_missing
+
+PROBE = "probe/mean_score"
 
 
 def headline(ranking: Ranking) -> str:
-    """What was found, in one sentence that claims no more than the interval holds."""
+    """What was found, in one sentence that claims no more than the intervals hold."""
     if ranking.best is None:
         return "No checkpoint has been fine-tuned yet, so there is nothing to rank."
     best = ranking.best
     score = score_text(best.to_dict(), ranking.target)
-    text = f"Best after fine-tuning is {ranking.labels[best['checkpoint']]} ({score} %)"
+    text = f"Best after fine-tuning is {ranking.labels[best['checkpoint']]} ({score} %){_beside(ranking)}"
     measured = [
         item
         for item in ranking.associations
@@ -35,32 +40,57 @@ def headline(ranking: Ranking) -> str:
     config = next((item for item in ranking.associations if item.source == "config"), None)
     if config and not math.isnan(top.gain.low) and top.gain.low <= 0:
         joined = " nor" if verdict else ", though not shown to be better"
-        verdict += f"{joined} than {config.indicator} alone ({config.accuracy.value:.2f})"
+        known = "the sweep file alone" if config.indicator == TOGETHER else f"{config.indicator} alone"
+        verdict += f"{joined} than {known} ({config.accuracy.value:.2f})"
     return f"{text}{verdict} (picked as the best, for which the interval does not correct)."
+
+
+def cautions(ranking: Ranking) -> list[str]:
+    """What a reader must know before believing the ranking, a sentence each; none in a good sweep."""
+    lines = []
+    if 2 * ranking.num_near_chance > ranking.num_against_chance:
+        levels = ", ".join(f"{task} {formats.percent(level)} %" for task, level in sorted(ranking.chance.items()))
+        lines.append(
+            f"{ranking.num_near_chance} of {ranking.num_against_chance} scores are not clearly above chance ({levels}),"
+            " so the ranking is mostly of noise. Fine-tune on more examples or longer, or take easier tasks."
+        )
+    lines += _edge_lines(ranking)
+    table = ranking.checkpoints
+    if PROBE in table and ranking.target in table:
+        both = table[[PROBE, ranking.target]].dropna()
+        above = int((both[PROBE] > both[ranking.target]).sum())
+        if 2 * above > len(both):
+            lines.append(
+                f"A linear probe scores above fine-tuning on {above} of {len(both)} checkpoints "
+                f"({formats.percent(both[PROBE].mean())} against {formats.percent(both[ranking.target].mean())} % on "
+                "average): fine-tuning is too short, or its rates too small."
+            )
+    return lines
 
 
 def how_to_read(ranking: Ranking) -> list[str]:
     """What the numbers mean and what is missing from them, a sentence each."""
     lines = [
         "Checkpoints are by falling mean score over fine-tuning tasks, on test examples, at the learning rate picked "
-        "by validation score; ± is the standard error by SFT seeds. #n is a checkpoint's place by that indicator.",
-        "Pairs right: share of checkpoint pairs an indicator orders as fine-tuning does (0.50 is chance; ties half). "
-        f"95 % intervals draw whole variants ({ranking.num_variants}), {ranking.num_bootstrap} times.",
+        "by validation score. #n is a checkpoint's place by that indicator.",
+        _error_line(ranking),
     ]
-    if any(item.source == "config" for item in ranking.associations):
-        lines.append("Config rows need no measurement, and have their better direction chosen in hindsight.")
-    if 0 < ranking.num_variants < FEW_VARIANTS:
-        lines.append(f"Only {ranking.num_variants} variants: the intervals are too narrow to be trusted.")
+    if ranking.num_comparisons and ranking.errors != "unknown":
+        lines.append(
+            f"Of {ranking.num_comparisons} pairs of checkpoints, {ranking.num_clear} are clear: their difference is "
+            "beyond noise, with one in twenty of them at most expected to be none (Benjamini-Hochberg)."
+        )
+        lines.append(_tie_line(ranking))
     if ranking.associations:
-        counts = max((item.pairs for item in ranking.associations), key=lambda pairs: pairs.num_pairs)
-        noise = f"{ranking.target}_stderr"
-        if noise in ranking.checkpoints and ranking.checkpoints[noise].notna().any():
-            lines.append(
-                f"Of {counts.num_pairs} pairs, {counts.num_within_noise} are within the noise of SFT seeds and "
-                f"{counts.num_target_ties} tied; “clear” leaves them out ({counts.num_clear} pairs)."
-            )
-        else:
-            lines.append("One SFT seed only: the noise of scores is not known, and no pair was set apart for it.")
+        lines.append(
+            "Pairs right: share of checkpoint pairs an indicator orders as fine-tuning does (0.50 is chance; ties "
+            f"half). {_interval_text(ranking)}"
+        )
+    if any(item.source == "config" for item in ranking.associations):
+        lines.append(
+            "Config rows need no measurement: a pair is ordered by the scores of other variants with its settings "
+            "(ridge regression on the levels), so the best row of them is what an indicator has to beat."
+        )
     if ranking.num_unscored:
         lines.append(
             f"{ranking.num_unscored} of {len(ranking.checkpoints)} checkpoints have no score and are not ranked"
@@ -70,7 +100,91 @@ def how_to_read(ranking: Ranking) -> list[str]:
 
 
 def score_text(row: Mapping[Any, Any], target: str) -> str:
-    """`61.2 ± 0.4`, in percent."""
-    error = row.get(f"{target}_stderr", math.nan)
+    """`61.2 ± 1.4`, in percent: the half width of the 95 % interval, on its longer side where it ends at 0 or 100."""
+    half = half_width(row, target)
     text = formats.percent(row[target])
-    return text if is_missing(error) else f"{text} ± {formats.percent(error)}"
+    return text if math.isnan(half) else f"{text} ± {formats.percent(half)}"
+
+
+def half_width(row: Mapping[Any, Any], target: str) -> float:
+    """Of a score's 95 % interval, on its longer side; NaN where there is none."""
+    low, high = row.get(f"{target}_low"), row.get(f"{target}_high")
+    return math.nan if is_missing(low) or is_missing(high) else float(max(high - row[target], row[target] - low))
+
+
+def points_text(difference: Estimate) -> str:
+    """`1.3 [-0.4, 3.0] points`."""
+    if math.isnan(difference.low):
+        return f"{formats.percent(difference.value)} points"
+    return f"{100 * difference.value:.1f} [{100 * difference.low:.1f}, {100 * difference.high:.1f}] points"
+
+
+def direction_text(item: Association) -> str:
+    """Which values of an indicator are better."""
+    return item.direction or "by level"
+
+
+def cost_text(tie: Tie) -> str:
+    """`at half the tokens`; empty where the cost is the same or not known."""
+    if math.isnan(tie.cost_ratio) or tie.cost_ratio == 1:
+        return ""
+    return "at half the tokens" if tie.cost_ratio == 0.5 else f"at {formats.number(tie.cost_ratio)} times the tokens"
+
+
+def _beside(ranking: Ranking) -> str:
+    """After the best one's name: the ties, the cheapest first, or else how far it is ahead."""
+    if ranking.ties:
+        cheapest = min(ranking.ties, key=lambda tie: math.inf if math.isnan(tie.cost_ratio) else tie.cost_ratio)
+        tie = cheapest if cheapest.cost_ratio < 1 else ranking.ties[0]
+        cost = f", {cost_text(tie)}" if cost_text(tie) else ""
+        more = len(ranking.ties) - 1
+        return f", not distinguishable from {tie.label}{cost}{f', and {more} more' if more else ''}"
+    if ranking.gap is None or math.isnan(ranking.gap.low):
+        return ""
+    return f", {points_text(ranking.gap)} above the next"
+
+
+def _tie_line(ranking: Ranking) -> str:
+    method = f"95 % intervals that hold for all {ranking.num_comparisons} pairs at once, Tukey-Kramer"
+    if not ranking.ties:
+        return f"The best is better than every other ({method})."
+    ties = "; ".join(
+        f"{tie.label} ({', '.join(filter(None, (f'{points_text(tie.difference)} below', cost_text(tie))))})"
+        for tie in ranking.ties
+    )
+    return f"Not distinguishable from the best: {ties} ({method})."
+
+
+def _error_line(ranking: Ranking) -> str:
+    text = "± is the half width of a 95 % interval, over test examples and fine-tuning seeds"
+    if ranking.errors == "paired":
+        return f"{text}; differences are paired by test example and seed."
+    if ranking.errors == "paired, one seed":
+        return (
+            "± is the half width of a 95 % interval over test examples alone: with one fine-tuning seed, how far seeds "
+            "differ is not known. Differences are paired by test example."
+        )
+    if ranking.errors == "unpaired":
+        return f"{text}; differences are not paired, as the checkpoints' test examples are not known to be the same."
+    return "The errors of the scores are not known: no difference is shown to be more than noise."
+
+
+def _interval_text(ranking: Ranking) -> str:
+    if ranking.num_variants < MIN_CLUSTERS:
+        return f"Of fewer than {MIN_CLUSTERS} variants (here {ranking.num_variants}) there are no intervals."
+    return f"95 % intervals leave out each variant in turn ({ranking.num_variants}; jackknife)."
+
+
+def _edge_lines(ranking: Ranking) -> list[str]:
+    """How many rates were picked at an end of their grid, and whether that concerns the best and its ties."""
+    if not ranking.edges or ranking.best is None:
+        return []
+    leaders = {ranking.best["checkpoint"], *(tie.checkpoint for tie in ranking.ties)}
+    sides = Counter(edge.side for edge in ranking.edges)
+    counts = " and ".join(f"{number} at the {side}" for side, number in sorted(sides.items()))
+    leading = [edge for edge in ranking.edges if edge.checkpoint in leaders]
+    concerned = f", of the best or a tie with it in {len(leading)}" if leading else ", of none of the leaders"
+    return [
+        f"The fine-tuning rate picked is at an end of its grid in {len(ranking.edges)} cases ({counts}{concerned}): a "
+        "better one may lie beyond. Widen sft.lrs, or let `lrs: auto` do it."
+    ]

@@ -1,8 +1,9 @@
-"""Agreement of two orders: over pairs, and by rank correlation; with intervals that resample whole clusters.
+"""Agreement of two orders: over pairs, and by rank correlation; with intervals that leave whole clusters out.
 
-Pairs of n checkpoints are not independent, and checkpoints of one trajectory are hardly more so. So the bootstrap
-draws clusters (variants) with replacement. A draw is a vector of whole-number weights, one per checkpoint, under
-which every statistic here is exactly that of the expanded sample; pairs of a checkpoint with its own copy do not count.
+Pairs of n checkpoints are not independent, and checkpoints of one trajectory are hardly more so. So the jackknife
+leaves clusters (variants) out, one at a time: the standard error of a statistic over pairs by Arvesen (1969). What is
+left is a vector of weights, one per checkpoint, under which every statistic here is exactly that of the sample left;
+pairs of a checkpoint with its own copy do not count.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
-NOISE_Z = 1.96
-"""Two scores closer than this many standard errors of their difference are within noise."""
+SMALL = 1e-9
+"""What is zero but for rounding: a constant sample's scale may come out as 1e-15."""
+
+MIN_CLUSTERS = 5
+"""Fewer tell nothing of how a statistic varies between them, and there is no interval."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PairCounts:
-    """Unordered pairs: all of them, those within noise, and ties. `num_clear` = all without noise and target ties."""
+    """Unordered pairs: `num_pairs` is the sum of those within noise, with equal targets, and clear."""
 
     num_pairs: int
     num_within_noise: int
@@ -48,11 +53,11 @@ class Comparison:
     every: Floats
     """[n, n]: 1 for each pair that counts, 0 on the diagonal."""
     clear: Floats
-    """[n, n]: 1 for each pair whose target difference is beyond noise."""
+    """[n, n]: 1 for each pair whose target difference is clear."""
     counts: PairCounts
 
     def accuracy(self, weights: Floats) -> Floats:
-        """Share of pairs ordered alike, ties half, for weights [draws, n] -> [draws]."""
+        """Share of pairs ordered alike, ties half, for weights [rows, n] -> [rows]."""
         return _ratio(_pairs(weights, self.credit * self.every), _pairs(weights, self.every))
 
     def clear_accuracy(self, weights: Floats) -> Floats:
@@ -60,13 +65,13 @@ class Comparison:
         return _ratio(_pairs(weights, self.credit * self.clear), _pairs(weights, self.clear))
 
 
-def compare(indicator: Floats, target: Floats, *, stderr: Floats | None = None) -> Comparison:
+def compare(indicator: Floats, target: Floats, *, clear: Flags | None = None) -> Comparison:
     """Compare the order of every pair, higher being better in both.
 
     Args:
         indicator: [n], finite; negated if lower is better.
         target: [n], finite.
-        stderr: [n], standard error of each target score; NaN or None where noise is not known.
+        clear: [n, n], the pairs whose target difference is beyond noise; None: all of them.
 
     Raises:
         ValueError: if a value is missing, or the lengths differ.
@@ -74,58 +79,70 @@ def compare(indicator: Floats, target: Floats, *, stderr: Floats | None = None) 
     if indicator.shape != target.shape or not (np.isfinite(indicator).all() and np.isfinite(target).all()):
         raise ValueError("indicator and target must be finite and of one length; leave missing values out first")
     ours, theirs = _signs(indicator), _signs(target)
+    return comparison((1 + ours * theirs) / 2, target, clear=clear, num_indicator_ties=_half(ours == 0, len(target)))
+
+
+def comparison(credit: Floats, target: Floats, *, clear: Flags | None, num_indicator_ties: int) -> Comparison:
+    """From the credit of every pair [n, n]: 1 where it is ordered as by the target, 0 where not, 1/2 for no order."""
     every = 1.0 - np.eye(len(target))
-    noisy = np.zeros_like(every)
-    if stderr is not None:
-        margin = NOISE_Z * np.hypot(stderr[:, None], stderr[None, :])
-        # A NaN margin compares False: a pair of unknown noise is taken at its word.
-        noisy = (np.abs(target[:, None] - target[None, :]) <= margin) * every
-    tied = (theirs == 0) * every
-    clear = every * (1 - noisy) * (1 - tied)
+    tied = target[:, None] == target
+    apart = ~tied if clear is None else clear & ~tied
     counts = PairCounts(
-        num_pairs=_half(every),
-        num_within_noise=_half(noisy),
-        num_target_ties=_half(tied),
-        num_indicator_ties=_half((ours == 0) * every),
-        num_clear=_half(clear),
+        num_pairs=int(every.sum()) // 2,
+        num_within_noise=_half(~tied & ~apart, 0),
+        num_target_ties=_half(tied, len(target)),
+        num_indicator_ties=num_indicator_ties,
+        num_clear=_half(apart, 0),
     )
-    return Comparison(credit=(1 + ours * theirs) / 2, every=every, clear=clear, counts=counts)
+    return Comparison(credit=credit, every=every, clear=apart * every, counts=counts)
 
 
 def kendall(indicator: Floats, target: Floats, weights: Floats) -> Floats:
-    """Kendall's tau-b of each expanded sample, weights [draws, n] -> [draws]."""
+    """Kendall's tau-b of each expanded sample, weights [rows, n] -> [rows]."""
     ours, theirs = _signs(indicator), _signs(target)
     scale = np.sqrt(_pairs(weights, np.abs(ours)) * _pairs(weights, np.abs(theirs)))
     return _ratio(_pairs(weights, ours * theirs), scale)
 
 
 def spearman(indicator: Floats, target: Floats, weights: Floats) -> Floats:
-    """Spearman's rho of each expanded sample: Pearson's r of mid-ranks, weights [draws, n] -> [draws]."""
+    """Spearman's rho of each expanded sample: Pearson's r of mid-ranks, weights [rows, n] -> [rows]."""
     ours, theirs = (weights @ (1 + _signs(values).T) / 2 for values in (indicator, target))
-    total = np.maximum(weights.sum(axis=1, keepdims=True), 1.0)  # An empty draw: NaN below, no warning.
+    total = np.maximum(weights.sum(axis=1, keepdims=True), 1.0)  # An empty sample: NaN below, no warning.
     ours, theirs = (ranks - (weights * ranks).sum(axis=1, keepdims=True) / total for ranks in (ours, theirs))
     scale = np.sqrt((weights * ours**2).sum(axis=1) * (weights * theirs**2).sum(axis=1))
     return _ratio((weights * ours * theirs).sum(axis=1), scale)
 
 
-def draw_weights(clusters: Sequence[str], *, num_bootstrap: int, seed: int) -> Floats:
-    """Bootstrap draws of whole clusters: how often each item is in each draw, [num_bootstrap, n].
-
-    The draws depend on the set of clusters and the seed, not on the order of the items.
-    """
+def leave_one_out(clusters: Sequence[str]) -> Floats:
+    """Weights [clusters, n]: in each row one cluster's items weigh 0, all others 1."""
     names, index = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
-    generator = np.random.default_rng(seed)
-    times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=num_bootstrap)
-    return times[:, index].astype(np.float64)
+    weights: Floats = (np.arange(len(names))[:, None] != index).astype(np.float64)
+    return weights
 
 
-def interval(value: float, draws: Floats) -> Estimate:
-    """The value with the 2.5 and 97.5 percentiles of those draws in which the statistic is defined."""
-    draws = draws[np.isfinite(draws)]
-    if len(draws) == 0 or not np.isfinite(value):
+def interval(value: float, left: Floats, *, low: float = 0.0, high: float = 1.0) -> Estimate:
+    """The value of a statistic between `low` and `high`, with its 95 % interval by the jackknife.
+
+    Wilson's interval (1927) of a share, by Student's t with one degree of freedom less than there are clusters, and
+    with the number of observations that would give the jackknife's variance to a share (Korn & Graubard, 1998); where
+    that is zero, as when all pairs are right, with the number of clusters. No interval of fewer than `MIN_CLUSTERS`,
+    nor where the statistic is not defined without one of them.
+
+    Args:
+        left: [clusters], the statistic without each cluster.
+    """
+    from scipy.special import stdtrit
+
+    num = len(left)
+    if num < MIN_CLUSTERS or not (np.isfinite(value) and np.isfinite(left).all()):
         return Estimate(value)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return Estimate(value, float(low), float(high))
+    share = min(max((value - low) / (high - low), 0.0), 1.0)
+    variance = (num - 1) / num * float(((left - left.mean()) ** 2).sum()) / (high - low) ** 2
+    size = share * (1 - share) / variance if variance > SMALL and SMALL < share < 1 - SMALL else float(num)
+    bend = float(stdtrit(num - 1, 0.975)) ** 2 / size
+    middle = (share + bend / 2) / (1 + bend)
+    half = np.sqrt(bend * share * (1 - share) + bend**2 / 4) / (1 + bend)
+    return Estimate(value, low + (high - low) * float(middle - half), low + (high - low) * float(middle + half))
 
 
 def _signs(values: Floats) -> Floats:
@@ -138,10 +155,10 @@ def _pairs(weights: Floats, matrix: Floats) -> Floats:
 
 
 def _ratio(top: Floats, bottom: Floats) -> Floats:
-    # Rounding may leave a constant sample with a scale of 1e-15 rather than 0.
-    fine = bottom > 1e-9
+    fine = bottom > SMALL
     return np.where(fine, top / np.where(fine, bottom, 1.0), np.nan)
 
 
-def _half(matrix: Floats) -> int:
-    return int(matrix.sum()) // 2
+def _half(flags: Flags, num_diagonal: int) -> int:
+    """Of a symmetric matrix, how many unordered pairs are set, without the diagonal's."""
+    return (int(flags.sum()) - num_diagonal) // 2

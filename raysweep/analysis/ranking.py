@@ -11,52 +11,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from raysweep.analysis import formats
-from raysweep.analysis.indicators import Direction, direction_of, is_bookkeeping, is_config
-from raysweep.analysis.pairwise import (
-    Estimate,
-    Floats,
-    PairCounts,
-    compare,
-    draw_weights,
-    interval,
-    kendall,
-    spearman,
-)
+from raysweep.analysis.associations import Association, associate
+from raysweep.analysis.differences import Differences, between
+from raysweep.analysis.indicators import Direction
+from raysweep.analysis.pairwise import Estimate, Floats
+from raysweep.analysis.uncertainty import TaskNoise
 from raysweep.scores import Side
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FEW_VARIANTS = 8
-"""Below it a bootstrap over variants has too few to draw from, and its intervals are too narrow."""
-
 MEAN_SCORE = "sft/mean_score"
 _LR = re.compile(r"sft/.+_lr")
 
-
-@dataclass(frozen=True)
-class Association:
-    """How well one indicator orders the checkpoints as the target does; all statistics positive for agreement."""
-
-    indicator: str
-    source: Literal["measured", "config"]
-    """config: known from the sweep file alone, the baseline that a measured indicator has to beat."""
-    direction: Direction
-    """Which values are better: declared for what is measured; for config, whichever fits this data (in hindsight)."""
-    num_checkpoints: int
-    num_missing: int
-    """Scored checkpoints left out, for want of the indicator."""
-    accuracy: Estimate
-    """Share of all pairs ordered as by the target, ties half."""
-    clear_accuracy: Estimate
-    """The same over pairs whose target difference is beyond the noise between SFT seeds."""
-    spearman: Estimate
-    kendall: Estimate
-    gain: Estimate
-    """`accuracy` minus that of the best config baseline, on the same draws."""
-    pairs: PairCounts
-    same_order_as: str | None
-    """An indicator listed before, with the same order of the same checkpoints (perplexity and its loss)."""
+Errors = Literal["paired", "paired, one seed", "unpaired", "unknown"]
+"""What the errors of differences hold: test examples and seeds; examples alone; or of each score by itself."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +57,9 @@ class Edge:
 class Ranking:
     """Checkpoints and indicators, each best first.
 
-    `checkpoints` is the checkpoint table by falling target, with `rank` and, for each indicator, `rank/<indicator>`
-    (1 is best; equal values share the smaller rank). `skipped` says of each column why it is no indicator here.
+    `checkpoints` is the checkpoint table by falling target, with `rank` and, for each measured indicator,
+    `rank/<indicator>` (1 is best; equal values share the smaller rank). `skipped` says of each column why it is
+    no indicator here.
     """
 
     target: str
@@ -97,7 +67,6 @@ class Ranking:
     associations: tuple[Association, ...]
     skipped: Mapping[str, str]
     num_variants: int
-    num_bootstrap: int
     num_unscored: int
     """Checkpoints without a target, diverged ones included."""
     diverged: tuple[str, ...]
@@ -115,6 +84,9 @@ class Ranking:
     num_against_chance: int
     num_comparisons: int
     """Pairs of scored checkpoints, for all of which at once the intervals of `ties` and `gap` hold."""
+    num_clear: int
+    """Of these, the pairs whose difference is clear: at most one in twenty of them is expected to be none."""
+    errors: Errors
     edges: tuple[Edge, ...]
     """By the checkpoints' order."""
 
@@ -133,7 +105,6 @@ class Ranking:
             "indicators": [asdict(association) for association in self.associations],
             "skipped": dict(self.skipped),
             "num_variants": self.num_variants,
-            "num_bootstrap": self.num_bootstrap,
             "num_unscored": self.num_unscored,
             "diverged": list(self.diverged),
             "ties": [asdict(tie) for tie in self.ties],
@@ -142,6 +113,8 @@ class Ranking:
             "num_near_chance": self.num_near_chance,
             "num_against_chance": self.num_against_chance,
             "num_comparisons": self.num_comparisons,
+            "num_clear": self.num_clear,
+            "errors": self.errors,
             "edges": [asdict(edge) for edge in self.edges],
         }
         return _json(document)  # type: ignore[no-any-return]
@@ -150,18 +123,19 @@ class Ranking:
 def rank(
     table: pd.DataFrame,
     *,
+    noise: Mapping[str, TaskNoise] | None = None,
     target: str = MEAN_SCORE,
-    num_bootstrap: int = 1000,
-    seed: int = 0,
     directions: Mapping[str, Direction] | None = None,
 ) -> Ranking:
     """Rank the checkpoints of a checkpoint table by `target` (higher is better), and the indicators by agreement.
 
-    Intervals are 95 % percentiles of a bootstrap that draws whole variants with all their seeds and checkpoints:
-    checkpoints of one trajectory are no independent witnesses. All indicators see the same draws.
+    Intervals of agreement leave out whole variants with all their seeds and checkpoints: checkpoints of one
+    trajectory are no independent witnesses.
 
     Args:
-        table: with the columns variant, trial, checkpoint, step, status, and `<target>_stderr` if noise is known.
+        table: with the columns variant, trial, checkpoint, step, status.
+        noise: task -> errors of its scores and of their differences, as `read_tables` gives them. Where the target is
+            no score of these tasks, `<target>_stderr` is taken, and differences are not paired.
         directions: of further columns to take as indicators, such as {"mine/sharpness": "lower"}.
 
     Raises:
@@ -169,6 +143,50 @@ def rank(
     """
     import pandas as pd
 
+    table = _sorted(table, target)
+    scores: Floats = np.asarray(table[target], dtype=np.float64)
+    scored = table[np.isfinite(scores)]
+    errors = f"{target}_stderr"
+    differences = between(
+        scores[: len(scored)],
+        errors=scored[errors].to_numpy(dtype="float64") if errors in scored else None,
+        noise=_noise_of(target, noise or {}),
+        checkpoints=list(scored["checkpoint"]),
+    )
+    clear = differences.clear()
+    associations, skipped = associate(scored, target=target, clear=clear, directions=directions or {})
+    columns: dict[str, Any] = {"rank": _ranks(-scores)}
+    for item in associations:
+        if item.source == "measured":
+            values = table[item.indicator]
+            columns[f"rank/{item.indicator}"] = _ranks(values if item.direction == "lower" else -values)
+    labels = checkpoint_labels(table)
+    estimates = differences.from_first() if len(scored) else []
+    chance = _chance(table)
+    num_near, num_against = _near_chance(scored, chance)
+    return Ranking(
+        target=target,
+        checkpoints=pd.concat([table, pd.DataFrame(columns)], axis=1),
+        associations=associations,
+        skipped=skipped,
+        num_variants=int(scored["variant"].nunique()),
+        num_unscored=len(table) - len(scored),
+        diverged=tuple(labels[name] for name in table["checkpoint"][table["status"] == "diverged"]),
+        labels=labels,
+        ties=_ties(scored, estimates, labels),
+        gap=estimates[1] if len(estimates) > 1 else None,
+        chance=chance,
+        num_near_chance=num_near,
+        num_against_chance=num_against,
+        num_comparisons=differences.num_pairs,
+        num_clear=int(clear.sum()) // 2,
+        errors=_errors(differences),
+        edges=_edges(table, labels),
+    )
+
+
+def _sorted(table: pd.DataFrame, target: str) -> pd.DataFrame:
+    """By falling target, those without one last; raises ValueError if there is no such column."""
     if target not in table.columns:
         there = [name for name in table.columns if name.startswith("sft/") and name.endswith("score")]
         if len(table) and (there or target != MEAN_SCORE):
@@ -176,58 +194,45 @@ def rank(
         table = table.assign(**{target: math.nan})
     # One order of rows, whatever the caller's: sums of floats, and so the last bits, depend on it.
     table = table.sort_values([target, "trial", "step", "checkpoint"], ascending=[False, True, True, True])
-    table = table.reset_index(drop=True)
-    scores: Floats = np.asarray(table[target], dtype=np.float64)
-    scored = np.isfinite(scores)
-    candidates, skipped = _candidates(table, scored, target=target, directions=directions or {})
-    weights = (
-        draw_weights(list(table["variant"][scored]), num_bootstrap=num_bootstrap, seed=seed) if scored.any() else None
-    )
-    stderr = table[f"{target}_stderr"].to_numpy(dtype="float64") if f"{target}_stderr" in table else None
-    found = []
-    for name, (values, source, direction) in candidates.items():
-        have = np.isfinite(values[scored])
-        if weights is None or have.sum() < 2 or len(np.unique(values[scored][have])) < 2:
-            skipped[name] = "fewer than two different values"
-            continue
-        found.append(
-            _associate(
-                name,
-                values=values[scored][have],
-                scores=scores[scored][have],
-                stderr=None if stderr is None else stderr[scored][have],
-                weights=weights[:, have],
-                source=source,
-                direction=direction,
-                num_missing=int((~have).sum()),
-            )
+    return table.reset_index(drop=True)
+
+
+def _noise_of(target: str, noise: Mapping[str, TaskNoise]) -> list[TaskNoise]:
+    """Of the tasks that `target` is the mean of."""
+    if target == MEAN_SCORE:
+        return list(noise.values())
+    return [each for task, each in noise.items() if target == f"sft/{task}_score"]
+
+
+def _errors(differences: Differences) -> Errors:
+    if not differences.known:
+        return "unknown"
+    if not differences.knows_seeds:
+        return "paired, one seed" if differences.paired else "unpaired"
+    return "paired" if differences.paired else "unpaired"
+
+
+def _ties(scored: pd.DataFrame, estimates: Sequence[Estimate], labels: Mapping[str, str]) -> tuple[Tie, ...]:
+    """Those whose difference from the best may be none."""
+    rows = scored.to_dict("records")
+    tokens = [row.get("pretrain/num_tokens", math.nan) for row in rows]
+    return tuple(
+        Tie(
+            checkpoint=row["checkpoint"],
+            label=labels[row["checkpoint"]],
+            difference=estimate,
+            cost_ratio=spent / tokens[0] if tokens[0] else math.nan,
         )
-    columns: dict[str, Any] = {"rank": _ranks(-scores)}
-    for name in (association.indicator for association, _ in found):
-        values, _, direction = candidates[name]
-        columns[f"rank/{name}"] = _ranks(values if direction == "lower" else -values)
-    labels = checkpoint_labels(table)
-    associations = _ordered(found, {name: ranks for name, ranks in columns.items() if name != "rank"})
-    num_scored = int(scored.sum())
-    chance = _chance(table)
-    return Ranking(
-        target=target,
-        checkpoints=pd.concat([table, pd.DataFrame(columns)], axis=1),
-        associations=associations,
-        skipped=skipped,
-        num_variants=int(table["variant"][scored].nunique()),
-        num_bootstrap=num_bootstrap,
-        num_unscored=int((~scored).sum()),
-        diverged=tuple(labels[name] for name in table["checkpoint"][table["status"] == "diverged"]),
-        labels=labels,
-        ties=(),
-        gap=Estimate(float(scores[0] - scores[1])) if num_scored > 1 else None,
-        chance=chance,
-        num_near_chance=0,
-        num_against_chance=0,
-        num_comparisons=num_scored * (num_scored - 1) // 2,
-        edges=_edges(table, labels),
+        for row, estimate, spent in list(zip(rows, estimates, tokens, strict=True))[1:]
+        if estimate.low <= 0
     )
+
+
+def _near_chance(scored: pd.DataFrame, chance: Mapping[str, float]) -> tuple[int, int]:
+    """Of the scores on tasks of known chance: how many have intervals that reach down to it, and how many there are."""
+    lows = {task: scored[f"sft/{task}_score_low"] for task in chance if f"sft/{task}_score_low" in scored}
+    near = sum(int((low <= chance[task]).sum()) for task, low in lows.items())
+    return near, sum(int(low.notna().sum()) for low in lows.values())
 
 
 def _chance(table: pd.DataFrame) -> dict[str, float]:
@@ -273,95 +278,7 @@ def checkpoint_labels(table: pd.DataFrame) -> dict[str, str]:
     return labels
 
 
-Candidate = tuple[Floats, Literal["measured", "config"], Direction]
-
-
-def _candidates(
-    table: pd.DataFrame, scored: Any, *, target: str, directions: Mapping[str, Direction]
-) -> tuple[dict[str, Candidate], dict[str, str]]:
-    import pandas as pd
-
-    candidates: dict[str, Candidate] = {}
-    skipped = {}
-    for name in map(str, table.columns):
-        direction = directions.get(name) or direction_of(name)
-        if name == target or (name.startswith("sft/") and name not in directions):
-            continue
-        if direction is None and not is_config(name):
-            if "/" in name and not is_bookkeeping(name):
-                skipped[name] = "no direction declared in analysis/indicators.py"
-            continue
-        if not pd.api.types.is_numeric_dtype(table[name]):
-            skipped[name] = "words have no order"
-            continue
-        values = np.array(table[name].astype("Float64").to_numpy(na_value=math.nan), dtype=np.float64)
-        if direction:
-            candidates[name] = values, "measured", direction
-        else:
-            both = scored & np.isfinite(values)
-            tau = kendall(values[both], table[target].to_numpy(dtype="float64")[both], np.ones((1, int(both.sum()))))
-            candidates[name] = values, "config", "lower" if tau[0] < 0 else "higher"
-    return candidates, skipped
-
-
-def _associate(
-    name: str,
-    *,
-    values: Floats,
-    scores: Floats,
-    stderr: Floats | None,
-    weights: Floats,
-    source: Literal["measured", "config"],
-    direction: Direction,
-    num_missing: int,
-) -> tuple[Association, Floats]:
-    """The association but for its gain, and the bootstrap draws of its accuracy."""
-    import scipy.stats
-
-    oriented = -values if direction == "lower" else values
-    pairs = compare(oriented, scores, stderr=stderr)
-    once = np.ones((1, len(scores)))
-    draws = pairs.accuracy(weights)
-    varied = len(np.unique(scores)) > 1
-    rho = float(scipy.stats.spearmanr(oriented, scores).statistic) if varied else math.nan
-    tau = float(scipy.stats.kendalltau(oriented, scores).statistic) if varied else math.nan
-    association = Association(
-        indicator=name,
-        source=source,
-        direction=direction,
-        num_checkpoints=len(scores),
-        num_missing=num_missing,
-        accuracy=interval(float(pairs.accuracy(once)[0]), draws),
-        clear_accuracy=interval(float(pairs.clear_accuracy(once)[0]), pairs.clear_accuracy(weights)),
-        spearman=interval(rho, spearman(oriented, scores, weights)),
-        kendall=interval(tau, kendall(oriented, scores, weights)),
-        gain=Estimate(math.nan),
-        pairs=pairs.counts,
-        same_order_as=None,
-    )
-    return association, draws
-
-
-def _ordered(found: Sequence[tuple[Association, Floats]], ranks: Mapping[str, Any]) -> tuple[Association, ...]:
-    """Best first, with the gain over the best config baseline, and repetitions of an order marked."""
-    found = sorted(found, key=lambda item: (-item[0].accuracy.value, item[0].indicator))
-    baseline = next((item for item in found if item[0].source == "config"), None)
-    seen: dict[tuple[str, ...], str] = {}
-    ordered = []
-    for association, draws in found:
-        fields = {name: getattr(association, name) for name in Association.__dataclass_fields__}
-        # Over other checkpoints than the baseline's, a difference would compare two things at once.
-        if baseline and association.source == "measured" and association.num_missing == baseline[0].num_missing:
-            value = association.accuracy.value - baseline[0].accuracy.value
-            fields["gain"] = interval(value, draws - baseline[1])
-        order = (association.source, *map(str, ranks[f"rank/{association.indicator}"]))
-        fields["same_order_as"] = seen.get(order)
-        seen.setdefault(order, association.indicator)
-        ordered.append(Association(**fields))
-    return tuple(ordered)
-
-
-def _ranks(values: Floats) -> Any:
+def _ranks(values: Any) -> Any:
     import pandas as pd
 
     return pd.Series(values).rank(method="min").astype("Int64")

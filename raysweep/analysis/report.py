@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -18,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis import charts, formats
 from raysweep.analysis.colors import variant_colors
-from raysweep.analysis.findings import headline, how_to_read, score_text
-from raysweep.analysis.pairwise import Estimate
+from raysweep.analysis.findings import cautions, cost_text, headline, how_to_read, points_text, score_text
 from raysweep.analysis.pareto import Front, Goal, front_of
 from raysweep.analysis.ranking import Ranking, is_missing
 from raysweep.analysis.sections import (
@@ -76,6 +74,7 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
     return template.render(
         name=run.name,
         headline=headline(ranking),
+        cautions=cautions(ranking),
         best=_best(run, ranking),
         facts=_facts(stages, ranking),
         nav=[(name, title) for name, (title, _) in sections.items() if shown[name]],
@@ -116,27 +115,19 @@ def _best(run: Run, ranking: Ranking) -> dict[str, Any] | None:
     location = best.get("location")
     second = ranking.checkpoints.iloc[1] if ranking.gap else None
     ties = [
-        f"{tie.label} ({_points(tie.difference)} lower"
-        + (f", at {tie.cost_ratio:.2g} × the tokens)" if not is_missing(tie.cost_ratio) else ")")
+        f"{tie.label} ({', '.join(filter(None, (f'{points_text(tie.difference)} lower', cost_text(tie))))})"
         for tie in ranking.ties
     ]
     return {
         "label": ranking.labels[best["checkpoint"]],
         "score": score_text(best.to_dict(), ranking.target),
-        "gap": _points(ranking.gap) if ranking.gap else "",
+        "gap": points_text(ranking.gap) if ranking.gap else "",
         "second": ranking.labels[second["checkpoint"]] if second is not None else "",
         "ties": ties[:MAX_TIES],
         "num_more_ties": max(0, len(ties) - MAX_TIES),
         "location": None if is_missing(location) else location,
         "export": f"raysweep export {run.name} --store {shlex.quote(run.store.url)} --to DIR",
     }
-
-
-def _points(difference: Estimate) -> str:
-    """`1.3 [-0.4, 3.0] points`."""
-    if math.isnan(difference.low):
-        return f"{formats.percent(difference.value)} points"
-    return f"{100 * difference.value:.1f} [{100 * difference.low:.1f}, {100 * difference.high:.1f}] points"
 
 
 def _goals(run: Run) -> list[Goal]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis import formats
 from raysweep.analysis.colors import Color
-from raysweep.analysis.findings import score_text
+from raysweep.analysis.findings import direction_text, score_text
 from raysweep.analysis.ranking import MEAN_SCORE, Ranking, is_missing, shown_indicators
 from raysweep.runs import Run
 
@@ -167,13 +167,13 @@ def agreement_table(ranking: Ranking) -> Table:
         if item.same_order_as:
             continue
         num_equal = sum(other.same_order_as == item.indicator for other in ranking.associations)
-        marks = ["config, direction in hindsight"] if item.source == "config" else []
+        marks = ["config"] if item.source == "config" else []
         marks += [f"{num_equal} more of the same order"] if num_equal else []
         cells = [
             Cell(
                 short[item.indicator], item.indicator, mark=" · ".join(marks), title=alike_text(ranking, item.indicator)
             ),
-            cell(item.direction),
+            cell(direction_text(item)),
         ]
         for value in (item.accuracy, item.clear_accuracy, item.spearman, item.kendall, item.gain):
             cells.append(cell(value.value, lambda _, value=value: formats.estimate(value)))  # type: ignore[misc]

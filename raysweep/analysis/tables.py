@@ -11,10 +11,12 @@ from statistics import variance
 from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis.indicators import DERIVED
+from raysweep.analysis.samples import read_noise
+from raysweep.analysis.uncertainty import Moments, TaskNoise, mean_moments
 from raysweep.durable import replacing
 from raysweep.runs import Run, StageRow, TrialRow
 from raysweep.scores import Result, checkpoint_metrics, finetuning_runs, mean_over_tasks, pick
-from raysweep.store import Record
+from raysweep.store import Record, Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,34 +56,34 @@ def stage_table(run: Run) -> pd.DataFrame:
     return _frame(rows, first=_STAGE, last=last)
 
 
+def noise_of(store: Store, stages: pd.DataFrame) -> dict[str, TaskNoise]:
+    """Task -> the errors of its scores, from the test examples' scores that the stages of a stage table left."""
+    results = {checkpoint: [_result(row) for row in rows] for (_, checkpoint), rows in _by_checkpoint(stages).items()}
+    return read_noise(store, results)
+
+
 def checkpoint_table(run: Run) -> pd.DataFrame:
     """One row per checkpoint, with all that was measured on it.
 
     Columns: trial, variant, seed, checkpoint (its stage id), step, status, location, `point.<path>`; metrics of whole
     models as `<kind>/<metric>` and of tasks as `<kind>/<task>_<metric>` (mean over seeds). Of fine-tuning, per task:
     `sft/<task>_score` (test, mean over SFT seeds, at the learning rate with the best mean validation score),
-    `_score_sd` and `_num_seeds` over these, `_score_stderr` (from the variance between seeds, pooled over checkpoints),
-    `_lr`, and `_lr_edge` (-1 where that is the lowest of its grid, 1 the highest, else 0); and over tasks
-    `sft/mean_score` with its `_stderr`, NaN where a task is missing, and `sft/num_tasks_missing`.
+    `_score_sd` and `_num_seeds` over these, `_score_stderr` with `_score_low` and `_score_high` (a 95 % interval, over
+    test examples and seeds), `_lr`, and `_lr_edge` (-1 where that is the lowest of its grid, 1 the highest, else 0);
+    and over tasks `sft/mean_score` with its `_stderr`, `_low` and `_high`, NaN where a task is missing, and
+    `sft/num_tasks_missing`.
     """
-    return checkpoints_of(stage_table(run))
+    stages = stage_table(run)
+    return checkpoints_of(stages, noise_of(run.store, stages))
 
 
-def checkpoints_of(stages: pd.DataFrame) -> pd.DataFrame:
-    """`checkpoint_table` from a stage table."""
-    by_checkpoint: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    stage_rows = [_known(row) for row in stages.to_dict("records")]
-    for row in stage_rows:
-        if checkpoint := row.get("checkpoint"):
-            by_checkpoint[row["trial"], checkpoint].append(row)
-        elif row["kind"] == "pretrain":
-            by_checkpoint[row["trial"], row["id"]].append(row)
-    made = {(row["trial"], row["id"]): row for row in stage_rows}
-    tasks = sorted({row["task"] for row in stage_rows if row["kind"] == "sft"})
-    rows = [
-        _checkpoint_row(key, measured, made.get(key), tasks=tasks) for key, measured in sorted(by_checkpoint.items())
-    ]
-    _add_noise(rows, tasks)
+def checkpoints_of(stages: pd.DataFrame, noise: Mapping[str, TaskNoise]) -> pd.DataFrame:
+    """`checkpoint_table` from a stage table and the errors of its scores."""
+    by_checkpoint = _by_checkpoint(stages)
+    made = {(row["trial"], row["id"]): _known(row) for row in stages.to_dict("records")}
+    tasks = sorted({row["task"] for rows in by_checkpoint.values() for row in rows if row["kind"] == "sft"})
+    rows = [_checkpoint_row(key, measured, made.get(key), tasks=tasks) for key, measured in by_checkpoint.items()]
+    _add_errors(rows, tasks, noise)
     table = _frame(rows, first=_CHECKPOINT)
     for name, (needs, function) in DERIVED.items():
         if set(needs) <= set(table.columns):
@@ -153,7 +155,7 @@ def _fine_tuned(task: str, results: Sequence[Result]) -> Row:
         f"sft/{task}_lr": picked.lr,
         f"sft/{task}_lr_edge": _EDGES[picked.edge],
         f"sft/{task}_num_seeds": len(scores),
-        # The form's own stderr is over test examples of one run; of the mean over seeds, _add_noise says it.
+        # The form's own is over test examples of one run; of the mean over seeds, _add_errors says it.
         f"sft/{task}_score_stderr": math.nan,
         f"sft/{task}_score_sd": math.sqrt(variance(scores)) if len(scores) > 1 else math.nan,
     }
@@ -171,25 +173,36 @@ def _result(row: Mapping[Hashable, Any]) -> Result:
     )
 
 
-def _add_noise(rows: Sequence[Row], tasks: Sequence[str]) -> None:
-    """Standard errors of scores by the variance between SFT seeds, pooled over checkpoints.
+def _by_checkpoint(stages: pd.DataFrame) -> dict[tuple[str, str], list[Row]]:
+    """(trial, checkpoint) -> its stages' rows, without the cells that hold nothing."""
+    rows: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in map(_known, stages.to_dict("records")):
+        if checkpoint := row.get("checkpoint"):
+            rows[row["trial"], checkpoint].append(row)
+        elif row["kind"] == "pretrain":
+            rows[row["trial"], row["id"]].append(row)
+    return dict(sorted(rows.items()))
 
-    Two or three seeds say little of their own variance; pooled over checkpoints of a task they say enough.
-    """
-    for task in tasks:
-        sums = [
-            ((row[f"sft/{task}_num_seeds"] - 1) * row[f"sft/{task}_score_sd"] ** 2, row[f"sft/{task}_num_seeds"] - 1)
-            for row in rows
-            if row.get(f"sft/{task}_num_seeds", 0) > 1
-        ]
-        pooled = sum(part for part, _ in sums) / sum(free for _, free in sums) if sums else math.nan
-        for row in rows:
-            num = row[f"sft/{task}_num_seeds"]
-            row[f"sft/{task}_score_stderr"] = math.sqrt(pooled / num) if num else math.nan
+
+def _add_errors(rows: Sequence[Row], tasks: Sequence[str], noise: Mapping[str, TaskNoise]) -> None:
+    """The errors and intervals of scores, of each task and of the mean over tasks."""
+    places = {task: {name: place for place, name in enumerate(each.checkpoints)} for task, each in noise.items()}
     for row in rows:
-        if tasks:
-            errors = [row[f"sft/{task}_score_stderr"] for task in tasks]
-            row["sft/mean_score_stderr"] = math.sqrt(sum(error**2 for error in errors)) / len(tasks)
+        there = [task for task in tasks if row["checkpoint"] in places.get(task, {})]
+        parts = {task: noise[task].scores.at([places[task][row["checkpoint"]]]) for task in there}
+        for task, part in parts.items():
+            row |= _errors(f"sft/{task}_score", part)
+        if tasks and len(parts) == len(tasks):
+            row |= _errors("sft/mean_score", mean_moments(list(parts.values())))
+
+
+def _errors(name: str, score: Moments) -> Row:
+    middle, half = float(score.value[0]), float(score.half_width()[0])
+    return {
+        f"{name}_stderr": math.sqrt(score.variance[0]),
+        f"{name}_low": max(0.0, middle - half),
+        f"{name}_high": min(1.0, middle + half),
+    }
 
 
 def _metrics(row: Mapping[Hashable, Any]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from raysweep.analysis import formats
-from raysweep.analysis.findings import how_to_read, score_text
+from raysweep.analysis.findings import cautions, direction_text, how_to_read, score_text
 from raysweep.analysis.ranking import Ranking, is_missing, shown_indicators
 from raysweep.printable import printable
 
@@ -33,6 +33,8 @@ def format_terminal(ranking: Ranking, *, width: int | None = None, color: bool |
         if not is_missing(location := ranking.best.get("location")):
             console.print(Text(printable(f"best checkpoint: {location}")), soft_wrap=True)
         console.print(_indicator_rows(ranking))
+    for line in cautions(ranking):
+        console.print(Text(printable(line), style="bold yellow"))
     for line in how_to_read(ranking):
         console.print(Text(printable(line), style="dim"))
     for label in ranking.diverged:
@@ -73,5 +75,5 @@ def _indicator_rows(ranking: Ranking) -> Table:
         if item.same_order_as is None:
             name = item.indicator + (" (config)" if item.source == "config" else "")
             numbers = map(formats.estimate, (item.accuracy, item.clear_accuracy, item.spearman))
-            table.add_row(*(Text(printable(cell)) for cell in (name, item.direction, *numbers)))
+            table.add_row(*(Text(printable(cell)) for cell in (name, direction_text(item), *numbers)))
     return table

@@ -42,6 +42,7 @@ def add_checkpoint(run: Run, name: str, fine_tuned: list[dict], **metrics: float
             run.add_failure(stage.id, kind="sft", trial=name, cause="out of memory", log="x.log")
         elif status != "missing":
             found = {"score": one["score"], "valid_score": one["valid"]} if status == "done" else {}
+            found |= {"score_stderr": one["stderr"]} if "stderr" in one else {}
             put(run.store, stage.id, found, status=status, lr=one["lr"], seed=one.get("seed", 0))
         stages.append(stage)
     run.add_trial(TrialRow(name, f"variant-{name}", {"pretrain.x": name}, 0, tuple(stages)))
@@ -80,15 +81,25 @@ def test_a_failed_stage_is_told_from_one_not_run_and_its_task_makes_the_mean_mis
     assert rank(table).num_unscored == 1
 
 
-def test_the_standard_error_pools_the_variance_between_seeds(run):
+def test_records_without_predictions_have_the_error_of_examples_and_seeds(run):
     for name, scores in (("a", (0.40, 0.42)), ("b", (0.60, 0.66, 0.63))):
-        rows = [{"lr": 0.1, "seed": seed, "score": score, "valid": 0.5} for seed, score in enumerate(scores)]
+        rows = [
+            {"lr": 0.1, "seed": seed, "score": score, "valid": 0.5, "stderr": 0.02} for seed, score in enumerate(scores)
+        ]
         add_checkpoint(run, name, rows)
     table = checkpoint_table(run)
-    # Squared deviations 0.0002 and 0.0018, over 1 + 2 degrees of freedom.
+    # Between seeds: squared deviations 0.0002 and 0.0018, over 1 + 2 degrees of freedom. Of examples: as recorded.
     pooled = (0.0002 + 0.0018) / 3
-    assert list(table["sft/t_score_stderr"]) == pytest.approx([math.sqrt(pooled / 2), math.sqrt(pooled / 3)])
-    assert list(table["sft/mean_score_stderr"]) == pytest.approx(list(table["sft/t_score_stderr"]))
+    expected = [math.sqrt(0.02**2 + pooled / 2), math.sqrt(0.02**2 + pooled / 3)]
+    assert list(table["sft/t_score_stderr"]) == pytest.approx(expected)
+    assert list(table["sft/mean_score_stderr"]) == pytest.approx(expected)
+    assert Results(run).ranking.errors == "unpaired"
+
+
+def test_a_record_that_says_nothing_of_its_error_has_none(run):
+    add_checkpoint(run, "a", [{"lr": 0.1, "score": 0.5, "valid": 0.5}])
+    assert math.isnan(checkpoint_table(run)["sft/t_score_stderr"][0])
+    assert Results(run).ranking.errors == "unknown"
 
 
 def test_a_stage_that_two_trials_share_is_a_row_of_each_and_counts_once_in_the_report(run):
@@ -107,6 +118,7 @@ def test_pairs_closer_than_their_noise_are_left_out_of_clear_pairs():
     assert (trace.pairs.num_pairs, trace.pairs.num_within_noise, trace.pairs.num_clear) == (3, 1, 2)
     assert trace.accuracy.value == pytest.approx(2 / 3)  # The noisy pair is the one it has wrong.
     assert trace.clear_accuracy.value == 1
+    assert (ranking.num_clear, ranking.num_comparisons) == (2, 3)
 
 
 def test_a_checkpoint_without_the_indicator_is_left_out_of_it_and_counted():

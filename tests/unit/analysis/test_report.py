@@ -54,7 +54,7 @@ def test_the_winner_comes_with_its_path_the_gap_and_its_ties(run):
     ranking = replace(ranking, gap=Estimate(0.1, -0.02, 0.22), ties=(tie,))
     shown = words(render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), ranking))
     assert "10.0 [-2.0, 22.0] points above the next, x c1 · step 1" in shown
-    assert "x c1 · step 1 (10.0 [-2.0, 22.0] points lower, at 0.5 × the tokens)" in shown
+    assert "x c1 · step 1 (10.0 [-2.0, 22.0] points lower, at half the tokens)" in shown
     assert "/store/c0" in shown
     assert f"raysweep export r --store {run.store.url} --to DIR" in shown
     rows = ranking_table(ranking, {}).rows

@@ -1,0 +1,198 @@
+"""How well each indicator orders the checkpoints as the target does, beside what the sweep file alone tells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from raysweep.analysis.baselines import credit, design
+from raysweep.analysis.indicators import Direction, direction_of, is_bookkeeping, is_config
+from raysweep.analysis.pairwise import (
+    Comparison,
+    Estimate,
+    Flags,
+    Floats,
+    PairCounts,
+    compare,
+    comparison,
+    interval,
+    kendall,
+    leave_one_out,
+    spearman,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Statistic = Callable[[Floats, Floats, Floats], Floats]
+
+TOGETHER = "all together"
+"""The baseline of all config columns at once."""
+
+
+@dataclass(frozen=True)
+class Association:
+    """How well one indicator orders the checkpoints as the target does; all statistics positive for agreement."""
+
+    indicator: str
+    source: Literal["measured", "config"]
+    """config: known from the sweep file alone, the baseline that a measured indicator has to beat."""
+    direction: Direction | None
+    """Which values are better: declared for what is measured; for config, how scores went; None where words decide."""
+    num_checkpoints: int
+    num_missing: int
+    """Scored checkpoints left out, for want of the indicator."""
+    accuracy: Estimate
+    """Share of all pairs ordered as by the target, ties half; a config column by its levels on other variants."""
+    clear_accuracy: Estimate
+    """The same over pairs whose target difference is clear."""
+    spearman: Estimate
+    """NaN for config, whose order is another one for every pair."""
+    kendall: Estimate
+    gain: Estimate
+    """`accuracy` minus that of the best config baseline, on the same checkpoints."""
+    pairs: PairCounts
+    same_order_as: str | None
+    """An indicator listed before, with the same order of the same checkpoints (perplexity and its loss)."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    association: Association
+    have: Flags
+    """[n]: the checkpoints that the indicator was measured on."""
+    left: Floats
+    """[variants]: its accuracy without each of them."""
+    order: Hashable
+    """The same for indicators that order the same checkpoints alike."""
+
+
+def associate(
+    table: pd.DataFrame, *, target: str, clear: Flags, directions: Mapping[str, Direction]
+) -> tuple[tuple[Association, ...], dict[str, str]]:
+    """Indicators, best first, and of each column that is none, why.
+
+    Args:
+        table: the rows of a checkpoint table that have a target.
+        clear: [rows, rows], pairs whose target difference is clear.
+        directions: of columns beyond those declared in indicators.py.
+    """
+    rows, skipped, config = [], {}, []
+    for name in map(str, table.columns):
+        direction = directions.get(name) or direction_of(name)
+        if name == target or (name.startswith("sft/") and name not in directions):
+            continue
+        if not direction and not is_config(name):
+            if "/" in name and not is_bookkeeping(name):
+                skipped[name] = "no direction declared in analysis/indicators.py"
+        elif table[name].nunique() < 2:
+            skipped[name] = "fewer than two different values"
+        elif direction:
+            rows.append(_measured(table, name, direction, target=target, clear=clear))
+        else:
+            config.append(name)
+    rows += [_config(table, name, [name], target=target, clear=clear) for name in config]
+    if len(config) > 1:
+        rows.append(_config(table, TOGETHER, config, target=target, clear=clear))
+    return _ordered(rows), skipped
+
+
+def _measured(table: pd.DataFrame, name: str, direction: Direction, *, target: str, clear: Flags) -> _Row:
+    values = _numbers(table[name])
+    have = np.isfinite(values)
+    scores, oriented = _numbers(table[target])[have], values[have] * (-1 if direction == "lower" else 1)
+    weights = leave_one_out(list(table["variant"][have]))
+    pairs = compare(oriented, scores, clear=clear[np.ix_(have, have)])
+    row = _row(name, "measured", direction, pairs, weights=weights, have=have, order=tuple(_places(oriented, have)))
+    association = replace(
+        row.association,
+        spearman=_correlation(spearman, oriented, scores, weights),
+        kendall=_correlation(kendall, oriented, scores, weights),
+    )
+    return replace(row, association=association)
+
+
+def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: str, clear: Flags) -> _Row:
+    """By the scores of other variants, from one config column or from several."""
+    import pandas as pd
+
+    have: Flags = table[list(columns)].notna().all(axis=1).to_numpy(dtype=bool)
+    there = table[have]
+    scores, variants = _numbers(there[target]), list(there["variant"])
+    regressors = np.concatenate([design(there[column]) for column in columns], axis=1)
+    shares = credit(regressors, scores, variants)
+    undecided = (int((shares[scores[:, None] != scores] == 0.5).sum())) // 2
+    pairs = comparison(shares, scores, clear=clear[np.ix_(have, have)], num_indicator_ties=undecided)
+    direction: Direction | None = None
+    if name != TOGETHER and pd.api.types.is_numeric_dtype(there[name]) and there[name].nunique() > 1:
+        rising = kendall(_numbers(there[name]), scores, np.ones((1, len(scores))))[0] >= 0
+        direction = "higher" if rising else "lower"
+    weights = leave_one_out(variants)
+    return _row(name, "config", direction, pairs, weights=weights, have=have, order=(have.tobytes(), shares.tobytes()))
+
+
+def _row(
+    name: str,
+    source: Literal["measured", "config"],
+    direction: Direction | None,
+    pairs: Comparison,
+    *,
+    weights: Floats,
+    have: Flags,
+    order: Hashable,
+) -> _Row:
+    once = np.ones((1, weights.shape[1]))
+    left = pairs.accuracy(weights)
+    association = Association(
+        indicator=name,
+        source=source,
+        direction=direction,
+        num_checkpoints=weights.shape[1],
+        num_missing=int((~have).sum()),
+        accuracy=interval(float(pairs.accuracy(once)[0]), left),
+        clear_accuracy=interval(float(pairs.clear_accuracy(once)[0]), pairs.clear_accuracy(weights)),
+        spearman=Estimate(math.nan),
+        kendall=Estimate(math.nan),
+        gain=Estimate(math.nan),
+        pairs=pairs.counts,
+        same_order_as=None,
+    )
+    return _Row(association, have=have, left=left, order=(source, order))
+
+
+def _correlation(function: Statistic, oriented: Floats, scores: Floats, weights: Floats) -> Estimate:
+    once = np.ones((1, len(scores)))
+    value, left = function(oriented, scores, once)[0], function(oriented, scores, weights)
+    return interval(float(value), left, low=-1.0)
+
+
+def _ordered(rows: Sequence[_Row]) -> tuple[Association, ...]:
+    """Best first, with the gain over the best config baseline, and repetitions of an order marked."""
+    rows = sorted(rows, key=lambda row: (-row.association.accuracy.value, row.association.indicator))
+    baseline = next((row for row in rows if row.association.source == "config"), None)
+    seen: dict[Hashable, str] = {}
+    ordered = []
+    for row in rows:
+        gain = row.association.gain
+        # Over other checkpoints than the baseline's, a difference would compare two things at once.
+        if baseline and row.association.source == "measured" and (row.have == baseline.have).all():
+            value = row.association.accuracy.value - baseline.association.accuracy.value
+            gain = interval(value, row.left - baseline.left, low=-1.0)
+        ordered.append(replace(row.association, gain=gain, same_order_as=seen.get(row.order)))
+        seen.setdefault(row.order, row.association.indicator)
+    return tuple(ordered)
+
+
+def _numbers(column: pd.Series) -> Floats:
+    return np.array(column.astype("Float64").to_numpy(na_value=math.nan), dtype=np.float64)
+
+
+def _places(oriented: Floats, have: Flags) -> list[int]:
+    """Of every checkpoint, best first, equal values sharing a place; -1 where the indicator was not measured."""
+    places = np.full(len(have), -1)
+    places[have] = np.unique(-oriented, return_inverse=True)[1]
+    return [int(place) for place in places]

@@ -1,0 +1,96 @@
+"""What the sweep file alone tells of the scores: the baseline that a measured indicator has to beat.
+
+A config column (an optimizer by name, a learning rate, a step) has no declared direction, and words have no order. So
+its levels are given the order of their scores on *other* variants: for a pair of checkpoints, a ridge regression of the
+scores on the column is fitted without both their variants, and the pair ordered by what it predicts. Without both: a
+mean that leaves out only the one predicted is low where that one is high, and would be wrong more often than a coin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raysweep.analysis.pairwise import SMALL, Floats
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PENALTY = 1.0
+"""On squared coefficients: each level of a column is drawn to the mean as by one checkpoint of no effect."""
+
+
+def design(column: pd.Series) -> Floats:
+    """A config column without missing values as regressors [n, p]: its levels, and its rank where it is a number.
+
+    The rank tells of values between and beyond those of other variants; levels tell where scores are not monotonic.
+    """
+    import pandas as pd
+
+    codes, levels = pd.factorize(column, sort=True)
+    parts = [(codes[:, None] == np.arange(len(levels))).astype(np.float64)]
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        ranks = column.rank().to_numpy(dtype=np.float64)
+        parts.append((ranks[:, None] - ranks.mean()) / max(float(ranks.std()), SMALL))
+    return np.concatenate(parts, axis=1)
+
+
+def credit(regressors: Floats, scores: Floats, variants: Sequence[str]) -> Floats:
+    """[n, n]: 1 for each pair that the regression on other variants' scores orders rightly, 0 wrongly, 1/2 not at all.
+
+    Args:
+        regressors: [n, p], as of `design`; an intercept is added.
+        scores: [n], finite.
+        variants: of each checkpoint.
+    """
+    predicted = _left_two_out(_hat(regressors), scores, variants)
+    lead = predicted - predicted.T
+    lead[np.abs(lead) < SMALL] = 0.0
+    return (1 + np.sign(lead) * np.sign(scores[:, None] - scores)) / 2
+
+
+def _hat(regressors: Floats) -> Floats:
+    """The ridge's matrix [n, n] from scores to fitted scores, the intercept without penalty."""
+    full = np.concatenate([np.ones((len(regressors), 1)), regressors], axis=1)
+    penalty = np.diag([0.0] + [PENALTY] * regressors.shape[1])
+    hat: Floats = full @ np.linalg.solve(full.T @ full + penalty, full.T)
+    return hat
+
+
+def _left_two_out(hat: Floats, scores: Floats, variants: Sequence[str]) -> Floats:
+    """[n, n]: the prediction for the row's checkpoint without its variant and the column's.
+
+    Nothing is fitted anew: without rows B, the residuals there are (I - H_BB)^-1 (y - H y)_B. Where nothing is left to
+    fit (two variants in all), all predictions are 0.
+    """
+    names, index = np.unique(np.asarray(variants, dtype=str), return_inverse=True)
+    predicted = np.zeros_like(hat)
+    if len(names) < 3:
+        return predicted
+    # Rows of each variant, one beyond the last where it has fewer than others: there H and the residual are 0.
+    last = len(scores)
+    rows = np.full((len(names), int(np.bincount(index).max())), last)
+    for variant in range(len(names)):
+        members = np.flatnonzero(index == variant)
+        rows[variant, : len(members)] = members
+    padded = np.pad(hat, (0, 1))
+    residual = np.append(scores - hat @ scores, 0.0)
+    wanted = np.append(scores, 0.0)
+    fitted = np.zeros((last + 1, last + 1))
+    for variant, own in enumerate(rows):
+        others = np.delete(rows, variant, axis=0)
+        both = np.concatenate([np.broadcast_to(own, others.shape), others], axis=1)
+        left = _residuals(padded, residual, both)[:, : len(own)]
+        fitted[own[None, :, None], others[:, None, :]] = (wanted[own] - left)[:, :, None]
+        fitted[np.ix_(own, own)] = (wanted[own] - _residuals(padded, residual, own[None])[0])[:, None]
+    return fitted[:last, :last]
+
+
+def _residuals(hat: Floats, residual: Floats, rows: np.ndarray) -> Floats:
+    """[sets, rows]: of each set of rows, when it is left out."""
+    blocks = np.eye(rows.shape[1]) - hat[rows[:, :, None], rows[:, None, :]]
+    # A padded row appears more than once in a set; its block is the identity's all the same, as H is 0 there.
+    left: Floats = np.linalg.solve(blocks, residual[rows][:, :, None])[:, :, 0]
+    return left

@@ -1,0 +1,117 @@
+"""Differences between the scores of checkpoints: which pairs are clear, and which checkpoints tie with the best.
+
+Many are looked at once, so both answers say what they hold for all of them together:
+
+* *Clear pairs* by Benjamini & Hochberg (1995), as Williams, Jones & Tukey (1999) do for the pairs of states in a table
+  of test scores: of the pairs called clear, one in twenty at most is expected to be none.
+* *Differences from the best* by Tukey & Kramer: 95 % intervals that hold for all pairs at once, and so for the pair of
+  the best, too, although it was picked for its score. Exact where all differences have one variance, else on the wide
+  side (Hayter, 1984; for paired ones a conjecture, see Hsu, Multiple Comparisons, 1996).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysweep.analysis.pairwise import Estimate
+from raysweep.analysis.uncertainty import CONFIDENCE, Flags, Floats, Moments, TaskNoise, mean_moments
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The difference of every two of n scores, the row's minus the column's; made by `between`."""
+
+    value: Floats
+    """[n, n]."""
+    moments: Moments
+    """[n, n], its variance NaN where the errors of scores are not known."""
+    paired: bool
+    """Whether all are over test examples that both checkpoints have."""
+    knows_seeds: bool
+    """Whether the errors hold those of the fine-tuning seeds."""
+
+    @property
+    def num_pairs(self) -> int:
+        """Of unordered pairs."""
+        return len(self.value) * (len(self.value) - 1) // 2
+
+    @property
+    def known(self) -> bool:
+        """Whether every difference has an error."""
+        return bool(np.isfinite(self.moments.variance).all())
+
+    def clear(self) -> Flags:
+        """[n, n]: the pairs whose difference is clear; one without a known error is taken at its word."""
+        from scipy.special import stdtr
+
+        flags: Flags = self.value != 0
+        rows, columns = _upper(len(self.value))
+        errors = np.sqrt(self.moments.variance[rows, columns])
+        known = np.isfinite(errors)
+        rows, columns, errors = rows[known], columns[known], errors[known]
+        ratios = np.abs(self.moments.value[rows, columns]) / errors
+        chances = 2 * stdtr(self.moments.df[rows, columns], -ratios)
+        flags[rows, columns] &= benjamini_hochberg(chances, rate=1 - CONFIDENCE)
+        flags[columns, rows] = flags[rows, columns]
+        return flags
+
+    def simultaneous(self) -> Floats:
+        """[n, n]: half widths of the 95 % intervals that hold for all pairs at once."""
+        from scipy.stats import studentized_range
+
+        num = len(self.value)
+        if num < 2:
+            return np.zeros_like(self.value)
+        df = float(np.nanmin(self.moments.df[_upper(num)], initial=np.inf))
+        widths: Floats = studentized_range.ppf(CONFIDENCE, num, df) / np.sqrt(2) * np.sqrt(self.moments.variance)
+        return widths
+
+    def from_first(self) -> list[Estimate]:
+        """The first score minus each, with intervals that hold for all pairs at once."""
+        middles, widths = self.moments.value, self.simultaneous()
+        return [
+            Estimate(float(value), float(middle - width), float(middle + width))
+            for value, middle, width in zip(self.value[0], middles[0], widths[0], strict=True)
+        ]
+
+
+def between(
+    scores: Floats, *, errors: Floats | None, noise: Sequence[TaskNoise], checkpoints: Sequence[str]
+) -> Differences:
+    """The differences of the scores of `checkpoints`, each a mean over the tasks of `noise`.
+
+    Args:
+        scores: [n], as recorded.
+        errors: [n], standard errors of the scores, taken where `noise` lacks a checkpoint; None: not known.
+        noise: of each task that the scores are means over; empty where they are none of fine-tuning's.
+    """
+    value = scores[:, None] - scores
+    places: list[Mapping[str, int]] = [{name: row for row, name in enumerate(each.checkpoints)} for each in noise]
+    if noise and all(name in place for place in places for name in checkpoints):
+        rows = [[place[name] for name in checkpoints] for place in places]
+        return Differences(
+            value,
+            mean_moments([each.differences.at(row) for each, row in zip(noise, rows, strict=True)]),
+            paired=all(each.paired[np.ix_(row, row)].all() for each, row in zip(noise, rows, strict=True)),
+            knows_seeds=all(each.knows_seeds for each in noise),
+        )
+    variance = np.full(len(scores), np.nan) if errors is None else errors**2
+    moments = Moments(value, variance[:, None] + variance, np.full(value.shape, np.inf))
+    return Differences(value, moments, paired=False, knows_seeds=False)
+
+
+def benjamini_hochberg(chances: Floats, *, rate: float) -> Flags:
+    """Which of p-values [m] to take, such that at most the share `rate` of those taken is expected to be wrong."""
+    order = np.argsort(chances)
+    below = np.flatnonzero(chances[order] <= rate * np.arange(1, len(chances) + 1) / max(1, len(chances)))
+    taken = np.zeros(len(chances), dtype=bool)
+    taken[order[: below[-1] + 1 if len(below) else 0]] = True
+    return taken
+
+
+def _upper(num: int) -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = np.triu_indices(num, k=1)
+    return rows, columns

@@ -1,0 +1,94 @@
+"""From the store to the errors of fine-tuned scores: the test examples' scores of the runs that count, read once."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from raysweep.analysis.uncertainty import Floats, Sample, TaskNoise, recorded, sample, task_noise
+from raysweep.scores import Result, finetuning_runs, pick
+from raysweep.store import Store
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN = 10**6
+"""Test examples of a record that does not say how many: enough for the normal quantile."""
+
+
+def read_noise(store: Store, results: Mapping[str, Sequence[Result]]) -> dict[str, TaskNoise]:
+    """Task -> errors of its scores and of their differences, over the checkpoints that have a score.
+
+    Of each checkpoint and task the predictions of the picked rate's seeds are read. Records without them, or whose
+    examples have no names, still have errors, but unpaired ones.
+
+    Args:
+        results: checkpoint -> what its stages gave.
+    """
+    tasks = sorted({str(result.task) for found in results.values() for result in found if result.kind == "sft"})
+    noise = {}
+    for task in tasks:
+        samples = [_sample(store, checkpoint, found, task) for checkpoint, found in sorted(results.items())]
+        noise[task] = task_noise([each for each in samples if each is not None])
+    return noise
+
+
+def read_scores(path: Path) -> tuple[str, Floats] | None:
+    """(what tells these examples from others, score of each) of a predictions.jsonl, by the examples' ids.
+
+    The first is empty where the examples have no ids, or share some: they are then in the file's order. None where
+    there is no such file, or no score in it.
+    """
+    import pyarrow as pa
+    from pyarrow import json as arrow
+
+    wanted = pa.schema([("id", pa.string()), ("score", pa.float64())])
+    try:
+        table = arrow.read_json(
+            path,
+            read_options=arrow.ReadOptions(use_threads=False),
+            parse_options=arrow.ParseOptions(explicit_schema=wanted, unexpected_field_behavior="ignore"),
+        )
+    except FileNotFoundError:
+        return None
+    except pa.ArrowInvalid as error:
+        logger.warning("%s: its scores are not read: %s", path, error)
+        return None
+    scores = table["score"].to_numpy().astype(np.float64)
+    if len(scores) == 0 or not np.isfinite(scores).all():
+        return None
+    ids = table["id"].to_pylist()
+    if None in ids or len(set(ids)) < len(ids):
+        return "", scores
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    digest = hashlib.sha256("\n".join(ids[row] for row in order).encode()).hexdigest()
+    return digest, scores[order]
+
+
+def _sample(store: Store, checkpoint: str, results: Sequence[Result], task: str) -> Sample | None:
+    picked = pick(finetuning_runs(results, task))
+    if picked is None:
+        return None
+    metrics = {result.id: result.metrics for result in results}
+    if any(math.isnan(metrics[run.id].get("score", math.nan)) for run in picked.runs):
+        return None
+    found = [read_scores(store.folder(run.id) / "predictions.jsonl") for run in picked.runs]
+    seeds = [run.seed for run in picked.runs]
+    there = [each for each in found if each is not None]
+    if len(there) == len(found) and len({(examples, len(scores)) for examples, scores in there}) == 1:
+        return sample(checkpoint, seeds=seeds, scores=np.stack([each for _, each in there]), examples=there[0][0])
+    return _from_records(checkpoint, seeds, [metrics[run.id] for run in picked.runs])
+
+
+def _from_records(checkpoint: str, seeds: Sequence[int], metrics: Sequence[Mapping[str, float]]) -> Sample:
+    return recorded(
+        checkpoint,
+        seeds=seeds,
+        means=[each["score"] for each in metrics],
+        errors=[each.get("score_stderr", math.nan) for each in metrics],
+        num_examples=min(int(each.get("num_test_examples", UNKNOWN)) for each in metrics),
+    )

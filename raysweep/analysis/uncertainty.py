@@ -1,0 +1,257 @@
+"""How sure a fine-tuned score is, and the difference of two: over test examples and fine-tuning seeds at once.
+
+One checkpoint's scores on one task are a table X[s, i] of S seeds x n test examples, every seed having the same
+examples. Its mean stands for all seeds and all examples that might have been drawn: X = mean + example + seed + rest,
+the rest being of one example under one seed. The variance of that mean is
+
+    (MS_examples + MS_seeds - MS_rest) / (S n)
+
+(Cornfield & Tukey, 1956; the absolute error variance of Brennan, Generalizability Theory, 2001): what is of a single
+example under a single seed is in the mean squares of examples and of seeds alike, and counts once. The last two terms
+are pooled over the checkpoints of a task, since two or three seeds say little of their own variance. Intervals take
+Student's t with Satterthwaite's (1946) degrees of freedom.
+
+A difference of two checkpoints is the same of X - X', so what they share (a hard example, a lucky seed) is not in it.
+
+Scores are shares of one and often near zero, where an interval of that kind is too narrow. So pseudo-examples are
+added, before mean and variance are taken: two at 0 and two at 1 for a score (Agresti & Coull, 1998), one at -1 and one
+at 1 for a difference (Bonett & Price, 2012); over S independent seeds they weigh 1 / S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+CONFIDENCE = 0.95
+LEAST_SHARE = 0.5
+"""Of the variance between examples: no estimate of the rest takes away more."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Estimates, the variance of each, and the degrees of freedom that this variance has: arrays of one shape."""
+
+    value: Floats
+    variance: Floats
+    df: Floats
+
+    def half_width(self, confidence: float = CONFIDENCE) -> Floats:
+        """Half of each two-sided interval; NaN where the variance is not known."""
+        from scipy.special import stdtrit
+
+        widths: Floats = stdtrit(self.df, (1 + confidence) / 2) * np.sqrt(self.variance)
+        return widths
+
+    def at(self, rows: Sequence[int]) -> Moments:
+        """Those of the given checkpoints, or of all pairs of them."""
+        cells = np.ix_(*[np.asarray(rows, dtype=np.int64)] * self.value.ndim)
+        return Moments(self.value[cells], self.variance[cells], self.df[cells])
+
+
+def mean_moments(parts: Sequence[Moments]) -> Moments:
+    """Of the mean over independent parts, such as the tasks of a sweep."""
+    variances = np.array([part.variance for part in parts]) / len(parts) ** 2
+    spread = (variances**2 / np.array([part.df for part in parts])).sum(axis=0)
+    variance: Floats = variances.sum(axis=0)
+    return Moments(np.mean([part.value for part in parts], axis=0), variance, _over(variance**2, spread))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Test scores of one checkpoint on one task; made by `sample` or `recorded`."""
+
+    checkpoint: str
+    seeds: tuple[int, ...]
+    means: Floats
+    """[seeds]: mean over examples."""
+    num_examples: int
+    value: float
+    """Mean over seeds and examples, pseudo-examples included."""
+    example_variance: float
+    """Of that mean, as to which examples were drawn; NaN where it is not known."""
+    rest_variance: float
+    """Of one seed's mean, as to what is neither of its examples nor of the seed; 0 where it cannot be told apart."""
+    by_example: Floats | None = None
+    """[examples]: mean over seeds; None where only sums were recorded."""
+    examples: str = ""
+    """The same for samples of the same examples in the same order; empty where that is not known."""
+
+
+def sample(checkpoint: str, *, seeds: Sequence[int], scores: Floats, examples: str) -> Sample:
+    """From the score of every test example under every seed.
+
+    Args:
+        scores: [seeds, examples], shares of one.
+        examples: what tells these test examples, in this order, from others; empty if they have no names.
+    """
+    num_seeds, num_examples = scores.shape
+    by_example, means = scores.mean(axis=0), scores.mean(axis=1)
+    rest = 0.0
+    if num_seeds > 1 and num_examples > 1:
+        left = scores - by_example - means[:, None] + scores.mean()
+        rest = float((left**2).sum() / ((num_seeds - 1) * (num_examples - 1)) / num_examples)
+    pseudo = 2 / num_seeds
+    weight = num_examples + 2 * pseudo
+    value = (by_example.sum() + pseudo) / weight
+    variance = ((by_example**2).sum() + pseudo) / weight - value**2
+    return Sample(
+        checkpoint=checkpoint,
+        seeds=tuple(seeds),
+        means=means,
+        num_examples=num_examples,
+        value=float(value),
+        example_variance=float(variance / weight),
+        rest_variance=rest,
+        by_example=by_example,
+        examples=examples,
+    )
+
+
+def recorded(
+    checkpoint: str, *, seeds: Sequence[int], means: Sequence[float], errors: Sequence[float], num_examples: int
+) -> Sample:
+    """From each seed's mean and standard error over examples, where the scores of the examples are gone.
+
+    How far seeds agree on examples is then not known; as if they agreed on all, which errs on the wide side.
+    """
+    return Sample(
+        checkpoint=checkpoint,
+        seeds=tuple(seeds),
+        means=np.asarray(means, dtype=np.float64),
+        num_examples=num_examples,
+        value=float(np.mean(means)),
+        example_variance=float(np.mean(np.square(errors))),
+        rest_variance=0.0,
+    )
+
+
+@dataclass(frozen=True)
+class TaskNoise:
+    """Scores of a task's checkpoints, and all their differences, each with its error."""
+
+    checkpoints: tuple[str, ...]
+    scores: Moments
+    """[checkpoints]."""
+    differences: Moments
+    """[checkpoints, checkpoints]: the row's score minus the column's."""
+    paired: Flags
+    """[checkpoints, checkpoints]: whether a difference is over examples that both have."""
+    knows_seeds: bool
+    """Whether any checkpoint has several seeds; if none has, the errors are those of the examples alone."""
+
+
+def task_noise(samples: Sequence[Sample]) -> TaskNoise:
+    """The errors of one task's samples, one for each checkpoint."""
+    scores, pairs, paired = _over_examples(samples)
+    between, together = _between_seeds(samples), _between_seeds_paired(samples)
+    shares = np.array([1 / len(each.seeds) for each in samples])
+    shared = _equal([each.seeds for each in samples]) & paired
+    return TaskNoise(
+        checkpoints=tuple(each.checkpoint for each in samples),
+        scores=_with_seeds(
+            scores, variance=between.variance * shares, rest=between.rest * shares, df=np.full_like(shares, between.df)
+        ),
+        differences=_with_seeds(
+            pairs,
+            variance=np.where(shared, together.variance, between.variance) * (shares[:, None] + shares),
+            rest=between.rest * (shares[:, None] + shares),
+            df=np.where(shared, together.df, between.df),
+        ),
+        paired=paired,
+        knows_seeds=any(len(each.seeds) > 1 for each in samples),
+    )
+
+
+def _over_examples(samples: Sequence[Sample]) -> tuple[Moments, Moments, Flags]:
+    """Scores, differences, and which of these are paired, with the errors that are of the examples."""
+    scores = Moments(
+        np.array([each.value for each in samples]),
+        np.array([each.example_variance for each in samples]),
+        np.array([max(1.0, each.num_examples - 1) for each in samples]),
+    )
+    variance = scores.variance[:, None] + scores.variance
+    spread = scores.variance**2 / scores.df
+    pairs = Moments(scores.value[:, None] - scores.value, variance, _over(variance**2, spread[:, None] + spread))
+    examples = [each.examples if each.by_example is not None else "" for each in samples]
+    paired = _equal(examples) & np.array([bool(name) for name in examples], dtype=bool)
+    for name in sorted(set(examples) - {""}):
+        rows = [row for row, other in enumerate(examples) if other == name]
+        cells = np.ix_(rows, rows)
+        scored = np.array([samples[row].by_example for row in rows])
+        pseudo = np.array([1 / len(samples[row].seeds) for row in rows])
+        part = _paired(scored, (pseudo[:, None] + pseudo) / 2)
+        pairs.value[cells], pairs.variance[cells], pairs.df[cells] = part.value, part.variance, part.df
+    return scores, pairs, paired
+
+
+def _paired(scores: Floats, pseudo: Floats) -> Moments:
+    """Differences of every two rows of `scores` [checkpoints, examples], with `pseudo` examples each at -1 and 1."""
+    products = scores @ scores.T
+    squares = np.maximum(np.diag(products)[:, None] + np.diag(products) - 2 * products, 0.0)
+    sums = scores.sum(axis=1)
+    weight = scores.shape[1] + 2 * pseudo
+    value = (sums[:, None] - sums) / weight
+    variance = ((squares + 2 * pseudo) / weight - value**2) / weight
+    return Moments(value, variance, np.full(value.shape, max(1.0, scores.shape[1] - 1)))
+
+
+def _with_seeds(part: Moments, *, variance: Floats, rest: Floats, df: Floats) -> Moments:
+    """With the seeds' variance added, but for the rest, which is in the examples' already.
+
+    The sum is unbiased, so a negative difference of the two counts as well, but never takes more than `LEAST_SHARE`
+    of the examples' variance away.
+    """
+    total = np.maximum(part.variance + variance - rest, LEAST_SHARE * part.variance)
+    return Moments(part.value, total, np.maximum(_over(total**2, part.variance**2 / part.df + variance**2 / df), 1.0))
+
+
+@dataclass(frozen=True)
+class _Between:
+    """Of one seed's mean: its variance between seeds, what of it is the rest's, and the degrees of freedom."""
+
+    variance: float
+    rest: float
+    df: float
+
+
+def _between_seeds(samples: Sequence[Sample]) -> _Between:
+    """Within checkpoints, pooled over those with several seeds."""
+    df = sum(len(each.seeds) - 1 for each in samples)
+    if not df:
+        return _Between(0.0, 0.0, np.inf)
+    squares = sum(float(((each.means - each.means.mean()) ** 2).sum()) for each in samples)
+    rest = sum((len(each.seeds) - 1) * each.rest_variance for each in samples)
+    return _Between(squares / df, rest / df, df)
+
+
+def _between_seeds_paired(samples: Sequence[Sample]) -> _Between:
+    """The same without what a seed does to all checkpoints alike, over those that have the same seeds."""
+    squares, df = 0.0, 0
+    for seeds in {each.seeds for each in samples if len(each.seeds) > 1}:
+        means = np.array([each.means for each in samples if each.seeds == seeds])
+        left = means - means.mean(axis=1, keepdims=True) - means.mean(axis=0) + means.mean()
+        squares += float((left**2).sum())
+        df += (means.shape[0] - 1) * (means.shape[1] - 1)
+    pooled = _between_seeds(samples)
+    return _Between(squares / df, pooled.rest, df) if df else pooled
+
+
+def _equal(values: Sequence[Hashable]) -> Flags:
+    """[n, n]: which values are equal."""
+    numbers: dict[Hashable, int] = {}
+    codes = np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
+    equal: Flags = codes[:, None] == codes
+    return equal
+
+
+def _over(top: Floats, bottom: Floats) -> Floats:
+    """Their ratio; infinite where `bottom` is zero."""
+    ratio: Floats = np.divide(top, bottom, out=np.full(np.shape(top), np.inf), where=bottom != 0)
+    return ratio

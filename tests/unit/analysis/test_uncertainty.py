@@ -1,0 +1,154 @@
+"""Errors of scores and of differences, against closed forms and mean squares taken by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from raysweep.analysis.differences import benjamini_hochberg, between
+from raysweep.analysis.uncertainty import LEAST_SHARE, recorded, sample, task_noise
+
+
+def draw(num_checkpoints: int, num_seeds: int, num_examples: int, *, seed: int = 0) -> np.ndarray:
+    """[checkpoints, seeds, examples] of zeros and ones, with effects of each."""
+    generator = np.random.default_rng(seed)
+    latent = generator.normal(size=(num_checkpoints, 1, 1)) / 3 + generator.normal(size=(1, 1, num_examples))
+    latent = latent + generator.normal(size=(num_checkpoints, num_seeds, 1)) / 2
+    return (generator.random((*latent.shape[:1], num_seeds, num_examples)) < scipy.stats.norm.cdf(latent)).astype(float)
+
+
+def noise_of(scores: np.ndarray):
+    seeds = range(scores.shape[1])
+    return task_noise([sample(f"{row}", seeds=seeds, scores=each, examples="e") for row, each in enumerate(scores)])
+
+
+def test_one_seed_of_zeros_and_ones_has_agresti_and_coulls_interval():
+    noise = noise_of(np.array([[[1.0] * 3 + [0.0] * 97]]))
+    middle = (3 + 2) / (100 + 4)
+    assert noise.scores.value[0] == pytest.approx(middle)
+    assert noise.scores.variance[0] == pytest.approx(middle * (1 - middle) / 104)
+    assert noise.scores.df[0] == pytest.approx(99)
+    assert not noise.knows_seeds
+
+
+def test_a_difference_of_zeros_and_ones_has_bonett_and_prices_interval():
+    # 6 examples that only the first has right, 2 that only the second has, of 100.
+    first = np.array([1.0] * 6 + [0.0] * 2 + [1.0] * 50 + [0.0] * 42)
+    second = np.array([0.0] * 6 + [1.0] * 2 + [1.0] * 50 + [0.0] * 42)
+    noise = noise_of(np.stack([first, second])[:, None])
+    more, less = 7 / 102, 3 / 102
+    assert noise.paired.all()
+    assert noise.differences.value[0, 1] == pytest.approx(more - less)
+    assert noise.differences.variance[0, 1] == pytest.approx((more + less - (more - less) ** 2) / 102)
+    assert noise.differences.value[1, 0] == -noise.differences.value[0, 1]
+
+
+def test_the_variance_is_that_of_a_crossed_design_by_its_mean_squares():
+    scores = draw(3, 4, 50)
+    num_checkpoints, num_seeds, num_examples = scores.shape
+    noise = noise_of(scores)
+    between, rest = [], []
+    for table in scores:
+        mean = table.mean()
+        by_seed = [num_examples * (row.mean() - mean) ** 2 for row in table]
+        left = [
+            (table[s, i] - table[s].mean() - table[:, i].mean() + mean) ** 2
+            for s in range(num_seeds)
+            for i in range(num_examples)
+        ]
+        between.append(sum(by_seed) / (num_seeds - 1))
+        rest.append(sum(left) / ((num_seeds - 1) * (num_examples - 1)))
+    for row, table in enumerate(scores):
+        # Two pseudo-examples each at 0 and at 1, of a fourth of an example's weight.
+        values = np.append(table.mean(axis=0), [0.0, 1.0])
+        weights = np.append(np.ones(num_examples), [2 / num_seeds] * 2)
+        mean = np.average(values, weights=weights)
+        examples = np.average((values - mean) ** 2, weights=weights) / weights.sum()
+        seeds = (np.mean(between) - np.mean(rest)) / (num_examples * num_seeds)
+        assert noise.scores.value[row] == pytest.approx(mean)
+        assert noise.scores.variance[row] == pytest.approx(examples + seeds)
+        spread = examples**2 / (num_examples - 1)
+        spread += (np.mean(between) / (num_examples * num_seeds)) ** 2 / (num_checkpoints * (num_seeds - 1))
+        assert noise.scores.df[row] == pytest.approx((examples + seeds) ** 2 / spread)
+
+
+def test_the_variance_is_on_average_that_of_means_over_other_seeds_and_examples():
+    # 400 sweeps of 4 checkpoints, true score 1/2 each: the stderr of a variance from 1,600 means is 3.5 %, and more as
+    # the four share examples. Pseudo-examples change the variance by less than 2 %.
+    scores = [draw(4, 3, 300, seed=seed) for seed in range(400)]
+    means = np.array([each.mean(axis=(1, 2)) for each in scores])
+    stated = np.array([noise_of(each).scores.variance for each in scores])
+    # The effect of a checkpoint is part of what is estimated: its variance, on the scale of scores, is taken out.
+    effects = np.array([np.random.default_rng(seed).normal(size=4) / 3 for seed in range(400)])
+    truth = scipy.stats.norm.cdf(effects / math.sqrt(1 + 1 + 1 / 4))
+    assert stated.mean() == pytest.approx(((means - truth) ** 2).mean(), rel=0.12)
+
+
+def test_what_a_seed_does_to_all_checkpoints_is_in_their_scores_and_not_in_their_differences():
+    generator = np.random.default_rng(0)
+    scores = generator.random((5, 3, 80)) / 2
+    lucky = scores + np.array([0.0, 0.1, 0.3])[:, None]
+    plain, moved = noise_of(scores), noise_of(lucky)
+    off = ~np.eye(5, dtype=bool)
+    assert moved.differences.variance[off] == pytest.approx(plain.differences.variance[off])
+    assert (moved.scores.variance > 4 * plain.scores.variance).all()
+
+
+def test_no_estimate_takes_more_than_half_of_the_examples_variance_away():
+    # Seeds that agree in their means although they agree on no example: less between seeds than chance leaves.
+    scores = np.array([[[1.0, 0.0] * 50, [0.0, 1.0] * 50]])
+    one = sample("a", seeds=(0, 1), scores=scores[0], examples="e")
+    assert task_noise([one]).scores.variance[0] == pytest.approx(LEAST_SHARE * one.example_variance)
+
+
+def test_other_examples_are_not_paired_and_records_alone_are_neither():
+    scores = draw(2, 2, 60)
+    known = [sample(f"{row}", seeds=(0, 1), scores=each, examples="e") for row, each in enumerate(scores)]
+    other = sample("2", seeds=(0, 1), scores=scores[0], examples="f")
+    nameless = sample("3", seeds=(0, 1), scores=scores[0], examples="")
+    summed = recorded("4", seeds=(0, 1), means=scores[0].mean(axis=1), errors=[0.05, 0.05], num_examples=60)
+    noise = task_noise([*known, other, nameless, summed])
+    assert noise.paired.tolist() == [
+        [True, True, False, False, False],
+        [True, True, False, False, False],
+        [False, False, True, False, False],
+        [False, False, False, False, False],
+        [False, False, False, False, False],
+    ]
+    both = noise.scores.variance
+    assert noise.differences.variance[0, 2] == pytest.approx(both[0] + both[2])
+    assert noise.differences.variance[0, 1] < both[0] + both[1]
+
+
+def test_of_two_scores_the_simultaneous_interval_is_students():
+    noise = noise_of(draw(2, 1, 100))
+    scores = np.array([0.6, 0.5])
+    two = between(scores, errors=None, noise=[noise], checkpoints=["0", "1"])
+    assert two.simultaneous()[0, 1] == pytest.approx(noise.differences.half_width()[0, 1], rel=1e-5)
+    assert two.num_pairs == 1
+
+
+def test_differences_are_taken_in_the_order_asked_for():
+    noise = noise_of(draw(4, 2, 100))
+    order = ["3", "0", "2"]
+    found = between(np.array([0.6, 0.5, 0.4]), errors=None, noise=[noise, noise], checkpoints=order)
+    rows = [3, 0, 2]
+    assert found.moments.value == pytest.approx(noise.differences.value[np.ix_(rows, rows)])
+    # The mean of two tasks alike: half the variance, twice the degrees of freedom.
+    assert found.moments.variance == pytest.approx(noise.differences.variance[np.ix_(rows, rows)] / 2)
+    assert found.moments.df == pytest.approx(2 * noise.differences.df[np.ix_(rows, rows)])
+
+
+def test_scores_of_unknown_error_are_taken_at_their_word_and_tie_with_nothing():
+    found = between(np.array([0.6, 0.5, 0.5]), errors=None, noise=[], checkpoints=["a", "b", "c"])
+    assert not found.known
+    assert found.clear().sum() == 4
+    assert [math.isnan(each.low) for each in found.from_first()] == [True] * 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_benjamini_hochberg_equals_scipy(seed):
+    chances = np.random.default_rng(seed).random(40) ** 3
+    taken = scipy.stats.false_discovery_control(chances, method="bh") <= 0.05
+    assert (benjamini_hochberg(chances, rate=0.05) == taken).all()
