@@ -10,6 +10,7 @@ from raysweep.plan import Trial
 from raysweep.progress import Progress
 from raysweep.runners.chain import recall, told
 from raysweep.runners.journal import Journal, quiet_libraries, trial_row
+from raysweep.runners.tracking import trackers
 from raysweep.runs import Run
 from raysweep.space import SearchSpace
 from raysweep.store import Store
@@ -40,7 +41,7 @@ def run_sweep(
         logger.warning(warning)
     run = Run.create(store, name or space.run_name(), sweep_text=space.text, identity=space.identity())
     with run.held():
-        journal = Journal(run, show)
+        journal = Journal(run, show, trackers=trackers(run, space.name))
         run.note_planned(Progress(space).counts())
         run.start_attempt()
         try:

@@ -1,15 +1,14 @@
-"""What happens in a run, as it is told by gangs: kept in the run folder, in TensorBoard logs, and shown."""
+"""What happens in a run, as it is told by gangs: kept in the run folder, tracked, and shown."""
 
 from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raysweep.plan import Trial
+from raysweep.runners.tracking import Tracker
 from raysweep.runs import Run, StageRow, TrialRow
 
 logger = logging.getLogger(__name__)
@@ -40,10 +39,13 @@ class Journal:
     Events are plain dicts with an "event": trial, found, started, progress, finished, failed.
     """
 
-    def __init__(self, run: Run, show: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(
+        self, run: Run, show: Callable[[Mapping[str, Any]], None], *, trackers: Sequence[Tracker] = ()
+    ) -> None:
         self._run = run
         self._show = show
-        self._boards: dict[str, Any] = {}
+        self._trackers = trackers
+        self._rows: dict[str, TrialRow] = {}
         self._failed = {failure["stage"] for failure in run.failures()}
         self._reserve = run.folder / ".reserve"
         self._hold_back()
@@ -58,9 +60,9 @@ class Journal:
         self._show(event)
 
     def close(self) -> None:
-        """Flush the TensorBoard logs, and give back what was held."""
-        for board in self._boards.values():
-            board.close()
+        """Let the trackers write what they hold, and give back what was held of the disk."""
+        for tracker in self._trackers:
+            tracker.close()
         self._reserve.unlink(missing_ok=True)
 
     def _hold_back(self) -> None:
@@ -84,6 +86,7 @@ class Journal:
     def _keep(self, event: Mapping[str, Any]) -> None:
         match event["event"]:
             case "trial":
+                self._rows[event["row"].trial] = event["row"]
                 self._run.add_trial(event["row"])
             case "found" | "finished" if event["stage"] in self._failed:
                 self._run.clear_failure(event["stage"])
@@ -95,33 +98,13 @@ class Journal:
         if event["event"] == "finished":
             of = f"{event['kind']}/{event['task']}" if event["task"] else event["kind"]
             scalars = {f"{of}/{name}": value for name, value in event["metrics"].items()}
-            self._write_scalars(event["trial"], event.get("step") or 0, scalars)
+            self._track(event["trial"], event.get("step") or 0, scalars)
         elif event["event"] == "progress" and "loss" in event:
-            self._write_scalars(event["trial"], event["step"], {f"{event['kind']}/loss": event["loss"]})
+            self._track(event["trial"], event["step"], {f"{event['kind']}/loss": event["loss"]})
 
-    def _write_scalars(self, trial: str, step: int, scalars: Mapping[str, float]) -> None:
-        if trial not in self._boards:
-            self._boards[trial] = _EventFile(self._run.folder / "tensorboard" / trial)
-        self._boards[trial].add(step, scalars)
-
-
-class _EventFile:
-    """A TensorBoard log, written without torch: the driver does without it."""
-
-    def __init__(self, folder: Path) -> None:
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        self._writer = EventFileWriter(str(folder))
-
-    def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-
-    def close(self) -> None:
-        self._writer.close()
+    def _track(self, trial: str, step: int, scalars: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.add(self._rows[trial], step, scalars)
 
 
 def quiet_libraries() -> None:
