@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,11 +39,12 @@ class Results:
             StoreError: if there is no such run; the message lists those there are.
             SpaceError: if the sweep file is not one.
         """
-        path = Path(run)
-        if path.suffix in (".yaml", ".yml") and path.is_file():
+        path = Path(run).absolute()
+        if path.suffix in (".yaml", ".yml") and os.path.isfile(path):
             return Results(Run.find(Store(store or DEFAULT_ROOT), load(path).run_name()))
-        if store is None and (path / "sweep.yaml").is_file():
-            return Results(Run.find(Store(path.absolute().parent.parent), path.name))
+        # Not Path.is_file, which raises where a name is too long to be one.
+        if store is None and os.path.isfile(path / "sweep.yaml"):
+            return Results(Run.find(Store(path.parent.parent), path.name))
         return Results(Run.find(Store(store or DEFAULT_ROOT), str(run)))
 
     @cached_property

@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,11 @@ from typing import Any
 from raysweep.durable import parse_object, write_text
 from raysweep.errors import StoreError
 from raysweep.store import Store, difference
+
+logger = logging.getLogger(__name__)
+
+# As a sweep's name, with room for the eight digits that follow it.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,17 @@ class Run:
     """One sweep in one store."""
 
     def __init__(self, store: Store, name: str) -> None:
+        """Raises StoreError if a folder cannot have the name."""
+        if not NAME.fullmatch(name):
+            raise StoreError(
+                f"--run {name!r}: a run is named with letters, digits, '_', '-' and '.', a letter or digit first, at "
+                "most 100 of them"
+            )
         self.store = store
         self.name = name
         self.folder: Path = store.root / "runs" / name
         self._noted: dict[str, TrialRow] | None = None
+        self._told: set[str] = set()
 
     @staticmethod
     def create(store: Store, name: str, *, sweep_text: str, identity: str) -> Run:
@@ -62,10 +76,12 @@ class Run:
         run = Run(store, name)
         run.folder.mkdir(parents=True, exist_ok=True)
         store.pull(run.folder)
-        path = run.folder / "identity.json"
-        if not path.exists():
-            write_text(path, identity)
-        elif (other := path.read_text()) != identity:
+        there = run._read("identity.json")
+        if there is None:
+            run._check_sweep_text(sweep_text)
+            write_text(run.folder / "identity.json", identity)
+        elif there != json.loads(identity):
+            other = json.dumps(there, indent=1, sort_keys=True)
             raise StoreError(
                 f"run {name!r} in {store.url} belongs to another sweep; it differs in {difference(other, identity)}. "
                 "Give this one another --run, or leave --run out: finished stages are shared either way"
@@ -74,30 +90,37 @@ class Run:
         return run
 
     @staticmethod
-    def find(store: Store, name: str) -> Run:
-        """An existing run, by its name or by the path of its folder.
+    def find(store: Store, given: str) -> Run:
+        """An existing run, by its name, the beginning of its name, or the path of its folder.
 
         Raises:
-            StoreError: if there is none; the message lists those there are.
+            StoreError: if there is none, or several begin so; the message lists those there are.
         """
-        run = Run(store, Path(name).name)
-        store.pull(run.folder)
-        if not (run.folder / "sweep.yaml").exists():
-            there = ", ".join(run.name for run in Run.all(store)) or "none yet"
-            raise StoreError(f"no run {name!r} in {store.url}; runs there: {there}")
-        return run
+        name = Path(given).name
+        if NAME.fullmatch(name):
+            run = Run(store, name)
+            store.pull(run.folder)
+            if (run.folder / "sweep.yaml").exists():
+                return run
+        runs = Run.all(store)
+        begun = [run for run in runs if name and run.name.startswith(name)]
+        if len(begun) == 1:
+            return begun[0]
+        if begun:
+            raise StoreError(f"{given!r} begins the names of several runs in {store.url}, name one: {_names(begun)}")
+        raise StoreError(f"no run {given!r} in {store.url}; runs there: {_names(runs) or 'none yet'}")
 
     @staticmethod
     def all(store: Store) -> list[Run]:
         """Every run of a store, oldest first."""
         store.pull(store.root / "runs")
-        found = sorted((store.root / "runs").glob("*/sweep.yaml"), key=lambda path: path.stat().st_mtime)
-        return [Run(store, path.parent.name) for path in found]
+        files = sorted((store.root / "runs").glob("*/sweep.yaml"), key=lambda path: path.stat().st_mtime)
+        return [Run(store, path.parent.name) for path in files if NAME.fullmatch(path.parent.name)]
 
     @property
     def sweep_text(self) -> str:
         """The sweep file as it was when last run."""
-        return (self.folder / "sweep.yaml").read_text()
+        return (self.folder / "sweep.yaml").read_text(encoding="utf-8", errors="replace")
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -115,19 +138,19 @@ class Run:
 
     def planned(self) -> dict[str, Any]:
         """What `note_planned` noted: num_trials, and stages by kind; none if that is lost, until the next run."""
-        noted: dict[str, Any] = {"num_trials": 0, "stages": {}}
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            noted |= parse_object((self.folder / "planned.json").read_bytes())
-        return noted
+        return self._read("planned.json", _is_plan) or {"num_trials": 0, "stages": {}}
 
     def start_attempt(self) -> None:
-        """Count tries afresh: running a sweep again tries again what failed."""
+        """Count tries afresh: running a sweep again tries again what failed. Damaged notes of trials are left out."""
         for failure in self.failures():
             path = self.folder / "failures" / f"{failure['stage']}.json"
             if failure["kind"] == "gang":
                 path.unlink()  # Its trial is about to start anew, in another gang.
             else:
                 write_text(path, json.dumps(failure | {"attempts": 0}, indent=1))
+        rows, is_whole = self._trials()
+        if not is_whole:
+            write_text(self.folder / "trials.jsonl", "".join(json.dumps(asdict(row)) + "\n" for row in rows))
 
     def add_trial(self, row: TrialRow) -> None:
         """Note that a trial was started, or got further stages; a row of stages that are all known changes nothing."""
@@ -144,25 +167,35 @@ class Run:
 
     def trials(self) -> list[TrialRow]:
         """Trials in the order they were first started, each with the stages it was last told with."""
+        return self._trials()[0]
+
+    def _trials(self) -> tuple[list[TrialRow], bool]:
+        """See `trials`; and whether every line could be read. A kill may have cut one off."""
+        path = self.folder / "trials.jsonl"
         try:
-            lines = (self.folder / "trials.jsonl").read_text().splitlines()
+            lines = path.read_bytes().splitlines()
         except FileNotFoundError:
-            return []
+            return [], True
         rows: dict[str, TrialRow] = {}
-        for line in lines:
+        damaged = []
+        for number, line in enumerate(lines, 1):
             try:
-                data = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # Cut off by a kill in mid-line: the trial is noted again when it is started again.
-            stages = tuple(StageRow(**stage) for stage in data.pop("stages"))
-            rows[data["trial"]] = TrialRow(**data, stages=stages)
-        return list(rows.values())
+                if line.strip():
+                    row = _trial_row(line)
+                    rows[row.trial] = row
+            except (ValueError, TypeError) as error:
+                damaged.append(f"{path}:{number}: {error}")
+        for finding in damaged:
+            if finding not in self._told:
+                logger.warning("%s; left out until the sweep is run again", finding)
+        self._told.update(damaged)
+        return list(rows.values()), not damaged
 
     def add_failure(self, stage_id: str, *, kind: str, trial: str, cause: str, log: str) -> None:
         """Record why a stage failed, with the number of attempts so far in this run."""
         path = self.folder / "failures" / f"{stage_id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        attempts = 1 + (json.loads(path.read_text())["attempts"] if path.exists() else 0)
+        attempts = 1 + (self._read(f"failures/{path.name}", _is_failure) or {"attempts": 0})["attempts"]
         failure = {"stage": stage_id, "kind": kind, "trial": trial, "cause": cause, "attempts": attempts, "log": log}
         write_text(path, json.dumps(failure, indent=1))
 
@@ -181,13 +214,72 @@ class Run:
 
     def pruned(self) -> dict[str, int]:
         """Trial id -> step of its last checkpoint, for trials that a scheduler stopped."""
-        path = self.folder / "pruned.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        return self._read("pruned.json", _is_counts) or {}
 
     def failures(self) -> list[dict[str, Any]]:
         """What failed and is not finished yet, by stage id."""
-        found = sorted((self.folder / "failures").glob("*.json"))
-        return [json.loads(path.read_text()) for path in found]
+        names = sorted(path.name for path in (self.folder / "failures").glob("*.json"))
+        found = [self._read(f"failures/{name}", _is_failure) for name in names]
+        return [failure for failure in found if failure is not None]
+
+    def _read(self, name: str, is_right: Callable[[Any], bool] = lambda value: True) -> dict[str, Any] | None:
+        """A JSON object of the run; None if there is none, or it was damaged: named then, and moved aside.
+
+        Raises:
+            StoreError: if it cannot be read.
+        """
+        path = self.folder / name
+        try:
+            value = parse_object(path.read_bytes())
+            if not is_right(value):
+                raise ValueError("it does not hold what such a file does")
+            return value
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            self.store.set_aside(path, str(error))
+            return None
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}") from error
+
+    def _check_sweep_text(self, sweep_text: str) -> None:
+        """Where the identity is lost, the run belongs to the sweep whose file it holds; raises StoreError."""
+        if (self.folder / "sweep.yaml").exists() and self.sweep_text != sweep_text:
+            raise StoreError(
+                f"run {self.name!r} in {self.store.url} has lost its identity.json, and its sweep.yaml is another than "
+                "this sweep file: give this one another --run, or delete that sweep.yaml if they are the same sweep"
+            )
+
+
+def _trial_row(line: bytes) -> TrialRow:
+    """Raises ValueError or TypeError if the line is none."""
+    data = parse_object(line)
+    stages = data.pop("stages", None)
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise ValueError("no list of stages")
+    row = TrialRow(**data, stages=tuple(StageRow(**stage) for stage in stages))
+    texts = (row.trial, row.variant, *(text for stage in row.stages for text in (stage.id, stage.kind)))
+    mappings = (row.point, *(stage.inputs for stage in row.stages))
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(each, dict) for each in mappings):
+        raise ValueError("not the fields of a trial")
+    return row
+
+
+def _is_failure(value: dict[str, Any]) -> bool:
+    texts = all(isinstance(value.get(name), str) for name in ("stage", "kind", "trial", "cause", "log"))
+    return texts and isinstance(value.get("attempts"), int)
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(number, int) for number in value.values())
+
+
+def _is_plan(value: dict[str, Any]) -> bool:
+    return isinstance(value.get("num_trials"), int) and _is_counts(value.get("stages"))
+
+
+def _names(runs: Sequence[Run]) -> str:
+    return ", ".join(run.name for run in runs)
 
 
 def status(run: Run) -> dict[str, Any]:

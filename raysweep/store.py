@@ -125,8 +125,10 @@ class Store:
             if self.is_local:
                 self._check_files(record)
         except (ValueError, TypeError) as error:
-            self._move_aside(stage_id, str(error))
+            self._forget(stage_id, str(error))
             return None
+        except OSError as error:
+            raise StoreError(f"cannot read {error.filename}: {error.strerror}") from error
         if asked is not None and record.spec != asked:
             have, want = (json.dumps(spec, indent=1, sort_keys=True) for spec in (record.spec, asked))
             raise StoreError(
@@ -172,7 +174,7 @@ class Store:
             try:
                 self._check_files(record)
             except ValueError as error:
-                self._move_aside(stage_id, str(error))
+                self._forget(stage_id, str(error))
                 raise StoreError(f"stage {stage_id}: {error}; run its sweep again to re-make it") from error
         return folder
 
@@ -241,13 +243,23 @@ class Store:
         except OSError:
             if (folder / RECORD).exists():
                 shutil.rmtree(work_dir)  # Another made it first; by identity the two are equal.
-            elif folder.is_dir():
-                self._rename_aside(record.id, f"its folder has lost {RECORD}")
+            elif os.path.lexists(folder):
+                self.set_aside(folder, f"its folder has lost {RECORD}")
                 os.rename(work_dir, folder)
             else:
                 raise
         sync(folder.parent)
         return record
+
+    def set_aside(self, path: Path, reason: str) -> None:
+        """Move a damaged file or folder of the store to altered/, and say so; what stood there is made again."""
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        aside = self.root / "altered" / f"{path.name}-{stamp}"
+        logger.warning("%s is not used and will be re-made: %s (moved to %s)", path, reason, aside)
+        # Another worker of the same store was first; or the store can only be read, which is all that is asked of it.
+        with contextlib.suppress(OSError):
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(path, aside)
 
     def push(self, folder: Path) -> None:
         """Upload a folder under the root, where the root stands for a URL; nothing to do on a local store."""
@@ -281,7 +293,7 @@ class Store:
             path = folder / name
             try:
                 stat = path.stat()
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 raise ValueError(f"{name} is missing") from None
             if stat.st_size != want["bytes"]:
                 raise ValueError(f"{name} has {stat.st_size} bytes, not {want['bytes']}")
@@ -291,18 +303,10 @@ class Store:
                     raise ValueError(f"{name} was altered: its SHA-256 differs from the record's")
                 self._intact.add(key)
 
-    def _move_aside(self, stage_id: str, reason: str) -> None:
-        self._rename_aside(stage_id, reason)
+    def _forget(self, stage_id: str, reason: str) -> None:
+        self.set_aside(self._stage_dir(stage_id), reason)
         if self._remote:
             self._remote.remove(f"stages/{stage_id}/{RECORD}")
-
-    def _rename_aside(self, stage_id: str, reason: str) -> None:
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        aside = self.root / "altered" / f"{stage_id}-{stamp}"
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        logger.warning("stage %s is not used and will be re-made: %s (moved to %s)", stage_id, reason, aside)
-        with contextlib.suppress(FileNotFoundError):  # Another worker of the same store was first.
-            os.rename(self._stage_dir(stage_id), aside)
 
 
 def _sha256(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
+from sqlalchemy.exc import DatabaseError
 
 from raysweep.runners.chain import recall
 from raysweep.search import LogUniform, RandInt, Uniform
@@ -59,16 +60,14 @@ def study_search(space: SearchSpace, store: Store, folder: Path) -> tuple[StudyS
     A trial that was under way when the driver died goes on under its number and parameters.
     """
     search = space.declared.search
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{folder / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}}
-    )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name=space.name,
-        storage=storage,
-        load_if_exists=True,
-        directions=["minimize" if objective.mode == "min" else "maximize" for objective in search.objectives],
-    )
+    directions = ["minimize" if objective.mode == "min" else "maximize" for objective in search.objectives]
+    try:
+        storage, study = _open_study(folder / "study.db", space.name, directions)
+    except DatabaseError as error:
+        # What its trials gave is in the store, and the sampler's draws are of the seed: it finds them again.
+        store.set_aside(folder / "study.db", str(error.orig))
+        storage, study = _open_study(folder / "study.db", space.name, directions)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
     ended = len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
@@ -92,6 +91,11 @@ def study_search(space: SearchSpace, store: Store, folder: Path) -> tuple[StudyS
         sampler=_SamplerByNumber(search.seed),
     )
     return searcher, max(0, (search.num_trials or 0) - ended)
+
+
+def _open_study(path: Path, name: str, directions: Sequence[str]) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+    return storage, optuna.create_study(study_name=name, storage=storage, load_if_exists=True, directions=directions)
 
 
 def _distribution(space: SearchSpace, path: str) -> BaseDistribution:

@@ -177,7 +177,7 @@ def empty_trials(folder: Path) -> dict[str, Any]:
             if store.get(stage.id) is None:
                 record = Record(stage.id, stage.kind, "done", {}, dict(stage.inputs), {}, {"wall_seconds": 0}, {})
                 store.commit(record, store.work_dir(stage.id))
-    run = Run.create(store, "empty", sweep_text="", identity="")
+    run = Run.create(store, "empty", sweep_text="", identity="{}")
     ends: list[float] = []
     journal = Journal(run, lambda event: ends.append(time.perf_counter()) if event["event"] == "trial" else None)
     configs = [{**point, "seed": 0} for point in space.points()]

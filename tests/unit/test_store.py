@@ -109,7 +109,7 @@ def test_a_damaged_record_is_moved_aside(store, caplog, content):
     put(store)
     (store.root / "stages" / "x-1" / "record.json").write_bytes(content)
     assert Store(store.root).get("x-1") is None
-    assert "stage x-1 is not used and will be re-made" in caplog.text
+    assert "stages/x-1 is not used and will be re-made" in caplog.text
     put(store)
     assert Store(store.root).get("x-1") is not None
 
