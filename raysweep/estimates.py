@@ -25,6 +25,9 @@ from raysweep.stages.flatness import Flatness
 from raysweep.stages.tokenize import Tokenize
 from raysweep.store import Store
 
+# Finished stages of a kind that are looked at, to judge how long others take.
+MAX_MEASURED = 500
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -184,17 +187,16 @@ def _seconds(total: _Sum, store: Store, finished: set[str], resources: Resources
     other sweeps tell the mean of a stage. Stages of other devices, or wide ones of another number of workers, are no
     guide.
     """
-    device = "cuda" if resources.gpus_per_worker else "cpu"
     own: dict[str, list[tuple[float, float]]] = {}
     others: dict[str, list[float]] = {}
-    for stage_id in finished:
+    # Those of this sweep first: a large store is not read to the end.
+    for stage_id in sorted(finished, key=lambda stage_id: (stage_id not in total.flops_of, stage_id)):
         kind = stage_id.rsplit("-", 1)[0]
-        if not total.stages[kind] - total.done[kind]:
+        num_read = len(own.get(kind, ())) + len(others.get(kind, ()))
+        if num_read == MAX_MEASURED or total.stages[kind] == total.done[kind]:
             continue
         ran = store.provenance(stage_id)
-        if not ran or not str(ran["device"]).startswith(device):
-            continue
-        if kind in total.wide and ran["world_size"] != resources.workers:
+        if ran is None or not _is_alike(ran, resources, wide=kind in total.wide):
             continue
         if stage_id in total.flops_of:
             own.setdefault(kind, []).append((ran["wall_seconds"], total.flops_of[stage_id]))
@@ -209,6 +211,11 @@ def _seconds(total: _Sum, store: Store, finished: set[str], resources: Resources
         elif kind in others:
             found[kind] = sum(others[kind]) / len(others[kind]) * to_do
     return found, sum(len(own.get(kind) or others[kind]) for kind in found)
+
+
+def _is_alike(ran: Mapping[str, Any], resources: Resources, *, wide: bool) -> bool:
+    device = "cuda" if resources.gpus_per_worker else "cpu"
+    return str(ran["device"]).startswith(device) and (not wide or ran["world_size"] == resources.workers)
 
 
 def _wall_seconds(seconds: Mapping[str, float], wide: set[str], resources: Resources) -> float:
