@@ -60,7 +60,7 @@ def print_plan(plan: Plan) -> None:
     if plan.note:
         console.print(printable(plan.note))
     for warning in plan.warnings:
-        console.print(Text(f"warning: {printable(warning)}", style="yellow"))
+        console.print(Text(f"warning: {printable(warning)}", style="yellow"), soft_wrap=True)
 
 
 def _metrics(names: Sequence[str]) -> Table:

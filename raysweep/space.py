@@ -74,8 +74,8 @@ class SearchSpace:
         return f"{self.name}-{fingerprint(self.identity())[:8]}"
 
     def values(self, path: str) -> list[Any]:
-        """The values of a grid or choice axis, a named one by its label."""
-        return list(named_values(self.declared.sweep[path]) or ())
+        """The values of a grid or choice axis, a named one by its label; none of a path that is no such axis."""
+        return list(named_values(self.declared.sweep.get(path)) or ())
 
     def points(self) -> Iterator[Point]:
         """The points of a grid or random search; Optuna picks its own."""
@@ -92,7 +92,8 @@ class SearchSpace:
 
     def metric_names(self) -> tuple[str, ...]:
         """What a search may ask for: the columns of a checkpoint of any variant."""
-        alone = [{path: value} for path in self.declared.sweep for value in self.values(path)]
+        # Other axes change no names: tasks are equal for all variants, and domains are pretrain.data's.
+        alone = [{"pretrain.data": label} for label in self.values("pretrain.data")]
         seed = self.declared.seeds[0]
         return tuple(dict.fromkeys(name for point in [{}, *alone] for name in self.trial(point, seed).metric_names))
 

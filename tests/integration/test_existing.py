@@ -86,6 +86,13 @@ def test_identity_is_the_content_not_the_path(folder):
     assert after == before[::-1]
 
 
+def test_a_label_stands_for_a_folder(folder):
+    path = folder / "theirs.yaml"
+    listed = load(path).trial({"pretrain.from": "two"}, 0)
+    path.write_text(SWEEP.replace("[one, two]", "{first: one, second: two}"))
+    assert load(path).trial({"pretrain.from": "second"}, 0).id == listed.id
+
+
 def test_pickled_weights_are_refused(folder):
     (folder / "one" / "model.safetensors").rename(folder / "one" / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"no \*\.safetensors.*never read: pytorch_model\.bin"):
