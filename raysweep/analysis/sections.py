@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,12 +67,13 @@ def cell(value: Any, text: Callable[[Any], str] = str, **more: Any) -> Cell:
     return Cell("—", **more) if is_missing(value) else Cell(text(value), value, **more)
 
 
-def ranking_table(ranking: Ranking, colors: dict[str, Color]) -> Table:
-    """Checkpoints, best first, with the level of chance last."""
+def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bool = True) -> Table:
+    """Checkpoints, best first, with the level of chance last; `per_task`: with a column for each task."""
     table, target = ranking.checkpoints, ranking.target
-    tasks = _tasks(ranking)
+    tasks = _tasks(ranking) if per_task else []
     extra = {name: title for name, title in ((PROBE, "linear probe"), (UNTUNED, "before")) if name in table}
-    shown, short = shown_indicators(ranking), indicator_names(ranking)
+    short = indicator_names(ranking)
+    shown = [name for name in shown_indicators(ranking) if name not in extra]
     columns = [Column("#", numeric=True), Column("checkpoint"), Column("mean score, %", numeric=True, title=target)]
     columns += [Column(f"{task}, %", numeric=True, title=f"sft/{task}_score") for task in tasks]
     columns += [Column(f"{title}, %", numeric=True, title=_EXTRA[name]) for name, title in extra.items()]
@@ -105,7 +106,7 @@ def ranking_table(ranking: Ranking, colors: dict[str, Color]) -> Table:
             place = row[f"rank/{name}"]
             cells.append(cell(row[name], formats.number, mark="" if is_missing(place) else f"#{place}"))
         rows.append(Row(cells, checkpoint=checkpoint, is_best=row["rank"] == 1))
-    return Table(columns, rows, _chance_cells(ranking, tasks, len(columns)))
+    return Table(columns, rows, _chance_cells(ranking, tasks, width=len(columns)))
 
 
 _EXTRA = {
@@ -122,12 +123,12 @@ def _tasks(ranking: Ranking) -> list[str]:
     return [task for task in scored if task not in others and f"sft/{task}_score" != ranking.target]
 
 
-def _chance_cells(ranking: Ranking, tasks: Sequence[str], width: int) -> list[Cell]:
-    if not ranking.chance or not tasks:
+def _chance_cells(ranking: Ranking, tasks: Sequence[str], *, width: int) -> list[Cell]:
+    levels = [ranking.chance.get(task, math.nan) for task in _tasks(ranking)]
+    if not ranking.chance or not levels:
         return []
-    levels = [ranking.chance.get(task, math.nan) for task in tasks]
     mean = sum(levels) / len(levels) if ranking.target == MEAN_SCORE else math.nan
-    known = [cell(level, formats.percent) for level in (mean, *levels)]
+    known = [cell(level, formats.percent) for level in (mean, *(ranking.chance.get(task) for task in tasks))]
     cells = [Cell(""), Cell("chance", title="guessing, or always giving the commonest answer"), *known]
     return cells + [Cell("")] * (width - len(cells))
 

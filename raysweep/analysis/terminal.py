@@ -1,4 +1,4 @@
-"""A ranking on a terminal: its checkpoints, its indicators, and how to read them."""
+"""A ranking on a terminal: its checkpoints, its indicators, how to read them, and where the best one lies."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import sys
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from raysweep.analysis import formats
-from raysweep.analysis.findings import cautions, direction_text, how_to_read, score_text
-from raysweep.analysis.ranking import Ranking, is_missing, shown_indicators
+from raysweep.analysis.findings import cautions, how_to_read
+from raysweep.analysis.ranking import Ranking, is_missing
+from raysweep.analysis.sections import Cell, Row, Table, agreement_table, ranking_table
 from raysweep.printable import printable
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich import table as rich_table
+    from rich.text import Text
 
 PLAIN_WIDTH = 140
 """Columns of the tables where stdout is no terminal."""
+INDICATOR_COLUMNS = 5
+"""Of the report's table of indicators, those that a terminal has room for."""
 
 
 def format_terminal(ranking: Ranking, *, width: int | None = None, color: bool | None = None) -> str:
     """Both tables and how to read them, for a terminal. None: as wide and coloured as stdout is."""
     from rich.console import Console
-    from rich.text import Text
 
     color = sys.stdout.isatty() if color is None else color
     width = width or (None if sys.stdout.isatty() else PLAIN_WIDTH)
@@ -29,51 +31,44 @@ def format_terminal(ranking: Ranking, *, width: int | None = None, color: bool |
     if ranking.best is None:
         console.print("No checkpoint has a score yet.")
     else:
-        console.print(_checkpoint_rows(ranking))
-        if not is_missing(location := ranking.best.get("location")):
-            console.print(Text(printable(f"best checkpoint: {location}")), soft_wrap=True)
-        console.print(_indicator_rows(ranking))
+        by_task = ranking_table(ranking, {}, per_task=False)
+        console.print(_rich(by_task, title=f"Checkpoints by {ranking.target}, %"))
+        indicators = agreement_table(ranking)
+        shown = [Row(row.cells[:INDICATOR_COLUMNS]) for row in indicators.rows]
+        few = Table(indicators.columns[:INDICATOR_COLUMNS], shown)
+        console.print(_rich(few, title="Indicators by agreement with it"))
     for line in cautions(ranking):
-        console.print(Text(printable(line), style="bold yellow"))
+        console.print(_text(line, style="bold yellow"))
     for line in how_to_read(ranking):
-        console.print(Text(printable(line), style="dim"))
+        console.print(_text(line, style="dim"))
     for label in ranking.diverged:
-        console.print(Text(printable(f"diverged: {label}"), style="red"))
+        console.print(_text(f"diverged: {label}", style="red"))
+    if ranking.best is not None and not is_missing(location := ranking.best.get("location")):
+        console.print(_text(f"best checkpoint: {location}", style="bold"), soft_wrap=True)
     return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined, no-any-return]
 
 
-def _checkpoint_rows(ranking: Ranking) -> Table:
-    from rich.table import Table
+def _rich(table: Table, *, title: str) -> rich_table.Table:
+    from rich.table import Table as RichTable
+
+    shown = RichTable(
+        title=_text(title, style="bold"), title_justify="left", show_footer=bool(table.foot), footer_style="dim"
+    )
+    foot = [_cell_text(cell) for cell in table.foot] or [_text("")] * len(table.columns)
+    for column, below in zip(table.columns, foot, strict=True):
+        justify, overflow = ("right", "ellipsis") if column.numeric else ("left", "fold")
+        shown.add_column(_text(column.name), below, justify=justify, overflow=overflow)  # type: ignore[arg-type]
+    for row in table.rows:
+        shown.add_row(*map(_cell_text, row.cells), style="bold green" if row.is_best else None)
+    return shown
+
+
+def _cell_text(cell: Cell) -> Text:
+    mark = f"({cell.mark})" if cell.mark[:1].isalnum() else cell.mark
+    return _text(f"{cell.text} {mark}".rstrip())
+
+
+def _text(text: str, *, style: str = "") -> Text:
     from rich.text import Text
 
-    shown = shown_indicators(ranking)
-    table = Table(title=f"Checkpoints by {ranking.target}, %", title_justify="left", title_style="bold")
-    table.add_column("#", justify="right")
-    table.add_column("checkpoint", overflow="fold")
-    for name in ["score, %", *(name.partition("/")[2] for name in shown)]:
-        table.add_column(Text(printable(name)), justify="right")
-    for index, row in enumerate(ranking.checkpoints.to_dict("records")):
-        place = "—" if is_missing(row["rank"]) else str(row["rank"])
-        cells = [place, ranking.labels[row["checkpoint"]], score_text(row, ranking.target)]
-        for name in shown:
-            mark = "" if is_missing(row[f"rank/{name}"]) else f" #{row[f'rank/{name}']}"
-            cells.append(formats.number(row[name]) + mark)
-        table.add_row(*(Text(printable(cell)) for cell in cells), style="bold green" if index == 0 else None)
-    return table
-
-
-def _indicator_rows(ranking: Ranking) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="Indicators by agreement with it", title_justify="left", title_style="bold")
-    table.add_column("indicator", overflow="fold")
-    table.add_column("better")
-    for name in ("pairs right", "clear pairs", "Spearman"):
-        table.add_column(name, justify="right")
-    for item in ranking.associations:
-        if item.same_order_as is None:
-            name = item.indicator + (" (config)" if item.source == "config" else "")
-            numbers = map(formats.estimate, (item.accuracy, item.clear_accuracy, item.spearman))
-            table.add_row(*(Text(printable(cell)) for cell in (name, direction_text(item), *numbers)))
-    return table
+    return Text(printable(text), style=style)

@@ -17,6 +17,7 @@ from raysweep.analysis.pareto import Goal, front_of, undominated
 from raysweep.analysis.ranking import Edge, Tie, rank
 from raysweep.analysis.report import render
 from raysweep.analysis.sections import agreement_table, failure_table, indicator_names, ranking_table
+from raysweep.analysis.terminal import format_terminal
 from raysweep.runs import Run
 from raysweep.store import Store
 
@@ -75,6 +76,21 @@ def test_chance_the_probe_and_edges_stand_in_the_ranking():
     assert [cell.text for cell in shown.foot][1:5] == ["chance", "25.0", "25.0", ""]
     marked = shown.rows[1].cells[3]
     assert (marked.mark, marked.title) == ("†", "picked learning rate 0.1, the highest of its grid")
+
+
+def test_the_terminal_shows_the_same_table_without_tasks():
+    table = table_of([0.9, 0.8], **{"probe/mean_score": [0.5, 0.6], "sft/t_chance_score": [0.25, 0.25]})
+    text = format_terminal(rank(table), color=False)
+    heads, first, *_ = [line for line in text.splitlines() if "┃ " in line or "│ " in line]
+    assert [word.strip() for word in heads.strip("┃").split("┃")] == [
+        "#",
+        "checkpoint",
+        "mean score, %",
+        "linear probe, %",
+    ]
+    assert "x c0 · step 1" in first
+    assert "chance" in text
+    assert text.endswith("best checkpoint: /store/c0")
 
 
 def test_indicators_of_one_order_are_one_row_by_the_name_one_knows():
