@@ -7,6 +7,7 @@ import contextlib
 import copy
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from tiny import TINY
 from raysweep.data.text import Domain
 from raysweep.errors import RaysweepError
 from raysweep.estimates import estimate
+from raysweep.runners.journal import trial_row
+from raysweep.runs import Run, status
 from raysweep.space import load
 from raysweep.store import Store
 from raysweep.tasks.multiple_choice import MultipleChoice
@@ -168,6 +171,11 @@ def in_its_own_words():
     assert said.encode()
 
 
+@pytest.fixture(scope="module")
+def tiny(folder):
+    return load(written(folder / "tiny.yaml", TINY))
+
+
 def written(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
     return path
@@ -185,7 +193,7 @@ DEEP = ["[" * 20_000, '{"a":' * 20_000, '{"text": ' + "1" * 5000 + "}"]
 KINDS = {"quiz": (MultipleChoice, QUIZ), "ask": (QA, ASK), "texts": (Domain, DOCUMENTS)}
 
 
-@cases(0.4)
+@cases(0.3)
 @given(st.data())
 def test_task_files(folder, data):
     kind, lines = KINDS[data.draw(st.sampled_from(sorted(KINDS)))]
@@ -201,3 +209,27 @@ def test_task_files(folder, data):
             pinned.most_tokens("train", 10**6)
         else:
             pinned.examples("train"), pinned.chance()
+
+
+@cases(0.1)
+@given(st.data())
+def test_journals(folder, tiny, data):
+    store, identity = Store(folder / "store"), tiny.identity()
+    shutil.rmtree(store.root / "runs" / "fuzz", ignore_errors=True)
+    run = Run.create(store, "fuzz", sweep_text=TINY, identity=identity)
+    trial = json.loads(json.dumps(trial_row(tiny.trial({}, 0)), default=vars))
+    failure = {"stage": "sft-1", "kind": "sft", "trial": "t", "cause": "c", "attempts": 1, "log": "l"}
+    documents = {"trials.jsonl": trial, "failures/sft-1.json": failure, "pruned.json": {"trial-1": 6}}
+    documents |= {"identity.json": json.loads(identity), "planned.json": {"num_trials": 2, "stages": {"sft": 3}}}
+    name = data.draw(st.sampled_from(list(documents)))
+    text = json.dumps(documents[name])
+    (run.folder / "failures").mkdir(exist_ok=True)
+    written(
+        run.folder / name, data.draw(changed(documents[name]).map(json.dumps) | spliced(text) | st.binary(max_size=60))
+    )
+    with in_its_own_words():
+        status(run)
+        Run.create(store, "fuzz", sweep_text=TINY, identity=identity)
+        run.add_failure("sft-1", kind="sft", trial="t", cause="c", log="l")
+        run.add_pruned("trial-2", 6)
+        run.start_attempt()
