@@ -1,0 +1,55 @@
+"""The README's examples are true: its sweep loads without a warning, its searches too, its commands exist."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from raysweep.cli import _parser
+from raysweep.space import load
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+SWEEP, SEARCHES = (re.sub(r"^  ", "", block, flags=re.M) if block.startswith("  ") else block
+                   for block in re.findall(r"^ *```yaml\n(.*?)^ *```", README, re.S | re.M))  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What the example's paths name."""
+    for name in ("wiki", "books"):
+        (tmp_path / name).mkdir()
+    import gzip
+
+    with gzip.open(tmp_path / "wiki" / "a.jsonl.gz", "wt") as file:
+        for index in range(300):
+            file.write(json.dumps({"text": f"page {index} " + "some words " * 500}) + "\n")
+    for index in range(300):
+        (tmp_path / "books" / f"{index}.txt").write_text(f"book {index}\n" + "many words of a book\n" * 200)
+    for split in ("train", "test"):
+        rows = [{"question": f"{split} {index}?", "choices": ["a", "b"], "answer": index % 2} for index in range(200)]
+        (tmp_path / f"arc.{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def test_the_sweep_loads_and_trains_to_the_end(folder):
+    (folder / "my-sweep.yaml").write_text(SWEEP)
+    space = load(folder / "my-sweep.yaml")
+    assert space.warnings == ()
+    assert space.declared.pretrain.checkpoint_steps == (3815, 7630)
+    assert len(list(space.points())) == 6
+
+
+@pytest.mark.parametrize("search", [line for line in SEARCHES.splitlines() if line.strip()])
+def test_each_search_is_one(folder, search):
+    text = SWEEP
+    if "optuna" in search or "random" in search:
+        text = text.replace("{grid: [3e-4, 1e-3, 3e-3]}", "{loguniform: [3e-4, 3e-3]}")
+    (folder / "my-sweep.yaml").write_text(text + search + "\n")
+    load(folder / "my-sweep.yaml")
+
+
+def test_each_command_exists():
+    shown = set(re.findall(r"^raysweep (\w+) ", README, re.M))
+    (commands,) = [action.choices for action in _parser()._actions if action.metavar == "COMMAND"]
+    assert shown == set(commands)
