@@ -76,8 +76,15 @@ class PlainEngine:
             parameter.grad = None
 
 
+# DeepSpeed would add up the gradients of micro-batches, and of ranks, in the model's bfloat16. Measured on a model of
+# 0.1 M parameters, ZeRO 1 to 3: of 64 micro-batches the gradient was off by 1.12 % of its norm, and is by 0.71 % to
+# 0.73 % (by 0.73 % with a single one: weights and the gradient of each micro-batch stay rounded to bfloat16; float32
+# weights under autocast, as in one process: 0.37 %). Sums of ranks in float32 take twice the bytes.
+SUMS_IN_FP32 = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+
+
 class DeepSpeedEngine:
-    """A gang under DeepSpeed ZeRO 0, 1, 2 or 3, through accelerate's plugin."""
+    """A gang under DeepSpeed ZeRO 0, 1, 2 or 3, through accelerate's plugin; gradients are summed in float32."""
 
     def __init__(
         self,
@@ -116,7 +123,7 @@ class DeepSpeedEngine:
             "bf16": {"enabled": self._has_masters},
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
-        }
+        } | SUMS_IN_FP32
         plugin = DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
         # Not `cpu=True`, with which accelerate would take DDP in place of DeepSpeed.
         self._accelerator = Accelerator(mixed_precision="bf16" if self._has_masters else "no", deepspeed_plugin=plugin)

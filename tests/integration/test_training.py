@@ -204,6 +204,41 @@ def test_divergence_is_raised(grammar, tokens_dir, tmp_path):
         pretrain(recipe, tokens_dir, tmp_path / "out", step=12, state=None)
 
 
+def gradient_of(worker: Worker, *, bf16: bool) -> torch.Tensor:
+    """Of the mean loss over 64 sequences, as a step of plain SGD at rate 1 takes it off the weights."""
+    model = Llama(hidden_size=64, num_layers=2, num_heads=2).build(vocab_size=200, sequence_length=16, seed=0)
+    ids = np.random.default_rng(0).zipf(1.3, size=(64, 16)) % 200
+    before = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    settings = {"optimizer": SGD(name="sgd", lr=1.0, momentum=0.0), "schedule": Constant(name="constant", warmup=0.0)}
+    after = train(
+        model,
+        lambda step: {"input_ids": ids, "labels": ids},
+        objective=CausalLM(),
+        num_steps=1,
+        seed=0,
+        clip_norm=None,
+        bf16=bf16,
+        worker=worker,
+        **settings,
+    ).weights
+    return torch.cat([(before[name] - after[name].float()).flatten() for name in sorted(before)])
+
+
+@pytest.mark.slow
+def test_gradients_of_many_micro_batches_are_summed_in_float32():
+    exact = gradient_of(Worker(), bf16=False)
+    for zero_stage in (1, 2, 3):
+        resources = Resources(zero_stage=zero_stage, micro_batch_sequences=1)
+        worker = make_worker(resources, rank=0, world_size=1)
+        join_process_group(worker, resources, "127.0.0.1", free_port())
+        try:
+            error = gradient_of(worker, bf16=True) - exact
+        finally:
+            leave_process_group()
+        # The rounding of weights and of each micro-batch's gradient makes 0.7 %; sums in bfloat16 made 1.1 %.
+        assert float(error.norm() / exact.norm()) < 0.009, zero_stage
+
+
 class Told:
     """An objective whose loss is 0.1 nats at first and 2 nats from then on."""
 
@@ -237,7 +272,8 @@ def test_a_killed_gang_goes_on_to_the_bit(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (2, "bf16")]
+    ("zero_stage", "precision"),
+    [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (1, "bf16"), (2, "bf16")],
 )
 def test_gang_of_two_resumes_to_the_bit_and_gives_memory_back(grammar, tokens_dir, tmp_path, zero_stage, precision):
     recipe = recipe_of(grammar, precision=precision)
