@@ -71,9 +71,11 @@ class Run:
         """Open the run `name`, or start it.
 
         Raises:
-            StoreError: if a run of that name belongs to another sweep (`identity`: canonical text of the sweep).
+            StoreError: if a run of that name belongs to another sweep (`identity`: canonical text of the sweep), or the
+                store cannot be written.
         """
         run = Run(store, name)
+        store.check_writable()
         run.folder.mkdir(parents=True, exist_ok=True)
         store.pull(run.folder)
         there = run._read("identity.json")
@@ -100,7 +102,7 @@ class Run:
         if NAME.fullmatch(name):
             run = Run(store, name)
             store.pull(run.folder)
-            if (run.folder / "sweep.yaml").exists():
+            if os.path.isfile(run.folder / "sweep.yaml"):
                 return run
         runs = Run.all(store)
         begun = [run for run in runs if name and run.name.startswith(name)]
@@ -114,7 +116,10 @@ class Run:
     def all(store: Store) -> list[Run]:
         """Every run of a store, oldest first."""
         store.pull(store.root / "runs")
-        files = sorted((store.root / "runs").glob("*/sweep.yaml"), key=lambda path: path.stat().st_mtime)
+        try:
+            files = sorted((store.root / "runs").glob("*/sweep.yaml"), key=lambda path: path.stat().st_mtime)
+        except OSError as error:
+            raise StoreError(f"store {store.url!r} cannot be read: {error.strerror}") from error
         return [Run(store, path.parent.name) for path in files if NAME.fullmatch(path.parent.name)]
 
     @property
