@@ -221,6 +221,12 @@ class Run:
         """Trial id -> step of its last checkpoint, for trials that a scheduler stopped."""
         return self._read("pruned.json", _is_counts) or {}
 
+    def left_out(self) -> set[str]:
+        """Ids of the stages after the checkpoint at which a scheduler stopped their trial."""
+        pruned = self.pruned()
+        stopped = [trial for trial in self.trials() if trial.trial in pruned]
+        return {stage.id for trial in stopped for stage in trial.stages if (stage.step or 0) > pruned[trial.trial]}
+
     def failures(self) -> list[dict[str, Any]]:
         """What failed and is not finished yet, by stage id."""
         names = sorted(path.name for path in (self.folder / "failures").glob("*.json"))
@@ -288,15 +294,16 @@ def _names(runs: Sequence[Run]) -> str:
 
 
 def status(run: Run) -> dict[str, Any]:
-    """Distinct stages by kind (done, diverged, failed, to_do) of all trials of the sweep, started or not; failures."""
+    """Distinct stages by kind (done, diverged, failed, pruned, to_do) of all trials of the sweep; and what failed."""
     failures, planned, trials = run.failures(), run.planned(), run.trials()
-    failed = {failure["stage"] for failure in failures}
+    known = dict.fromkeys(run.left_out(), "pruned") | {failure["stage"]: "failed" for failure in failures}
+    names = ("done", "diverged", "failed", "pruned", "to_do")
     finished = run.store.finished_ids()
-    kinds = {kind: dict.fromkeys(("done", "diverged", "failed", "to_do"), 0) for kind in planned["stages"]}
+    kinds = {kind: dict.fromkeys(names, 0) for kind in planned["stages"]}
     for stage in {stage.id: stage for trial in trials for stage in trial.stages}.values():
-        counts = kinds.setdefault(stage.kind, dict.fromkeys(("done", "diverged", "failed", "to_do"), 0))
+        counts = kinds.setdefault(stage.kind, dict.fromkeys(names, 0))
         record = run.store.get(stage.id) if stage.id in finished else None
-        counts[record.status if record else "failed" if stage.id in failed else "to_do"] += 1
+        counts[record.status if record else known.get(stage.id, "to_do")] += 1
     for kind, total in planned["stages"].items():
         kinds[kind]["to_do"] += max(0, total - sum(kinds[kind].values()))
     return {

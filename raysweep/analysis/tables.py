@@ -38,14 +38,15 @@ def stage_table(run: Run) -> pd.DataFrame:
     peak_memory_bytes, world_size, device, host, git_commit, location (the stage's folder or URL), and as JSON text
     settings, inputs, versions.
 
-    Status is done, diverged, failed, or missing (not run). A stage that two trials share is a row of each.
+    Status is done, diverged, failed, pruned (a scheduler stopped its trial before), or missing (not run). A stage that
+    two trials share is a row of each.
     """
-    failed = {failure["stage"] for failure in run.failures()}
+    known = dict.fromkeys(run.left_out(), "pruned") | {failure["stage"]: "failed" for failure in run.failures()}
     trials = run.trials()
     ids = sorted({stage.id for trial in trials for stage in trial.stages})
     records = {stage_id: run.store.get(stage_id) for stage_id in ids}
     rows = [
-        _stage_row(trial, stage, records[stage.id], "failed" if stage.id in failed else "missing")
+        _stage_row(trial, stage, records[stage.id], known.get(stage.id, "missing"))
         for trial in trials
         for stage in trial.stages
     ]
