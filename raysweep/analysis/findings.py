@@ -92,9 +92,11 @@ def how_to_read(ranking: Ranking) -> list[str]:
             "(ridge regression on the levels), so the best row of them is what an indicator has to beat."
         )
     if ranking.num_unscored:
+        statuses = Counter(ranking.checkpoints["status"])
+        known = [f"{statuses[status]} {status}" for status in ("diverged", "failed", "pruned") if statuses[status]]
         lines.append(
             f"{ranking.num_unscored} of {len(ranking.checkpoints)} checkpoints have no score and are not ranked"
-            f" ({len(ranking.diverged)} diverged)."
+            + (f" ({', '.join(known)})." if known else ".")
         )
     return lines
 

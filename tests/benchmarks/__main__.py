@@ -1,4 +1,4 @@
-"""All benchmarks of issue lines (a) to (d), one after another; prints a Markdown table for RESULTS.md."""
+"""All benchmarks but the curvature's, one after another; prints a Markdown table for RESULTS.md."""
 
 import sys
 from pathlib import Path
@@ -9,9 +9,10 @@ import first_step
 import gang_overhead
 import plan_speed
 import pretrain_throughput
+import score_coverage
 
 if __name__ == "__main__":
     print("| what | result |\n| --- | --- |")
-    for module in (gang_overhead, pretrain_throughput, first_step, plan_speed):
+    for module in (gang_overhead, pretrain_throughput, first_step, plan_speed, score_coverage):
         for what, result in module.main():
             print(f"| {what} | {result} |", flush=True)

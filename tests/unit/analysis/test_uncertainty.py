@@ -125,7 +125,7 @@ def test_of_two_scores_the_simultaneous_interval_is_students():
     noise = noise_of(draw(2, 1, 100))
     scores = np.array([0.6, 0.5])
     two = between(scores, errors=None, noise=[noise], checkpoints=["0", "1"])
-    assert two.simultaneous()[0, 1] == pytest.approx(noise.differences.half_width()[0, 1], rel=1e-5)
+    assert two.simultaneous()[0, 1] == pytest.approx(noise.differences.half_width()[0, 1], rel=0.01)
     assert two.num_pairs == 1
 
 

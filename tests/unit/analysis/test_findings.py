@@ -1,0 +1,209 @@
+"""What a sweep's ranking says: from predictions in a store to ties, chance, rates at the edge, and the words."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from raysweep.analysis.findings import cautions, headline, how_to_read, score_text
+from raysweep.analysis.ranking import rank
+from raysweep.analysis.samples import read_scores
+from raysweep.results import Results
+from raysweep.runs import Run, StageRow, TrialRow
+from raysweep.store import Record, Store
+
+KNOWN = {"started": "2026-01-01T00:00:00+00:00", "wall_seconds": 1.0, "peak_memory_bytes": 2**20, "world_size": 1,
+         "device": "cpu", "host": "h", "git_commit": None, "versions": {}}  # fmt: skip
+NUM_EXAMPLES = 200
+
+
+@pytest.fixture
+def run(store: Store) -> Run:
+    """A run without trials."""
+    return Run.create(store, "r", sweep_text="x", identity="{}")
+
+
+def put(store: Store, stage_id: str, metrics: dict[str, float], *, rows: list[dict] | None = None, **spec) -> None:
+    out = store.work_dir(stage_id)
+    if rows is not None:
+        (out / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store.commit(Record(stage_id, stage_id.split("-")[0], "done", spec, {}, metrics, KNOWN, {}), out)
+
+
+def add(
+    run: Run,
+    name: str,
+    rights: list[int],
+    *,
+    named: bool = True,
+    lrs: tuple[float, ...] = (0.1,),
+    point: dict | None = None,
+    probe: float | None = None,
+    **metrics: float,
+) -> None:
+    """A trial of one checkpoint; of each seed, how many of the test examples it has right: always the first of them."""
+    checkpoint = f"pretrain-{name}"
+    put(run.store, checkpoint, {"num_tokens": 1000.0, **metrics})
+    stages = [StageRow(checkpoint, "pretrain", 1, checkpoint, None, {})]
+    if probe is not None:
+        put(run.store, f"probe-{name}", {"score": probe}, seed=0)
+        stages.append(StageRow(f"probe-{name}", "probe", 1, checkpoint, "t", {}))
+    for seed, num in enumerate(rights):
+        for place, lr in enumerate(lrs):
+            scores = (np.arange(NUM_EXAMPLES) < num).astype(float)
+            rows = [{"score": score} | ({"id": f"x{row}"} if named else {}) for row, score in enumerate(scores)]
+            stage = StageRow(f"sft-{name}{seed}{place}", "sft", 1, checkpoint, "t", {})
+            metric = {"score": float(scores.mean()), "valid_score": 0.5 + place / 10, "chance_score": 0.25}
+            put(run.store, stage.id, metric, rows=rows, lr=lr, seed=seed)
+            stages.append(stage)
+    run.add_trial(TrialRow(name, f"variant-{name}", point or {"pretrain.x": name}, 0, tuple(stages)))
+
+
+def test_a_tie_with_the_best_is_named_with_what_it_costs(run):
+    add(run, "a", [120, 122], num_tokens=2000.0)
+    add(run, "b", [118, 121])
+    add(run, "c", [60, 62])
+    ranking = Results(run).ranking
+    (tie,) = ranking.ties
+    assert (tie.checkpoint, tie.cost_ratio) == ("pretrain-b", 0.5)
+    assert tie.difference.value == pytest.approx(0.0075)
+    assert tie.difference.low <= 0 < tie.difference.high
+    assert ranking.gap == tie.difference
+    assert (ranking.num_comparisons, ranking.num_clear, ranking.errors) == (3, 2, "paired")
+    assert "not distinguishable from x b · step 1, at half the tokens" in headline(ranking)
+    assert any("hold for all 3 pairs at once" in line for line in how_to_read(ranking))
+
+
+def test_a_clear_winner_is_said_with_its_lead(run):
+    add(run, "a", [150, 152])
+    add(run, "b", [60, 62])
+    ranking = Results(run).ranking
+    assert ranking.ties == ()
+    assert "45.0 [" in headline(ranking)
+    assert "] points above the next" in headline(ranking)
+
+
+def test_pairing_finds_differences_that_single_errors_hide(run):
+    # The better one has right all that the other has, and 12 more of 200: each is 50 % +- 7.
+    add(run, "a", [112, 112])
+    add(run, "b", [100, 100])
+    assert Results(run).ranking.num_clear == 1
+    other = Run.create(run.store, "nameless", sweep_text="x", identity="{}")
+    add(other, "c", [112, 112], named=False)
+    add(other, "d", [100, 100], named=False)
+    ranking = Results(other).ranking
+    assert (ranking.num_clear, ranking.errors) == (0, "unpaired")
+    assert any("not paired" in line for line in how_to_read(ranking))
+
+
+def test_the_printed_error_is_that_of_the_examples_too(run):
+    # Two seeds that agree to the example: their own error is 0, that of 50 of 200 examples is not.
+    add(run, "a", [50, 50])
+    (row,) = Results(run).checkpoints.to_dict("records")
+    expected = 1.972 * math.sqrt(0.25 * 0.75 / 200)
+    assert row["sft/t_score_high"] - row["sft/t_score_low"] == pytest.approx(2 * expected, rel=0.02)
+    assert score_text(row, "sft/mean_score") == "25.0 ± 6.3"
+
+
+def test_one_seed_says_that_it_says_nothing_of_seeds(run):
+    add(run, "a", [150])
+    add(run, "b", [60])
+    ranking = Results(run).ranking
+    assert ranking.errors == "paired, one seed"
+    assert any("with one fine-tuning seed, how far seeds differ is not known" in line for line in how_to_read(ranking))
+
+
+def test_scores_near_chance_are_counted_and_warned_of(run):
+    for name, right in (("a", 55), ("b", 52), ("c", 120)):
+        add(run, name, [right, right])
+    ranking = Results(run).ranking
+    assert ranking.chance == {"t": 0.25}
+    assert (ranking.num_near_chance, ranking.num_against_chance) == (2, 3)
+    assert "2 of 3 scores are not clearly above chance (t 25.0 %)" in cautions(ranking)[0]
+
+
+def test_a_rate_at_the_edge_is_said_and_whether_it_is_a_leaders(run):
+    add(run, "a", [120, 121], lrs=(0.1, 0.2))
+    add(run, "b", [60, 61])
+    ranking = Results(run).ranking
+    (edge,) = ranking.edges
+    assert (edge.checkpoint, edge.task, edge.lr, edge.side) == ("pretrain-a", "t", 0.2, "highest")
+    assert (
+        "at an end of its grid in 1 cases (1 at the highest, of the best or a tie with it in 1)" in cautions(ranking)[0]
+    )
+
+
+def test_a_probe_above_fine_tuning_is_warned_of_and_has_a_place(run):
+    for name, right, probe in (("a", 120, 0.9), ("b", 100, 0.8), ("c", 60, 0.7)):
+        add(run, name, [right, right], probe=probe)
+    ranking = Results(run).ranking
+    assert list(ranking.checkpoints["rank/probe/mean_score"]) == [1, 2, 3]
+    assert (
+        "A linear probe scores above fine-tuning on 3 of 3 checkpoints (80.0 against 46.7 % on average)"
+        in (cautions(ranking)[0])
+    )
+
+
+def test_an_optimizer_by_name_is_a_baseline(run):
+    for name, right in (("a", 150), ("b", 60), ("c", 140), ("d", 70), ("e", 145), ("f", 65)):
+        add(
+            run, name, [right], point={"pretrain.optimizer": "sgd" if right < 100 else "adamw", "pretrain.n": right % 3}
+        )
+    ranking = Results(run).ranking
+    item = next(item for item in ranking.associations if item.indicator == "point.pretrain.optimizer")
+    assert (item.source, item.direction) == ("config", None)
+    # 9 pairs of unlike names are right; 6 of like ones get half.
+    assert item.accuracy.value == pytest.approx((9 + 3) / 15)
+    assert {"all together", "point.pretrain.n"} <= {item.indicator for item in ranking.associations}
+
+
+def test_what_a_scheduler_stopped_is_pruned_not_missing(run):
+    add(run, "a", [120])
+    first = run.trials()[0]
+    later = [StageRow("pretrain-late", "pretrain", 2, "pretrain-late", None, {}),
+             StageRow("sft-late", "sft", 2, "pretrain-late", "t", {})]  # fmt: skip
+    for trial in ("b", "c"):
+        run.add_trial(TrialRow(trial, trial, {"pretrain.x": trial}, 0, (*first.stages, *later)))
+    run.add_pruned("b", 1)
+    results = Results(run)
+    statuses = results.stages[results.stages["step"] == 2].groupby("trial")["status"].unique().map(list).to_dict()
+    assert statuses == {"b": ["pruned"], "c": ["missing"]}
+    assert any("(1 pruned)" in line for line in how_to_read(results.ranking))
+
+
+def test_predictions_are_paired_by_id_whatever_their_order(tmp_path):
+    rows = [{"id": f"{name}", "output": name, "score": score} for name, score in (("b", 1.0), ("a", 0.0), ("c", 0.5))]
+    for name, order in (("one", rows), ("two", rows[::-1])):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in order))
+    (one, scores), (two, same) = read_scores(tmp_path / "one"), read_scores(tmp_path / "two")
+    assert one == two != ""
+    assert scores.tolist() == same.tolist() == [0.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"score": 1.0}\n{"score": 0}\n', [1.0, 0.0]),
+        ('{"id": "a", "score": 1.0}\n{"id": "a", "score": 0.0}\n', [1.0, 0.0]),
+        ("", None),
+        ('{"score": NaN}\n', None),
+        ('{"id": 3, "score"', None),
+        ('{"other": 3}\n', None),
+    ],
+)
+def test_predictions_without_names_are_not_paired_and_odd_files_not_read(tmp_path, text, found):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(text)
+    scores = read_scores(path)
+    assert scores is None if found is None else (scores[0], scores[1].tolist()) == ("", found)
+    assert read_scores(tmp_path / "none") is None
+
+
+def test_rank_takes_a_task_for_its_target_with_that_tasks_errors(run):
+    add(run, "a", [150, 152])
+    add(run, "b", [60, 62])
+    results = Results(run)
+    ranking = rank(results.checkpoints, noise=results.noise, target="sft/t_score")
+    assert ranking.errors == "paired"
+    assert ranking.gap == results.ranking.gap
