@@ -50,7 +50,7 @@ class Board:
     def show(self, event: Mapping[str, Any]) -> None:
         """Take one event of the run."""
         with self._lock:
-            self._progress.take(event)
+            self._progress.take(event, at_seconds=time.monotonic() - self._began)
             if self._live:
                 return
             if event["event"] == "failed" and not event["retry"]:

@@ -40,7 +40,7 @@ class Progress:
         self._done: Counter[str] = Counter()
         self._running: dict[str, dict[str, str]] = {}
         self._leaders: dict[str, Leader] = {}
-        self._made_seconds = 0.0
+        self._made_seconds = self._made_at = 0.0
         if search.name == "optuna":
             base = space.trial({}, seeds[0])
             self.num_trials = search.num_trials or 0
@@ -87,8 +87,8 @@ class Progress:
             other == kind for stages in self._running.values() for other in list(stages.values())[: self.num_workers]
         )
 
-    def take(self, event: Mapping[str, Any]) -> None:
-        """Take one event of the run."""
+    def take(self, event: Mapping[str, Any], *, at_seconds: float = 0.0) -> None:
+        """Take one event of the run, that many seconds after it began."""
         stage, kind, trial = event.get("stage", ""), event.get("kind", ""), event.get("trial", "")
         match event["event"]:
             case "trial":
@@ -107,7 +107,9 @@ class Progress:
                 if stage not in self._results:
                     self.seconds[kind] += event["wall_seconds"]
                     self._done[kind] += 1
-                    self._made_seconds += event["wall_seconds"] if how == "finished" else 0.0
+                    if how == "finished":
+                        self._made_seconds += event["wall_seconds"]
+                        self._made_at = at_seconds
                 self._results[stage] = Result(
                     id=stage, **{name: event[name] for name in ("kind", "status", "metrics", "task", "lr", "seed")}
                 )
@@ -121,17 +123,17 @@ class Progress:
         """Trials and stages by kind, as far as they are known: see `Run.note_planned`."""
         return {"num_trials": self.num_trials, "stages": {kind: self.total(kind) for kind in self.kinds}}
 
-    def rest_seconds(self, spent_seconds: float) -> float | None:
-        """For what is still to do, at the pace of `spent_seconds`; None until each kind of it has been seen once."""
+    def rest_seconds(self, at_seconds: float) -> float | None:
+        """For what is still to do, at the pace up to the last stage; None until each kind of it has been seen once."""
         rest = 0.0
         for kind in self.kinds:
             to_do = self.total(kind) - self.done(kind) - self.failed(kind)
             if to_do > 0 and not self.done(kind):
                 return None
             rest += to_do * self.seconds[kind] / max(1, self.done(kind))
-        if not rest or not self._made_seconds or not spent_seconds:
+        if not rest or not self._made_seconds or not self._made_at:
             return None
-        return rest * spent_seconds / self._made_seconds
+        return max(0.0, rest * self._made_at / self._made_seconds - (at_seconds - self._made_at))
 
     def best(self, most: int) -> list[Leader]:
         """The leading checkpoints, of those whose fine-tuning is finished."""

@@ -134,9 +134,11 @@ def test_rest_is_known_when_each_kind_has_been_seen(tiny_space):
     first = {stage.kind: stage for stage in trial.stages if stage.step in (None, 6)}
     for stage in first.values():
         assert progress.rest_seconds(10.0) is None
-        progress.take(result(stage, trial, score=0.5, valid_score=0.5))
+        progress.take(result(stage, trial, score=0.5, valid_score=0.5), at_seconds=10.0)
     # 6 kinds took 2 s each in 10 s; of 25 stages 19 are left.
-    assert progress.rest_seconds(10.0) == pytest.approx(sum(map(progress.total, progress.kinds)) * 2 * 10 / 12 - 10)
+    rest = sum(map(progress.total, progress.kinds)) * 2 * 10 / 12 - 10
+    assert progress.rest_seconds(10.0) == pytest.approx(rest)
+    assert progress.rest_seconds(13.0) == pytest.approx(rest - 3.0)  # It counts down between stages.
 
 
 def test_totals_are_of_distinct_stages_of_all_variants(sweep_file):
@@ -185,4 +187,4 @@ def test_doctor_names_what_is_wrong(tmp_path):
     file.write_text("")
     broken = {check.name: check for check in checks(Store(file / "store"))}["store"]
     assert not broken.ok
-    assert "NotADirectoryError" in broken.message
+    assert "Not a directory" in broken.message
