@@ -35,6 +35,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Documents at the beginning of each file that are read when a sweep file is loaded.
 SAMPLE_DOCUMENTS = 100
+# Of a .txt file, which is a single document.
+SAMPLE_BYTES = 2**20
 
 # A damaged gzip body raises zlib.error, a cut one EOFError; neither is an OSError.
 _READ_ERRORS = (OSError, EOFError, zlib.error)
@@ -216,6 +218,14 @@ def _opened(globs: Globs, base: Path) -> tuple[str, ...]:
 
 def _check_sample(path: str) -> None:
     """Read the first documents of a file, and of plain JSON lines one in the middle. Raises DataError."""
+    if not path.endswith((".jsonl", ".jsonl.gz")):
+        with _reading(path, None) as file:
+            raw = file.read(SAMPLE_BYTES)
+        try:  # The last letter may be cut.
+            codecs.getincrementaldecoder("utf-8")().decode(raw, final=len(raw) < SAMPLE_BYTES)
+        except UnicodeDecodeError:
+            _decoded(raw, path, 1)
+        return
     for _ in itertools.islice(read_texts([path]), SAMPLE_DOCUMENTS):
         pass
     if path.endswith(".jsonl"):

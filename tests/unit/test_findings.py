@@ -147,7 +147,7 @@ def test_plain_words(sweep_file, old, new, line):
     found = findings(sweep_file(TINY.replace(old, new)))
     assert any(line in each for each in found), found
     assert not any(
-        word in each for each in found for word in ("tuple[", "nullable", "recipe", "dict[", "Input", "valid ")
+        word in each for each in found for word in ("tuple[", "nullable", "pretrain.recipe", "dict[", "Input", "valid ")
     )
 
 
@@ -202,6 +202,13 @@ def test_texts_are_looked_into(sweep_file, folder, content, words):
     (line,) = findings(sweep_file(TEXT), DataError)
     assert "tiny.yaml:6: pretrain.data.domains.a" in line
     assert words in line
+
+
+def test_the_beginning_of_a_long_text_may_end_within_a_letter(sweep_file, folder):
+    (folder / "b.txt").write_bytes(b"x" * (2**20 - 1) + "ö".encode())
+    assert load(sweep_file(TEXT)).name == "text"
+    (folder / "b.txt").write_bytes(b"x\n\xff" + b"x" * 2**20)
+    assert "b.txt:2: not UTF-8 (byte 0 of the line)" in findings(sweep_file(TEXT), DataError)[0]
 
 
 def test_packed_texts_are_looked_into(sweep_file, folder):
