@@ -58,6 +58,10 @@ class _PrintCompletion(argparse.Action):
             import shtab
         except ImportError:
             parser.exit(2, "--print-completion needs the package shtab: pip install shtab\n")
+        commands: Any = next(action.choices for action in parser._actions if action.metavar == "COMMAND")
+        for action in [action for command in commands.values() for action in command._actions]:
+            if action.metavar in ("SWEEP.yaml", "RUN", "DIR", "FILES", "MODEL", "ROOT"):
+                action.complete = shtab.FILE
         print(shtab.complete(parser, shell=values))
         parser.exit()
 

@@ -14,6 +14,7 @@ from raysweep.document import nearest
 from raysweep.errors import StoreError
 from raysweep.stages.fetch import checkpoint_files
 from raysweep.store import Store
+from raysweep.train.checkpoints import load_model
 
 if TYPE_CHECKING:
     from raysweep.analysis.ranking import Ranking
@@ -98,13 +99,13 @@ def _some(labels: Mapping[str, str]) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     for path in checkpoint_files(source):
         shutil.copyfile(path, target / path.name)
-    AutoModelForCausalLM.from_pretrained(target, use_safetensors=True, trust_remote_code=False)
+    load_model(target)
     AutoTokenizer.from_pretrained(target)
 
 

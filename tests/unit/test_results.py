@@ -146,4 +146,6 @@ def test_completion_knows_the_commands(shell, capsys):
     pytest.importorskip("shtab")
     with pytest.raises(SystemExit, match="0"):
         main(["--print-completion", shell])
-    assert "export" in capsys.readouterr().out
+    script = capsys.readouterr().out
+    assert "export" in script
+    assert {"bash": "compgen_files", "zsh": "_files", "tcsh": "f"}[shell] in script

@@ -93,6 +93,14 @@ def test_the_terminal_shows_the_same_table_without_tasks():
     assert text.endswith("best checkpoint: /store/c0")
 
 
+def test_a_label_does_not_steer_the_terminal():
+    table = table_of([0.9, 0.8]).assign(**{"point.pretrain.x": ["[/] :smile:", "\x1b]0;title\x07\u202e"]})
+    text = format_terminal(rank(table), color=False)
+    assert "x [/] :smile: · step 1" in text
+    assert r"x \x1b]0;title\x07\u202e · step 1" in text
+    assert "\x1b" not in text
+
+
 def test_indicators_of_one_order_are_one_row_by_the_name_one_knows():
     falling = {"indicators/ppl": [2.0, 3.0], "indicators/heldout_loss_nats_per_token": [1.0, 2.0]}
     ranking = rank(table_of([0.9, 0.8], **falling, **{"flatness/hessian_trace": [5.0, 4.0]}))
