@@ -94,5 +94,5 @@ class Indicators(StageSpec):
             examples = task.examples("indicator")[: self.max_examples]
             solved = task.examples("train")[:shots]
             rows = task.evaluate(model, tokenizer, examples, max_length=context_length(model), shots=solved)
-            scores = [row["score"] for row in rows]
+            scores = [row.scores["score"] for row in rows]
         return fmean(scores) if scores else math.nan

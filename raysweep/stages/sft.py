@@ -15,11 +15,11 @@ from pydantic import Field
 from raysweep.data.corpora import Corpus
 from raysweep.errors import StageError
 from raysweep.spec import Spec, StageSpec
-from raysweep.tasks.base import Scores, TextTask, fit, pad
+from raysweep.tasks.base import Answered, TextTask, fit, pad, token_ids
 from raysweep.tasks.families import Task
 from raysweep.tasks.spans import PCFGSpan
 from raysweep.train.checkpoints import load_model
-from raysweep.train.objectives import IGNORED, CausalLM
+from raysweep.train.objectives import IGNORED, AnswerLM
 from raysweep.train.optimizers import AdamW
 from raysweep.train.schedules import Cosine
 from raysweep.worker import Worker
@@ -54,6 +54,7 @@ class Hyperparameters(Spec):
 class Sft(StageSpec):
     """Fine-tune all weights; score on held-out splits. The learning rate is picked by `valid_score`, later."""
 
+    VERSION: ClassVar[int] = 2
     kind: ClassVar[str] = "sft"
     wide: ClassVar[bool] = False
 
@@ -63,24 +64,25 @@ class Sft(StageSpec):
     hyperparameters: Hyperparameters = Hyperparameters()
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """Writes predictions.jsonl, the test examples' scores."""
+        """Writes predictions.jsonl: a line for each test example with its id, what the model said, and its scores."""
         from transformers import AutoTokenizer
 
         model = load_model(inputs["checkpoint"])
         if isinstance(self.task, PCFGSpan):
-            scores = self._run_classifier(model, self.task, worker)
+            losses, valid, test = self._run_classifier(model, self.task, worker)
         else:
-            scores = self._run_text(model, AutoTokenizer.from_pretrained(inputs["checkpoint"]), self.task, worker)
-        losses, valid, test = scores
+            tokenizer = AutoTokenizer.from_pretrained(inputs["checkpoint"])
+            losses, valid, test = self._run_text(model, tokenizer, self.task, worker)
         with (out / "predictions.jsonl").open("w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in test)
-        names = sorted(test[0])
-        metrics = {name: float(np.mean([row[name] for row in test])) for name in names}
-        spread = float(np.std([row["score"] for row in test], ddof=1)) if len(test) > 1 else math.nan
+            for name, row in zip(self.task.ids("test"), test, strict=True):
+                file.write(json.dumps({"id": name, "output": row.output, **row.scores}) + "\n")
+        metrics = {name: float(np.mean([row.scores[name] for row in test])) for name in self.task.score_names}
+        spread = float(np.std([row.scores["score"] for row in test], ddof=1)) if len(test) > 1 else math.nan
         return {
             **metrics,
             "score_stderr": spread / math.sqrt(len(test)),
-            "valid_score": float(np.mean([row["score"] for row in valid])),
+            "chance_score": self.task.chance(),
+            "valid_score": float(np.mean([row.scores["score"] for row in valid])),
             "loss_nats_per_token": float(np.mean(losses[-max(1, len(losses) // 10) :])),
             "num_steps": float(len(losses)),
             "num_test_examples": float(len(test)),
@@ -88,36 +90,40 @@ class Sft(StageSpec):
 
     def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
         """See `StageSpec.metric_names`."""
-        others = ("score_stderr", "valid_score", "loss_nats_per_token", "num_steps", "num_test_examples")
-        return (*self.task.score_names, *others)
+        others = ("score_stderr", "chance_score", "valid_score")
+        return (*self.task.score_names, *others, "loss_nats_per_token", "num_steps", "num_test_examples")
 
     def _run_text(
         self, model: Any, tokenizer: Any, task: TextTask, worker: Worker
-    ) -> tuple[list[float], Scores, Scores]:
+    ) -> tuple[list[float], list[Answered], list[Answered]]:
         if tokenizer.eos_token_id is None:
             raise StageError("the checkpoint's tokenizer has no eos_token, which ends an answer; set it in the folder")
         max_length = context_length(model)
-        pairs = []
-        for example in task.examples("train"):
-            prompt = tokenizer(task.prompt(example), add_special_tokens=False)["input_ids"]
-            answer = tokenizer(task.answer(example), add_special_tokens=False)["input_ids"]
-            pairs.append(fit(prompt, [*answer, tokenizer.eos_token_id], max_length))
+        examples = task.examples("train")
+        prompts = token_ids(tokenizer, [task.prompt(example) for example in examples])
+        answers = token_ids(tokenizer, [task.answer(example) for example in examples])
+        pairs = [
+            fit(prompt, [*answer, tokenizer.eos_token_id], max_length)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
 
         def batch(rows: Sequence[int]) -> dict[str, Any]:
             ids, mask = pad([pairs[row][0] for row in rows], value=0)
             labels = np.where(mask == 1, ids, IGNORED)
             for index, row in enumerate(rows):
                 labels[index, : pairs[row][1]] = IGNORED
-            return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+            return {"input_ids": ids, "labels": labels, "lengths": mask.sum(axis=1)}
 
-        losses = self._train(model, CausalLM(), batch, len(pairs), worker)
+        losses = self._train(model, AnswerLM(), batch, len(pairs), worker)
         model.eval()
         valid, test = (
             task.evaluate(model, tokenizer, task.examples(split), max_length=max_length) for split in ("valid", "test")
         )
         return losses, valid, test
 
-    def _run_classifier(self, model: Any, task: PCFGSpan, worker: Worker) -> tuple[list[float], Scores, Scores]:
+    def _run_classifier(
+        self, model: Any, task: PCFGSpan, worker: Worker
+    ) -> tuple[list[float], list[Answered], list[Answered]]:
         from raysweep.train.classifier import Classification, Classifier
 
         ids, labels = task.examples("train")
@@ -134,8 +140,14 @@ class Sft(StageSpec):
         scored = []
         for split in ("valid", "test"):
             part, right = task.examples(split)
-            hits = (classifier.predict(part) == right).astype(float)
-            scored.append([{"score": float(hit), "accuracy": float(hit)} for hit in hits])
+            said = classifier.predict(part)
+            hits = (said == right).astype(float).tolist()
+            scored.append(
+                [
+                    Answered(output, {"score": hit, "accuracy": hit})
+                    for output, hit in zip(said.tolist(), hits, strict=True)
+                ]
+            )
         return losses, scored[0], scored[1]
 
     def _train(

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -28,8 +30,16 @@ Split = Literal["train", "valid", "test", "indicator"]
 """What indicators are scored on is a split of its own: on the target's test examples they would share its noise."""
 TARGET_SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Example = Mapping[str, Any]
-Scores = list[dict[str, float]]
-"""For each example: metric name -> value in [0, 1]; "score" is the one that counts."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a model said to an example, and how good that is."""
+
+    output: str | int
+    """A text, or the index of a choice or class."""
+    scores: Mapping[str, float]
+    """Metric name -> value in [0, 1]; "score" is the one that counts."""
 
 
 class TaskSpec(Spec):
@@ -47,6 +57,10 @@ class TaskSpec(Spec):
     @abstractmethod
     def bind(self, corpus: Corpus) -> Any:
         """With what it takes from the pretraining corpus. Raises SpaceError if they do not go together."""
+
+    @abstractmethod
+    def ids(self, split: Split) -> list[str]:
+        """A name for each example of a split, unique in it and the same for every checkpoint."""
 
     @abstractmethod
     def check_indicator(self) -> None:
@@ -104,8 +118,8 @@ class TextTask(TaskSpec):
         *,
         max_length: int,
         shots: Sequence[Example] = (),
-    ) -> Scores:
-        """Score each example, with `shots` solved before it; prompts longer than fits lose their beginning."""
+    ) -> list[Answered]:
+        """Answer and score examples, with `shots` solved before each; prompts longer than fits lose their beginning."""
 
     def pin(self, base: Path) -> Any:
         """With absolute paths and fingerprint; every line is checked. Raises DataError with all files' findings."""
@@ -124,7 +138,7 @@ class TextTask(TaskSpec):
             raise SpaceError("a task in English needs pretrain.data text, not a pcfg (pcfg_span fits)")
         return self
 
-    def examples(self, split: Split) -> list[Example]:
+    def examples(self, split: Split) -> Sequence[Example]:
         """Examples, at most as many as the spec says, in an order that depends on their content alone.
 
         Those for indicators are what training and validation leave of the training file, at least as many as validate,
@@ -140,6 +154,17 @@ class TextTask(TaskSpec):
             return every[:num_valid] if split == "valid" else every[num_valid:end]
         known = {self._content_key(example) for example in [*every[:end], *self._read(listed(self.test))]}
         return [example for example in every[end:] if self._content_key(example) not in known]
+
+    def ids(self, split: Split) -> list[str]:
+        """Each example's own `id` where it has one, else a hash of its content; "#2" marks the second of a name."""
+        seen: Counter[str] = Counter()
+        names = []
+        for example in self.examples(split):
+            own = example.get("id")
+            name = str(own) if isinstance(own, str | int) and own != "" else self._digest(example)[:12]
+            seen[name] += 1
+            names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+        return names
 
     def check_indicator(self) -> None:
         """At least one example is needed, else DataError says why there is none."""
@@ -161,19 +186,45 @@ class TextTask(TaskSpec):
             raise DataError(f"{paths[0]}: no examples in it")
         return paths
 
-    def _read(self, paths: Sequence[str]) -> list[Example]:
+    def _read(self, paths: Sequence[str]) -> Sequence[Example]:
+        digests = tuple(self.digests.get(path, "") for path in paths)
+        are_as_pinned = all(Path(path).is_file() and digest(path) == self.digests.get(path) for path in paths)
+        if not are_as_pinned:  # Or not pinned yet; reading says what is wrong.
+            return self._parse(paths)
+        return _read_pinned(_Files(type(self), tuple(paths), digests, reader=self._parse))
+
+    def _parse(self, paths: Sequence[str]) -> Sequence[Example]:
         found: list[tuple[str, Example]] = []
         for path in paths:
             for number, line in read_jsonl(path, self.digests.get(path)):
                 if problem := self.check(line):
                     raise DataError(f"{path}:{number}: {problem}")
-                key = f"{line.get('id', '')}{self.prompt(line)}{self.answer(line)}"
-                found.append((hashlib.sha256(key.encode()).hexdigest(), line))
-        return [line for _, line in sorted(found, key=lambda pair: pair[0])]
+                found.append((self._digest(line), line))
+        return tuple(line for _, line in sorted(found, key=lambda pair: pair[0]))
+
+    def _digest(self, example: Example) -> str:
+        text = f"{example.get('id', '')}{self.prompt(example)}{self.answer(example)}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def shot_text(self, shots: Sequence[Example]) -> str:
         """Solved examples, to stand before a prompt."""
         return "".join(f"{self.prompt(shot)}{self.answer(shot)}\n\n" for shot in shots)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Files of examples: equal ones hold the same."""
+
+    form: type[TextTask]
+    paths: tuple[str, ...]
+    digests: tuple[str, ...]
+    reader: Callable[[Sequence[str]], Sequence[Example]] = field(compare=False)
+
+
+@lru_cache(maxsize=4)
+def _read_pinned(files: _Files) -> Sequence[Example]:
+    """A stage asks for its splits one by one, and the next stage in a process often has the same task."""
+    return files.reader(files.paths)
 
 
 def missing_text(line: Mapping[str, Any], *names: str) -> str | None:
@@ -182,6 +233,11 @@ def missing_text(line: Mapping[str, Any], *names: str) -> str | None:
         if not isinstance(line.get(name), str) or not line[name].strip():
             return f"field {name!r} must be a text that is not empty, not {line.get(name)!r}; fields: {', '.join(line)}"
     return None
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Each text's tokens, without those that a tokenizer adds at its ends."""
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
 
 def fit(prompt: Sequence[int], answer: Sequence[int], max_length: int) -> tuple[list[int], int]:
@@ -205,18 +261,21 @@ def pad(rows: Sequence[Sequence[int]], *, value: int, left: bool = False) -> tup
     return values, mask
 
 
-def in_batches(
-    rows: Sequence[Sequence[int]], run: Callable[[list[Sequence[int]]], list[Any]], *, max_tokens: int = 4096
-) -> list[Any]:
-    """`run` over batches of rows of like length, each of about `max_tokens`; results in the order of `rows`."""
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+def in_batches(lengths: Sequence[int], run: Callable[[list[int]], list[Any]], *, max_tokens: int = 4096) -> list[Any]:
+    """`run` over batches of rows of like length, each of about `max_tokens`; results in the order of the rows.
+
+    Args:
+        lengths: tokens of each row.
+        run: takes the indices of a batch's rows, and gives a result for each.
+        max_tokens: of a batch, padding included; a row alone may have more.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
     results: dict[int, Any] = {}
     start = 0
     while start < len(order):
         stop = start + 1
-        while stop < len(order) and (stop - start + 1) * len(rows[order[stop]]) <= max_tokens:
+        while stop < len(order) and (stop - start + 1) * lengths[order[stop]] <= max_tokens:
             stop += 1
-        batch = order[start:stop]
-        results |= dict(zip(batch, run([rows[index] for index in batch]), strict=True))
+        results |= zip(order[start:stop], run(order[start:stop]), strict=True)
         start = stop
-    return [results[index] for index in range(len(rows))]
+    return [results[index] for index in range(len(lengths))]

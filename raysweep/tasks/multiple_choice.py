@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from raysweep.tasks.base import Example, Scores, TextTask, fit, in_batches, missing_text, pad
+from raysweep.tasks.base import Answered, Example, TextTask, fit, missing_text, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,40 +53,21 @@ class MultipleChoice(TextTask):
         *,
         max_length: int,
         shots: Sequence[Example] = (),
-    ) -> Scores:
+    ) -> list[Answered]:
         """Accuracy of the choice whose tokens have the highest mean log-likelihood after the prompt."""
+        from raysweep.tasks.likelihoods import mean_log_likelihoods
+
         before = self.shot_text(shots)
-        prompts = [
-            tokenizer(before + self.prompt(example), add_special_tokens=False)["input_ids"] for example in examples
-        ]
-        pairs = [
-            fit(prompt, tokenizer(f" {choice}", add_special_tokens=False)["input_ids"], max_length)
-            for prompt, example in zip(prompts, examples, strict=True)
-            for choice in example["choices"]
-        ]
-        likelihoods = iter(mean_log_likelihoods(model, pairs))
-        scores: Scores = []
-        for example in examples:
-            values = [next(likelihoods) for _ in example["choices"]]
-            right = float(max(range(len(values)), key=values.__getitem__) == example["answer"])
-            scores.append({"score": right, "accuracy": right})
-        return scores
-
-
-def mean_log_likelihoods(model: PreTrainedModel, pairs: Sequence[tuple[Sequence[int], int]]) -> list[float]:
-    """Mean log-probability, in nats per token, of what follows the prompt in each (token ids, prompt length)."""
-    import torch
-
-    device = next(model.parameters()).device
-    lengths = {id(ids): num_prompt for ids, num_prompt in pairs}
-
-    def run(rows: list[Sequence[int]]) -> list[float]:
-        values, mask = (torch.from_numpy(part).to(device) for part in pad(rows, value=0))
-        logits = model(input_ids=values, attention_mask=mask, use_cache=False).logits[:, :-1]
-        picked = torch.gather(logits, 2, values[:, 1:, None])[..., 0].float() - torch.logsumexp(logits.float(), dim=-1)
-        return [
-            float(picked[index, lengths[id(row)] - 1 : len(row) - 1].double().mean()) for index, row in enumerate(rows)
-        ]
-
-    with torch.inference_mode():
-        return in_batches([ids for ids, _ in pairs], run)
+        prompts = token_ids(tokenizer, [before + self.prompt(example) for example in examples])
+        texts = token_ids(tokenizer, [f" {choice}" for example in examples for choice in example["choices"]])
+        tokens = iter(texts)
+        choices = [[next(tokens)[: max_length - 1] for _ in example["choices"]] for example in examples]
+        # All choices follow the same prompt, so it is cut for the longest.
+        kept = [fit(prompt, max(of, key=len), max_length) for prompt, of in zip(prompts, choices, strict=True)]
+        likelihoods = mean_log_likelihoods(model, [ids[:num_prompt] for ids, num_prompt in kept], choices)
+        answered = []
+        for example, values in zip(examples, likelihoods, strict=True):
+            picked = max(range(len(values)), key=values.__getitem__)
+            right = float(picked == example["answer"])
+            answered.append(Answered(picked, {"score": right, "accuracy": right}))
+        return answered

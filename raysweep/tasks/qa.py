@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from raysweep.tasks.base import Example, Scores, TextTask, fit, in_batches, missing_text, pad
+from raysweep.tasks.base import Answered, Example, TextTask, fit, missing_text, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,46 +67,18 @@ class QA(TextTask):
         *,
         max_length: int,
         shots: Sequence[Example] = (),
-    ) -> Scores:
+    ) -> list[Answered]:
         """Exact match and F1 of the first line of the greedy answer, the best over the right answers."""
+        from raysweep.tasks.decoding import first_lines
+
         before = self.shot_text(shots)
-        texts = [before + self.prompt(example) for example in examples]
         num_new = min(self.max_new_tokens, max_length // 2)
-        room = max_length - num_new
-        prompts = [fit(tokenizer(text, add_special_tokens=False)["input_ids"], [], room)[0] for text in texts]
-        answers = generate(model, tokenizer, prompts, max_new_tokens=num_new)
-        return [self._score(answer, example) for example, answer in zip(examples, answers, strict=True)]
-
-
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-) -> list[str]:
-    """The first line of the greedy continuation of each prompt, in batches with a KV cache."""
-    import torch
-
-    device = next(model.parameters()).device
-
-    def run(rows: list[Sequence[int]]) -> list[str]:
-        # Padding goes to the left, so that all prompts end where the answer begins; the mask keeps it unseen.
-        values, mask = (torch.from_numpy(part).to(device) for part in pad(rows, value=0, left=True))
-        made = model.generate(
-            input_ids=values,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id,
-        )
-        texts = tokenizer.batch_decode(made[:, values.shape[1] :], skip_special_tokens=True)
-        return [text.strip().split("\n")[0] for text in texts]
-
-    with torch.inference_mode():
-        return in_batches(prompts, run)
+        texts = [before + self.prompt(example) for example in examples]
+        prompts = [fit(ids, [], max_length - num_new)[0] for ids in token_ids(tokenizer, texts)]
+        answers = first_lines(model, tokenizer, prompts, max_new_tokens=num_new)
+        return [
+            Answered(answer, self._score(answer, example)) for example, answer in zip(examples, answers, strict=True)
+        ]
 
 
 def normalise(text: str) -> str:

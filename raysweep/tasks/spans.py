@@ -84,6 +84,10 @@ class PCFGSpan(TaskSpec):
         apart = np.array([row.tobytes() not in known for row in ids])
         return ids[apart], labels[apart]
 
+    def ids(self, split: Split) -> list[str]:
+        """Each example's place among those drawn for the split."""
+        return [str(place) for place in range(len(self.examples(split)[1]))]
+
     def check_indicator(self) -> None:
         """A grammar of few sentences may have none left."""
         if not len(self.examples("indicator")[0]):

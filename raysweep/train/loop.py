@@ -40,8 +40,15 @@ LOOK_EVERY = 10
 # fine-tuning may start near zero, where batches differ by more than that.
 RUNAWAY = 3.0
 
+# What a micro-batch costs beside its tokens, in tokens: kernel launches, and passes over the weights.
+OVERHEAD_TOKENS_CPU, OVERHEAD_TOKENS_GPU = 48, 4096
+
 Batches = Callable[[int], Mapping[str, Any]]
-"""step -> global batch of numpy arrays: input_ids [n, L], labels [n, L], optionally attention_mask [n, L]."""
+"""step -> global batch of numpy arrays: input_ids [n, L], labels [n, L], optionally lengths [n].
+
+`lengths` are the tokens of each row before its padding, which no token before it attends to. Where they are given, one
+process computes rows of like length together, without most of the padding.
+"""
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,7 @@ def _draws_seed(seed: int, *, step: int, rank: int) -> int:
 
 
 class _Cutter:
-    """Cuts a global batch into this rank's micro-batches, as many on every rank."""
+    """Cuts a global batch into this rank's micro-batches, as many on every rank of several."""
 
     def __init__(self, worker: Worker, *, num_sequences: int) -> None:
         self._worker = worker
@@ -163,20 +170,47 @@ class _Cutter:
 
     def cut(self, batch: Mapping[str, Any]) -> list[Batch]:
         worker = self._worker
-        parts = np.array_split(np.arange(len(batch["input_ids"])), worker.world_size * self.num_micro)
+        lengths = batch.get("lengths")
+        rows = np.arange(len(batch["input_ids"]))
+        # Ranks keep rows of all lengths, so that they have as much to do.
+        order = rows if lengths is None or worker.world_size > 1 else np.argsort(lengths, kind="stable")
+        parts = np.array_split(order, worker.world_size * self.num_micro)
         mine = parts[worker.rank * self.num_micro : (worker.rank + 1) * self.num_micro]
+        if lengths is not None and worker.world_size == 1:
+            overhead = OVERHEAD_TOKENS_CPU if worker.device == "cpu" else OVERHEAD_TOKENS_GPU
+            mine = [group for part in mine for group in _groups(part, lengths, overhead=overhead)]
         return [self._tensors(batch, part) for part in mine]
 
     def _tensors(self, batch: Mapping[str, Any], rows: Any) -> Batch:
         # A rank without a sequence still takes part: in one that counts for nothing.
         idle = len(rows) == 0
+        rows = np.zeros(1, np.int64) if idle else rows
+        width = batch["lengths"][rows].max() if "lengths" in batch else batch["input_ids"].shape[1]
         tensors = {}
         for name, values in batch.items():
-            tensor = torch.from_numpy(values[:1] if idle else values[rows[0] : rows[-1] + 1])
+            if name == "lengths":
+                continue
+            tensor = torch.from_numpy(values[rows, :width])
             if idle and name == "labels":
                 tensor = torch.full_like(tensor, IGNORED)
             tensors[name] = tensor.to(self._worker.device, non_blocking=True)
         return tensors
+
+
+def _groups(rows: Any, lengths: Any, *, overhead: int) -> list[Any]:
+    """`rows`, by rising length, cut where that is cheapest: a group costs its tokens with padding, and `overhead`."""
+    costs, starts = [0], [0]
+    for stop in range(1, len(rows) + 1):
+        longest = int(lengths[rows[stop - 1]])
+        cost, start = min((costs[start] + (stop - start) * longest + overhead, start) for start in range(stop))
+        costs.append(cost)
+        starts.append(start)
+    groups = []
+    stop = len(rows)
+    while stop:
+        groups.append(rows[starts[stop] : stop])
+        stop = starts[stop]
+    return groups[::-1]
 
 
 @dataclass

@@ -38,4 +38,22 @@ class CausalLM(Spec):
         return cross_entropy_sum(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignored=IGNORED)
 
 
+class AnswerLM(Spec):
+    """Next-token prediction of the few tokens that are labelled: the output layer sees no others."""
+
+    name: Literal["answer_lm"] = "answer_lm"
+
+    def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The same number as `CausalLM.loss_sum` but for rounding."""
+        from raysweep.train.cross_entropy import cross_entropy_sum
+        from raysweep.train.logits import logits_at
+
+        labels = batch["labels"][:, 1:]
+        rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        logits, _ = logits_at(model, rows, columns, **inputs, use_cache=False)
+        return cross_entropy_sum(logits, labels[rows, columns], ignored=IGNORED)
+
+
 Objective = CausalLM
+"""Of pretraining; `AnswerLM` is that of fine-tuning on text."""

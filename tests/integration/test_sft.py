@@ -63,7 +63,11 @@ def test_a_task_is_learnt_and_its_score_repeats_to_the_bit(checkpoint, tmp_path)
     first = tuned(folder, task, tmp_path, epochs=8.0)
     assert first["score"] == 1.0
     assert first["valid_score"] == 1.0
-    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 40
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [example["id"] for example in task.examples("test")]
+    assert all(line == lines[0] | {"id": line["id"]} for line in lines)
+    assert lines[0] | {"id": ""} == {"id": "", "output": "sat", "score": 1.0, "exact_match": 1.0, "f1": 1.0}
+    assert first["chance_score"] == task.chance() == 1.0
     assert tuned(folder, task, tmp_path, epochs=8.0) == first
 
 

@@ -10,9 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raysweep.data.pcfg import PCFG
 from raysweep.errors import DataError
-from raysweep.tasks.base import fit, in_batches, pad
-from raysweep.tasks.multiple_choice import MultipleChoice, mean_log_likelihoods
-from raysweep.tasks.qa import QA, generate, normalise, token_f1
+from raysweep.tasks.base import Answered, fit, in_batches, pad
+from raysweep.tasks.multiple_choice import MultipleChoice
+from raysweep.tasks.qa import QA, normalise, token_f1
 from raysweep.tasks.spans import PCFGSpan, nearest_centroid
 
 
@@ -35,31 +35,12 @@ def model():
     return LlamaForCausalLM(config).eval()
 
 
-def test_likelihood_is_the_definition_and_batches_do_not_matter(model):
-    draw = np.random.default_rng(0)
-    pairs = [(draw.integers(1, 280, size=length).tolist(), length // 2) for length in (4, 9, 17, 6, 30, 12)]
-    together = mean_log_likelihoods(model, pairs)
-    for (ids, num_prompt), got in zip(pairs, together, strict=True):
-        logits = model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
-        want = np.mean([float(logits[at - 1, ids[at]]) for at in range(num_prompt, len(ids))])
-        # float32 sums over 32 dimensions and two layers
-        assert got == pytest.approx(want, abs=1e-4)
-
-
-def test_generation_in_a_batch_is_generation_alone(model, tokenizer):
-    draw = np.random.default_rng(1)
-    prompts = [draw.integers(1, 280, size=length).tolist() for length in (3, 20, 8, 8, 13)]
-    together = generate(model, tokenizer, prompts, max_new_tokens=8)
-    assert together == [generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
-    assert len(set(together)) > 1
-
-
 def test_choices_are_ranked_by_mean_likelihood(model, tokenizer):
     task = MultipleChoice(form="multiple_choice", train="x", test="x")
     examples = [
         {"question": "the cat", "choices": ["sat", "mat on the mat", "on"], "answer": index} for index in range(3)
     ]
-    scores = [row["score"] for row in task.evaluate(model, tokenizer, examples, max_length=64)]
+    scores = [row.scores["score"] for row in task.evaluate(model, tokenizer, examples, max_length=64)]
     assert sorted(scores) == [0.0, 0.0, 1.0]
 
 
@@ -82,12 +63,12 @@ def test_normalisation_is_squads():
 
 
 def test_qa_takes_the_best_of_the_right_answers(model, tokenizer, monkeypatch):
-    import raysweep.tasks.qa as qa
+    import raysweep.tasks.decoding as decoding
 
-    monkeypatch.setattr(qa, "generate", lambda *args, **kwargs: ["the black cat"])
+    monkeypatch.setattr(decoding, "first_lines", lambda *args, **kwargs: ["the black cat"])
     task = QA(form="qa", train="x", test="x")
     row = task.evaluate(model, tokenizer, [{"question": "q", "answers": ["dog", "black cat"]}], max_length=64)[0]
-    assert row == {"score": 1.0, "exact_match": 1.0, "f1": 1.0}
+    assert row == Answered("the black cat", {"score": 1.0, "exact_match": 1.0, "f1": 1.0})
 
 
 def test_a_prompt_too_long_loses_its_beginning():
@@ -96,11 +77,11 @@ def test_a_prompt_too_long_loses_its_beginning():
 
 
 def test_batches_keep_the_order():
-    rows = [[1] * length for length in (5, 1, 9, 3, 3)]
-    sizes = []
-    got = in_batches(rows, lambda batch: sizes.append(len(batch)) or [len(row) for row in batch], max_tokens=10)
-    assert got == [5, 1, 9, 3, 3]
-    assert max(sizes) > 1
+    batches = []
+    lengths = [5, 1, 9, 3, 3]
+    got = in_batches(lengths, lambda batch: batches.append(batch) or [-lengths[at] for at in batch], max_tokens=9)
+    assert got == [-5, -1, -9, -3, -3]
+    assert batches == [[1, 3, 4], [0], [2]]
     values, mask = pad([[1, 2], [3]], value=0, left=True)
     assert values.tolist() == [[1, 2], [0, 3]]
     assert mask.tolist() == [[1, 1], [0, 1]]
@@ -116,6 +97,25 @@ def test_splits_do_not_meet_and_do_not_depend_on_the_files_order(tmp_path):
     assert len(train) == 40
     assert not {line["id"] for line in train} & {line["id"] for line in valid}
     assert two.examples("valid") == valid
+
+
+def test_examples_have_names_of_their_own(tmp_path):
+    lines = [{"id": "one", "question": "q0"}, {"id": 2, "question": "q1"}, {"question": "q2"}, {"question": "q2"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(line | {"answers": ["a"]}) for line in lines))
+    task = QA(form="qa", train="a.jsonl", test="a.jsonl").pin(tmp_path)
+    names = dict(zip(task.ids("test"), (line["question"] for line in task.examples("test")), strict=True))
+    assert names.pop("one") == "q0"
+    assert names.pop("2") == "q1"
+    first, second = sorted(names)
+    assert second == f"{first}#2"
+    assert len(first) == 12
+
+
+def test_pinned_files_are_read_once_for_all_stages_of_a_task(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"question": f"q{i}", "answers": ["a"]}) for i in range(9)))
+    task = QA(form="qa", train="a.jsonl", test="a.jsonl").pin(tmp_path)
+    another = task.with_(max_test_examples=3)
+    assert another.examples("test")[0] is task.examples("test")[0]
 
 
 def test_answers_must_be_there(tmp_path):
