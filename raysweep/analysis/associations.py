@@ -95,9 +95,13 @@ def associate(
             rows.append(_measured(table, name, direction, target=target, clear=clear))
         else:
             config.append(name)
-    rows += [_config(table, name, [name], target=target, clear=clear) for name in config]
-    if len(config) > 1:
-        rows.append(_config(table, TOGETHER, config, target=target, clear=clear))
+    whole = [name for name in config if table[name].notna().all()]
+    for name in config:
+        rows.append(
+            _config(table, name, [*(other for other in whole if other != name), name], target=target, clear=clear)
+        )
+    if len(whole) > 1:
+        rows.append(_config(table, TOGETHER, whole, target=target, clear=clear))
     return _ordered(rows), skipped
 
 
@@ -117,14 +121,14 @@ def _measured(table: pd.DataFrame, name: str, direction: Direction, *, target: s
 
 
 def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: str, clear: Flags) -> _Row:
-    """By the scores of other variants, from one config column or from several."""
+    """By the scores of other variants: from what the last of the columns adds to a fit on them, or from all of it."""
     import pandas as pd
 
     have: Flags = table[list(columns)].notna().all(axis=1).to_numpy(dtype=bool)
     there = table[have]
     scores, variants = _numbers(there[target]), list(there["variant"])
-    regressors = np.concatenate([design(there[column]) for column in columns], axis=1)
-    shares = credit(regressors, scores, variants)
+    blocks = [design(there[column]) for column in columns]
+    shares = credit(blocks, scores, variants, block=None if name == TOGETHER else len(blocks) - 1)
     undecided = (int((shares[scores[:, None] != scores] == 0.5).sum())) // 2
     pairs = comparison(shares, scores, clear=clear[np.ix_(have, have)], num_indicator_ties=undecided)
     direction: Direction | None = None

@@ -2,8 +2,10 @@
 
 A config column (an optimizer by name, a learning rate, a step) has no declared direction, and words have no order. So
 its levels are given the order of their scores on *other* variants: for a pair of checkpoints, a ridge regression of the
-scores on the column is fitted without both their variants, and the pair ordered by what it predicts. Without both: a
-mean that leaves out only the one predicted is low where that one is high, and would be wrong more often than a coin.
+scores is fitted without both their variants, and the pair ordered by what the column adds to its prediction. Without
+both, since a mean that leaves out only the one predicted is low where that one is high, and would be wrong more often
+than a coin. On all columns at once, since a grid is no longer balanced without two of its variants: means by the levels
+of one column would tell of the others.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from raysweep.analysis.pairwise import SMALL, Floats
 if TYPE_CHECKING:
     import pandas as pd
 
-PENALTY = 1.0
-"""On squared coefficients: each level of a column is drawn to the mean as by one checkpoint of no effect."""
+PENALTY = 1e-3
+"""On squared coefficients: no more than decides where columns or levels cannot be told apart. At 1, what is taken from
+the effect of one column would be found in another, in grids of few variants."""
 
 
 def design(column: pd.Series) -> Floats:
@@ -37,55 +40,62 @@ def design(column: pd.Series) -> Floats:
     return np.concatenate(parts, axis=1)
 
 
-def credit(regressors: Floats, scores: Floats, variants: Sequence[str]) -> Floats:
+def credit(blocks: Sequence[Floats], scores: Floats, variants: Sequence[str], *, block: int | None = None) -> Floats:
     """[n, n]: 1 for each pair that the regression on other variants' scores orders rightly, 0 wrongly, 1/2 not at all.
 
     Args:
-        regressors: [n, p], as of `design`; an intercept is added.
+        blocks: of each config column its regressors [n, p], as of `design`; an intercept is added.
         scores: [n], finite.
         variants: of each checkpoint.
+        block: the column whose part of the prediction decides; None: the whole of it.
     """
-    predicted = _left_two_out(_hat(regressors), scores, variants)
+    hat, part = _smoothers(blocks, block)
+    predicted = _left_two_out(hat, part, scores, variants)
     lead = predicted - predicted.T
     lead[np.abs(lead) < SMALL] = 0.0
     return (1 + np.sign(lead) * np.sign(scores[:, None] - scores)) / 2
 
 
-def _hat(regressors: Floats) -> Floats:
-    """The ridge's matrix [n, n] from scores to fitted scores, the intercept without penalty."""
-    full = np.concatenate([np.ones((len(regressors), 1)), regressors], axis=1)
-    penalty = np.diag([0.0] + [PENALTY] * regressors.shape[1])
-    hat: Floats = full @ np.linalg.solve(full.T @ full + penalty, full.T)
-    return hat
+def _smoothers(blocks: Sequence[Floats], block: int | None) -> tuple[Floats, Floats]:
+    """The ridge's matrices [n, n] from scores to fitted scores, and to what `block` adds to these.
+
+    The intercept has no penalty.
+    """
+    full = np.concatenate([np.ones((len(blocks[0]), 1)), *blocks], axis=1)
+    penalty = np.diag([0.0] + [PENALTY] * (full.shape[1] - 1))
+    coefficients = np.linalg.solve(full.T @ full + penalty, full.T)
+    ends = np.cumsum([1, *(each.shape[1] for each in blocks)])
+    columns = slice(None) if block is None else slice(ends[block], ends[block + 1])
+    return full @ coefficients, full[:, columns] @ coefficients[columns]
 
 
-def _left_two_out(hat: Floats, scores: Floats, variants: Sequence[str]) -> Floats:
+def _left_two_out(hat: Floats, part: Floats, scores: Floats, variants: Sequence[str]) -> Floats:
     """[n, n]: the prediction for the row's checkpoint without its variant and the column's.
 
-    Nothing is fitted anew: without rows B, the residuals there are (I - H_BB)^-1 (y - H y)_B. Where nothing is left to
-    fit (two variants in all), all predictions are 0.
+    Nothing is fitted anew: without rows B, the residuals there are r = (I - H_BB)^-1 (y - H y)_B, and what the part P
+    of the smoother H predicts there is (P y)_B - P_BB r. Where nothing is left to fit (two variants in all), all
+    predictions are 0.
     """
     names, index = np.unique(np.asarray(variants, dtype=str), return_inverse=True)
-    predicted = np.zeros_like(hat)
     if len(names) < 3:
-        return predicted
-    # Rows of each variant, one beyond the last where it has fewer than others: there H and the residual are 0.
+        return np.zeros_like(hat)
+    # Rows of each variant, one beyond the last where it has fewer than others: there H, P and the residual are 0.
     last = len(scores)
     rows = np.full((len(names), int(np.bincount(index).max())), last)
     for variant in range(len(names)):
         members = np.flatnonzero(index == variant)
         rows[variant, : len(members)] = members
-    padded = np.pad(hat, (0, 1))
-    residual = np.append(scores - hat @ scores, 0.0)
-    wanted = np.append(scores, 0.0)
-    fitted = np.zeros((last + 1, last + 1))
+    padded, parts = np.pad(hat, (0, 1)), np.pad(part, (0, 1))
+    residual, fitted = np.append(scores - hat @ scores, 0.0), np.append(part @ scores, 0.0)
+    predicted = np.zeros((last + 1, last + 1))
     for variant, own in enumerate(rows):
         others = np.delete(rows, variant, axis=0)
         both = np.concatenate([np.broadcast_to(own, others.shape), others], axis=1)
-        left = _residuals(padded, residual, both)[:, : len(own)]
-        fitted[own[None, :, None], others[:, None, :]] = (wanted[own] - left)[:, :, None]
-        fitted[np.ix_(own, own)] = (wanted[own] - _residuals(padded, residual, own[None])[0])[:, None]
-    return fitted[:last, :last]
+        lost = np.einsum("oij,oj->oi", parts[own[:, None], both[:, None, :]], _residuals(padded, residual, both))
+        predicted[own[None, :, None], others[:, None, :]] = (fitted[own] - lost)[:, :, None]
+        lost = parts[np.ix_(own, own)] @ _residuals(padded, residual, own[None])[0]
+        predicted[np.ix_(own, own)] = (fitted[own] - lost)[:, None]
+    return predicted[:last, :last]
 
 
 def _residuals(hat: Floats, residual: Floats, rows: np.ndarray) -> Floats:

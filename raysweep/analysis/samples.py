@@ -33,7 +33,7 @@ def read_noise(store: Store, results: Mapping[str, Sequence[Result]]) -> dict[st
     noise = {}
     for task in tasks:
         samples = [_sample(store, checkpoint, found, task) for checkpoint, found in sorted(results.items())]
-        noise[task] = task_noise([each for each in samples if each is not None])
+        noise[task] = task_noise([each for each in samples if each is not None], num_tasks=len(tasks))
     return noise
 
 

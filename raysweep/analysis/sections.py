@@ -101,12 +101,16 @@ def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bo
                     title=why,
                 )
             )
-        cells += [cell(row[name], formats.percent) for name in extra]
-        for name in shown:
-            place = row[f"rank/{name}"]
-            cells.append(cell(row[name], formats.number, mark="" if is_missing(place) else f"#{place}"))
+        cells += [cell(row[name], formats.percent, mark=_place(row, name)) for name in extra]
+        cells += [cell(row[name], formats.number, mark=_place(row, name)) for name in shown]
         rows.append(Row(cells, checkpoint=checkpoint, is_best=row["rank"] == 1))
     return Table(columns, rows, _chance_cells(ranking, tasks, width=len(columns)))
+
+
+def _place(row: Mapping[Any, Any], indicator: str) -> str:
+    """A checkpoint's place by an indicator; empty where it has none."""
+    place = row.get(f"rank/{indicator}")
+    return "" if is_missing(place) else f"#{place}"
 
 
 _EXTRA = {

@@ -15,7 +15,8 @@ A difference of two checkpoints is the same of X - X', so what they share (a har
 
 Scores are shares of one and often near zero, where an interval of that kind is too narrow. So pseudo-examples are
 added, before mean and variance are taken: two at 0 and two at 1 for a score (Agresti & Coull, 1998), one at -1 and one
-at 1 for a difference (Bonett & Price, 2012); over S independent seeds they weigh 1 / S.
+at 1 for a difference (Bonett & Price, 2012). They stand beside all S seeds of all T tasks that are averaged, so each
+weighs 1 / (S T) of an example: with full weight the mean over tasks would be drawn to 1/2 by more than its error.
 """
 
 from __future__ import annotations
@@ -72,10 +73,8 @@ class Sample:
     means: Floats
     """[seeds]: mean over examples."""
     num_examples: int
-    value: float
-    """Mean over seeds and examples, pseudo-examples included."""
     example_variance: float
-    """Of that mean, as to which examples were drawn; NaN where it is not known."""
+    """Of the mean over seeds and examples, as to which examples were drawn; NaN where it is not known."""
     rest_variance: float
     """Of one seed's mean, as to what is neither of its examples nor of the seed; 0 where it cannot be told apart."""
     by_example: Floats | None = None
@@ -97,17 +96,12 @@ def sample(checkpoint: str, *, seeds: Sequence[int], scores: Floats, examples: s
     if num_seeds > 1 and num_examples > 1:
         left = scores - by_example - means[:, None] + scores.mean()
         rest = float((left**2).sum() / ((num_seeds - 1) * (num_examples - 1)) / num_examples)
-    pseudo = 2 / num_seeds
-    weight = num_examples + 2 * pseudo
-    value = (by_example.sum() + pseudo) / weight
-    variance = ((by_example**2).sum() + pseudo) / weight - value**2
     return Sample(
         checkpoint=checkpoint,
         seeds=tuple(seeds),
         means=means,
         num_examples=num_examples,
-        value=float(value),
-        example_variance=float(variance / weight),
+        example_variance=float(by_example.var() / num_examples),
         rest_variance=rest,
         by_example=by_example,
         examples=examples,
@@ -126,7 +120,6 @@ def recorded(
         seeds=tuple(seeds),
         means=np.asarray(means, dtype=np.float64),
         num_examples=num_examples,
-        value=float(np.mean(means)),
         example_variance=float(np.mean(np.square(errors))),
         rest_variance=0.0,
     )
@@ -147,9 +140,9 @@ class TaskNoise:
     """Whether any checkpoint has several seeds; if none has, the errors are those of the examples alone."""
 
 
-def task_noise(samples: Sequence[Sample]) -> TaskNoise:
-    """The errors of one task's samples, one for each checkpoint."""
-    scores, pairs, paired = _over_examples(samples)
+def task_noise(samples: Sequence[Sample], *, num_tasks: int = 1) -> TaskNoise:
+    """The errors of one task's samples, one for each checkpoint; the task is one of `num_tasks` that are averaged."""
+    scores, pairs, paired = _over_examples(samples, num_tasks)
     between, together = _between_seeds(samples), _between_seeds_paired(samples)
     shares = np.array([1 / len(each.seeds) for each in samples])
     shared = _equal([each.seeds for each in samples]) & paired
@@ -169,11 +162,13 @@ def task_noise(samples: Sequence[Sample]) -> TaskNoise:
     )
 
 
-def _over_examples(samples: Sequence[Sample]) -> tuple[Moments, Moments, Flags]:
+def _over_examples(samples: Sequence[Sample], num_tasks: int) -> tuple[Moments, Moments, Flags]:
     """Scores, differences, and which of these are paired, with the errors that are of the examples."""
+    pseudo = np.array([1 / (len(each.seeds) * num_tasks) for each in samples])
+    alone = [_alone(each, pseudo=2 * weight) for each, weight in zip(samples, pseudo, strict=True)]
     scores = Moments(
-        np.array([each.value for each in samples]),
-        np.array([each.example_variance for each in samples]),
+        np.array([value for value, _ in alone]),
+        np.array([variance for _, variance in alone]),
         np.array([max(1.0, each.num_examples - 1) for each in samples]),
     )
     variance = scores.variance[:, None] + scores.variance
@@ -185,10 +180,18 @@ def _over_examples(samples: Sequence[Sample]) -> tuple[Moments, Moments, Flags]:
         rows = [row for row, other in enumerate(examples) if other == name]
         cells = np.ix_(rows, rows)
         scored = np.array([samples[row].by_example for row in rows])
-        pseudo = np.array([1 / len(samples[row].seeds) for row in rows])
-        part = _paired(scored, (pseudo[:, None] + pseudo) / 2)
+        part = _paired(scored, (pseudo[rows][:, None] + pseudo[rows]) / 2)
         pairs.value[cells], pairs.variance[cells], pairs.df[cells] = part.value, part.variance, part.df
     return scores, pairs, paired
+
+
+def _alone(each: Sample, *, pseudo: float) -> tuple[float, float]:
+    """A score and its variance over examples, with `pseudo` examples each at 0 and at 1."""
+    if each.by_example is None:
+        return float(each.means.mean()), each.example_variance
+    weight = each.num_examples + 2 * pseudo
+    value = (float(each.by_example.sum()) + pseudo) / weight
+    return value, ((float((each.by_example**2).sum()) + pseudo) / weight - value**2) / weight
 
 
 def _paired(scores: Floats, pseudo: Floats) -> Moments:

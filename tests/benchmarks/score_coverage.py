@@ -45,7 +45,9 @@ class Coverage:
     """Shares, over simulated sweeps."""
 
     scores: float
-    """Of scores whose interval holds the truth."""
+    """Of mean scores over tasks whose interval holds the truth."""
+    task_scores: float
+    """Of scores on one task."""
     differences: float
     """Of pairs whose own interval holds the true difference."""
     all_pairs: float
@@ -57,19 +59,19 @@ class Coverage:
 
 
 def draw(sweep: Sweep, generator: np.random.Generator) -> tuple[Floats, list[Floats]]:
-    """(true scores [checkpoints], of each task [checkpoints, seeds, examples])."""
-    truth, tasks = np.zeros(sweep.num_checkpoints), []
+    """(true scores [tasks, checkpoints], of each task [checkpoints, seeds, examples])."""
+    truths, tasks = [], []
     for _ in range(sweep.num_tasks):
         levels = logit(sweep.level) + CHECKPOINT_SPREAD * generator.normal(size=sweep.num_checkpoints)
         spread = np.hypot(DIFFICULTY, sweep.luck)
-        truth += expit(levels[:, None] + spread * NORMAL).mean(axis=1) / sweep.num_tasks
+        truths.append(expit(levels[:, None] + spread * NORMAL).mean(axis=1))
         runs = levels[:, None] + sweep.luck * generator.normal(size=(sweep.num_checkpoints, sweep.num_seeds))
         chance = expit(runs[:, :, None] + DIFFICULTY * generator.normal(size=sweep.num_examples))
         if sweep.kind == "F1":
             tasks.append(generator.beta(chance, 1 - chance))
         else:
             tasks.append((generator.random(chance.shape) < chance).astype(float))
-    return truth, tasks
+    return np.array(truths), tasks
 
 
 def score_coverage(sweep: Sweep, *, num_sweeps: int = SWEEPS, seed: int = 0) -> Coverage:
@@ -78,19 +80,20 @@ def score_coverage(sweep: Sweep, *, num_sweeps: int = SWEEPS, seed: int = 0) -> 
     pairs = np.triu_indices(sweep.num_checkpoints, k=1)
     found = []
     for number in range(num_sweeps):
-        truth, tasks = draw(sweep, np.random.default_rng([seed, number]))
+        truths, tasks = draw(sweep, np.random.default_rng([seed, number]))
         noise = [
             task_noise(
                 [
                     sample(name, seeds=range(sweep.num_seeds), scores=scores, examples="the same")
                     for name, scores in zip(names, task, strict=True)
-                ]
+                ],
+                num_tasks=sweep.num_tasks,
             )
             for task in tasks
         ]
         observed = np.mean([task.mean(axis=(1, 2)) for task in tasks], axis=0)
         order = np.argsort(-observed)
-        observed, truth = observed[order], truth[order]
+        observed, truth = observed[order], truths.mean(axis=0)[order]
         scores = mean_moments([each.scores for each in noise]).at(order)
         differences = between(observed, errors=None, noise=noise, checkpoints=[names[row] for row in order])
         gaps = truth[:, None] - truth
@@ -100,6 +103,9 @@ def score_coverage(sweep: Sweep, *, num_sweeps: int = SWEEPS, seed: int = 0) -> 
         found.append(
             (
                 (np.abs(scores.value - truth) <= scores.half_width()).mean(),
+                np.mean(
+                    [np.abs(e.scores.value - t) <= e.scores.half_width() for e, t in zip(noise, truths, strict=True)]
+                ),
                 (off <= differences.moments.half_width())[pairs].mean(),
                 (off <= differences.simultaneous())[pairs].all(),
                 lows[int(np.argmax(truth))] <= 0,

@@ -7,32 +7,35 @@ import pytest
 from raysweep.analysis.baselines import PENALTY, credit, design
 
 
-def naive(regressors: np.ndarray, scores: np.ndarray, variants: np.ndarray) -> np.ndarray:
-    full = np.concatenate([np.ones((len(scores), 1)), regressors], axis=1)
+def naive(blocks: list[np.ndarray], scores: np.ndarray, variants: np.ndarray, block: int | None) -> np.ndarray:
+    full = np.concatenate([np.ones((len(scores), 1)), *blocks], axis=1)
     penalty = PENALTY * np.eye(full.shape[1])
     penalty[0, 0] = 0
+    owner = np.repeat(np.arange(-1, len(blocks)), [1, *(each.shape[1] for each in blocks)])
+    part = np.ones(len(owner), dtype=bool) if block is None else owner == block
     shares = np.full((len(scores), len(scores)), 0.5)
     for i, j in np.argwhere(~np.eye(len(scores), dtype=bool)):
         left = (variants != variants[i]) & (variants != variants[j])
         fit = np.linalg.solve(full[left].T @ full[left] + penalty, full[left].T @ scores[left])
-        lead = (full[i] - full[j]) @ fit
+        lead = (full[i] - full[j])[part] @ fit[part]
         lead = 0 if abs(lead) < 1e-9 else lead
         shares[i, j] = (1 + np.sign(lead) * np.sign(scores[i] - scores[j])) / 2
     return shares
 
 
-@pytest.mark.parametrize("column", [list("xyxyxyzzxx"), [1e-3, 1e-2, 1e-3, 1e-2, 3e-3, 3e-3, 0.1, 0.1, 1.0, 1e-3]])
-def test_each_pair_is_predicted_without_both_its_variants(column):
+@pytest.mark.parametrize("block", [None, 0, 1])
+def test_each_pair_is_predicted_without_both_its_variants(block):
     variants = np.array(list("aabbcccdef"))
     scores = np.random.default_rng(0).normal(size=10)
-    regressors = design(pd.Series(column))
-    assert (credit(regressors, scores, list(variants)) == naive(regressors, scores, variants)).all()
+    columns = [list("xyxyxyzzxx"), [1e-3, 1e-2, 1e-3, 1e-2, 3e-3, 3e-3, 0.1, 0.1, 1.0, 1e-3]]
+    blocks = [design(pd.Series(column)) for column in columns]
+    assert (credit(blocks, scores, list(variants), block=block) == naive(blocks, scores, variants, block)).all()
 
 
 def test_a_name_that_decides_is_right_on_all_pairs_of_other_names_and_says_nothing_of_its_own():
     names = pd.Series(["adamw", "sgd"] * 4)
     scores = np.array([0.9, 0.1, 0.8, 0.2, 0.7, 0.3, 0.85, 0.15])
-    shares = credit(design(names), scores, [f"{i}" for i in range(8)])
+    shares = credit([design(names)], scores, [f"{i}" for i in range(8)])
     same = (names.to_numpy()[:, None] == names.to_numpy()) & ~np.eye(8, dtype=bool)
     assert (shares[same] == 0.5).all()
     assert (shares[~same & ~np.eye(8, dtype=bool)] == 1).all()
@@ -40,7 +43,7 @@ def test_a_name_that_decides_is_right_on_all_pairs_of_other_names_and_says_nothi
 
 def test_a_number_tells_of_values_that_no_other_variant_has():
     rates = pd.Series([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2])
-    shares = credit(design(rates), np.arange(6.0), [f"{i}" for i in range(6)])
+    shares = credit([design(rates)], np.arange(6.0), [f"{i}" for i in range(6)])
     assert (shares[~np.eye(6, dtype=bool)] == 1).all()
 
 
@@ -50,10 +53,22 @@ def test_names_that_decide_nothing_are_a_coin():
     found = []
     for _ in range(400):
         scores = generator.normal(size=8)
-        shares = credit(design(pd.Series(list("aabbccdd"))), scores, [f"{i}" for i in range(8)])
+        shares = credit([design(pd.Series(list("aabbccdd")))], scores, [f"{i}" for i in range(8)])
         found.append(shares[np.triu_indices(8, 1)].mean())
     assert np.mean(found) == pytest.approx(0.5, abs=4 * np.std(found) / np.sqrt(400))
 
 
 def test_two_variants_say_nothing_of_each_other():
-    assert (credit(design(pd.Series(["a", "b"])), np.array([1.0, 2.0]), ["0", "1"]) == 0.5).all()
+    assert (credit([design(pd.Series(["a", "b"]))], np.array([1.0, 2.0]), ["0", "1"]) == 0.5).all()
+
+
+def test_a_column_of_no_effect_is_a_coin_beside_one_that_decides():
+    # In a grid of two columns, without two variants the means by one column tell of the other, and would be wrong.
+    generator = np.random.default_rng(0)
+    names, layers = pd.Series(list("aabbcc")), pd.Series([1, 3] * 3)
+    found = []
+    for _ in range(300):
+        scores = np.repeat([0.9, 0.5, 0.1], 2) + generator.normal(size=6) / 100
+        shares = credit([design(names), design(layers)], scores, [f"{i}" for i in range(6)], block=1)
+        found.append(shares[np.triu_indices(6, 1)].mean())
+    assert np.mean(found) == pytest.approx(0.5, abs=4 * np.std(found) / np.sqrt(300))

@@ -98,8 +98,9 @@ def test_what_a_seed_does_to_all_checkpoints_is_in_their_scores_and_not_in_their
 def test_no_estimate_takes_more_than_half_of_the_examples_variance_away():
     # Seeds that agree in their means although they agree on no example: less between seeds than chance leaves.
     scores = np.array([[[1.0, 0.0] * 50, [0.0, 1.0] * 50]])
-    one = sample("a", seeds=(0, 1), scores=scores[0], examples="e")
-    assert task_noise([one]).scores.variance[0] == pytest.approx(LEAST_SHARE * one.example_variance)
+    # All means over seeds are 1/2; beside these, two pseudo-examples at 0 and two at 1, of half the weight.
+    examples = 1 / 4 / 102 * 2 / 102
+    assert noise_of(scores).scores.variance[0] == pytest.approx(LEAST_SHARE * examples)
 
 
 def test_other_examples_are_not_paired_and_records_alone_are_neither():
