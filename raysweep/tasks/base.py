@@ -123,11 +123,8 @@ class TextTask(TaskSpec):
 
     def pin(self, base: Path) -> Any:
         """With absolute paths and fingerprint; every line is checked. Raises DataError with all files' findings."""
-        given = {"train": self.train, "test": self.test}
-        train, test = collect(((split,), partial(self._checked, globs, base)) for split, globs in given.items())
-        if len(self._read(train)) < 2:
-            text = f"{train[0]}: one example; give two or more: some are held out to pick the learning rate"
-            raise DataError(text, at=("train",))
+        splits: tuple[Split, ...] = ("train", "test")
+        train, test = collect(((split,), partial(self._checked, split, base)) for split in splits)
         digests = {path: digest(path) for path in (*train, *test)}
         whole = ":".join(content_fingerprint(digests[path] for path in paths) for paths in (train, test))
         return self.with_(train=train, test=test, fingerprint=whole, digests=digests)
@@ -179,11 +176,14 @@ class TextTask(TaskSpec):
     def _content_key(self, example: Example) -> str:
         return " ".join(self.content(example).casefold().split())
 
-    def _checked(self, globs: Globs, base: Path) -> tuple[str, ...]:
-        """The files of some patterns, every line of them checked."""
-        paths = resolve(globs, base)
-        if not self._read(paths):
+    def _checked(self, split: Split, base: Path) -> tuple[str, ...]:
+        """The files of "train" or "test", every line of them checked."""
+        paths = resolve(self.train if split == "train" else self.test, base)
+        num = len(self._read(paths))
+        if num == 0:
             raise DataError(f"{paths[0]}: no examples in it")
+        if num == 1 and split == "train":
+            raise DataError(f"{paths[0]}: one example; give two or more: some are held out to pick the learning rate")
         return paths
 
     def _read(self, paths: Sequence[str]) -> Sequence[Example]:
