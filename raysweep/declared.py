@@ -108,6 +108,8 @@ def axis_findings(declared: Declared) -> Iterator[Finding]:
         loc = ("sweep", path)
         if not path.startswith("pretrain."):
             yield loc, "a sweep path starts with 'pretrain.'; what is measured is equal for all variants"
+        elif path == "pretrain.from" and isinstance(declared.pretrain, Recipe):
+            yield loc, "pretrain is a recipe; to sweep checkpoints that exist, write pretrain: {from: ..., data: ...}"
         elif path == "pretrain.checkpoints":
             yield loc, "checkpoints is a list of one trajectory's steps, not an axis: write it under pretrain"
         elif path.startswith("pretrain.data.domains"):

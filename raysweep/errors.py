@@ -45,6 +45,10 @@ class StoreError(RaysweepError):
     """The store cannot be read or written, or holds something altered."""
 
 
+class UnreachableError(StoreError):
+    """What the store lies on did not do as it was asked; it may do so later: a stage that met it is tried again."""
+
+
 class ClusterError(RaysweepError):
     """The cluster cannot give what the sweep file asks for."""
 

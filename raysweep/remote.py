@@ -5,23 +5,32 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from raysweep.errors import StoreError
+from raysweep.errors import StoreError, UnreachableError
 
 
 class Remote:
-    """The few operations of an fsspec file system that a store needs, by path under the root."""
+    """The few operations of an fsspec file system that a store needs, by path under the root.
+
+    Raises:
+        StoreError: if there is no such file system, or no such bucket to write to: none is ever created.
+        UnreachableError: whatever else the file system raises; it may pass.
+    """
 
     def __init__(self, url: str) -> None:
         import fsspec
 
+        self._url = url
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise StoreError(f"store {url!r} cannot be opened: {error}") from error
+        except Exception as error:  # Each file system has errors of its own.
+            raise StoreError(f"store {url!r} cannot be opened: {_said(error)}") from error
         # Other workers write too: a listing kept from before would hide their records.
         self._fs.use_listings_cache = False
+        # In a bucket there are no folders to make, and asking for one would make the bucket.
+        self._has_folders = self._root.startswith("/")
 
     def get(self, name: str, path: Path) -> None:
         """Download, whole or not at all; nothing happens if there is no such object."""
@@ -29,35 +38,71 @@ class Remote:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as aside:
             pass
         try:
-            self._fs.get_file(f"{self._root}/{name}", aside.name)
-            os.replace(aside.name, path)
-        except FileNotFoundError:
-            os.unlink(aside.name)
+            with self._asked("read"), contextlib.suppress(FileNotFoundError):
+                self._fs.get_file(f"{self._root}/{name}", aside.name)
+                os.replace(aside.name, path)
+        finally:
+            Path(aside.name).unlink(missing_ok=True)
 
     def put(self, path: Path, name: str) -> None:
         """Upload one file."""
-        target = f"{self._root}/{name}"
-        self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-        self._fs.put_file(str(path), target)
+        with self._written(name) as target:
+            self._fs.put_file(str(path), target)
+
+    def check_writable(self) -> None:
+        """Put an object and remove it again."""
+        with self._written("partial/check") as target:
+            self._fs.pipe_file(target, b"raysweep")
+        self.remove("partial/check")
 
     def names(self, name: str) -> set[str]:
         """Names directly under a folder; none if there is no such folder."""
-        self._fs.invalidate_cache()
-        try:
+        with self._asked("listed"), contextlib.suppress(FileNotFoundError):
+            self._fs.invalidate_cache()
             return {entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(f"{self._root}/{name}", detail=False)}
-        except FileNotFoundError:
-            return set()
+        return set()
 
     def walk(self, name: str) -> list[str]:
         """Names, under the root, of all objects below a folder."""
-        self._fs.invalidate_cache()
         base = f"{self._root}/"
-        try:
+        with self._asked("listed"), contextlib.suppress(FileNotFoundError):
+            self._fs.invalidate_cache()
             return [path.removeprefix(base).removeprefix("/") for path in self._fs.find(f"{self._root}/{name}")]
-        except FileNotFoundError:
-            return []
+        return []
 
     def remove(self, name: str) -> None:
         """Delete one object, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
+        with self._asked("written"), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._root}/{name}")
+
+    @contextlib.contextmanager
+    def _written(self, name: str) -> Iterator[str]:
+        """The path of an object that is about to be put."""
+        target = f"{self._root}/{name}"
+        with self._asked("written"):
+            if self._has_folders:
+                self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+            try:
+                yield target
+            except FileNotFoundError as error:
+                bucket = self._root.split("/")[0]
+                raise StoreError(
+                    f"store {self._url!r} cannot be written: {_said(error)}; correct the URL, or create the bucket "
+                    f"{bucket!r} first: raysweep creates none"
+                ) from error
+
+    @contextlib.contextmanager
+    def _asked(self, what: str) -> Iterator[None]:
+        """What the file system raises is told in the store's words."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:  # Each file system has errors of its own.
+            raise UnreachableError(f"store {self._url!r} cannot be {what}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error, or its kind where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

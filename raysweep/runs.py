@@ -71,9 +71,11 @@ class Run:
         """Open the run `name`, or start it.
 
         Raises:
-            StoreError: if a run of that name belongs to another sweep (`identity`: canonical text of the sweep).
+            StoreError: if a run of that name belongs to another sweep (`identity`: canonical text of the sweep), or the
+                store cannot be written.
         """
         run = Run(store, name)
+        store.check_writable()
         run.folder.mkdir(parents=True, exist_ok=True)
         store.pull(run.folder)
         there = run._read("identity.json")
@@ -100,7 +102,7 @@ class Run:
         if NAME.fullmatch(name):
             run = Run(store, name)
             store.pull(run.folder)
-            if (run.folder / "sweep.yaml").exists():
+            if os.path.isfile(run.folder / "sweep.yaml"):
                 return run
         runs = Run.all(store)
         begun = [run for run in runs if name and run.name.startswith(name)]
@@ -114,7 +116,10 @@ class Run:
     def all(store: Store) -> list[Run]:
         """Every run of a store, oldest first."""
         store.pull(store.root / "runs")
-        files = sorted((store.root / "runs").glob("*/sweep.yaml"), key=lambda path: path.stat().st_mtime)
+        try:
+            files = sorted((store.root / "runs").glob("*/sweep.yaml"), key=lambda path: path.stat().st_mtime)
+        except OSError as error:
+            raise StoreError(f"store {store.url!r} cannot be read: {error.strerror}") from error
         return [Run(store, path.parent.name) for path in files if NAME.fullmatch(path.parent.name)]
 
     @property
@@ -216,6 +221,12 @@ class Run:
         """Trial id -> step of its last checkpoint, for trials that a scheduler stopped."""
         return self._read("pruned.json", _is_counts) or {}
 
+    def left_out(self) -> set[str]:
+        """Ids of the stages after the checkpoint at which a scheduler stopped their trial."""
+        pruned = self.pruned()
+        stopped = [trial for trial in self.trials() if trial.trial in pruned]
+        return {stage.id for trial in stopped for stage in trial.stages if (stage.step or 0) > pruned[trial.trial]}
+
     def failures(self) -> list[dict[str, Any]]:
         """What failed and is not finished yet, by stage id."""
         names = sorted(path.name for path in (self.folder / "failures").glob("*.json"))
@@ -283,15 +294,16 @@ def _names(runs: Sequence[Run]) -> str:
 
 
 def status(run: Run) -> dict[str, Any]:
-    """Distinct stages by kind (done, diverged, failed, to_do) of all trials of the sweep, started or not; failures."""
+    """Distinct stages by kind (done, diverged, failed, pruned, to_do) of all trials of the sweep; and what failed."""
     failures, planned, trials = run.failures(), run.planned(), run.trials()
-    failed = {failure["stage"] for failure in failures}
+    known = dict.fromkeys(run.left_out(), "pruned") | {failure["stage"]: "failed" for failure in failures}
+    names = ("done", "diverged", "failed", "pruned", "to_do")
     finished = run.store.finished_ids()
-    kinds = {kind: dict.fromkeys(("done", "diverged", "failed", "to_do"), 0) for kind in planned["stages"]}
+    kinds = {kind: dict.fromkeys(names, 0) for kind in planned["stages"]}
     for stage in {stage.id: stage for trial in trials for stage in trial.stages}.values():
-        counts = kinds.setdefault(stage.kind, dict.fromkeys(("done", "diverged", "failed", "to_do"), 0))
+        counts = kinds.setdefault(stage.kind, dict.fromkeys(names, 0))
         record = run.store.get(stage.id) if stage.id in finished else None
-        counts[record.status if record else "failed" if stage.id in failed else "to_do"] += 1
+        counts[record.status if record else known.get(stage.id, "to_do")] += 1
     for kind, total in planned["stages"].items():
         kinds[kind]["to_do"] += max(0, total - sum(kinds[kind].values()))
     return {

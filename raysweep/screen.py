@@ -86,10 +86,11 @@ def print_status(status: Mapping[str, Any]) -> None:
     console = _console()
     title = f"run {status['run']}: {status['num_trials']} of {status['num_trials_planned']} trials started"
     table = Table(title=printable(title), title_justify="left")
-    for name in ("stage", "done", "diverged", "failed", "to do"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
+    names = [name for name in ("done", "diverged", "failed", "pruned", "to_do") if name != "pruned" or status["pruned"]]
+    for name in ("stage", *names):
+        table.add_column(name.replace("_", " "), justify="left" if name == "stage" else "right")
     for kind, counts in status["stages"].items():
-        table.add_row(kind, *(str(counts[name]) for name in ("done", "diverged", "failed", "to_do")))
+        table.add_row(kind, *(str(counts[name]) for name in names))
     console.print(table)
     for failure in status["failures"]:
         text = f"failed: {failure['stage']} ({failure['attempts']} tries): {failure['cause']}"

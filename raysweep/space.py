@@ -104,7 +104,11 @@ class SearchSpace:
             SpaceError: if the point is not valid.
         """
         declared = self.declared
-        pretrain = self._pretrain(point) if point else declared.pretrain
+        try:
+            pretrain = self._pretrain(point) if point else declared.pretrain
+        except SpaceError as error:
+            where = ", ".join(f"{path} = {value!r}" for path, value in point.items())
+            raise SpaceError(f"point {where}: {error}") from error
         return Trial(
             point=dict(point),
             seed=seed,
@@ -130,9 +134,8 @@ class SearchSpace:
         try:
             return validate(Section, {"pretrain": data}).pretrain
         except ValidationError as error:
-            said = "; ".join(f"{dotted(at)}: {text}" for at, text in findings(Section, {"pretrain": data}, error))
-            where = ", ".join(f"{path} = {value!r}" for path, value in point.items())
-            raise SpaceError(f"point {where}: {said}") from error
+            said = (f"{dotted(at)}: {text}" for at, text in findings(Section, {"pretrain": data}, error))
+            raise SpaceError("; ".join(said)) from error
 
     def _meant(self, path: str, value: Any) -> Any:
         """The value behind a label."""

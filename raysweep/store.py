@@ -79,13 +79,19 @@ def _checksum(body: Mapping[str, Any]) -> str:
 
 
 class Store:
-    """Finished stages and runs under `root`."""
+    """Finished stages and runs under `root`.
+
+    Raises:
+        StoreError: if it is a file, or a URL that no file system takes.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.url = str(root)
         self.is_local = "://" not in self.url or self.url.startswith("file://")
         if self.is_local:
-            self.root = Path(self.url.removeprefix("file://")).expanduser().absolute()
+            self.root = Path(os.path.expanduser(self.url.removeprefix("file://"))).absolute()
+            if os.path.exists(self.root) and not os.path.isdir(self.root):
+                raise StoreError(f"store {self.url!r} is a file; give a folder, or the URL of one")
             # Workers run elsewhere: to them a relative path would be another store.
             self.url = str(self.root)
             self._remote: Remote | None = None
@@ -148,8 +154,12 @@ class Store:
         """Ids of all stages that have a record, by one listing."""
         if self._remote:
             return self._remote.names("stages")
-        stages = self.root / "stages"
-        return {entry.name for entry in os.scandir(stages)} if stages.is_dir() else set()
+        try:
+            return {entry.name for entry in os.scandir(self.root / "stages")}
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise StoreError(f"store {self.url!r} cannot be read: {error.strerror}") from error
 
     def records(self) -> Iterator[Record]:
         """All intact records, by id."""
@@ -275,14 +285,18 @@ class Store:
                     self._remote.get(name, self.root / name)
 
     def check_writable(self) -> None:
-        """Write a file and delete it again. Raises OSError, or what the file system of a URL raises."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.root) as file:
-            file.write(b"raysweep")
-            file.flush()
-            if self._remote:
-                self._remote.put(Path(file.name), "partial/check")
-                self._remote.remove("partial/check")
+        """Write a file and delete it again. Raises StoreError if that cannot be."""
+        if self._remote:
+            self._remote.check_writable()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.root) as file:
+                file.write(b"raysweep")
+                file.flush()
+        except OSError as error:
+            raise StoreError(
+                f"store {str(self.root)!r} cannot be written: {error.strerror}; give another --store"
+            ) from error
 
     def _stage_dir(self, stage_id: str) -> Path:
         return self.root / "stages" / stage_id

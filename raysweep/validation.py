@@ -15,6 +15,9 @@ from raysweep.document import nearest
 from raysweep.errors import Finding, Place
 from raysweep.spec import Spec
 
+# Fields that are not for a person to write: they are filled when the sweep file is loaded.
+_FILLED = ("fingerprint", "digests", "grammar")
+
 S = TypeVar("S", bound=Spec)
 
 # What pydantic asked for. Where a value may be of several types, these are joined by "or".
@@ -100,7 +103,11 @@ def _in_words(problems: Sequence[_Problem]) -> str:
         return next(_special(problem) for problem in problems if _wanted(problem) is None)
     if "a number" in wanted:
         wanted.pop("a whole number", None)
-    return f"must be {' or '.join(map(str, wanted))}, not {_shown(problems[0].details['input'])}"
+    value = problems[0].details["input"]
+    # YAML reads 1e3 as a number with a fraction.
+    is_whole = isinstance(value, float) and value.is_integer() and "a whole number" in wanted
+    mend = f"; write {int(value)}" if is_whole else ""
+    return f"must be {' or '.join(map(str, wanted))}, not {_shown(value)}{mend}"
 
 
 def _wanted(problem: _Problem) -> str | None:
@@ -116,9 +123,8 @@ def _special(problem: _Problem) -> str:
     match kind:
         case "extra_forbidden":
             name = str(problem.place[-1])
-            fields = (
-                [info.alias or field for field, info in problem.owner.model_fields.items()] if problem.owner else []
-            )
+            declared = problem.owner.model_fields.items() if problem.owner else ()
+            fields = [info.alias or field for field, info in declared if field not in _FILLED]
             return f"no field {name!r}" + _suggested(name, fields, "fields")
         case "missing" if isinstance(value, list):
             return f"holds {len(value)} value(s), and needs more"

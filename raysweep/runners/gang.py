@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raysweep.errors import ClusterError, Diverged, RaysweepError
+from raysweep.errors import ClusterError, Diverged, RaysweepError, UnreachableError
 from raysweep.plan import Stage
 from raysweep.provenance import provenance
 from raysweep.search import Resources
@@ -58,7 +58,8 @@ class Failure:
         cause = f"{type(error).__name__}: {error}" if not isinstance(error, RaysweepError) else str(error)
         log = "".join(traceback.format_exception(error))
         # A user's mistake stays one. Whatever else it was (a full disk, memory, a lost file) may have passed.
-        return Failure(stage=stage, cause=cause.strip(), log=log, final=isinstance(error, RaysweepError))
+        final = isinstance(error, RaysweepError) and not isinstance(error, UnreachableError)
+        return Failure(stage=stage, cause=cause.strip(), log=log, final=final)
 
 
 Outcome = Record | Failure

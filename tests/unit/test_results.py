@@ -136,6 +136,24 @@ def test_export_to_the_hub_says_in_one_line_what_is_in_the_way(results, monkeypa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "status first-run",
+        "rank first-run",
+        "report first-run",
+        "export first-run --to {folder}/model",
+        "export first-run --to {folder}",  # Refused: there is a store in it.
+        "rank unknown",
+        "schema",
+    ],
+)
+def test_json_is_one_document(results, tmp_path, capsys, command):
+    store = str(results.run.store.root)
+    main([*command.format(folder=tmp_path).split(), "--store", store, "--json"])
+    assert isinstance(json.loads(capsys.readouterr().out), dict)
+
+
 def test_python_dash_m_and_version():
     done = subprocess.run([sys.executable, "-m", "raysweep", "--version"], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"raysweep \d+\.\d+\.\d+\n", done.stdout)

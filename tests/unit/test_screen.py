@@ -161,7 +161,7 @@ def test_status_counts_what_is_not_started(tiny_space, store, capsys, monkeypatc
     assert cli.main(["status", "stopped", "--store", store.url, "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
     assert (status["num_trials"], status["num_trials_planned"]) == (1, 2)
-    assert status["stages"]["sft"] == {"done": 0, "diverged": 0, "failed": 0, "to_do": 8}
+    assert status["stages"]["sft"] == {"done": 0, "diverged": 0, "failed": 0, "pruned": 0, "to_do": 8}
     print_status(status | {"failures": [{"stage": "sft-1", "attempts": 1, "cause": EVIL}]})
     shown = capsys.readouterr().out
     assert "1 of 2 trials started" in shown

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny import put
 
 from raysweep.errors import StoreError
 from raysweep.runs import Run, StageRow, TrialRow
-from raysweep.store import Record, Store
-
-EMPTY = Record(id="x-1", kind="x", status="done", spec={"a": 1}, inputs={}, metrics={"m": 0.5}, provenance={}, files={})
+from raysweep.store import Store
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -22,14 +21,6 @@ def any_store(request, tmp_path, monkeypatch) -> Store:
         return Store(tmp_path / "store")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Store(f"memory://{tmp_path.name}")
-
-
-def put(store: Store, stage_id: str = "x-1", text: str = "weights") -> Record:
-    with store.claim(stage_id):
-        out = store.work_dir(stage_id)
-        (out / "sub").mkdir()
-        (out / "sub" / "file").write_text(text)
-        return store.commit(replace(EMPTY, id=stage_id), out)
 
 
 def test_what_is_put_is_found(any_store):

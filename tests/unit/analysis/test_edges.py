@@ -10,7 +10,7 @@ import pytest
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.tables import checkpoint_table, stage_table
 from raysweep.results import Results
-from raysweep.runs import Run, StageRow, TrialRow
+from raysweep.runs import Run, StageRow, TrialRow, status
 from raysweep.store import Record, Store
 
 KNOWN = {"started": "2026-01-01T00:00:00+00:00", "wall_seconds": 1.0, "peak_memory_bytes": 2**20, "world_size": 1,
@@ -161,3 +161,15 @@ def test_chart_texts_are_escaped_too(store):
     texts = json.dumps([(trace["name"], trace["text"]) for trace in json.loads(charts)["scatter"]["traces"]])
     assert "&lt;img src=x" in texts
     assert "<img" not in texts
+
+
+def test_what_a_scheduler_left_out_is_pruned_not_missing(run):
+    put(run.store, "pretrain-a", {})
+    stages = [StageRow("pretrain-a", "pretrain", 1, "pretrain-a", None, {})]
+    stages += [StageRow(f"sft-{step}", "sft", step, f"pretrain-{step}", "t", {}) for step in (1, 2)]
+    stages.append(StageRow("pretrain-2", "pretrain", 2, "pretrain-2", None, {}))
+    run.add_trial(TrialRow("a", "variant-a", {}, 0, tuple(stages)))
+    run.add_pruned("a", 1)
+    assert list(stage_table(run)["status"]) == ["done", "missing", "pruned", "pruned"]
+    counts = status(run)["stages"]
+    assert (counts["sft"]["pruned"], counts["sft"]["to_do"], counts["pretrain"]["pruned"]) == (1, 1, 1)
