@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from statistics import variance
 from typing import TYPE_CHECKING, Any
@@ -38,15 +38,15 @@ def stage_table(run: Run) -> pd.DataFrame:
     peak_memory_bytes, world_size, device, host, git_commit, location (the stage's folder or URL), and as JSON text
     settings, inputs, versions.
 
-    Status is done, diverged, failed, pruned (a scheduler stopped the trial before it), or missing (not run). A stage
-    that two trials share is a row of each.
+    Status is done, diverged, failed, pruned (a scheduler stopped its trial before), or missing (not run). A stage that
+    two trials share is a row of each.
     """
-    failed, pruned = {failure["stage"] for failure in run.failures()}, run.pruned()
+    known = dict.fromkeys(run.left_out(), "pruned") | {failure["stage"]: "failed" for failure in run.failures()}
     trials = run.trials()
     ids = sorted({stage.id for trial in trials for stage in trial.stages})
     records = {stage_id: run.store.get(stage_id) for stage_id in ids}
     rows = [
-        _stage_row(trial, stage, records[stage.id], _unfinished(stage, failed, stop=pruned.get(trial.trial)))
+        _stage_row(trial, stage, records[stage.id], known.get(stage.id, "missing"))
         for trial in trials
         for stage in trial.stages
     ]
@@ -120,13 +120,6 @@ def _stage_row(trial: TrialRow, stage: StageRow, record: Record | None, otherwis
         "settings": json.dumps(record.spec, sort_keys=True),
         "versions": json.dumps(known.get("versions", {}), sort_keys=True),
     }
-
-
-def _unfinished(stage: StageRow, failed: Container[str], *, stop: int | None) -> str:
-    """The status of a stage without a record; `stop`: the trial's last step, where a scheduler stopped it."""
-    if stage.id in failed:
-        return "failed"
-    return "pruned" if stop is not None and stage.step is not None and stage.step > stop else "missing"
 
 
 def _checkpoint_row(key: tuple[str, str], measured: Sequence[Row], made: Row | None, *, tasks: Sequence[str]) -> Row:

@@ -163,12 +163,10 @@ def test_what_a_scheduler_stopped_is_pruned_not_missing(run):
     first = run.trials()[0]
     later = [StageRow("pretrain-late", "pretrain", 2, "pretrain-late", None, {}),
              StageRow("sft-late", "sft", 2, "pretrain-late", "t", {})]  # fmt: skip
-    for trial in ("b", "c"):
-        run.add_trial(TrialRow(trial, trial, {"pretrain.x": trial}, 0, (*first.stages, *later)))
+    run.add_trial(TrialRow("b", "b", {"pretrain.x": "b"}, 0, (*first.stages, *later)))
     run.add_pruned("b", 1)
     results = Results(run)
-    statuses = results.stages[results.stages["step"] == 2].groupby("trial")["status"].unique().map(list).to_dict()
-    assert statuses == {"b": ["pruned"], "c": ["missing"]}
+    assert set(results.stages["status"][results.stages["step"] == 2]) == {"pruned"}
     assert any("(1 pruned)" in line for line in how_to_read(results.ranking))
 
 
