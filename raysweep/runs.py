@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -222,10 +223,15 @@ class Run:
         return self._read("pruned.json", _is_counts) or {}
 
     def left_out(self) -> set[str]:
-        """Ids of the stages after the checkpoint at which a scheduler stopped their trial."""
+        """Ids of the stages after the checkpoint at which a scheduler stopped their trial, if no other needs them."""
         pruned = self.pruned()
-        stopped = [trial for trial in self.trials() if trial.trial in pruned]
-        return {stage.id for trial in stopped for stage in trial.stages if (stage.step or 0) > pruned[trial.trial]}
+        left_out: set[str] = set()
+        needed: set[str] = set()
+        for trial in self.trials():
+            for stage in trial.stages:
+                is_after = (stage.step or 0) > pruned.get(trial.trial, math.inf)
+                (left_out if is_after else needed).add(stage.id)
+        return left_out - needed
 
     def failures(self) -> list[dict[str, Any]]:
         """What failed and is not finished yet, by stage id."""

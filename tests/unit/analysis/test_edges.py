@@ -173,3 +173,5 @@ def test_what_a_scheduler_left_out_is_pruned_not_missing(run):
     assert list(stage_table(run)["status"]) == ["done", "missing", "pruned", "pruned"]
     counts = status(run)["stages"]
     assert (counts["sft"]["pruned"], counts["sft"]["to_do"], counts["pretrain"]["pruned"]) == (1, 1, 1)
+    run.add_trial(TrialRow("b", "variant-b", {}, 0, tuple(stages)))
+    assert status(run)["stages"]["sft"]["pruned"] == 0  # Another trial needs it.
