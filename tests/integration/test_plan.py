@@ -50,12 +50,13 @@ def test_time_is_judged_by_the_stages_that_the_store_has_measured(sweep_file, st
     assert "probe/ span_score" in shown
 
 
-def test_disk_is_what_a_run_takes(sweep_file, store):
-    path = sweep_file(
-        TINY.replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2]}").replace("hidden_size: 16", "hidden_size: 128")
-    )
+def test_disk_and_warnings_are_those_of_the_run(sweep_file, store, caplog):
+    text = TINY.replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2]}").replace("hidden_size: 16", "hidden_size: 128")
+    path = sweep_file(text.replace("[6, 12]", "[6, 10]"))
     plan = plan_of(path, store)
     run_sweep(load(path), store, runner="inline")
+    assert "tiny.yaml:10: pretrain.checkpoints: the last is step 10 of 12" in plan.warnings[0]
+    assert plan.warnings[0] in caplog.text
     folders = [store.root / "stages" / stage_id for stage_id in store.finished_ids()]
     taken = sum(
         file.stat().st_size for folder in folders for file in folder.rglob("*") if file.name != "tokenizer.json"
