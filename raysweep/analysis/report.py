@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from jinja2 import Environment
 
-MAX_TIES = 6
+MAX_TIES = 5
 """That are listed one by one."""
 
 
@@ -82,6 +82,7 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
         colors=colors,
         reading=how_to_read(ranking),
         has_edges=bool(ranking.edges),
+        has_ties=bool(ranking.ties),
         skipped=sorted(ranking.skipped.items()),
         sweep_text=run.sweep_text,
         provenance=_provenance(run, stages),

@@ -84,7 +84,7 @@ def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bo
     for row in table.to_dict("records"):
         checkpoint = row["checkpoint"]
         marks = [] if row["status"] == "done" else [row["status"]]
-        marks += ["≈ best"] if checkpoint in ties else []
+        marks += ["≈"] if checkpoint in ties else []
         cells = [
             cell(row["rank"], formats.number),
             cell(ranking.labels[checkpoint], mark=" · ".join(marks), color=colors.get(row["variant"])),
