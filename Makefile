@@ -2,6 +2,7 @@
 # make test   set up and run the tests
 # make bench  set up and run the benchmarks (minutes; the machine should be otherwise idle)
 # make bench-curvature  the same beside PyHessian and curvlinops (half an hour; trains a model first, once)
+# make bench-sft  fine-tuning stages beside those of an earlier revision, and beside TRL (12 minutes; likewise)
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,6 +26,9 @@ bench-curvature: $(BENCH)/.ready
 	$(BENCH)/bin/python -m pytest -q tests/numerics/test_peers.py
 	OMP_NUM_THREADS=1 STORE=$(STORE) $(BENCH)/bin/python tests/benchmarks/curvature
 
+bench-sft: $(BENCH)/.ready
+	$(BENCH)/bin/python tests/benchmarks/sft.py --store $(STORE) --trl-python $(BENCH)/bin/python
+
 $(BENCH)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/pip install --quiet --disable-pip-version-check "torch==2.13.0"
@@ -47,4 +51,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/raysweep doctor --store $(STORE)
 	touch $@
 
-.PHONY: run test bench bench-curvature lint
+.PHONY: run test bench bench-curvature bench-sft lint
