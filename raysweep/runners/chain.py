@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from raysweep.plan import Stage, Trial
-from raysweep.runners.gang import Failure, Gang, GangBroken
+from raysweep.runners.attempts import Failure
+from raysweep.runners.gang import Gang, GangBroken
 from raysweep.runners.journal import trial_row
 from raysweep.scores import Result, checkpoint_metrics
 from raysweep.spec import canonical

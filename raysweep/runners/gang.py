@@ -7,27 +7,20 @@ other ranks are actors on the remaining bundles of the same placement group.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
-import socket
-import sys
 import threading
-import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from raysweep.errors import ClusterError, Diverged, RaysweepError, UnreachableError
+from raysweep.errors import RaysweepError
 from raysweep.plan import Stage
-from raysweep.provenance import provenance
+from raysweep.runners.attempts import Failure, Outcome, attempt, make
+from raysweep.runners.processes import free_port, join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.spec import canonical
-from raysweep.store import Record, Store
-from raysweep.worker import Worker
+from raysweep.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -43,35 +36,13 @@ class GangBroken(Exception):  # noqa: N818 - says what became of the gang
         self.failure = failure
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a stage failed. `final`: trying again cannot help."""
-
-    stage: Stage
-    cause: str
-    log: str
-    final: bool
-
-    @staticmethod
-    def of(stage: Stage, error: BaseException) -> Failure:
-        """What an exception says of the stage it came out of."""
-        cause = f"{type(error).__name__}: {error}" if not isinstance(error, RaysweepError) else str(error)
-        log = "".join(traceback.format_exception(error))
-        # A user's mistake stays one. Whatever else it was (a full disk, memory, a lost file) may have passed.
-        final = isinstance(error, RaysweepError) and not isinstance(error, UnreachableError)
-        return Failure(stage=stage, cause=cause.strip(), log=log, final=final)
-
-
-Outcome = Record | Failure
-
-
 class Gang:
     """A gang of one."""
 
     def __init__(self, store: Store, resources: Resources, *, report: Callable[[Mapping[str, Any]], None]) -> None:
         self.store = store
         self.worker = make_worker(resources, rank=0, world_size=1, report=report)
-        join_process_group(self.worker, resources, "127.0.0.1", _free_port())
+        join_process_group(self.worker, resources, "127.0.0.1", free_port())
 
     def wide(self, stage: Stage) -> Outcome:
         """Run one stage on all ranks."""
@@ -111,7 +82,7 @@ class RayGang(Gang):
         self._others = [start_rank(rank) for rank in range(1, world_size)]
         import ray
 
-        address, port = ray.util.get_node_ip_address(), _free_port()
+        address, port = ray.util.get_node_ip_address(), free_port()
         joined = [
             actor.join.remote(store.url, resources, rank, address, port) for rank, actor in enumerate(self._others, 1)
         ]
@@ -133,7 +104,7 @@ class RayGang(Gang):
                 return Failure.of(stage, error)
             running = [actor.run.remote(stage) for actor in self._others]
             with _watch(running):
-                outcome = _attempt(stage, self.store, self.worker)
+                outcome = attempt(stage, self.store, self.worker)
             if isinstance(outcome, Failure):
                 self._settle(running, outcome)
                 return outcome
@@ -199,150 +170,13 @@ class RankActor:
 
     def run(self, stage: Stage) -> None:
         """This rank's part of a wide stage."""
-        outcome = _attempt(stage, self._store, self._worker)
+        outcome = attempt(stage, self._store, self._worker)
         if isinstance(outcome, Failure):
             raise RuntimeError(f"rank {self._worker.rank}: {outcome.log}")
 
     def make(self, stage: Stage) -> Outcome:
         """A whole stage of a split."""
         return make(stage, self._store, self._worker.alone())
-
-
-def make(stage: Stage, store: Store, worker: Worker) -> Outcome:
-    """Run a stage in this process alone, unless it is finished already."""
-    try:
-        with store.claim(stage.id):
-            if record := store.get(stage.id, asked=canonical(stage.spec)):
-                return record
-            store.work_dir(stage.id)
-            return _attempt(stage, store, worker)
-    except (OSError, RaysweepError) as error:  # A full disk, most likely: `_attempt` itself raises neither.
-        return Failure.of(stage, error)
-
-
-def _attempt(stage: Stage, store: Store, worker: Worker) -> Outcome:
-    """One rank's part of a stage whose claim is held and whose work folder is empty; rank 0 commits."""
-    started = time.time()
-    out = store.partial_dir(stage.id)
-    spec, report = stage.spec, worker.report
-    worker = replace(
-        worker,
-        state_dir=store.state_dir(spec.state_key or stage.id),
-        report=lambda event: report({"stage": stage.id, "kind": stage.kind, **event}),
-    )
-    record = Record(
-        id=stage.id,
-        kind=stage.kind,
-        status="done",
-        spec=canonical(spec),
-        inputs=dict(stage.inputs),
-        metrics={},
-        provenance={},
-        files={},
-    )
-    try:
-        inputs = {role: store.folder(stage_id) for role, stage_id in stage.inputs.items()}
-        try:
-            metrics = spec.run(inputs, out, worker)
-        except Diverged as outcome:
-            record = replace(record, status="diverged")
-            metrics = {"diverged_step": float(outcome.step), "diverged_loss": outcome.loss}
-        if worker.rank > 0:
-            return record
-        measured = {name: value for name, value in metrics.items() if name.endswith(("_seconds", "_per_second"))}
-        metrics = {name: value for name, value in metrics.items() if name not in measured}
-        known = measured | provenance(
-            started=started, finished=time.time(), world_size=worker.world_size, device=worker.device
-        )
-        record = store.commit(replace(record, metrics=metrics, provenance=known), out)
-        if spec.state_key is None:
-            store.drop_state(stage.id)
-        return record
-    except Exception as error:
-        logger.warning("stage %s failed: %s: %s", stage.id, type(error).__name__, error)
-        return Failure.of(stage, error)
-    finally:
-        if spec.wide:  # Where the large cycles are: engines, models and their graphs.
-            gc.collect()
-
-
-def make_worker(
-    resources: Resources,
-    *,
-    rank: int,
-    world_size: int,
-    report: Callable[[Mapping[str, Any]], None] | None = None,
-) -> Worker:
-    """The worker this process is, with its share of the machine's threads."""
-    import torch
-    import transformers.models.llama.modeling_llama
-
-    # What is imported now stays: a collection between stages need not walk over it, which takes a quarter second.
-    gc.freeze()
-    device = "cuda" if resources.gpus_per_worker else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ClusterError(
-            f"resources.gpus_per_worker is {resources.gpus_per_worker:g}, but torch finds no GPU here: set it to 0, or "
-            "run where there is one"
-        )
-    transformers.utils.logging.disable_progress_bar()
-    if device == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        # DeepSpeed calls `ninja`, which lies beside the interpreter; it need not be on a user's path.
-        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
-    else:
-        device = "cuda:0"  # Ray shows each worker its own GPU alone.
-        torch.cuda.set_device(0)
-    worker = Worker(
-        rank=rank,
-        world_size=world_size,
-        device=device,
-        zero_stage=resources.zero_stage,
-        gradient_checkpointing=resources.gradient_checkpointing,
-        micro_batch_sequences=resources.micro_batch_sequences,
-    )
-    return replace(worker, report=report) if report else worker
-
-
-def join_process_group(worker: Worker, resources: Resources, address: str, port: int) -> None:
-    """Make the process group of a gang, once for all its stages. A plain gang of one needs none."""
-    if worker.world_size == 1 and worker.zero_stage == 0:
-        return
-    import torch.distributed as dist
-
-    os.environ |= {
-        "RANK": str(worker.rank),
-        "WORLD_SIZE": str(worker.world_size),
-        "LOCAL_RANK": "0" if worker.device.startswith("cuda") else str(worker.rank),
-        "LOCAL_WORLD_SIZE": str(worker.world_size),
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
-    }
-    dist.init_process_group("nccl" if worker.device.startswith("cuda") else "gloo")
-
-
-def leave_process_group() -> None:
-    """Undo `join_process_group`."""
-    import torch.distributed as dist
-
-    # A thread of gloo's may still be waiting for the interpreter to let its last tensors go. If the process ends
-    # before it has them, it aborts (SIGABRT), its work all done.
-    time.sleep(0.1)
-    if "deepspeed" in sys.modules:
-        import deepspeed.comm
-
-        if deepspeed.comm.is_initialized():
-            deepspeed.comm.destroy_process_group()  # With it goes what DeepSpeed keeps of the group.
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def _get(refs: list[Any]) -> list[Any]:

@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
-from raysweep.runners.gang import join_process_group, leave_process_group, make_worker
+from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.stages.flatness import Flatness, Shape
 from raysweep.stages.indicators import Indicators

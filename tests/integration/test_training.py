@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing as mp
 
 from raysweep.errors import Diverged
-from raysweep.runners.gang import join_process_group, leave_process_group, make_worker
+from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.train.loop import Training, train

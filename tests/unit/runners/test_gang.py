@@ -3,7 +3,8 @@
 from types import SimpleNamespace
 
 from raysweep.plan import Stage
-from raysweep.runners.gang import Failure, Gang
+from raysweep.runners.attempts import Failure
+from raysweep.runners.gang import Gang
 from raysweep.search import Resources
 from raysweep.stages.tokenize import Tokenize
 

@@ -1,0 +1,98 @@
+"""One try at a stage in this process: a record in the store, or why there is none."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+import traceback
+from dataclasses import dataclass, replace
+
+from raysweep.errors import Diverged, RaysweepError, UnreachableError
+from raysweep.plan import Stage
+from raysweep.provenance import provenance
+from raysweep.spec import canonical
+from raysweep.store import Record, Store
+from raysweep.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a stage failed. `final`: trying again cannot help."""
+
+    stage: Stage
+    cause: str
+    log: str
+    final: bool
+
+    @staticmethod
+    def of(stage: Stage, error: BaseException) -> Failure:
+        """What an exception says of the stage it came out of."""
+        cause = f"{type(error).__name__}: {error}" if not isinstance(error, RaysweepError) else str(error)
+        log = "".join(traceback.format_exception(error))
+        # A user's mistake stays one. Whatever else it was (a full disk, memory, a lost file) may have passed.
+        final = isinstance(error, RaysweepError) and not isinstance(error, UnreachableError)
+        return Failure(stage=stage, cause=cause.strip(), log=log, final=final)
+
+
+Outcome = Record | Failure
+
+
+def make(stage: Stage, store: Store, worker: Worker) -> Outcome:
+    """Run a stage in this process alone, unless it is finished already."""
+    try:
+        with store.claim(stage.id):
+            if record := store.get(stage.id, asked=canonical(stage.spec)):
+                return record
+            store.work_dir(stage.id)
+            return attempt(stage, store, worker)
+    except (OSError, RaysweepError) as error:  # A full disk, most likely: `attempt` itself raises neither.
+        return Failure.of(stage, error)
+
+
+def attempt(stage: Stage, store: Store, worker: Worker) -> Outcome:
+    """One rank's part of a stage whose claim is held and whose work folder is empty; rank 0 commits."""
+    started = time.time()
+    out = store.partial_dir(stage.id)
+    spec, report = stage.spec, worker.report
+    worker = replace(
+        worker,
+        state_dir=store.state_dir(spec.state_key or stage.id),
+        report=lambda event: report({"stage": stage.id, "kind": stage.kind, **event}),
+    )
+    record = Record(
+        id=stage.id,
+        kind=stage.kind,
+        status="done",
+        spec=canonical(spec),
+        inputs=dict(stage.inputs),
+        metrics={},
+        provenance={},
+        files={},
+    )
+    try:
+        inputs = {role: store.folder(stage_id) for role, stage_id in stage.inputs.items()}
+        try:
+            metrics = spec.run(inputs, out, worker)
+        except Diverged as outcome:
+            record = replace(record, status="diverged")
+            metrics = {"diverged_step": float(outcome.step), "diverged_loss": outcome.loss}
+        if worker.rank > 0:
+            return record
+        measured = {name: value for name, value in metrics.items() if name.endswith(("_seconds", "_per_second"))}
+        metrics = {name: value for name, value in metrics.items() if name not in measured}
+        known = measured | provenance(
+            started=started, finished=time.time(), world_size=worker.world_size, device=worker.device
+        )
+        record = store.commit(replace(record, metrics=metrics, provenance=known), out)
+        if spec.state_key is None:
+            store.drop_state(stage.id)
+        return record
+    except Exception as error:
+        logger.warning("stage %s failed: %s: %s", stage.id, type(error).__name__, error)
+        return Failure.of(stage, error)
+    finally:
+        if spec.wide:  # Where the large cycles are: engines, models and their graphs.
+            gc.collect()

@@ -1,0 +1,96 @@
+"""A process of a gang: its device and threads, and the process group that it enters."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from raysweep.errors import ClusterError
+from raysweep.search import Resources
+from raysweep.worker import Worker
+
+
+def make_worker(
+    resources: Resources,
+    *,
+    rank: int,
+    world_size: int,
+    report: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Worker:
+    """The worker this process is, with its share of the machine's threads."""
+    import torch
+    import transformers.models.llama.modeling_llama
+
+    # What is imported now stays: a collection between stages need not walk over it, which takes a quarter second.
+    gc.freeze()
+    device = "cuda" if resources.gpus_per_worker else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ClusterError(
+            f"resources.gpus_per_worker is {resources.gpus_per_worker:g}, but torch finds no GPU here: set it to 0, or "
+            "run where there is one"
+        )
+    transformers.utils.logging.disable_progress_bar()
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        # DeepSpeed calls `ninja`, which lies beside the interpreter; it need not be on a user's path.
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
+    else:
+        device = "cuda:0"  # Ray shows each worker its own GPU alone.
+        torch.cuda.set_device(0)
+    worker = Worker(
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        zero_stage=resources.zero_stage,
+        gradient_checkpointing=resources.gradient_checkpointing,
+        micro_batch_sequences=resources.micro_batch_sequences,
+    )
+    return replace(worker, report=report) if report else worker
+
+
+def join_process_group(worker: Worker, resources: Resources, address: str, port: int) -> None:
+    """Make the process group of a gang, once for all its stages. A plain gang of one needs none."""
+    if worker.world_size == 1 and worker.zero_stage == 0:
+        return
+    import torch.distributed as dist
+
+    os.environ |= {
+        "RANK": str(worker.rank),
+        "WORLD_SIZE": str(worker.world_size),
+        "LOCAL_RANK": "0" if worker.device.startswith("cuda") else str(worker.rank),
+        "LOCAL_WORLD_SIZE": str(worker.world_size),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
+    dist.init_process_group("nccl" if worker.device.startswith("cuda") else "gloo")
+
+
+def leave_process_group() -> None:
+    """Undo `join_process_group`."""
+    import torch.distributed as dist
+
+    # A thread of gloo's may still be waiting for the interpreter to let its last tensors go. If the process ends
+    # before it has them, it aborts (SIGABRT), its work all done.
+    time.sleep(0.1)
+    if "deepspeed" in sys.modules:
+        import deepspeed.comm
+
+        if deepspeed.comm.is_initialized():
+            deepspeed.comm.destroy_process_group()  # With it goes what DeepSpeed keeps of the group.
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
