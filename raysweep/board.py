@@ -51,6 +51,8 @@ class Board:
         """Take one event of the run."""
         with self._lock:
             self._progress.take(event, at_seconds=time.monotonic() - self._began)
+            if event["event"] == "note":
+                self._print(event["message"], style="yellow")
             if self._live:
                 return
             if event["event"] == "failed" and not event["retry"]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
+import logging
 import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from raysweep.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,10 @@ def _deepspeed() -> Finding:
 
     if torch.cuda.is_available():
         return True, "on GPUs nothing is compiled for ZeRO"
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    # Compiled here once, and kept, rather than in front of the first training step.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with contextlib.redirect_stdout(sys.stderr):
-        from deepspeed.accelerator import get_accelerator
+    from raysweep.train.operators import load_cpu_operator
 
-        get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
+    # Compiled here once, and kept, rather than in front of the first training step.
+    load_cpu_operator(logger.warning)
     return True, "its CPU communication operator compiles and loads"
 
 

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from raysweep.errors import ClusterError
@@ -39,8 +38,6 @@ def make_worker(
     transformers.utils.logging.disable_progress_bar()
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-        # DeepSpeed calls `ninja`, which lies beside the interpreter; it need not be on a user's path.
-        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
     else:
         device = "cuda:0"  # Ray shows each worker its own GPU alone.
@@ -62,6 +59,11 @@ def join_process_group(worker: Worker, resources: Resources, address: str, port:
         return
     import torch.distributed as dist
 
+    if worker.device == "cpu":
+        from raysweep.train.operators import load_cpu_operator
+
+        # Here, and not in the first step that needs it: whoever compiles it elsewhere may take minutes.
+        load_cpu_operator(lambda message: worker.report({"event": "note", "message": message}))
     os.environ |= {
         "RANK": str(worker.rank),
         "WORLD_SIZE": str(worker.world_size),
