@@ -163,6 +163,8 @@ class Resources(Spec):
     """Gangs at once; None: as many as fit."""
     max_retries: int = Field(default=2, ge=0)
     """How often a failed stage, or a trial whose gang died, is tried again."""
+    max_silence_seconds: float = Field(default=120, gt=0)
+    """A worker that gives no sign of life for so long, or a gang at work that uses no processor, is replaced."""
 
     @field_validator("gpus_per_worker")
     @classmethod

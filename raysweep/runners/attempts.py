@@ -48,20 +48,22 @@ def make(stage: Stage, store: Store, worker: Worker) -> Outcome:
                 return record
             store.work_dir(stage.id)
             return attempt(stage, store, worker)
-    except (OSError, RaysweepError) as error:  # A full disk, most likely: `attempt` itself raises neither.
+    except (OSError, RaysweepError) as error:  # A full disk, most likely.
         return Failure.of(stage, error)
 
 
+_under_way: list[str] = []
+
+
+def under_way() -> str:
+    """The id of the stage that this process is at work on; empty if there is none."""
+    return _under_way[-1] if _under_way else ""
+
+
 def attempt(stage: Stage, store: Store, worker: Worker) -> Outcome:
-    """One rank's part of a stage whose claim is held and whose work folder is empty; rank 0 commits."""
+    """One rank's part of a stage whose claim is held and whose work folder is empty; rank 0 commits. Raises nothing."""
     started = time.time()
-    out = store.partial_dir(stage.id)
     spec, report = stage.spec, worker.report
-    worker = replace(
-        worker,
-        state_dir=store.state_dir(spec.state_key or stage.id),
-        report=lambda event: report({"stage": stage.id, "kind": stage.kind, **event}),
-    )
     record = Record(
         id=stage.id,
         kind=stage.kind,
@@ -72,7 +74,14 @@ def attempt(stage: Stage, store: Store, worker: Worker) -> Outcome:
         provenance={},
         files={},
     )
+    _under_way.append(stage.id)
     try:
+        out = store.partial_dir(stage.id)
+        worker = replace(
+            worker,
+            state_dir=store.state_dir(spec.state_key or stage.id),
+            report=lambda event: report({"stage": stage.id, "kind": stage.kind, **event}),
+        )
         inputs = {role: store.folder(stage_id) for role, stage_id in stage.inputs.items()}
         try:
             metrics = spec.run(inputs, out, worker)
@@ -94,5 +103,6 @@ def attempt(stage: Stage, store: Store, worker: Worker) -> Outcome:
         logger.warning("stage %s failed: %s: %s", stage.id, type(error).__name__, error)
         return Failure.of(stage, error)
     finally:
+        _under_way.clear()
         if spec.wide:  # Where the large cycles are: engines, models and their graphs.
             gc.collect()

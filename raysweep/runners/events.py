@@ -9,15 +9,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 from typing import Any
 
+from raysweep.runners.watch import Beat, Process, Watch
+
 logger = logging.getLogger(__name__)
+
+# How long a new connection may take for each message of its handshake.
+HANDSHAKE_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -29,15 +36,32 @@ class Address:
     key: bytes
 
 
-class EventSink:
-    """The driver's end: calls `report` with each event, one at a time, until it is closed."""
+def one_at_a_time(report: Callable[[Mapping[str, Any]], None]) -> Callable[[Mapping[str, Any]], None]:
+    """`report` as several threads may call it."""
+    lock = threading.Lock()
 
-    def __init__(self, host: str, report: Callable[[Mapping[str, Any]], None]) -> None:
+    def take(event: Mapping[str, Any]) -> None:
+        with lock:
+            try:
+                report(event)
+            except Exception:
+                # What cannot be shown or kept must not end the telling of what follows.
+                logger.exception("event %s was not taken", event.get("event"))
+
+    return take
+
+
+class EventSink:
+    """The driver's end: calls `report` with each event until it is closed, from a thread per gang.
+
+    Signs of life go to `watch`.
+    """
+
+    def __init__(self, host: str, report: Callable[[Mapping[str, Any]], None], *, watch: Watch | None = None) -> None:
         key = os.urandom(32)
-        self._listener = Listener((host, 0), authkey=key)
-        self.address = Address(host, self._listener.address[1], key)
-        self._report = report
-        self._lock = threading.Lock()
+        self._socket = socket.create_server((host, 0), backlog=128)
+        self.address = Address(host, self._socket.getsockname()[1], key)
+        self._report, self._watch = report, watch
         self._closed = False
 
     def __enter__(self) -> EventSink:
@@ -46,29 +70,53 @@ class EventSink:
 
     def __exit__(self, *error: object) -> None:
         self._closed = True
-        self._listener.close()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # Wakes `accept`, which a close alone does not.
+        self._socket.close()
 
     def _accept(self) -> None:
+        """Take connections; all that a peer may be slow at is done in a thread of its own."""
         while not self._closed:
             try:
-                connection = self._listener.accept()
-            except (OSError, EOFError, AuthenticationError):  # Closed, or somebody who is no gang of ours.
+                peer, _ = self._socket.accept()
+            except OSError:  # Closed, or too many files are open.
+                time.sleep(0.1)
                 continue
-            threading.Thread(target=self._listen, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
 
-    def _listen(self, connection: Any) -> None:
-        with connection, contextlib.suppress(EOFError, OSError):  # The gang ended.
+    def _serve(self, peer: socket.socket) -> None:
+        with peer, Connection(os.dup(peer.fileno())) as connection:
+            try:
+                _set_timeout(peer, HANDSHAKE_SECONDS)
+                deliver_challenge(connection, self.address.key)
+                answer_challenge(connection, self.address.key)
+                _set_timeout(peer, 0)
+            except (OSError, EOFError, AuthenticationError):  # Somebody who is no gang of ours.
+                return
+            self._listen(connection)
+
+    def _listen(self, connection: Connection) -> None:
+        beating: Process | None = None
+        try:
             while True:
-                event = connection.recv()
-                if event is None:
+                message = connection.recv()
+                if message is None:
                     connection.send(None)
-                    continue
-                with self._lock:
-                    try:
-                        self._report(event)
-                    except Exception:
-                        # What cannot be shown or kept must not end the telling of what follows.
-                        logger.exception("event %s was not taken", event.get("event"))
+                elif not isinstance(message, Beat):
+                    self._report(message)
+                elif self._watch:
+                    beating = message.process
+                    self._watch.hear(message)
+        except (EOFError, OSError):  # The gang ended.
+            if self._watch and beating:
+                self._watch.forget(beating)
+
+
+def _set_timeout(peer: socket.socket, seconds: int) -> None:
+    """Bound each read and write of a socket's descriptor, whoever makes it; 0: without end."""
+    timeval = struct.pack("ll", seconds, 0)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
 
 class EventSource:

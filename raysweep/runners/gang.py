@@ -17,6 +17,8 @@ from typing import Any
 from raysweep.errors import RaysweepError
 from raysweep.plan import Stage
 from raysweep.runners.attempts import Failure, Outcome, attempt, make
+from raysweep.runners.events import Address
+from raysweep.runners.heartbeat import start_beats, this_process
 from raysweep.runners.processes import free_port, join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.spec import canonical
@@ -161,6 +163,10 @@ class RayGang(Gang):
 
 class RankActor:
     """A rank other than 0; `ray.remote` makes an actor of it."""
+
+    def beat(self, address: Address, gang: str, rank: int, every_seconds: float) -> None:
+        """Begin to give signs of life to the driver."""
+        start_beats(address, this_process(gang, rank), every_seconds=every_seconds)
 
     def join(self, store_url: str, resources: Resources, rank: int, address: str, port: int) -> None:
         """Enter the process group."""

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.search import Searcher
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from raysweep.errors import ClusterError
 from raysweep.plan import Trial
 from raysweep.runners.chain import Leg, run_chain
-from raysweep.runners.events import Address, EventSink, EventSource
+from raysweep.runners.events import Address, EventSink, EventSource, one_at_a_time
 from raysweep.runners.gang import Gang, RankActor, RayGang
+from raysweep.runners.heartbeat import start_beats, this_process
 from raysweep.runners.journal import trial_row
+from raysweep.runners.watch import Process, Watch, beat_seconds
 from raysweep.runs import Run
 from raysweep.search import Resources
 from raysweep.space import SearchSpace
@@ -48,12 +53,22 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._current = ""
         resources = space.declared.resources
         store = Store(store_url)
+        self._events = EventSource(events)
+        gang, every = uuid.uuid4().hex, beat_seconds(resources.max_silence_seconds)
+        start_beats(events, this_process(gang, 0), every_seconds=every, trial=lambda: self._current)
         if resources.workers == 1:
             self._gang = Gang(store, resources, report=self._progress)
         else:
-            self._gang = RayGang(store, resources, report=self._progress, start_rank=_rank_starter(resources))
-        self._events = EventSource(events)
+            start_rank = _rank_starter(resources)
+
+            def start(rank: int) -> Any:
+                actor = start_rank(rank)
+                actor.beat.remote(events, gang, rank, every)
+                return actor
+
+            self._gang = RayGang(store, resources, report=self._progress, start_rank=start)
         self._first_memory: int | None = None
+        self._outgrown: str | None = None
         self._begin(config)
 
     def _begin(self, config: Mapping[str, Any]) -> None:
@@ -69,7 +84,14 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         return run_chain(trial, self._gang, max_retries=retries, report=self._events.tell)
 
     def step(self) -> dict[str, Any]:
-        """The metrics of the next checkpoint."""
+        """The metrics of the next checkpoint.
+
+        Raises:
+            RayActorError: if this gang is to be replaced before the trial begins: see `reset_config`.
+        """
+        if self._outgrown:
+            # Tune tries a trial again in a new gang, and counts no failure, where its actor was taken away from it.
+            raise RayActorError(None, self._outgrown, False, True)  # By place: keywords are lost in pickling.
         leg = next(self._legs)
         ended = leg.last or leg.step == self._stop_after
         if leg.last:
@@ -82,13 +104,17 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         return {**leg.metrics, **told}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take another trial over, warm; False, for a new gang, if this one's memory did not come back."""
+        """Take another trial over, warm. If this gang's memory did not come back, `step` hands the trial on.
+
+        Never False, and nothing is raised here: either would lose the trial, as Tune has not started it yet.
+        """
         memory = self._gang.memory_bytes()
         self._first_memory = self._first_memory or memory
         if memory > self._first_memory + MEMORY_SLACK:
-            logger.warning("gang grew from %d to %d bytes and is replaced", self._first_memory, memory)
-            return False
-        self._begin(new_config)
+            self._outgrown = f"a gang grew from {self._first_memory} to {memory} bytes and is replaced"
+            logger.warning(self._outgrown)
+        else:
+            self._begin(new_config)
         return True
 
     def cleanup(self) -> None:
@@ -159,11 +185,18 @@ class _Ends(tune.Callback):  # type: ignore[misc]
         if self._prunes and result.get("raysweep_trial") and not result.get("ended"):
             self._run.add_pruned(result["raysweep_trial"], result["checkpoint_step"])
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        logger.warning("a trial goes on in another gang: %s", _cause(trial))
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        cause = str(trial.get_error() or "the gang was lost").strip().splitlines()[-1]
         where = ", ".join(f"{path}={value}" for path, value in trial.config.items())
         event = {"event": "failed", "trial": where, "stage": f"gang-{trial.trial_id}", "kind": "gang"}
-        self._report(event | {"cause": cause, "log": str(trial.get_error()), "retry": False})
+        self._report(event | {"cause": _cause(trial), "log": str(trial.get_error()), "retry": False})
+
+
+def _cause(trial: Any) -> str:
+    """The last line of what ended a trial's gang."""
+    return str(trial.get_error() or "the gang was lost").strip().splitlines()[-1]
 
 
 def run_tune(
@@ -183,8 +216,10 @@ def run_tune(
         searcher, num_trials = Points(configs), len(configs)
     if num_trials == 0:
         return
-    start_ray(resources)
-    sink = EventSink(ray.util.get_node_ip_address(), report)
+    host = start_ray(resources)
+    report = one_at_a_time(report)
+    watch = Watch(max_silence_seconds=resources.max_silence_seconds, end=_end, report=report)
+    sink = EventSink(host, report, watch=watch)
     trainable = tune.with_parameters(
         GangTrainable, space=space, store_url=store.url, pruned=run.pruned(), events=sink.address
     )
@@ -218,12 +253,24 @@ def run_tune(
             callbacks=[_Ends(run, report, prunes=scheduler is not None)],
         ),
     )
-    with sink:
+    with sink, watch:
         tuner.fit()
 
 
-def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> None:
+def _end(process: Process) -> None:
+    """Kill a process for good; one that is stopped takes no other notice."""
+    if process.node_id == ray.get_runtime_context().get_node_id():
+        os.kill(process.pid, signal.SIGKILL)
+        return
+    there = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
+    ray.remote(os.kill).options(num_cpus=0, scheduling_strategy=there).remote(process.pid, signal.SIGKILL)
+
+
+def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> str:
     """Connect to the cluster of RAY_ADDRESS, or start one on this machine; see that it can hold a gang.
+
+    Returns:
+        The address at which gangs reach this process: loopback if Ray was started here.
 
     Raises:
         ClusterError: if after `wait_seconds` it cannot; says what was asked and what is there.
@@ -231,8 +278,9 @@ def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # A traceback each; `_Ends` says it in a line.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    local = "RAY_ADDRESS" not in os.environ
+    local = "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
     if not ray.is_initialized():
         ray.init(
             include_dashboard=False,
@@ -246,7 +294,7 @@ def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> None:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         room = sum(_room(node, resources) for node in nodes)
         if room >= resources.workers:
-            return
+            return "127.0.0.1" if local else str(ray.util.get_node_ip_address())
         if time.monotonic() >= deadline:
             raise ClusterError(_too_small(nodes, room, resources))
         time.sleep(1.0)

@@ -56,7 +56,7 @@ def children(pid: int) -> list[int]:
     return sorted(found - {pid})
 
 
-def gang_workers(pid: int) -> list[int]:
+def gang_workers(pid: int, name: str = "RankActor") -> list[int]:
     """Processes of the gang: Ray shows an actor's class in its process's name."""
     named = []
     for child in children(pid):
@@ -64,7 +64,7 @@ def gang_workers(pid: int) -> list[int]:
             title = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if "RankActor" in title:
+        if name in title:
             named.append(child)
     return named
 
@@ -244,6 +244,61 @@ resources: {workers: 1, max_concurrent: 1}
     run_sweep(load(sweep_file(asha)), store, show=events.append)
     assert not [event for event in events if event["event"] == "started"]
     assert run.pruned() == pruned
+
+
+@pytest.mark.slow
+def test_stopped_workers_are_replaced(sweep_file, store, caplog):
+    """SIGSTOP of rank 1 in a wide stage and in a split one, and of rank 0: the sweep ends as if nothing had been."""
+    text = RAY.replace("steps: 12", "steps: 120").replace("[6, 12]", "[60, 120]").replace("[1e-2, 3e-3]", "[1e-2]")
+    text = text.replace("max_retries: 2", "max_retries: 3, max_silence_seconds: 10")
+    to_stop = [
+        ("progress", "pretrain", "RankActor"),
+        ("started", "sft", "RankActor"),
+        ("started", "pretrain", "ResourceTrainable"),  # Of the second checkpoint.
+    ]
+    stopped: list[int] = []
+    failed: list[str] = []
+
+    def show(event) -> None:
+        if event["event"] == "failed":
+            failed.append(event["cause"])
+        if to_stop and (event["event"], event.get("kind")) == to_stop[0][:2]:
+            # The newest process of that name: those of replaced gangs may take a moment to go.
+            stopped.append(max(gang_workers(os.getpid(), to_stop.pop(0)[2])))
+            os.kill(stopped[-1], signal.SIGSTOP)
+
+    run = run_sweep(load(sweep_file(text)), store, show=show)
+    assert to_stop == []
+    assert len(set(stopped)) == 3
+    for process in stopped:
+        assert f"(process {process}) gave no sign of life for 10 s" in caplog.text
+    assert [cause for cause in failed if "no sign of life" in cause]
+    assert run.failures() == []
+    results_of(run)
+
+
+@pytest.mark.slow
+def test_a_trial_outlives_a_gang_whose_memory_did_not_come_back(sweep_file, store, monkeypatch, caplog):
+    """Every gang counts as grown after its first trial, and no failure may be forgiven: still no trial is lost."""
+    import ray
+    from ray import cloudpickle
+
+    from raysweep.runners import tune
+
+    ray.shutdown()
+    monkeypatch.setattr(tune, "MEMORY_SLACK", -(2**50))
+    text = TINY[: TINY.index("flatness:")].replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2, 3e-3, 1e-3]}")
+    cloudpickle.register_pickle_by_value(tune)  # So that the worker has the patched module, too.
+    try:
+        run = run_sweep(load(sweep_file(text + "resources: {max_concurrent: 1, max_retries: 0}\n")), store)
+    finally:
+        cloudpickle.unregister_pickle_by_value(tune)
+        ray.shutdown()
+    assert run.failures() == []
+    assert len(run.trials()) == 3
+    results_of(run)
+    assert caplog.text.count("a trial goes on in another gang") == 2
+    assert caplog.text.count("a gang grew from") == 2
 
 
 @pytest.mark.slow

@@ -1,12 +1,11 @@
 """A gang of one, and when a gang is replaced."""
 
-from types import SimpleNamespace
-
 from raysweep.plan import Stage
-from raysweep.runners.attempts import Failure
+from raysweep.runners.attempts import Failure, attempt
 from raysweep.runners.gang import Gang
 from raysweep.search import Resources
 from raysweep.stages.tokenize import Tokenize
+from raysweep.worker import Worker
 
 
 def ignore(event) -> None:
@@ -32,37 +31,11 @@ def test_a_missing_input_is_a_failure_that_says_so(grammar, store):
     assert store.finished_ids() == set()
 
 
-def test_a_gang_that_grew_is_replaced(tiny_space, store, monkeypatch):
-    from raysweep.runners.tune import MEMORY_SLACK, GangTrainable
-
-    gang = Gang(store, tiny_space.declared.resources, report=ignore)
-    sizes = iter([10**9, 10**9 + MEMORY_SLACK // 2, 10**9 + 2 * MEMORY_SLACK])
-    monkeypatch.setattr(gang, "memory_bytes", lambda: next(sizes))
-    trainable = GangTrainable.__new__(GangTrainable)
-    trainable._space, trainable._pruned, trainable._gang = tiny_space, {}, gang
-    trainable._first_memory = None
-    trainable._events = SimpleNamespace(tell=ignore)
-    config = {"pretrain.optimizer.lr": 0.01, "seed": 0}
-    assert [trainable.reset_config(config) for _ in range(3)] == [True, True, False]
-
-
-def test_events_reach_the_driver_before_wait_returns():
-    from raysweep.runners.events import Address, EventSink, EventSource
-
-    got = []
-    with EventSink("127.0.0.1", got.append) as sink:
-        sources = [EventSource(sink.address) for _ in range(2)]
-        for number in range(100):
-            sources[number % 2].tell({"event": "x", "number": number})
-        for source in sources:
-            source.wait()
-        assert sorted(event["number"] for event in got) == list(range(100))
-        # Without the secret nobody is let in, and nothing breaks.
-        stranger = EventSource(Address(sink.address.host, sink.address.port, b"wrong"))
-        stranger.tell({"event": "x", "number": -1})
-        sources[0].tell({"event": "x", "number": 100})
-        sources[0].wait()
-    assert got[-1]["number"] == 100
-    assert all("time" in event for event in got)
-    # A driver that is gone stops the telling, not the work.
-    EventSource(sink.address).tell({"event": "x"})
+def test_a_state_folder_that_cannot_be_made_is_a_failure(grammar, store):
+    stage = Stage(Tokenize(corpus=grammar), {})
+    store.work_dir(stage.id)
+    (store.root / "partial" / f"{stage.id}.state").write_text("a file where the folder should be")
+    outcome = attempt(stage, store, Worker())
+    assert isinstance(outcome, Failure)
+    assert f"{stage.id}.state" in outcome.cause
+    assert not outcome.final
