@@ -33,10 +33,10 @@ _WANTED = {
     "model_type": "a mapping (key: value)",
     "model_attributes_type": "a mapping (key: value)",
     "finite_number": "a finite number",
-    "greater_than": "above {gt:g}",
-    "greater_than_equal": "{ge:g} or more",
-    "less_than": "below {lt:g}",
-    "less_than_equal": "at most {le:g}",
+    "greater_than": "above {gt:,.12g}",
+    "greater_than_equal": "{ge:,.12g} or more",
+    "less_than": "below {lt:,.12g}",
+    "less_than_equal": "at most {le:,.12g}",
     "string_too_short": "a text of {min_length} characters or more",
     "string_too_long": "a text of at most {max_length} characters",
 }
@@ -80,8 +80,13 @@ def findings(spec: type[Spec], data: Any, error: ValidationError) -> list[Findin
 
 def _meant(problems: Sequence[_Problem]) -> list[_Problem]:
     """Without those of union members that the value is no attempt at: another member got further into it."""
+    places = {problem.place for problem in problems}
     # Of a list with a bad item pydantic also says that it is too short.
-    kept = [problem for problem in problems if problem.kind != "too_short" or not problem.details["input"]]
+    kept = [
+        problem
+        for problem in problems
+        if problem.kind != "too_short" or not any(place[:-1] == problem.place for place in places if place)
+    ]
     for union in sorted({place for problem in problems for place, _ in problem.members}, key=len):
         inside = {
             name

@@ -109,6 +109,13 @@ def test_yaml_as_a_person_writes_it(tmp_path):
         ("lr: 1e-2}", "lr: 1, betas: [0.9]}", "6: pretrain.optimizer.betas: holds 1 value(s), and needs more"),
         ("lr: 1e-2}", "lr: 1, betas: [0.9, 0, 0]}", "6: pretrain.optimizer.betas: holds 3 values; at most 2"),
         ("lr: 1e-2}", "lr: 1, betas: [0.9, 2]}", "6: pretrain.optimizer.betas.1: must be below 1, not 2"),
+        (
+            "vocabulary: 16",
+            "vocabulary: 2_000_000",
+            "3: pretrain.data.vocabulary: must be at most 1,000,000, not 2000000",
+        ),
+        ("lrs: [1e-3, 1e-2]", "seeds: [a]", '18: sft.seeds.0: must be a whole number, not the text "a"'),
+        ("lrs: [1e-3, 1e-2]", "seeds: []", "18: sft.seeds: is empty; at least 1 belongs there"),
         ("{name: adamw, lr", "{lr", "6: pretrain.optimizer: name is missing; there are: adamw, sgd"),
         (
             "{name: adamw, lr: 1e-2}",
