@@ -88,8 +88,8 @@ def how_to_read(ranking: Ranking) -> list[str]:
         )
     if any(item.source == "config" for item in ranking.associations):
         lines.append(
-            "Config rows need no measurement: a pair is ordered by the scores of other variants with its settings "
-            "(ridge regression on the levels), so the best row of them is what an indicator has to beat."
+            "Config rows need no measurement: a pair is ordered by what a setting did to the scores of other variants, "
+            "the others held equal (a regression on all). The best of these rows is what an indicator has to beat."
         )
     if ranking.num_unscored:
         statuses = Counter(ranking.checkpoints["status"])

@@ -20,7 +20,7 @@ from raysweep.analysis.pairwise import compare, interval, kendall, leave_one_out
 from raysweep.analysis.uncertainty import mean_moments, sample, task_noise
 
 Floats = np.ndarray
-SWEEPS = 200
+SWEEPS = 100
 # The middle of each of 2,000 equal parts of a normal distribution: expectations are means over it.
 NORMAL = norm.ppf((np.arange(2000) + 0.5) / 2000)
 DIFFICULTY = 1.0
@@ -121,7 +121,7 @@ def pair_coverage(
     """Of an indicator's pair share, its clear one, its correlations, and its gain over another's, over sweeps.
 
     Indicator, baseline and target are normal, of correlation `slope` (the baseline's half of it), four fifths of their
-    variance between variants. The truth is the mean over 20 times as many sweeps.
+    variance between variants. The truth is the mean over 5 times as many sweeps.
     """
     variants = np.repeat([f"{variant}" for variant in range(num_variants)], num_checkpoints)
     weights, once = leave_one_out(list(variants)), np.ones((1, len(variants)))
@@ -143,7 +143,7 @@ def pair_coverage(
         return [*rows, (*gain, -1.0)]
 
     truth = np.nanmean(
-        [[value for value, _, _ in statistics(number)] for number in range(num_sweeps, 20 * num_sweeps)], axis=0
+        [[value for value, _, _ in statistics(number)] for number in range(num_sweeps, 6 * num_sweeps)], axis=0
     )
     hits, stated = np.zeros(5), np.zeros(5)
     for number in range(num_sweeps):
