@@ -7,7 +7,6 @@ been drawn. Zeros and ones stand for accuracy, a beta distribution about the sam
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from itertools import product
 
@@ -154,29 +153,25 @@ def pair_coverage(
 
 
 def main() -> list[tuple[str, str]]:
-    """Rows of a table: the range over all settings of a kind."""
+    """Rows of a table: of each statistic the mean over all settings of a kind, and the range over them."""
     rows = []
     for kind, level in product(("0/1", "F1"), (0.03, 0.25, 0.6)):
-        for num_seeds in (1, 2, 3, 5):
-            sweeps = [
-                Sweep(level, kind, num_seeds, num_examples, num_tasks, num_checkpoints, luck if num_seeds > 1 else 0.0)
-                for num_examples, (num_tasks, num_checkpoints), luck in product(
-                    (100, 1000), ((1, 4), (3, 12)), (0.0, 0.15) if num_seeds > 1 else (0.0,)
-                )
-            ]
-            found = [score_coverage(sweep) for sweep in sweeps]
-            what = f"(e) {kind}, level {level:.0%}, {num_seeds} seed{'s' * (num_seeds > 1)}; {len(sweeps)} settings"
-            texts = [_range([getattr(each, name) for each in found]) for name in Coverage.__dataclass_fields__]
-            rows.append((what, " / ".join(texts)))
-            print(*rows[-1], sep=": ", file=sys.stderr, flush=True)
-    for num_variants in (5, 8, 16, 40):
-        found = [
-            pair_coverage(num_variants, *each, num_sweeps=5 * SWEEPS // (1 + num_variants // 16))
-            for each in product((1, 3), (0.0, 0.5, 0.9))
+        sweeps = [
+            Sweep(level, kind, num_seeds, num_examples, num_tasks, num_checkpoints, luck)
+            for num_seeds, num_examples, (num_tasks, num_checkpoints), luck in product(
+                (1, 2, 3, 5), (100, 1000), ((1, 4), (3, 12)), (0.0, 0.15)
+            )
+            if num_seeds > 1 or luck == 0  # One seed says nothing of luck, and the report says that.
         ]
-        texts = [_range([each[name] for each in found]) for name in found[0]]
-        rows.append((f"(f) {num_variants} variants; {len(found)} settings", " / ".join(texts)))
-        print(*rows[-1], sep=": ", file=sys.stderr, flush=True)
+        found = [score_coverage(sweep) for sweep in sweeps]
+        texts = [_range([getattr(each, name) for each in found]) for name in Coverage.__dataclass_fields__]
+        rows.append((f"(e) {kind}, level {level:.0%}; {len(sweeps)} settings", " / ".join(texts)))
+    for num_variants in (5, 8, 16, 40):
+        num_sweeps = 5 * SWEEPS // (1 + num_variants // 16)
+        settings = list(product((1, 3), (0.0, 0.5, 0.9)))
+        pairs = [pair_coverage(num_variants, *each, num_sweeps=num_sweeps) for each in settings]
+        texts = [_range([each[name] for each in pairs]) for name in pairs[0]]
+        rows.append((f"(f) {num_variants} variants; {len(settings)} settings", " / ".join(texts)))
     return rows
 
 
