@@ -43,7 +43,8 @@ def test_rates_widen_until_the_best_is_inside_and_a_resumed_run_adds_nothing(swe
         assert row["sft/span_score"] == store.get(found.runs[0].id).metrics["score"]
     want = results_of(run)
     num = sum(stage_id.startswith("sft") for stage_id in want)
-    assert status(run)["stages"]["sft"] == {"done": num, "diverged": 0, "failed": 0, "to_do": 0}
+    counts = status(run)["stages"]["sft"]
+    assert counts["done"] == sum(counts.values()) == num
     events = []
     again = run_sweep(space, store, runner="inline", show=events.append)
     assert results_of(again) == want
