@@ -7,9 +7,11 @@ Results go to stdout, as one JSON document with --json; the board and logs go to
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.metadata
 import json
 import logging
+import os
 import shlex
 import sys
 import typing
@@ -18,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.curvature.cost import Products
-from raysweep.errors import RaysweepError
+from raysweep.errors import RaysweepError, StoreError
 from raysweep.printable import printable
+
+# What a file system says that is full, or has become read-only.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,16 +36,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.command(args))
     except RaysweepError as error:
-        if args.json:
-            _print_json({"error": type(error).__name__, "message": str(error)})
-        for line in str(error).splitlines():
-            print(printable(f"{type(error).__name__}: {line}"), file=sys.stderr)
-        return 2
+        return _mistake(error, as_json=args.json)
     except KeyboardInterrupt:
         print("interrupted: what is finished is kept; the same command goes on from there", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `raysweep plan ... | head`
         return 0
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = error.filename or "the disk"
+        text = f"{where} cannot be written: {os.strerror(error.errno)}; make room, and run the same command again"
+        return _mistake(StoreError(text), as_json=args.json)
+
+
+def _mistake(error: RaysweepError, *, as_json: bool) -> int:
+    if as_json:
+        _print_json({"error": type(error).__name__, "message": str(error)})
+    for line in str(error).splitlines():
+        print(printable(f"{type(error).__name__}: {line}"), file=sys.stderr)
+    return 2
 
 
 class _Printable(logging.Formatter):
@@ -164,14 +179,17 @@ def _run(args: argparse.Namespace) -> int:
     space, store = load(args.sweep), _store(args)
     with Board(space) as board:
         results = Results(run_sweep(space, store, runner=args.runner, name=args.run, show=board.show))
-    report, failures = results.write_report(), results.failures
+    failures = results.failures
+    if not args.json:
+        # First what needs no room on the disk.
+        _print_ranking(results)
+        for failure in failures:
+            print(printable(f"FAILED {failure['stage']}: {failure['cause']}"), file=sys.stderr)
+    report = results.write_report()
     if args.json:
         _print_json({**status(results.run), "ranking": results.ranking.to_dict(), "report": str(report)})
     else:
-        _print_ranking(results)
         print(printable(f"report: {report}"))
-        for failure in failures:
-            print(printable(f"FAILED {failure['stage']}: {failure['cause']}"), file=sys.stderr)
     return 1 if failures else 0
 
 
