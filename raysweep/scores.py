@@ -111,7 +111,7 @@ def mean_over_tasks(scores: Iterable[float]) -> float:
 class Result:
     """What is known of one stage of a checkpoint.
 
-    `status` is done, diverged, failed or missing; `metrics` are empty where the stage is not finished; `lr` and
+    `status` is done, diverged, failed, pruned or missing; `metrics` are empty where the stage is not finished; `lr` and
     `seed` are the stage's own, where it has them.
     """
 

@@ -13,6 +13,8 @@ from raysweep.analysis.pairwise import MIN_CLUSTERS, Estimate
 from raysweep.analysis.ranking import Ranking, Tie, is_missing
 
 PROBE = "probe/mean_score"
+MAX_NAMED = 6
+"""Ties that one sentence lists."""
 
 
 def headline(ranking: Ranking) -> str:
@@ -150,11 +152,13 @@ def _tie_line(ranking: Ranking) -> str:
     method = f"95 % intervals that hold for all {ranking.num_comparisons} pairs at once, Tukey-Kramer"
     if not ranking.ties:
         return f"The best is better than every other ({method})."
-    ties = "; ".join(
+    named = [
         f"{tie.label} ({', '.join(filter(None, (f'{points_text(tie.difference)} below', cost_text(tie))))})"
-        for tie in ranking.ties
-    )
-    return f"Not distinguishable from the best: {ties} ({method})."
+        for tie in ranking.ties[:MAX_NAMED]
+    ]
+    if more := len(ranking.ties) - len(named):
+        named.append(f"and {more} more")
+    return f"Not distinguishable from the best: {'; '.join(named)} ({method})."
 
 
 def _error_line(ranking: Ranking) -> str:

@@ -75,6 +75,15 @@ def test_a_tie_with_the_best_is_named_with_what_it_costs(run):
     assert any("hold for all 3 pairs at once" in line for line in how_to_read(ranking))
 
 
+def test_of_many_ties_some_are_listed_and_the_rest_counted(run):
+    for number in range(10):
+        add(run, f"{number}", [120, 121])
+    ranking = Results(run).ranking
+    assert len(ranking.ties) == 9
+    assert "and 8 more" in headline(ranking)
+    assert any("; and 3 more (95 % intervals" in line for line in how_to_read(ranking))
+
+
 def test_a_clear_winner_is_said_with_its_lead(run):
     add(run, "a", [150, 152])
     add(run, "b", [60, 62])
