@@ -164,7 +164,7 @@ class Resources(Spec):
     max_retries: int = Field(default=2, ge=0)
     """How often a failed stage, or a trial whose gang died, is tried again."""
     max_silence_seconds: float = Field(default=120, gt=0)
-    """A worker that gives no sign of life for so long, or a gang at work that uses no processor, is replaced."""
+    """A gang is replaced if a worker gives no sign of life for so long or, without GPUs, all use no processor."""
 
     @field_validator("gpus_per_worker")
     @classmethod

@@ -8,10 +8,12 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.exceptions import RayActorError
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
@@ -186,17 +188,29 @@ class _Ends(tune.Callback):  # type: ignore[misc]
             self._run.add_pruned(result["raysweep_trial"], result["checkpoint_step"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        logger.warning("a trial goes on in another gang: %s", _cause(trial))
+        logger.warning("a trial goes on in another gang: %s", _cause(trial)[0])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        cause, log = _cause(trial)
         where = ", ".join(f"{path}={value}" for path, value in trial.config.items())
         event = {"event": "failed", "trial": where, "stage": f"gang-{trial.trial_id}", "kind": "gang"}
-        self._report(event | {"cause": _cause(trial), "log": str(trial.get_error()), "retry": False})
+        self._report(event | {"cause": cause, "log": log, "retry": False})
 
 
-def _cause(trial: Any) -> str:
-    """The last line of what ended a trial's gang."""
-    return str(trial.get_error() or "the gang was lost").strip().splitlines()[-1]
+def _cause(trial: Any) -> tuple[str, str]:
+    """What ended a trial's gang, in a line, and its log.
+
+    Read where Tune writes it. `trial.get_error` looks into the run's folder, into which it is copied later.
+    """
+    if not trial.error_file:
+        return "the gang was lost", ""
+    log = Path(trial.error_file).read_text()
+    if not trial.pickled_error_file:
+        return log.strip().splitlines()[-1], log
+    error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    lines = str(getattr(error, "cause", None) or error).strip().splitlines() or ["the gang was lost"]
+    # Of a process that failed as it was set up, Ray gives the traceback; else its own details follow the cause.
+    return (lines[-1] if getattr(error, "actor_init_failed", False) else lines[0]), log
 
 
 def run_tune(
@@ -218,7 +232,12 @@ def run_tune(
         return
     host = start_ray(resources)
     report = one_at_a_time(report)
-    watch = Watch(max_silence_seconds=resources.max_silence_seconds, end=_end, report=report)
+    watch = Watch(
+        max_silence_seconds=resources.max_silence_seconds,
+        max_idle_seconds=inf if resources.gpus_per_worker else resources.max_silence_seconds,
+        end=_end,
+        report=report,
+    )
     sink = EventSink(host, report, watch=watch)
     trainable = tune.with_parameters(
         GangTrainable, space=space, store_url=store.url, pruned=run.pruned(), events=sink.address

@@ -1,13 +1,14 @@
 """The driver's watch over the processes of gangs: what is stopped or stuck is ended, so that its trial goes on.
 
-Two kinds of silence have one bound:
+Two kinds of silence:
 
 * A process that is *stopped* (SIGSTOP, a frozen machine) sends no beat. Beats come from a thread, so that long work (a
   model that loads, a compiler, an evaluation) does not hold them up.
 * A gang that is *stuck* (a collective that a rank never enters, a file server that does not answer) still beats, but
   all its processes that are at work on a stage leave their processors idle. One rank that works excuses all that wait
-  for it, and a rank that waits for another gang to make a shared stage is not at work: that gang is watched itself. On
-  GPUs a process may spin as it waits; there NCCL's own watchdog ends a collective after ten minutes.
+  for it, and a rank that waits for another gang to make a shared stage is not at work: that gang is watched itself.
+  On GPUs this rule is off, as a processor may spin or rest there, whatever the GPU does; NCCL's own watchdog ends a
+  collective after ten minutes.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Watch:
     """Takes beats, from any thread, and ends processes that are silent for longer than `max_silence_seconds`.
 
     Args:
-        max_silence_seconds: of a process, or of the work of a whole gang.
+        max_silence_seconds: of a process.
+        max_idle_seconds: of all processes of a gang at work; may be infinite.
         end: kills a process for good.
         report: takes a "failed" event where a stage was under way.
     """
@@ -68,10 +70,11 @@ class Watch:
         self,
         *,
         max_silence_seconds: float,
+        max_idle_seconds: float,
         end: Callable[[Process], None],
         report: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        self._bound = max_silence_seconds
+        self._max_silence_seconds, self._max_idle_seconds = max_silence_seconds, max_idle_seconds
         self._end, self._report = end, report
         self._lives: dict[Process, _Life] = {}
         self._lock = threading.Lock()
@@ -117,10 +120,11 @@ class Watch:
 
     def _stopped(self) -> Iterable[tuple[Process, str]]:
         for process, life in self._lives.items():
-            if life.silent_seconds > self._bound:
+            if life.silent_seconds > self._max_silence_seconds:
                 yield (
                     process,
-                    f"worker {process.rank} (process {process.pid}) gave no sign of life for {self._bound:g} s "
+                    f"worker {process.rank} (process {process.pid}) gave no sign of life for "
+                    f"{self._max_silence_seconds:g} s "
                     "(resources.max_silence_seconds): it was stopped, or its machine was; its gang is replaced",
                 )
 
@@ -131,10 +135,10 @@ class Watch:
             gangs.setdefault(life.beat.process.gang, []).append(life)
         for lives in gangs.values():
             at_work = [life for life in lives if life.beat.stage]
-            if at_work and all(life.idle_seconds > self._bound for life in at_work):
+            if at_work and all(life.idle_seconds > self._max_idle_seconds for life in at_work):
                 yield (
                     min((life.beat.process for life in at_work), key=lambda process: process.rank),
-                    f"{len(at_work)} worker(s) used no processor for {self._bound:g} s "
+                    f"{len(at_work)} worker(s) used no processor for {self._max_idle_seconds:g} s "
                     "(resources.max_silence_seconds): they wait for each other, or for a disk; their gang is replaced",
                 )
 
@@ -149,7 +153,7 @@ class Watch:
         return event | {"cause": cause, "log": cause, "retry": True}
 
     def _run(self) -> None:
-        every = beat_seconds(self._bound)
+        every = beat_seconds(self._max_silence_seconds)
         then = time.monotonic()
         while not self._left.wait(every):
             now = time.monotonic()

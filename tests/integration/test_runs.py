@@ -278,6 +278,20 @@ def test_stopped_workers_are_replaced(sweep_file, store, caplog):
 
 
 @pytest.mark.slow
+def test_the_cause_of_a_lost_gang_is_kept(sweep_file, store):
+    text = TINY[: TINY.index("flatness:")].replace("[1e-2, 3e-3]", "[1e-2]")
+
+    def show(event) -> None:
+        if event["event"] == "started" and event["kind"] == "pretrain":
+            os.kill(max(gang_workers(os.getpid(), "ResourceTrainable")), signal.SIGKILL)
+
+    (failure,) = run_sweep(load(sweep_file(text + "resources: {max_retries: 0}\n")), store, show=show).failures()
+    assert failure["stage"].startswith("gang-")
+    assert "The actor died unexpectedly" in failure["cause"]
+    assert "class_name" in failure["log"]  # What Ray knows of it.
+
+
+@pytest.mark.slow
 def test_a_trial_outlives_a_gang_whose_memory_did_not_come_back(sweep_file, store, monkeypatch, caplog):
     """Every gang counts as grown after its first trial, and no failure may be forgiven: still no trial is lost."""
     import ray

@@ -20,7 +20,9 @@ class Gang:
 
     def __init__(self) -> None:
         self.ended, self.events = [], []
-        self.watch = Watch(max_silence_seconds=10, end=self.ended.append, report=self.events.append)
+        self.watch = Watch(
+            max_silence_seconds=10, max_idle_seconds=10, end=self.ended.append, report=self.events.append
+        )
         self.ranks = [Process("g", rank, "node", 100 + rank) for rank in range(2)]
 
     def pass_second(self, *loads: float | None, stages=("sft-1", "sft-2")) -> None:
@@ -68,10 +70,8 @@ def test_waiting_for_work_that_goes_on_is_left_alone(loads, stages):
 
 
 def test_a_driver_that_was_stopped_ends_nobody():
-    ended = []
-    watch = Watch(max_silence_seconds=0.5, end=ended.append, report=ended.append)
     # The driver hears nothing for longer than the bound, as it does not run itself.
-    child = multiprocessing.get_context("fork").Process(target=_watch_over_a_pause, args=(watch,))
+    child = multiprocessing.get_context("fork").Process(target=_watch_over_a_pause)
     child.start()
     time.sleep(0.3)
     os.kill(child.pid, signal.SIGSTOP)
@@ -81,10 +81,10 @@ def test_a_driver_that_was_stopped_ends_nobody():
     assert child.exitcode == 0
 
 
-def _watch_over_a_pause(watch: Watch) -> None:
+def _watch_over_a_pause() -> None:
     process = Process("g", 0, "node", os.getpid())
     ended = []
-    watch._end = ended.append
+    watch = Watch(max_silence_seconds=0.5, max_idle_seconds=0.5, end=ended.append, report=ended.append)
     with watch:
         for _ in range(40):
             watch.hear(Beat(process, trial="", stage="sft-1", seconds=0.05, load=1.0))
@@ -110,7 +110,12 @@ def _rank(rank: int, port: int, address: Address) -> None:
 def test_real_processes_that_wait_in_a_collective_are_ended():
     """No sooner than the rank that worked has stopped to; rank 0 is killed, which the other then sees."""
     events, began = [], time.monotonic()
-    watch = Watch(max_silence_seconds=2, end=lambda process: os.kill(process.pid, signal.SIGKILL), report=events.append)
+    watch = Watch(
+        max_silence_seconds=20,
+        max_idle_seconds=2,
+        end=lambda process: os.kill(process.pid, signal.SIGKILL),
+        report=events.append,
+    )
     with EventSink("127.0.0.1", events.append, watch=watch) as sink, watch:
         context = multiprocessing.get_context("spawn")
         port = free_port()
