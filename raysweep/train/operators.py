@@ -56,7 +56,7 @@ def _wait_for_others(folder: Path, tell: Callable[[str], None]) -> None:
     lock, told = folder / "lock", ""
     while lock.exists():
         users = _users(folder)
-        quiet = time.time() - max((path.stat().st_mtime for path in folder.glob("*")), default=0.0)
+        quiet = time.time() - _last_change(folder)
         if users:
             message = f"waiting for process {users[0]}, which compiles an operator: it holds {lock}"
         elif quiet > QUIET_SECONDS:
@@ -69,6 +69,15 @@ def _wait_for_others(folder: Path, tell: Callable[[str], None]) -> None:
             tell(message)
             told = message
         time.sleep(0.5)
+
+
+def _last_change(folder: Path) -> float:
+    """When a file of a folder was last written, in seconds of the epoch; 0 where there is none."""
+    changes = [0.0]
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # The owner finished meanwhile, or its compiler a step.
+            changes.append(path.stat().st_mtime)
+    return max(changes)
 
 
 def _users(folder: Path) -> list[int]:

@@ -76,6 +76,15 @@ def test_a_lock_that_changes_is_another_machines(tmp_path, monkeypatch):
     assert "held by no process here" in told[0]
 
 
+def test_a_file_that_goes_as_it_is_looked_at_is_passed_over(tmp_path):
+    # As the lock itself does when its owner finishes: listed, and gone when its time is asked for.
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "lock").touch()
+    long_ago(tmp_path / "lock")
+    with alone(tmp_path, lambda message: None):
+        assert not (tmp_path / "lock").exists()
+
+
 @pytest.mark.slow
 def test_a_stale_lock_does_not_hold_deepspeed_up(tmp_path):
     """The real operator, in a cache of its own whose builder was killed."""
