@@ -323,6 +323,20 @@ def test_more_than_the_cluster_has_is_refused(sweep_file, store):
 
 
 @pytest.mark.slow
+def test_events_stay_on_this_machine_where_ray_does(monkeypatch):
+    import ray
+
+    ray.shutdown()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    try:
+        assert start_ray(Resources()) == "127.0.0.1"
+        # Of a Ray that somebody else started it is not known where gangs will be.
+        assert start_ray(Resources()) == ray.util.get_node_ip_address()
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
 def test_a_worker_that_no_node_can_hold_is_refused(monkeypatch):
     # Its processors are all there, but on two nodes: Ray would wait for ever.
     import ray
