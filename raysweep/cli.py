@@ -1,21 +1,24 @@
 """The command line: plan | run | status | rank | report | export | trace | schema | doctor.
 
 Results go to stdout, as one JSON document with --json; the board and logs go to stderr. Exit codes: 0 done,
-1 some stages failed, 2 something the user can mend, 130 interrupted.
+1 some stages failed, 2 something the user can mend, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib.metadata
 import json
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.setFormatter(_Printable("%(levelname)s %(message)s"))
     logging.basicConfig(handlers=[logs], level=logging.INFO if args.verbose else logging.WARNING)
     try:
-        return int(args.command(args))
+        with _terminable() as terminated:
+            return int(args.command(args))
     except RaysweepError as error:
         return _mistake(error, as_json=args.json)
     except KeyboardInterrupt:
-        print("interrupted: what is finished is kept; the same command goes on from there", file=sys.stderr)
-        return 130
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # A second Ctrl-C would only break the tidying up.
+        was, code = ("terminated", 143) if terminated.is_set() else ("interrupted", 130)
+        print(f"{was}: what is finished is kept; the same command goes on from there", file=sys.stderr)
+        return code
     except BrokenPipeError:  # `raysweep plan ... | head`
         return 0
     except OSError as error:
@@ -56,6 +62,22 @@ def _mistake(error: RaysweepError, *, as_json: bool) -> int:
     for line in str(error).splitlines():
         print(printable(f"{type(error).__name__}: {line}"), file=sys.stderr)
     return 2
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[threading.Event]:
+    """While in it, SIGTERM ends a command as Ctrl-C does; says whether it came."""
+    terminated = threading.Event()
+
+    def terminate(number: int, frame: Any) -> None:
+        terminated.set()
+        raise KeyboardInterrupt  # What every library lets through.
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Printable(logging.Formatter):

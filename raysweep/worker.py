@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 
-def _ignore(event: Mapping[str, Any]) -> None:
-    pass
+def ignore(event: Mapping[str, Any]) -> None:
+    """Nobody listens."""
+
+
+def never() -> bool:
+    """Nobody asks."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,10 @@ class Worker:
     """Sequences per forward pass; None: as many as the rank's share of the global batch."""
     state_dir: Path | None = None
     """Folder for resumable state, seen by all ranks, that outlives a killed gang. None: nothing is saved midway."""
-    report: Callable[[Mapping[str, Any]], None] = field(default=_ignore, compare=False)
+    report: Callable[[Mapping[str, Any]], None] = field(default=ignore, compare=False)
     """Sink for progress events; a plain dict such as {"step": 40, "loss": 3.1, "num_tokens": 65536}."""
+    save_asked: Callable[[], bool] = field(default=never, compare=False)
+    """Whether the run is about to end, so that training should save its state now; rank 0's answer counts."""
 
     def alone(self) -> Worker:
         """The same process as a gang of one, for a split stage."""

@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 HANDSHAKE_SECONDS = 10
 
 
+SAVE = "save"
+"""What the driver asks of gangs, the other way."""
+
+
 @dataclass(frozen=True)
 class Address:
     """Where the driver listens, and the secret that lets a gang in."""
@@ -63,6 +67,7 @@ class EventSink:
         self.address = Address(host, self._socket.getsockname()[1], key)
         self._report, self._watch = report, watch
         self._closed = False
+        self._connections: set[Connection] = set()
 
     def __enter__(self) -> EventSink:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -73,6 +78,12 @@ class EventSink:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # Wakes `accept`, which a close alone does not.
         self._socket.close()
+
+    def ask_to_save(self) -> None:
+        """Ask every gang to save the trajectory that it trains."""
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.send(SAVE)
 
     def _accept(self) -> None:
         """Take connections; all that a peer may be slow at is done in a thread of its own."""
@@ -97,9 +108,12 @@ class EventSink:
 
     def _listen(self, connection: Connection) -> None:
         beating: Process | None = None
+        self._connections.add(connection)
         try:
             while True:
                 message = connection.recv()
+                if self._closed:
+                    return
                 if message is None:
                     connection.send(None)
                 elif not isinstance(message, Beat):
@@ -110,6 +124,8 @@ class EventSink:
         except (EOFError, OSError):  # The gang ended.
             if self._watch and beating:
                 self._watch.forget(beating)
+        finally:
+            self._connections.discard(connection)
 
 
 def _set_timeout(peer: socket.socket, seconds: int) -> None:
@@ -124,6 +140,7 @@ class EventSource:
 
     def __init__(self, address: Address) -> None:
         self._connection: Connection | None = None
+        self._save_asked = False
         try:
             self._connection = Client((address.host, address.port), authkey=address.key)
         except (OSError, EOFError, AuthenticationError) as error:
@@ -136,9 +153,25 @@ class EventSource:
     def wait(self) -> None:
         """Until the driver has taken all that was told so far."""
         self._send(None)
-        if self._connection is not None:
-            with contextlib.suppress(EOFError, OSError):
-                self._connection.recv()
+        while self._receive() == SAVE:
+            self._save_asked = True
+
+    def save_asked(self) -> bool:
+        """Whether the driver has asked for a save since this was last called."""
+        while self._connection is not None and self._connection.poll() and self._receive() == SAVE:
+            self._save_asked = True
+        asked, self._save_asked = self._save_asked, False
+        return asked
+
+    def _receive(self) -> Any:
+        """The driver's next message; None too if there is no driver."""
+        if self._connection is None:
+            return None
+        try:
+            return self._connection.recv()
+        except (EOFError, OSError):
+            self._connection = None
+            return None
 
     def _send(self, message: Any) -> None:
         if self._connection is not None:

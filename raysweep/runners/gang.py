@@ -23,6 +23,7 @@ from raysweep.runners.processes import free_port, join_process_group, leave_proc
 from raysweep.search import Resources
 from raysweep.spec import canonical
 from raysweep.store import Store
+from raysweep.worker import never
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,16 @@ class GangBroken(Exception):  # noqa: N818 - says what became of the gang
 class Gang:
     """A gang of one."""
 
-    def __init__(self, store: Store, resources: Resources, *, report: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        resources: Resources,
+        *,
+        report: Callable[[Mapping[str, Any]], None],
+        save_asked: Callable[[], bool] = never,
+    ) -> None:
         self.store = store
-        self.worker = make_worker(resources, rank=0, world_size=1, report=report)
+        self.worker = make_worker(resources, rank=0, world_size=1, report=report, save_asked=save_asked)
         join_process_group(self.worker, resources, "127.0.0.1", free_port())
 
     def wide(self, stage: Stage) -> Outcome:
@@ -78,6 +86,7 @@ class RayGang(Gang):
         *,
         report: Callable[[Mapping[str, Any]], None],
         start_rank: Callable[[int], Any],
+        save_asked: Callable[[], bool] = never,
     ) -> None:
         self.store = store
         world_size = resources.workers
@@ -88,7 +97,7 @@ class RayGang(Gang):
         joined = [
             actor.join.remote(store.url, resources, rank, address, port) for rank, actor in enumerate(self._others, 1)
         ]
-        self.worker = make_worker(resources, rank=0, world_size=world_size, report=report)
+        self.worker = make_worker(resources, rank=0, world_size=world_size, report=report, save_asked=save_asked)
         # A rank that dies before it has joined would be waited for for half an hour.
         with _watch(joined):
             join_process_group(self.worker, resources, address, port)

@@ -9,6 +9,7 @@ from typing import Any
 from raysweep.errors import SpaceError
 from raysweep.runners.chain import run_chain
 from raysweep.runners.gang import Gang
+from raysweep.runners.interrupts import SaveFirst
 from raysweep.runners.journal import trial_row
 from raysweep.space import SearchSpace
 from raysweep.store import Store
@@ -30,15 +31,22 @@ def run_inline(space: SearchSpace, store: Store, report: Callable[[Mapping[str, 
     trials = [space.trial(point, seed) for point in space.points() for seed in space.declared.seeds]
     current: dict[str, str] = {}
 
-    def tell(event: Mapping[str, Any]) -> None:
-        report({"event": "progress", **current, **event})
+    saves = SaveFirst()
 
-    gang = Gang(store, resources, report=tell)
+    def tell(event: Mapping[str, Any]) -> None:
+        report(event)
+        saves.take(event)
+
+    def progress(event: Mapping[str, Any]) -> None:
+        tell({"event": "progress", **current, **event})
+
+    gang = Gang(store, resources, report=progress, save_asked=saves.asked)
     try:
-        for trial in trials:
-            current["trial"] = trial.id
-            report({"event": "trial", "row": trial_row(trial)})
-            for _leg in run_chain(trial, gang, max_retries=resources.max_retries, report=report):
-                pass
+        with saves:
+            for trial in trials:
+                current["trial"] = trial.id
+                tell({"event": "trial", "row": trial_row(trial)})
+                for _leg in run_chain(trial, gang, max_retries=resources.max_retries, report=tell):
+                    pass
     finally:
         gang.close()

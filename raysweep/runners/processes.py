@@ -8,12 +8,11 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from raysweep.errors import ClusterError
 from raysweep.search import Resources
-from raysweep.worker import Worker
+from raysweep.worker import Worker, ignore, never
 
 
 def make_worker(
@@ -21,7 +20,8 @@ def make_worker(
     *,
     rank: int,
     world_size: int,
-    report: Callable[[Mapping[str, Any]], None] | None = None,
+    report: Callable[[Mapping[str, Any]], None] = ignore,
+    save_asked: Callable[[], bool] = never,
 ) -> Worker:
     """The worker this process is, with its share of the machine's threads."""
     import torch
@@ -42,15 +42,16 @@ def make_worker(
     else:
         device = "cuda:0"  # Ray shows each worker its own GPU alone.
         torch.cuda.set_device(0)
-    worker = Worker(
+    return Worker(
         rank=rank,
         world_size=world_size,
         device=device,
         zero_stage=resources.zero_stage,
         gradient_checkpointing=resources.gradient_checkpointing,
         micro_batch_sequences=resources.micro_batch_sequences,
+        report=report,
+        save_asked=save_asked,
     )
-    return replace(worker, report=report) if report else worker
 
 
 def join_process_group(worker: Worker, resources: Resources, address: str, port: int) -> None:

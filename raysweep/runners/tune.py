@@ -24,7 +24,9 @@ from raysweep.runners.chain import Leg, run_chain
 from raysweep.runners.events import Address, EventSink, EventSource, one_at_a_time
 from raysweep.runners.gang import Gang, RankActor, RayGang
 from raysweep.runners.heartbeat import start_beats, this_process
+from raysweep.runners.interrupts import SAVE_SECONDS, Training, keeping_sigterm
 from raysweep.runners.journal import trial_row
+from raysweep.runners.ray_watch import ray_watched
 from raysweep.runners.watch import Process, Watch, beat_seconds
 from raysweep.runs import Run
 from raysweep.search import Resources
@@ -58,8 +60,9 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._events = EventSource(events)
         gang, every = uuid.uuid4().hex, beat_seconds(resources.max_silence_seconds)
         start_beats(events, this_process(gang, 0), every_seconds=every, trial=lambda: self._current)
+        told: dict[str, Any] = {"report": self._progress, "save_asked": self._events.save_asked}
         if resources.workers == 1:
-            self._gang = Gang(store, resources, report=self._progress)
+            self._gang = Gang(store, resources, **told)
         else:
             start_rank = _rank_starter(resources)
 
@@ -68,7 +71,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
                 actor.beat.remote(events, gang, rank, every)
                 return actor
 
-            self._gang = RayGang(store, resources, report=self._progress, start_rank=start)
+            self._gang = RayGang(store, resources, **told, start_rank=start)
         self._first_memory: int | None = None
         self._outgrown: str | None = None
         self._begin(config)
@@ -238,7 +241,13 @@ def run_tune(
         end=_end,
         report=report,
     )
-    sink = EventSink(host, report, watch=watch)
+    training = Training()
+
+    def tell(event: Mapping[str, Any]) -> None:
+        training.take(event)
+        report(event)
+
+    sink = EventSink(host, tell, watch=watch)
     trainable = tune.with_parameters(
         GangTrainable, space=space, store_url=store.url, pruned=run.pruned(), events=sink.address
     )
@@ -272,8 +281,15 @@ def run_tune(
             callbacks=[_Ends(run, report, prunes=scheduler is not None)],
         ),
     )
-    with sink, watch:
-        tuner.fit()
+    with sink, watch, ray_watched():
+        try:
+            tuner.fit()
+        except KeyboardInterrupt:  # Gangs go on until this process ends.
+            logger.warning("saving what is being trained; press Ctrl-C again to leave at once")
+            sink.ask_to_save()
+            if not training.wait_until_saved(SAVE_SECONDS):
+                logger.warning("not all was saved in %g s; training goes on from the last state saved", SAVE_SECONDS)
+            raise
 
 
 def _end(process: Process) -> None:
@@ -301,12 +317,13 @@ def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> str:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local = "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
     if not ray.is_initialized():
-        ray.init(
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **({"address": "local", "_system_config": LOCAL_RAY} if local else {}),
-        )
+        with keeping_sigterm():
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({"address": "local", "_system_config": LOCAL_RAY} if local else {}),
+            )
     # On one machine waiting brings nothing; a cluster may still be scaling up.
     deadline = time.monotonic() + (wait_seconds if "RAY_ADDRESS" in os.environ else 0)
     while True:

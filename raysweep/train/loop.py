@@ -82,8 +82,8 @@ def train(
     """Train `model` to `stop_step` (default: `num_steps`, over which the schedule goes).
 
     With `states`, a folder that all ranks see, it goes on from the last state saved there at or before `stop_step`,
-    saves one every `save_every_seconds` and one at the end: on the CPU, and on as many ranks, to the same bits as
-    without a break. What a model draws in a step (dropout) follows from `seed`, the step and the rank.
+    saves one every `save_every_seconds`, when `worker.save_asked`, and at the end: on the CPU, and on as many ranks, to
+    the same bits as without a break. What a model draws in a step (dropout) follows from `seed`, the step and the rank.
 
     Raises:
         Diverged: on every rank, if a loss or gradient is not finite, or the loss runs away.
@@ -127,7 +127,7 @@ def train(
             lr = optimizer.lr * schedule.multiplier(step, num_steps)
             window.append(engine.step(cutter.cut(batch), num_tokens=max(1, num_tokens), lr=lr))
             if step == stop - 1 or step % LOOK_EVERY == LOOK_EVERY - 1:
-                due = time.monotonic() - last_save > save_every_seconds
+                due = time.monotonic() - last_save > save_every_seconds or worker.save_asked()
                 due = log.take(window, due=due, worker=worker)
                 window = []
                 worker.report(
@@ -141,6 +141,7 @@ def train(
                 )
                 if states and (due or step == stop - 1):
                     _save(engine, log, states, worker)
+                    worker.report({"step": step + 1, "saved_step": step + 1})
                     last_save = time.monotonic()
         seconds = time.perf_counter() - began
         weights = engine.weights()
