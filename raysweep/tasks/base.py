@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -154,14 +154,11 @@ class TextTask(TaskSpec):
 
     def ids(self, split: Split) -> list[str]:
         """Each example's own `id` where it has one, else a hash of its content; "#2" marks the second of a name."""
-        seen: Counter[str] = Counter()
-        names = []
-        for example in self.examples(split):
-            own = example.get("id")
-            name = str(own) if isinstance(own, str | int) and own != "" else self._digest(example)[:12]
-            seen[name] += 1
-            names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-        return names
+        own = ((example.get("id"), example) for example in self.examples(split))
+        return numbered(
+            str(name) if isinstance(name, str | int) and name != "" else self._digest(example)[:12]
+            for name, example in own
+        )
 
     def check_indicator(self) -> None:
         """At least one example is needed, else DataError says why there is none."""
@@ -225,6 +222,16 @@ class _Files:
 def _read_pinned(files: _Files) -> Sequence[Example]:
     """A stage asks for its splits one by one, and the next stage in a process often has the same task."""
     return files.reader(files.paths)
+
+
+def numbered(names: Iterable[str]) -> list[str]:
+    """Each name, "#2" behind the second of a kind, and so on."""
+    seen: Counter[str] = Counter()
+    apart = []
+    for name in names:
+        seen[name] += 1
+        apart.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return apart
 
 
 def missing_text(line: Mapping[str, Any], *names: str) -> str | None:

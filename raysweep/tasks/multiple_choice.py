@@ -23,7 +23,11 @@ class MultipleChoice(TextTask):
         choices, answer = line.get("choices"), line.get("answer")
         if problem := missing_text(line, "question"):
             return problem
-        if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
+        if (
+            not isinstance(choices, list)
+            or len(choices) < 2
+            or not all(isinstance(c, str) and c.strip() for c in choices)
+        ):
             return f"field 'choices' must be a list of two or more texts, not {choices!r}"
         if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
             return f"field 'answer' must be an index from 0 to {len(choices) - 1}, not {answer!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -13,7 +14,7 @@ from pydantic import Field
 from raysweep.data.corpora import Corpus
 from raysweep.data.pcfg import INDICATOR, MAX_NUMBERS, PCFG, TASK
 from raysweep.errors import DataError, SpaceError
-from raysweep.tasks.base import TARGET_SPLITS, Split, TaskSpec
+from raysweep.tasks.base import TARGET_SPLITS, Split, TaskSpec, numbered
 
 if TYPE_CHECKING:
     import torch
@@ -85,8 +86,12 @@ class PCFGSpan(TaskSpec):
         return ids[apart], labels[apart]
 
     def ids(self, split: Split) -> list[str]:
-        """Each example's place among those drawn for the split."""
-        return [str(place) for place in range(len(self.examples(split)[1]))]
+        """A hash of each sentence and its label: those of another grammar are other examples."""
+        ids, labels = self.examples(split)
+        return numbered(
+            hashlib.sha256(row.tobytes() + label.tobytes()).hexdigest()[:12]
+            for row, label in zip(ids, labels, strict=True)
+        )
 
     def check_indicator(self) -> None:
         """A grammar of few sentences may have none left."""

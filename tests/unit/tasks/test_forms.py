@@ -144,3 +144,10 @@ def test_nearest_centroid_of_separable_states(model):
     hits = nearest_centroid(model, task, shots=8, max_examples=40)
     assert len(hits) == 40
     assert np.mean(hits) > 1 / 3  # The last word alone tells more than chance.
+
+
+def test_a_choice_of_blanks_is_no_choice(tmp_path):
+    """Tokenizers that drop blanks would leave nothing to take the likelihood of."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "q", "choices": [" ", "b"], "answer": 1}))
+    with pytest.raises(DataError, match=r"a\.jsonl:1: field 'choices' must be a list of two or more texts"):
+        MultipleChoice(form="multiple_choice", train="a.jsonl", test="a.jsonl").pin(tmp_path)

@@ -133,3 +133,11 @@ def test_of_models_that_guess_the_indicator_says_nothing_of_the_target(tmp_path)
 
     # Over 300 models an independent correlation is within 0.15 with a probability of 99 %.
     assert abs(np.corrcoef(scores("indicator"), scores("test"))[0, 1]) < 0.15
+
+
+def test_sentences_of_two_grammars_are_not_taken_for_the_same_examples():
+    task = PCFGSpan(form="pcfg_span", span=4, num_train=10, num_valid=5, num_test=20)
+    one, two = (task.bind(PCFG(grammar_seed=seed)).ids("test") for seed in (0, 1))
+    assert len(set(one)) == 20
+    assert not set(one) & set(two)
+    assert task.bind(PCFG(grammar_seed=0)).ids("test") == one
