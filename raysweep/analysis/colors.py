@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raysweep.analysis import formats
-from raysweep.analysis.ranking import Ranking, is_missing
+from raysweep.analysis.ranking import Ranking, is_missing, varying_points
 
 # Told apart on white and on black, also by most who see fewer colours; then again in another shape.
 HUES = ("#3b76e8", "#e8743b", "#19a979", "#c04cd0", "#d8a800", "#13a4b4", "#e0425e", "#7b61d9", "#7c8a3a", "#8c6d5a")
@@ -24,7 +24,7 @@ class Color:
 def variant_colors(ranking: Ranking) -> dict[str, Color]:
     """Variant -> its colour, in the order in which the ranking names them."""
     table = ranking.checkpoints
-    points = [name for name in table.columns if name.startswith("point.") and table[name].nunique(dropna=False) > 1]
+    points = varying_points(table)
     colors: dict[str, Color] = {}
     for row in table.to_dict("records"):
         if row["variant"] not in colors:

@@ -12,7 +12,6 @@ from raysweep.analysis.associations import TOGETHER, Association
 from raysweep.analysis.pairwise import MIN_CLUSTERS, Estimate
 from raysweep.analysis.ranking import Ranking, Tie, is_missing
 
-PROBE = "probe/mean_score"
 MAX_NAMED = 6
 """Ties that one sentence lists."""
 
@@ -58,13 +57,15 @@ def cautions(ranking: Ranking) -> list[str]:
         )
     lines += _edge_lines(ranking)
     table = ranking.checkpoints
-    if PROBE in table and ranking.target in table:
-        both = table[[PROBE, ranking.target]].dropna()
-        above = int((both[PROBE] > both[ranking.target]).sum())
+    # Of the same task, or the same mean; there is none for a target that is no score of fine-tuning.
+    probe = f"probe/{ranking.target.removeprefix('sft/')}"
+    if probe in table:
+        both = table[[probe, ranking.target]].dropna()
+        above = int((both[probe] > both[ranking.target]).sum())
         if 2 * above > len(both):
             lines.append(
                 f"A linear probe scores above fine-tuning on {above} of {len(both)} checkpoints "
-                f"({formats.percent(both[PROBE].mean())} against {formats.percent(both[ranking.target].mean())} % on "
+                f"({formats.percent(both[probe].mean())} against {formats.percent(both[ranking.target].mean())} % on "
                 "average): fine-tuning is too short, or its rates too small."
             )
     return lines
@@ -135,6 +136,11 @@ def cost_text(tie: Tie) -> str:
     return "at half the tokens" if tie.cost_ratio == 0.5 else f"at {formats.number(tie.cost_ratio)} times the tokens"
 
 
+def tie_text(tie: Tie) -> str:
+    """`lr 0.01 · step 300 (1.3 [-0.4, 3.0] points below, at half the tokens)`."""
+    return f"{tie.label} ({', '.join(filter(None, (f'{points_text(tie.difference)} below', cost_text(tie))))})"
+
+
 def _beside(ranking: Ranking) -> str:
     """After the best one's name: the ties, the cheapest first, or else how far it is ahead."""
     if ranking.ties:
@@ -152,10 +158,7 @@ def _tie_line(ranking: Ranking) -> str:
     method = f"95 % intervals that hold for all {ranking.num_comparisons} pairs at once, Tukey-Kramer"
     if not ranking.ties:
         return f"The best is better than every other ({method})."
-    named = [
-        f"{tie.label} ({', '.join(filter(None, (f'{points_text(tie.difference)} below', cost_text(tie))))})"
-        for tie in ranking.ties[:MAX_NAMED]
-    ]
+    named = [tie_text(tie) for tie in ranking.ties[:MAX_NAMED]]
     if more := len(ranking.ties) - len(named):
         named.append(f"and {more} more")
     return f"Not distinguishable from the best: {'; '.join(named)} ({method})."

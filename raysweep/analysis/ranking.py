@@ -231,15 +231,16 @@ def _ties(scored: pd.DataFrame, estimates: Sequence[Estimate], labels: Mapping[s
 def _near_chance(scored: pd.DataFrame, chance: Mapping[str, float]) -> tuple[int, int]:
     """Of the scores on tasks of known chance: how many have intervals that reach down to it, and how many there are."""
     lows = {task: scored[f"sft/{task}_score_low"] for task in chance if f"sft/{task}_score_low" in scored}
-    near = sum(int((low <= chance[task]).sum()) for task, low in lows.items())
+    near = sum(int((low <= scored[f"sft/{task}_chance_score"]).sum()) for task, low in lows.items())
     return near, sum(int(low.notna().sum()) for low in lows.values())
 
 
 def _chance(table: pd.DataFrame) -> dict[str, float]:
-    """Task -> chance level. Every checkpoint has the same test examples, so any one's will do."""
+    """Task -> chance level, the mean of its levels where checkpoints of several grammars have several."""
     columns = {task: f"sft/{task}_chance_score" for task in _tasks(table)}
     known = {task: table[name].dropna() for task, name in columns.items() if name in table}
-    return {task: float(values.iloc[0]) for task, values in known.items() if len(values)}
+    # Without repetition, as a mean of equal floats may end on another last bit.
+    return {task: float(np.mean(values.unique())) for task, values in known.items() if len(values)}
 
 
 def _edges(table: pd.DataFrame, labels: Mapping[str, str]) -> tuple[Edge, ...]:
@@ -264,7 +265,7 @@ def _tasks(table: pd.DataFrame) -> list[str]:
 
 def checkpoint_labels(table: pd.DataFrame) -> dict[str, str]:
     """Checkpoint id -> what tells it from the others: the point's values that vary, the step, the seed."""
-    points = [name for name in table.columns if name.startswith("point.") and table[name].nunique(dropna=False) > 1]
+    points = varying_points(table)
     several_seeds = table["seed"].nunique() > 1 if "seed" in table else False
     labels = {}
     for row in table.to_dict("records"):
@@ -276,6 +277,11 @@ def checkpoint_labels(table: pd.DataFrame) -> dict[str, str]:
             parts.append(f"seed {row['seed']}")
         labels[row["checkpoint"]] = " · ".join(parts) or str(row["checkpoint"])
     return labels
+
+
+def varying_points(table: pd.DataFrame) -> list[str]:
+    """Columns of the swept values that are not the same for all."""
+    return [name for name in table.columns if name.startswith("point.") and table[name].nunique(dropna=False) > 1]
 
 
 def _ranks(values: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis import charts, formats
 from raysweep.analysis.colors import variant_colors
-from raysweep.analysis.findings import cautions, cost_text, headline, how_to_read, points_text, score_text
+from raysweep.analysis.findings import cautions, headline, how_to_read, points_text, score_text, tie_text
 from raysweep.analysis.pareto import Front, Goal, front_of
 from raysweep.analysis.ranking import Ranking, is_missing
 from raysweep.analysis.sections import (
@@ -115,17 +115,13 @@ def _best(run: Run, ranking: Ranking) -> dict[str, Any] | None:
         return None
     location = best.get("location")
     second = ranking.checkpoints.iloc[1] if ranking.gap else None
-    ties = [
-        f"{tie.label} ({', '.join(filter(None, (f'{points_text(tie.difference)} lower', cost_text(tie))))})"
-        for tie in ranking.ties
-    ]
     return {
         "label": ranking.labels[best["checkpoint"]],
         "score": score_text(best.to_dict(), ranking.target),
         "gap": points_text(ranking.gap) if ranking.gap else "",
         "second": ranking.labels[second["checkpoint"]] if second is not None else "",
-        "ties": ties[:MAX_TIES],
-        "num_more_ties": max(0, len(ties) - MAX_TIES),
+        "ties": [tie_text(tie) for tie in ranking.ties[:MAX_TIES]],
+        "num_more_ties": max(0, len(ranking.ties) - MAX_TIES),
         "location": None if is_missing(location) else location,
         "export": f"raysweep export {run.name} --store {shlex.quote(run.store.url)} --to DIR",
     }

@@ -12,6 +12,7 @@ from raysweep.analysis.colors import Color
 from raysweep.analysis.findings import direction_text, score_text
 from raysweep.analysis.ranking import MEAN_SCORE, Ranking, is_missing, shown_indicators
 from raysweep.runs import Run
+from raysweep.scores import mean_over_tasks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,11 +129,12 @@ def _tasks(ranking: Ranking) -> list[str]:
 
 
 def _chance_cells(ranking: Ranking, tasks: Sequence[str], *, width: int) -> list[Cell]:
-    levels = [ranking.chance.get(task, math.nan) for task in _tasks(ranking)]
-    if not ranking.chance or not levels:
+    if not ranking.chance:
         return []
-    mean = sum(levels) / len(levels) if ranking.target == MEAN_SCORE else math.nan
-    known = [cell(level, formats.percent) for level in (mean, *(ranking.chance.get(task) for task in tasks))]
+    levels = {f"sft/{task}_score": level for task, level in ranking.chance.items()}
+    levels[MEAN_SCORE] = mean_over_tasks(ranking.chance.get(task, math.nan) for task in _tasks(ranking))
+    columns = [ranking.target, *(f"sft/{task}_score" for task in tasks)]
+    known = [cell(levels.get(name), formats.percent) for name in columns]
     cells = [Cell(""), Cell("chance", title="guessing, or always giving the commonest answer"), *known]
     return cells + [Cell("")] * (width - len(cells))
 

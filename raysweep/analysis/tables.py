@@ -199,11 +199,9 @@ def _add_errors(rows: Sequence[Row], tasks: Sequence[str], noise: Mapping[str, T
 
 def _errors(name: str, score: Moments) -> Row:
     middle, half = float(score.value[0]), float(score.half_width()[0])
-    return {
-        f"{name}_stderr": math.sqrt(score.variance[0]),
-        f"{name}_low": max(0.0, middle - half),
-        f"{name}_high": min(1.0, middle + half),
-    }
+    # max and min would make an end of a NaN.
+    low, high = (math.nan, math.nan) if math.isnan(half) else (max(0.0, middle - half), min(1.0, middle + half))
+    return {f"{name}_stderr": math.sqrt(score.variance[0]), f"{name}_low": low, f"{name}_high": high}
 
 
 def _metrics(row: Mapping[Hashable, Any]) -> dict[str, float]:

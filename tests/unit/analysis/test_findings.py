@@ -9,6 +9,8 @@ import pytest
 from raysweep.analysis.findings import cautions, headline, how_to_read, score_text
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.samples import read_scores
+from raysweep.analysis.tables import checkpoints_of
+from raysweep.analysis.uncertainty import recorded, task_noise
 from raysweep.results import Results
 from raysweep.runs import Run, StageRow, TrialRow
 from raysweep.store import Record, Store
@@ -40,6 +42,7 @@ def add(
     lrs: tuple[float, ...] = (0.1,),
     point: dict | None = None,
     probe: float | None = None,
+    chance: float = 0.25,
     **metrics: float,
 ) -> None:
     """A trial of one checkpoint; of each seed, how many of the test examples it has right: always the first of them."""
@@ -54,7 +57,7 @@ def add(
             scores = (np.arange(NUM_EXAMPLES) < num).astype(float)
             rows = [{"score": score} | ({"id": f"x{row}"} if named else {}) for row, score in enumerate(scores)]
             stage = StageRow(f"sft-{name}{seed}{place}", "sft", 1, checkpoint, "t", {})
-            metric = {"score": float(scores.mean()), "valid_score": 0.5 + place / 10, "chance_score": 0.25}
+            metric = {"score": float(scores.mean()), "valid_score": 0.5 + place / 10, "chance_score": chance}
             put(run.store, stage.id, metric, rows=rows, lr=lr, seed=seed)
             stages.append(stage)
     run.add_trial(TrialRow(name, f"variant-{name}", point or {"pretrain.x": name}, 0, tuple(stages)))
@@ -132,6 +135,26 @@ def test_scores_near_chance_are_counted_and_warned_of(run):
     assert "2 of 3 scores are not clearly above chance (t 25.0 %)" in cautions(ranking)[0]
 
 
+def test_checkpoints_of_several_grammars_have_chance_levels_of_their_own(run):
+    add(run, "a", [120, 120], chance=0.25)
+    add(run, "b", [110, 110], chance=0.55)
+    ranking = Results(run).ranking
+    assert ranking.chance == {"t": pytest.approx(0.4)}
+    assert (ranking.num_near_chance, ranking.num_against_chance) == (1, 2)
+
+
+def test_a_score_whose_error_is_not_known_has_no_interval(run):
+    add(run, "a", [120])
+    stages = Results(run).stages
+    noise = task_noise([recorded("pretrain-a", seeds=[0], means=[0.6], errors=[math.nan], num_examples=1)])
+    (row,) = checkpoints_of(stages, {"t": noise}).to_dict("records")
+    assert row["sft/t_score"] == 0.6
+    assert all(
+        math.isnan(row[f"sft/{name}_score_{end}"]) for name in ("t", "mean") for end in ("stderr", "low", "high")
+    )
+    assert score_text(row, "sft/mean_score") == "60.0"
+
+
 def test_a_rate_at_the_edge_is_said_and_whether_it_is_a_leaders(run):
     add(run, "a", [120, 121], lrs=(0.1, 0.2))
     add(run, "b", [60, 61])
@@ -145,13 +168,14 @@ def test_a_rate_at_the_edge_is_said_and_whether_it_is_a_leaders(run):
 
 def test_a_probe_above_fine_tuning_is_warned_of_and_has_a_place(run):
     for name, right, probe in (("a", 120, 0.9), ("b", 100, 0.8), ("c", 60, 0.7)):
-        add(run, name, [right, right], probe=probe)
+        add(run, name, [right, right], probe=probe, accuracy=right / 1000)
     ranking = Results(run).ranking
     assert list(ranking.checkpoints["rank/probe/mean_score"]) == [1, 2, 3]
     assert (
         "A linear probe scores above fine-tuning on 3 of 3 checkpoints (80.0 against 46.7 % on average)"
         in (cautions(ranking)[0])
     )
+    assert not cautions(rank(ranking.checkpoints, target="pretrain/accuracy"))
 
 
 def test_an_optimizer_by_name_is_a_baseline(run):

@@ -55,7 +55,7 @@ def test_the_winner_comes_with_its_path_the_gap_and_its_ties(run):
     ranking = replace(ranking, gap=Estimate(0.1, -0.02, 0.22), ties=(tie,))
     shown = words(render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), ranking))
     assert "10.0 [-2.0, 22.0] points above the next, x c1 · step 1" in shown
-    assert "x c1 · step 1 (10.0 [-2.0, 22.0] points lower, at half the tokens)" in shown
+    assert "x c1 · step 1 (10.0 [-2.0, 22.0] points below, at half the tokens)" in shown
     assert "/store/c0" in shown
     assert f"raysweep export r --store {run.store.url} --to DIR" in shown
     rows = ranking_table(ranking, {}).rows
@@ -76,6 +76,12 @@ def test_chance_the_probe_and_edges_stand_in_the_ranking():
     assert [cell.text for cell in shown.foot][1:5] == ["chance", "25.0", "25.0", ""]
     marked = shown.rows[1].cells[3]
     assert (marked.mark, marked.title) == ("†", "picked learning rate 0.1, the highest of its grid")
+
+
+def test_ranked_by_one_task_the_row_of_chance_has_that_tasks_level():
+    table = table_of([0.9, 0.8]).assign(**{"sft/u_score": [0.6, 0.7]})
+    ranking = replace(rank(table, target="sft/t_score"), chance={"t": 0.25, "u": 0.5})
+    assert [cell.text for cell in ranking_table(ranking, {}).foot][1:4] == ["chance", "25.0", "50.0"]
 
 
 def test_the_terminal_shows_the_same_table_without_tasks():
