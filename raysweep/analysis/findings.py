@@ -19,7 +19,7 @@ MAX_NAMED = 6
 def headline(ranking: Ranking) -> str:
     """What was found, in one sentence that claims no more than the intervals hold."""
     if ranking.best is None:
-        return "No checkpoint has been fine-tuned yet, so there is nothing to rank."
+        return "No checkpoint has a fine-tuned score, so there is nothing to rank."
     best = ranking.best
     score = score_text(best.to_dict(), ranking.target)
     text = f"Best after fine-tuning is {ranking.labels[best['checkpoint']]} ({score} %){_beside(ranking)}"
@@ -73,11 +73,13 @@ def cautions(ranking: Ranking) -> list[str]:
 
 def how_to_read(ranking: Ranking) -> list[str]:
     """What the numbers mean and what is missing from them, a sentence each."""
-    lines = [
-        "Checkpoints are by falling mean score over fine-tuning tasks, on test examples, at the learning rate picked "
-        "by validation score. #n is a checkpoint's place by that indicator.",
-        _error_line(ranking),
-    ]
+    lines = []
+    if ranking.best is not None:
+        lines = [
+            "Checkpoints are by falling mean score over fine-tuning tasks, on test examples, at the learning rate "
+            "picked by validation score. #n is a checkpoint's place by that indicator.",
+            _error_line(ranking),
+        ]
     if ranking.num_comparisons and ranking.errors != "unknown":
         lines.append(
             f"Of {ranking.num_comparisons} pairs of checkpoints, {ranking.num_clear} are clear: their difference is "

@@ -187,11 +187,11 @@ def _over_examples(samples: Sequence[Sample], num_tasks: int) -> tuple[Moments, 
 
 def _alone(each: Sample, *, pseudo: float) -> tuple[float, float]:
     """A score and its variance over examples, with `pseudo` examples each at 0 and at 1."""
-    if each.by_example is None:
-        return float(each.means.mean()), each.example_variance
-    weight = each.num_examples + 2 * pseudo
-    value = (float(each.by_example.sum()) + pseudo) / weight
-    return value, ((float((each.by_example**2).sum()) + pseudo) / weight - value**2) / weight
+    mean, num = float(each.means.mean()), each.num_examples
+    weight = num + 2 * pseudo
+    value = (num * mean + pseudo) / weight
+    squares = num * (num * each.example_variance + mean**2)
+    return value, ((squares + pseudo) / weight - value**2) / weight
 
 
 def _paired(scores: Floats, pseudo: Floats) -> Moments:

@@ -91,8 +91,9 @@ def test_records_without_predictions_have_the_error_of_examples_and_seeds(run):
     # Between seeds: squared deviations 0.0002 and 0.0018, over 1 + 2 degrees of freedom. Of examples: as recorded.
     pooled = (0.0002 + 0.0018) / 3
     expected = [math.sqrt(0.02**2 + pooled / 2), math.sqrt(0.02**2 + pooled / 3)]
-    assert list(table["sft/t_score_stderr"]) == pytest.approx(expected)
-    assert list(table["sft/mean_score_stderr"]) == pytest.approx(expected)
+    # Of a record that does not say how many examples, a million: pseudo-examples change the sixth digit.
+    for name in ("t", "mean"):
+        assert list(table[f"sft/{name}_score_stderr"]) == pytest.approx(expected, rel=1e-5)
     assert Results(run).ranking.errors == "unpaired"
 
 

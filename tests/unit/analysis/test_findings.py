@@ -155,6 +155,18 @@ def test_a_score_whose_error_is_not_known_has_no_interval(run):
     assert score_text(row, "sft/mean_score") == "60.0"
 
 
+def test_where_every_run_diverged_nothing_is_said_of_scores(run):
+    put(run.store, "pretrain-a", {"num_tokens": 1.0})
+    lost = Record("sft-a", "sft", "diverged", {"lr": 0.1, "seed": 0}, {}, {"diverged_step": 1.0}, KNOWN, {})
+    run.store.commit(lost, run.store.work_dir("sft-a"))
+    stages = [StageRow("pretrain-a", "pretrain", 1, "pretrain-a", None, {}),
+              StageRow("sft-a", "sft", 1, "pretrain-a", "t", {})]  # fmt: skip
+    run.add_trial(TrialRow("a", "variant-a", {"pretrain.x": "a"}, 0, tuple(stages)))
+    ranking = Results(run).ranking
+    assert headline(ranking) == "No checkpoint has a fine-tuned score, so there is nothing to rank."
+    assert how_to_read(ranking) == ["1 of 1 checkpoints have no score and are not ranked."]
+
+
 def test_a_rate_at_the_edge_is_said_and_whether_it_is_a_leaders(run):
     add(run, "a", [120, 121], lrs=(0.1, 0.2))
     add(run, "b", [60, 61])

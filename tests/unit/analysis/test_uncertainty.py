@@ -103,6 +103,17 @@ def test_no_estimate_takes_more_than_half_of_the_examples_variance_away():
     assert noise_of(scores).scores.variance[0] == pytest.approx(LEAST_SHARE * examples)
 
 
+@pytest.mark.parametrize("num_right", [0, 3, 40])
+def test_a_record_alone_is_as_sure_as_its_examples_are(num_right):
+    """None right of 40 is no proof of a score of zero."""
+    scores = (np.arange(40) < num_right).astype(float)
+    summed = recorded("a", seeds=(0,), means=[scores.mean()], errors=[scores.std() / math.sqrt(40)], num_examples=40)
+    known = task_noise([sample("a", seeds=(0,), scores=scores[None], examples="e")]).scores
+    alone = task_noise([summed]).scores
+    assert alone.variance[0] > 0
+    assert (alone.value[0], alone.variance[0]) == pytest.approx((known.value[0], known.variance[0]))
+
+
 def test_other_examples_are_not_paired_and_records_alone_are_neither():
     scores = draw(2, 2, 60)
     known = [sample(f"{row}", seeds=(0, 1), scores=each, examples="e") for row, each in enumerate(scores)]
