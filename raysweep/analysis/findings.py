@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis import formats
 from raysweep.analysis.associations import TOGETHER, Association
 from raysweep.analysis.pairwise import MIN_CLUSTERS, Estimate
 from raysweep.analysis.ranking import Ranking, Tie, is_missing
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+TARGET_REACHED = "flatness/target_reached"
 MAX_NAMED = 6
 """Ties that one sentence lists."""
 
@@ -35,14 +39,16 @@ def headline(ranking: Ranking) -> str:
         f"; of {len([item for item in measured if item.same_order_as is None])} distinct indicators, {top.indicator} "
         f"({top.direction} is better) orders the most pairs right: {formats.estimate(top.accuracy)}"
     )
-    if math.isnan(top.accuracy.low):
-        return f"{text}, with too few variants for an interval."
-    verdict = "" if top.accuracy.low > 0.5 else ", which is not shown to be better than chance"
     config = next((item for item in ranking.associations if item.source == "config"), None)
+    if math.isnan(top.accuracy.low):
+        text += ", with too few variants for an interval"
+        if config and config.accuracy.value >= top.accuracy.value:
+            text += f", and no more than {_known_before(config)}"
+        return f"{text}."
+    verdict = "" if top.accuracy.low > 0.5 else ", which is not shown to be better than chance"
     if config and not math.isnan(top.gain.low) and top.gain.low <= 0:
         joined = " nor" if verdict else ", though not shown to be better"
-        known = "the sweep file alone" if config.indicator == TOGETHER else f"{config.indicator} alone"
-        verdict += f"{joined} than {known} ({config.accuracy.value:.2f})"
+        verdict += f"{joined} than {_known_before(config)}"
     return f"{text}{verdict} (picked as the best, for which the interval does not correct)."
 
 
@@ -57,6 +63,7 @@ def cautions(ranking: Ranking) -> list[str]:
         )
     lines += _edge_lines(ranking)
     table = ranking.checkpoints
+    lines += _flatness_lines(table)
     # Of the same task, or the same mean; there is none for a target that is no score of fine-tuning.
     probe = f"probe/{ranking.target.removeprefix('sft/')}"
     if probe in table:
@@ -143,6 +150,12 @@ def tie_text(tie: Tie) -> str:
     return f"{tie.label} ({', '.join(filter(None, (f'{points_text(tie.difference)} below', cost_text(tie))))})"
 
 
+def _known_before(config: Association) -> str:
+    """`the sweep file alone (0.88)`: what needs no measurement, and how many pairs it orders right."""
+    name = "the sweep file" if config.indicator == TOGETHER else config.indicator
+    return f"{name} alone ({config.accuracy.value:.2f})"
+
+
 def _beside(ranking: Ranking) -> str:
     """After the best one's name: the ties, the cheapest first, or else how far it is ahead."""
     if ranking.ties:
@@ -184,6 +197,22 @@ def _interval_text(ranking: Ranking) -> str:
     if ranking.num_variants < MIN_CLUSTERS:
         return f"Of fewer than {MIN_CLUSTERS} variants (here {ranking.num_variants}) there are no intervals."
     return f"95 % intervals leave out each variant in turn ({ranking.num_variants}; jackknife)."
+
+
+def _flatness_lines(checkpoints: pd.DataFrame) -> list[str]:
+    """Whether most Hessian traces are less sure than was asked for."""
+    if TARGET_REACHED not in checkpoints:
+        return []
+    measured = checkpoints.dropna(subset=[TARGET_REACHED])
+    missed = measured[measured[TARGET_REACHED] == 0]
+    if 2 * len(missed) <= len(measured):
+        return []
+    errors = (missed["flatness/hessian_trace_stderr"] / missed["flatness/hessian_trace"]).abs()
+    return [
+        f"Flatness is less sure than flatness.rse asks for on {len(missed)} of {len(measured)} checkpoints (standard "
+        f"error of the Hessian trace: {formats.percent(errors.median())} % of it, in the median), so an order by it "
+        "may be noise. Raise flatness.num_sequences or max_units."
+    ]
 
 
 def _edge_lines(ranking: Ranking) -> list[str]:

@@ -42,6 +42,7 @@ def add(
     lrs: tuple[float, ...] = (0.1,),
     point: dict | None = None,
     probe: float | None = None,
+    flatness: dict[str, float] | None = None,
     chance: float = 0.25,
     **metrics: float,
 ) -> None:
@@ -52,6 +53,9 @@ def add(
     if probe is not None:
         put(run.store, f"probe-{name}", {"score": probe}, seed=0)
         stages.append(StageRow(f"probe-{name}", "probe", 1, checkpoint, "t", {}))
+    if flatness is not None:
+        put(run.store, f"flatness-{name}", flatness)
+        stages.append(StageRow(f"flatness-{name}", "flatness", 1, checkpoint, None, {}))
     for seed, num in enumerate(rights):
         for place, lr in enumerate(lrs):
             scores = (np.arange(NUM_EXAMPLES) < num).astype(float)
@@ -188,6 +192,30 @@ def test_a_probe_above_fine_tuning_is_warned_of_and_has_a_place(run):
         in (cautions(ranking)[0])
     )
     assert not cautions(rank(ranking.checkpoints, target="pretrain/accuracy"))
+
+
+def test_flatness_less_sure_than_asked_for_is_warned_of(run):
+    for name, right, error in (("a", 120, 20.0), ("b", 100, 50.0), ("c", 60, 4.0)):
+        found = {"hessian_trace": -100.0, "hessian_trace_stderr": error, "target_reached": float(error < 5)}
+        add(run, name, [right, right], flatness=found)
+    (line,) = cautions(Results(run).ranking)
+    assert line.startswith("Flatness is less sure than flatness.rse asks for on 2 of 3 checkpoints (standard error")
+    assert "of the Hessian trace: 35.0 % of it, in the median)" in line
+
+
+def test_flatness_as_sure_as_asked_for_is_no_matter(run):
+    for name, right in (("a", 120), ("b", 60)):
+        found = {"hessian_trace": right * 1.0, "hessian_trace_stderr": 1.0, "target_reached": 1.0}
+        add(run, name, [right, right], flatness=found)
+    assert cautions(Results(run).ranking) == []
+
+
+def test_an_indicator_no_better_than_the_sweep_file_is_not_praised(run):
+    for name, right, ppl in (("a", 150, 3.0), ("b", 120, 1.0), ("c", 90, 2.0), ("d", 60, 4.0)):
+        add(run, name, [right, right], point={"pretrain.n": right}, ppl=ppl)
+    text = headline(Results(run).ranking)
+    assert "orders the most pairs right: 0.67, with too few variants for an interval, and no more than" in text
+    assert text.endswith("point.pretrain.n alone (1.00).")
 
 
 def test_an_optimizer_by_name_is_a_baseline(run):
