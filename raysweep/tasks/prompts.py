@@ -51,16 +51,20 @@ class Prompts:
     def extend(self, ids: torch.Tensor, *, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, Prompts]:
         """Read `ids` [n, k] behind the prompts; logits [j, vocabulary] at (rows[j], columns[j]), and all so far.
 
-        The memory of the prompts goes over into what is returned: they are not to be used again.
+        What follows the last column asked for of a row is padding. The memory of the prompts goes over into what is
+        returned: they are not to be used again.
         """
         mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
+        # Padding shares a position that is read anyway: a model may have none beyond.
+        last = torch.zeros_like(self.lengths).scatter_reduce(0, rows, columns, "amax")
+        places = torch.arange(ids.shape[1], device=ids.device).minimum(last[:, None])
         logits, output = logits_at(
             self.model,
             rows,
             columns,
             input_ids=ids,
             attention_mask=mask,
-            position_ids=self.lengths[:, None] + torch.arange(ids.shape[1], device=ids.device),
+            position_ids=self.lengths[:, None] + places,
             past_key_values=self.cache,
             use_cache=True,
         )

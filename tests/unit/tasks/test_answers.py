@@ -73,6 +73,16 @@ def test_likelihoods_of_choices_are_the_definition(style):
     check_likelihoods(model)
 
 
+def test_prompt_and_choice_may_fill_all_positions_beside_longer_choices():
+    model = build("gpt2", vocab=VOCAB).double()
+    num_positions = model.config.max_position_embeddings
+    prompts = some_rows((num_positions - 2, num_positions - 9))
+    choices = [some_rows((1, 2)), some_rows((9, 3))]
+    got = mean_log_likelihoods(model, prompts, choices)
+    for prompt, of_prompt, values in zip(prompts, choices, got, strict=True):
+        assert values == pytest.approx([naive_likelihood(model, prompt, choice) for choice in of_prompt], abs=1e-5)
+
+
 @pytest.mark.parametrize("style", CAUSAL)
 def test_answers_are_those_of_generate(style, tokenizer):
     model = build(style, vocab=VOCAB).double()
