@@ -12,6 +12,7 @@ import errno
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import shlex
 import signal
@@ -111,20 +112,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    common.add_argument("--store", default=None, metavar="ROOT", help="folder or URL (default: raysweep-store)")
+    common.add_argument("--store", type=_named, metavar="ROOT", help="folder or URL (default: raysweep-store)")
     common.add_argument("-v", "--verbose", action="store_true", help="log what happens")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     plan = commands.add_parser("plan", parents=[common], help="what a sweep would run, and its cost; computes nothing")
-    plan.add_argument("--mfu", type=float, default=0.4, help="model FLOPs utilization assumed (default: 0.4)")
-    plan.add_argument("--peak-tflops", type=float, default=989.0, help="of one GPU (default: 989, H100 dense bf16)")
+    plan.add_argument("--mfu", type=_above_zero, default=0.4, help="model FLOPs utilization assumed (default: 0.4)")
+    plan.add_argument(
+        "--peak-tflops", type=_above_zero, default=989.0, help="of one GPU (default: 989, H100 dense bf16)"
+    )
     plan.set_defaults(command=_plan)
 
     run = commands.add_parser("run", parents=[common], help="run a sweep, or go on with it")
     for sub in (plan, run):
         sub.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
     run.add_argument("--runner", choices=["tune", "inline"], default="tune", help="inline: in this process, no Ray")
-    run.add_argument("--run", default=None, metavar="NAME", help="name of the run (default: sweep name and identity)")
+    run.add_argument("--run", type=_named, metavar="NAME", help="name of the run (default: sweep name and identity)")
     run.set_defaults(command=_run)
 
     for name, command, text in (
@@ -293,9 +296,15 @@ def _count(text: str) -> int:
     return number
 
 
+def _named(text: str) -> str:
+    if not text:  # As of "$STORE" that is not set: the default would be another place than was meant.
+        raise argparse.ArgumentTypeError("is empty; name one, or leave the option out")
+    return text
+
+
 def _above_zero(text: str) -> float:
-    if not (number := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f"{number}: must be above 0")
+    if not 0 < (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{number}: must be a finite number above 0")
     return number
 
 
@@ -321,7 +330,10 @@ def _doctor(args: argparse.Namespace) -> int:
 def _store(args: argparse.Namespace) -> Any:
     from raysweep.store import DEFAULT_ROOT, Store
 
-    return Store(args.store or DEFAULT_ROOT)
+    store = Store(args.store or DEFAULT_ROOT)
+    if store.url.startswith("memory://"):
+        raise StoreError(f"store {store.url!r} is gone when this command ends; give a folder, or a URL that lasts")
+    return store
 
 
 def _results(args: argparse.Namespace) -> Any:

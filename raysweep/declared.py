@@ -49,7 +49,7 @@ class Declared(Spec):
     """What runs it; no part of any result's identity."""
     search: Search = Search()
     """Who picks the points of the space."""
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     """Of pretraining; each runs every point."""
     sweep: dict[str, Axis] = Field(default_factory=dict)
     """Axes: a path under pretrain, such as pretrain.optimizer.lr, to the values it takes."""

@@ -169,7 +169,7 @@ class Finetuning(Spec):
 
     tasks: dict[str, Task] = Field(min_length=1)
     """Name to downstream task; names become metric columns."""
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     """Of fine-tuning; each task is trained once with each."""
     lrs: Rates = (3e-4,)
     """Learning rates, of which that with the best validation score counts, for each checkpoint and task by itself; or

@@ -124,7 +124,7 @@ class Search(Spec):
     """grid: every point; random: points drawn; optuna: points picked by what earlier ones scored."""
     num_trials: int | None = Field(default=None, ge=1)
     """Points to try, of random and optuna."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Of random and optuna."""
     objectives: tuple[Objective, ...] = ()
     """What optuna improves; several give a Pareto front."""

@@ -191,6 +191,12 @@ class Text(Spec):
                         break
 
 
+def _no_file(pattern: str, path: Path) -> str:
+    if path.is_dir():
+        return f"{pattern!r} is a folder; name files in it, such as {str(Path(pattern) / '*.jsonl')!r}"
+    return f"no file matches {pattern!r} (looked for {path})"
+
+
 def resolve(patterns: Globs, base: Path) -> tuple[str, ...]:
     """Absolute paths of the files that match, sorted. Raises DataError if there is no pattern, or one matches none."""
     found: set[str] = set()
@@ -204,7 +210,7 @@ def resolve(patterns: Globs, base: Path) -> tuple[str, ...]:
             if os.path.isfile(match)
         ]
         if not matches:
-            raise DataError(hub.unset(path) or f"no file matches {pattern!r} (looked for {base / path})")
+            raise DataError(hub.unset(path) or _no_file(pattern, base / path))
         found.update(os.path.abspath(match) for match in matches)
     return tuple(sorted(found))
 

@@ -119,7 +119,7 @@ class Fetch(StageSpec):
             for path in checkpoint_files(folder):
                 shutil.copyfile(path, out / path.name)
         check_causal(read_config(out))
-        model = load_model(out)
+        model = load_model(out, name=self.source)
         if reads_ahead(model):
             raise DataError(
                 f"checkpoint {self.source}: what follows a token changes what it predicts (a decoder without "

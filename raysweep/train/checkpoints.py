@@ -60,10 +60,15 @@ def reads_ahead(model: PreTrainedModel) -> bool:
     return bool((logits[0] - logits[1]).abs().max() > 1e-4 * logits.abs().max())
 
 
-def load_model(checkpoint: Path | str, *, is_masked: bool = False) -> PreTrainedModel:
+def load_model(checkpoint: Path | str, *, is_masked: bool = False, name: str | None = None) -> PreTrainedModel:
     """A language model of a folder or a hub id, in float32 on the CPU, with every tensor its checkpoint's.
 
     Tied weights may be stored once. No pickle is read, nor code of the checkpoint's own run.
+
+    Args:
+        checkpoint: a folder or a hub id.
+        is_masked: whether it predicts words in place, not next tokens.
+        name: what errors call it; None: as it was given.
 
     Raises:
         DataError: if the weights cannot be read, or a tensor is missing, left over or of another shape; names them.
@@ -72,6 +77,7 @@ def load_model(checkpoint: Path | str, *, is_masked: bool = False) -> PreTrained
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+    name = name or str(checkpoint)
     kind = AutoModelForMaskedLM if is_masked else AutoModelForCausalLM
     try:
         model, info = kind.from_pretrained(
@@ -84,10 +90,10 @@ def load_model(checkpoint: Path | str, *, is_masked: bool = False) -> PreTrained
         )
     except (OSError, ValueError, SafetensorError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"checkpoint {str(checkpoint)!r}: weights cannot be loaded: {first_line}") from error
+        raise DataError(f"checkpoint {name!r}: weights cannot be loaded: {first_line}") from error
     if findings := _findings(info, is_masked=is_masked):
         raise DataError(
-            f"checkpoint {str(checkpoint)!r} does not fit its own config.json ({model.config.architectures}): "
+            f"checkpoint {name!r} does not fit its own config.json ({model.config.architectures}): "
             f"{'; '.join(findings)}. Random weights would be measured in their place; save it anew with "
             "model.save_pretrained(folder)"
         )

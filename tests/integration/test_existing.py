@@ -125,6 +125,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_not_measured(folder, store):
     run = run_sweep(load(folder / "theirs.yaml"), store, runner="inline")
     (failure,) = run.failures()
     assert failure["kind"] == "fetch"
+    assert f"checkpoint '{folder / 'one'}' does not fit its own config.json" in failure["cause"]
     assert "missing transformer.h.0.attn.c_attn.weight" in failure["cause"]
     assert checkpoint_table(run)["sft/mean_score"].notna().sum() == 1  # The other is whole.
 

@@ -158,3 +158,8 @@ def test_a_store_that_can_only_be_read_is_read(store, monkeypatch, caplog):
     monkeypatch.setattr("os.rename", refuse)
     assert Store(store.root).get("x-1") is None
     assert "is not used and will be re-made" in caplog.text
+
+
+def test_a_store_in_memory_would_be_lost_with_the_command(sweep_file, capsys):
+    assert main(["run", str(sweep_file(TINY)), "--runner", "inline", "--store", "memory://s"]) == 2
+    assert "store 'memory://s' is gone when this command ends; give a folder" in capsys.readouterr().err

@@ -175,6 +175,22 @@ def test_errors_and_logs_do_not_steer_the_terminal(tmp_path, capsys):
     assert "\x1b" not in text
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["plan", "x.yaml", "--mfu", "0"], "argument --mfu: 0.0: must be a finite number above 0"),
+        (["plan", "x.yaml", "--peak-tflops", "nan"], "argument --peak-tflops: nan: must be a finite number above 0"),
+        (["status", "r", "--store", ""], "argument --store: is empty; name one, or leave the option out"),
+        (["run", "x.yaml", "--run", ""], "argument --run: is empty"),
+    ],
+)
+def test_options_are_checked_before_anything_else(command, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(command)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
 def test_doctor_finds_this_machine_fit(tmp_path):
     found = {check.name: check for check in checks(Store(tmp_path))}
     assert {"python", "packages", "torch", "compiler", "deepspeed", "shared memory", "store"} == set(found)

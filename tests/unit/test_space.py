@@ -130,6 +130,23 @@ def test_missing_data_file(sweep_file, tmp_path):
         load(sweep_file(text))
 
 
+def test_a_folder_is_no_file(sweep_file, tmp_path):
+    (tmp_path / "here").mkdir()
+    text = TINY[: TINY.index("  data:")] + "  data: {name: text, domains: {a: {train: here}}}\n"
+    text += TINY[TINY.index("  model:") :]
+    with pytest.raises(
+        SpaceError, match=r"domains\.a\.train: 'here' is a folder; name files in it, .*'here/\*\.jsonl'"
+    ):
+        load(sweep_file(text))
+
+
+def test_seeds_that_nothing_can_be_drawn_with(sweep_file):
+    refuse(sweep_file, "name: tiny", "seeds: [0, -1]\nname: tiny", "seeds.1: must be 0 or more, not -1")
+    refuse(sweep_file, "lrs: [", "seeds: [-1]\n  lrs: [", "sft.seeds.0: must be 0 or more, not -1")
+    search = "search: {name: random, num_trials: 3, seed: -1}\nname: tiny"
+    refuse(sweep_file, "name: tiny", search, "search.seed: must be 0 or more, not -1")
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
