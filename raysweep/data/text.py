@@ -65,6 +65,7 @@ class Domain(Spec):
         given = {"train": self.train} | ({} if self.valid is None else {"valid": self.valid})
         found = collect(((split,), partial(_opened, globs, base)) for split, globs in given.items())
         digests = {path: digest(path) for path in itertools.chain(*found)}
+        # In the order of the files, which is that of the tokens.
         whole = ":".join(content_fingerprint(digests[path] for path in paths) for paths in found)
         return self.with_(**dict(zip(given, found, strict=True)), fingerprint=whole, digests=digests)  # type: ignore[no-any-return]
 

@@ -126,7 +126,8 @@ class TextTask(TaskSpec):
         splits: tuple[Split, ...] = ("train", "test")
         train, test = collect(((split,), partial(self._checked, split, base)) for split in splits)
         digests = {path: digest(path) for path in (*train, *test)}
-        whole = ":".join(content_fingerprint(digests[path] for path in paths) for paths in (train, test))
+        # Examples are ordered by their content, so the files' order is no part of it.
+        whole = ":".join(content_fingerprint(sorted(digests[path] for path in paths)) for paths in (train, test))
         return self.with_(train=train, test=test, fingerprint=whole, digests=digests)
 
     def bind(self, corpus: Corpus) -> Any:

@@ -65,6 +65,16 @@ def test_mix_and_paths_are_no_part_of_the_tokens_identity(files):
     assert fingerprint(corpus(files, a={"train": "moved.jsonl"}, c={"train": "c.txt"})) == fingerprint(text)
 
 
+def test_files_that_are_read_in_another_order_are_another_identity(tmp_path):
+    for number, names in enumerate((("a.txt", "b.txt"), ("b.txt", "a.txt"), ("x.txt", "y.txt"))):
+        (tmp_path / f"{number}").mkdir()
+        for name, text in zip(names, ("first", "second"), strict=True):
+            (tmp_path / f"{number}" / name).write_text(text)
+    one, swapped, renamed = (Domain(train=f"{number}/*.txt", valid_fraction=0.01).pin(tmp_path) for number in range(3))
+    assert list(one.documents("train")) == list(renamed.documents("train")) != list(swapped.documents("train"))
+    assert one.fingerprint == renamed.fingerprint != swapped.fingerprint
+
+
 def test_changed_content_is_another_identity(files):
     before = corpus(files, c={"train": "c.txt"})
     (files / "c.txt").write_text("Something else.")
