@@ -29,6 +29,7 @@ from raysweep.search import Axis, LogUniform, RandInt, Uniform
 from raysweep.spec import Spec, canonical, fingerprint
 from raysweep.stages.fetch import Existing
 from raysweep.stages.pretrain import Recipe
+from raysweep.tasks.base import TextTask
 from raysweep.tasks.families import Task
 from raysweep.validation import findings, validate
 
@@ -243,6 +244,23 @@ def _indicator_findings(space: SearchSpace) -> Iterator[Finding]:
 
 
 def _warnings(space: SearchSpace) -> Iterator[Finding]:
+    """What can be run, and is hardly meant."""
+    yield from _schedule_warnings(space)
+    yield from _overlap_warnings(space)
+
+
+def _overlap_warnings(space: SearchSpace) -> Iterator[Finding]:
+    """Tasks whose test examples are trained on."""
+    for name, task in space.declared.sft.tasks.items() if space.declared.sft else ():
+        if isinstance(task, TextTask) and (seen := task.num_seen()):
+            text = (
+                f"of {len(task.examples('test')):,} test examples, {seen:,} are also in train, and fine-tuned on or "
+                "used to pick the rate: the score is not of what is new to a model; remove them from either file"
+            )
+            yield ("sft", "tasks", name, "test"), text
+
+
+def _schedule_warnings(space: SearchSpace) -> Iterator[Finding]:
     """Steps beyond the last checkpoint, of the base or else of the first value of an axis that leaves some."""
     alone = [{path: value} for path in space.declared.sweep for value in space.values(path)]
     for point in [{}, *alone]:

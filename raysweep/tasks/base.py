@@ -171,6 +171,11 @@ class TextTask(TaskSpec):
             )
             raise DataError(text, at=("train",))
 
+    def num_seen(self) -> int:
+        """Test examples whose content is also trained or validated on: their scores are of what was learnt by heart."""
+        seen = {self._content_key(example) for split in ("train", "valid") for example in self.examples(split)}
+        return sum(self._content_key(example) in seen for example in self.examples("test"))
+
     def _content_key(self, example: Example) -> str:
         return " ".join(self.content(example).casefold().split())
 

@@ -51,6 +51,13 @@ def test_indicators_take_what_training_leaves_and_at_least_as_many_as_validate(t
     assert [len(large.examples(split)) for split in ("train", "valid", "indicator")] == [40, 10, 50]
 
 
+def test_test_examples_that_are_trained_on_are_counted(tmp_path):
+    task = pinned(tmp_path, questions(range(20)), questions([*range(15, 20), *range(100, 110)]))
+    trained = {line["question"] for split in ("train", "valid") for line in task.examples(split)}
+    assert task.num_seen() == len(trained & {f"What is {number}?" for number in range(15, 20)}) > 2
+    assert pinned(tmp_path, questions(range(20)), questions(range(100, 110))).num_seen() == 0
+
+
 def test_blanks_case_and_the_order_of_choices_make_no_other_example(tmp_path):
     lines = [
         {"question": f"Which one of {at}?", "choices": [f"the {at}", "none", "all"], "answer": 0} for at in range(40)
@@ -82,7 +89,8 @@ pretrain:
 sft: {tasks: {t: {form: qa, train: train.jsonl, test: train.jsonl}}}
 """
     (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "words of text {at}"}}\n' for at in range(100)))
-    load(sweep_file(text))
+    (warning,) = load(sweep_file(text)).warnings
+    assert "tiny.yaml:10: sft.tasks.t.test: of 30 test examples, 27 are also in train, and fine-tuned on" in warning
     with pytest.raises(DataError, match=r"sft\.tasks\.t\.train: of its 30 examples none is left"):
         load(sweep_file(text + "indicators: {kshot: 1}\n"))
 
