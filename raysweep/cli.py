@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         help="also eigenvalues, sharpness and scale-free forms, on N sequences (8); takes some 200 products",
     )
     trace.add_argument("--parameters", nargs="+", default=("*",), metavar="PATTERN", help="of names, such as '*.mlp.*'")
-    trace.add_argument("--seed", type=int, default=0, help="of probes, draws and the order of the text")
+    trace.add_argument("--seed", type=_seed, default=0, help="of probes, draws and the order of the text")
     trace.set_defaults(command=_trace)
 
     schema = commands.add_parser("schema", parents=[common], help="JSON Schema of the sweep file")
@@ -293,6 +293,12 @@ def _trace(args: argparse.Namespace) -> int:
 def _count(text: str) -> int:
     if (number := int(text)) < 2:
         raise argparse.ArgumentTypeError(f"{number}: at least 2")
+    return number
+
+
+def _seed(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{number}: must be 0 or more")
     return number
 
 

@@ -73,7 +73,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
     """The files of a checkpoint that are taken, by name.
 
     Raises:
-        DataError: if weights as safetensors, config.json or the tokenizer are missing.
+        DataError: if weights as safetensors, config.json or the tokenizer are missing, or weights are cut short.
     """
     found = {path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()}
     # A checkpoint of a store has a record beside it, which is no part of it: it tells when and where it was made.
@@ -89,7 +89,21 @@ def checkpoint_files(folder: Path) -> list[Path]:
         raise DataError(f"checkpoint {folder}: no config.json; save it with model.save_pretrained(folder)")
     if names.isdisjoint(VOCABULARY_FILES):
         raise DataError(f"checkpoint {folder}: no tokenizer; save it there with tokenizer.save_pretrained(folder)")
+    for path in files:
+        if path.suffix == ".safetensors":
+            _check_header(path)
     return files
+
+
+def _check_header(path: Path) -> None:
+    """See that a file is as long as its header says; no tensor is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not whole ({error}); copy it again") from error
 
 
 class Fetch(StageSpec):

@@ -107,7 +107,7 @@ class Flatness(StageSpec):
     """Sequences drawn from the model itself, on which the traces are measured as well."""
     shape: Annotated[Shape | None, Neutral(None)] = None
     """What is measured beyond traces; left out: nothing."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Of probe vectors, label draws and the order of the text."""
     mix: dict[str, float] = Field(default_factory=dict)
     """Filled from pretrain.data."""

@@ -130,6 +130,13 @@ def test_a_checkpoint_that_lacks_a_tensor_is_not_measured(folder, store):
     assert checkpoint_table(run)["sft/mean_score"].notna().sum() == 1  # The other is whole.
 
 
+def test_weights_cut_short_are_refused_before_anything_is_computed(folder):
+    path = folder / "one" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"one/model\.safetensors: not whole \(.*\); copy it again"):
+        load(folder / "theirs.yaml")
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "old", "new"),
     [
