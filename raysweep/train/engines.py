@@ -124,6 +124,9 @@ class DeepSpeedEngine:
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         } | SUMS_IN_FP32
+        # ZeRO-3 puts a function of its own in its place, for good: one that has no forward mode, which later stages of
+        # this process need.
+        self._linear = torch.nn.functional.linear
         plugin = DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
         # Not `cpu=True`, with which accelerate would take DDP in place of DeepSpeed.
         self._accelerator = Accelerator(mixed_precision="bf16" if self._has_masters else "no", deepspeed_plugin=plugin)
@@ -178,6 +181,7 @@ class DeepSpeedEngine:
         self._engine.destroy()
         self._accelerator.free_memory()
         del self._engine, self._optimizer
+        torch.nn.functional.linear = self._linear
         _forget_accelerate()
         gc.collect()
 

@@ -22,6 +22,7 @@ def sharded_model(checkpoint: Path, worker: Worker) -> Iterator[tuple[Any, Calla
     if worker.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
+    import torch
     from transformers.integrations import HfDeepSpeedConfig
 
     config = {
@@ -35,13 +36,17 @@ def sharded_model(checkpoint: Path, worker: Worker) -> Iterator[tuple[Any, Calla
         },
         "steps_per_print": 10**9,
     }
-    partitioning = HfDeepSpeedConfig(config)  # While it lives, models are partitioned as they are loaded.
-    model = load_model(checkpoint)
-    del partitioning
-    engine = deepspeed.initialize(model=model, config=config)[0]
+    linear = torch.nn.functional.linear  # Replaced for good otherwise, as in `engines.DeepSpeedEngine`.
     try:
-        yield engine.module, engine.optimizer.partition_all_parameters
+        partitioning = HfDeepSpeedConfig(config)  # While it lives, models are partitioned as they are loaded.
+        model = load_model(checkpoint)
+        del partitioning
+        engine = deepspeed.initialize(model=model, config=config)[0]
+        try:
+            yield engine.module, engine.optimizer.partition_all_parameters
+        finally:
+            engine.destroy()
+            del engine, model
+            gc.collect()
     finally:
-        engine.destroy()
-        del engine, model
-        gc.collect()
+        torch.nn.functional.linear = linear
