@@ -39,6 +39,9 @@ def headline(ranking: Ranking) -> str:
         f"; of {len([item for item in measured if item.same_order_as is None])} distinct indicators, {top.indicator} "
         f"({top.direction} is better) orders the most pairs right: {formats.estimate(top.accuracy)}"
     )
+    # Its interval is over variants: noise of the test examples, which all checkpoints share, may agree with it.
+    if ranking.num_comparisons and not ranking.num_clear and ranking.errors != "unknown":
+        text += f" of {ranking.num_comparisons}, none of which is clear of noise"
     config = next((item for item in ranking.associations if item.source == "config"), None)
     if math.isnan(top.accuracy.low):
         text += ", with too few variants for an interval"

@@ -210,6 +210,12 @@ def test_flatness_as_sure_as_asked_for_is_no_matter(run):
     assert cautions(Results(run).ranking) == []
 
 
+def test_an_indicator_of_nothing_but_noise_is_told_so(run):
+    for name, right, ppl in (("a", 101, 1.0), ("b", 100, 2.0), ("c", 99, 3.0)):
+        add(run, name, [right, right - 5], ppl=ppl)
+    assert "orders the most pairs right: 1.00 of 3, none of which is clear of noise" in headline(Results(run).ranking)
+
+
 def test_an_indicator_no_better_than_the_sweep_file_is_not_praised(run):
     for name, right, ppl in (("a", 150, 3.0), ("b", 120, 1.0), ("c", 90, 2.0), ("d", 60, 4.0)):
         add(run, name, [right, right], point={"pretrain.n": right}, ppl=ppl)
