@@ -25,7 +25,8 @@ def run_inline(space: SearchSpace, store: Store, report: Callable[[Mapping[str, 
     """
     search, resources = space.declared.search, space.declared.resources
     if search.name == "optuna" or search.scheduler:
-        raise SpaceError(f"search {search.name} with {search.scheduler or 'no scheduler'} needs --runner tune")
+        asked = f"search.scheduler {search.scheduler.name}" if search.scheduler else f"search.name {search.name}"
+        raise SpaceError(f"{asked} needs Ray Tune: leave --runner inline out")
     if resources.workers > 1:
         logger.warning("the inline runner is one process: resources.workers %d is not used", resources.workers)
     trials = [space.trial(point, seed) for point in space.points() for seed in space.declared.seeds]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import TINY, results_of
 
-from raysweep.errors import ClusterError
+from raysweep.errors import ClusterError, SpaceError
 from raysweep.runners import run_sweep
 from raysweep.runners.tune import _room, start_ray
 from raysweep.runs import Run
@@ -92,6 +92,19 @@ def test_a_store_on_a_url_runs_the_same(tiny_space, store, tmp_path, monkeypatch
     local = results_of(run_sweep(tiny_space, store, runner="inline"))
     remote = Store(f"memory://run-{tmp_path.name}")
     assert results_of(run_sweep(tiny_space, remote, runner="inline")) == local
+
+
+@pytest.mark.parametrize(
+    ("search", "asked"),
+    [
+        ("{scheduler: {name: asha, metric: pretrain/ppl, mode: min}}", "search.scheduler asha"),
+        ("{name: optuna, num_trials: 2, objectives: [{metric: pretrain/ppl, mode: min}]}", "search.name optuna"),
+    ],
+)
+def test_what_only_tune_runs_is_refused_inline(sweep_file, store, search, asked):
+    space = load(sweep_file(f"search: {search}\n{TINY}"))
+    with pytest.raises(SpaceError, match=f"^{asked} needs Ray Tune: leave --runner inline out"):
+        run_sweep(space, store, runner="inline")
 
 
 def test_inline_again_runs_nothing(tiny_space, store):
