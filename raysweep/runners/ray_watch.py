@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 
 from raysweep.errors import ClusterError
@@ -29,7 +28,9 @@ WAKE_SECONDS = 5.0
 
 @contextlib.contextmanager
 def ray_watched() -> Iterator[None]:
-    """While in it, see that the GCS and this node's raylet take connections; to be entered in the main thread.
+    """While in it, see that the GCS and this node's raylet take connections.
+
+    Only the main thread can be woken; elsewhere this does nothing.
 
     Where the main thread is inside a call that hears no signal, the process ends here with the same line and exit code,
     as Ray would end it a minute later.
@@ -37,6 +38,9 @@ def ray_watched() -> Iterator[None]:
     Raises:
         ClusterError: if one of them is gone.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     import ray
 
     node = ray._private.worker._global_node
@@ -51,12 +55,12 @@ def ray_watched() -> Iterator[None]:
         raise KeyboardInterrupt  # What Ray's own waiting lets through.
 
     def watch() -> None:
-        seen = dict.fromkeys(doors, time.monotonic())
+        # Looks in a row, not time: one look may take seconds on a busy machine, and this process may have been stopped.
+        missed = dict.fromkeys(doors, 0)
         while not left.wait(1.0):
             for name, (family, address, patience) in doors.items():
-                if _opens(family, address):
-                    seen[name] = time.monotonic()
-                elif time.monotonic() - seen[name] > patience:
+                missed[name] = 0 if _opens(family, address) else missed[name] + 1
+                if missed[name] > patience:
                     gone.append(name)
                     signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
                     if not left.wait(WAKE_SECONDS):
@@ -96,6 +100,8 @@ def _opens(family: socket.AddressFamily, address: str | tuple[str, int]) -> bool
         door.settimeout(5.0)
         try:
             door.connect(address)
+        except BlockingIOError:  # Its queue is full, so somebody listens.
+            return True
         except OSError:
             return False
         return True
