@@ -33,6 +33,10 @@ Statistic = Callable[[Floats, Floats, Floats], Floats]
 TOGETHER = "all together"
 """The baseline of all config columns at once."""
 
+MAX_GROUPS = 16
+"""Groups of variants that a baseline is fitted anew without: what is left out of the pairs alone would leave the fit as
+it was, and its intervals too narrow (79 to 93 % in place of 95 where the sweep file tells nothing)."""
+
 
 @dataclass(frozen=True)
 class Association:
@@ -66,7 +70,7 @@ class _Row:
     have: Flags
     """[n]: the checkpoints that the indicator was measured on."""
     left: Floats
-    """[variants]: its accuracy without each of them."""
+    """[groups]: its accuracy without each group of variants."""
     order: Hashable
     """The same for indicators that order the same checkpoints alike."""
 
@@ -109,15 +113,18 @@ def _measured(table: pd.DataFrame, name: str, direction: Direction, *, target: s
     values = _numbers(table[name])
     have = np.isfinite(values)
     scores, oriented = _numbers(table[target])[have], values[have] * (-1 if direction == "lower" else 1)
-    weights = leave_one_out(list(table["variant"][have]))
+    variants = list(table["variant"][have])
+    weights = leave_one_out(variants)
     pairs = compare(oriented, scores, clear=clear[np.ix_(have, have)])
-    row = _row(name, "measured", direction, pairs, weights=weights, have=have, order=tuple(_places(oriented, have)))
     association = replace(
-        row.association,
+        _association(name, "measured", direction, pairs, have=have),
+        accuracy=interval(_once(pairs.accuracy, scores), pairs.accuracy(weights)),
+        clear_accuracy=interval(_once(pairs.clear_accuracy, scores), pairs.clear_accuracy(weights)),
         spearman=_correlation(spearman, oriented, scores, weights),
         kendall=_correlation(kendall, oriented, scores, weights),
     )
-    return replace(row, association=association)
+    left = pairs.accuracy(leave_one_out(_groups(variants)))
+    return _Row(association, have=have, left=left, order=("measured", tuple(_places(oriented, have))))
 
 
 def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: str, clear: Flags) -> _Row:
@@ -126,46 +133,71 @@ def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: s
 
     have: Flags = table[list(columns)].notna().all(axis=1).to_numpy(dtype=bool)
     there = table[have]
-    scores, variants = _numbers(there[target]), list(there["variant"])
-    blocks = [design(there[column]) for column in columns]
-    shares = credit(blocks, scores, variants, block=None if name == TOGETHER else len(blocks) - 1)
-    undecided = (int((shares[scores[:, None] != scores] == 0.5).sum())) // 2
-    pairs = comparison(shares, scores, clear=clear[np.ix_(have, have)], num_indicator_ties=undecided)
+    scores, variants = _numbers(there[target]), np.asarray(there["variant"], dtype=str)
+    apart = clear[np.ix_(have, have)]
+
+    def pairs_of(rows: Flags) -> Comparison:
+        blocks = [design(there[column][rows]) for column in columns]
+        block = None if name == TOGETHER else len(blocks) - 1
+        shares = credit(blocks, scores[rows], list(variants[rows]), block=block)
+        undecided = int((shares[scores[rows][:, None] != scores[rows]] == 0.5).sum()) // 2
+        return comparison(shares, scores[rows], clear=apart[np.ix_(rows, rows)], num_indicator_ties=undecided)
+
+    pairs = pairs_of(np.ones(len(scores), dtype=bool))
+    without = [pairs_of(kept) for kept in leave_one_out(_groups(list(variants))).astype(bool)]
+    left = np.array([_once(each.accuracy, each.every) for each in without])
+    clear_left = np.array([_once(each.clear_accuracy, each.every) for each in without])
     direction: Direction | None = None
     if name != TOGETHER and pd.api.types.is_numeric_dtype(there[name]) and there[name].nunique() > 1:
         rising = kendall(_numbers(there[name]), scores, np.ones((1, len(scores))))[0] >= 0
         direction = "higher" if rising else "lower"
-    weights = leave_one_out(variants)
-    return _row(name, "config", direction, pairs, weights=weights, have=have, order=(have.tobytes(), shares.tobytes()))
+    association = replace(
+        _association(name, "config", direction, pairs, have=have),
+        accuracy=interval(_once(pairs.accuracy, scores), left),
+        clear_accuracy=interval(_once(pairs.clear_accuracy, scores), clear_left),
+    )
+    return _Row(association, have=have, left=left, order=("config", have.tobytes(), pairs.credit.tobytes()))
 
 
-def _row(
+def _groups(variants: Sequence[str]) -> list[str]:
+    """Of each checkpoint: its variant, or its group of variants where there are more than MAX_GROUPS; of like size.
+
+    Variants' names are hashes, so that neighbours by name are as good as drawn.
+    """
+    names = sorted(set(variants))
+    size = -(-len(names) // MAX_GROUPS)
+    group = {name: names[index - index % size] for index, name in enumerate(names)}
+    return [group[name] for name in variants]
+
+
+def _once(statistic: Callable[[Floats], Floats], rows: Floats) -> float:
+    """Of the sample as it is, each of the `rows` weighing 1."""
+    return float(statistic(np.ones((1, len(rows))))[0])
+
+
+def _association(
     name: str,
     source: Literal["measured", "config"],
     direction: Direction | None,
     pairs: Comparison,
     *,
-    weights: Floats,
     have: Flags,
-    order: Hashable,
-) -> _Row:
-    once = np.ones((1, weights.shape[1]))
-    left = pairs.accuracy(weights)
-    association = Association(
+) -> Association:
+    """Without what is estimated yet."""
+    return Association(
         indicator=name,
         source=source,
         direction=direction,
-        num_checkpoints=weights.shape[1],
+        num_checkpoints=int(have.sum()),
         num_missing=int((~have).sum()),
-        accuracy=interval(float(pairs.accuracy(once)[0]), left),
-        clear_accuracy=interval(float(pairs.clear_accuracy(once)[0]), pairs.clear_accuracy(weights)),
+        accuracy=Estimate(math.nan),
+        clear_accuracy=Estimate(math.nan),
         spearman=Estimate(math.nan),
         kendall=Estimate(math.nan),
         gain=Estimate(math.nan),
         pairs=pairs.counts,
         same_order_as=None,
     )
-    return _Row(association, have=have, left=left, order=(source, order))
 
 
 def _correlation(function: Statistic, oriented: Floats, scores: Floats, weights: Floats) -> Estimate:

@@ -1,10 +1,14 @@
 """What the sweep file alone tells, against fits made anew for every pair."""
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from raysweep.analysis.associations import MAX_GROUPS, _groups, associate
 from raysweep.analysis.baselines import PENALTY, credit, design
+from raysweep.analysis.pairwise import interval
 
 
 def naive(blocks: list[np.ndarray], scores: np.ndarray, variants: np.ndarray, block: int | None) -> np.ndarray:
@@ -72,3 +76,30 @@ def test_a_column_of_no_effect_is_a_coin_beside_one_that_decides():
         shares = credit([design(names), design(layers)], scores, [f"{i}" for i in range(6)], block=1)
         found.append(shares[np.triu_indices(6, 1)].mean())
     assert np.mean(found) == pytest.approx(0.5, abs=4 * np.std(found) / np.sqrt(300))
+
+
+def test_a_baseline_is_fitted_anew_without_each_variant():
+    """Only so does its interval allow for what the fit owes to each of them."""
+    generator = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "variant": [f"{i:02}" for i in range(9) for _ in range(2)],
+            "point.optimizer": [name for name in "xyxyxyxyz" for _ in range(2)],
+            "sft/mean_score": generator.normal(size=18),
+        }
+    )
+    given = {"target": "sft/mean_score", "directions": {}}
+    [row], _ = associate(table, clear=np.ones((18, 18), dtype=bool), **given)
+    without = []
+    for variant in table["variant"].unique():
+        rest = table[table["variant"] != variant].reset_index(drop=True)
+        [other], _ = associate(rest, clear=np.ones((16, 16), dtype=bool), **given)
+        without.append(other.accuracy.value)
+    assert row.accuracy == interval(row.accuracy.value, np.array(without))
+
+
+def test_many_variants_are_left_out_in_groups_of_like_size():
+    groups = Counter(_groups([f"{i:02}" for i in range(50) for _ in range(3)]))
+    assert len(groups) <= MAX_GROUPS
+    assert max(groups.values()) == 12
+    assert _groups(["b", "a", "a"]) == ["b", "a", "a"]
