@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from raysweep.errors import ClusterError
 
@@ -27,8 +27,8 @@ WAKE_SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def ray_watched() -> Iterator[None]:
-    """While in it, see that the GCS and this node's raylet take connections.
+def ray_watched() -> Iterator[Sequence[str]]:
+    """While in it, see that the GCS and this node's raylet take connections; gives the list of what is gone.
 
     Only the main thread can be woken; elsewhere this does nothing.
 
@@ -38,8 +38,9 @@ def ray_watched() -> Iterator[None]:
     Raises:
         ClusterError: if one of them is gone.
     """
+    gone: list[str] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield gone
         return
     import ray
 
@@ -49,7 +50,6 @@ def ray_watched() -> Iterator[None]:
     doors = {"GCS": (socket.AF_INET, (host, int(port)), patience)}
     doors["raylet"] = (socket.AF_UNIX, node.raylet_socket_name, GONE_SECONDS)
     left = threading.Event()
-    gone: list[str] = []
 
     def wake(number: int, frame: object) -> None:
         raise KeyboardInterrupt  # What Ray's own waiting lets through.
@@ -71,7 +71,7 @@ def ray_watched() -> Iterator[None]:
     before = signal.signal(WAKE, wake)
     threading.Thread(target=watch, name="raysweep-ray-watch", daemon=True).start()
     try:
-        yield
+        yield gone
     except BaseException:
         if gone:
             atexit.register(_leave)  # Runs before Ray's, which waits for the GCS for a minute and aborts.

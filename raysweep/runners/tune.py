@@ -281,10 +281,12 @@ def run_tune(
             callbacks=[_Ends(run, report, prunes=scheduler is not None)],
         ),
     )
-    with sink, watch, ray_watched():
+    with sink, watch, ray_watched() as gone:
         try:
             tuner.fit()
         except KeyboardInterrupt:  # Gangs go on until this process ends.
+            if gone:
+                raise
             logger.warning("saving what is being trained; press Ctrl-C again to leave at once")
             sink.ask_to_save()
             if not training.wait_until_saved(SAVE_SECONDS):

@@ -4,11 +4,11 @@ Two kinds of silence:
 
 * A process that is *stopped* (SIGSTOP, a frozen machine) sends no beat. Beats come from a thread, so that long work (a
   model that loads, a compiler, an evaluation) does not hold them up.
-* A gang that is *stuck* (a collective that a rank never enters, a file server that does not answer) still beats, but
-  all its processes that are at work on a stage leave their processors idle. One rank that works excuses all that wait
-  for it, and a rank that waits for another gang to make a shared stage is not at work: that gang is watched itself.
-  On GPUs this rule is off, as a processor may spin or rest there, whatever the GPU does; NCCL's own watchdog ends a
-  collective after ten minutes.
+* A gang that is *stuck* (a collective that a rank never enters) still beats, but all its processes that are at work on
+  one stage leave their processors idle. A rank that works keeps those that wait for it. One that is alone at a stage is
+  let be: it waits for no other, but may download or upload for long. A rank that waits for another gang to finish a
+  shared stage is not at work; that gang is watched itself. On GPUs a process that waits may spin, and this rule is off:
+  there NCCL's own watchdog ends a collective after ten minutes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Watch:
 
     Args:
         max_silence_seconds: of a process.
-        max_idle_seconds: of all processes of a gang at work; may be infinite.
+        max_idle_seconds: of all processes of a gang at work on one stage; may be infinite.
         end: kills a process for good.
         report: takes a "failed" event where a stage was under way.
     """
@@ -130,16 +130,16 @@ class Watch:
 
     def _stuck(self) -> Iterable[tuple[Process, str]]:
         """The lowest rank of each gang that is at work and gets nowhere: the others end with it."""
-        gangs: dict[str, list[_Life]] = {}
+        together: dict[tuple[str, str], list[_Life]] = {}
         for life in self._lives.values():
-            gangs.setdefault(life.beat.process.gang, []).append(life)
-        for lives in gangs.values():
-            at_work = [life for life in lives if life.beat.stage]
-            if at_work and all(life.idle_seconds > self._max_idle_seconds for life in at_work):
+            if life.beat.stage:
+                together.setdefault((life.beat.process.gang, life.beat.stage), []).append(life)
+        for at_work in together.values():
+            if len(at_work) > 1 and all(life.idle_seconds > self._max_idle_seconds for life in at_work):
                 yield (
                     min((life.beat.process for life in at_work), key=lambda process: process.rank),
                     f"{len(at_work)} worker(s) used no processor for {self._max_idle_seconds:g} s "
-                    "(resources.max_silence_seconds): they wait for each other, or for a disk; their gang is replaced",
+                    "(resources.max_silence_seconds): they wait for each other; their gang is replaced",
                 )
 
     def _failed(self, process: Process, cause: str) -> dict[str, Any] | None:

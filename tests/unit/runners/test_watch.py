@@ -59,6 +59,8 @@ def test_a_gang_whose_ranks_all_wait_is_ended():
     [
         ((0.0, 1.0), ("pretrain-1", "pretrain-1")),  # One waits for the other's long evaluation.
         ((0.0, 1.0), ("", "sft-1")),  # Of a split: rank 0 has nothing left to do.
+        ((0.0, 1.0), ("fetch-1", "")),  # A download, and nothing to do beside it.
+        ((0.0, 0.0), ("sft-1", "sft-2")),  # Two downloads: neither waits for the other.
         ((0.0, 0.0), ("", "")),  # Between trials, or until another gang has made what both need.
     ],
 )
