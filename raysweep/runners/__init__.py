@@ -41,9 +41,9 @@ def run_sweep(
         logger.warning(warning)
     run = Run.create(store, name or space.run_name(), sweep_text=space.text, identity=space.identity())
     with run.held():
-        journal = Journal(run, show, trackers=trackers(run, space.name))
         run.note_planned(Progress(space).counts())
         run.start_attempt()
+        journal = Journal(run, show, trackers=trackers(run, space.name))
         try:
             if runner == "inline":
                 from raysweep.runners.inline import run_inline
