@@ -63,10 +63,7 @@ class Journal:
         """Give back what was held of the disk, and let the trackers write what they hold, if there is room."""
         self._reserve.unlink(missing_ok=True)
         for tracker in self._trackers:
-            try:
-                tracker.close()
-            except OSError as error:
-                logger.warning("scalars are not all kept: %s", error)
+            tracker.close()
 
     def _hold_back(self) -> None:
         for size in (RESERVE, RESERVE // 4, RESERVE // 16):

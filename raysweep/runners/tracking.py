@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from raysweep.runs import Run, TrialRow
 
@@ -33,7 +33,7 @@ def trackers(run: Run, sweep: str) -> list[Tracker]:
     """TensorBoard; W&B if WANDB_PROJECT is set, MLflow if MLFLOW_TRACKING_URI is. What is asked for and not installed,
     or cannot be reached, is warned of: a run does not end for want of a tracker.
     """
-    found: list[Tracker] = [TensorBoard(run.folder / "tensorboard")]
+    found: list[Tracker] = [_Guarded("tensorboard", TensorBoard(run.folder / "tensorboard"))]
     optional: tuple[tuple[str, str, Callable[[Run, str], Tracker]], ...] = (
         ("WANDB_PROJECT", "wandb", Wandb),
         ("MLFLOW_TRACKING_URI", "mlflow", MLflow),
@@ -75,27 +75,39 @@ class _Guarded:
 
 
 class TensorBoard:
-    """A folder of logs for each trial, written without torch: the driver does without it."""
+    """A folder of logs for each trial, written without torch: the driver does without it.
+
+    Nor by TensorBoard's own writer, whose thread dies with a traceback where the disk is full.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._writers: dict[str, Any] = {}
+        self._files: dict[str, IO[bytes]] = {}
 
     def add(self, row: TrialRow, step: int, scalars: Mapping[str, float]) -> None:
         """See `Tracker`."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        if row.trial not in self._writers:
-            self._writers[row.trial] = EventFileWriter(str(self._folder / row.trial))
+        if row.trial not in self._files:
+            folder = self._folder / row.trial
+            folder.mkdir(parents=True, exist_ok=True)
+            # The name by which TensorBoard knows its files, in the order of their beginning.
+            self._files[row.trial] = (folder / f"events.out.tfevents.{time.time():.6f}.{os.getpid()}").open("wb")
+            self._write(row.trial, Event(wall_time=time.time(), file_version="brain.Event:2"))
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        self._writers[row.trial].add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._write(row.trial, Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _write(self, trial: str, event: Any) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        RecordWriter(self._files[trial]).write(event.SerializeToString())
+        self._files[trial].flush()
 
     def close(self) -> None:
         """See `Tracker`."""
-        for writer in self._writers.values():
-            writer.close()
+        for file in self._files.values():
+            file.close()
 
 
 class Wandb:

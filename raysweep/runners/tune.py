@@ -315,6 +315,9 @@ def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> str:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # Tune saves a state of its own, which is never restored from: that it cannot is nobody's loss, nor traceback.
+    for name in ("ray.tune.execution.experiment_state", "ray.train._internal.syncer"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # A traceback each; `_Ends` says it in a line.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local = "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
