@@ -277,7 +277,15 @@ def _trial_row(line: bytes) -> TrialRow:
     row = TrialRow(**data, stages=tuple(StageRow(**stage) for stage in stages))
     texts = (row.trial, row.variant, *(text for stage in row.stages for text in (stage.id, stage.kind)))
     mappings = (row.point, *(stage.inputs for stage in row.stages))
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(each, dict) for each in mappings):
+    maybe_texts = [text for stage in row.stages for text in (stage.checkpoint, stage.task)]
+    maybe_numbers = [stage.step for stage in row.stages]
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(each, dict) for each in mappings)
+        and all(text is None or isinstance(text, str) for text in maybe_texts)
+        and all(number is None or isinstance(number, int) for number in maybe_numbers)
+        and isinstance(row.seed, int)
+    ):
         raise ValueError("not the fields of a trial")
     return row
 

@@ -75,6 +75,17 @@ def test_a_damaged_line_costs_its_trial_alone(run, caplog):
     assert [json.loads(line)["trial"] for line in path.read_text().splitlines()] == ["t1", "t2"]
 
 
+@pytest.mark.parametrize(("field", "value"), [("step", "6"), ("task", 3), ("checkpoint", []), ("inputs", None)])
+def test_a_line_with_a_field_of_another_type_is_no_trial(run, caplog, field, value):
+    path = run.folder / "trials.jsonl"
+    row = json.loads(path.read_text().splitlines()[-1])
+    row["stages"][-1][field] = value
+    path.write_text(json.dumps(row) + "\n")
+    assert Run(run.store, run.name).trials() == []
+    assert "not the fields of a trial" in caplog.text
+    assert status(Run(run.store, run.name))["num_trials"] == 0
+
+
 def test_a_run_whose_identity_is_lost_is_not_taken_for_another_sweep(run):
     (run.folder / "identity.json").write_bytes(b"")
     with pytest.raises(StoreError, match=r"lost its identity\.json, and its sweep\.yaml is another"):
