@@ -1,11 +1,15 @@
 """A run opened again: its best checkpoint's folder, its export, and the command line around them."""
 
+import base64
 import json
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 from tiny_models import build as tiny_model
 
 import raysweep
@@ -134,6 +138,85 @@ def test_export_to_the_hub_says_in_one_line_what_is_in_the_way(results, monkeypa
     with pytest.raises(StoreError, match=r"hub:me/mine cannot be written \(OfflineModeIsEnabled: .*HF_TOKEN") as caught:
         export(results.ranking, results.run.store, to="hub:me/mine")
     assert "\n" not in str(caught.value)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of a hub as an upload needs: creates repositories, lists and takes files, to whoever has the token."""
+
+    repositories: dict[str, dict[str, bytes]]
+
+    def do_GET(self):
+        if self.path.startswith("/api/models/me/mine/tree/"):
+            files = self.repositories["me/mine"].items()
+            self._answer([{"type": "file", "path": name, "size": len(data), "oid": "0"} for name, data in files])
+        else:
+            self._answer({"error": "no such file"}, status=404)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["Authorization"] != "Bearer mine":
+            self._answer({"error": "Invalid username or password."}, status=401)
+        elif self.path == "/api/repos/create":
+            asked = json.loads(body)
+            assert asked["visibility"] == "private"
+            self.repositories.setdefault(f"{asked['organization']}/{asked['name']}", {})
+            self._answer({"url": f"http://{self.headers['Host']}/me/mine"})
+        elif self.path == "/api/models/me/mine/preupload/main":
+            files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            self._answer({"files": files})
+        elif self.path == "/api/models/me/mine/commit/main":
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.repositories["me/mine"][line["value"]["path"]] = content
+            self._answer({"commitUrl": f"http://{self.headers['Host']}/me/mine/commit/1", "commitOid": "1"})
+        else:
+            self._answer({"error": self.path}, status=404)
+
+    def _answer(self, value, *, status=200):
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub():
+    """The repositories of a hub, and its address."""
+    kind = type("OwnHub", (Hub,), {"repositories": {}})
+    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield kind.repositories, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_export_to_the_hub_opens_elsewhere(results, hub, tmp_path, monkeypatch, capsys):
+    import huggingface_hub.constants
+    from transformers import AutoModelForCausalLM
+
+    repositories, address = hub
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    command = ["export", str(results.run.folder), "--to", "hub:me/mine"]
+    monkeypatch.setenv("HF_TOKEN", "another")
+    assert main(command) == 2
+    assert "HF_TOKEN" in capsys.readouterr().err
+    monkeypatch.setenv("HF_TOKEN", "mine")
+    assert main(command) == 0
+    assert f"{address}/me/mine" in capsys.readouterr().out
+    for name, content in repositories["me/mine"].items():
+        (tmp_path / name).write_bytes(content)
+    ours = AutoModelForCausalLM.from_pretrained(results.ranking.best["location"])
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
+    assert main(command) == 2
+    assert "file(s) already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
