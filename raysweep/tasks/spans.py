@@ -12,7 +12,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from raysweep.data.corpora import Corpus
-from raysweep.data.pcfg import INDICATOR, MAX_NUMBERS, PCFG, TASK
+from raysweep.data.exact import INDICATOR, MAX_NUMBERS, TASK
+from raysweep.data.pcfg import PCFG
 from raysweep.errors import DataError, SpaceError
 from raysweep.tasks.base import TARGET_SPLITS, Split, TaskSpec, numbered
 

@@ -1,0 +1,205 @@
+"""Languages whose law is known exactly, so that the lowest loss that a model can have is, too.
+
+All have words that are drawn from hidden symbols, one above each word: the states of a hidden Markov model, the
+lowest non-terminals of a grammar. What is seen of a sentence enters as the probability of what is seen at each place
+under each symbol; what it says of the symbol at another place is the language's own algorithm (`contexts`), and all
+conditionals follow. To add a language: a class with `emissions`, `contexts` and `sample`, in a file beside this one,
+and its name in `corpora.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import Field
+
+from raysweep.data.draws import Floats, Ints
+from raysweep.spec import Spec
+
+TRAIN, VALID, TASK, INDICATOR = 0, 1, 2, 3
+"""Streams of sentences that share no draw."""
+
+Seen = Literal["before", "around"]
+"""Of a sentence, by whoever predicts a word: the words before it, or all but itself."""
+
+MAX_NUMBERS = 10**8
+"""Of a table of words, and of the sentences that a task draws at once, in numbers of 8 bytes."""
+
+# Numbers of 8 bytes of the tables that are worked on at once: more are no faster, fewer are slower.
+_TABLE = 2**19
+# Words that are drawn at once, so that a corpus of any size is written in the same memory.
+_WORDS = 2**20
+
+
+class ExactCorpus(Spec):
+    """A corpus of sentences of one length, opened by a token of its own."""
+
+    name: str
+    num_words_total: int = Field(default=200, ge=2, le=1_000_000, alias="vocabulary")
+    """Words there are."""
+    sentence_length: int = Field(ge=2, le=4096)
+    """Words of a sentence."""
+    num_train_sentences: int = Field(default=100_000, ge=1)
+    """Sentences to train on."""
+    num_valid_sentences: int = Field(default=2_000, ge=1)
+    """Held-out sentences."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Words, and the token that opens every sentence."""
+        return self.num_words_total + 1
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """One, by the corpus's name."""
+        return (self.name,)
+
+    @property
+    def mix(self) -> dict[str, float]:
+        """All of the one domain."""
+        return {self.name: 1.0}
+
+    def pin(self, base: Path) -> Self:
+        """Itself: it names no file."""
+        return self
+
+    def source(self) -> Self:
+        """What its tokens depend on: all of it."""
+        return self
+
+    @property
+    @abstractmethod
+    def emissions(self) -> Floats:
+        """Probability of each word under each hidden symbol, [symbols, vocabulary]."""
+
+    @abstractmethod
+    def contexts(self, evidence: Floats, *, seen: Seen) -> Floats:
+        """What the rest of a sentence says of the symbol above each word: p(symbol at t | what is seen elsewhere).
+
+        Args:
+            evidence: [symbols, T, n]: probability of what is seen at a place, given the symbol there; 1 if nothing is.
+            seen: "before": only the places before t count; "around": all but t itself.
+
+        Returns:
+            [symbols, T, n], sums of 1 over symbols; 0 throughout where what is seen cannot be.
+        """
+
+    @abstractmethod
+    def sample(self, num: int, *, seed: int, stream: int, part: slice = slice(None)) -> tuple[Ints, Any]:
+        """Sentences [num, T] of words in [0, vocabulary), and the hidden symbols; only those of `part`, if given.
+
+        Sentence i is a function of `num`, `seed`, `stream` and i alone.
+        """
+
+    def word_probabilities(self, words: Ints, *, seen: Seen, hidden: np.ndarray | None = None) -> Floats:
+        """Exact conditional probability of every word at every place, [n, T, vocabulary].
+
+        Args:
+            words: [n, T].
+            seen: "before": p(x_t | x_1 ... x_{t-1}); "around": p(x_t | all others).
+            hidden: [n, T], true where a word is seen at no other place either, as those under a mask.
+        """
+        probabilities = np.empty((*words.shape, self.num_words_total))
+        for rows, contexts in self._parts(words, seen, hidden):
+            probabilities[rows] = (
+                (contexts.reshape(len(contexts), -1).T @ self.emissions).reshape(*contexts.shape[1:], -1).swapaxes(0, 1)
+            )
+        return probabilities
+
+    def word_losses(self, words: Ints, *, seen: Seen, hidden: np.ndarray | None = None) -> Floats:
+        """-log of the exact conditional probability of each word, in nats, [n, T]: the lowest expected loss there is.
+
+        Arguments are those of `word_probabilities`. Infinite where a sentence cannot be.
+        """
+        losses = np.empty(words.shape)
+        for rows, contexts in self._parts(words, seen, hidden):
+            own = self.emissions[:, words[rows].T]
+            with np.errstate(divide="ignore"):
+                losses[rows] = -np.log(np.einsum("atn,atn->nt", contexts, own))
+        return losses
+
+    def _parts(self, words: Ints, seen: Seen, hidden: np.ndarray | None) -> Iterator[tuple[slice, Floats]]:
+        """Rows, and the contexts of their sentences, [symbols, T, rows]."""
+        step = max(1, _TABLE // self.emissions.shape[0] // words.shape[1])
+        for first in range(0, len(words), step):
+            rows = slice(first, first + step)
+            evidence = self.emissions[:, words[rows].T]
+            if hidden is not None:
+                evidence[:, hidden[rows].T] = 1.0
+            yield rows, self.contexts(evidence, seen=seen)
+
+    def log_probability(self, words: Ints) -> Floats:
+        """Exact log-probability of each sentence, in nats, [n], of words [n, T]."""
+        return np.asarray(-self.word_losses(words, seen="before").sum(axis=1))
+
+    def build(self, out: Path, *, tokenizer_dir: Path | None = None) -> dict[str, float]:
+        """Write the tokens folder (see packing.py): one sentence a row, opened by <s>, token 0."""
+        if tokenizer_dir is not None:
+            raise ValueError(f"a corpus {self.name} has its own tokenizer")
+        counts = {"train": self.num_train_sentences, "valid": self.num_valid_sentences}
+        dtype = np.uint16 if self.vocab_size <= 2**16 else np.uint32
+        losses = []
+        for split, stream in (("train", TRAIN), ("valid", VALID)):
+            with (out / f"{self.name}.{split}.bin").open("wb") as file:
+                for words in self._sentences(counts[split], stream):
+                    self.rows(words).astype(dtype).tofile(file)
+                    if split == "valid":
+                        losses.append(-self.log_probability(words) / self.sentence_length)
+        loss = np.concatenate(losses)
+        row = self.sentence_length + 1
+        meta = {
+            "vocab_size": self.vocab_size,
+            "dtype": np.dtype(dtype).name,
+            "sentence_length": self.sentence_length,
+            "domains": {
+                self.name: {
+                    "num_train_tokens": counts["train"] * row,
+                    "num_valid_tokens": counts["valid"] * row,
+                    "valid_bytes": None,
+                }
+            },
+            "optimal_loss_nats_per_token": float(loss.mean()),
+            "optimal_loss_stderr": float(loss.std(ddof=1) / math.sqrt(len(loss))) if len(loss) > 1 else None,
+        }
+        (out / "meta.json").write_text(json.dumps(meta, indent=1))
+        self._write_tokenizer(out / "tokenizer")
+        return {"optimal_loss_nats_per_token": float(loss.mean()), "num_tokens": float(sum(counts.values()) * row)}
+
+    def rows(self, words: Ints) -> Ints:
+        """Words [num, T] as token rows [num, T + 1]: <s> is 0, word w is w + 1."""
+        return np.concatenate([np.zeros((len(words), 1), np.int64), words + 1], axis=1)
+
+    def _sentences(self, num: int, stream: int) -> Iterator[Ints]:
+        """All sentences of a stream of `num`, some at a time."""
+        step = max(1, _WORDS // self.sentence_length)
+        for first in range(0, num, step):
+            yield self.sample(num, seed=0, stream=stream, part=slice(first, first + step))[0]
+
+    def _write_tokenizer(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+        from tokenizers.models import WordLevel
+        from tokenizers.pre_tokenizers import WhitespaceSplit
+        from transformers import PreTrainedTokenizerFast
+
+        vocabulary = {"<s>": 0} | {f"w{word}": word + 1 for word in range(self.num_words_total)}
+        tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<s>"))
+        tokenizer.pre_tokenizer = WhitespaceSplit()
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", pad_token="<s>")
+        fast.save_pretrained(folder)
+
+
+def check_table(field: str, num: int, num_words: int) -> None:
+    """See that emissions of `num` symbols fit into memory. Raises ValueError."""
+    if (size := num * num_words) > MAX_NUMBERS:
+        raise ValueError(f"{field} x vocabulary is {size:,}; at most {MAX_NUMBERS:,} fit into memory")
+
+
+def normalised(weights: Floats) -> Floats:
+    """Sums of 1 over the first axis; 0 stays where all are 0."""
+    return np.asarray(weights / np.maximum(weights.sum(axis=0), np.finfo(np.float64).tiny))
