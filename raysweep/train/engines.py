@@ -22,6 +22,20 @@ Batch = Mapping[str, torch.Tensor]
 Tensors = dict[str, torch.Tensor]
 
 
+class _Rates:
+    """The learning rates of an optimizer's groups, which keep their ratios as a schedule goes."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        # The groups themselves: ZeRO puts its partitions into them, and steps this optimizer.
+        self._groups = optimizer.param_groups
+        self._peaks = [group["lr"] for group in self._groups]
+
+    def set(self, multiplier: float) -> None:
+        """Each group's rate is its peak times `multiplier`."""
+        for group, peak in zip(self._groups, self._peaks, strict=True):
+            group["lr"] = peak * multiplier
+
+
 class PlainEngine:
     """One process, whatever process group it may be part of."""
 
@@ -39,23 +53,36 @@ class PlainEngine:
         self._objective, self._bf16 = objective, bf16
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = optimizer.build(self._parameters)
+        self._rates = _Rates(self._optimizer)
         self._max_norm = clip_norm if clip_norm is not None else float("inf")
         self._device_type = worker.device.split(":")[0]
 
-    def step(self, micro_batches: Sequence[Batch], *, num_tokens: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step; (this rank's share of the mean loss, norm of the gradient), not waited for."""
+    def accumulate(self, micro_batches: Sequence[Batch], *, num_tokens: int) -> torch.Tensor:
+        """Add the gradients of a step's micro-batches up; this rank's share of the mean loss, not waited for.
+
+        Args:
+            micro_batches: this rank's part of the global batch.
+            num_tokens: over which the mean is taken, those of all ranks.
+        """
         total = torch.zeros((), device=self._parameters[0].device)
         for batch in micro_batches:
             with torch.autocast(self._device_type, torch.bfloat16, enabled=self._bf16):
                 loss = self._objective.loss_sum(self.model, batch) / num_tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        return total
+
+    def apply(self, multiplier: float) -> torch.Tensor:
+        """Clip what was accumulated, step, and forget it; the norm before clipping, not waited for.
+
+        Args:
+            multiplier: of each group's own peak learning rate, by the schedule.
+        """
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        self._rates.set(multiplier)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return total, norm
+        return norm
 
     def weights(self) -> Tensors:
         """All weights, by name."""
@@ -131,28 +158,37 @@ class DeepSpeedEngine:
         # Not `cpu=True`, with which accelerate would take DDP in place of DeepSpeed.
         self._accelerator = Accelerator(mixed_precision="bf16" if self._has_masters else "no", deepspeed_plugin=plugin)
         self._objective, self._worker = objective, worker
-        self._engine, self._optimizer = self._accelerator.prepare(model, optimizer.build(model.parameters()))
+        base = optimizer.build(model.parameters())
+        self._rates = _Rates(base)
+        self._engine, self._optimizer = self._accelerator.prepare(model, base)
         self._num_micro_batches = num_micro_batches
 
-    def step(self, micro_batches: Sequence[Batch], *, num_tokens: int, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `PlainEngine.step`."""
+    def accumulate(self, micro_batches: Sequence[Batch], *, num_tokens: int) -> torch.Tensor:
+        """See `PlainEngine.accumulate`. With the last micro-batch, gradients are summed over ranks."""
         engine = self._engine
-        for group in engine.optimizer.param_groups:
-            group["lr"] = lr
         # DeepSpeed takes the mean over ranks and micro-batches; ours is a sum over the tokens of all of them.
         scale = self._worker.world_size * self._num_micro_batches / num_tokens
         total = torch.zeros((), device=self._worker.device)
         for index, batch in enumerate(micro_batches):
-            engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            is_last = index == len(micro_batches) - 1
+            engine.set_gradient_accumulation_boundary(is_last)
             loss = self._objective.loss_sum(engine, batch)
             engine.backward(loss * scale)
-            if self._worker.zero_stage == 0 and index == len(micro_batches) - 1:
-                # Averaged over ranks by now. Without ZeRO, DeepSpeed clips by this norm but does not tell it.
-                whole = torch.nn.utils.get_total_norm([p.grad for p in engine.parameters() if p.grad is not None])
-            engine.step()
+            if not is_last:  # Counts the micro-batch; at the boundary it would step the optimizer too.
+                engine.step()
             total += loss.detach() / num_tokens
+        return total
+
+    def apply(self, multiplier: float) -> torch.Tensor:
+        """See `PlainEngine.apply`."""
+        engine = self._engine
+        if self._worker.zero_stage == 0:
+            # Without ZeRO, DeepSpeed clips by this norm but does not tell it.
+            whole = torch.nn.utils.get_total_norm([p.grad for p in engine.parameters() if p.grad is not None])
+        self._rates.set(multiplier)
+        engine.step()
         norm = engine.get_global_grad_norm()
-        return total, whole if norm is None else torch.as_tensor(norm)
+        return whole if norm is None else torch.as_tensor(norm)
 
     def weights(self) -> Tensors:
         """All weights in float32, by name, gathered from the ranks; to be called by every rank, used by rank 0."""

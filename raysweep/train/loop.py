@@ -124,8 +124,8 @@ def train(
             batch = batches(step)
             num_tokens = int((batch["labels"][:, 1:] != IGNORED).sum())
             num_tokens_seen += num_tokens
-            lr = optimizer.lr * schedule.multiplier(step, num_steps)
-            window.append(engine.step(cutter.cut(batch), num_tokens=max(1, num_tokens), lr=lr))
+            loss = engine.accumulate(cutter.cut(batch), num_tokens=max(1, num_tokens))
+            window.append((loss, engine.apply(schedule.multiplier(step, num_steps))))
             if step == stop - 1 or step % LOOK_EVERY == LOOK_EVERY - 1:
                 due = time.monotonic() - last_save > save_every_seconds or worker.save_asked()
                 due = log.take(window, due=due, worker=worker)

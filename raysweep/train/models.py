@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 class Llama(Spec):
     """A Llama-style decoder (Touvron et al., 2023): RMSNorm, rotary positions, SwiGLU, no biases."""
+
+    head: ClassVar[Literal["causal", "masked"]] = "causal"
+    """Predicts next tokens, from those before; masked: tokens in place, from both sides."""
 
     name: Literal["llama"] = "llama"
     """Which model."""
