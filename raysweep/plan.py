@@ -233,7 +233,7 @@ def chain(
     """The stages of a trial, each after those it needs; checkpoint by checkpoint, so that a trial can be pruned.
 
     Raises:
-        DataError: if a task and the corpus do not go together.
+        DataError: if a task and the corpus, or flatness and the objective, do not go together.
     """
     corpus = pretrain.data
     if isinstance(pretrain, Existing):
@@ -251,9 +251,9 @@ def chain(
     given = {"mix": corpus.mix, "sequence_length": pretrain.sequence_length}
     wide: list[StageSpec] = []
     if indicators:
-        wide.append(indicators.with_(tasks=tasks, **given))
+        wide.append(indicators.with_(tasks=tasks, objective=pretrain.objective, **given))
     if flatness:
-        wide.append(flatness.with_(**given))
+        wide.append(flatness.bind(pretrain.objective).with_(**given))
     split = list(_finetunings(sft, tasks)) if sft else []
     stages = opening
     for step, checkpoint in checkpoints:

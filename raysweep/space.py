@@ -120,10 +120,14 @@ class SearchSpace:
         )
 
     def bind(self, point: Point) -> Recipe | Existing:
-        """The pretrain section of a variant, seen to go together with the tasks. Raises a RaysweepError if not."""
+        """The pretrain section of a variant, seen to go together with what follows. Raises a RaysweepError if not."""
         pretrain = self._pretrain(point) if point else self.declared.pretrain
+        parts: list[tuple[Place, Callable[[], object]]] = []
         if self.declared.sft:
-            collect([(("sft",), partial(self.declared.sft.bind, pretrain.data))])
+            parts.append((("sft",), partial(self.declared.sft.bind, pretrain.data)))
+        if self.declared.flatness:
+            parts.append((("flatness",), partial(self.declared.flatness.bind, pretrain.objective)))
+        collect(parts)
         return pretrain
 
     def _pretrain(self, point: Point) -> Recipe | Existing:

@@ -51,6 +51,22 @@ class Spec(BaseModel):
     VERSION: ClassVar[int] = 1
     """Raised by a fix that changes results: everything made before it gets another id."""
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **settings: Any) -> None:
+        """Refuse a member of a family that leaves something out, where its class is made.
+
+        Only a class that has an abstract method of its own is a base; any other has to have all that its bases ask for.
+
+        Raises:
+            TypeError: names what is missing.
+        """
+        super().__pydantic_init_subclass__(**settings)
+        unset = {name for name in cls.__class_vars__ if not hasattr(cls, name)}
+        missing = sorted(unset | cls.__abstractmethods__)
+        is_base = any(getattr(value, "__isabstractmethod__", False) for value in vars(cls).values())
+        if missing and not is_base:
+            raise TypeError(f"{cls.__name__} lacks {', '.join(missing)}, which {cls.__mro__[1].__name__} asks for")
+
     def with_(self, **changes: Any) -> Any:
         """A validated copy with some fields replaced (pydantic's `model_copy` would skip validation)."""
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)

@@ -16,6 +16,8 @@ from raysweep.data.pcfg import PCFG
 from raysweep.data.pinned import Digests
 from raysweep.data.tokenizers import VOCABULARY_FILES
 from raysweep.errors import DataError, Place, collect
+from raysweep.objectives.causal_lm import CausalLM
+from raysweep.objectives.families import Objective
 from raysweep.spec import Provenance, Spec, StageSpec
 from raysweep.train.checkpoints import SUPPORTED, check_causal, load_model, read_config, reads_ahead
 from raysweep.worker import Worker
@@ -41,6 +43,8 @@ class Existing(Spec):
     """Text that flatness and perplexity are measured on."""
     sequence_length: int = Field(default=512, gt=1)
     """Tokens of a sequence, of the checkpoint's own tokenizer."""
+    objective: Annotated[Objective, Provenance()] = CausalLM()
+    """What it was trained by, and is measured by."""
 
     @model_validator(mode="after")
     def _has_text(self) -> Existing:

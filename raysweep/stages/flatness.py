@@ -1,4 +1,4 @@
-"""Flatness of a checkpoint: traces of the Hessian, Gauss-Newton and Fisher matrices of its pretraining loss."""
+"""Flatness of a checkpoint: traces of the Hessian, Gauss-Newton and Fisher matrices of its objective's loss."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ from raysweep.curvature.sharing import Item, Share, Value
 from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
-from raysweep.spec import Neutral, Spec, StageSpec
+from raysweep.errors import DataError, StageError
+from raysweep.objectives.base import ObjectiveSpec, add_extra_tokens
+from raysweep.objectives.causal_lm import CausalLM
+from raysweep.objectives.families import Objective
+from raysweep.spec import Neutral, Provenance, Spec, StageSpec
 from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
 if TYPE_CHECKING:
+    import torch
+
+    from raysweep.curvature.language import Batch
     from raysweep.curvature.measure import Measured
     from raysweep.curvature.units import Unit, Values
 
@@ -113,6 +120,10 @@ class Flatness(StageSpec):
     """Filled from pretrain.data."""
     sequence_length: int = 0
     """Filled from pretrain."""
+    objective: Annotated[Literal["own", "causal_lm"], Provenance()] = "own"
+    """Whose loss it is the flatness of: the pretraining objective's own, or that of predicting every next token."""
+    loss: Annotated[Objective, Neutral(CausalLM())] = CausalLM()
+    """That objective; filled from pretrain."""
 
     @field_validator("own_samples")
     @classmethod
@@ -120,6 +131,25 @@ class Flatness(StageSpec):
         if num == 1:
             raise ValueError("1 sequence gives no error bar; take 2 at least (256 are few), or 0 for none")
         return num
+
+    def bind(self, objective: ObjectiveSpec) -> Flatness:
+        """With the objective whose loss is measured, of a model that is trained by `objective`.
+
+        Raises:
+            DataError: if a model that is trained so has no such loss, or no samples of its own.
+        """
+        loss = CausalLM() if self.objective == "causal_lm" else objective
+        if loss.head != objective.head:
+            raise DataError(
+                f"{self.objective}: {objective.name} trains a {objective.head} model, which predicts no next tokens; "
+                "set own",
+                ("objective",),
+            )
+        if self.own_samples and not loss.is_likelihood:
+            raise DataError(
+                f"{self.own_samples}: {loss.name} is no distribution of texts, to draw from; set 0", ("own_samples",)
+            )
+        return self.with_(loss=loss)  # type: ignore[no-any-return]
 
     def predict(self) -> tuple[float, float]:
         """What is expected before anything runs: tokens of gradients to compute, and the relative standard error."""
@@ -137,13 +167,11 @@ class Flatness(StageSpec):
         return work, rse
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """Traces are of the mean token loss, in nats per predicted token."""
-        import torch
-
+        """Traces are of the mean loss of `loss`, in nats per predicted token."""
         from raysweep.curvature.language import prepare
         from raysweep.curvature.operators import choose_parameters
 
-        text = torch.from_numpy(self._text(Tokens(inputs["tokens"]))).to(worker.device)
+        text = self._text(Tokens(inputs["tokens"]), worker.device)
         is_sharded = worker.zero_stage == 3 and worker.world_size > 1 and self.products != "exact"
         if is_sharded:
             measured = self._measure_sharded(inputs["checkpoint"], text, worker)
@@ -151,6 +179,7 @@ class Flatness(StageSpec):
             model = load_model(inputs["checkpoint"]).to(worker.device)
             prepare(model, twice_differentiable=self.products == "exact")
             choose_parameters(model, self.parameters)
+            _confirm(model, self.loss, {name: rows[: self.batch_sequences] for name, rows in text.items()})
         if not is_sharded:
             measured = self._measure(model, text, _Shared(worker, "units"))
         metrics = measured.metrics()
@@ -186,17 +215,19 @@ class Flatness(StageSpec):
             raise ValueError("own_samples: the checkpoint's tokenizer has no token that a text could begin with")
         given: dict[str, Any] = {"length": self.sequence_length, "start": start, "seed": self.seed}
         ids = sample_sequences(model, self.own_samples, share=_Shared(worker, "samples"), **given)
-        measured = self.with_(parts=False)._measure(model, ids, _Shared(worker, "units-of-samples"))
+        measured = self.with_(parts=False)._measure(model, {"input_ids": ids}, _Shared(worker, "units-of-samples"))
         off, error = distance(measured, on_text)
         traces = {f"samples_{name}": value for name, value in measured.metrics().items() if "trace" in name}
         return traces | {"samples_relative_distance": off, "samples_relative_distance_stderr": error}
 
-    def _shape(self, model: Any, shape: Shape, text: Any, out: Path, worker: Worker) -> dict[str, float]:
-        import torch
-
+    def _shape(self, model: Any, shape: Shape, text: Batch, out: Path, worker: Worker) -> dict[str, float]:
         from raysweep.curvature.shape import measure_shape
 
-        batches = [{"input_ids": ids} for ids in torch.split(text[: shape.num_sequences], self.batch_sequences)]
+        num = min(shape.num_sequences, len(text["input_ids"]))
+        batches = [
+            {name: rows[start : min(start + self.batch_sequences, num)] for name, rows in text.items()}
+            for start in range(0, num, self.batch_sequences)
+        ]
         given = shape.model_dump(exclude={"num_sequences"})
         share = _Shared(worker, "shape")
         found, metrics = measure_shape(model, batches, seed=self.seed, products=self.products, share=share, **given)
@@ -204,15 +235,15 @@ class Flatness(StageSpec):
             (out / "shape.json").write_text(json.dumps(found, indent=1))
         return metrics
 
-    def _measure(self, model: Any, ids: Any, share: Share) -> Measured:
-        """Traces on sequences [n, L]."""
+    def _measure(self, model: Any, text: Batch, share: Share) -> Measured:
+        """Traces on a text, which is cut into batches."""
         from raysweep.curvature.language import equal_batches
         from raysweep.curvature.measure import measure_traces
 
-        batches = equal_batches({"input_ids": ids}, self.batch_sequences)
+        batches = equal_batches(text, self.batch_sequences)
         return measure_traces(model, batches, share=share, **self._settings())
 
-    def _measure_sharded(self, checkpoint: Path, ids: Any, worker: Worker) -> Measured:
+    def _measure_sharded(self, checkpoint: Path, text: Batch, worker: Worker) -> Measured:
         """The same on a model of which each worker holds a shard, so that all work on each unit, each on its rows."""
         from raysweep.curvature.language import equal_batches, prepare
         from raysweep.curvature.measure import measure_traces
@@ -220,7 +251,7 @@ class Flatness(StageSpec):
         from raysweep.curvature.sharded import Shards, Together, rows_of
         from raysweep.train.sharded import sharded_model
 
-        whole = equal_batches({"input_ids": ids}, self.batch_sequences)
+        whole = equal_batches(text, self.batch_sequences)
         batches = [rows_of(batch, rank=worker.rank, world_size=worker.world_size) for batch in whole]
         with sharded_model(checkpoint, worker) as (model, release):
             prepare(model, twice_differentiable=False)
@@ -239,8 +270,10 @@ class Flatness(StageSpec):
             "distribution": self.distribution,
         }
 
-    def _text(self, tokens: Tokens) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-        """Held-out sequences [n, L] of all domains."""
+    def _text(self, tokens: Tokens, device: str) -> dict[str, torch.Tensor]:
+        """Held-out sequences of all domains, as the objective prepares them: the same for all models."""
+        import torch
+
         parts = [
             tokens.valid(
                 name, sequence_length=self.sequence_length, max_sequences=max(1, round(share * self.num_sequences))
@@ -249,7 +282,31 @@ class Flatness(StageSpec):
         ]
         # Shuffled, so that each batch is a draw from the mix and batches differ by chance alone.
         every = np.concatenate(parts)
-        return every[np.random.default_rng([self.seed, 3]).permutation(len(every))]
+        every = every[np.random.default_rng([self.seed, 3]).permutation(len(every))]
+        specials = add_extra_tokens(load_tokenizer(tokens.tokenizer_dir), self.loss)
+        rows = self.loss.prepare(every, np.random.default_rng([self.seed, 4]), specials)
+        # Padding stands on the right and is not predicted; nothing attends to it.
+        return {name: torch.from_numpy(part).to(device) for name, part in rows.items() if name != "lengths"}
+
+
+def _confirm(model: Any, objective: ObjectiveSpec, batch: Batch) -> None:
+    """See that what is measured is what was trained: curvature is of the cross-entropy of a batch's labels.
+
+    Raises:
+        StageError: if the objective's loss is another one.
+    """
+    import torch
+
+    from raysweep.curvature.language import mean_token_loss
+
+    with torch.no_grad():
+        own = float(objective.loss_sum(model, batch)) / max(1, objective.num_predicted(batch))
+        measured = float(mean_token_loss(model, batch))
+    if abs(own - measured) > 1e-3 * max(1.0, abs(own)):
+        raise StageError(
+            f"objective {objective.name}: its loss is {own:.4f} nats per token, and the cross-entropy of the labels, "
+            f"whose curvature is measured, is {measured:.4f}; set flatness.objective: causal_lm, or leave flatness out"
+        )
 
 
 def _line(item: tuple[Unit, Values]) -> str:

@@ -6,13 +6,15 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
-from raysweep.spec import StageSpec
+from raysweep.objectives.causal_lm import CausalLM
+from raysweep.objectives.families import Objective
+from raysweep.spec import Neutral, StageSpec
 from raysweep.tasks.families import Task
 from raysweep.tasks.spans import PCFGSpan, nearest_centroid
 from raysweep.train.checkpoints import load_model
@@ -20,7 +22,7 @@ from raysweep.worker import Worker
 
 
 class Indicators(StageSpec):
-    """Perplexity on held-out text, and the score on each fine-tuning task without training.
+    """Perplexity by the pretraining objective on held-out text, and each fine-tuning task's score without training.
 
     Text tasks are scored with 0 and `kshot` solved examples before the question; a task of the grammar's labels by
     the nearest mean state of `kshot` examples of each class. Pieces are dealt over ranks, each whole on one rank.
@@ -40,6 +42,8 @@ class Indicators(StageSpec):
     """Filled from pretrain.data."""
     sequence_length: int = 0
     """Filled from pretrain."""
+    objective: Annotated[Objective, Neutral(CausalLM())] = CausalLM()
+    """Whose perplexity it is; filled from pretrain."""
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """See the class."""
@@ -52,9 +56,10 @@ class Indicators(StageSpec):
         metrics = heldout_metrics(
             model,
             Tokens(inputs["tokens"]),
-            self.mix,
-            self.sequence_length,
-            worker,
+            self.objective,
+            mix=self.mix,
+            sequence_length=self.sequence_length,
+            worker=worker,
             max_sequences=self.max_sequences,
         )
         pieces = self._pieces()
@@ -74,7 +79,7 @@ class Indicators(StageSpec):
         from raysweep.stages.pretrain import heldout_names
 
         scores = [name for name, _, _ in self._pieces()]
-        return (*heldout_names(corpus), *scores, *(("kshot_mean",) if self.tasks else ()))
+        return (*heldout_names(corpus, self.objective), *scores, *(("kshot_mean",) if self.tasks else ()))
 
     def _pieces(self) -> list[tuple[str, Task, int]]:
         """(name, task, shots) of every score."""

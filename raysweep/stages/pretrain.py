@@ -9,17 +9,21 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
 from raysweep.data.pcfg import PCFG
+from raysweep.data.tokenizers import load_tokenizer
 from raysweep.errors import collect
+from raysweep.objectives.base import Arrays, ObjectiveSpec, add_extra_tokens
+from raysweep.objectives.causal_lm import CausalLM
+from raysweep.objectives.families import Objective
 from raysweep.spec import Provenance, Spec, StageSpec, fingerprint
 from raysweep.train.models import Model
-from raysweep.train.objectives import CausalLM, Objective
 from raysweep.train.optimizers import Optimizer
 from raysweep.train.schedules import Cosine, Schedule
 from raysweep.worker import Worker
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 
 # Held-out sequences of each domain that a checkpoint's loss is taken on.
 HELDOUT_SEQUENCES = 256
+# What an objective draws on held-out text comes from this, and not from the seed of a run.
+HELDOUT_DRAW = 5
 
 
 _TOKENS = re.compile(r"(\d[\d_]*(?:\.\d+)?(?:e\d{1,2})?) tokens", re.ASCII)
@@ -85,6 +91,11 @@ class Recipe(Spec):
                 f"sequence_length {self.sequence_length} must be {self.data.sentence_length + 1}: "
                 "data.sentence_length and the token that opens a sentence"
             )
+        if self.objective.head != self.model.head:
+            raise ValueError(
+                f"objective {self.objective.name} needs a {self.objective.head} model, and {self.model.name} is a "
+                f"{self.model.head} one: change either"
+            )
         return self
 
     @property
@@ -111,8 +122,8 @@ class Recipe(Spec):
 
     @property
     def num_parameters(self) -> int:
-        """Of its model."""
-        return self.model.num_parameters(self.data.vocab_size)
+        """Of its model, with a row for each token that the objective adds."""
+        return self.model.num_parameters(self.data.vocab_size + len(self.objective.extra_tokens()))
 
     def pin(self, base: Path) -> Recipe:
         """With its data pinned."""
@@ -141,20 +152,24 @@ class Pretrain(StageSpec):
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Writes a Hugging Face checkpoint, and curve.jsonl with the loss of every step so far."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         from raysweep.train.checkpoints import load_model
         from raysweep.train.loop import train
 
         recipe, tokens = self.recipe, Tokens(inputs["tokens"])
+        tokenizer = load_tokenizer(tokens.tokenizer_dir)
+        specials = add_extra_tokens(tokenizer, recipe.objective)
         order = tokens.batches(recipe.data.mix, sequence_length=recipe.sequence_length, seed=self.seed)
 
-        def batch_at(step: int) -> dict[str, Any]:
+        def batch_at(step: int) -> Arrays:
             ids = order.batch(step, recipe.batch_sequences)
-            return {"input_ids": ids, "labels": ids}
+            return recipe.objective.prepare(ids, np.random.default_rng([self.seed, 4, step]), specials)
 
         model = recipe.model.build(
-            vocab_size=tokens.meta["vocab_size"], sequence_length=recipe.sequence_length, seed=self.seed
+            vocab_size=max(tokens.meta["vocab_size"], len(tokenizer)),
+            sequence_length=recipe.objective.input_length(recipe.sequence_length),
+            seed=self.seed,
         )
         config = model.config
         num_parameters = model.num_parameters()
@@ -178,24 +193,33 @@ class Pretrain(StageSpec):
             plain = AutoModelForCausalLM.from_config(config)
             plain.load_state_dict({name: value.to("cpu") for name, value in training.weights.items()})
             plain.save_pretrained(out)
-            AutoTokenizer.from_pretrained(tokens.tokenizer_dir).save_pretrained(out)
+            tokenizer.save_pretrained(out)
             self._write_curve(out / "curve.jsonl", training.losses, training.grad_norms)
         del model
         worker.barrier()
         trained = load_model(out).to(worker.device)
-        heldout = heldout_metrics(trained, tokens, recipe.data.mix, recipe.sequence_length, worker)
+        heldout = heldout_metrics(
+            trained,
+            tokens,
+            recipe.objective,
+            mix=recipe.data.mix,
+            sequence_length=recipe.sequence_length,
+            worker=worker,
+        )
         tail = training.losses[-max(1, len(training.losses) // 10) :]
         return {
             "loss_nats_per_token": sum(tail) / len(tail),
             **heldout,
             "num_tokens": float(self.step * recipe.batch_sequences * recipe.sequence_length),
+            "num_predicted_tokens": float(training.num_predicted),
             "num_parameters": float(num_parameters),
             "tokens_per_second": training.tokens_per_second,
         }
 
     def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
         """See `StageSpec.metric_names`."""
-        return ("loss_nats_per_token", *heldout_names(corpus), "num_tokens", "num_parameters")
+        heldout = heldout_names(corpus, self.recipe.objective)
+        return ("loss_nats_per_token", *heldout, "num_tokens", "num_predicted_tokens", "num_parameters")
 
     def _write_curve(self, path: Path, losses: list[float], grad_norms: list[float]) -> None:
         recipe = self.recipe
@@ -206,36 +230,45 @@ class Pretrain(StageSpec):
                 file.write(json.dumps(line) + "\n")
 
 
-def heldout_names(corpus: Corpus) -> tuple[str, ...]:
+def heldout_names(corpus: Corpus, objective: ObjectiveSpec) -> tuple[str, ...]:
     """Names of the `heldout_metrics` on text of `corpus`."""
-    last = "entropy_gap_nats_per_token" if isinstance(corpus, PCFG) else "bits_per_byte"
-    return ("heldout_loss_nats_per_token", "ppl", *(f"ppl_{name}" for name in sorted(corpus.domains)), last)
+    names = ("heldout_loss_nats_per_token", "ppl", *(f"ppl_{name}" for name in sorted(corpus.domains)))
+    if not objective.is_likelihood:
+        return names
+    return (*names, "entropy_gap_nats_per_token" if isinstance(corpus, PCFG) else "bits_per_byte")
 
 
 def heldout_metrics(
     model: PreTrainedModel,
     tokens: Tokens,
+    objective: ObjectiveSpec,
+    *,
     mix: Mapping[str, float],
     sequence_length: int,
     worker: Worker,
-    *,
     max_sequences: int = HELDOUT_SEQUENCES,
 ) -> dict[str, float]:
-    """Held-out loss and perplexity, per domain and mixed by `mix`; each domain on one rank, so for any world the same.
+    """Held-out loss and perplexity of an objective, per domain and mixed by `mix`.
 
-    `entropy_gap_nats_per_token`, where the true distribution is known, is the loss above the best possible one.
+    What the objective draws, and which sequences it reads, are the same for all models and all numbers of workers.
+    `entropy_gap_nats_per_token`, where the true distribution is known, is the loss above the best possible one;
+    `bits_per_byte` is of the text. Both only where the loss is the text's own likelihood.
     """
     from raysweep.train.evaluate import heldout_loss, perplexity
 
+    specials = add_extra_tokens(load_tokenizer(tokens.tokenizer_dir), objective)
     mine = {}
     for index, domain in enumerate(sorted(tokens.domains)):
         if index % worker.world_size == worker.rank:
-            sequences = tokens.valid(domain, sequence_length=sequence_length, max_sequences=max_sequences)
-            mine[domain] = heldout_loss(model, sequences)
+            ids = tokens.valid(domain, sequence_length=sequence_length, max_sequences=max_sequences)
+            draw = np.random.default_rng([HELDOUT_DRAW, *domain.encode()])
+            mine[domain] = heldout_loss(model, objective.prepare(ids, draw, specials), objective)
     losses = {name: loss for part in worker.gather(mine) for name, loss in part.items()}
     mean = sum(share * losses[name] for name, share in mix.items())
     metrics = {"heldout_loss_nats_per_token": mean, "ppl": perplexity(mean)}
     metrics |= {f"ppl_{name}": perplexity(losses[name]) for name in sorted(losses)}
+    if not objective.is_likelihood:
+        return metrics
     best = tokens.meta["optimal_loss_nats_per_token"]
     if best is not None:
         metrics["entropy_gap_nats_per_token"] = mean - best

@@ -14,12 +14,13 @@ from pydantic import Field
 
 from raysweep.data.corpora import Corpus
 from raysweep.errors import StageError
+from raysweep.objectives.base import IGNORED, Loss
+from raysweep.objectives.causal_lm import AnswerLM
 from raysweep.spec import Spec, StageSpec
 from raysweep.tasks.base import Answered, TextTask, fit, pad, token_ids
 from raysweep.tasks.families import Task
 from raysweep.tasks.spans import PCFGSpan
 from raysweep.train.checkpoints import load_model
-from raysweep.train.objectives import IGNORED, AnswerLM
 from raysweep.train.optimizers import AdamW
 from raysweep.train.schedules import Cosine
 from raysweep.worker import Worker
@@ -151,7 +152,7 @@ class Sft(StageSpec):
         return losses, scored[0], scored[1]
 
     def _train(
-        self, model: Any, objective: Any, batch: Callable[[Sequence[int]], dict[str, Any]], num: int, worker: Worker
+        self, model: Any, objective: Loss, batch: Callable[[Sequence[int]], dict[str, Any]], num: int, worker: Worker
     ) -> list[float]:
         from raysweep.train.loop import train
 

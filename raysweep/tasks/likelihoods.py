@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from raysweep.objectives.logits import logits_at
 from raysweep.tasks.base import in_batches, pad
 from raysweep.tasks.prompts import can_go_on, read
-from raysweep.train.logits import logits_at
 
 Row = Sequence[int]
 

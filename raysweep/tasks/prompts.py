@@ -10,8 +10,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from raysweep.objectives.logits import logits_at
 from raysweep.tasks.base import pad
-from raysweep.train.logits import logits_at
 
 
 def can_go_on(model: PreTrainedModel) -> bool:

@@ -8,7 +8,7 @@ all states. With the same states to read, fine-tuning starts where the probe doe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from raysweep.spec import Spec
+from raysweep.objectives.base import IGNORED, Loss
 
 
 class Classifier(torch.nn.Module):
@@ -48,10 +48,15 @@ class Classifier(torch.nn.Module):
         return torch.cat(parts).numpy()
 
 
-class Classification(Spec):
+@final
+class Classification(Loss):
     """Cross-entropy of the class, which is the label of the last token."""
 
     name: Literal["classification"] = "classification"
+
+    def num_predicted(self, batch: Mapping[str, Any]) -> int:
+        """Sequences with a class."""
+        return int((batch["labels"][:, -1] != IGNORED).sum())
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """In nats, summed over sequences."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from raysweep.train.objectives import Objective
+from raysweep.objectives.base import Loss
 from raysweep.train.optimizers import Optimizer
 from raysweep.worker import Worker
 
@@ -43,7 +43,7 @@ class PlainEngine:
         self,
         model: Any,
         *,
-        objective: Objective,
+        objective: Loss,
         optimizer: Optimizer,
         clip_norm: float | None,
         bf16: bool,
@@ -117,7 +117,7 @@ class DeepSpeedEngine:
         self,
         model: Any,
         *,
-        objective: Objective,
+        objective: Loss,
         optimizer: Optimizer,
         clip_norm: float | None,
         bf16: bool,

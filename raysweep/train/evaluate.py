@@ -5,29 +5,38 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+from raysweep.objectives.base import Arrays, ObjectiveSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def heldout_loss(model: PreTrainedModel, sequences: npt.NDArray[np.int64], *, batch_size: int = 16) -> float:
-    """Mean cross-entropy, in nats per predicted token, of sequences [n, L]; NaN if it is not finite."""
-    import torch
+def heldout_loss(model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec, *, batch_size: int = 16) -> float:
+    """Mean loss of an objective, in nats per predicted token; NaN if it is not finite or nothing is predicted.
 
-    from raysweep.train.objectives import CausalLM
+    Args:
+        model: put back into the mode that it comes in.
+        rows: what the objective has prepared of held-out text.
+        objective: whose loss it is.
+        batch_size: rows of a forward pass.
+    """
+    import torch
 
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     total = 0.0
     with torch.inference_mode():
-        for start in range(0, len(sequences), batch_size):
-            ids = torch.from_numpy(sequences[start : start + batch_size]).to(device)
-            total += float(CausalLM().loss_sum(model, {"input_ids": ids, "labels": ids}).double())
+        for start in range(0, len(rows["input_ids"]), batch_size):
+            batch = {
+                name: torch.from_numpy(values[start : start + batch_size]).to(device)
+                for name, values in rows.items()
+                if name != "lengths"
+            }
+            total += float(objective.loss_sum(model, batch).double())
     model.train(was_training)
-    loss = total / (sequences.shape[0] * (sequences.shape[1] - 1))
+    num_predicted = objective.num_predicted(rows)
+    loss = total / num_predicted if num_predicted else math.nan
     return loss if math.isfinite(loss) else math.nan
 
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 
 from raysweep.durable import sync
 from raysweep.errors import Diverged
+from raysweep.objectives.base import IGNORED, Loss
 from raysweep.train.engines import Batch, DeepSpeedEngine, PlainEngine, Tensors
 from raysweep.train.models import fuse_norms
-from raysweep.train.objectives import IGNORED, Objective
 from raysweep.train.optimizers import Optimizer
 from raysweep.train.schedules import Schedule
 from raysweep.worker import Worker
@@ -44,10 +44,9 @@ RUNAWAY = 3.0
 OVERHEAD_TOKENS_CPU, OVERHEAD_TOKENS_GPU = 48, 4096
 
 Batches = Callable[[int], Mapping[str, Any]]
-"""step -> global batch of numpy arrays: input_ids [n, L], labels [n, L], optionally lengths [n].
+"""step -> global batch; see `objectives.base.Arrays`.
 
-`lengths` are the tokens of each row before its padding, which no token before it attends to. Where they are given, one
-process computes rows of like length together, without most of the padding.
+Where `lengths` are given, one process computes rows of like length together, without most of the padding.
 """
 
 
@@ -60,14 +59,16 @@ class Training:
     weights: Tensors = field(repr=False)
     """By name; empty on ranks other than 0."""
     tokens_per_second: float
-    """Of this call."""
+    """Read in this call."""
+    num_predicted: int
+    """Tokens that were predicted, in all steps from 0."""
 
 
 def train(
     model: Any,
     batches: Batches,
     *,
-    objective: Objective,
+    objective: Loss,
     optimizer: Optimizer,
     schedule: Schedule,
     num_steps: int,
@@ -112,19 +113,19 @@ def train(
             model, **settings, num_micro_batches=cutter.num_micro, micro_batch_sequences=cutter.micro_sequences
         )
     try:
-        log = _Log.load(saved) if saved else _Log([], [])
+        log = _Log.load(saved) if saved else _Log([], [], [])
         if saved:
             engine.load(saved)
             logger.info("going on from step %d of %d", len(log.losses), num_steps)
-        first, began, num_tokens_seen = len(log.losses), time.perf_counter(), 0
+        first, began, num_tokens = len(log.losses), time.perf_counter(), 0
         last_save = time.monotonic()
         window: list[tuple[torch.Tensor, torch.Tensor]] = []
         for step in range(first, stop):
             torch.manual_seed(_draws_seed(seed, step=step, rank=worker.rank))
             batch = batches(step)
-            num_tokens = int((batch["labels"][:, 1:] != IGNORED).sum())
-            num_tokens_seen += num_tokens
-            loss = engine.accumulate(cutter.cut(batch), num_tokens=max(1, num_tokens))
+            num_tokens += _num_read(batch)
+            log.num_predicted.append(objective.num_predicted(batch))
+            loss = engine.accumulate(cutter.cut(batch), num_tokens=max(1, log.num_predicted[-1]))
             window.append((loss, engine.apply(schedule.multiplier(step, num_steps))))
             if step == stop - 1 or step % LOOK_EVERY == LOOK_EVERY - 1:
                 due = time.monotonic() - last_save > save_every_seconds or worker.save_asked()
@@ -135,8 +136,8 @@ def train(
                         "step": step + 1,
                         "num_steps": num_steps,
                         "loss": log.losses[-1],
-                        "num_tokens": num_tokens_seen,
-                        "tokens_per_second": num_tokens_seen / (time.perf_counter() - began),
+                        "num_tokens": num_tokens,
+                        "tokens_per_second": num_tokens / (time.perf_counter() - began),
                     }
                 )
                 if states and (due or step == stop - 1):
@@ -149,10 +150,16 @@ def train(
             losses=log.losses,
             grad_norms=log.grad_norms,
             weights=weights if worker.rank == 0 else {},
-            tokens_per_second=num_tokens_seen / seconds if stop > first else math.nan,
+            tokens_per_second=num_tokens / seconds if stop > first else math.nan,
+            num_predicted=sum(log.num_predicted),
         )
     finally:
         engine.close()
+
+
+def _num_read(batch: Mapping[str, Any]) -> int:
+    """Tokens of a batch, without padding."""
+    return int(batch["lengths"].sum()) if "lengths" in batch else int(batch["input_ids"].size)
 
 
 def _draws_seed(seed: int, *, step: int, rank: int) -> int:
@@ -191,7 +198,7 @@ class _Cutter:
         for name, values in batch.items():
             if name == "lengths":
                 continue
-            tensor = torch.from_numpy(values[rows, :width])
+            tensor = torch.from_numpy(values[rows, :width] if values.ndim > 1 else values[rows])
             if idle and name == "labels":
                 tensor = torch.full_like(tensor, IGNORED)
             tensors[name] = tensor.to(self._worker.device, non_blocking=True)
@@ -220,6 +227,7 @@ class _Log:
 
     losses: list[float]
     grad_norms: list[float]
+    num_predicted: list[int]
 
     def take(self, window: list[tuple[torch.Tensor, torch.Tensor]], *, due: bool, worker: Worker) -> bool:
         """Add the steps of a window, summed over ranks; whether rank 0 says it is time to save.
@@ -245,7 +253,7 @@ class _Log:
     @staticmethod
     def load(folder: Path) -> _Log:
         data = json.loads((folder / "log.json").read_text())
-        return _Log(data["losses"], data["grad_norms"])
+        return _Log(data["losses"], data["grad_norms"], data["num_predicted"])
 
 
 def _save(engine: PlainEngine | DeepSpeedEngine, log: _Log, states: Path, worker: Worker) -> None:
@@ -261,7 +269,7 @@ def _save(engine: PlainEngine | DeepSpeedEngine, log: _Log, states: Path, worker
     if worker.rank == 0:
         save_file({key: value.contiguous().clone() for key, value in weights.items()}, aside / "model.safetensors")
         layout = {"world_size": worker.world_size, "zero_stage": worker.zero_stage}
-        (aside / "log.json").write_text(json.dumps({"losses": log.losses, "grad_norms": log.grad_norms, **layout}))
+        (aside / "log.json").write_text(json.dumps(asdict(log) | layout))
     worker.barrier()
     if worker.rank == 0:
         for path in aside.iterdir():

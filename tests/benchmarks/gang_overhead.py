@@ -64,8 +64,8 @@ def peer(folder: Path) -> dict[str, Any]:
         import deepspeed
         import torch
 
+        from raysweep.objectives.causal_lm import CausalLM
         from raysweep.train.models import Llama
-        from raysweep.train.objectives import CausalLM
 
         torch.set_num_threads(1)
         model = Llama(hidden_size=64, num_layers=2, num_heads=2).build(vocab_size=65, sequence_length=17, seed=0)

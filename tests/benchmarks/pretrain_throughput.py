@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from raysweep.objectives.causal_lm import CausalLM
 from raysweep.train.loop import train
 from raysweep.train.models import Llama
-from raysweep.train.objectives import CausalLM
 from raysweep.train.optimizers import AdamW
 from raysweep.train.schedules import Constant
 from raysweep.worker import Worker

@@ -148,9 +148,9 @@ def train_ours(checkpoint: str, rows: list[tuple[list[int], int]]) -> float:
     import numpy as np
     from transformers import AutoModelForCausalLM
 
+    from raysweep.objectives.causal_lm import IGNORED, AnswerLM
     from raysweep.tasks.base import pad
     from raysweep.train.loop import train
-    from raysweep.train.objectives import IGNORED, AnswerLM
     from raysweep.train.optimizers import AdamW
     from raysweep.train.schedules import Cosine
     from raysweep.worker import Worker

@@ -13,12 +13,12 @@ import torch
 import torch.multiprocessing as mp
 
 from raysweep.errors import Diverged
+from raysweep.objectives.causal_lm import CausalLM
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.train.loop import Training, train
 from raysweep.train.models import Llama
-from raysweep.train.objectives import CausalLM
 from raysweep.train.optimizers import SGD, AdamW
 from raysweep.train.schedules import Constant
 from raysweep.worker import Worker

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from raysweep.objectives.causal_lm import IGNORED, CausalLM
 from raysweep.train.models import Llama, fuse_norms
-from raysweep.train.objectives import IGNORED, CausalLM
 from raysweep.train.optimizers import SGD, AdamW, decay_groups
 from raysweep.train.schedules import WSD, Constant, Cosine
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysweep.train.cross_entropy import cross_entropy_sum
+from raysweep.objectives.cross_entropy import cross_entropy_sum
 
 IGNORED = -100
 

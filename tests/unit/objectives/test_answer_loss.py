@@ -6,9 +6,9 @@ import torch
 from tiny_models import CAUSAL, build
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from raysweep.train.logits import logits_at
+from raysweep.objectives.causal_lm import IGNORED, AnswerLM, CausalLM
+from raysweep.objectives.logits import logits_at
 from raysweep.train.loop import _groups, train
-from raysweep.train.objectives import IGNORED, AnswerLM, CausalLM
 from raysweep.train.optimizers import AdamW
 from raysweep.train.schedules import Constant
 from raysweep.worker import Worker

@@ -1,0 +1,180 @@
+"""What every objective owes: the model it trains, the batches it makes of text, the loss, and what that is a sum over.
+
+Nothing else knows what is predicted: the training loop, the held-out loss, flatness and the cost of a plan ask the
+objective. A member that leaves one of the abstract methods out is refused as its class is made.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from raysweep.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+Ints = npt.NDArray[np.int64]
+Arrays = dict[str, Ints]
+"""A global batch on the host: `input_ids` and `labels` [n, M], and optionally `lengths` and `prefix_lengths` [n].
+
+`labels` are what is predicted, -100 where nothing is; as in Hugging Face's models, a causal model predicts label t
+from what stands before t, a masked one in place. `lengths` are the tokens of each row before its padding, which stands
+on the right. Of a row's first `prefix_lengths` tokens, all see each other; any other token sees those before it.
+"""
+
+IGNORED = -100
+"""Label of a token that is not predicted."""
+
+MASK = "<mask>"
+"""The extra token that stands where a token is hidden: the tokenizer's own mask token, where it has one."""
+
+
+@dataclass(frozen=True)
+class Specials:
+    """Ids of the tokens that are no text, by which an objective writes its own."""
+
+    ids: Mapping[str, int]
+    """Of `ObjectiveSpec.extra_tokens`, by token."""
+    num_text_tokens: int
+    """Size of the text's own vocabulary: its ids are below this."""
+    reserved: tuple[int, ...] = ()
+    """What is never hidden or drawn: the tokenizer's special tokens, such as the end of a document, and `ids`."""
+    eos: int | None = None
+    """The end of a document."""
+    pad: int = 0
+    """What fills rows up; any will do, as nothing attends to it."""
+
+    def __getitem__(self, token: str) -> int:
+        """Id of an extra token."""
+        return self.ids[token]
+
+    @cached_property
+    def words(self) -> Ints:
+        """All ids of the text's vocabulary that are not reserved, rising."""
+        return np.setdiff1d(np.arange(self.num_text_tokens), self.reserved)
+
+
+class Loss(Spec):
+    """What a training loop minimises: a sum over predicted tokens, and their number."""
+
+    @abstractmethod
+    def num_predicted(self, batch: Mapping[str, Any]) -> int:
+        """Number of tokens that `loss_sum` is a sum over, for a batch of arrays or tensors."""
+
+    @abstractmethod
+    def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Loss in nats, summed over the predicted tokens.
+
+        Args:
+            model: takes `input_ids` (and `attention_mask`) and gives `.logits` [n, M, vocabulary].
+            batch: see `Arrays`, without `lengths`; on the device of the model.
+        """
+
+
+class ObjectiveSpec(Loss):
+    """An objective of pretraining. What it measures on held-out text is its own loss: see `train.evaluate`."""
+
+    name: str
+    head: ClassVar[Literal["causal", "masked"]]
+    """What the model has to predict: next tokens, or tokens in place."""
+    is_likelihood: ClassVar[bool] = False
+    """Whether the loss, summed over a text, is minus the log of its probability, so that it makes bits per byte."""
+
+    @abstractmethod
+    def extra_tokens(self) -> tuple[str, ...]:
+        """Tokens that it needs beside the text's own, such as MASK; a tokenizer that lacks them gets them."""
+
+    @abstractmethod
+    def input_length(self, sequence_length: int) -> int:
+        """Tokens of the longest row that `prepare` makes of so many tokens of text."""
+
+    @abstractmethod
+    def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
+        """Inputs and labels from text; what is drawn comes from `draw` alone.
+
+        Args:
+            ids: [n, L] of text; not to be changed.
+            draw: made from the seed and the step by the caller; for held-out text from a constant.
+            specials: ids of `extra_tokens`, and of those that are never hidden.
+        """
+
+
+class DecoderObjective(ObjectiveSpec):
+    """Next-token prediction of the labelled places: what all objectives of a causal model share but for the batch."""
+
+    head: ClassVar[Literal["causal", "masked"]] = "causal"
+
+    @abstractmethod
+    def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
+        """See `ObjectiveSpec.prepare`; label t is predicted from the inputs before t."""
+
+    def num_predicted(self, batch: Mapping[str, Any]) -> int:
+        """Labelled tokens, but for a first one, which nothing stands before."""
+        return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+    def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Cross-entropy in nats, summed over the labelled tokens."""
+        import torch.nn.functional as F
+
+        from raysweep.objectives.cross_entropy import cross_entropy_sum
+        from raysweep.objectives.inputs import model_inputs
+
+        logits = model(**model_inputs(model, batch), use_cache=False).logits
+        # The labels are shifted, not the logits: these are large, and a slice of them would be a copy.
+        labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+        return cross_entropy_sum(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignored=IGNORED)
+
+
+class MaskedObjective(ObjectiveSpec):
+    """Prediction in place: what all objectives of a masked model share but for the batch."""
+
+    head: ClassVar[Literal["causal", "masked"]] = "masked"
+
+    @abstractmethod
+    def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
+        """See `ObjectiveSpec.prepare`; label t is predicted at t."""
+
+    def num_predicted(self, batch: Mapping[str, Any]) -> int:
+        """Labelled tokens."""
+        return int((batch["labels"] != IGNORED).sum())
+
+    def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Cross-entropy in nats, summed over the labelled tokens; the output layer sees no others."""
+        from raysweep.objectives.cross_entropy import cross_entropy_sum
+        from raysweep.objectives.inputs import model_inputs
+        from raysweep.objectives.logits import logits_at
+
+        rows, columns = (batch["labels"] != IGNORED).nonzero(as_tuple=True)
+        logits, _ = logits_at(model, rows, columns, **model_inputs(model, batch))
+        return cross_entropy_sum(logits, batch["labels"][rows, columns], ignored=IGNORED)
+
+
+def add_extra_tokens(tokenizer: Any, objective: ObjectiveSpec) -> Specials:
+    """The ids that an objective works with; what a tokenizer lacks of them is added to it, behind all others.
+
+    Args:
+        tokenizer: of the text, of the Hugging Face kind; may be changed.
+        objective: whose `extra_tokens` are looked up.
+    """
+    num_text_tokens, special = len(tokenizer), tokenizer.all_special_ids
+    ids = {token: _id_of(tokenizer, token) for token in objective.extra_tokens()}
+    reserved = tuple(sorted({*special, *ids.values()}))
+    pad = next((each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id) if each is not None), 0)
+    return Specials(ids, num_text_tokens, reserved, eos=tokenizer.eos_token_id, pad=pad)
+
+
+def _id_of(tokenizer: Any, token: str) -> int:
+    if token == MASK:
+        if tokenizer.mask_token is None:
+            tokenizer.add_special_tokens({"mask_token": MASK})
+        return int(tokenizer.mask_token_id)
+    if token not in tokenizer.get_vocab():
+        tokenizer.add_tokens([token], special_tokens=True)
+    return int(tokenizer.convert_tokens_to_ids(token))
