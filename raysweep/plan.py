@@ -233,7 +233,7 @@ def chain(
     """The stages of a trial, each after those it needs; checkpoint by checkpoint, so that a trial can be pruned.
 
     Raises:
-        DataError: if a task and the corpus, or flatness and the objective, do not go together.
+        RaysweepError: if a task and the corpus, or flatness and the objective, do not go together.
     """
     corpus = pretrain.data
     if isinstance(pretrain, Existing):

@@ -1,8 +1,9 @@
 """The mean token loss of a Hugging Face language model, causal or masked, with padding and ignored labels.
 
 A batch is what the model takes: `input_ids` [n, L] (int64), and optionally `attention_mask` [n, L] (1 is read, 0 is
-padding) and `labels` [n, L], where -100 is not predicted. A causal model predicts the label of each position from
-the positions before it; without labels they are the tokens themselves. A masked model predicts labels in place.
+padding), `labels` [n, L], where -100 is not predicted, and `prefix_lengths` [n], of a causal model: so many tokens of a
+row see each other, and are not predicted. A causal model predicts the label of each position from the positions before
+it; without labels they are the tokens themselves. A masked model predicts labels in place.
 A part of a batch numbers its sequences in the whole by `row` [n], so that they draw what they would draw there; it may
 have nothing to predict.
 """
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from raysweep.curvature.allocator import keep_freed_memory
+from raysweep.objectives.inputs import model_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,8 @@ def targets(model: Any, batch: Batch) -> Tensor:
     """What is predicted at each position of `token_logits`: [n, L - 1] (causal) or [n, L]; -100 where nothing is.
 
     Raises:
-        ValueError: if no token is predicted in a whole batch, or a masked model's batch has no labels.
+        ValueError: if no token is predicted in a whole batch, a masked model's batch has no labels, or one is of a
+            token that the model sees.
     """
     causal = is_causal(model)
     if "labels" not in batch and not causal:
@@ -89,6 +92,11 @@ def targets(model: Any, batch: Batch) -> Tensor:
             # A first token after padding on the left has nothing before it to be predicted from.
             starts = (mask[:, 1:] == 1) & (mask[:, :-1] == 0)
             labels = torch.cat([labels[:, :1], labels[:, 1:].masked_fill(starts, IGNORED)], dim=1)
+    if (lengths := batch.get("prefix_lengths")) is not None:
+        in_prefix = torch.arange(labels.shape[1], device=labels.device) < lengths[:, None]
+        if "labels" in batch and bool((labels[in_prefix] != IGNORED).any()):
+            raise ValueError("a label stands in a prefix that is seen both ways: it would be predicted from itself")
+        labels = labels.masked_fill(in_prefix, IGNORED)
     if causal:
         labels = labels[:, 1:]
     if "row" not in batch and not bool((labels != IGNORED).any()):
@@ -103,13 +111,8 @@ def token_logits(model: Any, batch: Batch) -> Tensor:
         ValueError: if dropout is on, which would make the loss a random function.
     """
     _refuse_dropout(model)
-    given = {"input_ids": batch["input_ids"]}
-    if (mask := batch.get("attention_mask")) is not None:
-        given["attention_mask"] = mask
-        if bool((mask[:, 0] == 0).any()):  # Padding on the left must not shift positions.
-            given["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
     causal = is_causal(model)
-    logits: Tensor = model(**given, **({"use_cache": False} if causal else {})).logits
+    logits: Tensor = model(**model_inputs(model, batch), **({"use_cache": False} if causal else {})).logits
     if causal:
         logits = logits[:, :-1]
     return logits if logits.dtype == torch.float64 else logits.float()

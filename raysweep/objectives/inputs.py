@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from raysweep.errors import StageError
+
 Tensor = torch.Tensor
 
 
@@ -31,6 +33,32 @@ def model_inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         dtype = next(model.parameters()).dtype
         given["attention_mask"] = prefix_mask(lengths, batch["input_ids"].shape[1], dtype)
     return given
+
+
+@torch.no_grad()
+def check_prefixes(model: Any) -> None:
+    """See that a model attends within a prefix both ways, and nowhere else ahead.
+
+    Some kinds of model make masks of their own of what they are given, or none.
+
+    Raises:
+        StageError: if it does not.
+    """
+    ids = torch.arange(6).remainder(model.config.get_text_config().vocab_size).repeat(3, 1)
+    ids[1, 2], ids[2, 4] = 0, 0  # The last token of a prefix of three is changed, and one after it.
+    was_training = model.training
+    model.eval()
+    rows = {"input_ids": ids, "prefix_lengths": torch.full((3,), 3)}
+    logits = model(**model_inputs(model, rows), use_cache=False).logits
+    model.train(was_training)
+    # What is equal is so to rounding.
+    least = 1e-5 * float(logits.abs().max())
+    ahead, beyond = ((logits[0, :last] - logits[row, :last]).abs().amax(dim=1) for row, last in ((1, 2), (2, 4)))
+    if not (bool((ahead > least).all()) and bool((beyond <= least).all())):
+        raise StageError(
+            f"{type(model).__name__} does not take an attention mask for prefixes that are seen both ways; set "
+            "attention: causal in pretrain.objective, or train another model"
+        )
 
 
 def prefix_mask(prefix_lengths: Tensor, length: int, dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,7 @@ from raysweep.curvature.sharing import Item, Share, Value
 from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
-from raysweep.errors import DataError, StageError
+from raysweep.errors import SpaceError, StageError
 from raysweep.objectives.base import ObjectiveSpec, add_extra_tokens
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
@@ -136,17 +136,17 @@ class Flatness(StageSpec):
         """With the objective whose loss is measured, of a model that is trained by `objective`.
 
         Raises:
-            DataError: if a model that is trained so has no such loss, or no samples of its own.
+            SpaceError: if a model that is trained so has no such loss, or no samples of its own.
         """
         loss = CausalLM() if self.objective == "causal_lm" else objective
         if loss.head != objective.head:
-            raise DataError(
+            raise SpaceError(
                 f"{self.objective}: {objective.name} trains a {objective.head} model, which predicts no next tokens; "
                 "set own",
                 ("objective",),
             )
         if self.own_samples and not loss.is_likelihood:
-            raise DataError(
+            raise SpaceError(
                 f"{self.own_samples}: {loss.name} is no distribution of texts, to draw from; set 0", ("own_samples",)
             )
         return self.with_(loss=loss)  # type: ignore[no-any-return]

@@ -154,6 +154,7 @@ class Pretrain(StageSpec):
         """Writes a Hugging Face checkpoint, and curve.jsonl with the loss of every step so far."""
         from transformers import AutoModelForCausalLM
 
+        from raysweep.objectives.inputs import check_prefixes
         from raysweep.train.checkpoints import load_model
         from raysweep.train.loop import train
 
@@ -171,6 +172,8 @@ class Pretrain(StageSpec):
             sequence_length=recipe.objective.input_length(recipe.sequence_length),
             seed=self.seed,
         )
+        if "prefix_lengths" in batch_at(0):
+            check_prefixes(model)
         config = model.config
         num_parameters = model.num_parameters()
         on_gpu = worker.device.startswith("cuda")

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tiny_models import STYLES, batch_for, build
+from tiny_models import CAUSAL, STYLES, batch_for, build
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
-from raysweep.curvature.language import is_causal, mean_token_loss, prepare, targets, token_logits
+from raysweep.curvature.language import IGNORED, is_causal, mean_token_loss, prepare, targets, token_logits
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -87,3 +87,25 @@ def test_train_mode_without_dropout_is_eval_mode():
     batch = batch_for(model)
     quiet = float(mean_token_loss(model.eval(), batch))
     assert float(mean_token_loss(model.train(), batch)) == quiet
+
+
+@pytest.mark.parametrize("style", CAUSAL)
+def test_a_prefix_sees_itself_and_is_not_predicted(style):
+    model = build(style).double()
+    ids = torch.randint(1, 23, (2, 6), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "prefix_lengths": torch.tensor([2, 4])}
+    assert (targets(model, batch) != IGNORED).tolist() == [[False, True, True, True, True], [False] * 3 + [True] * 2]
+    want = []
+    for row, prefix in ((0, 2), (1, 4)):
+        blocked = torch.ones(6, 6, dtype=torch.float64).triu(1)
+        blocked[:prefix, :prefix] = 0
+        mask = (blocked * torch.finfo(torch.float64).min)[None, None]
+        log_p = model(input_ids=ids[row : row + 1], attention_mask=mask).logits[0].log_softmax(dim=-1)
+        want += [-log_p[place - 1, ids[row, place]] for place in range(prefix, 6)]
+    torch.testing.assert_close(mean_token_loss(model, batch), torch.stack(want).mean(), rtol=1e-10, atol=0)
+
+
+def test_a_label_within_a_prefix_is_refused():
+    model, ids = build("llama"), torch.ones(1, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="it would be predicted from itself"):
+        targets(model, {"input_ids": ids, "labels": ids, "prefix_lengths": torch.tensor([2])})

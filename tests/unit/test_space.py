@@ -266,3 +266,37 @@ def test_steps_beyond_the_last_checkpoint_are_warned_of(sweep_file):
     swept = TINY.replace("pretrain.optimizer.lr: {grid: [1e-2, 3e-3]}", "pretrain.steps: {grid: [12, 20]}")
     (warning,) = load(sweep_file(swept)).warnings
     assert "step 12 of 20 with pretrain.steps = 20" in warning
+
+
+def test_an_objective_of_another_kind_of_model_is_refused(sweep_file):
+    refuse(
+        sweep_file,
+        "  steps: 12",
+        "  steps: 12\n  objective: {name: masked_lm}",
+        "tiny.yaml:2: pretrain: objective masked_lm needs a masked model, and llama is a causal one: change either",
+    )
+
+
+def test_flatness_on_samples_that_an_objective_cannot_draw_is_refused(sweep_file):
+    text = TINY.replace("  steps: 12", "  steps: 12\n  objective: {name: prefix_lm}")
+    path = sweep_file(text.replace("max_units: 8}", "max_units: 8, own_samples: 8}"))
+    with pytest.raises(
+        SpaceError, match=r"tiny.yaml:14: flatness.own_samples: 8: prefix_lm is no distribution of texts"
+    ):
+        expand(path)
+
+
+def test_what_flatness_is_of_is_part_of_its_id_where_it_matters(sweep_file):
+    """Not where the objective is causal_lm by itself: the same number by two names is computed once."""
+
+    def flatness_ids(text):
+        space = load(sweep_file(text))
+        return {
+            stage.id for point in space.points() for stage in space.trial(point, 0).stages if stage.kind == "flatness"
+        }
+
+    of_causal_lm = TINY.replace("max_units: 8}", "max_units: 8, objective: causal_lm}")
+    assert flatness_ids(TINY) == flatness_ids(of_causal_lm)
+    prefix = "  steps: 12\n  objective: {name: prefix_lm}"
+    own, other = (flatness_ids(text.replace("  steps: 12", prefix)) for text in (TINY, of_causal_lm))
+    assert len(own | other) == len(own) + len(other)

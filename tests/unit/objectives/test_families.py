@@ -1,6 +1,6 @@
 """What every member of the family owes: one that forgets a part is refused, and what it trains is what is measured."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
@@ -10,8 +10,15 @@ from tiny_models import build
 from raysweep.curvature.language import mean_token_loss
 from raysweep.objectives.base import IGNORED, ObjectiveSpec, Specials, add_extra_tokens
 from raysweep.objectives.causal_lm import CausalLM
+from raysweep.objectives.families import Objective
+from raysweep.objectives.masked_lm import MaskedLM
+from raysweep.objectives.prefix_lm import PrefixLM
 
-OBJECTIVES: list[ObjectiveSpec] = [CausalLM()]
+OBJECTIVES: list[ObjectiveSpec] = [
+    CausalLM(),
+    MaskedLM(name="masked_lm"),
+    PrefixLM(name="prefix_lm"),
+]
 LENGTH = 12
 NUM_WORDS = 12
 
@@ -79,6 +86,13 @@ def test_rows_are_whole(objective):
     assert rows["labels"].max() < NUM_WORDS + len(objective.extra_tokens())
 
 
+def test_nothing_is_predicted_that_is_seen(objective):
+    rows = prepared(objective)
+    if "prefix_lengths" in rows:
+        in_prefix = np.arange(rows["labels"].shape[1]) < rows["prefix_lengths"][:, None]
+        assert (rows["labels"][in_prefix] == IGNORED).all()
+
+
 def test_what_is_drawn_follows_from_the_generator(objective):
     first, again, other = (prepared(objective, seed=seed) for seed in (0, 0, 1))
     assert all(np.array_equal(first[name], again[name]) for name in first)
@@ -123,3 +137,7 @@ def test_a_tokenizer_gets_what_it_lacks_and_text_stays(objective, tokens_dir):
     # Once more, as a later stage does with the checkpoint's own.
     again = add_extra_tokens(tokenizer, objective)
     assert (again.ids, list(again.words)) == (specials.ids, list(specials.words))
+
+
+def test_all_of_the_family_are_tried_here():
+    assert {type(each) for each in OBJECTIVES} == set(get_args(get_args(Objective)[0]))

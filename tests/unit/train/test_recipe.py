@@ -8,7 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raysweep.objectives.causal_lm import IGNORED, CausalLM
+from raysweep.data.pcfg import PCFG
+from raysweep.objectives.base import IGNORED
+from raysweep.objectives.causal_lm import CausalLM
+from raysweep.objectives.masked_lm import MaskedLM
+from raysweep.stages.pretrain import Recipe
 from raysweep.train.models import Llama, fuse_norms
 from raysweep.train.optimizers import SGD, AdamW, decay_groups
 from raysweep.train.schedules import WSD, Constant, Cosine
@@ -117,3 +121,9 @@ def test_adamw_is_torchs():
     assert optimizer.defaults["betas"] == (0.9, 0.95)
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
     assert math.isclose(optimizer.param_groups[0]["lr"], 1e-2)
+
+
+def test_an_objective_and_a_model_that_do_not_go_together_are_refused():
+    given = {"data": PCFG(), "optimizer": AdamW(lr=1e-3), "steps": 1, "batch_sequences": 1, "sequence_length": 33}
+    with pytest.raises(ValidationError, match="masked_lm needs a masked model, and llama is a causal one"):
+        Recipe(model=Llama(), objective=MaskedLM(name="masked_lm"), **given)

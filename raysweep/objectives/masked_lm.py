@@ -1,0 +1,57 @@
+"""Prediction of hidden tokens from all that is left (BERT: Devlin et al., 2019)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, final
+
+import numpy as np
+from pydantic import Field
+
+from raysweep.objectives.base import IGNORED, MASK, Arrays, Ints, MaskedObjective, Specials
+
+# Of hidden tokens, by BERT: the part that is masked, and, up to here, that or another word; the rest stay.
+MASKED, MASKED_OR_REPLACED = 0.8, 0.9
+
+
+@final
+class MaskedLM(MaskedObjective):
+    """Some tokens of a sequence are hidden, and each is predicted in its place.
+
+    Special tokens of the text, such as the end of a document, are read and never hidden.
+    """
+
+    name: Literal["masked_lm"]
+    """Which objective."""
+    mask: Annotated[float, Field(gt=0, lt=1)] | Literal["one"] = 0.15
+    """The part of a sequence's tokens that is hidden, rounded to whole ones, at least one; or one: a single one."""
+    replacement: Literal["mask", "80/10/10"] = "mask"
+    """What stands where a token is hidden: always a mask; or a mask in 80 % of places, a random token in 10 %, and in
+    10 % the token itself, as in BERT."""
+
+    def extra_tokens(self) -> tuple[str, ...]:
+        """The mask."""
+        return (MASK,)
+
+    def input_length(self, sequence_length: int) -> int:
+        """As many: what is hidden stays in its place."""
+        return sequence_length
+
+    def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
+        """Hidden places are drawn without replacement, all alike; see `MaskedObjective.prepare`."""
+        is_text = ~np.isin(ids, specials.reserved)
+        # Ranks of random numbers: the first so many places of a random order, of those that may be hidden.
+        order = np.where(is_text, draw.random(ids.shape), 1.0).argsort(axis=1).argsort(axis=1)
+        is_hidden = (order < self._num_hidden(is_text.sum(axis=1))[:, None]) & is_text
+        labels = np.where(is_hidden, ids, IGNORED)
+        if self.replacement == "mask":
+            return {"input_ids": np.where(is_hidden, specials[MASK], ids), "labels": labels}
+        chance = draw.random(ids.shape)
+        others = specials.words[draw.integers(len(specials.words), size=ids.shape)]
+        shown = np.where(chance < MASKED, specials[MASK], np.where(chance < MASKED_OR_REPLACED, others, ids))
+        return {"input_ids": np.where(is_hidden, shown, ids), "labels": labels}
+
+    def _num_hidden(self, num_text: Ints) -> Ints:
+        """Of rows with so many tokens of text [n]."""
+        if self.mask == "one":
+            return np.minimum(num_text, 1)
+        return np.minimum(num_text, np.maximum(np.round(self.mask * num_text).astype(np.int64), 1))

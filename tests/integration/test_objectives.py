@@ -1,0 +1,83 @@
+"""An objective through the stages: what is trained is what is measured, and both counts of tokens are recorded."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from raysweep.data.packing import Tokens
+from raysweep.objectives.base import Specials
+from raysweep.objectives.prefix_lm import PrefixLM
+from raysweep.stages.flatness import Flatness
+from raysweep.stages.indicators import Indicators
+from raysweep.stages.pretrain import HELDOUT_DRAW, Pretrain, Recipe, heldout_names
+from raysweep.train.checkpoints import load_model
+from raysweep.train.models import Llama
+from raysweep.train.optimizers import AdamW
+from raysweep.worker import Worker
+
+OBJECTIVE = PrefixLM(name="prefix_lm")
+MEASURES = {"mix": {"pcfg": 1.0}, "sequence_length": 5}
+
+
+def pretrain(grammar, tokens, out, *, step, state=None):
+    recipe = Recipe(
+        data=grammar,
+        model=Llama(hidden_size=16, num_layers=2, num_heads=2),
+        optimizer=AdamW(lr=1e-2),
+        objective=OBJECTIVE,
+        steps=12,
+        batch_sequences=6,
+        sequence_length=5,
+    )
+    out.mkdir()
+    return Pretrain(recipe=recipe, seed=0, step=step).run({"tokens": tokens}, out, Worker(state_dir=state))
+
+
+def test_heldout_loss_is_the_objectives_own(grammar, tokens_dir, tmp_path):
+    metrics = pretrain(grammar, tokens_dir, tmp_path / "out", step=12)
+    ids = Tokens(tokens_dir).valid("pcfg", sequence_length=5, max_sequences=256)
+    rows = OBJECTIVE.prepare(ids, np.random.default_rng([HELDOUT_DRAW, *b"pcfg"]), Specials({}, 17))
+    model = load_model(tmp_path / "out")
+    losses = []
+    for row, prefix in zip(ids, rows["prefix_lengths"], strict=True):
+        blocked = torch.ones(5, 5).triu(1)
+        blocked[:prefix, :prefix] = 0
+        mask = (blocked * torch.finfo(torch.float32).min)[None, None]
+        log_p = model(input_ids=torch.from_numpy(row[None]), attention_mask=mask).logits[0].log_softmax(dim=-1)
+        losses += [-float(log_p[place - 1, row[place]]) for place in range(prefix, 5)]
+    # float32 losses of about 2 nats
+    assert metrics["heldout_loss_nats_per_token"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert metrics["ppl"] == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
+    assert metrics["num_tokens"] == 12 * 6 * 5
+    assert 12 * 6 <= metrics["num_predicted_tokens"] < 12 * 6 * 4
+    assert set(metrics) == {
+        *("loss_nats_per_token", *heldout_names(grammar, OBJECTIVE)),
+        *("num_tokens", "num_predicted_tokens", "num_parameters", "tokens_per_second"),
+    }
+
+
+def test_a_resumed_training_has_drawn_and_counted_the_same(grammar, tokens_dir, tmp_path):
+    whole = pretrain(grammar, tokens_dir, tmp_path / "whole", step=12)
+    pretrain(grammar, tokens_dir, tmp_path / "half", step=5, state=tmp_path / "state")
+    resumed = pretrain(grammar, tokens_dir, tmp_path / "resumed", step=12, state=tmp_path / "state")
+    for part in (whole, resumed):
+        del part["tokens_per_second"]
+    assert whole == resumed
+
+
+def test_indicators_and_flatness_ask_the_objective(grammar, tokens_dir, tmp_path):
+    metrics = pretrain(grammar, tokens_dir, tmp_path / "out", step=12)
+    inputs = {"tokens": tokens_dir, "checkpoint": tmp_path / "out"}
+    indicators = Indicators(objective=OBJECTIVE, **MEASURES).run(inputs, tmp_path, Worker())
+    assert indicators["heldout_loss_nats_per_token"] == metrics["heldout_loss_nats_per_token"]
+    flatness = Flatness(num_sequences=40, max_units=20, **MEASURES)
+    own = flatness.bind(OBJECTIVE).run(inputs, tmp_path, Worker())
+    units = [json.loads(line) for line in (tmp_path / "units.jsonl").read_text().splitlines()]
+    assert all(1 <= each["values"]["num_tokens"] <= 4 for each in units)
+    of_causal_lm = flatness.with_(objective="causal_lm").bind(OBJECTIVE).run(inputs, tmp_path, Worker())
+    assert own["hessian_trace"] != of_causal_lm["hessian_trace"]
+    # Of another loss than the model's own, by the same numbers as if it had been trained by it.
+    assert of_causal_lm == flatness.run(inputs, tmp_path, Worker())
