@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.curvature.cost import Products
+from raysweep.curvature.settings import TraceSettings
 from raysweep.errors import RaysweepError, StoreError
 from raysweep.printable import printable
 
@@ -149,17 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--data", nargs="+", default=(), metavar="FILES", help="text: .txt, .jsonl, .jsonl.gz; globs")
     trace.add_argument("--samples", type=_count, default=0, metavar="N", help="measure on N sequences of its own, too")
     trace.add_argument("--sequence-length", type=_count, metavar="N", help="tokens (default: 512, or what it takes)")
-    trace.add_argument("--rse", type=_above_zero, default=0.05, help="relative standard error wanted (default: 0.05)")
-    trace.add_argument(
-        "--max-units", type=_count, default=256, metavar="N", help="most probe vectors, and label draws (default: 256)"
-    )
-    trace.add_argument(
-        "--products",
-        choices=typing.get_args(Products),
-        default="logit_differences",
-        help="how v'Hv is made, at 1, 2 or 3 gradients; the first, the default, tells no Hessian traces of parts",
-    )
-    trace.add_argument("--parts", action="store_true", help="also traces by layer and by block, the Fisher's at least")
+    _add_setting(trace, "rse", type=_above_zero)
+    _add_setting(trace, "max_units", type=_count, metavar="N")
+    _add_setting(trace, "products", choices=typing.get_args(Products))
+    _add_setting(trace, "parts", action="store_true")
     trace.add_argument(
         "--shape",
         type=_count,
@@ -170,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         help="also eigenvalues, sharpness and scale-free forms, on N sequences (8); takes some 200 products",
     )
     trace.add_argument("--parameters", nargs="+", default=("*",), metavar="PATTERN", help="of names, such as '*.mlp.*'")
-    trace.add_argument("--seed", type=_seed, default=0, help="of probes, draws and the order of the text")
+    _add_setting(trace, "seed", type=_seed)
     trace.set_defaults(command=_trace)
 
     schema = commands.add_parser("schema", parents=[common], help="JSON Schema of the sweep file")
@@ -178,6 +172,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", parents=[common], help="check this machine")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _add_setting(parser: argparse.ArgumentParser, name: str, **how: Any) -> None:
+    """An option as the field of `TraceSettings` says it."""
+    field = TraceSettings.model_fields[name]
+    text = f"{field.description} (default: {field.default})".replace("`", "")
+    parser.add_argument(f"--{name.replace('_', '-')}", dest=name, default=field.default, help=text, **how)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -262,6 +263,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _trace(args: argparse.Namespace) -> int:
     from raysweep.screen import print_traces
+    from raysweep.stages.flatness import Shape
     from raysweep.trace import Request, measure
 
     request = Request(
@@ -269,13 +271,16 @@ def _trace(args: argparse.Namespace) -> int:
         data=tuple(args.data),
         num_samples=args.samples,
         sequence_length=args.sequence_length,
-        rse=args.rse,
-        max_units=args.max_units,
-        products=args.products,
-        shape_sequences=args.shape,
+        traces=TraceSettings(
+            rse=args.rse,
+            min_units=min(TraceSettings().min_units, args.max_units),
+            max_units=args.max_units,
+            products=args.products,
+            parts=args.parts,
+            seed=args.seed,
+        ),
+        shape=Shape(num_sequences=args.shape) if args.shape else None,
         parameters=tuple(args.parameters),
-        parts=args.parts,
-        seed=args.seed,
     )
     found, differences, failures = measure(request, show=lambda line: print(printable(line), file=sys.stderr))
     documents = [each.to_dict() for each in found], [each.to_dict() for each in differences]

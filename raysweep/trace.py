@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysweep.curvature.cost import Products
+from raysweep.curvature.settings import TraceSettings
 from raysweep.curvature.sharing import Item, Value
 from raysweep.data.sequences import Arrays, masked_sequences, sequences
 from raysweep.data.text import resolve
@@ -44,15 +44,12 @@ class Request:
     """Sequences of each model's own, to measure on as well; or only, without `data`."""
     sequence_length: int | None = None
     """Tokens; None: SEQUENCE_LENGTH, or what the model takes at most."""
-    rse: float = 0.05
-    max_units: int = 256
-    products: Products = "logit_differences"
-    shape_sequences: int = 0
-    """Sequences on which to measure what is beyond traces; see `stages.flatness.Shape`."""
+    traces: TraceSettings = field(default_factory=TraceSettings)
+    """With `parts`, also the traces of layers and of blocks."""
+    shape: Shape | None = None
+    """What to measure beyond traces; None: nothing."""
     parameters: tuple[str, ...] = ("*",)
-    parts: bool = False
-    """Also the traces of layers and of blocks."""
-    seed: int = 0
+    """Patterns, as of a shell, of the names of the parameters whose curvature is measured."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +216,7 @@ def measure(request: Request, *, show: Show = lambda line: None) -> tuple[list[F
 def _text(request: Request, checkpoint: Checkpoint, paths: Sequence[str]) -> Arrays:
     read, length = masked_sequences if checkpoint.is_masked else sequences, checkpoint.length(request.sequence_length)
     try:
-        return read(checkpoint.tokenizer, paths, length=length, seed=request.seed)
+        return read(checkpoint.tokenizer, paths, length=length, seed=request.traces.seed)
     except ValueError as error:
         raise DataError(f"{error}; give more text, or another --sequence-length") from error
 
@@ -227,7 +224,6 @@ def _text(request: Request, checkpoint: Checkpoint, paths: Sequence[str]) -> Arr
 def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: Show) -> Found:
     import torch
 
-    from raysweep.curvature.adaptive import Budget
     from raysweep.curvature.language import equal_batches, prepare
     from raysweep.curvature.measure import measure_traces
     from raysweep.curvature.operators import choose_parameters, named_parameters
@@ -237,7 +233,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
     model = checkpoint.load()
     began = time.perf_counter()
     try:
-        prepare(model, twice_differentiable=request.products == "exact")
+        prepare(model, twice_differentiable=request.traces.products == "exact")
         choose_parameters(model, request.parameters)
     except ValueError as error:
         raise DataError(f"{checkpoint.name!r}: {error}") from error
@@ -254,29 +250,29 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
             return measure_traces(
                 model,
                 equal_batches(here, TOKENS_OF_BATCH // length),
-                budget=Budget(request.rse, min(12, request.max_units), request.max_units, parts),
-                seed=request.seed,
-                products=request.products,
+                request.traces.with_(parts=parts),
                 share=share,
             )
         except ValueError as error:
             raise DataError(f"{checkpoint.name!r}, {what}: {error}") from error
 
     tensors = {name: torch.from_numpy(rows) for name, rows in text.items()}
-    on_text = on(tensors, "text", parts=request.parts) if text else None
+    on_text = on(tensors, "text", parts=request.traces.parts) if text else None
     on_samples = None
     if request.num_samples:
         show(f"{checkpoint.name}: drawing {request.num_samples} sequences")
         start = start_of_text(checkpoint.tokenizer)
         assert start is not None
-        ids = sample_sequences(model, request.num_samples, length=length, start=start, seed=request.seed)
-        on_samples = on({"input_ids": ids}, "its own samples", parts=request.parts and not on_text)
+        ids = sample_sequences(model, request.num_samples, length=length, start=start, seed=request.traces.seed)
+        on_samples = on({"input_ids": ids}, "its own samples", parts=request.traces.parts and not on_text)
         tensors = tensors or {"input_ids": ids}
     num_measured = sum(parameter.numel() for parameter in named_parameters(model).values())
     shape = None
-    if request.shape_sequences:
+    if request.shape:
         try:
-            shape = _shape(request, model, tensors, lambda line: show(f"{checkpoint.name}: {line}"))
+            shape = _shape(
+                request.shape, request.traces, model, tensors, lambda line: show(f"{checkpoint.name}: {line}")
+            )
         except ValueError as error:
             raise DataError(f"{checkpoint.name!r}, --shape: {error}") from error
     return Found(
@@ -287,12 +283,14 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
         time.perf_counter() - began,
         on_text,
         on_samples,
-        request.parts,
+        request.traces.parts,
         shape,
     )
 
 
-def _shape(request: Request, model: Any, text: Mapping[str, torch.Tensor], show: Show) -> dict[str, float]:
+def _shape(
+    shape: Shape, traces: TraceSettings, model: Any, text: Mapping[str, torch.Tensor], show: Show
+) -> dict[str, float]:
     from raysweep.curvature.shape import measure_shape
 
     def share(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
@@ -302,9 +300,8 @@ def _shape(request: Request, model: Any, text: Mapping[str, torch.Tensor], show:
             found.append(run(item))
         return found
 
-    batch = {name: rows[: request.shape_sequences].to(model.device) for name, rows in text.items()}
-    given = Shape().model_dump(exclude={"num_sequences"})
-    return measure_shape(model, [batch], seed=request.seed, products=request.products, share=share, **given)[1]
+    batch = {name: rows[: shape.num_sequences].to(model.device) for name, rows in text.items()}
+    return measure_shape(model, [batch], shape, seed=traces.seed, products=traces.products, share=share)[1]
 
 
 def _same(left: Arrays, right: Arrays) -> bool:

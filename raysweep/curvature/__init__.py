@@ -1,8 +1,8 @@
 """Curvature of language-model losses: numerics on tensors that know no stage, file or cluster.
 
-    from raysweep.curvature import Budget, measure_traces, prepare
+    from raysweep.curvature import TraceSettings, measure_traces, prepare
     prepare(model)                                     # any Hugging Face causal or masked language model
-    measured = measure_traces(model, batches, budget=Budget(rse=0.05))
+    measured = measure_traces(model, batches, TraceSettings(rse=0.05))
     measured.traces.hessian.interval()                 # 95 %, in nats per predicted token
 
 Names are imported when they are first used: a plan reads costs from here, and must not wait for torch.
@@ -14,7 +14,6 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "adaptive": ("Budget",),
     "averages": ("Estimate", "Part", "Traces"),
     "estimators": ("frobenius_norm", "hutch_plus_plus", "hutchinson", "xtrace"),
     "ghost": ("GhostNorms",),
@@ -24,6 +23,8 @@ _HOMES = {
     "operators": ("choose_parameters", "finite_difference_product", "hessian_vector_products", "named_parameters"),
     "probes": ("probe_vector",),
     "samples": ("sample_sequences",),
+    "settings": ("ShapeSettings", "TraceSettings"),
+    "shape": ("measure_shape",),
     "sharpness": ("adaptive_trace", "average_sharpness", "relative_flatness", "worst_sharpness"),
     "spectrum": ("Density", "Eigenpairs", "lanczos", "spectral_density", "top_eigenpairs"),
     "tangents": ("forward_over_reverse_product", "gauss_newton_product", "reverse_over_forward_product"),

@@ -8,34 +8,17 @@ rounds alone: never on time, workers or interruptions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from raysweep.curvature.averages import Moments, summarize
-from raysweep.curvature.cost import COST, Products, first_draws
+from raysweep.curvature.cost import COST, first_draws
+from raysweep.curvature.settings import TraceSettings
 from raysweep.curvature.units import Unit, Values
 
 # The first round's probes are on batches of which some get two, so that the probes' own variance can be told from that
 # of the text.
 PILOT_PROBES = 8
 REPEATED = 2
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When to stop: at a relative standard error `rse` of both traces, within these numbers of units of each kind."""
-
-    rse: float = 0.05
-    min_units: int = 12
-    max_units: int = 1024
-    parts: bool = False
-    """Take Fisher draws for the traces of parts: `min_units`, for an error that can be trusted."""
-
-    def __post_init__(self) -> None:
-        if not self.rse > 0:
-            raise ValueError(f"rse {self.rse}: a relative standard error is above 0, such as 0.05")
-        if min(self.min_units, self.max_units) < 2:
-            raise ValueError(f"min_units {self.min_units}, max_units {self.max_units}: an error bar takes 2 at least")
 
 
 Reason = Literal["reached", "units", "text"]
@@ -60,25 +43,25 @@ def fisher_order(index: int, num_batches: int) -> Unit:
     return Unit("fisher", num_batches - 1 - index % num_batches, index // num_batches)
 
 
-def next_units(done: Mapping[Unit, Values], num_batches: int, budget: Budget, products: Products) -> list[Unit]:
+def next_units(done: Mapping[Unit, Values], num_batches: int, settings: TraceSettings) -> list[Unit]:
     """The units of the next round; none when the target or the end of the budget is reached."""
     num = _num(done)
     repeated = min(REPEATED, num_batches)
     if num["probe"] == 0:
-        probes = min(max(PILOT_PROBES, budget.min_units), num_batches) + repeated
-        draws = first_draws(products, parts=budget.parts, min_units=min(budget.min_units, num_batches))
-        return [probe_order(index, num_batches) for index in range(min(probes, budget.max_units))] + [
-            fisher_order(index, num_batches) for index in range(min(draws, budget.max_units))
+        probes = min(max(PILOT_PROBES, settings.min_units), num_batches) + repeated
+        draws = first_draws(settings.products, parts=settings.parts, min_units=min(settings.min_units, num_batches))
+        return [probe_order(index, num_batches) for index in range(min(probes, settings.max_units))] + [
+            fisher_order(index, num_batches) for index in range(min(draws, settings.max_units))
         ]
-    if stop_reason(done, num_batches, budget) is not None:
+    if stop_reason(done, num_batches, settings) is not None:
         return []
-    more = _spend(Moments.of(done), num, num_batches, budget, COST[products])
+    more = _spend(Moments.of(done), num, num_batches, settings, COST[settings.products])
     return [probe_order(num["probe"] + index, num_batches) for index in range(more["probe"])] + [
         fisher_order(num["fisher"] + index, num_batches) for index in range(more["fisher"])
     ]
 
 
-def stop_reason(done: Mapping[Unit, Values], num_batches: int, budget: Budget) -> Reason | None:
+def stop_reason(done: Mapping[Unit, Values], num_batches: int, settings: TraceSettings) -> Reason | None:
     """Why there is nothing left to do; None while there is.
 
     "reached": the target. "units": the budget's. "text": all of it is used, and its own variance is above the target.
@@ -86,12 +69,12 @@ def stop_reason(done: Mapping[Unit, Values], num_batches: int, budget: Budget) -
     traces = summarize(done)
     num = {kind: count for kind, count in _num(done).items() if count}
     passed = {kind: count >= 2 * num_batches for kind, count in num.items()}
-    if not traces.hessian.rse <= budget.rse:  # So also where it is not known (NaN).
-        if num["probe"] >= budget.max_units:
+    if not traces.hessian.rse <= settings.rse:  # So also where it is not known (NaN).
+        if num["probe"] >= settings.max_units:
             return "units"
-        return "text" if passed["probe"] and traces.stderr_data > budget.rse * abs(traces.hessian.mean) else None
-    if not traces.fisher.rse <= budget.rse:
-        if min(num.values()) >= budget.max_units:
+        return "text" if passed["probe"] and traces.stderr_data > settings.rse * abs(traces.hessian.mean) else None
+    if not traces.fisher.rse <= settings.rse:
+        if min(num.values()) >= settings.max_units:
             return "units"
         return "text" if all(passed.values()) else None
     return "reached"
@@ -102,7 +85,7 @@ def _num(done: Mapping[Unit, Values]) -> dict[str, int]:
 
 
 def _spend(
-    moments: Moments, num: Mapping[str, int], num_batches: int, budget: Budget, probe_cost: float
+    moments: Moments, num: Mapping[str, int], num_batches: int, settings: TraceSettings, probe_cost: float
 ) -> dict[str, int]:
     """How many more units of each kind: what brings the predicted errors to the target at the lowest cost.
 
@@ -110,7 +93,7 @@ def _spend(
     """
     cost = {"probe": probe_cost, "fisher": COST["fisher"]}
     # See `cost.first_draws`.
-    left = {kind: budget.max_units - count if count else 0 for kind, count in num.items()}
+    left = {kind: settings.max_units - count if count else 0 for kind, count in num.items()}
     more = {"probe": 0, "fisher": 0}
 
     def variances(extra: Mapping[str, int]) -> tuple[float, float]:
@@ -120,7 +103,7 @@ def _spend(
     # Where no prediction tells a gain (too few draws, or all text was used), what comes first here is taken.
     aims = (moments.hessian, ("probe", "fisher")), (moments.both_fishers.mean, ("fisher", "probe"))
     for which, (trace, kinds) in enumerate(aims):
-        while (variance := variances(more)[which]) > (budget.rse * trace) ** 2:
+        while (variance := variances(more)[which]) > (settings.rse * trace) ** 2:
             gains = {
                 kind: (variance - variances({**more, kind: more[kind] + 1})[which]) / cost[kind]
                 for kind in kinds

@@ -302,7 +302,7 @@ def traces_of_parts(done: Mapping[Unit, Values], level: Level) -> dict[str, Part
     names: dict[str, list[str]] = {}
     fishers = {unit: values for unit, values in done.items() if unit.kind == "fisher"}
     if len({unit.batch for unit in fishers}) < 2:
-        raise ValueError("traces of parts are of label draws, two at least; measure with Budget(parts=True)")
+        raise ValueError("traces of parts are of label draws, two at least; measure with TraceSettings(parts=True)")
     for name in next(iter(fishers.values())):
         if name.startswith("parameter/"):
             names.setdefault(part_of(name.removeprefix("parameter/"), level), []).append(name)

@@ -10,7 +10,8 @@ import torch
 
 from raysweep.curvature.averages import Estimate
 from raysweep.curvature.linear import Operator
-from raysweep.curvature.probes import Distribution, key, probe_vector
+from raysweep.curvature.probes import key, probe_vector
+from raysweep.curvature.settings import Distribution
 
 Tensor = torch.Tensor
 

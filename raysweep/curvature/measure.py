@@ -6,15 +6,15 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
-from raysweep.curvature.adaptive import Budget, Reason, next_units, stop_reason
+from raysweep.curvature.adaptive import Reason, next_units, stop_reason
 from raysweep.curvature.averages import Level, Part, Traces, change_of_step, summarize, traces_of_parts
-from raysweep.curvature.cost import COST, Products
+from raysweep.curvature.cost import COST
 from raysweep.curvature.differences import step_for
 from raysweep.curvature.language import Batch
 from raysweep.curvature.operators import Shifted, named_parameters
-from raysweep.curvature.probes import Distribution
+from raysweep.curvature.settings import TraceSettings
 from raysweep.curvature.sharing import Share, one_after_another
 from raysweep.curvature.units import Unit, Values, fisher_unit, probe_unit, shift_unit
 
@@ -41,7 +41,7 @@ class Measured:
         """Traces of the diagonal blocks by "parameter", "layer" or "block".
 
         Raises:
-            ValueError: if there are too few label draws for an error; see `Budget.parts`.
+            ValueError: if there are too few label draws for an error; see `TraceSettings.parts`.
         """
         return traces_of_parts(self.units, level)
 
@@ -71,11 +71,8 @@ class Measured:
 def measure_traces(
     model: Any,
     batches: Sequence[Batch],
+    settings: TraceSettings = TraceSettings(),
     *,
-    budget: Budget,
-    seed: int = 0,
-    products: Products = "logit_differences",
-    distribution: Distribution = "rademacher",
     share: Share = one_after_another,
     shifted: Shifted | None = None,
 ) -> Measured:
@@ -87,30 +84,26 @@ def measure_traces(
     Args:
         model: brought into shape by `language.prepare`; the parameters that require a gradient are measured.
         batches: alike draws from the text, in an order that means nothing; a handful of sequences each at most.
-        budget: when to stop.
-        seed: of probe vectors and label draws.
-        products: how v'Hv is made.
-        distribution: of probe vectors.
+        settings: when to stop, and how products are made.
         share: who runs the units of a round.
         shifted: what moves the parameters; see `sharded.Shards`.
 
     Raises:
         ValueError: if there are fewer than two batches, or a loss is not finite.
     """
-    if products not in get_args(Products):
-        raise ValueError(f"products {products!r}: one of {', '.join(get_args(Products))}")
     if not all(isinstance(batch, Mapping) for batch in batches):
         raise ValueError("a batch is a mapping with input_ids, as a tokenizer gives it; see curvature.language")
     if len(batches) < 2:
         raise ValueError(f"an error bar needs at least two batches; there are {len(batches)}")
     done: dict[Unit, Values] = {}
     shifted = shifted or Shifted(named_parameters(model), math.nan)
-    given: dict[str, Any] = {"seed": seed, "shifted": shifted, "distribution": distribution}
+    products = settings.products
+    given: dict[str, Any] = {"seed": settings.seed, "shifted": shifted, "distribution": settings.distribution}
 
     def run(unit: Unit) -> Values:
         batch = batches[unit.batch]
         if unit.kind == "fisher":
-            return fisher_unit(model, batch, unit, seed=seed)
+            return fisher_unit(model, batch, unit, seed=settings.seed)
         if unit.kind == "shift":
             return shift_unit(model, batch, unit, **given)
         if unit.kind == "step":
@@ -119,17 +112,17 @@ def measure_traces(
         check = products != "logit_differences" and unit.batch < NUM_CALIBRATION and unit.draw == 0
         return probe_unit(model, batch, unit, products=products, check=check, **given)
 
-    found, cost_of_step = _find_step(shifted, min(NUM_CALIBRATION, len(batches)), budget.rse, run, share)
+    found, cost_of_step = _find_step(shifted, min(NUM_CALIBRATION, len(batches)), settings.rse, run, share)
     known = dict(found) if products == "logit_differences" else {}  # They are probes, too.
-    while units := next_units(done, len(batches), budget, products):
+    while units := next_units(done, len(batches), settings):
         missing = [unit for unit in units if unit not in known]
         known |= dict(zip(missing, share(missing, run), strict=True))
         done |= {unit: known[unit] for unit in units}
     if products == "logit_differences":
         cost_of_step -= len(found.keys() & done.keys()) * COST[products]
     traces = summarize(done)
-    reason = stop_reason(done, len(batches), budget) or "units"
-    if traces.difference_error > budget.rse / 4:
+    reason = stop_reason(done, len(batches), settings) or "units"
+    if traces.difference_error > settings.rse / 4:
         logger.warning(
             "finite differences are off by about %.2g of the trace; measure with exact products",
             traces.difference_error,

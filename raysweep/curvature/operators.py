@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from raysweep.curvature.language import IGNORED, Batch, slope, targets, token_logits
-from raysweep.curvature.probes import Distribution, Tensors, probe_vector
+from raysweep.curvature.probes import Tensors, probe_vector
+from raysweep.curvature.settings import Distribution
 
 Tensor = torch.Tensor
 

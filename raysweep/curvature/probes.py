@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 import torch
 
+from raysweep.curvature.settings import Distribution
+
 Tensors = dict[str, torch.Tensor]
-Distribution = Literal["rademacher", "gaussian"]
 
 # +1 or -1 for each bit of a byte, the first bit first.
 SIGNS_OF_BYTE = torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).float() * 2 - 1

@@ -17,6 +17,7 @@ from raysweep.curvature.estimators import random_vector
 from raysweep.curvature.language import Batch, prepare
 from raysweep.curvature.linear import curvature_operator
 from raysweep.curvature.operators import named_parameters
+from raysweep.curvature.settings import ShapeSettings
 from raysweep.curvature.sharing import Share, one_after_another
 from raysweep.curvature.sharpness import (
     Scale,
@@ -32,22 +33,29 @@ LANCZOS = "lanczos"
 
 
 def measure_shape(
-    model: Any, batches: Sequence[Batch], *, products: Products, share: Share = one_after_another, **settings: Any
+    model: Any,
+    batches: Sequence[Batch],
+    settings: ShapeSettings = ShapeSettings(),
+    *,
+    seed: int = 0,
+    products: Products = "exact",
+    share: Share = one_after_another,
 ) -> tuple[dict[str, Values], dict[str, float]]:
     """All that `shape_tasks` measures, and the numbers of `shape_metrics`.
 
     Args:
         model: brought into shape here, as the products need it.
         batches: the text; see `language`.
+        settings: of how much.
+        seed: of all random vectors.
         products: of the traces; where they are logit differences, which give no vectors, products here are exact.
         share: who does which task.
-        settings: see `shape_tasks`.
     """
     how: Literal["exact", "gradient_differences"] = (
         "gradient_differences" if products == "gradient_differences" else "exact"
     )
     prepare(model, twice_differentiable=how == "exact")
-    tasks = shape_tasks(model, batches, products=how, **settings)
+    tasks = shape_tasks(model, batches, settings, seed=seed, products=how)
     found = dict(zip(tasks, share(list(tasks), lambda name: tasks[name]()), strict=True))
     return found, shape_metrics(found, sum(part.numel() for part in named_parameters(model).values()))
 
@@ -55,14 +63,8 @@ def measure_shape(
 def shape_tasks(
     model: Any,
     batches: Sequence[Batch],
+    settings: ShapeSettings,
     *,
-    num_eigenvalues: int,
-    num_steps: int,
-    num_vectors: int,
-    rho: float,
-    adaptive_rho: float,
-    noise: float,
-    adaptive_noise: float,
     seed: int,
     products: Literal["exact", "gradient_differences"] = "exact",
 ) -> dict[str, Callable[[], Values]]:
@@ -71,19 +73,14 @@ def shape_tasks(
     Args:
         model: brought into shape by `language.prepare`; the parameters that require a gradient are measured.
         batches: the text; see `language`.
-        num_eigenvalues: largest eigenvalues to report.
-        num_steps: of each Lanczos process, a product each; all its vectors are kept.
-        num_vectors: Lanczos processes from random vectors. Sharpness and traces take `num_steps` products or losses.
-        rho: radius of the ball of SAM (Foret et al., 2021, use 0.05).
-        adaptive_rho: of that of ASAM (Kwon et al., 2021, use 0.5).
-        noise: by which all weights are moved at random for the average.
-        adaptive_noise: the same as a part of each weight's size.
+        settings: of how much; sharpness and traces, too, take `num_steps` products or losses.
         seed: of all random vectors.
         products: how Hessian-vector products are made.
     """
     operator = curvature_operator(model, batches, products=products)
-    radius: dict[Scale, float] = {"plain": rho, "adaptive": adaptive_rho}
-    spread: dict[Scale, float] = {"plain": noise, "adaptive": adaptive_noise}
+    radius: dict[Scale, float] = {"plain": settings.rho, "adaptive": settings.adaptive_rho}
+    spread: dict[Scale, float] = {"plain": settings.noise, "adaptive": settings.adaptive_noise}
+    num_steps = settings.num_steps
 
     def process(index: int) -> Values:
         start = random_vector(operator, index, seed=seed, distribution="gaussian")
@@ -91,7 +88,7 @@ def shape_tasks(
         nodes, weights = quadrature(found)
         values = {f"node/{i}": float(node) for i, node in enumerate(nodes)}
         values |= {f"weight/{i}": float(weight) for i, weight in enumerate(weights)}
-        best, _, residuals = largest(found, num_eigenvalues)
+        best, _, residuals = largest(found, settings.num_eigenvalues)
         values |= {f"eigenvalue/{i}": float(value) for i, value in enumerate(best)}
         return values | {f"residual/{i}": float(value) for i, value in enumerate(residuals)}
 
@@ -103,7 +100,9 @@ def shape_tasks(
             average_sharpness(model, batches, noise=spread[scale], scale=scale, num_draws=num_steps, seed=seed)
         )
 
-    tasks: dict[str, Callable[[], Values]] = {f"{LANCZOS}/{i}": partial(process, i) for i in range(num_vectors)}
+    tasks: dict[str, Callable[[], Values]] = {
+        f"{LANCZOS}/{i}": partial(process, i) for i in range(settings.num_vectors)
+    }
     return tasks | {
         "worst_sharpness": partial(worst, "plain"),
         "worst_sharpness_adaptive": partial(worst, "adaptive"),

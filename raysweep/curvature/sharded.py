@@ -16,7 +16,8 @@ import torch.nn.functional as F
 
 from raysweep.curvature.language import IGNORED, Batch
 from raysweep.curvature.operators import Shifted, every_one, refuse_infinite
-from raysweep.curvature.probes import Distribution, Tensors, key, probe_part
+from raysweep.curvature.probes import Tensors, key, probe_part
+from raysweep.curvature.settings import Distribution
 from raysweep.curvature.sharing import Item
 
 

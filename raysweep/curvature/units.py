@@ -24,7 +24,8 @@ from raysweep.curvature.operators import (
     inner,
     named_parameters,
 )
-from raysweep.curvature.probes import Distribution, Tensors, key
+from raysweep.curvature.probes import Tensors, key
+from raysweep.curvature.settings import Distribution
 from raysweep.curvature.tangents import reverse_over_forward_product
 
 logger = logging.getLogger(__name__)

@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from raysweep.curvature.cost import COST, Products, first_draws, predicted
+from raysweep.curvature.cost import COST, first_draws, predicted
+from raysweep.curvature.settings import ShapeSettings, TraceSettings
 from raysweep.curvature.sharing import Item, Share, Value
 from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
@@ -21,7 +22,7 @@ from raysweep.errors import SpaceError, StageError
 from raysweep.objectives.base import ObjectiveSpec, add_extra_tokens
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
-from raysweep.spec import Neutral, Provenance, Spec, StageSpec
+from raysweep.spec import Neutral, Provenance, StageSpec
 from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
@@ -54,32 +55,14 @@ SHAPE_METRICS = (
 )
 
 
-class Shape(Spec):
-    """What is measured beyond traces, on a fixed piece of the text: the spectrum, sharpness, scale-free forms.
-
-    Takes about `num_steps * (num_vectors + 2)` exact Hessian-vector products and as many losses; keeps `num_steps`
-    vectors of the size of the model.
-    """
+class Shape(ShapeSettings):
+    """What is measured beyond traces, on a fixed piece of the text: the spectrum, sharpness, scale-free forms."""
 
     num_sequences: int = Field(default=8, ge=1)
     """Held-out sequences to measure on."""
-    num_eigenvalues: int = Field(default=5, ge=1)
-    """Largest eigenvalues to report."""
-    num_steps: int = Field(default=30, ge=2)
-    """Lanczos steps of each start vector."""
-    num_vectors: int = Field(default=3, ge=2)
-    """Start vectors of the spectral density."""
-    rho: float = Field(default=0.05, gt=0)
-    """Radius of the ball in which the worst case is sought, and of its adaptive form; see `curvature.sharpness`."""
-    adaptive_rho: float = Field(default=0.5, gt=0)
-    """Radius of the adaptive form, where each weight is scaled by its own size."""
-    noise: float = Field(default=1e-3, gt=0)
-    """By how much all weights are moved at random for the average, and, adaptive, which part of themselves."""
-    adaptive_noise: float = Field(default=0.03, gt=0)
-    """Which part of itself each weight is moved by, in the adaptive form."""
 
 
-class Flatness(StageSpec):
+class Flatness(TraceSettings, StageSpec):
     """Traces to a target error: each is a mean over units of work, taken until the error is small enough.
 
     Held-out sequences, each domain's share by `mix`, are cut into batches; a unit is a batch with a probe vector or
@@ -96,26 +79,12 @@ class Flatness(StageSpec):
     """Held-out sequences to measure on, each domain's share by its mix."""
     batch_sequences: int = Field(default=1, ge=1)
     """One is best, as each batch has a probe vector of its own, unless sequences are too short to fill a device."""
-    rse: float = Field(default=0.05, gt=0)
-    """Relative standard error of the Hessian's and the Fisher's trace at which to stop."""
-    min_units: int = Field(default=12, ge=2)
-    """Batches that are measured at least, for an error that can be trusted."""
-    max_units: int = Field(default=256, ge=2)
-    """Probe vectors, and label draws, at most."""
-    products: Products = "logit_differences"
-    """How v'Hv is made; see `raysweep.curvature.cost`."""
-    distribution: Literal["rademacher", "gaussian"] = "rademacher"
-    """Of the probe vectors' entries."""
     parameters: tuple[str, ...] = ("*",)
     """Patterns, as of a shell, of the names of the parameters whose curvature is measured."""
-    parts: Annotated[bool, Neutral(False)] = False
-    """Also the traces of single parameters: the Fisher matrix's, and where `products` tell them the Hessian's."""
     own_samples: Annotated[int, Neutral(0)] = Field(default=0, ge=0)
     """Sequences drawn from the model itself, on which the traces are measured as well."""
     shape: Annotated[Shape | None, Neutral(None)] = None
     """What is measured beyond traces; left out: nothing."""
-    seed: int = Field(default=0, ge=0)
-    """Of probe vectors, label draws and the order of the text."""
     mix: dict[str, float] = Field(default_factory=dict)
     """Filled from pretrain.data."""
     sequence_length: int = 0
@@ -228,9 +197,8 @@ class Flatness(StageSpec):
             {name: rows[start : min(start + self.batch_sequences, num)] for name, rows in text.items()}
             for start in range(0, num, self.batch_sequences)
         ]
-        given = shape.model_dump(exclude={"num_sequences"})
         share = _Shared(worker, "shape")
-        found, metrics = measure_shape(model, batches, seed=self.seed, products=self.products, share=share, **given)
+        found, metrics = measure_shape(model, batches, shape, seed=self.seed, products=self.products, share=share)
         if worker.rank == 0:
             (out / "shape.json").write_text(json.dumps(found, indent=1))
         return metrics
@@ -241,7 +209,7 @@ class Flatness(StageSpec):
         from raysweep.curvature.measure import measure_traces
 
         batches = equal_batches(text, self.batch_sequences)
-        return measure_traces(model, batches, share=share, **self._settings())
+        return measure_traces(model, batches, self, share=share)
 
     def _measure_sharded(self, checkpoint: Path, text: Batch, worker: Worker) -> Measured:
         """The same on a model of which each worker holds a shard, so that all work on each unit, each on its rows."""
@@ -258,17 +226,7 @@ class Flatness(StageSpec):
             choose_parameters(model, self.parameters)
             shards = Shards(model, rank=worker.rank, gather=worker.gather, reduce=worker.sum, release=release)
             share = _Shared(worker, "units", Together(worker.gather))
-            return measure_traces(model, batches, share=share, shifted=shards, **self._settings())
-
-    def _settings(self) -> dict[str, Any]:
-        from raysweep.curvature.adaptive import Budget
-
-        return {
-            "budget": Budget(rse=self.rse, min_units=self.min_units, max_units=self.max_units, parts=self.parts),
-            "seed": self.seed,
-            "products": self.products,
-            "distribution": self.distribution,
-        }
+            return measure_traces(model, batches, self, share=share, shifted=shards)
 
     def _text(self, tokens: Tokens, device: str) -> dict[str, torch.Tensor]:
         """Held-out sequences of all domains, as the objective prepares them: the same for all models."""

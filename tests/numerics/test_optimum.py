@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from raysweep.curvature.adaptive import Budget
 from raysweep.curvature.measure import measure_traces
 from raysweep.curvature.operators import hessian_vector_products, named_parameters
+from raysweep.curvature.settings import TraceSettings
 from raysweep.curvature.units import Unit, fisher_unit
 from raysweep.data.pcfg import PCFG
 
@@ -129,7 +129,7 @@ def test_estimates_on_the_grammars_own_sentences_find_it(model, ids, probabiliti
     truth, _ = traces(model, ids, probabilities)
     words, _ = GRAMMAR.sample(600, seed=1, stream=1)
     batches = [{"input_ids": part} for part in torch.from_numpy(GRAMMAR.rows(words)).split(2)]
-    found = measure_traces(model, batches, budget=Budget(rse=0.03), products="exact").traces
+    found = measure_traces(model, batches, TraceSettings(rse=0.03, max_units=1024, products="exact")).traces
     for estimate in (found.hessian, found.fisher, found.gauss_newton):
         assert abs(estimate.mean - truth) < 4 * estimate.stderr
     assert abs(found.residual.mean) < 4 * found.residual.stderr

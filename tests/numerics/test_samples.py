@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny_models import build
 
-from raysweep.curvature.adaptive import Budget
 from raysweep.curvature.language import prepare
 from raysweep.curvature.measure import measure_traces
 from raysweep.curvature.samples import sample_sequences
+from raysweep.curvature.settings import TraceSettings
 
 
 def test_samples_follow_the_models_distribution():
@@ -42,7 +42,9 @@ def test_on_its_own_samples_the_hessian_is_the_gauss_newton_matrix():
     model = build("llama", vocab=11)
     prepare(model)
     ids = sample_sequences(model, 400, length=12, start=0, seed=3)
-    found = measure_traces(model, [{"input_ids": part} for part in ids.split(2)], budget=Budget(0.03, 16, 200))
+    found = measure_traces(
+        model, [{"input_ids": part} for part in ids.split(2)], TraceSettings(rse=0.03, min_units=16, max_units=200)
+    )
     assert abs(found.traces.residual.mean) < 4 * found.traces.residual.stderr
     assert found.traces.residual.stderr < 0.15 * found.traces.gauss_newton.mean
 

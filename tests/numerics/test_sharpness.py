@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny_models import batch_for, build, full_matrix
 
-from raysweep.curvature.adaptive import Budget
 from raysweep.curvature.language import mean_token_loss, prepare, token_logits
 from raysweep.curvature.linear import curvature_operator
 from raysweep.curvature.measure import measure_traces
 from raysweep.curvature.operators import gradients_of, hessian_vector_products, inner, named_parameters
+from raysweep.curvature.settings import TraceSettings
 from raysweep.curvature.sharpness import adaptive_trace, average_sharpness, relative_flatness, worst_sharpness
 from raysweep.curvature.spectrum import top_eigenpairs
 
@@ -113,8 +113,8 @@ def test_which_measures_survive_a_rescaling():
 
     def measures():
         operator = curvature_operator(model, batches)
-        budget = Budget(rse=0.001, min_units=16, max_units=16)
-        traces = measure_traces(model, batches, budget=budget, products="exact").traces
+        settings = TraceSettings(rse=0.001, min_units=16, max_units=16, products="exact")
+        traces = measure_traces(model, batches, settings).traces
         return {
             "hessian trace": traces.hessian.mean,
             "fisher trace": traces.fisher.mean,

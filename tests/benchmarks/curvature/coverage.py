@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from raysweep.curvature.adaptive import Budget
 from raysweep.curvature.language import mean_token_loss, prepare
 from raysweep.curvature.measure import measure_traces
 from raysweep.curvature.operators import hessian_vector_products, named_parameters
+from raysweep.curvature.settings import TraceSettings
 
 Tensor = torch.Tensor
 RUNS, VOCAB, LENGTH, POPULATION, STEPS = 500, 24, 16, 384, 400
@@ -45,7 +45,7 @@ def main() -> list[tuple[str, str]]:
     for run in range(RUNS):
         rows = torch.randint(POPULATION, (512,), generator=torch.Generator().manual_seed(run))
         batches = [{"input_ids": ids[pair]} for pair in rows.split(2)]
-        measured = measure_traces(model, batches, budget=Budget(rse=0.05), seed=run)
+        measured = measure_traces(model, batches, TraceSettings(rse=0.05, max_units=1024, seed=run))
         low, high = measured.traces.hessian.relative_interval()
         inside += low <= truth <= high
         reached += measured.reason == "reached"

@@ -24,12 +24,12 @@ from peer_process import PeerProcess
 from subjects import text_ids, trained
 from transformers import AutoModelForCausalLM
 
-from raysweep.curvature.adaptive import Budget
 from raysweep.curvature.differences import step_for
 from raysweep.curvature.language import equal_batches, mean_token_loss, prepare
 from raysweep.curvature.measure import measure_traces
 from raysweep.curvature.operators import Shifted, gradients_of, hessian_vector_products, inner, named_parameters
 from raysweep.curvature.probes import probe_vector
+from raysweep.curvature.settings import TraceSettings
 from raysweep.curvature.units import Unit, probe_unit
 
 TARGET = 0.05
@@ -56,11 +56,12 @@ def main() -> list[tuple[str, str]]:
     def gradient() -> object:
         return gradients_of(mean_token_loss(exact, {"input_ids": ids[:8]}), parameters)
 
-    def ours(seed: int, budget: Budget) -> Any:
+    def ours(seed: int, settings: TraceSettings) -> Any:
         mixed = _shuffled(ids, seed)
-        return measure_traces(model, equal_batches({"input_ids": mixed}, SEQUENCES_OF_BATCH), budget=budget, seed=seed)
+        batches = equal_batches({"input_ids": mixed}, SEQUENCES_OF_BATCH)
+        return measure_traces(model, batches, settings.with_(seed=seed))
 
-    truth = ours(10**6, Budget(rse=TRUTH, max_units=10**4)).traces.hessian
+    truth = ours(10**6, TraceSettings(rse=TRUTH, max_units=10**4)).traces.hessian
     between, common, rest = _variances(exact, ids, parameters)
     goal = (TARGET * truth.mean) ** 2
 
@@ -126,7 +127,7 @@ def main() -> list[tuple[str, str]]:
     for turn in range(ROUNDS):
         for run in range(RUNS_OF_OURS * turn, RUNS_OF_OURS * (turn + 1)):
             seconds["gradient"].append(_timed(gradient)[1] / 8)
-            budget = Budget(rse=TARGET, max_units=10**4)
+            budget = TraceSettings(rse=TARGET, max_units=10**4)
             take(stopping, *_timed(lambda run=run, budget=budget: ours(run, budget).traces.hessian.mean))
             batch = _shuffled(ids, 100 + run)[: known * SEQUENCES_WHEN_TOLD]
             take(told_so, *_timed(lambda batch=batch: told(batch)))

@@ -1,0 +1,65 @@
+"""What a measurement of curvature is asked for: one declaration for sweep files, the command line and Python.
+
+Imports nothing heavy, so that a plan can read it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raysweep.curvature.cost import Products
+from raysweep.spec import Neutral, Spec
+
+Distribution = Literal["rademacher", "gaussian"]
+"""Of a probe vector's entries: +1 or -1, or normal. Signs have the smaller variance (Hutchinson, 1990)."""
+
+
+class TraceSettings(Spec):
+    """When a trace is sure enough, and how it is made.
+
+    Raises:
+        pydantic.ValidationError: a ValueError, that names the field and what it may be.
+
+    >>> TraceSettings(rse=0.02).max_units
+    256
+    """
+
+    rse: float = Field(default=0.05, gt=0)
+    """Relative standard error of the Hessian's and the Fisher's trace at which to stop."""
+    min_units: int = Field(default=12, ge=2)
+    """Batches that are measured at least, for an error that can be trusted."""
+    max_units: int = Field(default=256, ge=2)
+    """Probe vectors, and label draws, at most."""
+    products: Products = "logit_differences"
+    """How v'Hv is made, at 1, 2 or 3 gradients; the first tells no Hessian traces of parts."""
+    distribution: Distribution = "rademacher"
+    """Of the probe vectors' entries."""
+    parts: Annotated[bool, Neutral(False)] = False
+    """Also the traces of single parameters: the Fisher matrix's, and where `products` tell them the Hessian's."""
+    seed: int = Field(default=0, ge=0)
+    """Of probe vectors, label draws and the order of the text."""
+
+
+class ShapeSettings(Spec):
+    """What is measured beyond traces: the spectrum, sharpness, scale-free forms.
+
+    Takes about `num_steps * (num_vectors + 2)` exact Hessian-vector products and as many losses; keeps `num_steps`
+    vectors of the size of the model.
+    """
+
+    num_eigenvalues: int = Field(default=5, ge=1)
+    """Largest eigenvalues to report."""
+    num_steps: int = Field(default=30, ge=2)
+    """Lanczos steps of each start vector."""
+    num_vectors: int = Field(default=3, ge=2)
+    """Start vectors of the spectral density."""
+    rho: float = Field(default=0.05, gt=0)
+    """Radius of the ball in which the worst case is sought (SAM; Foret et al., 2021, use 0.05)."""
+    adaptive_rho: float = Field(default=0.5, gt=0)
+    """Radius where each weight is scaled by its own size (ASAM; Kwon et al., 2021, use 0.5)."""
+    noise: float = Field(default=1e-3, gt=0)
+    """By how much all weights are moved at random for the average."""
+    adaptive_noise: float = Field(default=0.03, gt=0)
+    """Which part of itself each weight is moved by, in the adaptive form."""
