@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysweep.curvature.dealing import Item, Value
 from raysweep.curvature.settings import TraceSettings
-from raysweep.curvature.sharing import Item, Value
 from raysweep.data.sequences import Arrays, masked_sequences, sequences
 from raysweep.data.text import resolve
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
@@ -205,9 +205,9 @@ def measure(request: Request, *, show: Show = lambda line: None) -> tuple[list[F
     differences = []
     for text, other in others:
         if first.on_text and other.on_text and _same(text, first_text):
-            from raysweep.curvature.measure import compare
+            from raysweep.curvature.measure import paired_difference
 
-            differences.append(Difference(other.model, first.model, compare(other.on_text, first.on_text)))
+            differences.append(Difference(other.model, first.model, paired_difference(other.on_text, first.on_text)))
         elif other.on_text:
             show(f"{other.model} and {first.model} read other tokens: no difference of their own error is given")
     return [each for _, each in found], differences, failures
@@ -242,7 +242,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
     def on(text: Mapping[str, torch.Tensor], what: str, *, parts: bool) -> Measured:
         here = {name: rows.to(model.device) for name, rows in text.items()}
 
-        def share(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
+        def deal(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
             show(f"{checkpoint.name}: {what}, {len(items)} more units of work ({time.perf_counter() - began:.0f} s)")
             return [run(item) for item in items]
 
@@ -251,7 +251,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
                 model,
                 equal_batches(here, TOKENS_OF_BATCH // length),
                 request.traces.with_(parts=parts),
-                share=share,
+                deal=deal,
             )
         except ValueError as error:
             raise DataError(f"{checkpoint.name!r}, {what}: {error}") from error
@@ -293,7 +293,7 @@ def _shape(
 ) -> dict[str, float]:
     from raysweep.curvature.shape import measure_shape
 
-    def share(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
+    def deal(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
         found = []
         for item in items:
             show(str(item).replace("_", " "))
@@ -301,7 +301,7 @@ def _shape(
         return found
 
     batch = {name: rows[: shape.num_sequences].to(model.device) for name, rows in text.items()}
-    return measure_shape(model, [batch], shape, seed=traces.seed, products=traces.products, share=share)[1]
+    return measure_shape(model, [batch], shape, seed=traces.seed, products=traces.products, deal=deal)[1]
 
 
 def _same(left: Arrays, right: Arrays) -> bool:

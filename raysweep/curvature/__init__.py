@@ -19,7 +19,7 @@ _HOMES = {
     "ghost": ("GhostNorms",),
     "language": ("mean_token_loss", "prepare", "targets", "token_logits"),
     "linear": ("Operator", "curvature_operator"),
-    "measure": ("Measured", "compare", "measure_traces"),
+    "measure": ("Measured", "paired_difference", "measure_traces"),
     "operators": ("choose_parameters", "finite_difference_product", "hessian_vector_products", "named_parameters"),
     "probes": ("probe_vector",),
     "samples": ("sample_sequences",),

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from raysweep.curvature.language import IGNORED, Batch, targets, token_logits
-from raysweep.curvature.operators import Shifted
+from raysweep.curvature.operators import MovableParameters
 
 Tensor = torch.Tensor
 
@@ -37,7 +37,7 @@ class Forms:
 
 
 @torch.no_grad()
-def shift_of_logits(model: Any, batch: Batch, vector: Mapping[str, Tensor], shifted: Shifted) -> float:
+def logit_response(model: Any, batch: Batch, vector: Mapping[str, Tensor], movable: MovableParameters) -> float:
     """Sum over tokens of Var_p(z(w + s v) - z(w)) / s^2: v'Gv of the summed loss, about, from two forward passes.
 
     The step s is the longest that `step_for` would choose, so that rounding is nothing beside the difference.
@@ -45,17 +45,17 @@ def shift_of_logits(model: Any, batch: Batch, vector: Mapping[str, Tensor], shif
     Raises:
         ValueError: if all parameters are nought.
     """
-    shifted.step = SHIFT_WEIGHTS * shifted.rms
-    if not shifted.step:
+    movable.step = SHIFT_WEIGHTS * movable.rms
+    if not movable.step:
         raise ValueError("no step for differences: the chosen parameters are all 0; measure others as well")
     counted = targets(model, batch) != IGNORED
     here = token_logits(model, batch)
-    with shifted.moves() as move:
+    with movable.moves() as move:
         move(vector, 1)
         ahead = token_logits(model, batch).sub_(here)
     p = here.softmax(dim=-1)
     variance = torch.linalg.vecdot(p, ahead.sub_(torch.linalg.vecdot(p, ahead)[..., None]).square_())
-    return _total(variance, counted) / shifted.step**2
+    return _total(variance, counted) / movable.step**2
 
 
 def step_for(trace: float, rms: float) -> float:
@@ -76,15 +76,15 @@ def step_for(trace: float, rms: float) -> float:
 
 @torch.no_grad()
 def quadratic_forms(
-    model: Any, batch: Batch, vector: Mapping[str, Tensor], shifted: Shifted, *, check: bool = False
+    model: Any, batch: Batch, vector: Mapping[str, Tensor], movable: MovableParameters, *, check: bool = False
 ) -> tuple[Forms, Forms | None]:
     """Both forms along a probe vector, by central differences.
 
     Args:
         model: in eval mode, its weights in float32 or float64; any attention implementation.
         batch: see `language`.
-        vector: name -> tensor, of the parameters that `shifted` holds.
-        shifted: the model's parameters, and the step; see `step_for`.
+        vector: name -> tensor, of the parameters that `movable` holds.
+        movable: the model's parameters, and the step; see `step_for`.
         check: also take the forms with twice the step; a third of the difference estimates the error.
 
     Returns:
@@ -96,7 +96,7 @@ def quadratic_forms(
     p = here.softmax(dim=-1)
 
     def forms(times: int) -> Forms:
-        with shifted.moves() as move:
+        with movable.moves() as move:
             move(vector, times)
             ahead = token_logits(model, batch).sub_(here)
             move(vector, -times)
@@ -107,7 +107,7 @@ def quadratic_forms(
         residual = means[0] + means[1] - (ahead.gather(-1, at) + behind.gather(-1, at))[..., 0]
         slope = ahead.sub_(behind).sub_((means[0] - means[1])[..., None])
         variance = torch.linalg.vecdot(p, slope.square_())
-        step = times * shifted.step
+        step = times * movable.step
         return Forms(_total(variance, counted) / (2 * step) ** 2, _total(residual, counted) / step**2)
 
     return forms(1), forms(2) if check else None

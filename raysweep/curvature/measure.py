@@ -11,12 +11,12 @@ from typing import Any
 from raysweep.curvature.adaptive import Reason, next_units, stop_reason
 from raysweep.curvature.averages import Level, Part, Traces, change_of_step, summarize, traces_of_parts
 from raysweep.curvature.cost import COST
+from raysweep.curvature.dealing import Deal, one_after_another
 from raysweep.curvature.differences import step_for
 from raysweep.curvature.language import Batch
-from raysweep.curvature.operators import Shifted, named_parameters
+from raysweep.curvature.operators import MovableParameters, named_parameters
 from raysweep.curvature.settings import TraceSettings
-from raysweep.curvature.sharing import Share, one_after_another
-from raysweep.curvature.units import Unit, Values, fisher_unit, probe_unit, shift_unit
+from raysweep.curvature.units import Unit, Values, fisher_unit, probe_unit, response_unit
 
 logger = logging.getLogger(__name__)
 
@@ -73,20 +73,20 @@ def measure_traces(
     batches: Sequence[Batch],
     settings: TraceSettings = TraceSettings(),
     *,
-    share: Share = one_after_another,
-    shifted: Shifted | None = None,
+    deal: Deal = one_after_another,
+    movable: MovableParameters | None = None,
 ) -> Measured:
     """Traces of the Hessian, Gauss-Newton and Fisher matrices of the mean token loss over all `batches`' text.
 
     Two models measured with one seed on the same batches share probe vectors and draws unit by unit, so that the
-    difference of their traces has an error of its own: see `compare`.
+    difference of their traces has an error of its own: see `paired_difference`.
 
     Args:
         model: brought into shape by `language.prepare`; the parameters that require a gradient are measured.
         batches: alike draws from the text, in an order that means nothing; a handful of sequences each at most.
         settings: when to stop, and how products are made.
-        share: who runs the units of a round.
-        shifted: what moves the parameters; see `sharded.Shards`.
+        deal: who runs the units of a round.
+        movable: what moves the parameters; see `zero3.MovableShards`.
 
     Raises:
         ValueError: if there are fewer than two batches, or a loss is not finite.
@@ -96,27 +96,27 @@ def measure_traces(
     if len(batches) < 2:
         raise ValueError(f"an error bar needs at least two batches; there are {len(batches)}")
     done: dict[Unit, Values] = {}
-    shifted = shifted or Shifted(named_parameters(model), math.nan)
+    movable = movable or MovableParameters(named_parameters(model), math.nan)
     products = settings.products
-    given: dict[str, Any] = {"seed": settings.seed, "shifted": shifted, "distribution": settings.distribution}
+    given: dict[str, Any] = {"seed": settings.seed, "movable": movable, "distribution": settings.distribution}
 
     def run(unit: Unit) -> Values:
         batch = batches[unit.batch]
         if unit.kind == "fisher":
             return fisher_unit(model, batch, unit, seed=settings.seed)
-        if unit.kind == "shift":
-            return shift_unit(model, batch, unit, **given)
+        if unit.kind == "response":
+            return response_unit(model, batch, unit, **given)
         if unit.kind == "step":
             first = Unit("probe", unit.batch, 0)
             return probe_unit(model, batch, first, products="logit_differences", check=True, **given)
         check = products != "logit_differences" and unit.batch < NUM_CALIBRATION and unit.draw == 0
         return probe_unit(model, batch, unit, products=products, check=check, **given)
 
-    found, cost_of_step = _find_step(shifted, min(NUM_CALIBRATION, len(batches)), settings.rse, run, share)
+    found, cost_of_step = _find_step(movable, min(NUM_CALIBRATION, len(batches)), settings.rse, run, deal)
     known = dict(found) if products == "logit_differences" else {}  # They are probes, too.
     while units := next_units(done, len(batches), settings):
         missing = [unit for unit in units if unit not in known]
-        known |= dict(zip(missing, share(missing, run), strict=True))
+        known |= dict(zip(missing, deal(missing, run), strict=True))
         done |= {unit: known[unit] for unit in units}
     if products == "logit_differences":
         cost_of_step -= len(found.keys() & done.keys()) * COST[products]
@@ -132,7 +132,7 @@ def measure_traces(
 
 
 def _find_step(
-    shifted: Shifted, num_batches: int, rse: float, run: Callable[[Unit], Values], share: Share
+    movable: MovableParameters, num_batches: int, rse: float, run: Callable[[Unit], Values], deal: Deal
 ) -> tuple[dict[Unit, Values], float]:
     """Set the step of differences to one whose error is known to be small, or else to the best that rounding allows.
 
@@ -142,25 +142,25 @@ def _find_step(
     Returns:
         The probe units that were computed on the way, with the step that was chosen; the cost of all, in gradients.
     """
-    (moved,) = share([Unit("shift", 0, 0)], run)
-    shifted.step = step_for(moved["gauss_newton"] / moved["num_tokens"], shifted.rms)
+    (moved,) = deal([Unit("response", 0, 0)], run)
+    movable.step = step_for(moved["gauss_newton"] / moved["num_tokens"], movable.rms)
     tries: list[_Try] = []
 
     def attempt() -> _Try:
-        made = share([Unit("step", batch, len(tries)) for batch in range(num_batches)], run)
-        tries.append(_Try(shifted.step, made))
+        made = deal([Unit("step", batch, len(tries)) for batch in range(num_batches)], run)
+        tries.append(_Try(movable.step, made))
         return tries[-1]
 
     chosen = attempt()
     while chosen.error > TOLERANCE * rse and len(tries) < MAX_ATTEMPTS:
         shorter = min(0.5, max(0.1, math.sqrt(0.5 * TOLERANCE * rse / chosen.error)))
-        shifted.step = chosen.step * shorter
+        movable.step = chosen.step * shorter
         last = attempt()
         if last.error > chosen.error and last.follows(chosen):
             # Rounding grows as the inverse square of the step, truncation as the square: best is where they are equal.
             # What twice the step changes is three times the error of truncation, but about that of rounding.
             truncation = min(each.error / each.step**2 for each in tries[:-1] if last.follows(each))
-            shifted.step = (3 * last.error * last.step**2 / truncation) ** 0.25
+            movable.step = (3 * last.error * last.step**2 / truncation) ** 0.25
             chosen = attempt()
             break
         chosen = last
@@ -195,13 +195,13 @@ class _Try:
 def distance(left: Measured, right: Measured) -> tuple[float, float]:
     """Of the Hessian's trace of `left` from that of `right`, relative to the latter, and its standard error.
 
-    For measurements on different text, as of a model's own samples; see `compare` for the same text.
+    For measurements on different text, as of a model's own samples; see `paired_difference` for the same text.
     """
     mine, theirs = left.traces.hessian, right.traces.hessian
     return mine.mean / theirs.mean - 1, math.hypot(mine.stderr, theirs.stderr) / abs(theirs.mean)
 
 
-def compare(left: Measured, right: Measured) -> Traces:
+def paired_difference(left: Measured, right: Measured) -> Traces:
     """The traces of `left` less those of `right`, from the units that both have taken.
 
     Measured with one seed on the same batches they share probe vectors and draws, whose chance then cancels: the

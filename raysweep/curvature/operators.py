@@ -195,10 +195,10 @@ def finite_difference_product(
     if not (size and length):
         raise ValueError(f"no step for differences: |w|^2 of the parameters is {size}, |v|^2 of the vector {length}")
     step = STEP_SHARE * eps ** (1 / 3) * math.sqrt(size / length)
-    shifted = Shifted(parameters, step)
+    movable = MovableParameters(parameters, step)
 
     def product(times: float) -> Tensors:
-        with shifted.moves() as move:
+        with movable.moves() as move:
             move(vector, times)
             ahead = gradients_of(loss(), parameters)
             move(vector, -times)
@@ -213,7 +213,7 @@ def finite_difference_product(
     return Approximate(found, step, math.sqrt(inner(off, off) / inner(found, found)))
 
 
-class Shifted:
+class MovableParameters:
     """Parameters that can be moved along a vector and are put back to the bit; keeps one copy of them.
 
     Args:

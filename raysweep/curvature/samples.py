@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from raysweep.curvature.dealing import Deal, one_after_another
 from raysweep.curvature.language import is_causal
 from raysweep.curvature.probes import key
-from raysweep.curvature.sharing import Share, one_after_another
 
 Tensor = torch.Tensor
 
@@ -19,7 +19,7 @@ AT_ONCE = 32
 
 
 def sample_sequences(
-    model: Any, num: int, *, length: int, start: int, seed: int, share: Share = one_after_another
+    model: Any, num: int, *, length: int, start: int, seed: int, deal: Deal = one_after_another
 ) -> Tensor:
     """Sequences drawn from the model itself, with a KV cache; ends of documents are drawn like any other token.
 
@@ -32,7 +32,7 @@ def sample_sequences(
         length: tokens of a sequence, the first included.
         start: id of the token that all begin with, which is never predicted; mostly the end of a document.
         seed: of the draws.
-        share: who draws the parts.
+        deal: who draws the parts.
 
     Returns:
         ids [num, length], int64.
@@ -48,7 +48,7 @@ def sample_sequences(
         ids: list[list[int]] = _draw(model, starts, length, key(seed, "samples", index)).tolist()
         return ids
 
-    parts = share(range(math.ceil(num / AT_ONCE)), part)
+    parts = deal(range(math.ceil(num / AT_ONCE)), part)
     return torch.tensor([row for rows in parts for row in rows], device=next(model.parameters()).device)
 
 

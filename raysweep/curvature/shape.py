@@ -13,12 +13,12 @@ import numpy as np
 
 from raysweep.curvature.averages import Estimate
 from raysweep.curvature.cost import Products
+from raysweep.curvature.dealing import Deal, one_after_another
 from raysweep.curvature.estimators import random_vector
 from raysweep.curvature.language import Batch, prepare
 from raysweep.curvature.linear import curvature_operator
 from raysweep.curvature.operators import named_parameters
 from raysweep.curvature.settings import ShapeSettings
-from raysweep.curvature.sharing import Share, one_after_another
 from raysweep.curvature.sharpness import (
     Scale,
     adaptive_trace,
@@ -39,7 +39,7 @@ def measure_shape(
     *,
     seed: int = 0,
     products: Products = "exact",
-    share: Share = one_after_another,
+    deal: Deal = one_after_another,
 ) -> tuple[dict[str, Values], dict[str, float]]:
     """All that `shape_tasks` measures, and the numbers of `shape_metrics`.
 
@@ -49,14 +49,14 @@ def measure_shape(
         settings: of how much.
         seed: of all random vectors.
         products: of the traces; where they are logit differences, which give no vectors, products here are exact.
-        share: who does which task.
+        deal: who does which task.
     """
     how: Literal["exact", "gradient_differences"] = (
         "gradient_differences" if products == "gradient_differences" else "exact"
     )
     prepare(model, twice_differentiable=how == "exact")
     tasks = shape_tasks(model, batches, settings, seed=seed, products=how)
-    found = dict(zip(tasks, share(list(tasks), lambda name: tasks[name]()), strict=True))
+    found = dict(zip(tasks, deal(list(tasks), lambda name: tasks[name]()), strict=True))
     return found, shape_metrics(found, sum(part.numel() for part in named_parameters(model).values()))
 
 

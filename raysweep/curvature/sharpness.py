@@ -17,7 +17,7 @@ from raysweep.curvature.averages import Estimate
 from raysweep.curvature.estimators import at_least
 from raysweep.curvature.language import IGNORED, Batch, mean_token_loss, targets
 from raysweep.curvature.linear import Operator, flat
-from raysweep.curvature.operators import Shifted, gradients_of, inner, named_parameters
+from raysweep.curvature.operators import MovableParameters, gradients_of, inner, named_parameters
 from raysweep.curvature.probes import Tensors, key, probe_vector
 
 Tensor = torch.Tensor
@@ -46,9 +46,9 @@ def worst_sharpness(
     sizes = _sizes(parameters, scale)
     before = loss.value()
     place: Tensors = {name: torch.zeros_like(part) for name, part in sizes.items()}
-    shifted, worst = Shifted(parameters, 1.0), 0.0
+    movable, worst = MovableParameters(parameters, 1.0), 0.0
     for step in range(num_steps):
-        with shifted.moves() as move:
+        with movable.moves() as move:
             move(_times(sizes, place), 1)
             ascent = _times(sizes, loss.gradient(parameters))
         # A step of the radius first, then of half of it, back onto the ball.
@@ -58,7 +58,7 @@ def worst_sharpness(
         outside = math.sqrt(inner(place, place)) / rho
         if outside > 1:
             place = {name: part / outside for name, part in place.items()}
-        with shifted.moves() as move:
+        with movable.moves() as move:
             move(_times(sizes, place), 1)
             worst = max(worst, loss.value() - before)
     return worst
@@ -80,12 +80,12 @@ def average_sharpness(
     parameters = named_parameters(model)
     loss = _Loss(model, batches)
     sizes = _sizes(parameters, scale)
-    before, shifted = loss.value(), Shifted(parameters, noise)
+    before, movable = loss.value(), MovableParameters(parameters, noise)
     rises = []
     for draw in range(num_draws):
         vector = _times(sizes, probe_vector(parameters, seed=seed, probe=draw))
         both = 0.0
-        with shifted.moves() as move:
+        with movable.moves() as move:
             for way in (1, -1):
                 move(vector, way)
                 both += (loss.value() - before) / 2

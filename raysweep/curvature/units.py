@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from raysweep.curvature.cost import Products
-from raysweep.curvature.differences import Forms, quadratic_forms, shift_of_logits
+from raysweep.curvature.differences import Forms, logit_response, quadratic_forms
 from raysweep.curvature.ghost import GhostNorms
 from raysweep.curvature.language import IGNORED, Batch, slope, targets, token_logits
 from raysweep.curvature.operators import (
-    Shifted,
+    MovableParameters,
     inner,
     named_parameters,
 )
@@ -31,7 +31,7 @@ from raysweep.curvature.tangents import reverse_over_forward_product
 logger = logging.getLogger(__name__)
 
 Tensor = torch.Tensor
-Kind = Literal["probe", "fisher", "shift", "step"]
+Kind = Literal["probe", "fisher", "response", "step"]
 """The last two find the step of differences: how far logits move, and a probe with each step that is tried."""
 Values = Mapping[str, float]
 """`num_tokens`, and the sums that are named in `probe_unit` and `fisher_unit`; plain, to be saved as JSON."""
@@ -58,7 +58,7 @@ def probe_unit(
     *,
     seed: int,
     products: Products,
-    shifted: Shifted,
+    movable: MovableParameters,
     distribution: Distribution = "rademacher",
     check: bool = False,
 ) -> Values:
@@ -70,7 +70,7 @@ def probe_unit(
         unit: which probe vector.
         seed: of the estimate.
         products: see `cost.Products`. Those that know it add `parameter/NAME`, the part v_i (Hv)_i of v'Hv.
-        shifted: the model's parameters and the step of differences along v; see `differences.step_for`.
+        movable: the model's parameters and the step of differences along v; see `differences.step_for`.
         distribution: of the entries of v.
         check: for differences, add `gauss_newton_2h` and `residual_2h`, made with twice the step; for exact products,
             compare them with differences.
@@ -78,10 +78,10 @@ def probe_unit(
     Raises:
         ValueError: if the loss or a product is not finite, or an exact one is far from differences; names the batch.
     """
-    vector = shifted.probe(seed=seed, probe=key(unit.batch, unit.draw), distribution=distribution)
+    vector = movable.probe(seed=seed, probe=key(unit.batch, unit.draw), distribution=distribution)
     values = {"num_tokens": float((targets(model, batch) != IGNORED).sum())}
     if products == "logit_differences":
-        fine, coarse = quadratic_forms(model, batch, vector, shifted, check=check)
+        fine, coarse = quadratic_forms(model, batch, vector, movable, check=check)
         values |= {"gauss_newton": fine.gauss_newton, "residual": fine.residual}
         if coarse:
             values |= {"gauss_newton_2h": coarse.gauss_newton, "residual_2h": coarse.residual}
@@ -100,22 +100,22 @@ def probe_unit(
         product = {name: part.mul_(values["num_tokens"]) for name, part in of_mean.items()}
         values |= forms(product, logits, along)
         if check:
-            _confirm(values, *quadratic_forms(model, batch, vector, shifted, check=True), unit)
+            _confirm(values, *quadratic_forms(model, batch, vector, movable, check=True), unit)
     else:
-        values |= forms(*_gradient_differences(model, batch, vector, shifted, 1))
+        values |= forms(*_gradient_differences(model, batch, vector, movable, 1))
         if check:
-            twice = forms(*_gradient_differences(model, batch, vector, shifted, 2))
+            twice = forms(*_gradient_differences(model, batch, vector, movable, 2))
             values |= {f"{name}_2h": twice[name] for name in ("gauss_newton", "residual")}
     return _finite(values, unit)
 
 
-def shift_unit(
-    model: Any, batch: Batch, unit: Unit, *, seed: int, shifted: Shifted, distribution: Distribution
+def response_unit(
+    model: Any, batch: Batch, unit: Unit, *, seed: int, movable: MovableParameters, distribution: Distribution
 ) -> Values:
-    """`gauss_newton`, roughly, with the vector of the batch's first probe; see `differences.shift_of_logits`."""
-    vector = shifted.probe(seed=seed, probe=key(unit.batch, 0), distribution=distribution)
+    """`gauss_newton`, roughly, with the vector of the batch's first probe; see `differences.logit_response`."""
+    vector = movable.probe(seed=seed, probe=key(unit.batch, 0), distribution=distribution)
     num = float((targets(model, batch) != IGNORED).sum())
-    moved = shift_of_logits(model, batch, vector, shifted)
+    moved = logit_response(model, batch, vector, movable)
     return _finite({"num_tokens": num, "gauss_newton": moved}, unit)
 
 
@@ -133,19 +133,19 @@ def _confirm(exact: Mapping[str, float], fine: Forms, coarse: Forms | None, unit
 
 
 def _gradient_differences(
-    model: Any, batch: Batch, vector: Tensors, shifted: Shifted, times: int
+    model: Any, batch: Batch, vector: Tensors, movable: MovableParameters, times: int
 ) -> tuple[Tensors, Tensor, Tensor]:
     """H v of the summed loss, logits and J v, by central differences of two gradients and their logits."""
     labels = targets(model, batch).flatten()
     sides = []
-    with shifted.moves() as move:
+    with movable.moves() as move:
         for way in (times, -times):
             move(vector, way)
             logits = token_logits(model, batch)
             loss = F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORED, reduction="sum")
-            sides.append((logits.detach(), shifted.gradients(loss)))
+            sides.append((logits.detach(), movable.gradients(loss)))
     (ahead, up), (behind, down) = sides
-    width = 2 * times * shifted.step
+    width = 2 * times * movable.step
     product = {name: (part - down[name]) / width for name, part in up.items()}
     return product, (ahead + behind) / 2, (ahead - behind) / width
 

@@ -13,8 +13,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from raysweep.curvature.cost import COST, first_draws, predicted
+from raysweep.curvature.dealing import Deal, Item, Value
 from raysweep.curvature.settings import ShapeSettings, TraceSettings
-from raysweep.curvature.sharing import Item, Share, Value
 from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
@@ -150,7 +150,7 @@ class Flatness(TraceSettings, StageSpec):
             choose_parameters(model, self.parameters)
             _confirm(model, self.loss, {name: rows[: self.batch_sequences] for name, rows in text.items()})
         if not is_sharded:
-            measured = self._measure(model, text, _Shared(worker, "units"))
+            measured = self._measure(model, text, _RankDeal(worker, "units"))
         metrics = measured.metrics()
         if worker.rank == 0:
             (out / "units.jsonl").write_text("".join(map(_line, sorted(measured.units.items()))))
@@ -183,8 +183,8 @@ class Flatness(TraceSettings, StageSpec):
         if start is None:
             raise ValueError("own_samples: the checkpoint's tokenizer has no token that a text could begin with")
         given: dict[str, Any] = {"length": self.sequence_length, "start": start, "seed": self.seed}
-        ids = sample_sequences(model, self.own_samples, share=_Shared(worker, "samples"), **given)
-        measured = self.with_(parts=False)._measure(model, {"input_ids": ids}, _Shared(worker, "units-of-samples"))
+        ids = sample_sequences(model, self.own_samples, deal=_RankDeal(worker, "samples"), **given)
+        measured = self.with_(parts=False)._measure(model, {"input_ids": ids}, _RankDeal(worker, "units-of-samples"))
         off, error = distance(measured, on_text)
         traces = {f"samples_{name}": value for name, value in measured.metrics().items() if "trace" in name}
         return traces | {"samples_relative_distance": off, "samples_relative_distance_stderr": error}
@@ -197,26 +197,26 @@ class Flatness(TraceSettings, StageSpec):
             {name: rows[start : min(start + self.batch_sequences, num)] for name, rows in text.items()}
             for start in range(0, num, self.batch_sequences)
         ]
-        share = _Shared(worker, "shape")
-        found, metrics = measure_shape(model, batches, shape, seed=self.seed, products=self.products, share=share)
+        deal = _RankDeal(worker, "shape")
+        found, metrics = measure_shape(model, batches, shape, seed=self.seed, products=self.products, deal=deal)
         if worker.rank == 0:
             (out / "shape.json").write_text(json.dumps(found, indent=1))
         return metrics
 
-    def _measure(self, model: Any, text: Batch, share: Share) -> Measured:
+    def _measure(self, model: Any, text: Batch, deal: Deal) -> Measured:
         """Traces on a text, which is cut into batches."""
         from raysweep.curvature.language import equal_batches
         from raysweep.curvature.measure import measure_traces
 
         batches = equal_batches(text, self.batch_sequences)
-        return measure_traces(model, batches, self, share=share)
+        return measure_traces(model, batches, self, deal=deal)
 
     def _measure_sharded(self, checkpoint: Path, text: Batch, worker: Worker) -> Measured:
         """The same on a model of which each worker holds a shard, so that all work on each unit, each on its rows."""
         from raysweep.curvature.language import equal_batches, prepare
         from raysweep.curvature.measure import measure_traces
         from raysweep.curvature.operators import choose_parameters
-        from raysweep.curvature.sharded import Shards, Together, rows_of
+        from raysweep.curvature.zero3 import MovableShards, SummedDeal, rows_of
         from raysweep.train.sharded import sharded_model
 
         whole = equal_batches(text, self.batch_sequences)
@@ -224,9 +224,9 @@ class Flatness(TraceSettings, StageSpec):
         with sharded_model(checkpoint, worker) as (model, release):
             prepare(model, twice_differentiable=False)
             choose_parameters(model, self.parameters)
-            shards = Shards(model, rank=worker.rank, gather=worker.gather, reduce=worker.sum, release=release)
-            share = _Shared(worker, "units", Together(worker.gather))
-            return measure_traces(model, batches, self, share=share, shifted=shards)
+            shards = MovableShards(model, rank=worker.rank, gather=worker.gather, reduce=worker.sum, release=release)
+            deal = _RankDeal(worker, "units", SummedDeal(worker.gather))
+            return measure_traces(model, batches, self, deal=deal, movable=shards)
 
     def _text(self, tokens: Tokens, device: str) -> dict[str, torch.Tensor]:
         """Held-out sequences of all domains, as the objective prepares them: the same for all models."""
@@ -272,14 +272,14 @@ def _line(item: tuple[Unit, Values]) -> str:
     return json.dumps({"unit": [unit.kind, unit.batch, unit.draw], "values": dict(values)}) + "\n"
 
 
-class _Shared:
+class _RankDeal:
     """Work dealt over the ranks of a gang; each rank appends what it has finished to a file of its own.
 
     What earlier attempts have saved under the same name is not done again. With `together`, which runs a piece on all
     ranks at once, nothing is dealt.
     """
 
-    def __init__(self, worker: Worker, name: str, together: Share | None = None) -> None:
+    def __init__(self, worker: Worker, name: str, together: Deal | None = None) -> None:
         self._worker = worker
         self._name = name
         self._together = together

@@ -13,8 +13,8 @@ from tiny_models import build
 from raysweep.curvature.adaptive import fisher_order, next_units, probe_order, stop_reason
 from raysweep.curvature.averages import Estimate, summarize
 from raysweep.curvature.language import prepare
-from raysweep.curvature.measure import compare, measure_traces, one_after_another
-from raysweep.curvature.operators import Shifted, named_parameters
+from raysweep.curvature.measure import measure_traces, one_after_another, paired_difference
+from raysweep.curvature.operators import MovableParameters, named_parameters
 from raysweep.curvature.settings import TraceSettings
 from raysweep.curvature.units import Unit, Values
 
@@ -193,7 +193,7 @@ def test_an_interrupted_measurement_goes_on_to_the_bit():
     saved: dict[Unit, Values] = {}
     computed = []
 
-    def share(units, run, *, limit):
+    def deal(units, run, *, limit):
         for unit in units:
             if unit not in saved:
                 if len(computed) == limit:
@@ -203,8 +203,8 @@ def test_an_interrupted_measurement_goes_on_to_the_bit():
         return [saved[unit] for unit in units]
 
     with pytest.raises(KeyboardInterrupt):
-        measure_traces(model, batches, settings, share=lambda units, run: share(units, run, limit=13))
-    resumed = measure_traces(model, batches, settings, share=lambda units, run: share(units, run, limit=10**6))
+        measure_traces(model, batches, settings, deal=lambda units, run: deal(units, run, limit=13))
+    resumed = measure_traces(model, batches, settings, deal=lambda units, run: deal(units, run, limit=10**6))
     assert resumed.metrics() == whole.metrics()
     assert resumed.units == whole.units
     # No unit is computed twice; one more than are averaged tells how far the logits move.
@@ -250,7 +250,7 @@ def test_differences_share_probes_and_have_a_small_error_of_their_own():
         prepare(model)
     batches, settings = tiny_batches(left, 80), TraceSettings(rse=0.1, max_units=80)
     ours, theirs = (measure_traces(model, batches, settings) for model in (left, right))
-    difference = compare(ours, theirs)
+    difference = paired_difference(ours, theirs)
     both = math.hypot(ours.traces.fisher.stderr, theirs.traces.fisher.stderr)
     assert difference.fisher.stderr < both
     assert difference.hessian.stderr < math.hypot(ours.traces.hessian.stderr, theirs.traces.hessian.stderr) / 3
@@ -259,10 +259,10 @@ def test_differences_share_probes_and_have_a_small_error_of_their_own():
     known = [each.traces.difference_error * abs(each.traces.hessian.mean) for each in (ours, theirs)]
     assert difference.difference_error == pytest.approx(sum(known) / abs(difference.hessian.mean))
     with pytest.raises(ValueError, match="share no units"):
-        compare(ours, replace(theirs, units={}))
+        paired_difference(ours, replace(theirs, units={}))
     longer = {unit: {**values, "num_tokens": 9.0} for unit, values in theirs.units.items()}
     with pytest.raises(ValueError, match="is not the same text in both"):
-        compare(ours, replace(theirs, units=longer))
+        paired_difference(ours, replace(theirs, units=longer))
 
 
 def test_the_step_is_made_smaller_until_its_error_is():
@@ -275,12 +275,12 @@ def test_the_step_is_made_smaller_until_its_error_is():
     batches = tiny_batches(model, 40)
     taken = []
 
-    def share(units, run):
+    def deal(units, run):
         taken.extend(unit for unit in units if unit.kind == "step")
         return one_after_another(units, run)
 
     settings = TraceSettings(rse=0.05, min_units=16, max_units=40)
-    found = measure_traces(model, batches, settings, share=share)
+    found = measure_traces(model, batches, settings, deal=deal)
     assert 2 < len(taken) <= 8
     exact = measure_traces(model, batches, settings.with_(products="exact"))
     scale = abs(exact.traces.gauss_newton.mean)
@@ -299,23 +299,23 @@ def test_the_step_is_made_smaller_until_its_error_is():
 def step_that_is_found(forms):
     """With forms(step, sign), v'Gv and v'(H - G)v of a batch, in place of a model's; and the first step tried."""
     model = build("llama")
-    shifted = Shifted(named_parameters(model), math.nan)
+    movable = MovableParameters(named_parameters(model), math.nan)
     steps = []
 
-    def share(units, run):
+    def deal(units, run):
         made = []
         for unit in units:
             sign = 1 - 2 * (unit.batch % 2)
-            fine, coarse = forms(shifted.step, sign), forms(2 * shifted.step, -sign)
+            fine, coarse = forms(movable.step, sign), forms(2 * movable.step, -sign)
             made.append({"num_tokens": 10.0, "gauss_newton": 1000.0, "residual": 0.0})
             if unit.kind == "step":
                 made[-1] = {"num_tokens": 10.0, "gauss_newton": fine[0], "residual": fine[1]}
                 made[-1] |= {"gauss_newton_2h": coarse[0], "residual_2h": coarse[1]}
-                steps.append(shifted.step)
+                steps.append(movable.step)
         return made
 
-    measure_traces(model, tiny_batches(model, 20), TraceSettings(rse=0.05), share=share, shifted=shifted)
-    return shifted.step, steps
+    measure_traces(model, tiny_batches(model, 20), TraceSettings(rse=0.05), deal=deal, movable=movable)
+    return movable.step, steps
 
 
 def test_a_step_between_truncation_and_rounding_is_found():

@@ -8,7 +8,7 @@ from tiny_models import CAUSAL, STYLES, batch_for, build, flat, full_matrix
 
 from raysweep.curvature.language import mean_token_loss, prepare, targets, token_logits
 from raysweep.curvature.operators import (
-    Shifted,
+    MovableParameters,
     choose_parameters,
     finite_difference_product,
     hessian_vector_products,
@@ -163,7 +163,7 @@ def test_moved_parameters_come_back_after_an_error():
         assert float(x[0]) == pytest.approx(0.4)
         raise KeyError
 
-    with pytest.raises(KeyError), Shifted({"x": x}, 0.3).moves() as move:
+    with pytest.raises(KeyError), MovableParameters({"x": x}, 0.3).moves() as move:
         fail(move)
     assert x.tolist() == torch.tensor([0.1, 0.7]).tolist()
 
@@ -173,8 +173,8 @@ def test_derivative_of_logits_is_the_jacobian():
     vector = probe_vector(parameters, seed=0, probe=0)
     logits, along = logits_derivative(model, batch, vector)
     torch.testing.assert_close(logits, token_logits(model, batch).detach())
-    shifted = Shifted(parameters, 1e-6)
-    with torch.no_grad(), shifted.moves() as move:
+    movable = MovableParameters(parameters, 1e-6)
+    with torch.no_grad(), movable.moves() as move:
         move(vector, 1)
         ahead = token_logits(model, batch)
         move(vector, -1)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raysweep.curvature.probes import probe_vector
-from raysweep.curvature.sharded import Shards, rows_of
+from raysweep.curvature.zero3 import MovableShards, rows_of
 
 ALONE = {"reduce": lambda whole: whole, "release": lambda: None}
 
@@ -39,7 +39,7 @@ def test_shards_of_a_vector_are_the_vector(shape, world_size, distribution):
     squares = [sum(float(p.detach().square().sum()) for p in model.parameters())] + [0.0] * (world_size - 1)
     parts = []
     for rank in range(world_size):
-        shards = Shards(Sharded(model, rank, world_size), rank=rank, gather=lambda square: squares, **ALONE)
+        shards = MovableShards(Sharded(model, rank, world_size), rank=rank, gather=lambda square: squares, **ALONE)
         parts.append(shards.probe(seed=3, probe=5, distribution=distribution))
         assert shards.rms > 0
     for name, expected in whole.items():
@@ -51,7 +51,7 @@ def test_shards_of_a_vector_are_the_vector(shape, world_size, distribution):
 def test_shards_are_moved_and_put_back():
     model = nn.Linear(3, 2, bias=False)
     sharded = Sharded(model, 1, 4)
-    shards = Shards(sharded, rank=1, gather=lambda square: [square], **ALONE)
+    shards = MovableShards(sharded, rank=1, gather=lambda square: [square], **ALONE)
     shards.step = 0.5
     before = sharded.parameters["weight"].ds_tensor.clone()
     vector = shards.probe(seed=0, probe=0)

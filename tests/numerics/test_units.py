@@ -11,9 +11,9 @@ from tiny_models import CAUSAL, STYLES, batch_for, build, full_matrix
 import raysweep.curvature.units as units
 from raysweep.curvature.differences import step_for
 from raysweep.curvature.language import mean_token_loss, prepare, targets, token_logits
-from raysweep.curvature.operators import Shifted, hessian_vector_products, named_parameters
+from raysweep.curvature.operators import MovableParameters, hessian_vector_products, named_parameters
 from raysweep.curvature.tangents import gauss_newton_product
-from raysweep.curvature.units import Unit, fisher_unit, probe_unit, sample_labels, shift_unit
+from raysweep.curvature.units import Unit, fisher_unit, probe_unit, response_unit, sample_labels
 
 
 def small(style: str = "llama", *, tied: bool = True):
@@ -37,8 +37,8 @@ def matrices(model, batch):
 def test_probes_are_unbiased_with_the_variance_that_theory_gives(style, products):
     model, batch = small(style)
     hessian, gauss_newton = matrices(model, batch)
-    shifted = Shifted(named_parameters(model), 1e-3)
-    given = {"seed": 0, "products": products, "shifted": shifted}
+    movable = MovableParameters(named_parameters(model), 1e-3)
+    given = {"seed": 0, "products": products, "movable": movable}
     found = [probe_unit(model, batch, Unit("probe", 0, draw), **given) for draw in range(200)]
     tokens = found[0]["num_tokens"]
     assert tokens == (targets(model, batch) != -100).sum()
@@ -56,7 +56,7 @@ def test_probes_are_unbiased_with_the_variance_that_theory_gives(style, products
 def test_blocks_of_a_probe_add_up_and_are_the_blocks_traces():
     model, batch = small()
     hessian, _ = matrices(model, batch)
-    given = {"seed": 1, "products": "exact", "shifted": Shifted(named_parameters(model), 1e-3)}
+    given = {"seed": 1, "products": "exact", "movable": MovableParameters(named_parameters(model), 1e-3)}
     found = [probe_unit(model, batch, Unit("probe", 0, draw), **given) for draw in range(200)]
     start = 0
     for name, parameter in named_parameters(model).items():
@@ -112,12 +112,12 @@ def test_hessian_is_the_fisher_where_the_model_is_the_truth(style):
         gradients = torch.autograd.grad(each, list(parameters.values()), retain_graph=True)
         fisher += float(weight) * sum(float(g.square().sum()) for g in gradients) / 2
     assert float(hessian.trace()) == pytest.approx(fisher, rel=1e-5)
-    shifted = Shifted(parameters, 1e-4)
+    movable = MovableParameters(parameters, 1e-4)
     # And the residual that control variates are made of has mean nought there, text by text of the model's own.
     residuals = np.zeros(len(texts))
     for index in range(len(texts)):
         one = {"input_ids": texts[index : index + 1]}
-        given = {"seed": 0, "products": "logit_differences", "shifted": shifted}
+        given = {"seed": 0, "products": "logit_differences", "movable": movable}
         residuals[index] = probe_unit(model, one, Unit("probe", 0, 0), **given)["residual"]
     assert abs(float(weights.numpy() @ residuals)) < 1e-3 * np.abs(residuals).max()
 
@@ -147,17 +147,17 @@ def test_a_batch_whose_loss_is_not_finite_is_named():
     model, batch = small()
     with torch.no_grad():
         model.lm_head.weight[0, 0] = math.nan
-    shifted = Shifted(named_parameters(model), 1e-3)
+    movable = MovableParameters(named_parameters(model), 1e-3)
     with pytest.raises(ValueError, match=r"batch 7: .* is nan"):
-        probe_unit(model, batch, Unit("probe", 7, 0), seed=0, products="logit_differences", shifted=shifted)
+        probe_unit(model, batch, Unit("probe", 7, 0), seed=0, products="logit_differences", movable=movable)
     with pytest.raises(ValueError, match=r"batch 8: .* is nan"):
         fisher_unit(model, batch, Unit("fisher", 8, 0), seed=0)
 
 
 def test_exact_products_that_are_wrong_are_found_out(monkeypatch):
     model, batch = small()
-    shifted = Shifted(named_parameters(model), 1e-3)
-    given = {"seed": 0, "products": "exact", "shifted": shifted, "check": True}
+    movable = MovableParameters(named_parameters(model), 1e-3)
+    given = {"seed": 0, "products": "exact", "movable": movable, "check": True}
     probe_unit(model, batch, Unit("probe", 0, 0), **given)
 
     class Cut(torch.autograd.Function):
@@ -185,9 +185,9 @@ def test_exact_products_that_are_wrong_are_found_out(monkeypatch):
 @pytest.mark.parametrize("style", STYLES)
 def test_how_far_the_logits_move_is_about_the_gauss_newton_form(style):
     model, batch = small(style)
-    shifted = Shifted(named_parameters(model), math.nan)
-    given = {"seed": 1, "shifted": shifted, "distribution": "rademacher"}
-    moved = shift_unit(model, batch, Unit("shift", 0, 0), **given)
+    movable = MovableParameters(named_parameters(model), math.nan)
+    given = {"seed": 1, "movable": movable, "distribution": "rademacher"}
+    moved = response_unit(model, batch, Unit("response", 0, 0), **given)
     exact = probe_unit(model, batch, Unit("probe", 0, 0), products="exact", **given)
     assert moved["gauss_newton"] == pytest.approx(exact["gauss_newton"], rel=0.2)
     assert moved["num_tokens"] == exact["num_tokens"]
@@ -201,7 +201,7 @@ def test_a_padding_token_that_is_read_counts_for_every_kind_of_product(style):
     model.double()
     batch = batch_for(model)
     assert (batch["input_ids"] == 2).any()
-    given = {"seed": 1, "shifted": Shifted(named_parameters(model), 1e-4)}
+    given = {"seed": 1, "movable": MovableParameters(named_parameters(model), 1e-4)}
     exact, *differences = (
         probe_unit(model, batch, Unit("probe", 0, 0), products=products, **given)
         for products in ("exact", "logit_differences", "gradient_differences")
@@ -216,9 +216,9 @@ def test_no_step_for_weights_of_nought():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    shifted = Shifted(named_parameters(model), math.nan)
+    movable = MovableParameters(named_parameters(model), math.nan)
     with pytest.raises(ValueError, match="the chosen parameters are all 0"):
-        shift_unit(model, batch, Unit("shift", 0, 0), seed=1, shifted=shifted, distribution="rademacher")
+        response_unit(model, batch, Unit("response", 0, 0), seed=1, movable=movable, distribution="rademacher")
 
 
 def test_no_step_without_a_trace():

@@ -27,7 +27,13 @@ from transformers import AutoModelForCausalLM
 from raysweep.curvature.differences import step_for
 from raysweep.curvature.language import equal_batches, mean_token_loss, prepare
 from raysweep.curvature.measure import measure_traces
-from raysweep.curvature.operators import Shifted, gradients_of, hessian_vector_products, inner, named_parameters
+from raysweep.curvature.operators import (
+    MovableParameters,
+    gradients_of,
+    hessian_vector_products,
+    inner,
+    named_parameters,
+)
 from raysweep.curvature.probes import probe_vector
 from raysweep.curvature.settings import TraceSettings
 from raysweep.curvature.units import Unit, probe_unit
@@ -77,8 +83,8 @@ def main() -> list[tuple[str, str]]:
     known = math.ceil(((between + rest) / SEQUENCES_WHEN_TOLD + common) / goal)
     theirs = best(*_cost_of_pyhessian(alone, ids))
     curvlinops = best(0.0, 1.0)  # It shares nothing between products.
-    shifted = Shifted(named_parameters(model), math.nan)
-    shifted.step = step_for(truth.mean, shifted.rms)
+    movable = MovableParameters(named_parameters(model), math.nan)
+    movable.step = step_for(truth.mean, movable.rms)
 
     def told(batch: torch.Tensor) -> float:
         units = [
@@ -88,7 +94,7 @@ def main() -> list[tuple[str, str]]:
                 Unit("probe", place, 0),
                 seed=int(rows.sum()),
                 products="logit_differences",
-                shifted=shifted,
+                movable=movable,
             )
             for place, rows in enumerate(batch.split(SEQUENCES_WHEN_TOLD))
         ]

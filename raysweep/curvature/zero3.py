@@ -14,15 +14,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from raysweep.curvature.dealing import Item
 from raysweep.curvature.language import IGNORED, Batch
-from raysweep.curvature.operators import Shifted, every_one, refuse_infinite
+from raysweep.curvature.operators import MovableParameters, every_one, refuse_infinite
 from raysweep.curvature.probes import Tensors, key, probe_part
 from raysweep.curvature.settings import Distribution
-from raysweep.curvature.sharing import Item
 
 
-class Shards(Shifted):
-    """This worker's shards of the parameters that require a gradient, as `Shifted`.
+class MovableShards(MovableParameters):
+    """This worker's shards of the parameters that require a gradient, as `MovableParameters`.
 
     Args:
         model: partitioned by DeepSpeed's ZeRO-3, no parameter kept whole.
@@ -112,14 +112,14 @@ def rows_of(batch: Batch, *, rank: int, world_size: int) -> Batch:
     return idle | {"labels": torch.full_like(idle["input_ids"], IGNORED), "row": torch.zeros(1, dtype=torch.int64)}
 
 
-class Together:
-    """A `Share` whose pieces are run by all workers at once, and are sums over what each has."""
+class SummedDeal:
+    """A `Deal` whose pieces are run by all workers at once; values are sums over what each has."""
 
     def __init__(self, gather: Callable[[Any], Sequence[Any]]) -> None:
         self._gather = gather
 
     def __call__(self, items: Sequence[Item], run: Callable[[Item], Any]) -> list[Any]:
-        """See `sharing.Share`."""
+        """See `dealing.Deal`."""
         found = []
         for item in items:
             mine: Mapping[str, float] = run(item)

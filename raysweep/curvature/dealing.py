@@ -9,7 +9,7 @@ Item = TypeVar("Item", bound=Hashable)
 Value = TypeVar("Value")
 
 
-class Share(Protocol):
+class Deal(Protocol):
     """Has pieces of work run by whom it likes, and gives all their values, in order.
 
     Items are told apart by their `str`; values are plain, so that they can be saved as JSON.
@@ -20,5 +20,5 @@ class Share(Protocol):
 
 
 def one_after_another(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
-    """A `Share` of one process."""
+    """A `Deal` of one process."""
     return [run(item) for item in items]
