@@ -31,10 +31,26 @@ def random_block(operator: Operator, num: int, *, seed: int, distribution: Distr
 def hutchinson(
     operator: Operator, *, num_products: int, seed: int = 0, distribution: Distribution = "rademacher"
 ) -> Estimate:
-    """Mean of v'Av over random v (Hutchinson, 1990).
+    """Mean of v'Av over random v, which is Tr A in expectation (Hutchinson, 1990).
+
+    With signs the variance of one is 2 (|A|_F^2 - sum_i A_ii^2), with normal entries 2 |A|_F^2.
+
+    Args:
+        operator: symmetric, of any definiteness.
+        num_products: probe vectors, a product each; at least 2.
+        seed: of the vectors.
+        distribution: of their entries.
+
+    Returns:
+        The trace, its standard error over vectors, and num_products - 1 degrees of freedom.
 
     Raises:
         ValueError: if there are fewer than 2 products.
+
+    >>> diagonal = torch.arange(1.0, 51.0)
+    >>> matrix = Operator(lambda block: diagonal[:, None] * block, size=50)
+    >>> hutchinson(matrix, num_products=4).mean  # Signs have no variance on a diagonal matrix.
+    1275.0
     """
     at_least(2, num_products)
     probes = random_block(operator, num_products, seed=seed, distribution=distribution)
@@ -44,11 +60,25 @@ def hutchinson(
 def hutch_plus_plus(operator: Operator, *, num_products: int, seed: int = 0) -> Estimate:
     """Hutch++ (Meyer et al., 2021, arXiv 2010.09649): exact on a random low-rank part, probes for what is left.
 
-    Their algorithm 1. A third of the products makes the low-rank part, a third its trace, a third the probes.
-    `stderr` is that of the probes of the rest, given the low-rank part.
+    Tr A = Tr Q'AQ + Tr (I - QQ')A(I - QQ'), with Q an orthonormal basis of A S, S random: their algorithm 1. A third of
+    the products makes the low-rank part, a third its trace, a third the probes.
+
+    Args:
+        operator: symmetric.
+        num_products: in all; at least 6.
+        seed: of all vectors.
+
+    Returns:
+        The trace; `stderr` is that of the probes of the rest, given the low-rank part.
 
     Raises:
         ValueError: if there are fewer than 6 products.
+
+    >>> factor = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    >>> matrix = Operator(lambda block: factor @ (factor.T @ block), size=50)
+    >>> estimate = hutch_plus_plus(matrix, num_products=12)  # Rank 3, of which 4 vectors find all.
+    >>> abs(estimate.mean / float(factor.square().sum()) - 1) < 1e-5
+    True
     """
     at_least(6, num_products)
     rank, rest = num_products // 3, num_products - 2 * (num_products // 3)
@@ -65,10 +95,22 @@ def xtrace(operator: Operator, *, num_products: int, seed: int = 0) -> Estimate:
 
     With Q the orthonormal basis of A times all vectors, that of all but the i-th is Q(I - s s')Q', where s is the
     normalised i-th column of R^-T. Vectors are Gaussian, scaled to the sphere of the complement (their section 2.3).
-    `stderr` is the spread of the estimates over the vectors, as theirs; they are not quite independent.
+
+    Args:
+        operator: symmetric.
+        num_products: in all, two for each vector; at least 4, at most twice the matrix's size.
+        seed: of the vectors.
+
+    Returns:
+        The trace; `stderr` is the spread of the estimates over the vectors, as theirs; they are not quite independent.
 
     Raises:
         ValueError: if there are fewer than 4 products, or more than twice the matrix's size.
+
+    >>> values = 0.5 ** torch.arange(50.0)
+    >>> matrix = Operator(lambda block: values[:, None] * block, size=50)
+    >>> abs(xtrace(matrix, num_products=20).mean - 2.0) < 0.01
+    True
     """
     at_least(4, num_products)
     num = num_products // 2
@@ -92,10 +134,19 @@ def xtrace(operator: Operator, *, num_products: int, seed: int = 0) -> Estimate:
 
 
 def frobenius_norm(operator: Operator, *, num_products: int, seed: int = 0) -> Estimate:
-    """Frobenius norm: the root of the mean of |Av|^2; its error by the delta method.
+    """Frobenius norm: the root of the mean of |Av|^2 over random signs v; its error by the delta method.
+
+    Args:
+        operator: symmetric.
+        num_products: probe vectors; at least 2.
+        seed: of the vectors.
 
     Raises:
         ValueError: if there are fewer than 2 products.
+
+    >>> matrix = Operator(lambda block: torch.tensor([3.0, 4.0])[:, None] * block, size=2)
+    >>> frobenius_norm(matrix, num_products=4).mean
+    5.0
     """
     at_least(2, num_products)
     block = operator.columns(random_block(operator, num_products, seed=seed))

@@ -44,6 +44,11 @@ class GhostNorms:
 
     Raises:
         ValueError: if a layer holds parameters of a kind that has no rule here; names it.
+
+    >>> ghost = GhostNorms(model, batch)
+    >>> loss_slope = ghost.logits.detach().softmax(dim=-1)
+    >>> {len(norms) for norms in ghost.squared_norms(loss_slope).values()} == {len(batch["input_ids"])}
+    True
     """
 
     def __init__(self, model: Any, batch: Batch) -> None:

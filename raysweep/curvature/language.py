@@ -63,6 +63,10 @@ def prepare(model: Any, *, twice_differentiable: bool = True) -> None:
         model: a Hugging Face model; changed in place.
         twice_differentiable: also switch attention to an implementation that has a second derivative, which fused
             kernels have not. It is logged where it changes something.
+
+    >>> prepare(model.train())
+    >>> model.training, model.config._attn_implementation
+    (False, 'eager')
     """
     keep_freed_memory()
     model.eval()
@@ -78,9 +82,17 @@ def prepare(model: Any, *, twice_differentiable: bool = True) -> None:
 def targets(model: Any, batch: Batch) -> Tensor:
     """What is predicted at each position of `token_logits`: [n, L - 1] (causal) or [n, L]; -100 where nothing is.
 
+    Args:
+        model: causal or masked.
+        batch: see the module; padding and the token after it on the left predict nothing.
+
     Raises:
         ValueError: if no token is predicted in a whole batch, a masked model's batch has no labels, or one is of a
             token that the model sees.
+
+    >>> ids = torch.tensor([[3, 1, 4, 1]])
+    >>> targets(model, {"input_ids": ids, "attention_mask": torch.tensor([[1, 1, 1, 0]])}).tolist()
+    [[1, 4, -100]]
     """
     causal = is_causal(model)
     if "labels" not in batch and not causal:
@@ -107,8 +119,15 @@ def targets(model: Any, batch: Batch) -> Tensor:
 def token_logits(model: Any, batch: Batch) -> Tensor:
     """Logits aligned with `targets`: [n, L - 1 or L, vocabulary], in float32, or float64 if the model is.
 
+    Args:
+        model: in eval mode.
+        batch: see the module.
+
     Raises:
         ValueError: if dropout is on, which would make the loss a random function.
+
+    >>> tuple(token_logits(model, batch).shape) == (*targets(model, batch).shape, model.config.vocab_size)
+    True
     """
     _refuse_dropout(model)
     causal = is_causal(model)
@@ -131,7 +150,19 @@ def slope(p: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean_token_loss(model: Any, batch: Batch) -> Tensor:
-    """Mean cross-entropy, in nats per predicted token."""
+    """Mean cross-entropy, in nats per predicted token: a scalar that all curvature here is of.
+
+    Args:
+        model: in eval mode.
+        batch: see the module.
+
+    Raises:
+        ValueError: if nothing is predicted, or dropout is on.
+
+    >>> theirs = model(**batch, labels=batch["input_ids"]).loss
+    >>> bool(torch.isclose(mean_token_loss(model, batch), theirs))
+    True
+    """
     return F.cross_entropy(
         token_logits(model, batch).flatten(0, 1), targets(model, batch).flatten(), ignore_index=IGNORED
     )

@@ -40,6 +40,10 @@ class Operator:
     """A symmetric matrix [size, size], known by its products with blocks of vectors [size, k].
 
     Blocks are best the transpose of a contiguous [k, size], so that no vector has to be copied.
+
+    >>> matrix = Operator(lambda block: 2 * block, size=3)
+    >>> matrix.product(torch.ones(3)).tolist()
+    [2.0, 2.0, 2.0]
     """
 
     columns: Callable[[Tensor], Tensor]
@@ -53,7 +57,7 @@ class Operator:
 
 
 def flat(parts: Mapping[str, Tensor]) -> Tensor:
-    """All parts in a row."""
+    """All parts in a row [size], in their order."""
     return torch.cat([part.detach().reshape(-1) for part in parts.values()])
 
 
@@ -82,6 +86,10 @@ def curvature_operator(
         matrix: which; the Gauss-Newton one has exact products only.
         products: how; see `cost.Products`.
         tokens_at_once: what the memory of activations is for; a GPU is faster with more.
+
+    >>> hessian = curvature_operator(model, batches)
+    >>> hessian.size == model.num_parameters()
+    True
     """
     parameters = named_parameters(model)
     first = next(iter(parameters.values()))

@@ -32,6 +32,9 @@ def named_parameters(model: torch.nn.Module) -> Tensors:
 
     Raises:
         ValueError: if there is none.
+
+    >>> "lm_head.weight" in named_parameters(model)  # Tied to the embedding.
+    False
     """
     chosen: Tensors = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not chosen:
@@ -44,6 +47,11 @@ def choose_parameters(model: torch.nn.Module, patterns: Sequence[str]) -> None:
 
     Raises:
         ValueError: if a pattern matches none; names the nearest.
+
+    >>> choose_parameters(model, ["*.0.mlp.*"])
+    >>> len(named_parameters(model))
+    3
+    >>> choose_parameters(model, ["*"])
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
@@ -96,6 +104,8 @@ def hessian_vector_products(
 ) -> list[Tensors]:
     """Exact Hessian-vector products by double backward; the graph of the gradient is built once for all vectors.
 
+    H v is the gradient of <g, v>, g the gradient with its graph (Pearlmutter, 1994).
+
     Args:
         loss: a scalar, twice differentiable function of `parameters`.
         parameters: name -> tensor that requires a gradient.
@@ -107,6 +117,11 @@ def hessian_vector_products(
     Raises:
         ValueError: if a parameter takes no part in the loss, the loss is not finite, or an operation has no second
             derivative.
+
+    >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> products = hessian_vector_products(lambda: (w**3).sum(), {"w": w}, [{"w": torch.ones(2)}])
+    >>> products[0]["w"].tolist()
+    [6.0, 12.0]
     """
     return list(each_product(gradients_of(loss(), parameters, create_graph=True), parameters, vectors))
 
@@ -189,6 +204,11 @@ def finite_difference_product(
     Raises:
         ValueError: if a parameter takes no part in the loss, the loss is not finite, or all parameters or all of the
             vector are 0.
+
+    >>> w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    >>> found = finite_difference_product(lambda: (w**3).sum(), {"w": w}, {"w": torch.ones(2).double()})
+    >>> [round(value, 2) for value in found.product["w"].tolist()]
+    [6.0, 12.0]
     """
     eps = torch.finfo(precision).eps
     size, length = inner(parameters, parameters), inner(vector, vector)

@@ -38,6 +38,10 @@ def probe_vector(
 
     Returns:
         name -> tensor like that of `like`.
+
+    >>> vector = probe_vector({"w": torch.zeros(2, 3)}, seed=0, probe=0)["w"]
+    >>> tuple(vector.shape), vector.abs().unique().tolist()
+    ((2, 3), [1.0])
     """
     return {
         name: probe_part(key(seed, probe, name), tensor.numel(), like=tensor.view(-1), distribution=distribution).view(

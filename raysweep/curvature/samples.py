@@ -23,7 +23,7 @@ def sample_sequences(
 ) -> Tensor:
     """Sequences drawn from the model itself, with a KV cache; ends of documents are drawn like any other token.
 
-    On them the residual part of the Hessian is nought in expectation: it equals the Gauss-Newton matrix, the model
+    On them the residual part of the Hessian is zero in expectation: it equals the Gauss-Newton matrix, the model
     being the true distribution. It is not the Hessian on the pretraining text unless the model is that text's.
 
     Args:
@@ -39,6 +39,9 @@ def sample_sequences(
 
     Raises:
         ValueError: if the model is not causal.
+
+    >>> tuple(sample_sequences(model, 3, length=5, start=0, seed=0).shape)
+    (3, 5)
     """
     if not is_causal(model):
         raise ValueError("a masked language model is no distribution of texts: it has no samples of its own")

@@ -47,6 +47,9 @@ class ShapeSettings(Spec):
 
     Takes about `num_steps * (num_vectors + 2)` exact Hessian-vector products and as many losses; keeps `num_steps`
     vectors of the size of the model.
+
+    >>> ShapeSettings(num_steps=10).num_vectors
+    3
     """
 
     num_eigenvalues: int = Field(default=5, ge=1)

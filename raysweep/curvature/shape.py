@@ -50,6 +50,10 @@ def measure_shape(
         seed: of all random vectors.
         products: of the traces; where they are logit differences, which give no vectors, products here are exact.
         deal: who does which task.
+
+    >>> _, metrics = measure_shape(model, batches[:1], ShapeSettings(num_steps=4, num_eigenvalues=1))
+    >>> metrics["stable_rank"] >= 1
+    True
     """
     how: Literal["exact", "gradient_differences"] = (
         "gradient_differences" if products == "gradient_differences" else "exact"

@@ -39,6 +39,12 @@ def worst_sharpness(
         rho: radius.
         scale: see `Scale`; the adaptive one survives rescaling.
         num_steps: of ascent.
+
+    Raises:
+        ValueError: if a loss is not finite.
+
+    >>> worst_sharpness(model, batches[:2], rho=0.05) > 0
+    True
     """
     parameters = named_parameters(model)
     loss = _Loss(model, batches)
@@ -73,8 +79,20 @@ def average_sharpness(
     slope: to second order it is noise^2 / 2 of the trace, and for the adaptive one, in which a weight is moved by that
     part of its size, of `adaptive_trace`. The adaptive one survives rescaling.
 
+    Args:
+        model: brought into shape by `language.prepare`.
+        batches: see `language`.
+        noise: by which each weight is moved, or which part of itself.
+        scale: see `Scale`.
+        num_draws: directions, two losses each; at least 2.
+        seed: of the directions.
+
     Raises:
         ValueError: if there are fewer than 2 draws.
+
+    >>> rise = average_sharpness(model, batches[:2], noise=1e-2, num_draws=4)
+    >>> rise.df
+    3
     """
     at_least(2, num_draws, "num_draws")
     parameters = named_parameters(model)
@@ -96,11 +114,19 @@ def average_sharpness(
 def adaptive_trace(operator: Operator, model: Any, *, num_products: int, seed: int = 0) -> Estimate:
     """Sum of w_i^2 H_ii, the trace in the coordinates of ASAM; rescaling does not change it.
 
+    The mean of (w v)'H(w v) over random signs v, w v being entry by entry.
+
     Args:
         operator: see `linear.curvature_operator`, of this model.
         model: whose parameters scale the probes.
         num_products: at least 2.
         seed: of the probe vectors.
+
+    Raises:
+        ValueError: if there are fewer than 2 products.
+
+    >>> adaptive_trace(curvature_operator(model, batches[:1]), model, num_products=2).df
+    1
     """
     parameters = named_parameters(model)
     return _mean_form(
@@ -115,8 +141,17 @@ def relative_flatness(operator: Operator, model: Any, *, num_products: int, seed
     E V_si V_s'j = <w_s, w_s'> if i = j, so that v'Hv is unbiased. It survives rescaling of layers and of neurons;
     embeddings and gains take no part.
 
+    Args:
+        operator: see `linear.curvature_operator`, of this model.
+        model: whose linear layers are taken.
+        num_products: at least 2.
+        seed: of the directions.
+
     Raises:
         ValueError: if the model has no linear layer among its parameters.
+
+    >>> relative_flatness(curvature_operator(model, batches[:1]), model, num_products=2).df
+    1
     """
     parameters = named_parameters(model)
     layers = _linear_weights(model, parameters)

@@ -40,7 +40,18 @@ class Tridiagonal:
 
 
 def lanczos(operator: Operator, start: Tensor, *, num_steps: int) -> Tridiagonal:
-    """The Lanczos process from `start` [size]; ends earlier where an invariant subspace is found."""
+    """The Lanczos process from `start`: Q'AQ = T, tridiagonal, Q a basis of start, A start, A^2 start, ...
+
+    Args:
+        operator: symmetric.
+        start: [size], not zero.
+        num_steps: products; it ends earlier where an invariant subspace is found.
+
+    >>> matrix = Operator(lambda block: torch.tensor([1.0, 2.0])[:, None] * block, size=2)
+    >>> values, _ = lanczos(matrix, torch.ones(2), num_steps=2).eigen()
+    >>> [round(float(value), 4) for value in values]
+    [1.0, 2.0]
+    """
     basis = torch.empty(min(num_steps, operator.size), operator.size, dtype=operator.dtype, device=operator.device)
     basis[0] = start / start.norm()
     diagonal: list[float] = []
@@ -63,7 +74,12 @@ def lanczos(operator: Operator, start: Tensor, *, num_steps: int) -> Tridiagonal
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Eigenvalues of the largest size, that first; vectors [size, k]; |Av - lambda v| of each."""
+    """Eigenvalues of the largest size, that first; vectors [size, k]; |Av - lambda v| of each.
+
+    >>> matrix = Operator(lambda block: torch.tensor([1.0, -3.0, 2.0])[:, None] * block, size=3)
+    >>> [round(float(value), 3) for value in top_eigenpairs(matrix, 2).values]
+    [-3.0, 2.0]
+    """
 
     values: Array
     vectors: Tensor
@@ -84,6 +100,10 @@ def top_eigenpairs(operator: Operator, num: int, *, num_steps: int | None = None
 
     Raises:
         ValueError: if `num` is not between 1 and the operator's size.
+
+    >>> pairs = top_eigenpairs(curvature_operator(model, batches[:1]), 2)
+    >>> list(abs(pairs.values)) == sorted(abs(pairs.values), reverse=True)
+    True
     """
     if not 1 <= num <= operator.size:
         raise ValueError(f"num {num}: there are {operator.size} eigenvalues")
@@ -106,6 +126,10 @@ class Density:
     """The distribution of eigenvalues: `nodes` and `weights` [num_vectors, m], each row's weights summing to 1.
 
     Rows are quadratures from one random vector each; a mean over them estimates the mean of f over all eigenvalues.
+
+    >>> density = Density.of([(np.array([1.0, 3.0]), np.array([0.5, 0.5]))] * 2, size=10)
+    >>> density.total("x").mean
+    20.0
     """
 
     nodes: Array
@@ -151,7 +175,19 @@ class Density:
 def spectral_density(operator: Operator, *, num_steps: int = 30, num_vectors: int = 4, seed: int = 0) -> Density:
     """Stochastic Lanczos quadrature (Ubaru, Chen, Saad, 2017; Ghorbani et al., 2019, arXiv 1901.10159).
 
-    Costs `num_steps * num_vectors` products.
+    Each random vector's Gauss quadrature has the Ritz values of its Lanczos process as nodes, and the squares of the
+    first entries of T's eigenvectors as weights.
+
+    Args:
+        operator: symmetric.
+        num_steps: Lanczos steps of each vector, a product each.
+        num_vectors: random vectors; 2 at least for an error.
+        seed: of the vectors.
+
+    >>> matrix = Operator(lambda block: 2 * block, size=20)
+    >>> density = spectral_density(matrix, num_steps=3, num_vectors=2)
+    >>> round(density.total("x").mean, 3), round(density.effective_rank, 3)
+    (40.0, 20.0)
     """
     starts = (random_vector(operator, index, seed=seed, distribution="gaussian") for index in range(num_vectors))
     rows = [quadrature(lanczos(operator, start, num_steps=num_steps)) for start in starts]

@@ -44,8 +44,23 @@ def reverse_over_forward_product(
 ) -> tuple[Tensors, Tensor, Tensor]:
     """One exact Hessian-vector product of the mean token loss, beside the logits and J v.
 
+    The gradient of phi = <p - y, J v> / tokens, J v by forward mode; see the module.
+
+    Args:
+        model: brought into shape by `language.prepare`.
+        batch: see `language`.
+        vector: name -> tensor like the parameters.
+
+    Returns:
+        H v by name; logits and J v [n, T, vocabulary].
+
     Raises:
         ValueError: if an operation has no forward mode, or the loss is not finite.
+
+    >>> vector = probe_vector(named_parameters(model), seed=0, probe=0)
+    >>> product, logits, along = reverse_over_forward_product(model, batch, vector)
+    >>> product.keys() == vector.keys(), logits.shape == along.shape
+    (True, True)
     """
     parameters = named_parameters(model)
     logits, along = logits_derivative(model, batch, vector)
@@ -61,8 +76,19 @@ def reverse_over_forward_product(
 def forward_over_reverse_product(model: Any, batch: Batch, vector: Mapping[str, Tensor]) -> Tensors:
     """One exact Hessian-vector product of the mean token loss: a gradient, differentiated in forward mode.
 
+    Args:
+        model: brought into shape by `language.prepare`.
+        batch: see `language`.
+        vector: name -> tensor like the parameters.
+
     Raises:
         ValueError: if an operation's gradient cannot be differentiated in forward mode.
+
+    >>> vector = probe_vector(named_parameters(model), seed=0, probe=0)
+    >>> ours = forward_over_reverse_product(model, batch, vector)
+    >>> theirs, _, _ = reverse_over_forward_product(model, batch, vector)
+    >>> all(torch.allclose(ours[name], part, atol=1e-4) for name, part in theirs.items())
+    True
     """
     parameters = named_parameters(model)
     with _forward_mode(_Composed()):
@@ -78,8 +104,18 @@ def forward_over_reverse_product(model: Any, batch: Batch, vector: Mapping[str, 
 def gauss_newton_product(model: Any, batch: Batch, vector: Mapping[str, Tensor]) -> Tensors:
     """Product with the Gauss-Newton matrix of the mean token loss, J' (diag(p) - p p') J v averaged over tokens.
 
+    Args:
+        model: brought into shape by `language.prepare`.
+        batch: see `language`.
+        vector: name -> tensor like the parameters.
+
     Raises:
         ValueError: if an operation has no forward mode.
+
+    >>> vector = probe_vector(named_parameters(model), seed=0, probe=0)
+    >>> product = gauss_newton_product(model, batch, vector)
+    >>> sum(float((vector[name] * part).sum()) for name, part in product.items()) > 0  # It is positive semidefinite.
+    True
     """
     parameters = named_parameters(model)
     logits, along = logits_derivative(model, batch, vector)

@@ -44,7 +44,11 @@ Sampling = Literal["sequence", "token"]
 
 @dataclass(frozen=True, order=True)
 class Unit:
-    """One batch with one draw: of a probe vector, or of labels."""
+    """One batch with one draw: of a probe vector, or of labels.
+
+    >>> sorted([Unit("probe", 1, 0), Unit("fisher", 2, 0), Unit("probe", 0, 1)])[0].kind
+    'fisher'
+    """
 
     kind: Kind
     batch: int
@@ -77,6 +81,11 @@ def probe_unit(
 
     Raises:
         ValueError: if the loss or a product is not finite, or an exact one is far from differences; names the batch.
+
+    >>> movable = MovableParameters(named_parameters(model), 1e-3)
+    >>> values = probe_unit(model, batch, Unit("probe", 0, 0), seed=0, products="logit_differences", movable=movable)
+    >>> sorted(values)
+    ['gauss_newton', 'num_tokens', 'residual']
     """
     vector = movable.probe(seed=seed, probe=key(unit.batch, unit.draw), distribution=distribution)
     values = {"num_tokens": float((targets(model, batch) != IGNORED).sum())}
@@ -173,6 +182,10 @@ def fisher_unit(
 
     Raises:
         ValueError: if a norm is not finite; names the batch.
+
+    >>> values = fisher_unit(model, batch, Unit("fisher", 0, 0), seed=0)
+    >>> values["num_tokens"], values["fisher"] > 0
+    (15.0, True)
     """
     wanted = targets(model, batch)
     counts = (wanted != IGNORED).sum(dim=1)
