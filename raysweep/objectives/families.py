@@ -1,4 +1,4 @@
-"""Objectives of pretraining by name. To add one: a file beside this one, and its name in the last line."""
+"""Objectives of pretraining by name. To add one: a file beside this one, and its name in the union."""
 
 from typing import Annotated
 
@@ -6,6 +6,11 @@ from pydantic import Field
 
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.masked_lm import MaskedLM
+from raysweep.objectives.mixture import Mixture
 from raysweep.objectives.prefix_lm import PrefixLM
+from raysweep.objectives.span_corruption import SpanCorruption
+from raysweep.objectives.ul2 import UL2
 
-Objective = Annotated[CausalLM | MaskedLM | PrefixLM, Field(discriminator="name")]
+# A mixture is of any of them: its fields are known only once they all are.
+Objective = Annotated[CausalLM | MaskedLM | PrefixLM | SpanCorruption | UL2 | Mixture, Field(discriminator="name")]
+Mixture.model_rebuild()

@@ -96,6 +96,7 @@ class Recipe(Spec):
                 f"objective {self.objective.name} needs a {self.objective.head} model, and {self.model.name} is a "
                 f"{self.model.head} one: change either"
             )
+        self.objective.input_length(self.sequence_length)  # Raises if it cannot make rows of it.
         return self
 
     @property

@@ -10,14 +10,21 @@ from tiny_models import build
 from raysweep.curvature.language import mean_token_loss
 from raysweep.objectives.base import IGNORED, ObjectiveSpec, Specials, add_extra_tokens
 from raysweep.objectives.causal_lm import CausalLM
-from raysweep.objectives.families import Objective
+from raysweep.objectives.families import Mixture, Objective
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
+from raysweep.objectives.span_corruption import SpanCorruption
+from raysweep.objectives.ul2 import UL2
 
+CAUSAL, PREFIX, UL2_PAPER = CausalLM(), PrefixLM(name="prefix_lm"), UL2(name="ul2")
+CAUSAL_SPANS = SpanCorruption(name="span_corruption", attention="causal")
 OBJECTIVES: list[ObjectiveSpec] = [
-    CausalLM(),
+    CAUSAL,
     MaskedLM(name="masked_lm"),
-    PrefixLM(name="prefix_lm"),
+    PREFIX,
+    SpanCorruption(name="span_corruption"),
+    UL2_PAPER,
+    Mixture(name="mixture", objectives={"causal": CAUSAL, "prefix": PREFIX, "spans": CAUSAL_SPANS, "ul2": UL2_PAPER}),
 ]
 LENGTH = 12
 NUM_WORDS = 12
@@ -114,6 +121,20 @@ def test_the_loss_is_a_sum_over_what_is_counted(objective):
     # float64 sums of some 60 terms of a few nats
     assert whole == pytest.approx(sum(terms), rel=1e-10)
     assert all(term > 0 for term in terms)
+
+
+def test_padding_changes_no_loss(objective):
+    """The sum over rows that are padded is that of each row alone, without padding."""
+    model, rows = model_for(objective).double(), prepared(objective)
+    lengths = rows.get("lengths", np.full(5, rows["input_ids"].shape[1]))
+    each = [{name: values[r : r + 1] for name, values in rows.items()} for r in range(5)]
+    cut = [
+        row | {name: row[name][:, :length] for name in ("input_ids", "labels")}
+        for row, length in zip(each, lengths, strict=True)
+    ]
+    alone = sum(float(objective.loss_sum(model, tensors(row))) for row in cut)
+    assert float(objective.loss_sum(model, tensors(rows))) == pytest.approx(alone, rel=1e-10)
+    assert objective.num_predicted(rows) == sum(map(objective.num_predicted, cut))
 
 
 def test_what_is_measured_is_what_is_trained(objective):
