@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 
 from raysweep.data.corpora import Corpus
+from raysweep.data.files import listed
 from raysweep.data.pcfg import PCFG
-from raysweep.data.text import listed
 from raysweep.plan import Stage, Trial
 from raysweep.search import Resources
 from raysweep.stages.fetch import Fetch, checkpoint_files

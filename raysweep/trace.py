@@ -13,8 +13,8 @@ import numpy as np
 
 from raysweep.curvature.dealing import Item, Value
 from raysweep.curvature.settings import TraceSettings
+from raysweep.data.files import resolve
 from raysweep.data.sequences import Arrays, masked_sequences, sequences
-from raysweep.data.text import resolve
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
 from raysweep.errors import DataError, collect
 from raysweep.stages.flatness import Shape

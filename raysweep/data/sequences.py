@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from raysweep.data.text import read_texts
+from raysweep.data.files import read_texts
 
 # Text is read, from all files in turn, until it makes this many sequences.
 MAX_SEQUENCES = 4096

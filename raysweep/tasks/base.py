@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from raysweep.data.corpora import Corpus
+from raysweep.data.files import Globs, listed, read_jsonl, resolve
 from raysweep.data.pcfg import PCFG
 from raysweep.data.pinned import Digests, content_fingerprint, digest
-from raysweep.data.text import Globs, listed, read_jsonl, resolve
 from raysweep.errors import DataError, SpaceError, collect
 from raysweep.spec import Provenance, Spec
 

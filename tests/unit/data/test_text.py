@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from raysweep.data.files import read_texts, resolve
 from raysweep.data.packing import Tokens
-from raysweep.data.text import Domain, Text, read_texts, resolve
+from raysweep.data.text import Domain, Text
 from raysweep.data.tokenizers import Bpe
 from raysweep.errors import DataError
 
