@@ -24,6 +24,7 @@ from raysweep.stages.sft import MAX_LENGTH, Sft
 from raysweep.stages.tokenize import Tokenize
 from raysweep.tasks.qa import QA
 from raysweep.tasks.spans import PCFGSpan
+from raysweep.train.precision import settled
 
 TYPICAL_LENGTH = 128
 """Tokens of a fine-tuning example, assumed; the text is not read for a plan."""
@@ -165,7 +166,7 @@ def training_memory_bytes(recipe: Recipe, resources: Resources) -> int:
 
 
 def _in_half(recipe: Recipe, resources: Resources) -> bool:
-    return recipe.precision == "bf16" or (recipe.precision == "auto" and resources.gpus_per_worker > 0)
+    return settled(recipe.precision, on_gpu=resources.gpus_per_worker > 0) == "bf16"
 
 
 def stage_disk_bytes(stage: Stage, size: Size | None) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from raysweep.durable import replacing
 from raysweep.errors import StoreError, UnreachableError
 
 
@@ -35,14 +34,8 @@ class Remote:
     def get(self, name: str, path: Path) -> None:
         """Download, whole or not at all; nothing happens if there is no such object."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as aside:
-            pass
-        try:
-            with self._asked("read"), contextlib.suppress(FileNotFoundError):
-                self._fs.get_file(f"{self._root}/{name}", aside.name)
-                os.replace(aside.name, path)
-        finally:
-            Path(aside.name).unlink(missing_ok=True)
+        with self._asked("read"), contextlib.suppress(FileNotFoundError), replacing(path) as aside:
+            self._fs.get_file(f"{self._root}/{name}", str(aside))
 
     def put(self, path: Path, name: str) -> None:
         """Upload one file."""

@@ -31,6 +31,7 @@ from raysweep.stages.fetch import Existing
 from raysweep.stages.pretrain import Recipe
 from raysweep.tasks.base import TextTask
 from raysweep.tasks.families import Task
+from raysweep.train.precision import settled
 from raysweep.validation import findings, validate
 
 T = TypeVar("T")
@@ -335,11 +336,12 @@ def _pin(document: Document, declared: Declared, pins: _Pins) -> SearchSpace:
     pretrain = pins(("pretrain",), declared.pretrain, partial(declared.pretrain.pin, folder))
     sft = declared.sft and pins(("sft",), declared.sft, partial(declared.sft.pin, folder))
     # What "auto" stands for here: a checkpoint trained in other numbers is another checkpoint.
-    precision = "bf16" if declared.resources.gpus_per_worker else "fp32"
-    if isinstance(pretrain, Recipe) and pretrain.precision == "auto":
-        pretrain = pretrain.with_(precision=precision)
-    if sft and sft.hyperparameters.precision == "auto":
-        sft = sft.with_(hyperparameters=sft.hyperparameters.with_(precision=precision))
+    on_gpu = declared.resources.gpus_per_worker > 0
+    if isinstance(pretrain, Recipe):
+        pretrain = pretrain.with_(precision=settled(pretrain.precision, on_gpu=on_gpu))
+    if sft:
+        given = sft.hyperparameters
+        sft = sft.with_(hyperparameters=given.with_(precision=settled(given.precision, on_gpu=on_gpu)))
     base = document.data["pretrain"] | {"data": pretrain.data.model_dump(mode="json", by_alias=True)}
     if isinstance(pretrain, Recipe):
         base |= {"precision": pretrain.precision}

@@ -18,7 +18,7 @@ from raysweep.data.sequences import Arrays, masked_sequences, sequences
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
 from raysweep.errors import DataError, collect
 from raysweep.stages.flatness import Shape
-from raysweep.train.checkpoints import load_model
+from raysweep.train.checkpoints import Head, head_of, load_model
 
 if TYPE_CHECKING:
     import torch
@@ -59,13 +59,12 @@ class Checkpoint:
     name: str
     config: Any
     tokenizer: Any
-    is_masked: bool
+    head: Head
 
     @staticmethod
     def find(name: str) -> Checkpoint:
         """A folder or a hub id. Raises DataError if it is neither, or no language model."""
         from transformers import AutoConfig
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
         try:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -75,19 +74,18 @@ class Checkpoint:
                 f"{name!r} cannot be opened as a model and its tokenizer: {_first_line(error)}; give a folder that "
                 "save_pretrained has written, or a hub id"
             ) from error
-        architecture = (config.architectures or [""])[0]
-        is_masked = architecture.endswith(("ForMaskedLM", "ForPreTraining"))
-        if not is_masked and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            raise DataError(f"{name!r} ({architecture or config.model_type}) is no causal or masked language model")
-        if is_masked and tokenizer.mask_token_id is None:
+        if (head := head_of(config.to_dict())) is None:
+            what = (config.architectures or [config.model_type])[0]
+            raise DataError(f"{name!r} ({what}) is no causal or masked language model")
+        if head == "masked" and tokenizer.mask_token_id is None:
             raise DataError(f"{name!r}: a masked language model, but its tokenizer has no mask token")
-        return Checkpoint(name, config, tokenizer, is_masked)
+        return Checkpoint(name, config, tokenizer, head)
 
     def load(self) -> Any:
         """The model, in float32, on the GPU if there is one. Raises DataError; see `load_model`."""
         import torch
 
-        model = load_model(self.name, is_masked=self.is_masked)
+        model = load_model(self.name)
         return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def length(self, asked: int | None) -> int:
@@ -190,7 +188,7 @@ def measure(request: Request, *, show: Show = lambda line: None) -> tuple[list[F
     checkpoints = [Checkpoint.find(name) for name in request.models]
     texts = [_text(request, each, paths) if paths else {} for each in checkpoints]
     for each in checkpoints:
-        if request.num_samples and (each.is_masked or start_of_text(each.tokenizer) is None):
+        if request.num_samples and (each.head == "masked" or start_of_text(each.tokenizer) is None):
             raise DataError(f"--samples {request.num_samples}: {each.name!r} has no text of its own to draw")
     found: list[tuple[Arrays, Found]] = []
     failures: list[str] = []
@@ -214,7 +212,8 @@ def measure(request: Request, *, show: Show = lambda line: None) -> tuple[list[F
 
 
 def _text(request: Request, checkpoint: Checkpoint, paths: Sequence[str]) -> Arrays:
-    read, length = masked_sequences if checkpoint.is_masked else sequences, checkpoint.length(request.sequence_length)
+    read = masked_sequences if checkpoint.head == "masked" else sequences
+    length = checkpoint.length(request.sequence_length)
     try:
         return read(checkpoint.tokenizer, paths, length=length, seed=request.traces.seed)
     except ValueError as error:

@@ -30,7 +30,7 @@ from raysweep.analysis.sections import (
     failure_table,
     ranking_table,
 )
-from raysweep.durable import parse_object, replacing
+from raysweep.durable import parse_object, write_text
 from raysweep.printable import printable
 from raysweep.runs import Run
 
@@ -45,8 +45,7 @@ MAX_TIES = 5
 def write_report(run: Run, stages: pd.DataFrame, ranking: Ranking) -> Path:
     """Writes report.html into the run's folder; its path."""
     path = run.folder / "report.html"
-    with replacing(path) as aside:
-        aside.write_text(render(run, stages, ranking), encoding="utf-8")
+    write_text(path, render(run, stages, ranking))
     run.store.push(run.folder)
     return path
 

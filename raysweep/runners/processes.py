@@ -37,7 +37,6 @@ def make_worker(
         )
     transformers.utils.logging.disable_progress_bar()
     if device == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
     else:
         device = "cuda:0"  # Ray shows each worker its own GPU alone.

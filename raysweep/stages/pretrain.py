@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -25,6 +25,7 @@ from raysweep.objectives.families import Objective
 from raysweep.spec import Provenance, Spec, StageSpec, fingerprint
 from raysweep.train.models import Model
 from raysweep.train.optimizers import Optimizer
+from raysweep.train.precision import Precision, settled
 from raysweep.train.schedules import Cosine, Schedule
 from raysweep.worker import Worker
 
@@ -63,7 +64,7 @@ class Recipe(Spec):
     """Tokens of a sequence."""
     clip_norm: float | None = Field(default=1.0, gt=0)
     """Longest gradient, in the Euclidean norm; null: any."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
     checkpoints: Annotated[tuple[int | float | str, ...], Provenance()] = ()
     """Where to save and measure one: after steps (300), a part of the trajectory (0.5; 1.0 is all of it) or tokens
@@ -153,8 +154,6 @@ class Pretrain(StageSpec):
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Writes a Hugging Face checkpoint, and curve.jsonl with the loss of every step so far."""
-        from transformers import AutoModelForCausalLM
-
         from raysweep.objectives.inputs import check_prefixes
         from raysweep.train.checkpoints import load_model
         from raysweep.train.loop import train
@@ -177,7 +176,6 @@ class Pretrain(StageSpec):
             check_prefixes(model)
         config = model.config
         num_parameters = model.num_parameters()
-        on_gpu = worker.device.startswith("cuda")
         training = train(
             model,
             batch_at,
@@ -188,13 +186,13 @@ class Pretrain(StageSpec):
             seed=self.seed,
             stop_step=self.step,
             clip_norm=recipe.clip_norm,
-            bf16=recipe.precision == "bf16" or (recipe.precision == "auto" and on_gpu),
+            bf16=settled(recipe.precision, on_gpu=worker.device.startswith("cuda")) == "bf16",
             worker=worker,
             states=worker.state_dir,
         )
         if worker.rank == 0:
             # The trained weights may be sharded or wrapped; a plain model of the same configuration takes them.
-            plain = AutoModelForCausalLM.from_config(config)
+            plain = type(model)(config)
             plain.load_state_dict({name: value.to("cpu") for name, value in training.weights.items()})
             plain.save_pretrained(out)
             tokenizer.save_pretrained(out)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -22,6 +22,7 @@ from raysweep.tasks.families import Task
 from raysweep.tasks.spans import PCFGSpan
 from raysweep.train.checkpoints import load_model
 from raysweep.train.optimizers import AdamW
+from raysweep.train.precision import Precision, settled
 from raysweep.train.schedules import Cosine
 from raysweep.worker import Worker
 
@@ -48,7 +49,7 @@ class Hyperparameters(Spec):
     """Fraction of the steps."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's, on matrices."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
 
 
@@ -176,6 +177,6 @@ class Sft(StageSpec):
             schedule=Cosine(warmup=given.warmup, final=0.0),
             num_steps=max(1, round(given.epochs * per_epoch)),
             seed=self.seed,
-            bf16=given.precision == "bf16" or (given.precision == "auto" and worker.device.startswith("cuda")),
+            bf16=settled(given.precision, on_gpu=worker.device.startswith("cuda")) == "bf16",
             worker=worker,
         ).losses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from raysweep.durable import parse_object
 from raysweep.errors import DataError
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # What a masked model was pretrained with beside its masked words; no part of the language model.
 OTHER_HEADS = (".pooler.", "cls.seq_relationship.", "sop_classifier.", "discriminator_predictions.")
 
+
+Head = Literal["causal", "masked"]
+"""What a model predicts: next tokens, from those before; or tokens in place, from both sides."""
 
 SUPPORTED = "a sweep takes causal models (...ForCausalLM, ...LMHeadModel); raysweep trace takes masked ones too"
 
@@ -28,24 +31,43 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a configuration: {error}; save it with model.save_pretrained(folder)") from error
 
 
-def check_causal(config: Mapping[str, Any]) -> None:
-    """By its configuration, as far as it is known, the model predicts next tokens; else DataError."""
+def head_of(config: Mapping[str, Any]) -> Head | None:
+    """What a model predicts, by its config.json; None if it predicts no tokens, or is of no kind that is known here.
+
+    A file that names no architecture is of the one its kind is pretrained as.
+    """
     kind = str(config.get("model_type", ""))
-    named = config.get("architectures") or [""]
-    architecture = str(named[0] if isinstance(named, list) else named)
-    if not config or architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        return
+    architecture = _architecture(config)
+    if architecture.endswith("ForCausalLM"):
+        return "causal"
+    if architecture.endswith("ForMaskedLM"):
+        return "masked"
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    if architecture:
-        is_causal = architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    else:  # Of some kinds there are both.
-        is_causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if not is_causal:
-        raise DataError(f"config.json: {architecture or f'model_type {kind!r}'} predicts no next tokens; {SUPPORTED}")
+    if architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return "causal"
+    # With the head of another task beside it, which is left out; or without a head, where that is tied.
+    if architecture and not architecture.endswith(("ForPreTraining", "Model")):
+        return None
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # Before the other: of such kinds there are decoders too.
+        return "masked"
+    return "causal" if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else None
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    """The class it was saved from; empty where it names none."""
+    named = config.get("architectures") or [""]
+    return str(named[0] if isinstance(named, list) else named)
+
+
+def check_causal(config: Mapping[str, Any]) -> None:
+    """By its configuration, as far as it is known, the model predicts next tokens; else DataError."""
+    if config and head_of(config) != "causal":
+        named = _architecture(config) or f"model_type {config.get('model_type')!r}"
+        raise DataError(f"config.json: {named} predicts no next tokens; {SUPPORTED}")
 
 
 def reads_ahead(model: PreTrainedModel) -> bool:
@@ -60,28 +82,34 @@ def reads_ahead(model: PreTrainedModel) -> bool:
     return bool((logits[0] - logits[1]).abs().max() > 1e-4 * logits.abs().max())
 
 
-def load_model(checkpoint: Path | str, *, is_masked: bool = False, name: str | None = None) -> PreTrainedModel:
+def load_model(checkpoint: Path | str, *, name: str | None = None) -> PreTrainedModel:
     """A language model of a folder or a hub id, in float32 on the CPU, with every tensor its checkpoint's.
 
-    Tied weights may be stored once. No pickle is read, nor code of the checkpoint's own run.
+    Its configuration says whether it is a causal or a masked one. Tied weights may be stored once. No pickle is read,
+    nor code of the checkpoint's own run.
 
     Args:
         checkpoint: a folder or a hub id.
-        is_masked: whether it predicts words in place, not next tokens.
         name: what errors call it; None: as it was given.
 
     Raises:
-        DataError: if the weights cannot be read, or a tensor is missing, left over or of another shape; names them.
+        DataError: if it is no language model, its weights cannot be read, or a tensor is missing, left over or of
+            another shape; names them.
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     name = name or str(checkpoint)
-    kind = AutoModelForMaskedLM if is_masked else AutoModelForCausalLM
     try:
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        if (head := head_of(config.to_dict())) is None:
+            what = _architecture(config.to_dict()) or config.model_type
+            raise DataError(f"checkpoint {name!r}: {what} is no causal or masked language model")
+        kind = AutoModelForMaskedLM if head == "masked" else AutoModelForCausalLM
         model, info = kind.from_pretrained(
             checkpoint,
+            config=config,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
@@ -91,7 +119,7 @@ def load_model(checkpoint: Path | str, *, is_masked: bool = False, name: str | N
     except (OSError, ValueError, SafetensorError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"checkpoint {name!r}: weights cannot be loaded: {first_line}") from error
-    if findings := _findings(info, is_masked=is_masked):
+    if findings := _findings(info, is_masked=head == "masked"):
         raise DataError(
             f"checkpoint {name!r} does not fit its own config.json ({model.config.architectures}): "
             f"{'; '.join(findings)}. Random weights would be measured in their place; save it anew with "

@@ -6,7 +6,6 @@ Both take weights that are the same on every rank, and give losses and full weig
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,8 +124,6 @@ class DeepSpeedEngine:
         num_micro_batches: int,
         micro_batch_sequences: int,
     ) -> None:
-        if worker.device == "cpu":
-            os.environ["DS_ACCELERATOR"] = "cpu"
         from accelerate import Accelerator
         from accelerate.utils import DeepSpeedPlugin
 

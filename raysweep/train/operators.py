@@ -22,7 +22,10 @@ QUIET_SECONDS = 60.0
 
 
 def load_cpu_operator(tell: Callable[[str], None]) -> None:
-    """Load DeepSpeed's operator, compiled before if need be; waits for others that compile it.
+    """Have DeepSpeed use the CPU, and load its operator, compiled before if need be; waits for others that compile it.
+
+    To be called before anything imports DeepSpeed, which looks for a GPU then, and takes one that this process shall
+    not use.
 
     Args:
         tell: takes a line for the user: what is waited for, or that a stale lock is removed.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ def sharded_model(checkpoint: Path, worker: Worker) -> Iterator[tuple[Any, Calla
 
     With it comes what lets go of weights that a backward pass may have left gathered.
     """
-    if worker.device == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
     import torch
     from transformers.integrations import HfDeepSpeedConfig

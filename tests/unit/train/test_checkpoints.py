@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build
 
 from raysweep.errors import DataError
-from raysweep.train.checkpoints import check_causal, load_model, read_config, reads_ahead
+from raysweep.train.checkpoints import check_causal, head_of, load_model, read_config, reads_ahead
 
 
 @pytest.fixture(params=["llama", "gpt2", "gpt_neox", "bert"])
@@ -31,26 +31,26 @@ def rewrite(path, change) -> str:
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_whole_checkpoint_is_loaded_to_the_bit(tmp_path, style, tied):
     saved(tmp_path, style, tied=tied)
-    loaded, built = load_model(tmp_path, is_masked=style == "bert"), build(style, tied=tied)
+    loaded, built = load_model(tmp_path), build(style, tied=tied)
     assert all(torch.equal(value, built.state_dict()[name]) for name, value in loaded.state_dict().items())
 
 
 def test_a_missing_tensor_is_named(tmp_path, style):
     name = rewrite(saved(tmp_path, style), lambda tensors, name: tensors.pop(name))
     with pytest.raises(DataError, match=rf"missing \S*{name}"):
-        load_model(tmp_path, is_masked=style == "bert")
+        load_model(tmp_path)
 
 
 def test_a_tensor_left_over_is_named(tmp_path, style):
     rewrite(saved(tmp_path, style), lambda tensors, _: tensors.update({"adapter.weight": torch.ones(2)}))
     with pytest.raises(DataError, match=r"unexpected \S*adapter\.weight"):
-        load_model(tmp_path, is_masked=style == "bert")
+        load_model(tmp_path)
 
 
 def test_a_tensor_of_another_shape_is_named(tmp_path, style):
     name = rewrite(saved(tmp_path, style), lambda tensors, name: tensors.update({name: tensors[name][:, :-1].clone()}))
     with pytest.raises(DataError, match=rf"of another shape \S*{name} \["):
-        load_model(tmp_path, is_masked=style == "bert")
+        load_model(tmp_path)
 
 
 def test_an_untied_head_is_no_tied_one(tmp_path):
@@ -63,7 +63,7 @@ def test_a_masked_model_may_bring_the_head_of_its_other_objective(tmp_path):
     from transformers import BertForPreTraining
 
     BertForPreTraining(build("bert").config).save_pretrained(tmp_path)
-    assert load_model(tmp_path, is_masked=True).num_parameters() > 0
+    assert load_model(tmp_path).num_parameters() > 0
 
 
 def test_weights_that_cannot_be_read(tmp_path):
@@ -94,6 +94,32 @@ def test_only_causal_models_are_taken_by_their_configuration(config, is_taken):
     else:
         with pytest.raises(DataError, match="predicts no next tokens; a sweep takes causal models"):
             check_causal(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "head"),
+    [
+        ({"architectures": ["BertForMaskedLM"], "model_type": "bert"}, "masked"),
+        ({"architectures": ["BertForPreTraining"], "model_type": "bert"}, "masked"),
+        ({"architectures": ["BertLMHeadModel"], "model_type": "bert", "is_decoder": True}, "causal"),
+        ({"architectures": ["FlaubertWithLMHeadModel"], "model_type": "flaubert"}, "masked"),
+        ({"architectures": ["GPT2Model"], "model_type": "gpt2"}, "causal"),
+        ({"model_type": "modernbert"}, "masked"),
+        ({"architectures": ["BartForConditionalGeneration"], "model_type": "bart"}, None),
+        ({"architectures": ["BertForSequenceClassification"], "model_type": "bert"}, None),
+        ({"model_type": "vit"}, None),
+    ],
+)
+def test_a_configuration_says_what_its_model_predicts(config, head):
+    assert head_of(config) == head
+
+
+def test_a_model_that_predicts_no_tokens_is_refused(tmp_path):
+    from transformers import BertForSequenceClassification
+
+    BertForSequenceClassification(build("bert").config).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="BertForSequenceClassification is no causal or masked language model"):
+        load_model(tmp_path)
 
 
 def test_a_model_that_reads_ahead_is_told_by_what_it_does(style):
