@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from raysweep.data.corpora import Corpus
-from raysweep.data.files import listed
 from raysweep.data.pcfg import PCFG
 from raysweep.plan import Stage, Trial
 from raysweep.search import Resources
@@ -30,8 +28,6 @@ TYPICAL_LENGTH = 128
 """Tokens of a fine-tuning example, assumed; the text is not read for a plan."""
 TYPICAL_CHOICES = 4
 """Of a multiple-choice example, assumed."""
-BYTES_OF_TOKEN = 4
-"""Of text, assumed; a packed file holds three times its own bytes."""
 
 
 @dataclass(frozen=True)
@@ -173,19 +169,10 @@ def stage_disk_bytes(stage: Stage, size: Size | None) -> int:
     """What a stage leaves in the store: tokens or a checkpoint; measurements are some kilobytes."""
     if isinstance(stage.spec, Pretrain | Fetch):
         return size.num_bytes if size else 0
-    return _tokens_bytes(stage.spec.corpus) if isinstance(stage.spec, Tokenize) else 0
+    return stage.spec.corpus.tokens_bytes() if isinstance(stage.spec, Tokenize) else 0
 
 
 def state_disk_bytes(recipe: Recipe, resources: Resources) -> int:
     """Of a trajectory's resumable state, while it is trained: weights and optimizer state in 32 bits."""
     each = 4 + 4 * recipe.optimizer.state_floats + (2 if _in_half(recipe, resources) else 0)
     return each * recipe.num_parameters
-
-
-def _tokens_bytes(corpus: Corpus) -> int:
-    each = 2 if corpus.vocab_size <= 2**16 else 4
-    if isinstance(corpus, PCFG):
-        return each * (corpus.num_train_sentences + corpus.num_valid_sentences) * (corpus.sentence_length + 1)
-    paths = [path for domain in corpus.domains_.values() for path in (*listed(domain.train), *listed(domain.valid))]
-    text = sum(os.path.getsize(path) * (3 if path.endswith(".gz") else 1) for path in paths)
-    return each * text // BYTES_OF_TOKEN

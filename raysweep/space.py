@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from raysweep.data.corpora import Corpus
-from raysweep.data.text import Domain, Text
 from raysweep.declared import Declared, Section, axis_findings, axis_values, kind_of, named_values
 from raysweep.document import Document, nearest, read_document
 from raysweep.errors import DataError, Finding, Place, RaysweepError, SpaceError, below, collect, dotted
@@ -282,7 +281,7 @@ def _schedule_warnings(space: SearchSpace) -> Iterator[Finding]:
 
 
 def _text_findings(space: SearchSpace) -> Iterator[Finding]:
-    """Domains that cannot hold even one sequence."""
+    """Text that cannot hold even one sequence."""
     sweep = space.declared.sweep
     lengths: dict[Place, int] = {("pretrain", "sequence_length"): space.declared.pretrain.sequence_length}
     if axis := sweep.get("pretrain.sequence_length"):
@@ -294,25 +293,7 @@ def _text_findings(space: SearchSpace) -> Iterator[Finding]:
             for place in axis_values(axis)
         }
     for place, corpus in corpora.items():
-        for name, domain in corpus.domains_.items() if isinstance(corpus, Text) else ():
-            for split in ("train", "valid"):
-                yield from _domain_findings((*place, "domains", name), domain, split, lengths)
-
-
-def _domain_findings(place: Place, domain: Domain, split: str, lengths: Mapping[Place, int]) -> Iterator[Finding]:
-    try:
-        most = domain.most_tokens(split, max(lengths.values()))
-    except RaysweepError as error:
-        yield from below(place, error)
-        return
-    if most == 0:
-        mend = "" if split == "train" or domain.valid else "; name files of it (valid), or give more documents"
-        yield place, f"no {split} text{mend}"
-        return
-    for where, length in lengths.items():
-        if length > most:
-            text = f"{length:,} tokens are more than {dotted(place)} holds of {split} text, at most {most:,}"
-            yield where, f"{text}: lower it, or give more text"
+        yield from corpus.length_findings(place, lengths)
 
 
 def _metric_findings(space: SearchSpace) -> Iterator[Finding]:

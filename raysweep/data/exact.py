@@ -9,18 +9,22 @@ and its name in `corpora.py`.
 
 from __future__ import annotations
 
-import json
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
 
+from raysweep.data.base import CorpusSpec
 from raysweep.data.draws import Floats, Ints
-from raysweep.spec import Spec
+from raysweep.data.packing import DomainMeta, TokensMeta, dtype_of
+from raysweep.errors import Finding, Place
+
+if TYPE_CHECKING:
+    from raysweep.objectives.base import ObjectiveSpec
 
 TRAIN, VALID, TASK, INDICATOR = 0, 1, 2, 3
 """Streams of sentences that share no draw."""
@@ -37,10 +41,12 @@ _TABLE = 2**19
 _WORDS = 2**20
 
 
-class ExactCorpus(Spec):
+class ExactCorpus(CorpusSpec):
     """A corpus of sentences of one length, opened by a token of its own."""
 
-    name: str
+    is_natural_language: ClassVar[bool] = False
+    takes_tokenizer: ClassVar[bool] = False
+
     num_words_total: int = Field(default=200, ge=2, le=1_000_000, alias="vocabulary")
     """Words there are."""
     sentence_length: int = Field(ge=2, le=4096)
@@ -64,6 +70,11 @@ class ExactCorpus(Spec):
     def mix(self) -> dict[str, float]:
         """All of the one domain."""
         return {self.name: 1.0}
+
+    @property
+    def row_length(self) -> int:
+        """The words, and the token that opens them."""
+        return self.sentence_length + 1
 
     def pin(self, base: Path) -> Self:
         """Itself: it names no file."""
@@ -143,7 +154,7 @@ class ExactCorpus(Spec):
         if tokenizer_dir is not None:
             raise ValueError(f"a corpus {self.name} has its own tokenizer")
         counts = {"train": self.num_train_sentences, "valid": self.num_valid_sentences}
-        dtype = np.uint16 if self.vocab_size <= 2**16 else np.uint32
+        dtype = dtype_of(self.vocab_size)
         losses = []
         for split, stream in (("train", TRAIN), ("valid", VALID)):
             with (out / f"{self.name}.{split}.bin").open("wb") as file:
@@ -152,24 +163,31 @@ class ExactCorpus(Spec):
                     if split == "valid":
                         losses.append(-self.log_probability(words) / self.sentence_length)
         loss = np.concatenate(losses)
-        row = self.sentence_length + 1
-        meta = {
-            "vocab_size": self.vocab_size,
-            "dtype": np.dtype(dtype).name,
-            "sentence_length": self.sentence_length,
-            "domains": {
-                self.name: {
-                    "num_train_tokens": counts["train"] * row,
-                    "num_valid_tokens": counts["valid"] * row,
-                    "valid_bytes": None,
-                }
-            },
-            "optimal_loss_nats_per_token": float(loss.mean()),
-            "optimal_loss_stderr": float(loss.std(ddof=1) / math.sqrt(len(loss))) if len(loss) > 1 else None,
-        }
-        (out / "meta.json").write_text(json.dumps(meta, indent=1))
+        train, valid = (counts[split] * self.row_length for split in ("train", "valid"))
+        meta = TokensMeta(
+            vocab_size=self.vocab_size,
+            dtype=dtype,
+            sentence_length=self.sentence_length,
+            domains={self.name: DomainMeta(num_train_tokens=train, num_valid_tokens=valid)},
+            optimal_loss_nats_per_token=float(loss.mean()),
+            optimal_loss_stderr=float(loss.std(ddof=1) / math.sqrt(len(loss))) if len(loss) > 1 else None,
+        )
+        meta.write(out)
         self._write_tokenizer(out / "tokenizer")
-        return {"optimal_loss_nats_per_token": float(loss.mean()), "num_tokens": float(sum(counts.values()) * row)}
+        return {"optimal_loss_nats_per_token": float(loss.mean()), "num_tokens": float(train + valid)}
+
+    def tokens_bytes(self) -> int:
+        """All sentences, to the byte."""
+        num = self.num_train_sentences + self.num_valid_sentences
+        return np.dtype(dtype_of(self.vocab_size)).itemsize * num * self.row_length
+
+    def knows_optimum(self, objective: ObjectiveSpec) -> bool:
+        """Of next tokens."""
+        return objective.is_likelihood
+
+    def length_findings(self, place: Place, lengths: Mapping[Place, int]) -> Iterator[Finding]:
+        """None: its sentences are of one length, which a recipe is checked for by itself."""
+        yield from ()
 
     def rows(self, words: Ints) -> Ints:
         """Words [num, T] as token rows [num, T + 1]: <s> is 0, word w is w + 1."""

@@ -10,7 +10,7 @@ the uniform law of states, which the first state is drawn from: so all positions
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -21,6 +21,8 @@ from raysweep.data.exact import ExactCorpus, Seen, check_table, normalised
 
 class HMM(ExactCorpus):
     """A corpus of sentences of one random hidden Markov model."""
+
+    label_form: ClassVar[str | None] = None
 
     name: Literal["hmm"] = "hmm"
     """Which corpus."""

@@ -10,12 +10,13 @@ import json
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from raysweep.errors import DataError
+from raysweep.spec import Spec
 
 Ints = npt.NDArray[np.int64]
 
@@ -23,18 +24,68 @@ Ints = npt.NDArray[np.int64]
 CYCLE = 1000
 
 
+META = "meta.json"
+
+Dtype = Literal["uint16", "uint32"]
+"""Of token ids on disk."""
+
+
+class DomainMeta(Spec):
+    """What a tokens folder holds of one domain."""
+
+    num_train_tokens: int
+    """Token ids to train on."""
+    num_valid_tokens: int
+    """Held-out ones."""
+    train_bytes: int | None = None
+    """UTF-8 bytes of their text; None where they are of no text."""
+    valid_bytes: int | None = None
+    """Of the held-out ones."""
+
+
+class TokensMeta(Spec):
+    """What a tokens folder says of itself, in `meta.json`."""
+
+    vocab_size: int
+    """Rows of the embedding of a model of these tokens."""
+    dtype: Dtype
+    """Of the ids of its files."""
+    sentence_length: int | None
+    """Tokens of a row, without the one that opens it, where all are of one length; None for running text."""
+    domains: dict[str, DomainMeta]
+    """By name."""
+    optimal_loss_nats_per_token: float | None
+    """Lowest mean loss of next-token prediction on the held-out rows that any model can have; None if not known."""
+    optimal_loss_stderr: float | None = None
+    """Standard error of that as an estimate of the language's own, over rows."""
+
+    @classmethod
+    def read(cls, folder: Path) -> TokensMeta:
+        """Of a tokens folder. Raises ValueError if it is damaged."""
+        return cls.model_validate_json((folder / META).read_bytes())
+
+    def write(self, folder: Path) -> None:
+        """Into a tokens folder."""
+        (folder / META).write_text(json.dumps(self.model_dump(mode="json"), indent=1))
+
+
+def dtype_of(num_tokens: int) -> Dtype:
+    """The smallest type that holds the ids of a vocabulary."""
+    return "uint16" if num_tokens <= 2**16 else "uint32"
+
+
 class Tokens:
     """An opened tokens folder; the ids stay on disk and are mapped into memory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        self.meta = TokensMeta.read(folder)
         self.tokenizer_dir = folder / "tokenizer"
 
     @property
     def domains(self) -> tuple[str, ...]:
         """Names."""
-        return tuple(self.meta["domains"])
+        return tuple(self.meta.domains)
 
     def sequences(self, domain: str, split: str, sequence_length: int) -> npt.NDArray[Any]:
         """All sequences [n, L] of a domain, mapped.
@@ -42,7 +93,7 @@ class Tokens:
         Raises:
             DataError: if there is not even one.
         """
-        flat = np.memmap(self.folder / f"{domain}.{split}.bin", dtype=self.meta["dtype"], mode="r")
+        flat = np.memmap(self.folder / f"{domain}.{split}.bin", dtype=self.meta.dtype, mode="r")
         num = len(flat) // sequence_length
         if num == 0:
             raise DataError(

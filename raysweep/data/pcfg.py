@@ -9,7 +9,7 @@ uniformly, with probabilities softmax(z / temperature), z standard normal. A low
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -35,6 +35,8 @@ class _Laws(NamedTuple):
 
 class PCFG(ExactCorpus):
     """A corpus of sentences of one random grammar."""
+
+    label_form: ClassVar[str | None] = "pcfg_span"
 
     name: Literal["pcfg"] = "pcfg"
     """Which corpus."""

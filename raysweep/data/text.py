@@ -5,23 +5,33 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import json
-from collections.abc import Callable, Generator, Iterator
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from raysweep.data.base import CorpusSpec
 from raysweep.data.files import Globs, listed, read_texts, sampled
+from raysweep.data.packing import DomainMeta, Dtype, TokensMeta, dtype_of
 from raysweep.data.pinned import Digests, content_fingerprint, digest
 from raysweep.data.tokenizers import Bpe, Tokenizer, load_tokenizer
-from raysweep.errors import DataError, Place, collect
+from raysweep.errors import DataError, Finding, Place, RaysweepError, below, collect, dotted
 from raysweep.spec import Provenance, Spec, check_name
+
+if TYPE_CHECKING:
+    from raysweep.objectives.base import ObjectiveSpec
 
 # Documents tokenized at once: enough for the tokenizer's threads, little enough for any memory.
 BATCH_DOCUMENTS = 512
+
+BYTES_OF_TOKEN = 4
+"""Of text, assumed for a plan."""
+PACKED = 3
+"""How often its own size a packed file holds, assumed for a plan."""
 
 
 class Domain(Spec):
@@ -79,8 +89,12 @@ class Domain(Spec):
                     yield text
 
 
-class Text(Spec):
+class Text(CorpusSpec):
     """Domains of text; `mix` says which part of the training sequences comes from each (default: equal parts)."""
+
+    is_natural_language: ClassVar[bool] = True
+    takes_tokenizer: ClassVar[bool] = True
+    label_form: ClassVar[str | None] = None
 
     name: Literal["text"] = "text"
     """Which corpus."""
@@ -119,6 +133,10 @@ class Text(Spec):
         total = sum(weights.values())
         return {name: weights.get(name, 0.0) / total for name in self.domains_ if weights.get(name, 0.0) > 0}
 
+    @property
+    def row_length(self) -> None:
+        """Running text."""
+
     def pin(self, base: Path) -> Text:
         """With every domain and the tokenizer pinned. Raises DataError with the findings of all of them."""
         pins: list[tuple[Place, Callable[[], Any]]] = [
@@ -144,7 +162,7 @@ class Text(Spec):
         # Long documents are cut into sequences later; the tokenizer's own limit is none of ours.
         tokenizer.model_max_length = int(1e9)
         tokenizer.save_pretrained(out / "tokenizer")
-        dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+        dtype = dtype_of(len(tokenizer))
         domains = {}
         for name, domain in self.domains_.items():
             counts: dict[str, Any] = {}
@@ -157,11 +175,33 @@ class Text(Spec):
                         f"pretrain.data.domains.{name}: no {split} text in {list(listed(domain.train))[:3]}"
                     )
                 counts |= {f"num_{split}_tokens": num_tokens, f"{split}_bytes": num_bytes}
-            domains[name] = counts
+            domains[name] = DomainMeta(**counts)
         vocab_size = max(len(tokenizer), 0 if tokenizer_dir else self.vocab_size)
-        meta = {"vocab_size": vocab_size, "dtype": dtype.name, "sentence_length": None, "domains": domains}
-        (out / "meta.json").write_text(json.dumps(meta | {"optimal_loss_nats_per_token": None}, indent=1))
-        return {"num_tokens": float(sum(c["num_train_tokens"] + c["num_valid_tokens"] for c in domains.values()))}
+        meta = TokensMeta(
+            vocab_size=vocab_size,
+            dtype=dtype,
+            sentence_length=None,
+            domains=domains,
+            optimal_loss_nats_per_token=None,
+        )
+        meta.write(out)
+        return {"num_tokens": float(sum(each.num_train_tokens + each.num_valid_tokens for each in domains.values()))}
+
+    def tokens_bytes(self) -> int:
+        """By the sizes of its files, as if a token were of `BYTES_OF_TOKEN` bytes of text."""
+        paths = [path for domain in self.domains_.values() for path in (*listed(domain.train), *listed(domain.valid))]
+        text = sum(os.path.getsize(path) * (PACKED if path.endswith(".gz") else 1) for path in paths)
+        return np.dtype(dtype_of(self.vocab_size)).itemsize * text // BYTES_OF_TOKEN
+
+    def knows_optimum(self, objective: ObjectiveSpec) -> bool:
+        """Nobody knows the law of real text."""
+        return False
+
+    def length_findings(self, place: Place, lengths: Mapping[Place, int]) -> Iterator[Finding]:
+        """Domains that cannot hold even one sequence."""
+        for name, domain in self.domains_.items():
+            for split in ("train", "valid"):
+                yield from _domain_findings((*place, "domains", name), domain, split, lengths)
 
     def _training_texts(self, num_bytes: int) -> Iterator[str]:
         for domain in self.domains_.values():
@@ -174,7 +214,23 @@ class Text(Spec):
                         break
 
 
-def _tokenize(documents: Iterator[str], tokenizer: Any, dtype: np.dtype[Any], path: Path) -> tuple[int, int]:
+def _domain_findings(place: Place, domain: Domain, split: str, lengths: Mapping[Place, int]) -> Iterator[Finding]:
+    try:
+        most = domain.most_tokens(split, max(lengths.values()))
+    except RaysweepError as error:
+        yield from below(place, error)
+        return
+    if most == 0:
+        mend = "" if split == "train" or domain.valid else "; name files of it (valid), or give more documents"
+        yield place, f"no {split} text{mend}"
+        return
+    for where, length in lengths.items():
+        if length > most:
+            text = f"{length:,} tokens are more than {dotted(place)} holds of {split} text, at most {most:,}"
+            yield where, f"{text}: lower it, or give more text"
+
+
+def _tokenize(documents: Iterator[str], tokenizer: Any, dtype: Dtype, path: Path) -> tuple[int, int]:
     """Append the documents' tokens to a file; (number of tokens, number of bytes of text)."""
     num_tokens = num_bytes = 0
     with path.open("wb") as file:

@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 
 from raysweep.data import hub, pinned
 from raysweep.data.corpora import Corpus
-from raysweep.data.pcfg import PCFG
 from raysweep.data.pinned import Digests
 from raysweep.data.tokenizers import VOCABULARY_FILES
 from raysweep.errors import DataError, Place, collect
@@ -48,7 +47,7 @@ class Existing(Spec):
 
     @model_validator(mode="after")
     def _has_text(self) -> Existing:
-        if isinstance(self.data, PCFG):
+        if not self.data.takes_tokenizer:
             raise ValueError("a checkpoint taken with from needs data: text, which its own tokenizer can read")
         return self
 

@@ -16,7 +16,6 @@ from pydantic import Field, model_validator
 
 from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
-from raysweep.data.pcfg import PCFG
 from raysweep.data.tokenizers import load_tokenizer
 from raysweep.errors import collect
 from raysweep.objectives.base import Arrays, ObjectiveSpec, add_extra_tokens
@@ -87,10 +86,11 @@ class Recipe(Spec):
                 raise ValueError(
                     f"checkpoints: {later} is step {other}, and comes after {at}, step {step}; let them rise"
                 )
-        if isinstance(self.data, PCFG) and self.sequence_length != self.data.sentence_length + 1:
+        row = self.data.row_length
+        if row is not None and self.sequence_length != row:
             raise ValueError(
-                f"sequence_length {self.sequence_length} must be {self.data.sentence_length + 1}: "
-                "data.sentence_length and the token that opens a sentence"
+                f"sequence_length {self.sequence_length} must be {row}: data.sentence_length and the token that opens "
+                "a sentence"
             )
         if self.objective.head != self.model.head:
             raise ValueError(
@@ -168,7 +168,7 @@ class Pretrain(StageSpec):
             return recipe.objective.prepare(ids, np.random.default_rng([self.seed, 4, step]), specials)
 
         model = recipe.model.build(
-            vocab_size=max(tokens.meta["vocab_size"], len(tokenizer)),
+            vocab_size=max(tokens.meta.vocab_size, len(tokenizer)),
             sequence_length=recipe.objective.input_length(recipe.sequence_length),
             seed=self.seed,
         )
@@ -237,7 +237,7 @@ def heldout_names(corpus: Corpus, objective: ObjectiveSpec) -> tuple[str, ...]:
     names = ("heldout_loss_nats_per_token", "ppl", *(f"ppl_{name}" for name in sorted(corpus.domains)))
     if not objective.is_likelihood:
         return names
-    return (*names, "entropy_gap_nats_per_token" if isinstance(corpus, PCFG) else "bits_per_byte")
+    return (*names, "entropy_gap_nats_per_token" if corpus.knows_optimum(objective) else "bits_per_byte")
 
 
 def heldout_metrics(
@@ -271,13 +271,13 @@ def heldout_metrics(
     metrics |= {f"ppl_{name}": perplexity(losses[name]) for name in sorted(losses)}
     if not objective.is_likelihood:
         return metrics
-    best = tokens.meta["optimal_loss_nats_per_token"]
+    best = tokens.meta.optimal_loss_nats_per_token
     if best is not None:
         metrics["entropy_gap_nats_per_token"] = mean - best
-    sizes = [tokens.meta["domains"][name] for name in sorted(losses)]
-    if all(size["valid_bytes"] for size in sizes):
+    sizes = [tokens.meta.domains[name] for name in sorted(losses)]
+    if all(size.valid_bytes for size in sizes):
         bits = [
-            losses[name] / math.log(2) * size["num_valid_tokens"] / size["valid_bytes"]
+            losses[name] / math.log(2) * size.num_valid_tokens / (size.valid_bytes or 1)
             for name, size in zip(sorted(losses), sizes, strict=True)
         ]
         metrics["bits_per_byte"] = sum(mix.get(name, 0.0) * bit for name, bit in zip(sorted(losses), bits, strict=True))

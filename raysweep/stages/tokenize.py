@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from raysweep.data.corpora import Corpus
-from raysweep.data.pcfg import PCFG
+from raysweep.objectives.causal_lm import CausalLM
 from raysweep.spec import StageSpec
 from raysweep.worker import Worker
 
@@ -21,9 +21,9 @@ class Tokenize(StageSpec):
     corpus: Corpus
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """See `Corpus.build`."""
+        """See `CorpusSpec.build`."""
         return self.corpus.build(out, tokenizer_dir=inputs.get("checkpoint"))
 
     def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
         """See `StageSpec.metric_names`."""
-        return ("num_tokens", *(("optimal_loss_nats_per_token",) if isinstance(corpus, PCFG) else ()))
+        return ("num_tokens", *(("optimal_loss_nats_per_token",) if corpus.knows_optimum(CausalLM()) else ()))

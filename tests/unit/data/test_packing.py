@@ -1,13 +1,11 @@
 """Batches: a function of seed and step alone, each sequence once per epoch, domains in their shares."""
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysweep.data.packing import CYCLE, Tokens
+from raysweep.data.packing import CYCLE, DomainMeta, Tokens, TokensMeta
 from raysweep.errors import DataError
 
 
@@ -19,7 +17,10 @@ def tokens(tmp_path_factory) -> Tokens:
         rows = np.repeat(first + np.arange(num), 4).astype(np.uint16)
         rows.tofile(folder / f"{name}.train.bin")
         rows[:10].tofile(folder / f"{name}.valid.bin")
-    (folder / "meta.json").write_text(json.dumps({"dtype": "uint16", "domains": {"a": {}, "b": {}}}))
+    domains = {name: DomainMeta(num_train_tokens=4 * num, num_valid_tokens=10) for name, num in (("a", 30), ("b", 70))}
+    TokensMeta(
+        vocab_size=1100, dtype="uint16", sentence_length=None, domains=domains, optimal_loss_nats_per_token=None
+    ).write(folder)
     return Tokens(folder)
 
 

@@ -40,11 +40,11 @@ def test_tokens_are_the_text(files):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
-    ids = np.fromfile(out / "c.train.bin", dtype=Tokens(out).meta["dtype"])
+    ids = np.fromfile(out / "c.train.bin", dtype=Tokens(out).meta.dtype)
     assert tokenizer.decode(ids[:-1]) == "A plain text. " * 40
     assert ids[-1] == tokenizer.eos_token_id
-    assert Tokens(out).meta["vocab_size"] == 300
-    assert Tokens(out).meta["domains"]["a"]["num_valid_tokens"] > 30
+    assert Tokens(out).meta.vocab_size == 300
+    assert Tokens(out).meta.domains["a"].num_valid_tokens > 30
 
 
 def test_held_out_documents_are_never_trained_on(files):

@@ -1,0 +1,91 @@
+"""What every corpus states about itself, so that nothing outside a member's own file asks which one it is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from raysweep.errors import Finding, Place
+from raysweep.spec import Spec
+
+if TYPE_CHECKING:
+    from raysweep.objectives.base import ObjectiveSpec
+
+
+class CorpusSpec(Spec):
+    """A text to pretrain on: what it is, and how it becomes tokens."""
+
+    is_natural_language: ClassVar[bool]
+    """Whether downstream tasks in a natural language can be spelt in its tokens."""
+    takes_tokenizer: ClassVar[bool]
+    """Whether another tokenizer than its own can read it, such as that of a checkpoint that exists already."""
+    label_form: ClassVar[str | None]
+    """The form of the downstream tasks that ask for labels of its sentences; None if it has none."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Rows of the embedding of a model of its tokens."""
+
+    @property
+    @abstractmethod
+    def domains(self) -> tuple[str, ...]:
+        """Names of the kinds of text in it."""
+
+    @property
+    @abstractmethod
+    def mix(self) -> dict[str, float]:
+        """Domain -> share of the training sequences, above 0; sums to 1."""
+
+    @property
+    @abstractmethod
+    def row_length(self) -> int | None:
+        """Tokens of a sentence with the token that opens it, where all are of one length; None for running text."""
+
+    @abstractmethod
+    def pin(self, base: Path) -> Self:
+        """With all that it reads found and fingerprinted. Raises DataError.
+
+        Args:
+            base: folder of the sweep file, which paths are relative to.
+        """
+
+    @abstractmethod
+    def source(self) -> Self:
+        """What of it its tokens depend on: variants of equal sources share them."""
+
+    @abstractmethod
+    def build(self, out: Path, *, tokenizer_dir: Path | None = None) -> dict[str, float]:
+        """Write a tokens folder; see `packing`.
+
+        Args:
+            out: an empty folder.
+            tokenizer_dir: a tokenizer to use in place of its own.
+
+        Returns:
+            `num_tokens`, and `optimal_loss_nats_per_token` where `knows_optimum` of next tokens.
+
+        Raises:
+            DataError: if what it reads is malformed, or was changed since it was pinned.
+        """
+
+    @abstractmethod
+    def tokens_bytes(self) -> int:
+        """Bytes of its tokens folder, by the declaration and the sizes of files: for a plan, nothing is read."""
+
+    @abstractmethod
+    def knows_optimum(self, objective: ObjectiveSpec) -> bool:
+        """Whether the lowest loss that any model can have by an objective is known, so that `entropy_gap` is."""
+
+    @abstractmethod
+    def length_findings(self, place: Place, lengths: Mapping[Place, int]) -> Iterator[Finding]:
+        """Whether it holds a sequence of training and of held-out text.
+
+        Args:
+            place: its own, in the sweep file.
+            lengths: place -> tokens of a sequence that is asked for there.
+        """
