@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis import formats
 from raysweep.analysis.associations import TOGETHER, Association
+from raysweep.analysis.objectives import objective_cautions, objective_lines
 from raysweep.analysis.pairwise import MIN_CLUSTERS, Estimate
 from raysweep.analysis.ranking import Ranking, Tie, is_missing
 
@@ -66,6 +67,7 @@ def cautions(ranking: Ranking) -> list[str]:
         )
     lines += _edge_lines(ranking)
     table = ranking.checkpoints
+    lines += objective_cautions(table)
     lines += _flatness_lines(table)
     # Of the same task, or the same mean; there is none for a target that is no score of fine-tuning.
     probe = f"probe/{ranking.target.removeprefix('sft/')}"
@@ -106,6 +108,7 @@ def how_to_read(ranking: Ranking) -> list[str]:
             "Config rows need no measurement: a pair is ordered by what a setting did to the scores of other variants, "
             "the others held equal (a regression on all). The best of these rows is what an indicator has to beat."
         )
+    lines += objective_lines(ranking.checkpoints)
     if ranking.num_unscored:
         statuses = Counter(ranking.checkpoints["status"])
         known = [f"{statuses[status]} {status}" for status in ("diverged", "failed", "pruned") if statuses[status]]

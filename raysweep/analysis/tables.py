@@ -11,6 +11,7 @@ from statistics import variance
 from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis.indicators import DERIVED
+from raysweep.analysis.objectives import FLATNESS_OF, PERPLEXITY_OF, losses_of
 from raysweep.analysis.samples import read_noise
 from raysweep.analysis.uncertainty import Moments, TaskNoise, mean_moments
 from raysweep.durable import replacing
@@ -27,7 +28,7 @@ _STAGE = ("trial", "variant", "seed", "kind", "id", "step", "checkpoint", "task"
 _PROVENANCE = ("started", "wall_seconds", "peak_memory_bytes", "world_size", "device", "host", "git_commit")
 # Of a picked rate's place in its grid, as a number: metric columns hold nothing else.
 _EDGES = {"lowest": -1.0, None: 0.0, "highest": 1.0}
-_CHECKPOINT = ("trial", "variant", "seed", "checkpoint", "step", "status", "location")
+_CHECKPOINT = ("trial", "variant", "seed", "checkpoint", "step", "status", "location", PERPLEXITY_OF, FLATNESS_OF)
 
 
 def stage_table(run: Run) -> pd.DataFrame:
@@ -66,7 +67,8 @@ def noise_of(store: Store, stages: pd.DataFrame) -> dict[str, TaskNoise]:
 def checkpoint_table(run: Run) -> pd.DataFrame:
     """One row per checkpoint, with all that was measured on it.
 
-    Columns: trial, variant, seed, checkpoint (its stage id), step, status, location, `point.<path>`; metrics of whole
+    Columns: trial, variant, seed, checkpoint (its stage id), step, status, location, perplexity_of and flatness_of (in
+    words, the objective whose loss they are of), `point.<path>`; metrics of whole
     models as `<kind>/<metric>` and of tasks as `<kind>/<task>_<metric>` (mean over seeds). Of fine-tuning, per task:
     `sft/<task>_score` (test, mean over SFT seeds, at the learning rate with the best mean validation score),
     `_score_sd` and `_num_seeds` over these, `_score_stderr` with `_score_low` and `_score_high` (a 95 % interval, over
@@ -131,6 +133,8 @@ def _checkpoint_row(key: tuple[str, str], measured: Sequence[Row], made: Row | N
     row["status"] = made["status"] if made else "done"
     row["location"] = made.get("location") if made else None
     row |= {name: value for name, value in source.items() if str(name).startswith("point.")}
+    for other in [*([made] if made else []), *measured]:
+        row.update(losses_of(other["kind"], json.loads(other.get("settings") or "{}")))
     results = [_result(other) for other in [*([made] if made and made not in measured else []), *measured]]
     row.update(checkpoint_metrics(results))
     # A checkpoint taken as it is has no pretraining stage; its size counts all the same.

@@ -88,6 +88,13 @@ class ObjectiveSpec(Loss):
     """Whether the loss, summed over a text, is minus the log of its probability, so that it makes bits per byte."""
 
     @abstractmethod
+    def predicts(self) -> str:
+        """What is predicted from what, in words, such as `every token but the first, from those before it`.
+
+        A report says by it what a perplexity is of.
+        """
+
+    @abstractmethod
     def extra_tokens(self) -> tuple[str, ...]:
         """Tokens that it needs beside the text's own, such as MASK; a tokenizer that lacks them gets them."""
 

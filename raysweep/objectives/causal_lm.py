@@ -22,6 +22,10 @@ class CausalLM(DecoderObjective):
 
     is_likelihood: ClassVar[bool] = True
 
+    def predicts(self) -> str:
+        """See `ObjectiveSpec.predicts`."""
+        return "every token but the first, from those before it"
+
     def extra_tokens(self) -> tuple[str, ...]:
         """None."""
         return ()

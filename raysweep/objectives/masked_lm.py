@@ -28,6 +28,11 @@ class MaskedLM(MaskedObjective):
     """What stands where a token is hidden: always a mask; or a mask in 80 % of places, a random token in 10 %, and in
     10 % the token itself, as in BERT."""
 
+    def predicts(self) -> str:
+        """See `ObjectiveSpec.predicts`."""
+        hidden = "one token" if self.mask == "one" else f"{self.mask:.3g} of the tokens"
+        return f"{hidden} of a sequence, hidden, from all that is left"
+
     def extra_tokens(self) -> tuple[str, ...]:
         """The mask."""
         return (MASK,)

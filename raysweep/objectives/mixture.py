@@ -52,6 +52,11 @@ class Mixture(DecoderObjective):
         """In the order of `objectives`; one that `mix` leaves out has none."""
         return tuple(1.0 if self.mix is None else self.mix.get(name, 0.0) for name in self.objectives)
 
+    def predicts(self) -> str:
+        """See `ObjectiveSpec.predicts`; of each part."""
+        parts = zip(self.objectives.items(), self._weights, strict=True)
+        return "; ".join(f"{weight:.3g} {name}: {each.predicts()}" for (name, each), weight in parts)
+
     def extra_tokens(self) -> tuple[str, ...]:
         """Those of all, each once."""
         return tuple(dict.fromkeys(token for each in self.objectives.values() for token in each.extra_tokens()))

@@ -31,6 +31,12 @@ class PrefixLM(DecoderObjective):
             raise ValueError(f"{list(prefix)}: the shortest part is above the longest; swap them")
         return prefix
 
+    def predicts(self) -> str:
+        """See `ObjectiveSpec.predicts`."""
+        seen = "seen both ways" if self.attention == "both_ways" else "seen causally"
+        low, high = self.prefix
+        return f"every token after a prefix of {low:.3g} to {high:.3g} of a sequence, {seen}, from those before it"
+
     def extra_tokens(self) -> tuple[str, ...]:
         """None."""
         return ()

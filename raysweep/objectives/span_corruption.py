@@ -33,6 +33,10 @@ class SpanCorruption(DecoderObjective):
     attention: Literal["both_ways", "causal"] = "both_ways"
     """Whether the tokens of the corrupted text all see each other, as in an encoder, or each those before it."""
 
+    def predicts(self) -> str:
+        """See `ObjectiveSpec.predicts`."""
+        return f"{self.density:.3g} of the tokens, cut out in spans, from what is left of a sequence"
+
     def extra_tokens(self) -> tuple[str, ...]:
         """The sentinels, by the names of T5's."""
         return sentinel_names(self.num_sentinels)

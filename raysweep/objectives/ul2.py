@@ -88,6 +88,11 @@ class UL2(DecoderObjective):
     attention: Literal["both_ways", "causal"] = "both_ways"
     """Whether the tokens of the corrupted text all see each other, as in an encoder, or each those before it."""
 
+    def predicts(self) -> str:
+        """See `ObjectiveSpec.predicts`."""
+        parts = ", ".join(f"{each.mode} {each.density:.3g}" for each in self.denoisers)
+        return f"the tokens that {len(self.denoisers)} denoisers cut out ({parts}), from what is left of a sequence"
+
     def extra_tokens(self) -> tuple[str, ...]:
         """The sentinels, and the three modes' tokens, whichever are used: checkpoints of one size compare."""
         return (*sentinel_names(self.num_sentinels), *MODES.values())

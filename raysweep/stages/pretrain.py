@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # Held-out sequences of each domain that a checkpoint's loss is taken on.
 HELDOUT_SEQUENCES = 256
+# Beside config.json: what the checkpoint was trained by.
+OBJECTIVE_FILE = "objective.json"
 # What an objective draws on held-out text comes from this, and not from the seed of a run.
 HELDOUT_DRAW = 5
 
@@ -92,6 +94,7 @@ class Recipe(Spec):
                 f"sequence_length {self.sequence_length} must be {row}: data.sentence_length and the token that opens "
                 "a sentence"
             )
+        self.objective.input_length(self.sequence_length)  # May refuse it.
         if self.objective.head != self.model.head:
             raise ValueError(
                 f"objective {self.objective.name} needs a {self.objective.head} model, and {self.model.name} is a "
@@ -196,6 +199,7 @@ class Pretrain(StageSpec):
             plain.load_state_dict({name: value.to("cpu") for name, value in training.weights.items()})
             plain.save_pretrained(out)
             tokenizer.save_pretrained(out)
+            (out / OBJECTIVE_FILE).write_text(recipe.objective.model_dump_json(indent=1))
             self._write_curve(out / "curve.jsonl", training.losses, training.grad_norms)
         del model
         worker.barrier()

@@ -51,6 +51,7 @@ def test_heldout_loss_is_the_objectives_own(grammar, tokens_dir, tmp_path):
     # float32 losses of about 2 nats
     assert metrics["heldout_loss_nats_per_token"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert metrics["ppl"] == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
+    assert json.loads((tmp_path / "out" / "objective.json").read_text()) == OBJECTIVE.model_dump(mode="json")
     assert metrics["num_tokens"] == 12 * 6 * 5
     assert 12 * 6 <= metrics["num_predicted_tokens"] < 12 * 6 * 4
     assert set(metrics) == {

@@ -65,6 +65,7 @@ def test_a_member_that_forgets_to_count_is_refused():
         class Forgetful(ObjectiveSpec):
             head = "causal"
             name: Literal["forgetful"] = "forgetful"
+            predicts = CausalLM.predicts
             extra_tokens = CausalLM.extra_tokens
             input_length = CausalLM.input_length
             prepare = CausalLM.prepare
@@ -76,6 +77,7 @@ def test_a_member_that_names_no_model_is_refused():
 
         class Headless(ObjectiveSpec):
             name: Literal["headless"] = "headless"
+            predicts = CausalLM.predicts
             extra_tokens = CausalLM.extra_tokens
             input_length = CausalLM.input_length
             prepare = CausalLM.prepare
