@@ -92,7 +92,7 @@ class Trial:
                 kind=stage.kind,
                 task=stage.task,
                 status="done",
-                metrics=dict.fromkeys(stage.spec.metric_names(corpus), 0.0),
+                metrics={metric.name: 0.0 for metric in stage.spec.metrics(corpus)},
                 lr=getattr(stage.spec, "lr", None),
                 seed=getattr(stage.spec, "seed", None),
             )

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -72,6 +72,23 @@ class Spec(BaseModel):
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
 
+Direction = Literal["max", "min"]
+"""Which values of a number are better."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a stage reports of a checkpoint or of its own work.
+
+    `direction` is declared before anything is measured, never chosen by how well the number then predicts a target.
+    None marks bookkeeping: a count, an error bar, or what has no better side. `unit` is empty for a pure number.
+    """
+
+    name: str
+    direction: Direction | None = None
+    unit: str = ""
+
+
 class StageSpec(Spec):
     """What one kind of stage does: declared as fields, done by `run`.
 
@@ -104,8 +121,8 @@ class StageSpec(Spec):
         """
 
     @abstractmethod
-    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
-        """Names of the metrics that `run` gives where the pretraining text is `corpus`: what a search may ask for.
+    def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
+        """The metrics that `run` gives where the pretraining text is `corpus`: what a search may ask for.
 
         Without those in seconds or per second, which are kept as provenance.
         """

@@ -17,7 +17,7 @@ from raysweep.data.tokenizers import VOCABULARY_FILES
 from raysweep.errors import DataError, Place, collect
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
-from raysweep.spec import Provenance, Spec, StageSpec
+from raysweep.spec import Metric, Provenance, Spec, StageSpec
 from raysweep.train.checkpoints import SUPPORTED, check_causal, load_model, read_config, reads_ahead
 from raysweep.worker import Worker
 
@@ -144,6 +144,6 @@ class Fetch(StageSpec):
             )
         return {"num_parameters": float(model.num_parameters())}
 
-    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
-        """See `StageSpec.metric_names`."""
-        return ("num_parameters",)
+    def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
+        """The size of what was taken."""
+        return (Metric("num_parameters"),)

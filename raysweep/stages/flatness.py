@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -22,7 +22,7 @@ from raysweep.errors import SpaceError, StageError
 from raysweep.objectives.base import ObjectiveSpec, add_extra_tokens
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
-from raysweep.spec import Neutral, Provenance, StageSpec
+from raysweep.spec import Metric, Neutral, Provenance, StageSpec
 from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
@@ -33,25 +33,31 @@ if TYPE_CHECKING:
     from raysweep.curvature.measure import Measured
     from raysweep.curvature.units import Unit, Values
 
-# Names of what `curvature` measures, said here too: a plan lists them, and cannot import it.
-TRACE_METRICS = (
-    *(f"{name}_trace{end}" for name in ("hessian", "fisher", "gauss_newton", "residual") for end in ("", "_stderr")),
-    "hessian_trace_stderr_probe",
-    "hessian_trace_stderr_data",
-    "difference_error",
-    "target_reached",
-    "num_probes",
-    "num_fisher_draws",
-    "num_tokens",
-    "gradient_equivalents",
+# What `curvature` measures, said here too: a plan lists it, and cannot import that.
+NATS = "nats/token"
+TRACES = (
+    *(Metric(f"{name}_trace", "min", NATS) for name in ("hessian", "fisher", "gauss_newton", "residual")),
+    *(Metric(f"{name}_trace_stderr", unit=NATS) for name in ("hessian", "fisher", "gauss_newton", "residual")),
+    Metric("hessian_trace_stderr_probe", unit=NATS),
+    Metric("hessian_trace_stderr_data", unit=NATS),
 )
-SHAPE_METRICS = (
-    *(f"{name}{end}" for name in ("frobenius_norm", "adaptive_trace", "relative_flatness") for end in ("", "_stderr")),
-    *(f"average_sharpness{scale}{end}" for scale in ("", "_adaptive") for end in ("", "_stderr")),
-    "worst_sharpness",
-    "worst_sharpness_adaptive",
-    "effective_rank",
-    "stable_rank",
+WORK = (
+    Metric("difference_error"),
+    Metric("target_reached"),
+    Metric("num_probes"),
+    Metric("num_fisher_draws"),
+    Metric("num_tokens", unit="tokens"),
+    Metric("gradient_equivalents", unit="gradients"),
+)
+_SHARPNESS = ("average_sharpness", "average_sharpness_adaptive")
+SHAPE = (
+    *(Metric(name, "min", NATS) for name in ("frobenius_norm", "adaptive_trace", "relative_flatness", *_SHARPNESS)),
+    *(Metric(f"{name}_stderr", unit=NATS) for name in ("frobenius_norm", "adaptive_trace", "relative_flatness")),
+    *(Metric(f"{name}_stderr", unit=NATS) for name in _SHARPNESS),
+    Metric("worst_sharpness", "min", NATS),
+    Metric("worst_sharpness_adaptive", "min", NATS),
+    Metric("effective_rank"),
+    Metric("stable_rank"),
 )
 
 
@@ -163,17 +169,18 @@ class Flatness(TraceSettings, StageSpec):
             metrics |= self._shape(model, self.shape, text, out, worker)
         return metrics
 
-    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
-        """See `StageSpec.metric_names`."""
-        names = list(TRACE_METRICS)
+    def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
+        """Traces with their errors, and what else is asked for; the flatter the better."""
+        metrics = (*TRACES, *WORK)
         if self.own_samples:
-            names += [f"samples_{name}" for name in TRACE_METRICS if "trace" in name]
-            names += ["samples_relative_distance", "samples_relative_distance_stderr"]
+            metrics += tuple(replace(each, name=f"samples_{each.name}") for each in TRACES)
+            metrics += (Metric("samples_relative_distance"), Metric("samples_relative_distance_stderr"))
         if self.shape:
             ranks = range(1, min(self.shape.num_eigenvalues, self.shape.num_steps) + 1)
-            names += [f"eigenvalue_{rank}{end}" for rank in ranks for end in ("", "_error")]
-            names += SHAPE_METRICS
-        return tuple(names)
+            metrics += tuple(Metric(f"eigenvalue_{rank}", "min", NATS) for rank in ranks)
+            metrics += tuple(Metric(f"eigenvalue_{rank}_error", unit=NATS) for rank in ranks)
+            metrics += SHAPE
+        return metrics
 
     def _on_samples(self, model: Any, checkpoint: Path, on_text: Measured, worker: Worker) -> dict[str, float]:
         from raysweep.curvature.measure import distance

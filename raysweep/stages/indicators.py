@@ -14,7 +14,7 @@ from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
-from raysweep.spec import Neutral, StageSpec
+from raysweep.spec import Metric, Neutral, StageSpec
 from raysweep.tasks.families import Task
 from raysweep.tasks.spans import PCFGSpan, nearest_centroid
 from raysweep.train.checkpoints import load_model
@@ -74,12 +74,12 @@ class Indicators(StageSpec):
             metrics["kshot_mean"] = fmean(scores[f"kshot_{name}"] for name in self.tasks)
         return metrics
 
-    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
-        """See `StageSpec.metric_names`."""
-        from raysweep.stages.pretrain import heldout_names
+    def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
+        """Those of held-out text, and a score of each task without and with solved examples."""
+        from raysweep.stages.pretrain import declared_heldout
 
-        scores = [name for name, _, _ in self._pieces()]
-        return (*heldout_names(corpus, self.objective), *scores, *(("kshot_mean",) if self.tasks else ()))
+        scores = [name for name, _, _ in self._pieces()] + (["kshot_mean"] if self.tasks else [])
+        return (*declared_heldout(corpus, self.objective), *(Metric(name, "max", "share") for name in scores))
 
     def _pieces(self) -> list[tuple[str, Task, int]]:
         """(name, task, shots) of every score."""

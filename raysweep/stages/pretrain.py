@@ -21,7 +21,7 @@ from raysweep.errors import collect
 from raysweep.objectives.base import Arrays, ObjectiveSpec, add_extra_tokens
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
-from raysweep.spec import Provenance, Spec, StageSpec, fingerprint
+from raysweep.spec import Metric, Provenance, Spec, StageSpec, fingerprint
 from raysweep.train.models import Model
 from raysweep.train.optimizers import Optimizer
 from raysweep.train.precision import Precision, settled
@@ -222,10 +222,15 @@ class Pretrain(StageSpec):
             "tokens_per_second": training.tokens_per_second,
         }
 
-    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
-        """See `StageSpec.metric_names`."""
-        heldout = heldout_names(corpus, self.recipe.objective)
-        return ("loss_nats_per_token", *heldout, "num_tokens", "num_predicted_tokens", "num_parameters")
+    def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
+        """Losses of the last steps and on held-out text, and what they took."""
+        return (
+            Metric("loss_nats_per_token", "min", "nats/token"),
+            *declared_heldout(corpus, self.recipe.objective),
+            Metric("num_tokens", unit="tokens"),
+            Metric("num_predicted_tokens", unit="tokens"),
+            Metric("num_parameters"),
+        )
 
     def _write_curve(self, path: Path, losses: list[float], grad_norms: list[float]) -> None:
         recipe = self.recipe
@@ -236,12 +241,18 @@ class Pretrain(StageSpec):
                 file.write(json.dumps(line) + "\n")
 
 
-def heldout_names(corpus: Corpus, objective: ObjectiveSpec) -> tuple[str, ...]:
-    """Names of the `heldout_metrics` on text of `corpus`."""
-    names = ("heldout_loss_nats_per_token", "ppl", *(f"ppl_{name}" for name in sorted(corpus.domains)))
+def declared_heldout(corpus: Corpus, objective: ObjectiveSpec) -> tuple[Metric, ...]:
+    """What `heldout_metrics` gives on text of `corpus`."""
+    metrics = (
+        Metric("heldout_loss_nats_per_token", "min", "nats/token"),
+        Metric("ppl", "min"),
+        *(Metric(f"ppl_{name}", "min") for name in sorted(corpus.domains)),
+    )
     if not objective.is_likelihood:
-        return names
-    return (*names, "entropy_gap_nats_per_token" if corpus.knows_optimum(objective) else "bits_per_byte")
+        return metrics
+    if corpus.knows_optimum(objective):
+        return (*metrics, Metric("entropy_gap_nats_per_token", "min", "nats/token"))
+    return (*metrics, Metric("bits_per_byte", "min", "bits/byte"))
 
 
 def heldout_metrics(

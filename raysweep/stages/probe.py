@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from raysweep.data.corpora import Corpus
-from raysweep.spec import StageSpec
+from raysweep.spec import Metric, StageSpec
 from raysweep.tasks.spans import PCFGSpan, hidden_states
 from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
@@ -58,9 +58,13 @@ class Probe(StageSpec):
             "train_loss_nats": float(loss.detach()),
         }
 
-    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
-        """See `StageSpec.metric_names`."""
-        return ("score", "score_stderr", "train_loss_nats")
+    def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
+        """Its accuracy; how well it fits the examples that it was fitted to says nothing of the checkpoint."""
+        return (
+            Metric("score", "max", "share"),
+            Metric("score_stderr", unit="share"),
+            Metric("train_loss_nats", unit="nats"),
+        )
 
     def _features(self, model: Any, split: Any) -> tuple[Any, Any]:
         import torch

@@ -16,7 +16,7 @@ from raysweep.data.corpora import Corpus
 from raysweep.errors import StageError
 from raysweep.objectives.base import IGNORED, Loss
 from raysweep.objectives.causal_lm import AnswerLM
-from raysweep.spec import Spec, StageSpec
+from raysweep.spec import Metric, Spec, StageSpec
 from raysweep.tasks.base import Answered, TextTask, fit, pad, token_ids
 from raysweep.tasks.families import Task
 from raysweep.tasks.spans import PCFGSpan
@@ -90,10 +90,17 @@ class Sft(StageSpec):
             "num_test_examples": float(len(test)),
         }
 
-    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
-        """See `StageSpec.metric_names`."""
-        others = ("score_stderr", "chance_score", "valid_score")
-        return (*self.task.score_names, *others, "loss_nats_per_token", "num_steps", "num_test_examples")
+    def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
+        """Scores of the task's form, chance beside them, and what the rate is picked by."""
+        return (
+            *(Metric(name, "max", "share") for name in self.task.score_names),
+            Metric("score_stderr", unit="share"),
+            Metric("chance_score", unit="share"),
+            Metric("valid_score", "max", "share"),
+            Metric("loss_nats_per_token", "min", "nats/token"),
+            Metric("num_steps", unit="steps"),
+            Metric("num_test_examples", unit="examples"),
+        )
 
     def _run_text(
         self, model: Any, tokenizer: Any, task: TextTask, worker: Worker

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from raysweep.data.corpora import Corpus
 from raysweep.objectives.causal_lm import CausalLM
-from raysweep.spec import StageSpec
+from raysweep.spec import Metric, StageSpec
 from raysweep.worker import Worker
 
 
@@ -24,6 +24,8 @@ class Tokenize(StageSpec):
         """See `CorpusSpec.build`."""
         return self.corpus.build(out, tokenizer_dir=inputs.get("checkpoint"))
 
-    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
-        """See `StageSpec.metric_names`."""
-        return ("num_tokens", *(("optimal_loss_nats_per_token",) if corpus.knows_optimum(CausalLM()) else ()))
+    def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
+        """How much text there is, and the least causal loss that a model can have on it, where that is known."""
+        is_known = corpus.knows_optimum(CausalLM())
+        least = (Metric("optimal_loss_nats_per_token", unit="nats/token"),) if is_known else ()
+        return (Metric("num_tokens", unit="tokens"), *least)

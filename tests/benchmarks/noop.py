@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from raysweep.data.corpora import Corpus
-from raysweep.spec import StageSpec
+from raysweep.spec import Metric, StageSpec
 from raysweep.worker import Worker
 
 
@@ -21,8 +21,8 @@ class WideNoop(StageSpec):
         worker.barrier()
         return {"zero": 0.0}
 
-    def metric_names(self, corpus: Corpus) -> tuple[str, ...]:
-        return ("zero",)
+    def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
+        return (Metric("zero"),)
 
 
 class SplitNoop(WideNoop):

@@ -57,7 +57,7 @@ def declared_and_reported(path, store) -> set[str]:
     for stage in trial.stages:
         record = store.get(stage.id)
         assert record is not None, f"{stage.kind} failed"
-        assert sorted(stage.spec.metric_names(corpus)) == sorted(record.metrics), stage.kind
+        assert sorted(metric.name for metric in stage.spec.metrics(corpus)) == sorted(record.metrics), stage.kind
     for leg in legs:
         assert sorted(leg.metrics) == sorted(trial.metric_names)
     return {stage.kind for stage in trial.stages}

@@ -98,11 +98,11 @@ def test_no_column_of_a_task_can_begin_as_another_tasks_name(trial, store):
     files = {"train": "x", "test": "x"}
     texts = [QA(form="qa", **files), MultipleChoice(form="multiple_choice", **files)]
     names = {
-        name for task in texts for name in Sft(task=task, lr=1.0, seed=0).metric_names(trial.stages[0].spec.corpus)
+        metric.name for task in texts for metric in Sft(task=task, lr=1.0, seed=0).metrics(trial.stages[0].spec.corpus)
     }
     for stage in trial.stages:
         spec = {"lr": getattr(stage.spec, "lr", None), "seed": getattr(stage.spec, "seed", None)}
-        metrics = dict.fromkeys(stage.spec.metric_names(trial.stages[0].spec.corpus), 0.5)
+        metrics = {metric.name: 0.5 for metric in stage.spec.metrics(trial.stages[0].spec.corpus)}
         record = Record(stage.id, stage.kind, "done", spec, dict(stage.inputs), metrics, KNOWN, {})
         store.commit(record, store.work_dir(record.id))
     run = SweepRun.create(store, "r", sweep_text="", identity="{}")
