@@ -16,6 +16,7 @@ from raysweep.search import Resources
 from raysweep.stages.fetch import Fetch, checkpoint_files
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.indicators import Indicators
+from raysweep.stages.optimizer_state import OptimizerState
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.stages.probe import Probe
 from raysweep.stages.sft import MAX_LENGTH, Sft
@@ -37,6 +38,7 @@ class Size:
     num_parameters: int
     num_layers: int
     hidden_size: int
+    num_heads: int
     num_bytes: int
 
     def gradient_flops(self, num_tokens: float, sequence_length: int) -> float:
@@ -49,16 +51,17 @@ class Size:
         return self.gradient_flops(num_tokens, sequence_length) / 3
 
 
-def recipe_of(trial: Trial) -> Recipe | None:
-    """The recipe of a trial; None if its checkpoint exists already."""
-    return next((stage.spec.recipe for stage in trial.stages if isinstance(stage.spec, Pretrain)), None)
+def recipes_of(trial: Trial) -> list[Recipe]:
+    """The recipes of a trial's checkpoints; none if its checkpoint exists already."""
+    return [stage.spec.recipe for stage in trial.stages if isinstance(stage.spec, Pretrain)]
 
 
 def size_of(trial: Trial) -> Size | None:
     """Of a trial's model; None if that lies at the hub, or cannot be told."""
-    if recipe := recipe_of(trial):
-        num, model = recipe.num_parameters, recipe.model
-        return Size(num, model.num_layers, model.hidden_size, num_bytes=4 * num)
+    for recipe in recipes_of(trial)[:1]:
+        if model := recipe.model:
+            num = model.num_parameters(recipe.data.vocab_size)
+            return Size(num, model.num_layers, model.hidden_size, model.num_heads, num_bytes=4 * num)
     fetch = next(stage.spec for stage in trial.stages if isinstance(stage.spec, Fetch))
     return _size_of_folder(Path(fetch.source))
 
@@ -74,7 +77,9 @@ def _size_of_folder(folder: Path) -> Size | None:
         num = sum(_num_weights(path) for path in files if path.suffix == ".safetensors")
         layers = next(config[name] for name in ("num_hidden_layers", "n_layer", "num_layers") if name in config)
         hidden = next(config[name] for name in ("hidden_size", "n_embd", "d_model") if name in config)
-        return Size(num, int(layers), int(hidden), num_bytes=sum(path.stat().st_size for path in files))
+        heads = next(config[name] for name in ("num_attention_heads", "n_head", "num_heads") if name in config)
+        num_bytes = sum(path.stat().st_size for path in files)
+        return Size(num, int(layers), int(hidden), int(heads), num_bytes)
     except (OSError, ValueError, TypeError, KeyError, StopIteration, struct.error):
         return None  # Some other kind of model, or a damaged file: to load it is the stage's to try.
 
@@ -137,13 +142,13 @@ def _sft_flops(spec: Sft, size: Size, corpus: Corpus) -> float:
     return trained + size.forward_flops(scored, TYPICAL_LENGTH)
 
 
-def training_memory_bytes(recipe: Recipe, resources: Resources) -> int:
+def training_memory_bytes(recipe: Recipe, size: Size, resources: Resources) -> int:
     """Of one worker in pretraining: weights, gradients, optimizer state as ZeRO shards them, and activations.
 
     Activations of a layer: s b h (34 + 5 a s / h) bytes in 16 bits without fused attention (Korthikanti et al., 2022),
     2 s b h where they are recomputed; twice that in 32 bits. The logits count once in 32 bits, with their gradient.
     """
-    params, workers, stage = recipe.num_parameters, resources.workers, resources.zero_stage
+    params, workers, stage = size.num_parameters, resources.workers, resources.zero_stage
     half = _in_half(recipe, resources)
     weights, gradients = (2, 2) if half else (4, 4)
     optimizer = 4 * recipe.optimizer.state_floats + (4 if half else 0)
@@ -152,12 +157,12 @@ def training_memory_bytes(recipe: Recipe, resources: Resources) -> int:
         + gradients / (workers if stage >= 2 else 1)
         + optimizer / (workers if stage >= 1 else 1)
     )
-    model, length = recipe.model, recipe.sequence_length
+    length = recipe.sequence_length
     share = -(-recipe.batch_sequences // workers)
     batch = min(resources.micro_batch_sequences or share, share)
-    token_layer = model.hidden_size * (34 + 5 * model.num_heads * length / model.hidden_size)
-    kept = 2 * model.hidden_size * model.num_layers + token_layer
-    per_token = (kept if resources.gradient_checkpointing else token_layer * model.num_layers) * (1 if half else 2)
+    token_layer = size.hidden_size * (34 + 5 * size.num_heads * length / size.hidden_size)
+    kept = 2 * size.hidden_size * size.num_layers + token_layer
+    per_token = (kept if resources.gradient_checkpointing else token_layer * size.num_layers) * (1 if half else 2)
     return int(state + batch * length * (per_token + 8 * recipe.data.vocab_size))
 
 
@@ -169,10 +174,12 @@ def stage_disk_bytes(stage: Stage, size: Size | None) -> int:
     """What a stage leaves in the store: tokens or a checkpoint; measurements are some kilobytes."""
     if isinstance(stage.spec, Pretrain | Fetch):
         return size.num_bytes if size else 0
+    if isinstance(stage.spec, OptimizerState):
+        return 4 * stage.spec.pretrain.recipe.optimizer.state_floats * size.num_parameters if size else 0
     return stage.spec.corpus.tokens_bytes() if isinstance(stage.spec, Tokenize) else 0
 
 
-def state_disk_bytes(recipe: Recipe, resources: Resources) -> int:
+def state_disk_bytes(recipe: Recipe, size: Size, resources: Resources) -> int:
     """Of a trajectory's resumable state, while it is trained: weights and optimizer state in 32 bits."""
     each = 4 + 4 * recipe.optimizer.state_floats + (2 if _in_half(recipe, resources) else 0)
-    return each * recipe.num_parameters
+    return each * size.num_parameters

@@ -147,4 +147,7 @@ def _stages_of_a_trial(declared: Declared) -> int:
     each = 1 + (declared.flatness is not None) + (declared.indicators is not None)
     if sft:
         each += len(sft.tasks) * len(sft.seeds) * (len(sft.first_lrs) + sft.linear_probe)
-    return each * (len(pretrain.checkpoint_steps) if isinstance(pretrain, Recipe) else 1)
+    if isinstance(pretrain, Existing):
+        return each
+    listed = [pretrain.checkpoints, *(phase.checkpoints for phase in pretrain.phases)]
+    return len(pretrain.phases) + each * sum(max(1, len(checkpoints)) for checkpoints in listed)

@@ -11,7 +11,7 @@ from typing import Any
 
 from raysweep.costs import (
     pretraining_tokens,
-    recipe_of,
+    recipes_of,
     size_of,
     stage_disk_bytes,
     stage_flops,
@@ -137,9 +137,10 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
         for seed in space.declared.seeds:
             trial = space.trial(point, seed)
             total.add(trial)
-            if recipe := recipe_of(trial):
-                memory = max(memory, training_memory_bytes(recipe, resources))
-                state_bytes = max(state_bytes, state_disk_bytes(recipe, resources))
+            if size := size_of(trial):
+                for recipe in recipes_of(trial):
+                    memory = max(memory, training_memory_bytes(recipe, size, resources))
+                    state_bytes = max(state_bytes, state_disk_bytes(recipe, size, resources))
     seconds, num_measured = _seconds(total, store, finished, resources)
     flops = float(sum(total.flops_to_do.values()))
     return Plan(

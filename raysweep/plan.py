@@ -13,11 +13,14 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from raysweep.data.corpora import Corpus
 from raysweep.errors import collect
+from raysweep.objectives.base import ObjectiveSpec
 from raysweep.scores import METRIC_STEMS, RESERVED, Result, checkpoint_metrics, finetuning_runs, open_sides
 from raysweep.spec import Spec, StageSpec, canonical, check_name, fingerprint
 from raysweep.stages.fetch import Existing, Fetch
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.indicators import Indicators
+from raysweep.stages.optimizer_state import OptimizerState
+from raysweep.stages.phases import Reading, segments
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.stages.probe import Probe
 from raysweep.stages.sft import Hyperparameters, Sft
@@ -54,6 +57,12 @@ class Stage:
         """What kind of stage it is."""
         return self.spec.kind
 
+    @property
+    def state_key(self) -> str | None:
+        """Names the resumable state that it shares with other stages: that of one recipe from one start."""
+        key, begins = self.spec.state_key, [self.inputs.get(role) for role in ("start", "optimizer", "tokens")]
+        return f"{key}-{fingerprint(begins)}" if key and begins[0] else key
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -85,7 +94,7 @@ class Trial:
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Columns of each of its checkpoints, where all stages finish: what a search may ask for."""
-        corpus = next(stage.spec.corpus for stage in self.stages if isinstance(stage.spec, Tokenize))
+        *_, corpus = (stage.spec.corpus for stage in self.stages if isinstance(stage.spec, Tokenize))
         results = [
             Result(
                 id=stage.id,
@@ -235,35 +244,98 @@ def chain(
     Raises:
         RaysweepError: if a task and the corpus, or flatness and the objective, do not go together.
     """
-    corpus = pretrain.data
-    if isinstance(pretrain, Existing):
-        fetch = Stage(Fetch(source=pretrain.from_, fingerprint=pretrain.fingerprint, digests=pretrain.digests), {})
-        tokens = Stage(Tokenize(corpus=corpus.source()), {"checkpoint": fetch.id})
-        opening, checkpoints = [fetch, tokens], [(0, fetch)]
-    else:
-        tokens = Stage(Tokenize(corpus=corpus.source()), {})
-        opening = [tokens]
-        checkpoints = [
-            (step, Stage(Pretrain(recipe=pretrain, seed=seed, step=step), {"tokens": tokens.id}, step=step))
-            for step in pretrain.checkpoint_steps
-        ]
-    tasks = sft.bind(corpus) if sft else {}
-    given = {"mix": corpus.mix, "sequence_length": pretrain.sequence_length}
-    wide: list[StageSpec] = []
-    if indicators:
-        wide.append(indicators.with_(tasks=tasks, objective=pretrain.objective, **given))
-    if flatness:
-        wide.append(flatness.bind(pretrain.objective).with_(**given))
-    split = list(_finetunings(sft, tasks)) if sft else []
-    stages = opening
-    for step, checkpoint in checkpoints:
-        if checkpoint not in stages:
-            stages.append(checkpoint)
-        where: dict[str, Any] = {"step": step, "checkpoint": checkpoint.id}
-        both = {"checkpoint": checkpoint.id, "tokens": tokens.id}
-        stages += [Stage(spec, both, **where) for spec in wide]
-        stages += [Stage(spec, {"checkpoint": checkpoint.id}, task=name, **where) for name, spec in split]
+    stages: list[Stage] = []
+    for part in _existing(pretrain) if isinstance(pretrain, Existing) else _trained(pretrain, seed):
+        tasks = sft.bind(part.corpus) if sft else {}
+        given = {"mix": part.corpus.mix, "sequence_length": part.sequence_length}
+        wide: list[StageSpec] = []
+        if indicators:
+            wide.append(indicators.with_(tasks=tasks, objective=part.objective, **given))
+        if flatness:
+            wide.append(flatness.bind(part.objective).with_(**given))
+        split = list(_finetunings(sft, tasks)) if sft else []
+        stages += [stage for stage in part.opening if stage not in stages]
+        for step, (checkpoint, *beside) in part.checkpoints:
+            stages += [stage for stage in (checkpoint, *beside) if stage not in stages]
+            where: dict[str, Any] = {"step": step, "checkpoint": checkpoint.id}
+            both = {"checkpoint": checkpoint.id, "tokens": part.tokens.id}
+            stages += [Stage(spec, both, **where) for spec in wide]
+            stages += [Stage(spec, {"checkpoint": checkpoint.id}, task=name, **where) for name, spec in split]
+        stages += part.closing
     return tuple(stages)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Checkpoints that are measured on the same text, and the stages around them."""
+
+    corpus: Corpus
+    objective: ObjectiveSpec
+    sequence_length: int
+    tokens: Stage
+    opening: Sequence[Stage]
+    checkpoints: Sequence[tuple[int, Sequence[Stage]]]
+    """The step of each (of one that exists already 0), the stage that leaves it, and what is made right after."""
+    closing: Sequence[Stage] = ()
+    """What the next part goes on from, where it is not measured: without a step, as all that only prepares."""
+
+
+def _existing(given: Existing) -> Iterator[_Part]:
+    fetch = Stage(Fetch(source=given.from_, fingerprint=given.fingerprint, digests=given.digests), {})
+    tokens = Stage(Tokenize(corpus=given.data.source()), {"checkpoint": fetch.id})
+    yield _Part(
+        corpus=given.data,
+        objective=given.objective,
+        sequence_length=given.sequence_length,
+        tokens=tokens,
+        opening=[fetch, tokens],
+        checkpoints=[(0, [fetch])],
+    )
+
+
+def _trained(whole: Recipe, seed: int) -> Iterator[_Part]:
+    """A part for each segment of a recipe, whose input "start" is the end of the one before."""
+    start = whole.start
+    fetch = Stage(Fetch(**start.model_dump()), {}) if start else None
+    goes_on = {"start": fetch.id} if fetch else {}
+    first: Stage | None = None
+    reading, parts = Reading(seed), segments(whole)
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        recipe = part.recipe
+        tokens = _tokens(recipe.data, fetch, first)
+        before = reading.begin(tokens.id, recipe.data.mix, recipe.sequence_length)
+        inputs = {"tokens": tokens.id, **goes_on}
+        pretrain = Pretrain(recipe=recipe, seed=seed, step=recipe.num_steps, before=before if first else None)
+        first = first or tokens
+        reading.take(recipe.num_steps, recipe.batch_sequences)
+        end = Stage(pretrain, inputs)
+        left = [end]
+        goes_on = {"start": end.id}
+        if following and following.keeps_optimizer:
+            left.append(Stage(OptimizerState(pretrain=pretrain), {**inputs, "checkpoint": end.id}))
+            goes_on["optimizer"] = left[1].id
+        checkpoints = []
+        for step in part.measured:
+            made = left if step == pretrain.step else [Stage(pretrain.with_(step=step), inputs)]
+            checkpoints.append((before.steps + step, [replace(each, step=before.steps + step) for each in made]))
+        is_measured = pretrain.step in part.measured
+        yield _Part(
+            corpus=recipe.data,
+            objective=recipe.objective,
+            sequence_length=recipe.sequence_length,
+            tokens=tokens,
+            opening=[fetch, tokens] if fetch else [tokens],
+            checkpoints=checkpoints,
+            closing=() if is_measured or following is None else left,
+        )
+
+
+def _tokens(corpus: Corpus, fetch: Stage | None, first: Stage | None) -> Stage:
+    """The tokens of a corpus, by the tokenizer of the checkpoint that training starts from, or of the first phase."""
+    tokens = Stage(Tokenize(corpus=corpus.source()), {"checkpoint": fetch.id} if fetch else {})
+    if first and tokens != first and corpus.takes_tokenizer and not fetch:
+        return replace(tokens, inputs={"tokens": first.id})
+    return tokens
 
 
 def _finetunings(sft: Finetuning, tasks: Mapping[str, Task]) -> Iterator[tuple[str, StageSpec]]:

@@ -20,17 +20,18 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from raysweep.data.corpora import Corpus
-from raysweep.declared import Declared, Section, axis_findings, axis_values, kind_of, named_values
+from raysweep.declared import Declared, Section, axis_findings, axis_values, named_values
 from raysweep.document import Document, nearest, read_document
 from raysweep.errors import DataError, Finding, Place, RaysweepError, SpaceError, below, collect, dotted
+from raysweep.pinning import SOURCES, Pins, pinned, put
 from raysweep.plan import Trial, chain
 from raysweep.search import Axis, LogUniform, RandInt, Uniform
 from raysweep.spec import Spec, canonical, fingerprint
 from raysweep.stages.fetch import Existing
+from raysweep.stages.phases import segments
 from raysweep.stages.pretrain import Recipe
 from raysweep.tasks.base import TextTask
 from raysweep.tasks.families import Task
-from raysweep.train.precision import settled
 from raysweep.validation import findings, validate
 
 T = TypeVar("T")
@@ -48,8 +49,8 @@ class SearchSpace:
     """The pretrain section as plain values, as written, its data pinned."""
     text: str
     """The sweep file."""
-    checkpoints: Mapping[str, Existing] = field(default_factory=dict)
-    """Value of a `pretrain.from` axis -> the pinned checkpoint."""
+    checkpoints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Value of a `pretrain.from` or `pretrain.start` axis -> what the pinned checkpoint is in the pretrain section."""
     warnings: tuple[str, ...] = ()
     """What may be meant, but seldom is; with its line of the sweep file."""
 
@@ -67,7 +68,7 @@ class SearchSpace:
             given = self.declared.pretrain.checkpoints
             in_steps = all(isinstance(checkpoint, int) for checkpoint in given)
             whole["checkpoints"] = list(self.declared.pretrain.checkpoint_steps if in_steps else given)
-        whole["from"] = {path: existing.fingerprint for path, existing in self.checkpoints.items()}
+        whole["from"] = {label: given.get("start", given)["fingerprint"] for label, given in self.checkpoints.items()}
         return json.dumps(whole, indent=1, sort_keys=True)
 
     def run_name(self) -> str:
@@ -122,20 +123,24 @@ class SearchSpace:
     def bind(self, point: Point) -> Recipe | Existing:
         """The pretrain section of a variant, seen to go together with what follows. Raises a RaysweepError if not."""
         pretrain = self._pretrain(point) if point else self.declared.pretrain
+        sft, flatness = self.declared.sft, self.declared.flatness
+        measured: list[Recipe | Existing] = [pretrain]
+        if isinstance(pretrain, Recipe):
+            [made] = collect([(("pretrain",), partial(segments, pretrain))])
+            measured = [segment.recipe for segment in made if segment.measured]
         parts: list[tuple[Place, Callable[[], object]]] = []
-        if self.declared.sft:
-            parts.append((("sft",), partial(self.declared.sft.bind, pretrain.data)))
-        if self.declared.flatness:
-            parts.append((("flatness",), partial(self.declared.flatness.bind, pretrain.objective)))
+        for each in measured:
+            parts += [(("sft",), partial(sft.bind, each.data))] if sft else []
+            parts += [(("flatness",), partial(flatness.bind, each.objective))] if flatness else []
         collect(parts)
         return pretrain
 
     def _pretrain(self, point: Point) -> Recipe | Existing:
         data = copy.deepcopy(dict(self.base))
         for path, value in point.items():
-            _put(data, path, self._meant(path, value))
-        if existing := self.checkpoints.get(point.get("pretrain.from", "")):
-            data |= {"from": existing.from_, "fingerprint": existing.fingerprint, "digests": existing.digests}
+            put(data, path, self._meant(path, value))
+            if path in SOURCES:
+                data |= self.checkpoints.get(value, {})
         try:
             return validate(Section, {"pretrain": data}).pretrain
         except ValidationError as error:
@@ -165,8 +170,9 @@ def load(path: str | Path) -> SearchSpace:
         raise _told(document, SpaceError, found) from error
     if found := list(axis_findings(declared)):
         raise _told(document, SpaceError, found)
-    pins = _Pins(folder)
-    space = _pin(document, declared, pins)
+    pins = Pins(folder)
+    declared, base, checkpoints = pinned(declared, document.data["pretrain"], pins)
+    space = SearchSpace(declared=declared, base=base, text=document.text, checkpoints=checkpoints)
     found = list(_value_findings(space))
     if not found and not pins.findings:
         pins.findings += [*_text_findings(space), *_indicator_findings(space)]
@@ -182,21 +188,6 @@ def _told(document: Document, kind: type[RaysweepError], found: Iterable[Finding
     return kind("\n".join(dict.fromkeys(lines)))
 
 
-class _Pins:
-    """Pins one thing after another; what fails is noted, and stays as it was."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.findings: list[Finding] = []
-
-    def __call__(self, place: Place, thing: T, pin: Callable[[], T]) -> T:
-        try:
-            return pin()
-        except RaysweepError as error:
-            self.findings += below(place, error)
-            return thing
-
-
 class _Data(Spec):
     data: Corpus
 
@@ -207,7 +198,7 @@ class _Task(Spec):
 
 def _data_findings(declared: Mapping[str, Any], folder: Path) -> list[Finding]:
     """What is wrong with the data of those parts that are valid in themselves."""
-    pins = _Pins(folder)
+    pins = Pins(folder)
     pretrain, sft = declared.get("pretrain"), declared.get("sft")
     with contextlib.suppress(ValidationError, KeyError, TypeError):
         corpus = validate(_Data, {"data": pretrain["data"]}).data  # type: ignore[index]
@@ -268,8 +259,11 @@ def _schedule_warnings(space: SearchSpace) -> Iterator[Finding]:
     """Steps beyond the last checkpoint, of the base or else of the first value of an axis that leaves some."""
     alone = [{path: value} for path in space.declared.sweep for value in space.values(path)]
     for point in [{}, *alone]:
-        recipe = space.bind(point)
-        if isinstance(recipe, Recipe) and (left := recipe.num_steps - recipe.checkpoint_steps[-1]):
+        pretrain = space.bind(point)
+        if not isinstance(pretrain, Recipe):
+            continue
+        recipe = segments(pretrain)[-1].recipe
+        if left := recipe.num_steps - recipe.checkpoint_steps[-1]:
             last, of = f"{recipe.checkpoint_steps[-1]:,}", f"{recipe.num_steps:,}"
             variant = "".join(f" with {path} = {value}" for path, value in point.items())
             text = (
@@ -309,62 +303,6 @@ def _metric_findings(space: SearchSpace) -> Iterator[Finding]:
         if metric not in known:
             close = ", ".join(nearest(metric, known)) or ", ".join(known[:3]) + ", ..."
             yield loc, f"no stage of this sweep reports {metric!r}, did you mean: {close}; `raysweep plan` lists all"
-
-
-def _pin(document: Document, declared: Declared, pins: _Pins) -> SearchSpace:
-    """Fingerprints into all that names data or a checkpoint, so that workers need not look."""
-    folder = pins.folder
-    pretrain = pins(("pretrain",), declared.pretrain, partial(declared.pretrain.pin, folder))
-    sft = declared.sft and pins(("sft",), declared.sft, partial(declared.sft.pin, folder))
-    # What "auto" stands for here: a checkpoint trained in other numbers is another checkpoint.
-    on_gpu = declared.resources.gpus_per_worker > 0
-    if isinstance(pretrain, Recipe):
-        pretrain = pretrain.with_(precision=settled(pretrain.precision, on_gpu=on_gpu))
-    if sft:
-        given = sft.hyperparameters
-        sft = sft.with_(hyperparameters=given.with_(precision=settled(given.precision, on_gpu=on_gpu)))
-    base = document.data["pretrain"] | {"data": pretrain.data.model_dump(mode="json", by_alias=True)}
-    if isinstance(pretrain, Recipe):
-        base |= {"precision": pretrain.precision}
-    else:
-        base |= {"from": pretrain.from_, "fingerprint": pretrain.fingerprint, "digests": pretrain.digests}
-    sweep = dict(declared.sweep)
-    checkpoints: dict[str, Existing] = {}
-    for path, axis in declared.sweep.items():
-        if path == "pretrain.from":
-            for place, value in axis_values(axis).items():
-                if isinstance(existing := _section(base | {"from": value}), Existing):
-                    pin = partial(existing.pin_source, folder)
-                    checkpoints[str(place[-1] if isinstance(named_values(axis), dict) else value)] = pins(
-                        ("sweep", path, *place), existing, pin
-                    )
-        elif path == "pretrain.data" and isinstance(values := named_values(axis), dict):
-            named = dict(values)
-            for place, value in axis_values(axis).items():
-                if section := _section(base | {"data": value}):
-                    data = pins(("sweep", path, *place), section.data, partial(section.data.pin, folder))
-                    named[str(place[-1])] = data.model_dump(mode="json", by_alias=True)
-            sweep[path] = axis.with_(**{kind_of(axis): named})
-    declared = declared.with_(pretrain=pretrain, sft=sft, sweep=sweep)
-    return SearchSpace(declared=declared, base=base, text=document.text, checkpoints=checkpoints)
-
-
-def _section(pretrain: Mapping[str, Any]) -> Recipe | Existing | None:
-    """The pretrain section of a variant; None if it is not valid, which `_value_findings` tells."""
-    try:
-        return validate(Section, {"pretrain": pretrain}).pretrain
-    except ValidationError:
-        return None
-
-
-def _put(data: dict[str, Any], path: str, value: Any) -> None:
-    """Set `pretrain.a.b` in the pretrain section; parts that are not there are made, for validation to judge."""
-    *parents, last = path.split(".")[1:]
-    for part in parents:
-        inner = data.get(part)
-        data[part] = inner = inner if isinstance(inner, dict) else {}
-        data = inner
-    data[last] = copy.deepcopy(value)
 
 
 def _sample(axis: Axis, values: list[Any], draw: random.Random) -> Any:

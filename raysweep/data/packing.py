@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -108,21 +108,34 @@ class Tokens:
         picked = np.linspace(0, len(every) - 1, num=min(max_sequences, len(every))).astype(np.int64)
         return every[picked].astype(np.int64)
 
-    def batches(self, mix: Mapping[str, float], *, sequence_length: int, seed: int) -> Batches:
-        """Training batches of this mix."""
-        return Batches(self, mix, sequence_length=sequence_length, seed=seed)
+    def batches(
+        self, mix: Mapping[str, float], *, sequence_length: int, seed: int, begin: Begin | None = None
+    ) -> Batches:
+        """Training batches of this mix, from `begin` on (None: from the beginning)."""
+        return Batches(self, mix, sequence_length=sequence_length, seed=seed, begin=begin or Begin(0, {}))
+
+
+class Begin(NamedTuple):
+    """Where an order of batches begins."""
+
+    num_sequences: int
+    """Of this very order, that are left out."""
+    num_read: Mapping[str, int]
+    """Domain -> sequences of it that were read in other orders, of other mixes: it goes on behind them."""
 
 
 class Batches:
     """Endless training batches; every sequence of a domain comes once per epoch of that domain, in a new order."""
 
-    def __init__(self, tokens: Tokens, mix: Mapping[str, float], *, sequence_length: int, seed: int) -> None:
-        self._seed = seed
+    def __init__(
+        self, tokens: Tokens, mix: Mapping[str, float], *, sequence_length: int, seed: int, begin: Begin
+    ) -> None:
+        self._seed, self._first = seed, begin.num_sequences
         self._names = sorted(mix)
         self._data = [tokens.sequences(name, "train", sequence_length) for name in self._names]
+        self._num_read = [begin.num_read.get(name, 0) for name in self._names]
         shares = np.array([mix[name] for name in self._names])
-        edges = np.round(np.cumsum(shares) / shares.sum() * CYCLE).astype(np.int64)
-        self._slots = np.diff(edges, prepend=0)
+        self._slots = _slots(shares)
         for name, share, num in zip(self._names, shares / shares.sum(), self._slots, strict=True):
             if num == 0 and share > 0:
                 raise DataError(
@@ -133,7 +146,7 @@ class Batches:
 
     def batch(self, step: int, num_sequences: int) -> Ints:
         """Sequences [num_sequences, L] of batch `step`, counted from 0."""
-        first = step * num_sequences
+        first = self._first + step * num_sequences
         rows = [self._row(index) for index in range(first, first + num_sequences)]
         return np.stack(rows).astype(np.int64)
 
@@ -141,7 +154,7 @@ class Batches:
         cycle, place = divmod(index, CYCLE)
         domain, before = self._cycle(cycle)
         which = int(domain[place])
-        nth = cycle * int(self._slots[which]) + int(before[place])
+        nth = self._num_read[which] + cycle * int(self._slots[which]) + int(before[place])
         epoch, position = divmod(nth, len(self._data[which]))
         return np.asarray(self._data[which][self._order(which, epoch)[position]])
 
@@ -152,8 +165,7 @@ class Batches:
     def _cycle(self, cycle: int) -> tuple[Ints, Ints]:
         """For each place of a cycle: its domain, and how many places of that domain come before."""
         if cycle not in self._cycles:
-            draw = np.random.default_rng([self._seed, 1, cycle])
-            domain = draw.permutation(np.repeat(np.arange(len(self._slots)), self._slots))
+            domain = _places(self._slots, seed=self._seed, cycle=cycle)
             before = np.zeros_like(domain)
             for which in range(len(self._slots)):
                 here = domain == which
@@ -165,3 +177,24 @@ class Batches:
     def _permutation(self, which: int, epoch: int) -> Ints:
         draw = np.random.default_rng([self._seed, 2, epoch, *self._names[which].encode()])
         return draw.permutation(len(self._data[which]))
+
+
+def num_read(mix: Mapping[str, float], num_sequences: int, *, seed: int) -> dict[str, int]:
+    """How many of the first `num_sequences` training sequences of a mix are of each domain."""
+    names = sorted(mix)
+    slots = _slots(np.array([mix[name] for name in names]))
+    cycles, rest = divmod(num_sequences, CYCLE)
+    last = np.bincount(_places(slots, seed=seed, cycle=cycles)[:rest], minlength=len(names))
+    return {name: int(num) for name, num in zip(names, cycles * slots + last, strict=True)}
+
+
+def _slots(shares: npt.NDArray[np.float64]) -> Ints:
+    """Sequences of each domain in a cycle."""
+    edges: Ints = np.round(np.cumsum(shares) / shares.sum() * CYCLE).astype(np.int64)
+    return np.diff(edges, prepend=0)
+
+
+def _places(slots: Ints, *, seed: int, cycle: int) -> Ints:
+    """The domain of each place of a cycle."""
+    draw = np.random.default_rng([seed, 1, cycle])
+    return draw.permutation(np.repeat(np.arange(len(slots)), slots))

@@ -79,7 +79,7 @@ def attempt(stage: Stage, store: Store, worker: Worker) -> Outcome:
         out = store.partial_dir(stage.id)
         worker = replace(
             worker,
-            state_dir=store.state_dir(spec.state_key or stage.id),
+            state_dir=store.state_dir(stage.state_key or stage.id),
             report=lambda event: report({"stage": stage.id, "kind": stage.kind, **event}),
         )
         inputs = {role: store.folder(stage_id) for role, stage_id in stage.inputs.items()}
@@ -96,7 +96,7 @@ def attempt(stage: Stage, store: Store, worker: Worker) -> Outcome:
             started=started, finished=time.time(), world_size=worker.world_size, device=worker.device
         )
         record = store.commit(replace(record, metrics=metrics, provenance=known), out)
-        if spec.state_key is None:
+        if stage.state_key is None:
             store.drop_state(stage.id)
         return record
     except Exception as error:

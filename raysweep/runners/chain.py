@@ -57,8 +57,8 @@ def run_chain(trial: Trial, gang: Gang, *, max_retries: int, report: Report) -> 
             metrics = leg_metrics([stage for stage in trial.stages if stage.step == step], records)
             yield Leg(step=step, metrics=metrics, last=step == trial.last_step)
     # A trajectory with a checkpoint still to come keeps its state, for the next try.
-    open_keys = {stage.spec.state_key for stage in trial.stages if stage.id not in records}
-    for key in {stage.spec.state_key for stage in trial.stages} - open_keys - {None}:
+    open_keys = {stage.state_key for stage in trial.stages if stage.id not in records}
+    for key in {stage.state_key for stage in trial.stages} - open_keys - {None}:
         gang.store.drop_state(str(key))
 
 
@@ -89,7 +89,7 @@ def _diverged(trial: Trial, records: Mapping[str, Record]) -> set[str]:
     ids: set[str] = set()
     trajectories: set[str] = set()
     for stage in trial.stages:
-        record, key = records.get(stage.id), stage.spec.state_key
+        record, key = records.get(stage.id), stage.state_key
         if record is not None and record.status == "done":
             continue
         if record is not None or key in trajectories or ids & set(stage.inputs.values()):

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from raysweep.data import hub, pinned
 from raysweep.data.corpora import Corpus
@@ -70,6 +70,29 @@ class Existing(Spec):
         found = hub.pin(self.from_, base, checkpoint_files)
         check_causal(read_config(Path(found.source)) if found.digests else found.config)
         return self.with_(from_=found.source, fingerprint=found.fingerprint, digests=found.digests)  # type: ignore[no-any-return]
+
+
+class Start(Spec):
+    """A checkpoint to train on from; written as its folder or hub id alone."""
+
+    source: Annotated[str, Provenance()]
+    """Folder, relative to the sweep file, or hub id, with an optional @commit; safetensors only."""
+    fingerprint: str = ""
+    """Of the checkpoint's content; filled when the sweep file is loaded."""
+    digests: Annotated[Digests, Provenance()] = Field(default_factory=dict)
+    """Of a folder's files; filled when the sweep file is loaded."""
+
+    def pin(self, base: Path) -> Start:
+        """With the checkpoint's fingerprint; see `Existing.pin`."""
+        found = hub.pin(self.source, base, checkpoint_files)
+        check_causal(read_config(Path(found.source)) if found.digests else found.config)
+        return self.with_(source=found.source, fingerprint=found.fingerprint, digests=found.digests)  # type: ignore[no-any-return]
+
+
+AS_START = BeforeValidator(
+    lambda value: {"source": value} if isinstance(value, str) else value, json_schema_input_type=str | None
+)
+"""Takes a path where a `Start` is declared."""
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

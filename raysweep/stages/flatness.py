@@ -146,7 +146,7 @@ class Flatness(TraceSettings, StageSpec):
         from raysweep.curvature.language import prepare
         from raysweep.curvature.operators import choose_parameters
 
-        text = self._text(Tokens(inputs["tokens"]), worker.device)
+        text = self._text(Tokens(inputs["tokens"]), inputs["checkpoint"], worker.device)
         is_sharded = worker.zero_stage == 3 and worker.world_size > 1 and self.products != "exact"
         if is_sharded:
             measured = self._measure_sharded(inputs["checkpoint"], text, worker)
@@ -235,7 +235,7 @@ class Flatness(TraceSettings, StageSpec):
             deal = _RankDeal(worker, "units", SummedDeal(worker.gather))
             return measure_traces(model, batches, self, deal=deal, movable=shards)
 
-    def _text(self, tokens: Tokens, device: str) -> dict[str, torch.Tensor]:
+    def _text(self, tokens: Tokens, checkpoint: Path, device: str) -> dict[str, torch.Tensor]:
         """Held-out sequences of all domains, as the objective prepares them: the same for all models."""
         import torch
 
@@ -248,7 +248,7 @@ class Flatness(TraceSettings, StageSpec):
         # Shuffled, so that each batch is a draw from the mix and batches differ by chance alone.
         every = np.concatenate(parts)
         every = every[np.random.default_rng([self.seed, 3]).permutation(len(every))]
-        specials = add_extra_tokens(load_tokenizer(tokens.tokenizer_dir), self.loss)
+        specials = add_extra_tokens(load_tokenizer(checkpoint), self.loss)
         rows = self.loss.prepare(every, np.random.default_rng([self.seed, 4]), specials)
         # Padding stands on the right and is not predicted; nothing attends to it.
         return {name: torch.from_numpy(part).to(device) for name, part in rows.items() if name != "lengths"}

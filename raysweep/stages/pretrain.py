@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -17,19 +17,27 @@ from pydantic import Field, model_validator
 from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
 from raysweep.data.tokenizers import load_tokenizer
-from raysweep.errors import collect
-from raysweep.objectives.base import Arrays, ObjectiveSpec, add_extra_tokens
+from raysweep.errors import Place, collect
+from raysweep.objectives.base import ObjectiveSpec, add_extra_tokens
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
-from raysweep.spec import Metric, Provenance, Spec, StageSpec, fingerprint
+from raysweep.spec import Metric, Neutral, Provenance, Spec, StageSpec, fingerprint
+from raysweep.stages.fetch import AS_START, Start
+from raysweep.stages.phases import Before, Phase
+from raysweep.stages.trajectory import Trajectory
 from raysweep.train.models import Model
 from raysweep.train.optimizers import Optimizer
-from raysweep.train.precision import Precision, settled
+from raysweep.train.precision import Precision
 from raysweep.train.schedules import Cosine, Schedule
 from raysweep.worker import Worker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from raysweep.train.loop import Training
+
+CURVE = "curve.jsonl"
+"""In a checkpoint's folder: step, loss, rate, gradient's norm and predicted tokens of every step so far."""
 
 # Held-out sequences of each domain that a checkpoint's loss is taken on.
 HELDOUT_SEQUENCES = 256
@@ -47,8 +55,11 @@ class Recipe(Spec):
 
     data: Corpus
     """What it is trained on."""
-    model: Model
-    """What is trained."""
+    model: Model | None = None
+    """What is trained; in place of start."""
+    start: Annotated[Start | None, AS_START, Neutral(None)] = None
+    """A checkpoint to train on from, in place of a model: a folder, relative to the sweep file, or a hub id, with an
+    optional @commit; safetensors only. Its tokenizer reads the data, and the optimizer is fresh."""
     optimizer: Optimizer
     """How weights move."""
     objective: Objective = CausalLM()
@@ -56,7 +67,7 @@ class Recipe(Spec):
     schedule: Schedule = Cosine()
     """How the learning rate goes over steps."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps of the whole trajectory; in place of tokens."""
+    """Optimizer steps of the whole trajectory, or of what comes before its phases; in place of tokens."""
     tokens: int | None = Field(default=None, ge=1)
     """In place of steps; rounded up to whole ones."""
     batch_sequences: int = Field(ge=1)
@@ -71,9 +82,18 @@ class Recipe(Spec):
     """Where to save and measure one: after steps (300), a part of the trajectory (0.5; 1.0 is all of it) or tokens
     ("2e9 tokens"), which fit whatever batch size a variant has. None: at the end."""
 
+    phases: Annotated[tuple[Phase, ...], Neutral(())] = ()
+    """What it goes on with, one after another; each inherits what it does not change."""
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.steps is None and self.tokens is None:
+        if self.model is None and self.start is None:
+            raise ValueError("model or start is missing: what shall be trained?")
+        if self.model is not None and self.start is not None:
+            raise ValueError(f"start {self.start.source!r} has an architecture of its own; remove model")
+        if self.start and not self.data.takes_tokenizer:
+            raise ValueError(f"data {self.data.name} cannot be read by the tokenizer of a checkpoint (start); use text")
+        if self.steps is None and self.tokens is None and not self.phases:
             raise ValueError("steps or tokens is missing: how long shall it train?")
         if self.steps is not None and self.tokens is not None:
             raise ValueError(f"steps {self.steps} and tokens {self.tokens}: give either, and not both")
@@ -95,7 +115,7 @@ class Recipe(Spec):
                 "a sentence"
             )
         self.objective.input_length(self.sequence_length)  # May refuse it.
-        if self.objective.head != self.model.head:
+        if self.model and self.objective.head != self.model.head:
             raise ValueError(
                 f"objective {self.objective.name} needs a {self.objective.head} model, and {self.model.name} is a "
                 f"{self.model.head} one: change either"
@@ -105,7 +125,7 @@ class Recipe(Spec):
 
     @property
     def num_steps(self) -> int:
-        """Of the whole trajectory."""
+        """Of the whole trajectory, or of what comes before its phases."""
         return self.steps or math.ceil((self.tokens or 0) / (self.batch_sequences * self.sequence_length))
 
     @property
@@ -125,22 +145,25 @@ class Recipe(Spec):
             )
         return math.ceil(float(found[1]) / (self.batch_sequences * self.sequence_length))
 
-    @property
-    def num_parameters(self) -> int:
-        """Of its model, with a row for each token that the objective adds."""
-        return self.model.num_parameters(self.data.vocab_size + len(self.objective.extra_tokens()))
+    def pin_source(self, base: Path) -> Recipe:
+        """With what it starts from pinned, its data as it is."""
+        return self.with_(start=self.start and self.start.pin(base))  # type: ignore[no-any-return]
 
     def pin(self, base: Path) -> Recipe:
-        """With its data pinned."""
-        [data] = collect([(("data",), partial(self.data.pin, base))])
-        return self.with_(data=data)  # type: ignore[no-any-return]
+        """With its data pinned, and what it starts from."""
+        pins: list[tuple[Place, Callable[[], Any]]] = [(("data",), partial(self.data.pin, base))]
+        if self.start:
+            pins.append((("start",), partial(self.start.pin, base)))
+        data, *start = collect(pins)
+        return self.with_(data=data, start=start[0] if start else None)  # type: ignore[no-any-return]
 
 
 class Pretrain(StageSpec):
     """The checkpoint of a recipe and seed at one step.
 
-    It goes on from the trajectory's saved state, where there is one at or before `step`, and trains from scratch
-    where there is none: to the same result. `step` alone is part of the id, not the recipe's other checkpoints.
+    It goes on from the trajectory's saved state, where there is one at or before `step`; else it trains from the
+    beginning, to the same result: from random weights, or from the checkpoint "start" and the optimizer state
+    "optimizer" where its inputs have them. `step` alone is part of the id, not the recipe's other checkpoints.
     """
 
     kind: ClassVar[str] = "pretrain"
@@ -148,6 +171,9 @@ class Pretrain(StageSpec):
     recipe: Recipe
     seed: int
     step: int
+    """Counted from the beginning of the recipe, which is that of its phase."""
+    before: Annotated[Before | None, Neutral(None)] = None
+    """What a phase goes on from."""
 
     @property
     def state_key(self) -> str:
@@ -157,68 +183,39 @@ class Pretrain(StageSpec):
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Writes a Hugging Face checkpoint, and curve.jsonl with the loss of every step so far."""
-        from raysweep.objectives.inputs import check_prefixes
         from raysweep.train.checkpoints import load_model
-        from raysweep.train.loop import train
 
-        recipe, tokens = self.recipe, Tokens(inputs["tokens"])
-        tokenizer = load_tokenizer(tokens.tokenizer_dir)
-        specials = add_extra_tokens(tokenizer, recipe.objective)
-        order = tokens.batches(recipe.data.mix, sequence_length=recipe.sequence_length, seed=self.seed)
-
-        def batch_at(step: int) -> Arrays:
-            ids = order.batch(step, recipe.batch_sequences)
-            return recipe.objective.prepare(ids, np.random.default_rng([self.seed, 4, step]), specials)
-
-        model = recipe.model.build(
-            vocab_size=max(tokens.meta.vocab_size, len(tokenizer)),
-            sequence_length=recipe.objective.input_length(recipe.sequence_length),
-            seed=self.seed,
-        )
-        if "prefix_lengths" in batch_at(0):
-            check_prefixes(model)
-        config = model.config
-        num_parameters = model.num_parameters()
-        training = train(
-            model,
-            batch_at,
-            objective=recipe.objective,
-            optimizer=recipe.optimizer,
-            schedule=recipe.schedule,
-            num_steps=recipe.num_steps,
-            seed=self.seed,
-            stop_step=self.step,
-            clip_norm=recipe.clip_norm,
-            bf16=settled(recipe.precision, on_gpu=worker.device.startswith("cuda")) == "bf16",
-            worker=worker,
-            states=worker.state_dir,
-        )
+        recipe, run = self.recipe, Trajectory(self.recipe, self.seed, self.before, inputs)
+        training = run.train(self.step, worker)
+        curve = [*_curve(run.start), *self._curve_lines(training)]
         if worker.rank == 0:
             # The trained weights may be sharded or wrapped; a plain model of the same configuration takes them.
-            plain = type(model)(config)
+            plain = type(run.model)(run.config)
             plain.load_state_dict({name: value.to("cpu") for name, value in training.weights.items()})
             plain.save_pretrained(out)
-            tokenizer.save_pretrained(out)
+            run.tokenizer.save_pretrained(out)
             (out / OBJECTIVE_FILE).write_text(recipe.objective.model_dump_json(indent=1))
-            self._write_curve(out / "curve.jsonl", training.losses, training.grad_norms)
-        del model
+            (out / CURVE).write_text("".join(json.dumps(line) + "\n" for line in curve))
+        del run.model
         worker.barrier()
-        trained = load_model(out).to(worker.device)
         heldout = heldout_metrics(
-            trained,
-            tokens,
+            load_model(out).to(worker.device),
+            run.tokens,
             recipe.objective,
+            tokenizer_dir=out,
             mix=recipe.data.mix,
             sequence_length=recipe.sequence_length,
             worker=worker,
         )
-        tail = training.losses[-max(1, len(training.losses) // 10) :]
+        # Of the last tenth of all steps, as far as they are of this phase: others may have had another loss.
+        tail = training.losses[-max(1, len(curve) // 10) :]
+        tokens_before = self.before.tokens if self.before else 0
         return {
             "loss_nats_per_token": sum(tail) / len(tail),
             **heldout,
-            "num_tokens": float(self.step * recipe.batch_sequences * recipe.sequence_length),
-            "num_predicted_tokens": float(training.num_predicted),
-            "num_parameters": float(num_parameters),
+            "num_tokens": float(tokens_before + self.step * recipe.batch_sequences * recipe.sequence_length),
+            "num_predicted_tokens": float(sum(line.get("num_predicted_tokens", math.nan) for line in curve)),
+            "num_parameters": float(run.num_parameters),
             "tokens_per_second": training.tokens_per_second,
         }
 
@@ -232,13 +229,23 @@ class Pretrain(StageSpec):
             Metric("num_parameters"),
         )
 
-    def _write_curve(self, path: Path, losses: list[float], grad_norms: list[float]) -> None:
-        recipe = self.recipe
-        with path.open("w") as file:
-            for step, (loss, norm) in enumerate(zip(losses, grad_norms, strict=True)):
-                lr = recipe.optimizer.lr * recipe.schedule.multiplier(step, recipe.num_steps)
-                line = {"step": step + 1, "loss_nats_per_token": loss, "lr": lr, "grad_norm": norm}
-                file.write(json.dumps(line) + "\n")
+    def _curve_lines(self, training: Training) -> Iterator[dict[str, float]]:
+        recipe, before = self.recipe, self.before.steps if self.before else 0
+        steps = zip(training.losses, training.grad_norms, training.num_predicted, strict=True)
+        for step, (loss, norm, num_predicted) in enumerate(steps):
+            yield {
+                "step": before + step + 1,
+                "loss_nats_per_token": loss,
+                "lr": recipe.optimizer.lr * recipe.schedule.multiplier(step, recipe.num_steps),
+                "grad_norm": norm,
+                "num_predicted_tokens": num_predicted,
+            }
+
+
+def _curve(start: Path | None) -> list[dict[str, float]]:
+    """The curve of a checkpoint, one line a step; none of one that was not trained here."""
+    path = start / CURVE if start else None
+    return [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
 
 
 def declared_heldout(corpus: Corpus, objective: ObjectiveSpec) -> tuple[Metric, ...]:
@@ -260,6 +267,7 @@ def heldout_metrics(
     tokens: Tokens,
     objective: ObjectiveSpec,
     *,
+    tokenizer_dir: Path,
     mix: Mapping[str, float],
     sequence_length: int,
     worker: Worker,
@@ -273,7 +281,8 @@ def heldout_metrics(
     """
     from raysweep.train.evaluate import heldout_loss, perplexity
 
-    specials = add_extra_tokens(load_tokenizer(tokens.tokenizer_dir), objective)
+    # The model's own: an earlier phase may have added tokens of another objective.
+    specials = add_extra_tokens(load_tokenizer(tokenizer_dir), objective)
     mine = {}
     for index, domain in enumerate(sorted(tokens.domains)):
         if index % worker.world_size == worker.rank:

@@ -13,7 +13,7 @@ from raysweep.worker import Worker
 
 
 class Tokenize(StageSpec):
-    """Write a tokens folder. With an input "checkpoint", its tokenizer is used in place of the corpus's own."""
+    """Write a tokens folder. With an input "checkpoint" or "tokens", that one's tokenizer is used, not the corpus's."""
 
     kind: ClassVar[str] = "tokenize"
     wide: ClassVar[bool] = False
@@ -22,7 +22,8 @@ class Tokenize(StageSpec):
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """See `CorpusSpec.build`."""
-        return self.corpus.build(out, tokenizer_dir=inputs.get("checkpoint"))
+        earlier = inputs["tokens"] / "tokenizer" if "tokens" in inputs else None
+        return self.corpus.build(out, tokenizer_dir=inputs.get("checkpoint", earlier))
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
         """How much text there is, and the least causal loss that a model can have on it, where that is known."""

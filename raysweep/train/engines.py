@@ -5,8 +5,9 @@ Both take weights that are the same on every rank, and give losses and full weig
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,18 @@ class PlainEngine:
         """Go on from where `save` was called."""
         tensors = load_file(folder / "rank0.safetensors", device=str(self._parameters[0].device))
         _set_optimizer_tensors(self._optimizer, self._parameters, tensors)
+
+    def optimizer_state(self) -> Tensors:
+        """Each state of a weight, by the weight's name and its own: the same on a gang of any shape."""
+        return _named(_optimizer_tensors(self._optimizer, self._parameters), self._names())
+
+    def set_optimizer_state(self, state: Tensors) -> None:
+        """Go on with what `optimizer_state` gave, of these weights."""
+        tensors = _indexed(state, self._names(), self._parameters)
+        _set_optimizer_tensors(self._optimizer, self._parameters, tensors)
+
+    def _names(self) -> list[str]:
+        return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
 
     def close(self) -> None:
         """Give the memory of gradients and optimizer back."""
@@ -209,6 +222,69 @@ class DeepSpeedEngine:
             master.data.copy_(tensors.pop(f"master.{index}"))
         _set_optimizer_tensors(self._base_optimizer(), self._masters(), tensors)
 
+    def optimizer_state(self) -> Tensors:
+        """See `PlainEngine.optimizer_state`; to be called by every rank, used by rank 0."""
+        masters = self._masters()
+        found: Tensors = {}
+        tensors = _optimizer_tensors(self._base_optimizer(), masters)
+        if self._worker.zero_stage == 0:
+            return _named(tensors, list(self._weights()))
+        with self._as_masters() as whole:
+            for key in _keys(tensors):
+                parts = [tensors[f"state.{index}.{key}"] for index in range(len(masters))]
+                if parts[0].dim() == 0:
+                    found |= {f"{name}.{key}": parts[0].clone() for name in self._weights()}
+                    continue
+                for master, part in zip(masters, parts, strict=True):
+                    master.data.copy_(part)
+                found |= {f"{name}.{key}": value for name, value in whole().items()}
+        return found
+
+    def set_optimizer_state(self, state: Tensors) -> None:
+        """See `PlainEngine.set_optimizer_state`; to be called by every rank."""
+        masters, names = self._masters(), list(self._weights())
+        tensors = _indexed(state, names, masters)
+        if self._worker.zero_stage:
+            values, tensors = tensors, {}
+            with self._as_masters() as _:
+                for key in _keys(values):
+                    scalar = values[f"state.0.{key}"] if values[f"state.0.{key}"].dim() == 0 else None
+                    if scalar is None:
+                        self.set_weights({name: state[f"{name}.{key}"] for name in names})
+                    for index, master in enumerate(masters):
+                        value = master.detach() if scalar is None else scalar
+                        tensors[f"state.{index}.{key}"] = value.clone()
+        _set_optimizer_tensors(self._base_optimizer(), masters, tensors)
+
+    def set_weights(self, weights: Tensors) -> None:
+        """Set the float32 masters that this rank steps, from whole weights by name."""
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        for name, parameter in self._weights().items():
+            safe_set_full_fp32_param(parameter, weights[name].to(self._worker.device))
+
+    def _weights(self) -> dict[str, torch.nn.Parameter]:
+        return {name: each for name, each in self._engine.module.named_parameters() if each.requires_grad}
+
+    @contextlib.contextmanager
+    def _as_masters(self) -> Iterator[Callable[[], Tensors]]:
+        """Inside, the masters may hold anything of their shape; gives what returns it whole, by the weight's name.
+
+        DeepSpeed cuts and joins its masters at any time, but its optimizer's state only once that has been stepped.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        masters = self._masters()
+        kept = [master.detach().clone() for master in masters]
+        try:
+            yield lambda: {
+                name: safe_get_full_fp32_param(parameter).detach().cpu().clone()
+                for name, parameter in self._weights().items()
+            }
+        finally:
+            for master, value in zip(masters, kept, strict=True):
+                master.data.copy_(value)
+
     def close(self) -> None:
         """Take the engine down; the process group stays."""
         self._engine.destroy()
@@ -254,6 +330,25 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Sequence[to
         for name, value in optimizer.state.get(parameter, {}).items()
         if value is not None
     }
+
+
+def _keys(tensors: Tensors) -> list[str]:
+    """Names of an optimizer's states."""
+    return list(dict.fromkeys(key.split(".", 2)[2] for key in tensors))
+
+
+def _named(tensors: Tensors, names: Sequence[str]) -> Tensors:
+    """state.INDEX.KEY -> NAME.KEY"""
+    split = {key: key.split(".", 2) for key in tensors}
+    return {f"{names[int(split[key][1])]}.{split[key][2]}": value for key, value in tensors.items()}
+
+
+def _indexed(state: Tensors, names: Sequence[str], parameters: Sequence[torch.Tensor]) -> Tensors:
+    """NAME.KEY -> state.INDEX.KEY, on the weights' device."""
+    index = {name: str(place) for place, name in enumerate(names)}
+    split = {key: key.rpartition(".") for key in state}
+    device = parameters[0].device
+    return {f"state.{index[split[key][0]]}.{split[key][2]}": value.to(device) for key, value in state.items()}
 
 
 def _set_optimizer_tensors(

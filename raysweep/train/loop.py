@@ -60,8 +60,8 @@ class Training:
     """By name; empty on ranks other than 0."""
     tokens_per_second: float
     """Read in this call."""
-    num_predicted: int
-    """Tokens that were predicted, in all steps from 0."""
+    num_predicted: list[int]
+    """Tokens that were predicted in each step from 0."""
 
 
 def train(
@@ -73,18 +73,23 @@ def train(
     schedule: Schedule,
     num_steps: int,
     seed: int,
+    steps_before: int = 0,
     stop_step: int | None = None,
     clip_norm: float | None = 1.0,
     bf16: bool = False,
     worker: Worker,
     states: Path | None = None,
     save_every_seconds: float = 600.0,
+    optimizer_from: Path | None = None,
+    optimizer_out: Path | None = None,
 ) -> Training:
     """Train `model` to `stop_step` (default: `num_steps`, over which the schedule goes).
 
     With `states`, a folder that all ranks see, it goes on from the last state saved there at or before `stop_step`,
     saves one every `save_every_seconds`, when `worker.save_asked`, and at the end: on the CPU, and on as many ranks, to
-    the same bits as without a break. What a model draws in a step (dropout) follows from `seed`, the step and the rank.
+    the same bits as without a break. What a model draws in a step (dropout) follows from `seed`, the step and the rank;
+    `steps_before` are those of earlier trainings that this one goes on from, with the optimizer's state that these
+    left as `optimizer_out`, a file of full tensors by the weight's name, which a gang of any shape can read.
 
     Raises:
         Diverged: on every rank, if a loss or gradient is not finite, or the loss runs away.
@@ -97,6 +102,7 @@ def train(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     fuse_norms(model)
     model.train()
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     cutter = _Cutter(worker, num_sequences=len(batches(0)["input_ids"]))
     settings: dict[str, Any] = {
         "objective": objective,
@@ -117,11 +123,13 @@ def train(
         if saved:
             engine.load(saved)
             logger.info("going on from step %d of %d", len(log.losses), num_steps)
+        elif optimizer_from:
+            engine.set_optimizer_state(_fitted(load_file(optimizer_from), shapes))
         first, began, num_tokens = len(log.losses), time.perf_counter(), 0
         last_save = time.monotonic()
         window: list[tuple[torch.Tensor, torch.Tensor]] = []
         for step in range(first, stop):
-            torch.manual_seed(_draws_seed(seed, step=step, rank=worker.rank))
+            torch.manual_seed(_draws_seed(seed, step=steps_before + step, rank=worker.rank))
             batch = batches(step)
             num_tokens += _num_read(batch)
             log.num_predicted.append(objective.num_predicted(batch))
@@ -145,13 +153,17 @@ def train(
                     worker.report({"step": step + 1, "saved_step": step + 1})
                     last_save = time.monotonic()
         seconds = time.perf_counter() - began
+        if optimizer_out:
+            state = engine.optimizer_state()
+            if worker.rank == 0:
+                save_file({name: value.contiguous() for name, value in state.items()}, optimizer_out)
         weights = engine.weights()
         return Training(
             losses=log.losses,
             grad_norms=log.grad_norms,
             weights=weights if worker.rank == 0 else {},
             tokens_per_second=num_tokens / seconds if stop > first else math.nan,
-            num_predicted=sum(log.num_predicted),
+            num_predicted=log.num_predicted,
         )
     finally:
         engine.close()
@@ -160,6 +172,19 @@ def train(
 def _num_read(batch: Mapping[str, Any]) -> int:
     """Tokens of a batch, without padding."""
     return int(batch["lengths"].sum()) if "lengths" in batch else int(batch["input_ids"].size)
+
+
+def _fitted(state: Tensors, shapes: Mapping[str, torch.Size]) -> Tensors:
+    """The optimizer's state, with zeros for the rows that a weight has gained since."""
+    fitted = {}
+    for key, value in state.items():
+        shape = shapes[key.rpartition(".")[0]]
+        if value.dim() and value.shape != shape:
+            whole = torch.zeros(shape, dtype=value.dtype)
+            whole[: len(value)] = value
+            value = whole
+        fitted[key] = value
+    return fitted
 
 
 def _draws_seed(seed: int, *, step: int, rank: int) -> int:

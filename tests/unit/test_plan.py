@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 from tiny import TINY
 
-from raysweep.costs import recipe_of, size_of, training_memory_bytes
+from raysweep.costs import recipes_of, size_of, training_memory_bytes
 from raysweep.curvature.cost import COST
 from raysweep.errors import SpaceError
 from raysweep.estimates import estimate
@@ -33,7 +33,7 @@ def test_a_chain_goes_checkpoint_by_checkpoint(tiny_space):
 
 def test_equal_optimizers_of_other_kinds_have_other_ids(tiny_space):
     def id_of(optimizer):
-        recipe = recipe_of(tiny_space.trial({}, 0)).with_(optimizer=optimizer)
+        recipe = recipes_of(tiny_space.trial({}, 0))[0].with_(optimizer=optimizer)
         return fingerprint(recipe)
 
     assert id_of(AdamW(lr=1e-3)) != id_of(SGD(name="sgd", lr=1e-3))
@@ -79,18 +79,20 @@ def test_costs_add_up(tiny_space, store):
     assert plan.stages_done == {}
     assert plan.tokens == 2 * 12 * 8 * 5
     assert plan.gpu_hours == pytest.approx(plan.flops / (0.5 * 1e12) / 3600)
-    recipe = recipe_of(tiny_space.trial({}, 0))
-    assert plan.flops > size_of(tiny_space.trial({}, 0)).gradient_flops(plan.tokens, recipe.sequence_length)
-    assert plan.num_parameters == (recipe.num_parameters, recipe.num_parameters)
+    recipe = recipes_of(tiny_space.trial({}, 0))[0]
+    size = size_of(tiny_space.trial({}, 0))
+    assert plan.flops > size.gradient_flops(plan.tokens, recipe.sequence_length)
+    assert plan.num_parameters == (size.num_parameters, size.num_parameters)
 
 
 def test_zero_shards_what_it_says(tiny_space):
-    recipe = recipe_of(tiny_space.trial({}, 0))
-    sizes = [training_memory_bytes(recipe, Resources(workers=2, zero_stage=stage)) for stage in range(4)]
+    trial = tiny_space.trial({}, 0)
+    recipe, size = recipes_of(trial)[0], size_of(trial)
+    sizes = [training_memory_bytes(recipe, size, Resources(workers=2, zero_stage=stage)) for stage in range(4)]
     # In float32 with AdamW: 8 bytes of optimizer, 4 of gradients, 4 of weights, each halved in turn.
-    assert sizes[0] - sizes[1] == pytest.approx(recipe.num_parameters * 4)
-    assert sizes[1] - sizes[2] == pytest.approx(recipe.num_parameters * 2)
-    assert sizes[2] - sizes[3] == pytest.approx(recipe.num_parameters * 2)
+    assert sizes[0] - sizes[1] == pytest.approx(size.num_parameters * 4)
+    assert sizes[1] - sizes[2] == pytest.approx(size.num_parameters * 2)
+    assert sizes[2] - sizes[3] == pytest.approx(size.num_parameters * 2)
 
 
 def test_optuna_plans_count_the_base(sweep_file, store):

@@ -1,0 +1,171 @@
+"""A sweep's data and checkpoints are found and fingerprinted once, when its file is loaded; workers need not look."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+
+from raysweep.declared import Declared, Section, axis_values, kind_of, named_values
+from raysweep.errors import Finding, Place, RaysweepError, SpaceError, below
+from raysweep.spec import Spec
+from raysweep.stages.fetch import Existing
+from raysweep.stages.phases import Phase, segments
+from raysweep.stages.pretrain import Recipe
+from raysweep.train.precision import settled
+from raysweep.validation import validate
+
+T = TypeVar("T")
+
+SOURCES = ("pretrain.from", "pretrain.start")
+"""Axes of checkpoints that exist."""
+
+
+class Pins:
+    """Pins one thing after another; what fails is noted, and stays as it was."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.findings: list[Finding] = []
+
+    def __call__(self, place: Place, thing: T, pin: Callable[[], T]) -> T:
+        """What `pin` gives, or `thing` if it fails."""
+        try:
+            return pin()
+        except RaysweepError as error:
+            self.findings += below(place, error)
+            return thing
+
+
+class Pinned(NamedTuple):
+    """A sweep with fingerprints in all that names data or a checkpoint."""
+
+    declared: Declared
+    base: dict[str, Any]
+    """The pretrain section as plain values."""
+    checkpoints: dict[str, Mapping[str, Any]]
+    """Value of an axis of `SOURCES` -> what stands for it in the pretrain section."""
+
+
+def pinned(declared: Declared, pretrain: Mapping[str, Any], pins: Pins) -> Pinned:
+    """Pin all of a sweep; `pretrain` is its section as written. What is wrong is noted in `pins`."""
+    section = pins(("pretrain",), declared.pretrain, partial(declared.pretrain.pin, pins.folder))
+    sft = declared.sft and pins(("sft",), declared.sft, partial(declared.sft.pin, pins.folder))
+    # What "auto" stands for here: a checkpoint trained in other numbers is another checkpoint.
+    on_gpu = declared.resources.gpus_per_worker > 0
+    if isinstance(section, Recipe):
+        section = section.with_(precision=settled(section.precision, on_gpu=on_gpu))
+    if sft:
+        given = sft.hyperparameters
+        sft = sft.with_(hyperparameters=given.with_(precision=settled(given.precision, on_gpu=on_gpu)))
+    base = {**pretrain, "data": _plain(section.data), **_source(section)}
+    if isinstance(section, Recipe):
+        base["precision"] = section.precision
+        if section.phases:
+            base["phases"] = _pinned_phases(base, pins, ("pretrain",))
+            section = section.with_(phases=tuple(validate(Phase, phase) for phase in base["phases"]))
+    sweep = dict(declared.sweep)
+    checkpoints: dict[str, Mapping[str, Any]] = {}
+    for path, axis in declared.sweep.items():
+        named = named_values(axis)
+        for place, value in axis_values(axis).items():
+            where: Place = ("sweep", path, *place)
+            if path in SOURCES:
+                if source := parsed(base | {path.rpartition(".")[2]: value}):
+                    label = str(place[-1] if isinstance(named, dict) else value)
+                    checkpoints[label] = _source(pins(where, source, partial(source.pin_source, pins.folder)))
+            elif isinstance(named, dict):
+                named = named | {str(place[-1]): _pinned_value(base, path, value, pins, where)}
+                sweep[path] = axis.with_(**{kind_of(axis): named})
+    return Pinned(declared.with_(pretrain=section, sft=sft, sweep=sweep), base, checkpoints)
+
+
+def _pinned_value(base: Mapping[str, Any], path: str, value: Any, pins: Pins, where: Place) -> Any:
+    """A named value of an axis, with what of it names data pinned."""
+    if path == "pretrain.data":
+        section = parsed({**base, "data": value})
+        return _plain(pins(where, section.data, partial(section.data.pin, pins.folder))) if section else value
+    if not path.startswith("pretrain.phases"):
+        return value
+    changed = copy.deepcopy(dict(base))
+    try:
+        put(changed, path, value)
+        changed["phases"] = _pinned_phases(changed, pins, where)
+    except RaysweepError:
+        return value  # Said with the other findings of this value.
+    holder, key = _place(changed, path)
+    return holder[key]
+
+
+def _pinned_phases(base: Mapping[str, Any], pins: Pins, where: Place) -> list[dict[str, Any]]:
+    """The phases of a section, as written, with what of their data is not inherited pinned."""
+    section, phases = parsed(base), [dict(phase) for phase in base["phases"]]
+    try:
+        parts = segments(section) if isinstance(section, Recipe) else ()
+    except RaysweepError:
+        return phases
+    for index, (phase, part) in enumerate(zip(reversed(phases), reversed(parts), strict=False)):
+        if written := phase.get("data"):
+            corpus, place = part.recipe.data, (*where, "phases", len(phases) - 1 - index, "data")
+            whole = _plain(pins(place, corpus, partial(corpus.pin, pins.folder)))
+            # The rest stays inherited, so that an axis over it reaches this phase, too.
+            phase["data"] = {key: whole.get(key, value) for key, value in written.items()}
+            if written.get("name", corpus.name) != base["data"]["name"]:
+                phase["data"] = whole
+    return phases
+
+
+def _source(section: Recipe | Existing) -> dict[str, Any]:
+    """What a section says of the checkpoint that exists, pinned."""
+    if isinstance(section, Existing):
+        return {"from": section.from_, "fingerprint": section.fingerprint, "digests": section.digests}
+    return {"start": _plain(section.start)} if section.start else {}
+
+
+def _plain(spec: Spec) -> dict[str, Any]:
+    return spec.model_dump(mode="json", by_alias=True)
+
+
+def parsed(pretrain: Mapping[str, Any]) -> Recipe | Existing | None:
+    """The pretrain section of a variant; None if it is not valid, which is told with the values of axes."""
+    try:
+        return validate(Section, {"pretrain": pretrain}).pretrain
+    except ValidationError:
+        return None
+
+
+def put(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set `pretrain.a.b` in the pretrain section; parts that are not there are made, for validation to judge.
+
+    Raises:
+        SpaceError: if it names a phase that is not there.
+    """
+    holder, key = _place(data, path)
+    if isinstance(holder, list) and isinstance(value, dict):  # A whole phase, but for its name.
+        value = {**value, "name": holder[key]["name"]}
+    holder[key] = copy.deepcopy(value)
+
+
+def _place(data: dict[str, Any], path: str) -> tuple[Any, Any]:
+    """What holds the value at a path, and its key there; a phase goes by its name."""
+    *parents, last = path.split(".")[1:]
+    holder: Any = data
+    for part in parents:
+        if isinstance(holder, list):
+            holder = holder[_index(holder, part)]
+            continue
+        inner = holder.get(part)
+        holder[part] = inner = inner if isinstance(inner, dict | list) else {}
+        holder = inner
+    return holder, _index(holder, last) if isinstance(holder, list) else last
+
+
+def _index(phases: list[Any], name: str) -> int:
+    names = [phase.get("name") for phase in phases if isinstance(phase, dict)]
+    if name not in names:
+        raise SpaceError(f"no phase {name!r}; phases: {', '.join(map(str, names)) or 'none'}")
+    return names.index(name)
