@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tiny_models import CAUSAL, build, flat, full_matrix
 
 from raysweep.curvature.language import mean_token_loss, prepare
-from raysweep.curvature.operators import Shifted, hessian_vector_products, named_parameters
+from raysweep.curvature.operators import MovableParameters, hessian_vector_products, named_parameters
 from raysweep.curvature.probes import key
 from raysweep.curvature.units import Unit, _one_by_one, fisher_unit, probe_unit
 
@@ -43,11 +43,11 @@ def test_probes_measure_the_loss_of_the_definition(style):
     hessian = full_matrix(lambda v: hessian_vector_products(loss, parameters, [v])[0], parameters)
     torch.testing.assert_close(mean_token_loss(model, batch), naive_loss(model, batch), rtol=1e-12, atol=0)
     # Norms round to float32 whatever the weights are: second differences are off by 6e-8 / h^2 = 0.6 % of a nat.
-    shifted = Shifted(parameters, 3e-3)
+    movable = MovableParameters(parameters, 3e-3)
     for products in ("logit_differences", "gradient_differences", "exact"):
         unit = Unit("probe", 0, 0)
-        values = probe_unit(model, batch, unit, seed=0, products=products, shifted=shifted)
-        vector = flat(shifted.probe(seed=0, probe=key(0, 0)))
+        values = probe_unit(model, batch, unit, seed=0, products=products, movable=movable)
+        vector = flat(movable.probe(seed=0, probe=key(0, 0)))
         want = float(vector @ hessian @ vector)
         assert values["num_tokens"] == 11
         assert (values["gauss_newton"] + values["residual"]) / 11 == pytest.approx(want, rel=0.02), products
