@@ -128,15 +128,7 @@ class DecoderObjective(ObjectiveSpec):
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Cross-entropy in nats, summed over the labelled tokens."""
-        import torch.nn.functional as F
-
-        from raysweep.objectives.cross_entropy import cross_entropy_sum
-        from raysweep.objectives.inputs import model_inputs
-
-        logits = model(**model_inputs(model, batch), use_cache=False).logits
-        # The labels are shifted, not the logits: these are large, and a slice of them would be a copy.
-        labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
-        return cross_entropy_sum(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignored=IGNORED)
+        return labelled_loss_sum(model, batch, batch["labels"][:, 1:], use_cache=False)
 
 
 class MaskedObjective(ObjectiveSpec):
@@ -153,14 +145,28 @@ class MaskedObjective(ObjectiveSpec):
         return int((batch["labels"] != IGNORED).sum())
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Cross-entropy in nats, summed over the labelled tokens; the output layer sees no others."""
-        from raysweep.objectives.cross_entropy import cross_entropy_sum
-        from raysweep.objectives.inputs import model_inputs
-        from raysweep.objectives.logits import logits_at
+        """Cross-entropy in nats, summed over the labelled tokens."""
+        return labelled_loss_sum(model, batch, batch["labels"])
 
-        rows, columns = (batch["labels"] != IGNORED).nonzero(as_tuple=True)
-        logits, _ = logits_at(model, rows, columns, **model_inputs(model, batch))
-        return cross_entropy_sum(logits, batch["labels"][rows, columns], ignored=IGNORED)
+
+def labelled_loss_sum(
+    model: torch.nn.Module, batch: Mapping[str, torch.Tensor], labels: torch.Tensor, **given: bool
+) -> torch.Tensor:
+    """Cross-entropy in nats, summed over the labelled tokens: the output layer sees no others.
+
+    Args:
+        model: see `Loss.loss_sum`.
+        batch: what it reads, [n, M].
+        labels: [n, M or fewer]; what the logits of each place of the batch predict, or IGNORED.
+        given: further arguments of the model.
+    """
+    from raysweep.objectives.cross_entropy import cross_entropy_sum
+    from raysweep.objectives.inputs import model_inputs
+    from raysweep.objectives.logits import logits_at
+
+    rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+    logits, _ = logits_at(model, rows, columns, **model_inputs(model, batch), **given)
+    return cross_entropy_sum(logits, labels[rows, columns], ignored=IGNORED)
 
 
 def add_extra_tokens(tokenizer: Any, objective: ObjectiveSpec) -> Specials:
@@ -170,11 +176,9 @@ def add_extra_tokens(tokenizer: Any, objective: ObjectiveSpec) -> Specials:
         tokenizer: of the text, of the Hugging Face kind; may be changed.
         objective: whose `extra_tokens` are looked up.
     """
-    num_text_tokens = len(tokenizer)
+    num_text_tokens, special = len(tokenizer), tokenizer.all_special_ids
     ids = {token: _id_of(tokenizer, token) for token in objective.extra_tokens()}
-    # Among them those that another objective has added before.
-    added = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
-    reserved = tuple(sorted({*tokenizer.all_special_ids, *added, *ids.values()}))
+    reserved = tuple(sorted({*special, *ids.values()}))
     pad = next((each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id) if each is not None), 0)
     return Specials(ids, num_text_tokens, reserved, eos=tokenizer.eos_token_id, pad=pad)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import numpy as np
 
-from raysweep.objectives.base import IGNORED, Arrays, DecoderObjective, Ints, Loss, Specials
+from raysweep.objectives.base import IGNORED, Arrays, DecoderObjective, Ints, Loss, Specials, labelled_loss_sum
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,18 @@ class CausalLM(DecoderObjective):
         """The text, of which every token but the first is predicted."""
         return {"input_ids": ids, "labels": ids}
 
+    def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Cross-entropy in nats, summed over the labelled tokens: all but the first, so all logits are made at once."""
+        import torch.nn.functional as F
+
+        from raysweep.objectives.cross_entropy import cross_entropy_sum
+        from raysweep.objectives.inputs import model_inputs
+
+        logits = model(**model_inputs(model, batch), use_cache=False).logits
+        # The labels are shifted, not the logits: these are large, and a slice of them would be a copy.
+        labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+        return cross_entropy_sum(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignored=IGNORED)
+
 
 @final
 class AnswerLM(Loss):
@@ -51,11 +63,4 @@ class AnswerLM(Loss):
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The same number as `CausalLM.loss_sum` but for rounding."""
-        from raysweep.objectives.cross_entropy import cross_entropy_sum
-        from raysweep.objectives.inputs import model_inputs
-        from raysweep.objectives.logits import logits_at
-
-        labels = batch["labels"][:, 1:]
-        rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
-        logits, _ = logits_at(model, rows, columns, **model_inputs(model, batch), use_cache=False)
-        return cross_entropy_sum(logits, labels[rows, columns], ignored=IGNORED)
+        return labelled_loss_sum(model, batch, batch["labels"][:, 1:], use_cache=False)

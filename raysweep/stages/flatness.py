@@ -126,14 +126,9 @@ class Flatness(TraceSettings, StageSpec):
             )
         return self.with_(loss=loss)  # type: ignore[no-any-return]
 
-    @property
-    def input_length(self) -> int:
-        """Tokens of a row that the model reads."""
-        return self.loss.input_length(self.sequence_length)
-
     def predict(self) -> tuple[float, float]:
         """What is expected before anything runs: tokens of gradients to compute, and the relative standard error."""
-        tokens = self.batch_sequences * self.input_length
+        tokens = self.batch_sequences * self.sequence_length
         units, rse = predicted(self.rse, tokens_of_batch=tokens, min_units=self.min_units, max_units=self.max_units)
         draws: float = first_draws(self.products, parts=self.parts, min_units=self.min_units)
         if draws:  # In the end they are about a fifth as many as probes.
@@ -143,7 +138,7 @@ class Flatness(TraceSettings, StageSpec):
             work *= 2
         if self.shape:
             products = self.shape.num_steps * (self.shape.num_vectors + 2)
-            work += products * self.shape.num_sequences * self.input_length * COST["exact"]
+            work += products * self.shape.num_sequences * self.sequence_length * COST["exact"]
         return work, rse
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:

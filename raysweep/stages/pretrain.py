@@ -114,7 +114,7 @@ class Recipe(Spec):
                 f"sequence_length {self.sequence_length} must be {row}: data.sentence_length and the token that opens "
                 "a sentence"
             )
-        _ = self.input_length  # An error where the objective can make no rows of such sequences.
+        self.objective.input_length(self.sequence_length)  # May refuse it.
         if self.model and self.objective.head != self.model.head:
             raise ValueError(
                 f"objective {self.objective.name} needs a {self.objective.head} model, and {self.model.name} is a "
@@ -127,11 +127,6 @@ class Recipe(Spec):
     def num_steps(self) -> int:
         """Of the whole trajectory, or of what comes before its phases."""
         return self.steps or math.ceil((self.tokens or 0) / (self.batch_sequences * self.sequence_length))
-
-    @property
-    def input_length(self) -> int:
-        """Tokens of the longest row that the model reads; a text's `sequence_length`, and what is written beside it."""
-        return self.objective.input_length(self.sequence_length)
 
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:
