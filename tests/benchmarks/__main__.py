@@ -8,11 +8,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import first_step
 import gang_overhead
 import plan_speed
+import prepare_throughput
 import pretrain_throughput
 import score_coverage
 
 if __name__ == "__main__":
     print("| what | result |\n| --- | --- |")
-    for module in (gang_overhead, pretrain_throughput, first_step, plan_speed, score_coverage):
+    for module in (gang_overhead, pretrain_throughput, first_step, plan_speed, score_coverage, prepare_throughput):
         for what, result in module.main():
             print(f"| {what} | {result} |", flush=True)
