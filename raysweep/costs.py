@@ -61,7 +61,7 @@ def size_of(trial: Trial) -> Size | None:
     for recipe in recipes_of(trial)[:1]:
         if model := recipe.model:
             num = model.num_parameters(recipe.data.vocab_size)
-            return Size(num, model.num_layers, model.hidden_size, model.num_heads, num_bytes=4 * num)
+            return Size(num, *model.dimensions(), num_bytes=4 * num)
     fetch = next(stage.spec for stage in trial.stages if isinstance(stage.spec, Fetch))
     return _size_of_folder(Path(fetch.source))
 
@@ -157,7 +157,7 @@ def training_memory_bytes(recipe: Recipe, size: Size, resources: Resources) -> i
         + gradients / (workers if stage >= 2 else 1)
         + optimizer / (workers if stage >= 1 else 1)
     )
-    length = recipe.sequence_length
+    length = recipe.objective.input_length(recipe.sequence_length)
     share = -(-recipe.batch_sequences // workers)
     batch = min(resources.micro_batch_sequences or share, share)
     token_layer = size.hidden_size * (34 + 5 * size.num_heads * length / size.hidden_size)

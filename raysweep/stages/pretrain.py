@@ -114,13 +114,19 @@ class Recipe(Spec):
                 f"sequence_length {self.sequence_length} must be {row}: data.sentence_length and the token that opens "
                 "a sentence"
             )
-        self.objective.input_length(self.sequence_length)  # May refuse it.
-        if self.model and self.objective.head != self.model.head:
+        length = self.objective.input_length(self.sequence_length)  # Raises if it cannot make rows of it.
+        if (model := self.model) is None:
+            return self
+        if self.objective.head != model.head:
             raise ValueError(
-                f"objective {self.objective.name} needs a {self.objective.head} model, and {self.model.name} is a "
-                f"{self.model.head} one: change either"
+                f"objective {self.objective.name} needs a {self.objective.head} model, and {model.name} is a "
+                f"{model.head} one: change either"
             )
-        self.objective.input_length(self.sequence_length)  # Raises if it cannot make rows of it.
+        if model.max_length is not None and length > model.max_length:
+            raise ValueError(
+                f"sequence_length {self.sequence_length} makes inputs of {length} tokens, and model {model.name} "
+                f"takes {model.max_length} at most: lower it, or give the model more positions"
+            )
         return self
 
     @property

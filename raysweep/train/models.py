@@ -1,23 +1,72 @@
-"""What is pretrained. To add a model: a spec with `build` and `num_parameters`, and its name in the last line."""
+"""What is pretrained. To add a model: a spec that does what `ModelSpec` asks for, and its name in the last line."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from raysweep.spec import Spec
+from raysweep.train.checkpoints import Head
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
-class Llama(Spec):
+class Dimensions(NamedTuple):
+    """What a model's FLOPs and activations are reckoned by, beside its number of parameters."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+
+
+class ModelSpec(Spec):
+    """A language model of a vocabulary that comes with the text, whose weights are drawn anew."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def head(self) -> Head:
+        """What it predicts; an objective needs one or the other."""
+
+    @property
+    @abstractmethod
+    def max_length(self) -> int | None:
+        """Tokens of the longest input that it can read; None: any."""
+
+    @abstractmethod
+    def dimensions(self) -> Dimensions:
+        """Of its blocks."""
+
+    @abstractmethod
+    def num_parameters(self, vocab_size: int) -> int:
+        """Tied weights counted once."""
+
+    @abstractmethod
+    def configure(self, *, vocab_size: int, sequence_length: int) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+        """The class of transformers, and the configuration that a model of it is built by.
+
+        Args:
+            vocab_size: rows of its embedding.
+            sequence_length: tokens of the longest input.
+        """
+
+    def build(self, *, vocab_size: int, sequence_length: int, seed: int) -> PreTrainedModel:
+        """A model with weights drawn from `seed`, in float32 on the CPU: the same on every rank."""
+        import torch
+
+        model_class, config = self.configure(vocab_size=vocab_size, sequence_length=sequence_length)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return model_class(config)
+
+
+class Llama(ModelSpec):
     """A Llama-style decoder (Touvron et al., 2023): RMSNorm, rotary positions, SwiGLU, no biases."""
-
-    head: ClassVar[Literal["causal", "masked"]] = "causal"
-    """Predicts next tokens, from those before; masked: tokens in place, from both sides."""
 
     name: Literal["llama"] = "llama"
     """Which model."""
@@ -46,18 +95,31 @@ class Llama(Spec):
         """Width of the feed-forward layers."""
         return self.intermediate_size or -(-8 * self.hidden_size // 3 // 16) * 16
 
+    @property
+    def head(self) -> Head:
+        """Next tokens."""
+        return "causal"
+
+    @property
+    def max_length(self) -> int | None:
+        """Rotary positions have no end."""
+        return None
+
+    def dimensions(self) -> Dimensions:
+        """See `ModelSpec.dimensions`."""
+        return Dimensions(self.num_layers, self.hidden_size, self.num_heads)
+
     def num_parameters(self, vocab_size: int) -> int:
-        """Tied weights counted once."""
+        """See `ModelSpec.num_parameters`."""
         hidden = self.hidden_size
         layer = 4 * hidden**2 + 3 * hidden * self.inner_size + 2 * hidden
         return (1 if self.tie_embeddings else 2) * vocab_size * hidden + self.num_layers * layer + hidden
 
-    def build(self, *, vocab_size: int, sequence_length: int, seed: int) -> PreTrainedModel:
-        """A model with weights drawn from `seed`, in float32 on the CPU: the same on every rank."""
-        import torch
+    def configure(self, *, vocab_size: int, sequence_length: int) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+        """See `ModelSpec.configure`."""
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        config = LlamaConfig(
+        return LlamaForCausalLM, LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=self.hidden_size,
             intermediate_size=self.inner_size,
@@ -71,9 +133,83 @@ class Llama(Spec):
             eos_token_id=0,
             pad_token_id=None,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return LlamaForCausalLM(config)
+
+
+class Bert(ModelSpec):
+    """A BERT-style encoder (Devlin et al., 2019) without its second objective: learned positions, GELU, post-norm.
+
+    One matrix embeds tokens and predicts them, as in the paper's own: transformers' untied one has a bias that nothing
+    reads.
+    """
+
+    name: Literal["bert"]
+    """Which model."""
+    hidden_size: int = Field(default=256, ge=2)
+    """Width; a multiple of num_heads."""
+    num_layers: int = Field(default=4, ge=1)
+    """Transformer blocks."""
+    num_heads: int = Field(default=4, ge=1)
+    """Attention heads."""
+    intermediate_size: int | None = Field(default=None, ge=1)
+    """None: 4 times the hidden size."""
+    num_positions: int = Field(default=512, ge=2)
+    """Tokens of the longest input."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Part of hidden values and of attention weights that a training step leaves out."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Bert:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads}")
+        return self
+
+    @property
+    def head(self) -> Head:
+        """Tokens in place."""
+        return "masked"
+
+    @property
+    def max_length(self) -> int | None:
+        """Its learned positions."""
+        return self.num_positions
+
+    @property
+    def inner_size(self) -> int:
+        """Width of the feed-forward layers."""
+        return self.intermediate_size or 4 * self.hidden_size
+
+    def dimensions(self) -> Dimensions:
+        """See `ModelSpec.dimensions`."""
+        return Dimensions(self.num_layers, self.hidden_size, self.num_heads)
+
+    def num_parameters(self, vocab_size: int) -> int:
+        """See `ModelSpec.num_parameters`."""
+        hidden, inner = self.hidden_size, self.inner_size
+        # Tokens, positions, one kind of segment; a norm.
+        embeddings = (vocab_size + self.num_positions + 1) * hidden + 2 * hidden
+        attention = 4 * (hidden**2 + hidden) + 2 * hidden
+        feed_forward = 2 * hidden * inner + inner + hidden + 2 * hidden
+        # A dense layer and a norm before the output layer, which has a bias.
+        output = hidden**2 + 3 * hidden + vocab_size
+        return embeddings + self.num_layers * (attention + feed_forward) + output
+
+    def configure(self, *, vocab_size: int, sequence_length: int) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+        """See `ModelSpec.configure`."""
+        from transformers import BertConfig, BertForMaskedLM
+
+        return BertForMaskedLM, BertConfig(
+            vocab_size=vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.inner_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            max_position_embeddings=self.num_positions,
+            type_vocab_size=1,
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
+            # A padding token would get no gradient: in packed text every token is read.
+            pad_token_id=None,
+        )
 
 
 def fuse_norms(model: PreTrainedModel) -> None:
@@ -87,4 +223,4 @@ def fuse_norms(model: PreTrainedModel) -> None:
             module.forward = partial(F.rms_norm, normalized_shape=size, weight=module.weight, eps=eps)
 
 
-Model = Llama
+Model = Annotated[Llama | Bert, Field(discriminator="name")]

@@ -13,7 +13,7 @@ from raysweep.objectives.base import IGNORED
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.stages.pretrain import Recipe
-from raysweep.train.models import Llama, fuse_norms
+from raysweep.train.models import Bert, Llama, fuse_norms
 from raysweep.train.optimizers import SGD, AdamW, decay_groups
 from raysweep.train.schedules import WSD, Constant, Cosine
 
@@ -24,6 +24,19 @@ def test_parameter_count_is_torchs(tied, inner):
     spec = Llama(hidden_size=16, num_layers=3, num_heads=2, intermediate_size=inner, tie_embeddings=tied)
     model = spec.build(vocab_size=50, sequence_length=8, seed=0)
     assert spec.num_parameters(50) == model.num_parameters()
+
+
+@pytest.mark.parametrize("inner", [None, 24])
+def test_parameter_count_of_an_encoder_is_torchs(inner):
+    spec = Bert(name="bert", hidden_size=16, num_layers=3, num_heads=2, intermediate_size=inner)
+    assert spec.num_parameters(50) == spec.build(vocab_size=50, sequence_length=8, seed=0).num_parameters()
+
+
+def test_inputs_longer_than_a_model_takes_are_refused(grammar):
+    given = {"data": grammar, "optimizer": AdamW(lr=0.1), "steps": 1, "batch_sequences": 1, "sequence_length": 5}
+    bert = Bert(name="bert", hidden_size=16, num_heads=2, num_positions=4)
+    with pytest.raises(ValidationError, match="inputs of 5 tokens, and model bert takes 4 at most"):
+        Recipe(**given, model=bert, objective=MaskedLM(name="masked_lm"))
 
 
 @pytest.mark.parametrize("bf16", [False, True])
