@@ -55,7 +55,8 @@ class Mixture(DecoderObjective):
     def predicts(self) -> str:
         """See `ObjectiveSpec.predicts`; of each part."""
         parts = zip(self.objectives.items(), self._weights, strict=True)
-        return "; ".join(f"{weight:.3g} {name}: {each.predicts()}" for (name, each), weight in parts)
+        total = sum(self._weights)
+        return "; ".join(f"{name}, {weight / total:.3g} of rows: {each.predicts()}" for (name, each), weight in parts)
 
     def extra_tokens(self) -> tuple[str, ...]:
         """Those of all, each once."""

@@ -12,6 +12,9 @@ from raysweep.objectives.base import IGNORED, Arrays, DecoderObjective, Ints, Sp
 
 Bools = npt.NDArray[np.bool_]
 
+SEEN = {"both_ways": "seen both ways", "causal": "seen causally"}
+"""Attention within the corrupted text, in words."""
+
 
 @final
 class SpanCorruption(DecoderObjective):
@@ -35,7 +38,8 @@ class SpanCorruption(DecoderObjective):
 
     def predicts(self) -> str:
         """See `ObjectiveSpec.predicts`."""
-        return f"{self.density:.3g} of the tokens, cut out in spans, from what is left of a sequence"
+        cut_out = f"{self.density:.3g} of the tokens, cut out in spans of {self.mean_span_length:.3g} on average"
+        return f"{cut_out}, and their sentinels, from what is left of a sequence, {SEEN[self.attention]}"
 
     def extra_tokens(self) -> tuple[str, ...]:
         """The sentinels, by the names of T5's."""

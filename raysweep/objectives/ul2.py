@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 from raysweep.objectives.base import Arrays, DecoderObjective, Ints, Specials
 from raysweep.objectives.mixture import mixed
 from raysweep.objectives.span_corruption import (
+    SEEN,
+    Bools,
     check_sentinels,
     corrupted,
     count_noise,
@@ -49,9 +51,12 @@ class Denoiser(Spec):
         longest = float(length)  # Never more than one span.
         return count_noise(length, density=self.density, mean_span_length=self.mean_span_length or longest)
 
-    def noise(
-        self, num: int, length: int, draw: np.random.Generator
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    def in_words(self) -> str:
+        """Mode, part of the tokens and mean span, such as `R 0.15 in 3s`."""
+        spans = f" in {self.mean_span_length:.3g}s" if self.mean_span_length else ""
+        return f"{self.mode} {self.density:.3g}{spans}"
+
+    def noise(self, num: int, length: int, draw: np.random.Generator) -> Bools:
         """What is cut out, [num, length]."""
         num_noise, num_spans = self.count_noise(length)
         if self.mode == "S":
@@ -90,8 +95,9 @@ class UL2(DecoderObjective):
 
     def predicts(self) -> str:
         """See `ObjectiveSpec.predicts`."""
-        parts = ", ".join(f"{each.mode} {each.density:.3g}" for each in self.denoisers)
-        return f"the tokens that {len(self.denoisers)} denoisers cut out ({parts}), from what is left of a sequence"
+        kinds = ", ".join(each.in_words() for each in self.denoisers)
+        cut_out = f"what {len(self.denoisers)} denoisers cut out ({kinds})"
+        return f"{cut_out}, and its sentinels, from what is left of a sequence, {SEEN[self.attention]}"
 
     def extra_tokens(self) -> tuple[str, ...]:
         """The sentinels, and the three modes' tokens, whichever are used: checkpoints of one size compare."""

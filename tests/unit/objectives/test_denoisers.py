@@ -303,3 +303,22 @@ def test_objectives_are_mixed_by_weight():
 def test_mixtures_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         Mixture(name="mixture", **settings)
+
+
+def test_what_is_predicted_in_words():
+    spans, ways = (
+        SpanCorruption(name="span_corruption"),
+        (Denoiser(mode="S", density=0.25), UL2(name="ul2").denoisers[0]),
+    )
+    assert spans.predicts() == (
+        "0.15 of the tokens, cut out in spans of 3 on average, and their sentinels, "
+        "from what is left of a sequence, seen both ways"
+    )
+    assert UL2(name="ul2", denoisers=ways, attention="causal").predicts() == (
+        "what 2 denoisers cut out (S 0.25, R 0.15 in 3s), and its sentinels, "
+        "from what is left of a sequence, seen causally"
+    )
+    mixture = Mixture(name="mixture", objectives={"next": CausalLM(), "spans": spans}, mix={"next": 3, "spans": 1})
+    assert mixture.predicts() == (
+        f"next, 0.75 of rows: {CausalLM().predicts()}; spans, 0.25 of rows: {spans.predicts()}"
+    )
