@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 
 from raysweep.data.corpora import Corpus
-from raysweep.data.pcfg import PCFG
 from raysweep.plan import Stage, Trial
 from raysweep.search import Resources
 from raysweep.stages.fetch import Fetch, checkpoint_files
@@ -19,16 +18,11 @@ from raysweep.stages.indicators import Indicators
 from raysweep.stages.optimizer_state import OptimizerState
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.stages.probe import Probe
-from raysweep.stages.sft import MAX_LENGTH, Sft
+from raysweep.stages.sft import Sft
 from raysweep.stages.tokenize import Tokenize
-from raysweep.tasks.qa import QA
-from raysweep.tasks.spans import PCFGSpan
+from raysweep.tasks.rows import MAX_LENGTH
+from raysweep.tasks.text import TYPICAL_LENGTH
 from raysweep.train.precision import settled
-
-TYPICAL_LENGTH = 128
-"""Tokens of a fine-tuning example, assumed; the text is not read for a plan."""
-TYPICAL_CHOICES = 4
-"""Of a multiple-choice example, assumed."""
 
 
 @dataclass(frozen=True)
@@ -115,31 +109,23 @@ def stage_flops(stage: Stage, size: Size | None, corpus: Corpus) -> float:
         scored = spec.max_examples * len(spec.tasks) * length
         return size.forward_flops(heldout, spec.sequence_length) + size.forward_flops(scored, length)
     if isinstance(spec, Probe):
-        return _probe_flops(spec, size, corpus)
-    return _sft_flops(spec, size, corpus) if isinstance(spec, Sft) else 0.0
+        return _probe_flops(spec, size)
+    return _sft_flops(spec, size) if isinstance(spec, Sft) else 0.0
 
 
-def _probe_flops(spec: Probe, size: Size, corpus: Corpus) -> float:
+def _probe_flops(spec: Probe, size: Size) -> float:
     """Features of all tokens, and a linear classifier's epochs on them."""
-    assert isinstance(corpus, PCFG)
-    length = corpus.sentence_length + 1
-    features = size.forward_flops((spec.task.num_train + spec.task.num_test) * length, length)
-    weights = length * size.hidden_size * spec.task.num_classes
-    return features + 6.0 * weights * spec.task.num_train * spec.epochs
+    load = spec.task.workload()
+    features = size.forward_flops((load.num_train + load.num_indicator) * load.length, load.length)
+    weights = load.num_states * size.hidden_size * (spec.task.num_classes or 0)
+    return features + 6.0 * weights * load.num_train * spec.epochs
 
 
-def _sft_flops(spec: Sft, size: Size, corpus: Corpus) -> float:
-    """Training, and scoring of validation and test examples: every choice read, or an answer decoded with a cache."""
-    task, epochs = spec.task, spec.hyperparameters.epochs
-    if isinstance(task, PCFGSpan):
-        assert isinstance(corpus, PCFG)
-        length = corpus.sentence_length + 1
-        trained = size.gradient_flops(epochs * task.num_train * length, length)
-        return trained + size.forward_flops((task.num_valid + task.num_test) * length, length)
-    trained = size.gradient_flops(epochs * task.max_train_examples * TYPICAL_LENGTH, TYPICAL_LENGTH)
-    read = TYPICAL_LENGTH + task.max_new_tokens if isinstance(task, QA) else TYPICAL_LENGTH * TYPICAL_CHOICES
-    scored = (task.max_valid_examples + task.max_test_examples) * read
-    return trained + size.forward_flops(scored, TYPICAL_LENGTH)
+def _sft_flops(spec: Sft, size: Size) -> float:
+    """Training, and scoring of validation and test examples."""
+    load, epochs = spec.task.workload(), spec.hyperparameters.epochs
+    trained = size.gradient_flops(epochs * load.num_train * load.length, load.length)
+    return trained + size.forward_flops((load.num_valid + load.num_test) * load.scored_length, load.length)
 
 
 def training_memory_bytes(recipe: Recipe, size: Size, resources: Resources) -> int:

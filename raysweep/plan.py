@@ -25,6 +25,7 @@ from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.stages.probe import Probe
 from raysweep.stages.sft import Hyperparameters, Sft
 from raysweep.stages.tokenize import Tokenize
+from raysweep.tasks.base import Head
 from raysweep.tasks.families import Task
 
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -225,10 +226,19 @@ class Finetuning(Spec):
         tasks = collect((("tasks", name), partial(task.pin, base)) for name, task in self.tasks.items())
         return self.with_(tasks=dict(zip(self.tasks, tasks, strict=True)))  # type: ignore[no-any-return]
 
-    def bind(self, corpus: Corpus) -> dict[str, Task]:
-        """Its tasks, each with what it takes from the corpus. Raises DataError with all that do not go together."""
-        bound = collect((("tasks", name), partial(task.bind, corpus)) for name, task in self.tasks.items())
+    def bind(self, corpus: Corpus, head: Head) -> dict[str, Task]:
+        """Its tasks, each with what it takes from the corpus, for a model that predicts so.
+
+        Raises:
+            RaysweepError: with all that do not go together.
+        """
+        bound = collect((("tasks", name), partial(_bound, task, corpus, head)) for name, task in self.tasks.items())
         return dict(zip(self.tasks, bound, strict=True))
+
+
+def _bound(task: Task, corpus: Corpus, head: Head) -> Task:
+    task.check_head(head)
+    return task.bind(corpus)
 
 
 def chain(
@@ -246,7 +256,7 @@ def chain(
     """
     stages: list[Stage] = []
     for part in _existing(pretrain) if isinstance(pretrain, Existing) else _trained(pretrain, seed):
-        tasks = sft.bind(part.corpus) if sft else {}
+        tasks = sft.bind(part.corpus, part.objective.head) if sft else {}
         given = {"mix": part.corpus.mix, "sequence_length": part.sequence_length}
         wide: list[StageSpec] = []
         if indicators:
@@ -340,8 +350,8 @@ def _tokens(corpus: Corpus, fetch: Stage | None, first: Stage | None) -> Stage:
 
 def _finetunings(sft: Finetuning, tasks: Mapping[str, Task]) -> Iterator[tuple[str, StageSpec]]:
     for name, task in tasks.items():
-        if task.is_classification and sft.linear_probe:
-            yield from ((name, Probe(task=task, seed=seed)) for seed in sft.seeds)  # type: ignore[arg-type]
+        if task.num_classes is not None and sft.linear_probe:
+            yield from ((name, Probe(task=task, seed=seed)) for seed in sft.seeds)
         for lr in sft.first_lrs:
             for seed in sft.seeds:
                 yield name, Sft(task=task, lr=lr, seed=seed, hyperparameters=sft.hyperparameters)

@@ -30,7 +30,6 @@ from raysweep.spec import Spec, canonical, fingerprint
 from raysweep.stages.fetch import Existing
 from raysweep.stages.phases import segments
 from raysweep.stages.pretrain import Recipe
-from raysweep.tasks.base import TextTask
 from raysweep.tasks.families import Task
 from raysweep.validation import findings, validate
 
@@ -130,7 +129,7 @@ class SearchSpace:
             measured = [segment.recipe for segment in made if segment.measured]
         parts: list[tuple[Place, Callable[[], object]]] = []
         for each in measured:
-            parts += [(("sft",), partial(sft.bind, each.data))] if sft else []
+            parts += [(("sft",), partial(sft.bind, each.data, each.objective.head))] if sft else []
             parts += [(("flatness",), partial(flatness.bind, each.objective))] if flatness else []
         collect(parts)
         return pretrain
@@ -230,9 +229,11 @@ def _value_findings(space: SearchSpace) -> Iterator[Finding]:
 def _indicator_findings(space: SearchSpace) -> Iterator[Finding]:
     """Tasks without examples to score indicators on."""
     declared = space.declared
-    for name, task in declared.sft.bind(declared.pretrain.data).items() if declared.sft else ():
+    pretrain = declared.pretrain
+    bound = declared.sft.bind(pretrain.data, pretrain.objective.head) if declared.sft else {}
+    for name, task in bound.items():
         try:
-            if declared.indicators or (task.is_classification and declared.sft and declared.sft.linear_probe):
+            if declared.indicators or (task.num_classes is not None and declared.sft and declared.sft.linear_probe):
                 task.check_indicator()
         except RaysweepError as error:
             yield from below(("sft", "tasks", name), error)
@@ -241,18 +242,13 @@ def _indicator_findings(space: SearchSpace) -> Iterator[Finding]:
 def _warnings(space: SearchSpace) -> Iterator[Finding]:
     """What can be run, and is hardly meant."""
     yield from _schedule_warnings(space)
-    yield from _overlap_warnings(space)
+    yield from _task_warnings(space)
 
 
-def _overlap_warnings(space: SearchSpace) -> Iterator[Finding]:
-    """Tasks whose test examples are trained on."""
+def _task_warnings(space: SearchSpace) -> Iterator[Finding]:
+    """Tasks whose data can be used, and is hardly meant."""
     for name, task in space.declared.sft.tasks.items() if space.declared.sft else ():
-        if isinstance(task, TextTask) and (seen := task.num_seen()):
-            text = (
-                f"of {len(task.examples('test')):,} test examples, {seen:,} are also in train, and fine-tuned on or "
-                "used to pick the rate: the score is not of what is new to a model; remove them from either file"
-            )
-            yield ("sft", "tasks", name, "test"), text
+        yield from ((("sft", "tasks", name, *at), text) for at, text in task.warnings())
 
 
 def _schedule_warnings(space: SearchSpace) -> Iterator[Finding]:

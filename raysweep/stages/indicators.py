@@ -12,11 +12,11 @@ from pydantic import Field
 
 from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
+from raysweep.data.tokenizers import load_tokenizer
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.spec import Metric, Neutral, StageSpec
 from raysweep.tasks.families import Task
-from raysweep.tasks.spans import PCFGSpan, nearest_centroid
 from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
@@ -24,8 +24,8 @@ from raysweep.worker import Worker
 class Indicators(StageSpec):
     """Perplexity by the pretraining objective on held-out text, and each fine-tuning task's score without training.
 
-    Text tasks are scored with 0 and `kshot` solved examples before the question; a task of the grammar's labels by
-    the nearest mean state of `kshot` examples of each class. Pieces are dealt over ranks, each whole on one rank.
+    Text tasks are scored with 0 and `kshot` solved examples before the question; a task with classes by the
+    nearest mean state of `kshot` examples of each class. Pieces are dealt over ranks, each whole on one rank.
     """
 
     kind: ClassVar[str] = "indicators"
@@ -47,12 +47,10 @@ class Indicators(StageSpec):
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """See the class."""
-        from transformers import AutoTokenizer
-
         from raysweep.stages.pretrain import heldout_metrics
 
         model = load_model(inputs["checkpoint"]).to(worker.device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(inputs["checkpoint"])
+        tokenizer = load_tokenizer(inputs["checkpoint"])
         metrics = heldout_metrics(
             model,
             Tokens(inputs["tokens"]),
@@ -88,17 +86,10 @@ class Indicators(StageSpec):
             (f"{prefix}_{name}", task, shots)
             for name, task in sorted(self.tasks.items())
             for prefix, shots in (("zeroshot", 0), ("kshot", self.kshot))
-            if shots or not isinstance(task, PCFGSpan)
+            if shots
+            or task.num_classes is None  # Classes have no names to go by: without an example there is no score.
         ]
 
     def _score(self, model: Any, tokenizer: Any, task: Task, shots: int) -> float:
-        from raysweep.stages.sft import context_length
-
-        if isinstance(task, PCFGSpan):
-            scores = nearest_centroid(model, task, shots=shots, max_examples=self.max_examples)
-        else:
-            examples = task.examples("indicator")[: self.max_examples]
-            solved = task.examples("train")[:shots]
-            rows = task.evaluate(model, tokenizer, examples, max_length=context_length(model), shots=solved)
-            scores = [row.scores["score"] for row in rows]
+        scores = task.score_untrained(model, tokenizer, num_shots=shots, max_examples=self.max_examples)
         return fmean(scores) if scores else math.nan

@@ -5,26 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from raysweep.data.corpora import Corpus
+from raysweep.data.tokenizers import load_tokenizer
 from raysweep.spec import Metric, StageSpec
-from raysweep.tasks.spans import PCFGSpan, hidden_states
+from raysweep.tasks.families import Task
 from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
 
 class Probe(StageSpec):
-    """Logistic regression on the concatenated states of all tokens (paper 1, Liu et al., 2022: AdamW, 100 epochs)."""
+    """Logistic regression on frozen features (paper 1, Liu et al., 2022: states of all tokens, AdamW, 100 epochs)."""
 
     kind: ClassVar[str] = "probe"
     wide: ClassVar[bool] = False
     VERSION: ClassVar[int] = 2
 
-    task: PCFGSpan
+    task: Task
     seed: int
     lr: float = Field(default=1e-3, gt=0)
     epochs: int = Field(default=100, ge=1)
@@ -36,12 +36,15 @@ class Probe(StageSpec):
         import torch.nn.functional as F
 
         model = load_model(inputs["checkpoint"]).to(worker.device).eval()
-        features, labels = self._features(model, "train")
+        tokenizer = load_tokenizer(inputs["checkpoint"])
+        features, labels = self.task.features(model, tokenizer, "train")
         mean, spread = features.mean(dim=0), features.std(dim=0) + 1e-6
         features = (features - mean) / spread
+        num_classes = self.task.num_classes
+        assert num_classes is not None  # Such a task has no features.
         draw = torch.Generator().manual_seed(self.seed)
-        weight = torch.zeros(self.task.num_classes, features.shape[1], device=features.device, requires_grad=True)
-        bias = torch.zeros(self.task.num_classes, device=features.device, requires_grad=True)
+        weight = torch.zeros(num_classes, features.shape[1], device=features.device, requires_grad=True)
+        bias = torch.zeros(num_classes, device=features.device, requires_grad=True)
         optimizer = torch.optim.AdamW([weight, bias], lr=self.lr)
         for _ in range(self.epochs):
             for rows in torch.randperm(len(features), generator=draw).split(self.batch_size):  # type: ignore[no-untyped-call]
@@ -49,7 +52,7 @@ class Probe(StageSpec):
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-        tested, right = self._features(model, "indicator")
+        tested, right = self.task.features(model, tokenizer, "indicator")
         with torch.no_grad():
             hits = (F.linear((tested - mean) / spread, weight, bias).argmax(dim=1) == right).float().cpu().numpy()
         return {
@@ -65,10 +68,3 @@ class Probe(StageSpec):
             Metric("score_stderr", unit="share"),
             Metric("train_loss_nats", unit="nats"),
         )
-
-    def _features(self, model: Any, split: Any) -> tuple[Any, Any]:
-        import torch
-
-        ids, labels = self.task.examples(split)
-        states = torch.cat([part.flatten(1) for part in hidden_states(model, ids)])
-        return states, torch.from_numpy(np.ascontiguousarray(labels)).to(states.device)

@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from raysweep.tasks.base import in_batches, pad
 from raysweep.tasks.prompts import can_go_on, read
+from raysweep.tasks.rows import in_batches, pad
 
 
 def first_lines(

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from raysweep.objectives.logits import logits_at
-from raysweep.tasks.base import in_batches, pad
 from raysweep.tasks.prompts import can_go_on, read
+from raysweep.tasks.rows import in_batches, pad
 
 Row = Sequence[int]
 

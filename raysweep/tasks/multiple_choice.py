@@ -6,10 +6,17 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from raysweep.tasks.base import Answered, Example, TextTask, fit, missing_text, token_ids
+from raysweep.tasks.base import Answered
+from raysweep.tasks.files import Example, missing_text
+from raysweep.tasks.rows import fit, token_ids
+from raysweep.tasks.text import TYPICAL_LENGTH, TextTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+TYPICAL_CHOICES = 4
+"""Of an example, assumed for a plan."""
 
 
 class MultipleChoice(TextTask):
@@ -19,7 +26,7 @@ class MultipleChoice(TextTask):
     """Which form of task."""
 
     def check(self, line: Mapping[str, Any]) -> str | None:
-        """See `TextTask.check`."""
+        """See `FileTask.check`."""
         choices, answer = line.get("choices"), line.get("answer")
         if problem := missing_text(line, "question"):
             return problem
@@ -34,16 +41,21 @@ class MultipleChoice(TextTask):
         return None
 
     def prompt(self, example: Example) -> str:
-        """See `TextTask.prompt`."""
+        """See `FileTask.prompt`."""
         return f"Question: {example['question']}\nAnswer:"
 
     def answer(self, example: Example) -> str:
-        """See `TextTask.answer`."""
+        """See `FileTask.answer`."""
         return f" {example['choices'][example['answer']]}"
 
     def content(self, example: Example) -> str:
         """The question and the choices, in any order."""
         return "\n".join([self.prompt(example), *sorted(example["choices"])])
+
+    @property
+    def typical_scored_length(self) -> int:
+        """Of all choices."""
+        return TYPICAL_LENGTH * TYPICAL_CHOICES
 
     def chance(self) -> float:
         """Of picking a choice at random: mean of 1 / number of choices over the test examples."""

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from raysweep.objectives.logits import logits_at
-from raysweep.tasks.base import pad
+from raysweep.tasks.rows import pad
 
 
 def can_go_on(model: PreTrainedModel) -> bool:

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from raysweep.tasks.base import Answered, Example, TextTask, fit, missing_text, token_ids
+from raysweep.tasks.base import Answered
+from raysweep.tasks.files import Example, missing_text
+from raysweep.tasks.rows import fit, token_ids
+from raysweep.tasks.text import TYPICAL_LENGTH, TextTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,7 +33,7 @@ class QA(TextTask):
     """Of the answer; at most half of what prompt and answer may have together."""
 
     def check(self, line: Mapping[str, Any]) -> str | None:
-        """See `TextTask.check`."""
+        """See `FileTask.check`."""
         answers = line.get("answers")
         if problem := missing_text(line, "question"):
             return problem
@@ -41,13 +44,18 @@ class QA(TextTask):
         return None
 
     def prompt(self, example: Example) -> str:
-        """See `TextTask.prompt`."""
+        """See `FileTask.prompt`."""
         context = f"Context: {example['context']}\n" if "context" in example else ""
         return f"{context}Question: {example['question']}\nAnswer:"
 
     def answer(self, example: Example) -> str:
-        """See `TextTask.answer`."""
+        """See `FileTask.answer`."""
         return f" {example['answers'][0]}"
+
+    @property
+    def typical_scored_length(self) -> int:
+        """The prompt and a whole answer."""
+        return TYPICAL_LENGTH + self.max_new_tokens
 
     def chance(self) -> float:
         """Of always giving the commonest answer of the training examples."""

@@ -8,27 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from raysweep.data.corpora import Corpus
 from raysweep.data.exact import INDICATOR, MAX_NUMBERS, TASK
 from raysweep.data.pcfg import PCFG
-from raysweep.errors import DataError, SpaceError
-from raysweep.tasks.base import TARGET_SPLITS, Split, TaskSpec, numbered
+from raysweep.errors import DataError, Finding, SpaceError
+from raysweep.objectives.base import Ints
+from raysweep.tasks.base import TARGET_SPLITS, Split, Workload, numbered
+from raysweep.tasks.labelled import Labelled, LabelledTask
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
-
-Ints = npt.NDArray[np.int64]
+    from transformers import PreTrainedTokenizerBase
 
 
-class PCFGSpan(TaskSpec):
+class PCFGSpan(LabelledTask):
     """Classification of sentences that were never pretrained on. The grammar is the pretraining corpus's."""
 
-    is_classification: ClassVar[bool] = True
-
+    pooling: ClassVar[Literal["all", "mean"]] = "all"
     VERSION: ClassVar[int] = 2
 
     form: Literal["pcfg_span"]
@@ -52,17 +49,19 @@ class PCFGSpan(TaskSpec):
 
     def bind(self, corpus: Corpus) -> PCFGSpan:
         """With the corpus's grammar."""
-        if not isinstance(corpus, PCFG):
+        if corpus.label_form != self.form:
             raise SpaceError(f"form pcfg_span needs pretrain.data pcfg, not {corpus.name}")
-        if self.span not in (spans := [2**power for power in range(corpus.sentence_length.bit_length())]):
+        bound: PCFGSpan = self.with_(grammar=corpus)
+        grammar = bound._grammar
+        if self.span not in (spans := [2**power for power in range(grammar.sentence_length.bit_length())]):
             raise SpaceError(f"{self.span} is no span of the grammar; spans: {spans}", at=("span",))
-        size = (self.num_train + self.num_valid + self.num_test) * corpus.sentence_length * corpus.num_rules
+        size = (self.num_train + self.num_valid + self.num_test) * grammar.sentence_length * grammar.num_rules
         if size > MAX_NUMBERS:
             raise SpaceError(
                 f"num_train, num_valid and num_test sentences take {size:,} numbers (sentences x sentence_length x "
                 f"num_rules); at most {MAX_NUMBERS:,} fit into memory"
             )
-        return self.with_(grammar=corpus)  # type: ignore[no-any-return]
+        return bound
 
     @property
     def num_classes(self) -> int:
@@ -78,6 +77,10 @@ class PCFGSpan(TaskSpec):
         first = {"train": 0, "valid": self.num_train, "test": self.num_train + self.num_valid}[split]
         part = slice(first, first + counts[split])
         return self._grammar.rows(words[part]), spans[self.span][part, -1]
+
+    def encoded(self, split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Labelled:
+        """Sentences, by the grammar's own token ids; of one length, whatever `max_length`."""
+        return Labelled(*self.examples(split))
 
     def _indicator_examples(self) -> tuple[Ints, Ints]:
         words, spans = self._grammar.sample(self.num_test, seed=self.seed, stream=INDICATOR)
@@ -102,6 +105,15 @@ class PCFGSpan(TaskSpec):
                 "them also train, validate or test; raise pretrain.data.sentence_length, or lower num_train"
             )
 
+    def warnings(self) -> Iterator[Finding]:
+        """None: of a small grammar, that sentences come twice is in its nature."""
+        yield from ()
+
+    def workload(self) -> Workload:
+        """Sentences are read whole."""
+        length = self._grammar.row_length
+        return Workload(self.num_train, self.num_valid, self.num_test, self.num_test, length, length, num_states=length)
+
     def chance(self) -> float:
         """Of always giving the commonest class of the training examples."""
         labels, right = self.examples("train")[1], self.examples("test")[1]
@@ -112,33 +124,3 @@ class PCFGSpan(TaskSpec):
         if self.grammar is None:
             raise ValueError("the task is not bound to a corpus yet: call bind")
         return self.grammar
-
-
-def hidden_states(model: PreTrainedModel, ids: Ints, *, batch_size: int = 128) -> Iterator[torch.Tensor]:
-    """The last layer's states [batch, L, hidden], batch by batch, without gradients."""
-    import torch
-
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        for start in range(0, len(ids), batch_size):
-            batch = torch.from_numpy(ids[start : start + batch_size]).to(device)
-            yield model.base_model(input_ids=batch, use_cache=False).last_hidden_state.float()
-
-
-def nearest_centroid(model: PreTrainedModel, task: PCFGSpan, *, shots: int, max_examples: int) -> list[float]:
-    """k-shot hits of the indicator split without training: the class whose `shots` examples' mean state is nearest.
-
-    States are those of the last token; a class without an example in the training split is never predicted.
-    """
-    import torch
-
-    ids, labels = task.examples("train")
-    chosen = np.concatenate([np.flatnonzero(labels == label)[:shots] for label in np.unique(labels)])
-    states = torch.cat([part[:, -1] for part in hidden_states(model, ids[chosen])])
-    classes = torch.from_numpy(np.unique(labels[chosen]))
-    given = torch.from_numpy(labels[chosen])
-    centroids = torch.stack([states[(given == label).to(states.device)].mean(dim=0) for label in classes])
-    asked, right = (part[:max_examples] for part in task.examples("indicator"))
-    states = torch.cat([part[:, -1] for part in hidden_states(model, asked)])
-    picked = classes[torch.cdist(states, centroids).argmin(dim=1).cpu()]
-    return [float(hit) for hit in (picked.numpy() == right)]

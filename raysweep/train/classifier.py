@@ -1,4 +1,4 @@
-"""Classification of sentences of one length: a linear head on the states of all tokens, as the linear probe has it.
+"""Classification of texts: a linear head on the states of all tokens, or on their mean where lengths differ.
 
 A head on the last token's state alone, as in GPT (Radford et al., 2018), has to learn from a few hundred labels where
 to look: measured on the quickstart's checkpoints, such fine-tuning stayed 20 points below a linear probe that reads
@@ -7,57 +7,100 @@ all states. With the same states to read, fine-tuning starts where the probe doe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, final
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from raysweep.objectives.base import IGNORED, Loss
+from raysweep.objectives.base import IGNORED, Arrays, Ints, Loss
+
+Pooling = Literal["all", "mean"]
 
 
 class Classifier(torch.nn.Module):
-    """A causal model with a new head for sentences of `length` tokens, whose weights are drawn from `seed`."""
+    """A language model with a new head, whose weights are drawn from `seed`.
 
-    def __init__(self, model: PreTrainedModel, *, length: int, num_classes: int, seed: int) -> None:
+    Args:
+        model: whose last layer's states are read; its own head is left out.
+        length: tokens of every row, all of whose states the head reads; None: rows differ, and it reads their mean.
+        num_classes: that the head tells apart.
+        seed: of the head.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, length: int | None, num_classes: int, seed: int) -> None:
         super().__init__()
         self.base = model.base_model
-        width = length * model.config.hidden_size
+        self._pooling: Pooling = "mean" if length is None else "all"
+        num_states = length or 1
+        width = num_states * model.config.hidden_size
         generator = torch.Generator().manual_seed(seed)
         self.head = torch.nn.Linear(width, num_classes)
         with torch.no_grad():
-            self.head.weight.copy_(torch.randn(num_classes, width, generator=generator) * 0.02 / length**0.5)
+            self.head.weight.copy_(torch.randn(num_classes, width, generator=generator) * 0.02 / num_states**0.5)
             self.head.bias.zero_()
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Class logits [n, num_classes] of token ids [n, L]."""
-        states = self.base(input_ids=input_ids, use_cache=False).last_hidden_state
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Class logits [n, num_classes] of token ids [n, L]; see `pooled_states`."""
+        states = pooled_states(self.base, input_ids, attention_mask, pooling=self._pooling)
         return self.head(states.flatten(1))  # type: ignore[no-any-return]
 
-    def predict(self, ids: npt.NDArray[np.int64], *, batch_size: int = 128) -> Any:
-        """The likeliest class of each row."""
-        device = self.head.weight.device
+    def predict(self, arrays: Arrays) -> Ints:
+        """The likeliest class of each row of a batch on the host, [n]."""
         with torch.inference_mode():
-            parts = [
-                self(torch.from_numpy(ids[start : start + batch_size]).to(device)).argmax(dim=-1).cpu()
-                for start in range(0, len(ids), batch_size)
-            ]
+            parts = [self(*inputs).argmax(dim=-1).cpu() for inputs in batches(arrays, device=self.head.weight.device)]
         return torch.cat(parts).numpy()
+
+
+def pooled_states(
+    base: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, *, pooling: Pooling
+) -> torch.Tensor:
+    """The last layer's states.
+
+    Args:
+        base: a model without a head.
+        input_ids: [n, L].
+        attention_mask: [n, L], 0 at padding, which stands on the right; None: there is none.
+        pooling: "all": as they are; "mean": over the tokens of a row.
+
+    Returns:
+        [n, L, hidden], or [n, hidden].
+    """
+    given = {} if attention_mask is None else {"attention_mask": attention_mask}
+    states: torch.Tensor = base(input_ids=input_ids, use_cache=False, **given).last_hidden_state
+    if pooling == "all":
+        return states
+    if attention_mask is None:
+        return states.mean(dim=1)
+    mask = attention_mask[..., None].to(states.dtype)
+    return (states * mask).sum(dim=1) / mask.sum(dim=1)
+
+
+def batches(
+    arrays: Arrays, *, device: torch.device, batch_size: int = 128
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """(token ids, attention mask or None) of a batch on the host, `batch_size` rows at a time, without padding that no
+    row of them needs."""
+    for start in range(0, len(arrays["input_ids"]), batch_size):
+        rows = slice(start, start + batch_size)
+        width = int(arrays["lengths"][rows].max()) if "lengths" in arrays else arrays["input_ids"].shape[1]
+        ids = torch.from_numpy(arrays["input_ids"][rows, :width]).to(device)
+        mask = arrays.get("attention_mask")
+        yield ids, None if mask is None else torch.from_numpy(mask[rows, :width]).to(device)
 
 
 @final
 class Classification(Loss):
-    """Cross-entropy of the class, which is the label of the last token."""
+    """Cross-entropy of the class: `labels` [n]."""
 
     name: Literal["classification"] = "classification"
 
     def num_predicted(self, batch: Mapping[str, Any]) -> int:
-        """Sequences with a class."""
-        return int((batch["labels"][:, -1] != IGNORED).sum())
+        """Rows with a class."""
+        return int((batch["labels"] != IGNORED).sum())
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """In nats, summed over sequences."""
-        return F.cross_entropy(model(batch["input_ids"]).float(), batch["labels"][:, -1], reduction="sum")
+        """In nats, summed over rows."""
+        logits = model(batch["input_ids"], batch.get("attention_mask")).float()
+        return F.cross_entropy(logits, batch["labels"], ignore_index=IGNORED, reduction="sum")

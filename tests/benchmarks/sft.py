@@ -134,7 +134,7 @@ def tokenized(sweep: str, checkpoint: str) -> list[tuple[list[int], int]]:
     from transformers import AutoTokenizer
 
     from raysweep.space import load
-    from raysweep.tasks.base import fit, token_ids
+    from raysweep.tasks.rows import fit, token_ids
 
     task, tokenizer = load(sweep).declared.sft.tasks[TRL_TASK], AutoTokenizer.from_pretrained(checkpoint)
     examples = task.examples("train")
@@ -149,7 +149,7 @@ def train_ours(checkpoint: str, rows: list[tuple[list[int], int]]) -> float:
     from transformers import AutoModelForCausalLM
 
     from raysweep.objectives.causal_lm import IGNORED, AnswerLM
-    from raysweep.tasks.base import pad
+    from raysweep.tasks.rows import pad
     from raysweep.train.loop import train
     from raysweep.train.optimizers import AdamW
     from raysweep.train.schedules import Cosine

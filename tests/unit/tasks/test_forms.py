@@ -10,10 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raysweep.data.pcfg import PCFG
 from raysweep.errors import DataError
-from raysweep.tasks.base import Answered, fit, in_batches, pad
+from raysweep.tasks.base import Answered
 from raysweep.tasks.multiple_choice import MultipleChoice
 from raysweep.tasks.qa import QA, normalise, token_f1
-from raysweep.tasks.spans import PCFGSpan, nearest_centroid
+from raysweep.tasks.rows import fit, in_batches, pad
+from raysweep.tasks.spans import PCFGSpan
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +139,10 @@ def test_spans_are_the_grammars_labels():
     assert (labels == spans[4][:20, -1]).all()
 
 
-def test_nearest_centroid_of_separable_states(model):
+def test_nearest_centroid_of_separable_states(model, tokenizer):
     grammar = PCFG(num_words_total=16, num_nonterminals=3, num_rules=2, num_words=3, sentence_length=8)
     task = PCFGSpan(form="pcfg_span", span=1, num_train=60, num_valid=10, num_test=60).bind(grammar)
-    hits = nearest_centroid(model, task, shots=8, max_examples=40)
+    hits = task.score_untrained(model, tokenizer, num_shots=8, max_examples=40)
     assert len(hits) == 40
     assert np.mean(hits) > 1 / 3  # The last word alone tells more than chance.
 

@@ -1,0 +1,181 @@
+"""Tasks whose examples stand in files, one JSON object a line: found, checked, and split by their content."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from raysweep.data.corpora import Corpus
+from raysweep.data.files import Globs, listed, read_jsonl, resolve
+from raysweep.data.pinned import Digests, content_fingerprint, digest
+from raysweep.errors import DataError, Finding, SpaceError, collect
+from raysweep.spec import Provenance
+from raysweep.tasks.base import Split, TaskSpec, numbered
+
+Example = Mapping[str, Any]
+"""A line of a file."""
+
+
+class FileTask(TaskSpec):
+    """A task of JSON lines: examples in files, split by their content."""
+
+    train: Annotated[Globs, Provenance()]
+    """Files or globs of .jsonl or .jsonl.gz, relative to the sweep file."""
+    test: Annotated[Globs, Provenance()]
+    """Files or globs of examples that are only scored."""
+    fingerprint: str = ""
+    """Of the files' contents; filled when the sweep file is loaded."""
+    digests: Annotated[Digests, Provenance()] = Field(default_factory=dict)
+    """Of each file; filled when the sweep file is loaded."""
+    VERSION: ClassVar[int] = 2
+
+    max_train_examples: int = Field(default=1000, ge=1)
+    """Training examples at most."""
+    max_valid_examples: int = Field(default=200, ge=1)
+    """Examples at most that pick the learning rate."""
+    max_test_examples: int = Field(default=500, ge=1)
+    """Test examples at most."""
+    valid_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Of the training examples, held out to pick the learning rate; as many again are left for the indicators."""
+
+    @abstractmethod
+    def check(self, line: Mapping[str, Any]) -> str | None:
+        """What is wrong with a line of the file; None if nothing is."""
+
+    @abstractmethod
+    def prompt(self, example: Example) -> str:
+        """The text that a model reads before it answers."""
+
+    @abstractmethod
+    def answer(self, example: Example) -> str:
+        """The right answer as a text, with the blank, if any, that sets it off."""
+
+    def content(self, example: Example) -> str:
+        """All that is given to answer it: of two examples of equal content the scores go together."""
+        return self.prompt(example)
+
+    def pin(self, base: Path) -> Any:
+        """With absolute paths and fingerprint; every line is checked. Raises DataError with all files' findings."""
+        splits: tuple[Split, ...] = ("train", "test")
+        train, test = collect(((split,), partial(self._checked, split, base)) for split in splits)
+        digests = {path: digest(path) for path in (*train, *test)}
+        # Examples are ordered by their content, so the files' order is no part of it.
+        whole = ":".join(content_fingerprint(sorted(digests[path] for path in paths)) for paths in (train, test))
+        return self.with_(train=train, test=test, fingerprint=whole, digests=digests)
+
+    def bind(self, corpus: Corpus) -> Any:
+        """Itself; the made-up words of a formal language cannot spell its text."""
+        if not corpus.is_natural_language:
+            fits = f" ({corpus.label_form} fits)" if corpus.label_form else ""
+            raise SpaceError(f"a task in English needs pretrain.data text, not a {corpus.name}{fits}")
+        return self
+
+    def examples(self, split: Split) -> Sequence[Example]:
+        """Examples, at most as many as the spec says, in an order that depends on their content alone.
+
+        Those for indicators are what training and validation leave of the training file, at least as many as validate,
+        but for those whose content also stands in another split or anywhere in the test file.
+        """
+        if split == "test":
+            return self._read(listed(self.test))[: self.max_test_examples]
+        every = self._read(listed(self.train))
+        num_valid = min(self.max_valid_examples, max(1, round(self.valid_fraction * len(every))))
+        num_left = max(0, min(num_valid, len(every) - num_valid - 1))
+        end = min(num_valid + self.max_train_examples, len(every) - num_left)
+        if split != "indicator":
+            return every[:num_valid] if split == "valid" else every[num_valid:end]
+        known = {self._content_key(example) for example in [*every[:end], *self._read(listed(self.test))]}
+        return [example for example in every[end:] if self._content_key(example) not in known]
+
+    def ids(self, split: Split) -> list[str]:
+        """Each example's own `id` where it has one, else a hash of its content; "#2" marks the second of a name."""
+        own = ((example.get("id"), example) for example in self.examples(split))
+        return numbered(
+            str(name) if isinstance(name, str | int) and name != "" else self._digest(example)[:12]
+            for name, example in own
+        )
+
+    def check_indicator(self) -> None:
+        """At least one example is needed, else DataError says why there is none."""
+        if not self.examples("indicator"):
+            num = len(self._read(listed(self.train)))
+            text = (
+                f"of its {num} examples none is left to score indicators on: all either train, validate, or ask what "
+                "another example or the test file asks; add examples, or leave out indicators"
+            )
+            raise DataError(text, at=("train",))
+
+    def warnings(self) -> Iterator[Finding]:
+        """Test examples whose content is also trained or validated on: their scores are of what was learnt by heart."""
+        known = {self._content_key(example) for split in ("train", "valid") for example in self.examples(split)}
+        test = self.examples("test")
+        if seen := sum(self._content_key(example) in known for example in test):
+            yield (
+                ("test",),
+                f"of {len(test):,} test examples, {seen:,} are also in train, and fine-tuned on or used to pick the "
+                "rate: the score is not of what is new to a model; remove them from either file",
+            )
+
+    def _content_key(self, example: Example) -> str:
+        return " ".join(self.content(example).casefold().split())
+
+    def _checked(self, split: Split, base: Path) -> tuple[str, ...]:
+        """The files of "train" or "test", every line of them checked."""
+        paths = resolve(self.train if split == "train" else self.test, base)
+        num = len(self._read(paths))
+        if num == 0:
+            raise DataError(f"{paths[0]}: no examples in it")
+        if num == 1 and split == "train":
+            raise DataError(f"{paths[0]}: one example; give two or more: some are held out to pick the learning rate")
+        return paths
+
+    def _read(self, paths: Sequence[str]) -> Sequence[Example]:
+        digests = tuple(self.digests.get(path, "") for path in paths)
+        are_as_pinned = all(Path(path).is_file() and digest(path) == self.digests.get(path) for path in paths)
+        if not are_as_pinned:  # Or not pinned yet; reading says what is wrong.
+            return self._parse(paths)
+        return _read_pinned(_Files(type(self), tuple(paths), digests, reader=self._parse))
+
+    def _parse(self, paths: Sequence[str]) -> Sequence[Example]:
+        found: list[tuple[str, Example]] = []
+        for path in paths:
+            for number, line in read_jsonl(path, self.digests.get(path)):
+                if problem := self.check(line):
+                    raise DataError(f"{path}:{number}: {problem}")
+                found.append((self._digest(line), line))
+        return tuple(line for _, line in sorted(found, key=lambda pair: pair[0]))
+
+    def _digest(self, example: Example) -> str:
+        text = f"{example.get('id', '')}{self.prompt(example)}{self.answer(example)}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Files of examples: equal ones hold the same."""
+
+    form: type[FileTask]
+    paths: tuple[str, ...]
+    digests: tuple[str, ...]
+    reader: Callable[[Sequence[str]], Sequence[Example]] = field(compare=False)
+
+
+@lru_cache(maxsize=4)
+def _read_pinned(files: _Files) -> Sequence[Example]:
+    """A stage asks for its splits one by one, and the next stage in a process often has the same task."""
+    return files.reader(files.paths)
+
+
+def missing_text(line: Mapping[str, Any], *names: str) -> str | None:
+    """Which of these fields is not there, or is not a string with something in it."""
+    for name in names:
+        if not isinstance(line.get(name), str) or not line[name].strip():
+            return f"field {name!r} must be a text that is not empty, not {line.get(name)!r}; fields: {', '.join(line)}"
+    return None

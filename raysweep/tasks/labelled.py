@@ -1,0 +1,127 @@
+"""Tasks whose answer is one of a few classes, read out of a model's states by a linear head."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from raysweep.objectives.base import Arrays, Ints
+from raysweep.tasks.base import Answered, Features, Fitted, Head, Split, TaskSpec, Train
+from raysweep.tasks.rows import context_length
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Examples as token rows."""
+
+    ids: Ints
+    """[n, L]."""
+    labels: Ints
+    """The class of each, [n]."""
+    lengths: Ints | None = None
+    """[n]: tokens of each before its padding, which stands on the right; None: all rows are whole."""
+
+    def batch(self, rows: Sequence[int] | slice) -> Arrays:
+        """What a classifier reads of some rows, and their classes as `labels` [n]."""
+        arrays = {"input_ids": self.ids[rows], "labels": self.labels[rows]}
+        if self.lengths is not None:
+            lengths = self.lengths[rows]
+            mask = (np.arange(self.ids.shape[1]) < lengths[:, None]).astype(np.int64)
+            arrays |= {"lengths": lengths, "attention_mask": mask}
+        return arrays
+
+    def __getitem__(self, rows: Any) -> Labelled:
+        return Labelled(self.ids[rows], self.labels[rows], None if self.lengths is None else self.lengths[rows])
+
+
+class LabelledTask(TaskSpec):
+    """Classification, by a model that predicts next tokens or one that predicts in place."""
+
+    heads: ClassVar[tuple[Head, ...]] = ("causal", "masked")
+    pooling: ClassVar[Literal["all", "mean"]]
+    """What a head reads: the states of all tokens, for rows of one length; or their mean, for others."""
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Classes there are."""
+
+    @abstractmethod
+    def encoded(self, split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Labelled:
+        """The examples of a split, in the order of `ids`; rows are cut to `max_length` tokens."""
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Train, *, seed: int) -> Fitted:
+        """All weights, and a new linear head on the last layer's states."""
+        from raysweep.train.classifier import Classification, Classifier
+
+        examples = self.encoded("train", tokenizer, max_length=context_length(model))
+        length = examples.ids.shape[1] if self.pooling == "all" else None
+        classifier = Classifier(model, length=length, num_classes=self.num_classes, seed=seed)
+        losses = train(classifier, examples.batch, loss=Classification(), num_examples=len(examples.ids))
+        classifier.eval()
+        return Fitted(classifier, losses)
+
+    def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Answered]:
+        """Accuracy of the likeliest class."""
+        examples = self.encoded(split, tokenizer, max_length=context_length(model.base))
+        said = model.predict(examples.batch(slice(None)))
+        hits = (said == examples.labels).astype(float).tolist()
+        return [
+            Answered(output, {"score": hit, "accuracy": hit}) for output, hit in zip(said.tolist(), hits, strict=True)
+        ]
+
+    def score_untrained(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, num_shots: int, max_examples: int
+    ) -> list[float]:
+        """Hits of the class whose `num_shots` examples' mean state is nearest (Snell et al., 2017).
+
+        A class without an example in the training split is never predicted.
+        """
+        import torch
+
+        max_length = context_length(model)
+        train = self.encoded("train", tokenizer, max_length=max_length)
+        chosen = train[
+            np.concatenate([np.flatnonzero(train.labels == label)[:num_shots] for label in np.unique(train.labels)])
+        ]
+        states = self._summaries(model, chosen)
+        classes = torch.from_numpy(np.unique(chosen.labels))
+        given = torch.from_numpy(chosen.labels)
+        centroids = torch.stack([states[(given == label).to(states.device)].mean(dim=0) for label in classes])
+        asked = self.encoded("indicator", tokenizer, max_length=max_length)[:max_examples]
+        picked = classes[torch.cdist(self._summaries(model, asked), centroids).argmin(dim=1).cpu()]
+        return [float(hit) for hit in (picked.numpy() == asked.labels)]
+
+    def features(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split) -> Features:
+        """What a head reads: see `pooling`."""
+        import torch
+
+        examples = self.encoded(split, tokenizer, max_length=context_length(model))
+        states = torch.cat([states.flatten(1) for states in self._pooled(model, examples)])
+        labels = torch.from_numpy(np.ascontiguousarray(examples.labels)).to(states.device)
+        return Features(states, labels)
+
+    def _summaries(self, model: PreTrainedModel, examples: Labelled) -> torch.Tensor:
+        """One state of each example [n, hidden]: that of the last token, which has read all, where there is no mean."""
+        import torch
+
+        parts = self._pooled(model, examples)
+        return torch.cat([part[:, -1] if self.pooling == "all" else part for part in parts])
+
+    def _pooled(self, model: PreTrainedModel, examples: Labelled) -> Iterator[torch.Tensor]:
+        """Batch by batch, without gradients: states [batch, L, hidden], or their means [batch, hidden]."""
+        import torch
+
+        from raysweep.train.classifier import batches, pooled_states
+
+        with torch.no_grad():
+            for ids, mask in batches(examples.batch(slice(None)), device=next(model.parameters()).device):
+                yield pooled_states(model.base_model, ids, mask, pooling=self.pooling).float()

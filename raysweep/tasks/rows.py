@@ -1,0 +1,63 @@
+"""Token rows of unequal length: cut to what a model can read, padded, batched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_LENGTH = 512
+"""Tokens of a row; a longer prompt loses its beginning."""
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens that a row may have: as many as the model has positions, at most `MAX_LENGTH`."""
+    return min(MAX_LENGTH, getattr(model.config, "max_position_embeddings", MAX_LENGTH))
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Each text's tokens, without those that a tokenizer adds at its ends."""
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+
+def fit(prompt: Sequence[int], answer: Sequence[int], max_length: int) -> tuple[list[int], int]:
+    """(token ids, how many of them are prompt): the prompt loses its beginning where both are too long."""
+    room = max(1, max_length - len(answer))
+    kept = list(prompt)[-room:]
+    return [*kept, *answer][:max_length], len(kept)
+
+
+def pad(rows: Sequence[Sequence[int]], *, value: int, left: bool = False) -> tuple[Any, Any]:
+    """(values [n, longest], mask of what is no padding [n, longest]), both int64 numpy arrays."""
+    import numpy as np
+
+    width = max(len(row) for row in rows)
+    values = np.full((len(rows), width), value, np.int64)
+    mask = np.zeros((len(rows), width), np.int64)
+    for index, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        values[index, place] = row
+        mask[index, place] = 1
+    return values, mask
+
+
+def in_batches(lengths: Sequence[int], run: Callable[[list[int]], list[Any]], *, max_tokens: int = 4096) -> list[Any]:
+    """`run` over batches of rows of like length, each of about `max_tokens`; results in the order of the rows.
+
+    Args:
+        lengths: tokens of each row.
+        run: takes the indices of a batch's rows, and gives a result for each.
+        max_tokens: of a batch, padding included; a row alone may have more.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    results: dict[int, Any] = {}
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and (stop - start + 1) * lengths[order[stop]] <= max_tokens:
+            stop += 1
+        results |= zip(order[start:stop], run(order[start:stop]), strict=True)
+        start = stop
+    return [results[index] for index in range(len(lengths))]

@@ -1,0 +1,109 @@
+"""Tasks that are answered in words: trained by next-token prediction of the answer after the prompt."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from raysweep.errors import StageError
+from raysweep.objectives.base import IGNORED, Arrays
+from raysweep.objectives.causal_lm import AnswerLM
+from raysweep.tasks.base import Answered, Features, Fitted, Head, Split, Train, Workload
+from raysweep.tasks.files import Example, FileTask
+from raysweep.tasks.rows import context_length, fit, pad, token_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TYPICAL_LENGTH = 128
+"""Tokens of an example, assumed for a plan."""
+
+
+class TextTask(FileTask):
+    """Examples of a prompt and its answer; a model says what it takes for the answer."""
+
+    heads: ClassVar[tuple[Head, ...]] = ("causal",)
+
+    @abstractmethod
+    def evaluate(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[Example],
+        *,
+        max_length: int,
+        shots: Sequence[Example] = (),
+    ) -> list[Answered]:
+        """Answer and score examples, with `shots` solved before each; prompts longer than fits lose their beginning."""
+
+    @property
+    @abstractmethod
+    def typical_scored_length(self) -> int:
+        """Tokens read to score an example, assumed for a plan."""
+
+    @property
+    def num_classes(self) -> None:
+        """None: answers are no classes."""
+
+    def workload(self) -> Workload:
+        """As many examples as there may be."""
+        return Workload(
+            num_train=self.max_train_examples,
+            num_valid=self.max_valid_examples,
+            num_test=self.max_test_examples,
+            num_indicator=self.max_valid_examples,
+            length=TYPICAL_LENGTH,
+            scored_length=self.typical_scored_length,
+        )
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Train, *, seed: int) -> Fitted:
+        """All weights, on the answers and the token that ends them."""
+        if tokenizer.eos_token_id is None:
+            raise StageError("the checkpoint's tokenizer has no eos_token, which ends an answer; set it in the folder")
+        max_length = context_length(model)
+        examples = self.examples("train")
+        prompts = token_ids(tokenizer, [self.prompt(example) for example in examples])
+        answers = token_ids(tokenizer, [self.answer(example) for example in examples])
+        pairs = [
+            fit(prompt, [*answer, tokenizer.eos_token_id], max_length)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+
+        def batch(rows: Sequence[int]) -> Arrays:
+            ids, mask = pad([pairs[row][0] for row in rows], value=0)
+            labels = np.where(mask == 1, ids, IGNORED)
+            for index, row in enumerate(rows):
+                labels[index, : pairs[row][1]] = IGNORED
+            return {"input_ids": ids, "labels": labels, "lengths": mask.sum(axis=1)}
+
+        losses = train(model, batch, loss=AnswerLM(), num_examples=len(pairs))
+        model.eval()
+        return Fitted(model, losses)
+
+    def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Answered]:
+        """See `evaluate`."""
+        return self.evaluate(model, tokenizer, self.examples(split), max_length=context_length(model))
+
+    def score_untrained(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, num_shots: int, max_examples: int
+    ) -> list[float]:
+        """The same with `num_shots` solved examples before the prompt."""
+        rows = self.evaluate(
+            model,
+            tokenizer,
+            self.examples("indicator")[:max_examples],
+            max_length=context_length(model),
+            shots=self.examples("train")[:num_shots],
+        )
+        return [row.scores["score"] for row in rows]
+
+    def features(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split) -> Features:
+        """None: a ValueError."""
+        raise ValueError(f"a task of form {self.form} has no labels to fit a linear probe to")
+
+    def shot_text(self, shots: Sequence[Example]) -> str:
+        """Solved examples, to stand before a prompt."""
+        return "".join(f"{self.prompt(shot)}{self.answer(shot)}\n\n" for shot in shots)
