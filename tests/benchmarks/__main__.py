@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import exact_languages
 import first_step
 import gang_overhead
 import plan_speed
@@ -14,6 +15,10 @@ import score_coverage
 
 if __name__ == "__main__":
     print("| what | result |\n| --- | --- |")
-    for module in (gang_overhead, pretrain_throughput, first_step, plan_speed, score_coverage, prepare_throughput):
+    modules = (
+        *(gang_overhead, pretrain_throughput, first_step, plan_speed, score_coverage),
+        *(prepare_throughput, exact_languages),
+    )
+    for module in modules:
         for what, result in module.main():
             print(f"| {what} | {result} |", flush=True)
