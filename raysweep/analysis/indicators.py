@@ -20,7 +20,7 @@ _DIRECTIONS: tuple[tuple[str, Direction], ...] = (
     ("*/*loss_nats_per_token", "lower"),
     ("*/ppl*", "lower"),
     ("*/bits_per_byte*", "lower"),
-    ("*/entropy_gap*", "lower"),
+    ("*/entropy_gap_nats_per_token", "lower"),
     ("flatness/*trace", "lower"),
     ("flatness/mean_eigenvalue", "lower"),
     ("flatness/eigenvalue_[0-9]", "lower"),

@@ -12,6 +12,7 @@ from raysweep.spec import Spec
 
 if TYPE_CHECKING:
     from raysweep.objectives.base import ObjectiveSpec
+    from raysweep.objectives.optimum import Law
 
 
 class CorpusSpec(Spec):
@@ -67,7 +68,8 @@ class CorpusSpec(Spec):
             tokenizer_dir: a tokenizer to use in place of its own.
 
         Returns:
-            `num_tokens`, and `optimal_loss_nats_per_token` where `knows_optimum` of next tokens.
+            `num_tokens`, and `optimal_loss_nats_per_token` of next tokens on the held-out rows,
+            where it `knows_optimum`.
 
         Raises:
             DataError: if what it reads is malformed, or was changed since it was pinned.
@@ -76,6 +78,14 @@ class CorpusSpec(Spec):
     @abstractmethod
     def tokens_bytes(self) -> int:
         """Bytes of its tokens folder, by the declaration and the sizes of files: for a plan, nothing is read."""
+
+    @abstractmethod
+    def law(self, tokens: Path) -> Law | None:
+        """The true law of its token rows, of which the lowest loss follows; None if nobody knows it.
+
+        Args:
+            tokens: the folder that it built.
+        """
 
     @abstractmethod
     def knows_optimum(self, objective: ObjectiveSpec) -> bool:

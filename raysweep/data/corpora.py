@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from raysweep.data.hmm import HMM
 from raysweep.data.pcfg import PCFG
 from raysweep.data.text import Text
 
-Corpus = Annotated[PCFG | Text, Field(discriminator="name")]
+Corpus = Annotated[PCFG | HMM | Text, Field(discriminator="name")]

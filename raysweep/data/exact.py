@@ -9,7 +9,6 @@ and its name in `corpora.py`.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from raysweep.data.base import CorpusSpec
-from raysweep.data.draws import Floats, Ints
+from raysweep.data.draws import Bools, Floats, Ints
 from raysweep.data.packing import DomainMeta, TokensMeta, dtype_of
 from raysweep.errors import Finding, Place
 
@@ -108,7 +107,7 @@ class ExactCorpus(CorpusSpec):
         Sentence i is a function of `num`, `seed`, `stream` and i alone.
         """
 
-    def word_probabilities(self, words: Ints, *, seen: Seen, hidden: np.ndarray | None = None) -> Floats:
+    def word_probabilities(self, words: Ints, *, seen: Seen, hidden: Bools | None = None) -> Floats:
         """Exact conditional probability of every word at every place, [n, T, vocabulary].
 
         Args:
@@ -123,7 +122,7 @@ class ExactCorpus(CorpusSpec):
             )
         return probabilities
 
-    def word_losses(self, words: Ints, *, seen: Seen, hidden: np.ndarray | None = None) -> Floats:
+    def word_losses(self, words: Ints, *, seen: Seen, hidden: Bools | None = None) -> Floats:
         """-log of the exact conditional probability of each word, in nats, [n, T]: the lowest expected loss there is.
 
         Arguments are those of `word_probabilities`. Infinite where a sentence cannot be.
@@ -135,7 +134,7 @@ class ExactCorpus(CorpusSpec):
                 losses[rows] = -np.log(np.einsum("atn,atn->nt", contexts, own))
         return losses
 
-    def _parts(self, words: Ints, seen: Seen, hidden: np.ndarray | None) -> Iterator[tuple[slice, Floats]]:
+    def _parts(self, words: Ints, seen: Seen, hidden: Bools | None) -> Iterator[tuple[slice, Floats]]:
         """Rows, and the contexts of their sentences, [symbols, T, rows]."""
         step = max(1, _TABLE // self.emissions.shape[0] // words.shape[1])
         for first in range(0, len(words), step):
@@ -144,6 +143,12 @@ class ExactCorpus(CorpusSpec):
             if hidden is not None:
                 evidence[:, hidden[rows].T] = 1.0
             yield rows, self.contexts(evidence, seen=seen)
+
+    def token_losses(self, ids: Ints, *, seen: Seen, hidden: Bools | None = None) -> Floats:
+        """`word_losses` of token rows [n, T + 1], as `rows` makes them; the token that opens a sentence has none."""
+        under = None if hidden is None else hidden[:, 1:]
+        losses = self.word_losses(ids[:, 1:] - 1, seen=seen, hidden=under)
+        return np.pad(losses, ((0, 0), (1, 0)))
 
     def log_probability(self, words: Ints) -> Floats:
         """Exact log-probability of each sentence, in nats, [n], of words [n, T]."""
@@ -155,35 +160,37 @@ class ExactCorpus(CorpusSpec):
             raise ValueError(f"a corpus {self.name} has its own tokenizer")
         counts = {"train": self.num_train_sentences, "valid": self.num_valid_sentences}
         dtype = dtype_of(self.vocab_size)
-        losses = []
+        optimum = 0.0
         for split, stream in (("train", TRAIN), ("valid", VALID)):
             with (out / f"{self.name}.{split}.bin").open("wb") as file:
                 for words in self._sentences(counts[split], stream):
                     self.rows(words).astype(dtype).tofile(file)
                     if split == "valid":
-                        losses.append(-self.log_probability(words) / self.sentence_length)
-        loss = np.concatenate(losses)
+                        optimum -= float(self.log_probability(words).sum())
         train, valid = (counts[split] * self.row_length for split in ("train", "valid"))
         meta = TokensMeta(
             vocab_size=self.vocab_size,
             dtype=dtype,
             sentence_length=self.sentence_length,
             domains={self.name: DomainMeta(num_train_tokens=train, num_valid_tokens=valid)},
-            optimal_loss_nats_per_token=float(loss.mean()),
-            optimal_loss_stderr=float(loss.std(ddof=1) / math.sqrt(len(loss))) if len(loss) > 1 else None,
         )
         meta.write(out)
         self._write_tokenizer(out / "tokenizer")
-        return {"optimal_loss_nats_per_token": float(loss.mean()), "num_tokens": float(train + valid)}
+        optimum /= self.num_valid_sentences * self.sentence_length
+        return {"optimal_loss_nats_per_token": optimum, "num_tokens": float(train + valid)}
 
     def tokens_bytes(self) -> int:
         """All sentences, to the byte."""
         num = self.num_train_sentences + self.num_valid_sentences
         return np.dtype(dtype_of(self.vocab_size)).itemsize * num * self.row_length
 
+    def law(self, tokens: Path) -> Self:
+        """Itself."""
+        return self
+
     def knows_optimum(self, objective: ObjectiveSpec) -> bool:
-        """Of next tokens."""
-        return objective.is_likelihood
+        """Of all objectives that can tell it from a law."""
+        return objective.has_optimum
 
     def length_findings(self, place: Place, lengths: Mapping[Place, int]) -> Iterator[Finding]:
         """None: its sentences are of one length, which a recipe is checked for by itself."""

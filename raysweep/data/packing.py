@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict
 
 from raysweep.errors import DataError
 from raysweep.spec import Spec
@@ -46,6 +47,9 @@ class DomainMeta(Spec):
 class TokensMeta(Spec):
     """What a tokens folder says of itself, in `meta.json`."""
 
+    # Folders that were made before say more.
+    model_config = ConfigDict(extra="ignore")
+
     vocab_size: int
     """Rows of the embedding of a model of these tokens."""
     dtype: Dtype
@@ -54,10 +58,6 @@ class TokensMeta(Spec):
     """Tokens of a row, without the one that opens it, where all are of one length; None for running text."""
     domains: dict[str, DomainMeta]
     """By name."""
-    optimal_loss_nats_per_token: float | None
-    """Lowest mean loss of next-token prediction on the held-out rows that any model can have; None if not known."""
-    optimal_loss_stderr: float | None = None
-    """Standard error of that as an estimate of the language's own, over rows."""
 
     @classmethod
     def read(cls, folder: Path) -> TokensMeta:

@@ -182,7 +182,6 @@ class Text(CorpusSpec):
             dtype=dtype,
             sentence_length=None,
             domains=domains,
-            optimal_loss_nats_per_token=None,
         )
         meta.write(out)
         return {"num_tokens": float(sum(each.num_train_tokens + each.num_valid_tokens for each in domains.values()))}
@@ -193,8 +192,11 @@ class Text(CorpusSpec):
         text = sum(os.path.getsize(path) * (PACKED if path.endswith(".gz") else 1) for path in paths)
         return np.dtype(dtype_of(self.vocab_size)).itemsize * text // BYTES_OF_TOKEN
 
+    def law(self, tokens: Path) -> None:
+        """Nobody knows that of real text."""
+
     def knows_optimum(self, objective: ObjectiveSpec) -> bool:
-        """Nobody knows the law of real text."""
+        """Of none, as there is no law."""
         return False
 
     def length_findings(self, place: Place, lengths: Mapping[Place, int]) -> Iterator[Finding]:

@@ -20,7 +20,10 @@ from raysweep.spec import Spec
 if TYPE_CHECKING:
     import torch
 
+    from raysweep.objectives.optimum import Law
+
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 Arrays = dict[str, Ints]
 """A global batch on the host: `input_ids` and `labels` [n, M], and optionally `lengths` and `prefix_lengths` [n].
 
@@ -112,6 +115,25 @@ class ObjectiveSpec(Loss):
             specials: ids of `extra_tokens`, and of those that are never hidden.
         """
 
+    @property
+    def has_optimum(self) -> bool:
+        """Whether `optimal_losses` is known, so that where the text's law is known the loss has a distance to it."""
+        return False
+
+    def optimal_losses(self, law: Law, ids: Ints, rows: Arrays, specials: Specials) -> Floats:
+        """The lowest loss of each row that any model can have on average, in nats, summed over what is predicted, [n].
+
+        Args:
+            law: of the text; see `optimum.py`, which has what an objective needs to write this.
+            ids: [n, L] of text.
+            rows: what `prepare` made of it.
+            specials: as for `prepare`.
+
+        Returns:
+            NaN for a row of which it is not known.
+        """
+        raise ValueError(f"objective {self.name}: no lowest loss is known; see has_optimum")
+
 
 class DecoderObjective(ObjectiveSpec):
     """Next-token prediction of the labelled places: what all objectives of a causal model share but for the batch."""
@@ -129,6 +151,12 @@ class DecoderObjective(ObjectiveSpec):
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Cross-entropy in nats, summed over the labelled tokens."""
         return labelled_loss_sum(model, batch, batch["labels"][:, 1:], use_cache=False)
+
+    def optimal_losses(self, law: Law, ids: Ints, rows: Arrays, specials: Specials) -> Floats:
+        """Of rows of the text itself, and of those of `SpanCorruption`; for those whose `has_optimum` says so."""
+        from raysweep.objectives.optimum import decoder_optimum
+
+        return decoder_optimum(law, ids, rows, specials)
 
 
 class MaskedObjective(ObjectiveSpec):
@@ -167,6 +195,12 @@ def labelled_loss_sum(
     rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
     logits, _ = logits_at(model, rows, columns, **model_inputs(model, batch), **given)
     return cross_entropy_sum(logits, labels[rows, columns], ignored=IGNORED)
+
+    def optimal_losses(self, law: Law, ids: Ints, rows: Arrays, specials: Specials) -> Floats:
+        """Of rows whose labelled tokens, and no others, are masked; for those whose `has_optimum` says so."""
+        from raysweep.objectives.optimum import hidden_optimum
+
+        return hidden_optimum(law, ids, rows)
 
 
 def add_extra_tokens(tokenizer: Any, objective: ObjectiveSpec) -> Specials:

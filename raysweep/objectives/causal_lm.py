@@ -38,6 +38,11 @@ class CausalLM(DecoderObjective):
         """The text, of which every token but the first is predicted."""
         return {"input_ids": ids, "labels": ids}
 
+    @property
+    def has_optimum(self) -> bool:
+        """Each token has its conditional probability."""
+        return True
+
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Cross-entropy in nats, summed over the labelled tokens: all but the first, so all logits are made at once."""
         import torch.nn.functional as F

@@ -55,6 +55,11 @@ class MaskedLM(MaskedObjective):
         shown = np.where(chance < MASKED, specials[MASK], np.where(chance < MASKED_OR_REPLACED, others, ids))
         return {"input_ids": np.where(is_hidden, shown, ids), "labels": labels}
 
+    @property
+    def has_optimum(self) -> bool:
+        """Not with 80/10/10: which of the other tokens to doubt would have to be summed over."""
+        return self.replacement == "mask"
+
     def _num_hidden(self, num_text: Ints) -> Ints:
         """Of rows with so many tokens of text [n]."""
         if self.mask == "one":

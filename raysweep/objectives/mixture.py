@@ -71,6 +71,11 @@ class Mixture(DecoderObjective):
         makers = [partial(each.prepare, specials=specials) for each in self.objectives.values()]
         return mixed(ids, makers, self._weights, draw, pad=specials.pad)
 
+    @property
+    def has_optimum(self) -> bool:
+        """Where that of each is known: what is left of a text tells of its own which of them made the row."""
+        return all(each.has_optimum for each in self.objectives.values())
+
 
 def mixed(
     ids: Ints, makers: Sequence[Maker], weights: Sequence[float], draw: np.random.Generator, *, pad: int

@@ -53,3 +53,8 @@ class PrefixLM(DecoderObjective):
         labels = np.where(np.arange(length) < prefix_lengths[:, None], IGNORED, ids)
         rows: Arrays = {"input_ids": ids, "labels": labels}
         return rows | {"prefix_lengths": prefix_lengths} if self.attention == "both_ways" else rows
+
+    @property
+    def has_optimum(self) -> bool:
+        """Each token that is predicted has its conditional probability."""
+        return True

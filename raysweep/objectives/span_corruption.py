@@ -62,6 +62,11 @@ class SpanCorruption(DecoderObjective):
         noise = random_spans(num, length, num_noise=num_noise, num_spans=num_spans, draw=draw)
         return corrupted(ids, noise, specials, attention=self.attention)
 
+    @property
+    def has_optimum(self) -> bool:
+        """All ways to cut out so many spans of so many tokens are equally likely."""
+        return True
+
 
 def sentinel_names(num: int) -> tuple[str, ...]:
     """T5's names of the tokens that stand for spans: <extra_id_0>, <extra_id_1> …"""

@@ -118,6 +118,11 @@ class UL2(DecoderObjective):
         makers = [partial(self._denoising, each, specials) for each in self.denoisers]
         return mixed(ids, makers, [each.weight for each in self.denoisers], draw, pad=specials.pad)
 
+    @property
+    def has_optimum(self) -> bool:
+        """The mode and what is left tell which ways to cut it there are, all equally likely."""
+        return True
+
     def _denoising(self, denoiser: Denoiser, specials: Specials, ids: Ints, draw: np.random.Generator) -> Arrays:
         num, length = ids.shape
         noise = denoiser.noise(num, length, draw)

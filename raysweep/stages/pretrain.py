@@ -34,6 +34,7 @@ from raysweep.worker import Worker
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from raysweep.objectives.optimum import Law
     from raysweep.train.loop import Training
 
 CURVE = "curve.jsonl"
@@ -46,6 +47,11 @@ OBJECTIVE_FILE = "objective.json"
 # What an objective draws on held-out text comes from this, and not from the seed of a run.
 HELDOUT_DRAW = 5
 
+# How far a held-out loss is above the lowest that any model can have, and the standard error of that.
+ENTROPY_GAP = (
+    Metric("entropy_gap_nats_per_token", "min", "nats/token"),
+    Metric("entropy_gap_stderr", unit="nats/token"),
+)
 
 _TOKENS = re.compile(r"(\d[\d_]*(?:\.\d+)?(?:e\d{1,2})?) tokens", re.ASCII)
 
@@ -212,6 +218,7 @@ class Pretrain(StageSpec):
             mix=recipe.data.mix,
             sequence_length=recipe.sequence_length,
             worker=worker,
+            law=recipe.data.law(inputs["tokens"]),
         )
         # Of the last tenth of all steps, as far as they are of this phase: others may have had another loss.
         tail = training.losses[-max(1, len(curve) // 10) :]
@@ -227,9 +234,11 @@ class Pretrain(StageSpec):
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
         """Losses of the last steps and on held-out text, and what they took."""
+        objective = self.recipe.objective
         return (
             Metric("loss_nats_per_token", "min", "nats/token"),
-            *declared_heldout(corpus, self.recipe.objective),
+            *declared_heldout(corpus, objective),
+            *(ENTROPY_GAP if corpus.knows_optimum(objective) else ()),
             Metric("num_tokens", unit="tokens"),
             Metric("num_predicted_tokens", unit="tokens"),
             Metric("num_parameters"),
@@ -255,17 +264,14 @@ def _curve(start: Path | None) -> list[dict[str, float]]:
 
 
 def declared_heldout(corpus: Corpus, objective: ObjectiveSpec) -> tuple[Metric, ...]:
-    """What `heldout_metrics` gives on text of `corpus`."""
-    metrics = (
+    """What `heldout_metrics` gives on text of `corpus`, without ENTROPY_GAP."""
+    has_bits = objective.is_likelihood and corpus.is_natural_language
+    return (
         Metric("heldout_loss_nats_per_token", "min", "nats/token"),
         Metric("ppl", "min"),
         *(Metric(f"ppl_{name}", "min") for name in sorted(corpus.domains)),
+        *((Metric("bits_per_byte", "min", "bits/byte"),) if has_bits else ()),
     )
-    if not objective.is_likelihood:
-        return metrics
-    if corpus.knows_optimum(objective):
-        return (*metrics, Metric("entropy_gap_nats_per_token", "min", "nats/token"))
-    return (*metrics, Metric("bits_per_byte", "min", "bits/byte"))
 
 
 def heldout_metrics(
@@ -277,15 +283,16 @@ def heldout_metrics(
     mix: Mapping[str, float],
     sequence_length: int,
     worker: Worker,
+    law: Law | None = None,
     max_sequences: int = HELDOUT_SEQUENCES,
 ) -> dict[str, float]:
     """Held-out loss and perplexity of an objective, per domain and mixed by `mix`.
 
     What the objective draws, and which sequences it reads, are the same for all models and all numbers of workers.
-    `entropy_gap_nats_per_token`, where the true distribution is known, is the loss above the best possible one;
-    `bits_per_byte` is of the text. Both only where the loss is the text's own likelihood.
+    `entropy_gap_nats_per_token`, where the text's `law` is known, is the loss above the lowest possible one of this
+    objective on the same rows; `bits_per_byte` is of the text, where the loss is the text's own likelihood.
     """
-    from raysweep.train.evaluate import heldout_loss, perplexity
+    from raysweep.train.evaluate import heldout, perplexity
 
     # The model's own: an earlier phase may have added tokens of another objective.
     specials = add_extra_tokens(load_tokenizer(tokenizer_dir), objective)
@@ -294,18 +301,22 @@ def heldout_metrics(
         if index % worker.world_size == worker.rank:
             ids = tokens.valid(domain, sequence_length=sequence_length, max_sequences=max_sequences)
             draw = np.random.default_rng([HELDOUT_DRAW, *domain.encode()])
-            mine[domain] = heldout_loss(model, objective.prepare(ids, draw, specials), objective)
-    losses = {name: loss for part in worker.gather(mine) for name, loss in part.items()}
+            rows = objective.prepare(ids, draw, specials)
+            measured = heldout(model, rows, objective)
+            gap = None
+            if law is not None and objective.has_optimum:
+                gap = measured.above(objective.optimal_losses(law, ids, rows, specials))
+            mine[domain] = (measured.mean, gap)
+    each = {name: pair for part in worker.gather(mine) for name, pair in part.items()}
+    losses = {name: loss for name, (loss, _) in each.items()}
     mean = sum(share * losses[name] for name, share in mix.items())
     metrics = {"heldout_loss_nats_per_token": mean, "ppl": perplexity(mean)}
     metrics |= {f"ppl_{name}": perplexity(losses[name]) for name in sorted(losses)}
-    if not objective.is_likelihood:
-        return metrics
-    best = tokens.meta.optimal_loss_nats_per_token
-    if best is not None:
-        metrics["entropy_gap_nats_per_token"] = mean - best
+    for _, gap in each.values():
+        if gap is not None:  # A corpus of a known law is one domain.
+            metrics |= zip((metric.name for metric in ENTROPY_GAP), gap, strict=True)
     sizes = [tokens.meta.domains[name] for name in sorted(losses)]
-    if all(size.valid_bytes for size in sizes):
+    if objective.is_likelihood and all(size.valid_bytes for size in sizes):
         bits = [
             losses[name] / math.log(2) * size.num_valid_tokens / (size.valid_bytes or 1)
             for name, size in zip(sorted(losses), sizes, strict=True)

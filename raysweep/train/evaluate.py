@@ -1,43 +1,80 @@
-"""Losses without gradients."""
+"""Losses without gradients, and how far they are from the lowest possible."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raysweep.objectives.base import Arrays, ObjectiveSpec
+import numpy as np
+
+from raysweep.objectives.base import Arrays, Floats, Ints, ObjectiveSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def heldout_loss(model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec, *, batch_size: int = 16) -> float:
-    """Mean loss of an objective, in nats per predicted token; NaN if it is not finite or nothing is predicted.
+# Rows of a forward pass, and of a piece that an error bar reckons with.
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """Losses of a model on the batches of held-out rows."""
+
+    losses: Floats
+    """In nats, summed over what is predicted, [batches]."""
+    num_predicted: Ints
+    """Tokens that they are sums over, [batches]."""
+
+    @property
+    def mean(self) -> float:
+        """In nats per predicted token; NaN if it is not finite or nothing is predicted."""
+        num = self.num_predicted.sum()
+        loss = float(self.losses.sum() / num) if num else math.nan
+        return loss if math.isfinite(loss) else math.nan
+
+    def above(self, optimum: Floats) -> tuple[float, float]:
+        """Mean loss above the lowest possible one, in nats per predicted token, and its standard error.
+
+        The error is that of a ratio of sums over batches. As both losses are of the same tokens, most of what these
+        have of chance cancels, and it is far below the error of either loss.
+
+        Args:
+            optimum: lowest loss of each row in nats, summed over what is predicted, [n].
+        """
+        batches = np.add.reduceat(optimum, np.arange(0, len(optimum), BATCH))
+        differences, num = self.losses - batches, self.num_predicted.sum()
+        gap = differences.sum() / num
+        size = len(differences)
+        if size < 2:
+            return float(gap), math.nan
+        left = differences - gap * self.num_predicted
+        return float(gap), float(math.sqrt(size / (size - 1) * (left**2).sum()) / num)
+
+
+def heldout(model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec) -> Heldout:
+    """Losses of an objective on held-out rows.
 
     Args:
         model: put back into the mode that it comes in.
         rows: what the objective has prepared of held-out text.
         objective: whose loss it is.
-        batch_size: rows of a forward pass.
     """
     import torch
 
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    total = 0.0
+    losses, num_predicted = [], []
     with torch.inference_mode():
-        for start in range(0, len(rows["input_ids"]), batch_size):
-            batch = {
-                name: torch.from_numpy(values[start : start + batch_size]).to(device)
-                for name, values in rows.items()
-                if name != "lengths"
-            }
-            total += float(objective.loss_sum(model, batch).double())
+        for start in range(0, len(rows["input_ids"]), BATCH):
+            part = {name: values[start : start + BATCH] for name, values in rows.items() if name != "lengths"}
+            batch = {name: torch.from_numpy(values).to(device) for name, values in part.items()}
+            losses.append(float(objective.loss_sum(model, batch).double()))
+            num_predicted.append(objective.num_predicted(part))
     model.train(was_training)
-    num_predicted = objective.num_predicted(rows)
-    loss = total / num_predicted if num_predicted else math.nan
-    return loss if math.isfinite(loss) else math.nan
+    return Heldout(np.array(losses), np.array(num_predicted))
 
 
 def perplexity(loss: float) -> float:

@@ -18,9 +18,7 @@ def tokens(tmp_path_factory) -> Tokens:
         rows.tofile(folder / f"{name}.train.bin")
         rows[:10].tofile(folder / f"{name}.valid.bin")
     domains = {name: DomainMeta(num_train_tokens=4 * num, num_valid_tokens=10) for name, num in (("a", 30), ("b", 70))}
-    TokensMeta(
-        vocab_size=1100, dtype="uint16", sentence_length=None, domains=domains, optimal_loss_nats_per_token=None
-    ).write(folder)
+    TokensMeta(vocab_size=1100, dtype="uint16", sentence_length=None, domains=domains).write(folder)
     return Tokens(folder)
 
 

@@ -1,0 +1,125 @@
+"""The lowest loss that any model can have on the rows that an objective makes, where the law of the text is known.
+
+A model can do no better than give every label its true probability under all that it sees. For next tokens and hidden
+tokens these are conditionals of the law; of a row with pieces cut out, what is predicted is one event as a whole:
+-log p(predicted | seen) = log p(seen) - log p(row), where p(seen) sums over all ways to place what is left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from raysweep.objectives.base import IGNORED, Arrays, Ints, Specials
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+MAX_WAYS = 5_000
+"""Of placing what is left of a row: of more, the optimum is not computed (some seconds of a core for 256 rows)."""
+
+
+class Law(Protocol):
+    """The true law of token rows of one length."""
+
+    def token_losses(self, ids: Ints, *, seen: Literal["before", "around"], hidden: Bools | None = None) -> Floats:
+        """-log of the probability of each token given those before it or around it, in nats, [n, L].
+
+        Args:
+            ids: [n, L], each row a sentence with the token that opens it, whose loss is 0.
+            seen: what is given.
+            hidden: [n, L], true where a token is given at no place; it has a loss all the same.
+        """
+
+
+def hidden_optimum(law: Law, ids: Ints, rows: Arrays) -> Floats:
+    """Of rows whose labelled tokens, and no others, cannot be seen: sum over them, [n], in nats."""
+    hidden = rows["labels"] != IGNORED
+    return np.asarray(np.where(hidden, law.token_losses(ids, seen="around", hidden=hidden), 0.0).sum(axis=1))
+
+
+def decoder_optimum(law: Law, ids: Ints, rows: Arrays, specials: Specials) -> Floats:
+    """Of rows of text, or of what is left of it and then its missing pieces: sum over labelled tokens, [n], in nats.
+
+    Whoever reads what is left knows how long the text was, and takes all lengths of pieces that add up as equally
+    likely, as `SpanCorruption` draws them.
+
+    Returns:
+        NaN for a row that leaves more than `MAX_WAYS` to place what is left.
+    """
+    extra = np.fromiter(specials.ids.values(), np.int64, len(specials.ids))
+    is_cut: Bools = np.asarray(np.isin(rows["labels"], extra).any(axis=1))
+    optimum = _next_optimum(law, ids, rows["labels"], is_cut)
+    noise = np.zeros(ids.shape, np.bool_)
+    for row in np.flatnonzero(is_cut):
+        noise[row] = _cut_out(rows["input_ids"][row], rows["labels"][row], set(extra.tolist()))
+    # Rows of one shape go together.
+    shapes = np.stack([noise.sum(axis=1), _starts(noise).sum(axis=1)], axis=1)
+    for num_noise, num_pieces in np.unique(shapes[is_cut], axis=0).tolist():
+        alike = is_cut & (shapes == (num_noise, num_pieces)).all(axis=1)
+        optimum[alike] = _pieces_optimum(law, ids[alike], noise[alike], num_noise, num_pieces)
+    return optimum
+
+
+def _next_optimum(law: Law, ids: Ints, labels: Ints, is_cut: Bools) -> Floats:
+    """Of the rows that are the text itself; 0 for others."""
+    optimum = np.zeros(len(ids))
+    if not is_cut.all():
+        losses = law.token_losses(ids[~is_cut], seen="before")
+        optimum[~is_cut] = np.where(labels[~is_cut, : ids.shape[1]] != IGNORED, losses, 0.0)[:, 1:].sum(axis=1)
+    return optimum
+
+
+def _cut_out(inputs: Ints, labels: Ints, extra: set[int]) -> list[bool]:
+    """Which tokens of the text are missing from what is left of it in a row, from the row itself."""
+    lengths: list[int] = []  # Of the pieces, in order; the last mark has none behind it.
+    for token in labels[labels != IGNORED].tolist():
+        if token in extra:
+            lengths.append(0)
+        else:
+            lengths[-1] += 1
+    marks = set(labels.tolist()) & extra
+    pieces = iter(lengths)
+    noise: list[bool] = []
+    for token in inputs[: (labels != IGNORED).argmax()].tolist():
+        if token in marks:
+            noise += [True] * next(pieces)
+        elif token not in extra:  # One that announces the kind of row stands for no text.
+            noise.append(False)
+    return noise
+
+
+def _pieces_optimum(law: Law, ids: Ints, noise: Bools, num_noise: int, num_pieces: int) -> Floats:
+    if math.comb(num_noise - 1, num_pieces - 1) > MAX_WAYS:
+        return np.full(len(ids), np.nan)
+    kept = ids[~noise]
+    seen = np.full(len(ids), -np.inf)
+    for placed in _placements(noise, num_noise, num_pieces):
+        text = np.full_like(ids, ids.max())  # Any word will do where none is seen.
+        text[~placed] = kept
+        losses = law.token_losses(text, seen="before", hidden=placed)
+        seen = np.logaddexp(seen, -np.where(placed, 0.0, losses).sum(axis=1))
+    return np.asarray(seen + law.token_losses(ids, seen="before").sum(axis=1))
+
+
+def _placements(noise: Bools, num_noise: int, num_pieces: int) -> Iterator[Bools]:
+    """All `noise` that leave the same text with gaps at the same places of it."""
+    num, length = noise.shape
+    kept = np.zeros((num, num_pieces + 1), np.int64)
+    np.add.at(kept, (np.nonzero(~noise)[0], np.cumsum(_starts(noise), axis=1)[~noise]), 1)
+    is_noise = np.arange(2 * num_pieces + 1) % 2 == 1
+    for cuts in combinations(range(1, num_noise), num_pieces - 1):
+        lengths = np.empty((num, 2 * num_pieces + 1), np.int64)
+        lengths[:, ::2] = kept
+        lengths[:, 1::2] = np.diff([0, *cuts, num_noise])
+        yield np.repeat(np.tile(is_noise, num), lengths.ravel()).reshape(num, length)
+
+
+def _starts(noise: Bools) -> Bools:
+    """First tokens of pieces."""
+    return noise & ~np.pad(noise[:, :-1], ((0, 0), (1, 0)))
