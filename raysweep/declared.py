@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -20,6 +21,9 @@ from raysweep.stages.pretrain import Recipe
 # More than any sweep has been; a grid of a few long axes is beyond it at once.
 MAX_TRIALS = 10_000
 MAX_STAGES = 1_000_000
+
+_PHASE = re.compile(r"(?<=^pretrain)\.phases\.[^.]*")
+"""Of a path, what leads into a phase."""
 
 
 def _pretrain_tag(value: Any) -> str:
@@ -110,9 +114,11 @@ def axis_findings(declared: Declared) -> Iterator[Finding]:
             yield loc, "a sweep path starts with 'pretrain.'; what is measured is equal for all variants"
         elif path == "pretrain.from" and isinstance(declared.pretrain, Recipe):
             yield loc, "pretrain is a recipe; to sweep checkpoints that exist, write pretrain: {from: ..., data: ...}"
-        elif path == "pretrain.checkpoints":
+        elif _PHASE.sub("", path) == "pretrain.checkpoints":
             yield loc, "checkpoints is a list of one trajectory's steps, not an axis: write it under pretrain"
-        elif path.startswith("pretrain.data.domains"):
+        elif _PHASE.sub("", path) == "pretrain.name":
+            yield loc, "the name of a phase is no axis: it is part of no result"
+        elif _PHASE.sub("", path).startswith("pretrain.data.domains"):
             yield loc, "a part of the domains cannot be swept: sweep pretrain.data (named values) or pretrain.data.mix"
         elif declared.search.name == "grid" and not isinstance(axis, Grid | Choice):
             yield loc, "a grid search needs grid: [...] here, or set search.name to random or optuna"

@@ -58,24 +58,25 @@ def run_sweep(
 
 
 def _run_on_ray(space: SearchSpace, store: Store, run: Run, journal: Journal) -> None:
-    configs: list[dict[str, Any]] | None = None
+    trials: list[Trial] | None = None
     search = space.declared.search
     if search.name != "optuna":
         finished = store.finished_ids()
-        configs = []
+        trials = []
         for point in space.points():
             for seed in space.declared.seeds:
-                trial, to_do = recall(space.trial(point, seed), store, finished)
+                whole = space.trial(point, seed)
+                trial, to_do = recall(whole, store, finished)
                 # A scheduler compares with all that came before, so it is shown the finished trials again.
                 if search.scheduler is None and not to_do:
                     _tell_finished(trial, store, journal)
                 else:
-                    configs.append({**point, "seed": seed})
-        if not configs:
+                    trials.append(whole)
+        if not trials:
             return
     from raysweep.runners.tune import run_tune
 
-    run_tune(space, store, run, journal, configs=configs)
+    run_tune(space, store, run, journal, trials=trials)
 
 
 def _tell_finished(trial: Trial, store: Store, journal: Journal) -> None:

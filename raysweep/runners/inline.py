@@ -11,6 +11,7 @@ from raysweep.runners.chain import run_chain
 from raysweep.runners.gang import Gang
 from raysweep.runners.interrupts import SaveFirst
 from raysweep.runners.journal import trial_row
+from raysweep.runners.queue import Beginnings
 from raysweep.space import SearchSpace
 from raysweep.store import Store
 
@@ -29,7 +30,8 @@ def run_inline(space: SearchSpace, store: Store, report: Callable[[Mapping[str, 
         raise SpaceError(f"{asked} needs Ray Tune: leave --runner inline out")
     if resources.workers > 1:
         logger.warning("the inline runner is one process: resources.workers %d is not used", resources.workers)
-    trials = [space.trial(point, seed) for point in space.points() for seed in space.declared.seeds]
+    every = [space.trial(point, seed) for point in space.points() for seed in space.declared.seeds]
+    trials = Beginnings(store.finished_ids()).in_order(every)
     current: dict[str, str] = {}
 
     saves = SaveFirst()

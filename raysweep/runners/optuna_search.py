@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,50 @@ from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import DatabaseError
 
+from raysweep.plan import Trial
 from raysweep.runners.chain import recall
+from raysweep.runners.queue import Beginnings
 from raysweep.search import LogUniform, RandInt, Uniform
 from raysweep.space import SearchSpace
 from raysweep.store import Store
 
+# Suggestions that may wait for a beginning which another trial is making, while further ones are asked for.
+MAX_HELD = 8
+
 
 class StudySearch(OptunaSearch):  # type: ignore[misc]
-    """Tells Optuna a trial's last metrics; one without them (diverged, failed) is told as failed."""
+    """Tells Optuna a trial's last metrics; one without them (diverged, failed) is told as failed.
+
+    A suggestion is held back while another trial is at work on what it begins with.
+    """
+
+    def hold(self, trial_of: Callable[[Mapping[str, Any]], Trial], beginnings: Beginnings, num_trials: int) -> None:
+        """Say how a point becomes a trial, who is at work on what, and how many trials are still to be run."""
+        self._trial_of, self._beginnings, self._left = trial_of, beginnings, num_trials
+        self._held: dict[str, Trial] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next point whose beginning nobody is at work on; None if there is none yet."""
+        trial = self._beginnings.first_ready(self._held.values())
+        if trial is None and len(self._held) < min(MAX_HELD, self._left):
+            trial = self._trial_of(super().suggest(trial_id))
+            self._held[trial_id] = trial
+            trial = self._beginnings.first_ready([trial])
+        if trial is None:
+            return None
+        asked_as = next(key for key, held in self._held.items() if held is trial)
+        del self._held[asked_as]
+        self._ot_trials[trial_id] = self._ot_trials.pop(asked_as)
+        self._left -= 1
+        self._beginnings.start(trial_id, trial)
+        return dict(trial.point)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Nothing: objectives belong to the last checkpoint, and Optuna's own pruners are not used."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study."""
+        self._beginnings.end(trial_id)
         if result and not error and not result.get("last"):
             # A scheduler stopped it: its metrics are an earlier checkpoint's.
             super().on_trial_complete(trial_id, None, error=False)
@@ -54,7 +84,7 @@ class _SamplerByNumber(optuna.samplers.TPESampler):  # type: ignore[misc]
         super().before_trial(study, trial)
 
 
-def study_search(space: SearchSpace, store: Store, folder: Path) -> tuple[StudySearch, int]:
+def study_search(space: SearchSpace, store: Store, folder: Path, beginnings: Beginnings) -> tuple[StudySearch, int]:
     """The searcher of a run, and how many trials are still to be run.
 
     A trial that was under way when the driver died goes on under its number and parameters.
@@ -90,7 +120,9 @@ def study_search(space: SearchSpace, store: Store, folder: Path) -> tuple[StudyS
         study_name=space.name,
         sampler=_SamplerByNumber(search.seed),
     )
-    return searcher, max(0, (search.num_trials or 0) - ended)
+    num_trials = max(0, (search.num_trials or 0) - ended)
+    searcher.hold(lambda point: space.trial(point, space.declared.seeds[0]), beginnings, num_trials)
+    return searcher, num_trials
 
 
 def _open_study(path: Path, name: str, directions: Sequence[str]) -> tuple[optuna.storages.RDBStorage, optuna.Study]:

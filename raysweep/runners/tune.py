@@ -26,6 +26,7 @@ from raysweep.runners.gang import Gang, RankActor, RayGang
 from raysweep.runners.heartbeat import start_beats, this_process
 from raysweep.runners.interrupts import SAVE_SECONDS, Training, keeping_sigterm
 from raysweep.runners.journal import trial_row
+from raysweep.runners.queue import Beginnings
 from raysweep.runners.ray_watch import ray_watched
 from raysweep.runners.watch import Process, Watch, beat_seconds
 from raysweep.runs import Run
@@ -155,18 +156,27 @@ def _rank_starter(resources: Resources) -> Callable[[int], Any]:
 
 
 class Points(Searcher):  # type: ignore[misc]
-    """Hands out given configs in order."""
+    """Hands out trials, each once nobody else is at work on what it begins with."""
 
-    def __init__(self, configs: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, trials: Sequence[Trial], beginnings: Beginnings) -> None:
         super().__init__()
-        self._left = list(configs)
+        self._left = beginnings.in_order(trials)
+        self._beginnings = beginnings
 
     def suggest(self, trial_id: str) -> Any:
-        """The next config."""
-        return dict(self._left.pop(0)) if self._left else Searcher.FINISHED
+        """The config of the next trial; None while each that is left waits for another."""
+        if not self._left:
+            return Searcher.FINISHED
+        trial = self._beginnings.first_ready(self._left)
+        if trial is None:
+            return None
+        self._left.remove(trial)
+        self._beginnings.start(trial_id, trial)
+        return {**trial.point, "seed": trial.seed}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Nothing to learn."""
+        """What it left undone is for another to begin with."""
+        self._beginnings.end(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: what is left to do is the store's to say."""
@@ -216,21 +226,20 @@ def _cause(trial: Any) -> tuple[str, str]:
     return (lines[-1] if getattr(error, "actor_init_failed", False) else lines[0]), log
 
 
-def run_tune(
-    space: SearchSpace, store: Store, run: Run, report: Report, *, configs: Sequence[Mapping[str, Any]] | None
-) -> None:
-    """Run trials on Ray: `configs` (points with their seed), or whatever Optuna suggests if None.
+def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, trials: Sequence[Trial] | None) -> None:
+    """Run trials on Ray: those given, or whatever Optuna suggests if None.
 
     Raises:
         ClusterError: if the cluster cannot hold one gang.
     """
     search, resources = space.declared.search, space.declared.resources
-    if configs is None:
+    beginnings = Beginnings(store.finished_ids())
+    if trials is None:
         from raysweep.runners.optuna_search import study_search
 
-        searcher, num_trials = study_search(space, store, run.folder)
+        searcher, num_trials = study_search(space, store, run.folder, beginnings)
     else:
-        searcher, num_trials = Points(configs), len(configs)
+        searcher, num_trials = Points(trials, beginnings), len(trials)
     if num_trials == 0:
         return
     host = start_ray(resources)
@@ -245,6 +254,7 @@ def run_tune(
 
     def tell(event: Mapping[str, Any]) -> None:
         training.take(event)
+        beginnings.take(event)
         report(event)
 
     sink = EventSink(host, tell, watch=watch)

@@ -144,8 +144,6 @@ def segments(recipe: Recipe) -> tuple[Segment, ...]:
     if recipe.num_steps:
         whole = recipe.with_(phases=())
         parts.append(Segment("", whole, keeps_optimizer=False, measured=_listed(whole)))
-    elif recipe.checkpoints:
-        found.append((("checkpoints",), "pretrain has no steps of its own beside its phases: give them to a phase"))
     inherited = recipe.model_dump(mode="json", by_alias=True, exclude=set(OWN))
     for index, phase in enumerate(recipe.phases):
         place: Place = ("phases", index)

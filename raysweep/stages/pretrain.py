@@ -103,6 +103,8 @@ class Recipe(Spec):
             raise ValueError("steps or tokens is missing: how long shall it train?")
         if self.steps is not None and self.tokens is not None:
             raise ValueError(f"steps {self.steps} and tokens {self.tokens}: give either, and not both")
+        if self.checkpoints and not self.num_steps:
+            raise ValueError("checkpoints: pretrain has no steps of its own beside its phases; give them to a phase")
         for at, step in zip(self.checkpoints, self.checkpoint_steps, strict=False):
             if not 0 < step <= self.num_steps:
                 which = f"step {at}" if isinstance(at, int) else f"{at!r}, step {step},"

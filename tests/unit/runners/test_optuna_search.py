@@ -4,6 +4,7 @@ import pytest
 from tiny import TINY
 
 from raysweep.runners.optuna_search import study_search
+from raysweep.runners.queue import Beginnings
 from raysweep.space import load
 
 ADAPTIVE = TINY.replace("{grid: [1e-2, 3e-3]}", "{loguniform: [1e-4, 1e-1]}") + (
@@ -14,13 +15,13 @@ ADAPTIVE = TINY.replace("{grid: [1e-2, 3e-3]}", "{loguniform: [1e-4, 1e-1]}") + 
 @pytest.mark.parametrize("damage", [b"x" * 5000, b""])
 def test_a_damaged_study_is_named_and_made_again(sweep_file, store, tmp_path, caplog, damage):
     space = load(sweep_file(ADAPTIVE))
-    first, num_to_do = study_search(space, store, tmp_path)
+    first, num_to_do = study_search(space, store, tmp_path, Beginnings([]))
     asked = first.suggest("a")
     first.on_trial_complete("a", {"sft/mean_score": 0.5, "last": True})
     assert num_to_do == 4
-    assert study_search(space, store, tmp_path)[1] == 3
+    assert study_search(space, store, tmp_path, Beginnings([]))[1] == 3
     (tmp_path / "study.db").write_bytes(damage)
-    again, num_to_do = study_search(space, store, tmp_path)
+    again, num_to_do = study_search(space, store, tmp_path, Beginnings([]))
     assert num_to_do == 4
     assert again.suggest("a") == asked
     assert not damage or "study.db is not used and will be re-made" in caplog.text

@@ -1,0 +1,80 @@
+"""One trunk and eight decays of a tenth of it, in one sweep of two gangs: steps computed, and what gangs wait.
+
+    python tests/benchmarks/phases.py [--steps 2000]
+
+A gang is held from a trial's first event to its last; it is idle while none of the trial's stages is being made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raysweep.runners import run_sweep
+from raysweep.space import load
+from raysweep.store import Store
+
+SWEEP = """\
+name: decays
+pretrain:
+  data: {{name: pcfg, vocabulary: 64, num_nonterminals: 12, num_rules: 3, num_words: 4, sentence_length: 16,
+         num_train_sentences: 40000, num_valid_sentences: 200}}
+  model: {{name: llama, hidden_size: 64, num_layers: 2, num_heads: 2}}
+  optimizer: {{name: adamw, lr: 3e-3}}
+  schedule: {{name: constant}}
+  batch_sequences: 32
+  sequence_length: 17
+  phases:
+    - {{name: trunk, steps: {trunk}}}
+    - {{name: decay, steps: {decay}, schedule: {{name: wsd, decay: 1.0}}}}
+sweep:
+  pretrain.phases.decay.optimizer.lr: {{grid: [3e-3, 2.5e-3, 2e-3, 1.5e-3, 1e-3, 7e-4, 5e-4, 3e-4]}}
+indicators: {{kshot: 1}}
+resources: {{workers: 1, cpus_per_worker: 1, max_concurrent: 2}}
+"""
+TOKENS_OF_A_STEP = 32 * 17
+
+
+class Clock:
+    """The events of a run, with their times."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, list[float]] = defaultdict(list)
+        self.worked: dict[str, float] = defaultdict(float)
+        self.tokens: dict[str, int] = {}
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        trial = event["row"].trial if event["event"] == "trial" else event.get("trial", "")
+        self.times[trial].append(time.monotonic())
+        if event["event"] == "finished":
+            self.worked[trial] += event["wall_seconds"]
+        if "num_tokens" in event:
+            self.tokens[event["stage"]] = event["num_tokens"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=2000, help="of the trunk")
+    trunk = parser.parse_args().steps
+    decay = trunk // 10
+    with tempfile.TemporaryDirectory() as folder:
+        sweep = Path(folder) / "decays.yaml"
+        sweep.write_text(SWEEP.format(trunk=trunk, decay=decay))
+        clock, began = Clock(), time.monotonic()
+        run = run_sweep(load(sweep), Store(Path(folder) / "store"), show=clock)
+        assert not run.failures(), run.failures()
+    steps, least = sum(clock.tokens.values()) / TOKENS_OF_A_STEP, trunk + 8 * decay
+    held = {trial: times[-1] - times[0] for trial, times in clock.times.items() if trial}
+    idle = sum(held.values()) - sum(clock.worked.values())
+    print(f"steps computed  {steps:,.0f}: {steps / least:.3f} of trunk + 8 decays, {least:,}")
+    print(f"gangs held      {sum(held.values()):.1f} s in {len(held)} trials, {time.monotonic() - began:.1f} s in all")
+    print(f"of it idle      {idle:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
