@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -92,6 +93,14 @@ def pretraining_tokens(stage: Stage) -> int:
         return 0
     before = [step for step in spec.recipe.checkpoint_steps if step < spec.step]
     return (spec.step - (before[-1] if before else 0)) * spec.recipe.batch_sequences * spec.recipe.sequence_length
+
+
+def work_of(stage: Stage, finished: Container[str]) -> Stage:
+    """The stage, or the training that it repeats: of a finished checkpoint whose optimizer's state was not kept."""
+    spec = stage.spec
+    if not isinstance(spec, OptimizerState) or stage.id in finished or stage.inputs["checkpoint"] not in finished:
+        return stage
+    return replace(stage, spec=spec.pretrain.with_(recipe=spec.pretrain.recipe.with_(checkpoints=())))
 
 
 def stage_flops(stage: Stage, size: Size | None, corpus: Corpus) -> float:

@@ -17,6 +17,7 @@ from raysweep.costs import (
     stage_flops,
     state_disk_bytes,
     training_memory_bytes,
+    work_of,
 )
 from raysweep.plan import Stage, Trial
 from raysweep.search import Resources
@@ -42,7 +43,9 @@ class Plan:
     num_parameters: tuple[int, int] | None
     """Smallest and largest; None if they are not known."""
     tokens: int
-    """Of pretraining."""
+    """Of pretraining, that are still to compute."""
+    tokens_seen: int
+    """Of pretraining, over all trials, those of a common beginning counted for each."""
     flops: float
     memory_bytes_per_worker: int
     """Of the largest training; the accelerator's own context not counted."""
@@ -89,6 +92,7 @@ class _Sum:
     """Kinds that take a whole gang."""
     sizes: set[int] = field(default_factory=set)
     tokens: int = 0
+    tokens_seen: int = 0
     disk_bytes: int = 0
     rse: float | None = None
 
@@ -98,13 +102,15 @@ class _Sum:
         if size:
             self.sizes.add(size.num_parameters)
         for stage in trial.stages:
+            self.tokens_seen += pretraining_tokens(stage)
             if self.once and stage.id in self.flops_of:
                 continue
-            flops = stage_flops(stage, size, corpus)
+            work = work_of(stage, self.finished)
+            flops = stage_flops(work, size, corpus)
             self.flops_of[stage.id] = flops
-            self._count(stage, flops, stage_disk_bytes(stage, size))
+            self._count(stage, flops, tokens=pretraining_tokens(work), disk_bytes=stage_disk_bytes(stage, size))
 
-    def _count(self, stage: Stage, flops: float, disk_bytes: int) -> None:
+    def _count(self, stage: Stage, flops: float, *, tokens: int, disk_bytes: int) -> None:
         self.stages[stage.kind] += 1
         if isinstance(stage.spec, Flatness):
             self.rse = max(self.rse or 0.0, stage.spec.predict()[1])
@@ -114,7 +120,7 @@ class _Sum:
             self.done[stage.kind] += 1
             return
         self.flops_to_do[stage.kind] += flops
-        self.tokens += pretraining_tokens(stage)
+        self.tokens += tokens
         self.disk_bytes += disk_bytes
 
 
@@ -152,6 +158,7 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
         stages_done=dict(total.done),
         num_parameters=(min(total.sizes), max(total.sizes)) if total.sizes else None,
         tokens=total.tokens,
+        tokens_seen=total.tokens_seen,
         flops=flops,
         memory_bytes_per_worker=memory,
         gpu_hours=flops / (mfu * peak_flops) / 3600,

@@ -36,7 +36,7 @@ def print_plan(plan: Plan) -> None:
     console.print(
         f"disk to take       about {_size(plan.disk_bytes)}, and {_size(plan.state_bytes)} a gang while training"
     )
-    console.print(f"tokens to train    {plan.tokens:,}")
+    console.print(f"tokens to compute  {plan.tokens:,}, of {plan.tokens_seen:,} seen by all trials")
     console.print(f"FLOPs to do        {plan.flops:.3g}")
     at = f"{plan.mfu:.0%} MFU of {plan.peak_flops / 1e12:g} TFLOP/s"
     console.print(f"GPU-hours          {plan.gpu_hours:.3g} at {at}")

@@ -1,8 +1,9 @@
 """One trunk and eight decays of a tenth of it, in one sweep of two gangs: steps computed, and what gangs wait.
 
-    python tests/benchmarks/phases.py [--steps 2000]
+    python tests/benchmarks/phases.py [--steps 6000] [--at-once]
 
 A gang is held from a trial's first event to its last; it is idle while none of the trial's stages is being made.
+With --at-once trials are handed out as soon as a gang is free, and wait in it for a trunk that another one makes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.runners import run_sweep
+from raysweep.runners.queue import Beginnings
 from raysweep.space import load
 from raysweep.store import Store
 
@@ -50,7 +52,8 @@ class Clock:
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         trial = event["row"].trial if event["event"] == "trial" else event.get("trial", "")
-        self.times[trial].append(time.monotonic())
+        if event["event"] != "trial" or trial not in self.times:  # A gang that never came to it may have told it, too.
+            self.times[trial].append(time.monotonic())
         if event["event"] == "finished":
             self.worked[trial] += event["wall_seconds"]
         if "num_tokens" in event:
@@ -59,9 +62,12 @@ class Clock:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2000, help="of the trunk")
-    trunk = parser.parse_args().steps
-    decay = trunk // 10
+    parser.add_argument("--steps", type=int, default=6000, help="of the trunk")
+    parser.add_argument("--at-once", action="store_true", help="hand trials out whatever others are making")
+    given = parser.parse_args()
+    if given.at_once:
+        Beginnings.first_ready = lambda self, trials: next(iter(trials), None)
+    trunk, decay = given.steps, given.steps // 10
     with tempfile.TemporaryDirectory() as folder:
         sweep = Path(folder) / "decays.yaml"
         sweep.write_text(SWEEP.format(trunk=trunk, decay=decay))

@@ -5,6 +5,7 @@ import pytest
 
 from raysweep.data.packing import Begin, Tokens, num_read
 from raysweep.errors import DataError, SpaceError
+from raysweep.estimates import estimate
 from raysweep.runners.queue import Beginnings
 from raysweep.space import load
 from raysweep.stages.phases import Reading, merged, segments
@@ -227,3 +228,17 @@ def test_who_makes_what_most_others_share_goes_first(space_of):
     # Those that keep the state share its making, too.
     states = [trial.point["pretrain.phases.decay.optimizer_state"] for trial in ordered]
     assert states == ["keep", "keep", "fresh", "fresh"]
+
+
+def test_a_plan_tells_tokens_seen_from_tokens_to_compute(space_of, store):
+    space = space_of(SWEEP + AXIS)
+    plan = estimate(space, store, mfu=0.5, peak_flops=1e12)
+    assert plan.tokens_seen == 2 * (20 + 4) * 40
+    assert plan.tokens == (20 + 2 * 4) * 40
+    trunk, state = space.trial({}, 0).stages[1:3]
+    (store.root / "stages" / trunk.id).mkdir(parents=True)
+    # Without its optimizer's state, that of a finished trunk is trained once more.
+    assert estimate(space, store, mfu=0.5, peak_flops=1e12).tokens == (20 + 2 * 4) * 40
+    (store.root / "stages" / state.id).mkdir()
+    plan = estimate(space, store, mfu=0.5, peak_flops=1e12)
+    assert (plan.tokens, plan.tokens_seen) == (2 * 4 * 40, 2 * (20 + 4) * 40)
