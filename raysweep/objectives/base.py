@@ -176,6 +176,12 @@ class MaskedObjective(ObjectiveSpec):
         """Cross-entropy in nats, summed over the labelled tokens."""
         return labelled_loss_sum(model, batch, batch["labels"])
 
+    def optimal_losses(self, law: Law, ids: Ints, rows: Arrays, specials: Specials) -> Floats:
+        """Of rows whose labelled tokens, and no others, are masked; for those whose `has_optimum` says so."""
+        from raysweep.objectives.optimum import hidden_optimum
+
+        return hidden_optimum(law, ids, rows)
+
 
 def labelled_loss_sum(
     model: torch.nn.Module, batch: Mapping[str, torch.Tensor], labels: torch.Tensor, **given: bool
@@ -195,12 +201,6 @@ def labelled_loss_sum(
     rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
     logits, _ = logits_at(model, rows, columns, **model_inputs(model, batch), **given)
     return cross_entropy_sum(logits, labels[rows, columns], ignored=IGNORED)
-
-    def optimal_losses(self, law: Law, ids: Ints, rows: Arrays, specials: Specials) -> Floats:
-        """Of rows whose labelled tokens, and no others, are masked; for those whose `has_optimum` says so."""
-        from raysweep.objectives.optimum import hidden_optimum
-
-        return hidden_optimum(law, ids, rows)
 
 
 def add_extra_tokens(tokenizer: Any, objective: ObjectiveSpec) -> Specials:
