@@ -21,8 +21,8 @@ from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.stages.probe import Probe
 from raysweep.stages.sft import Sft
 from raysweep.stages.tokenize import Tokenize
+from raysweep.tasks.files import TYPICAL_LENGTH
 from raysweep.tasks.rows import MAX_LENGTH
-from raysweep.tasks.text import TYPICAL_LENGTH
 from raysweep.train.precision import settled
 
 

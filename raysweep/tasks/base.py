@@ -35,7 +35,7 @@ class Answered:
     """What a model said to an example, and how good that is."""
 
     output: str | int
-    """A text, or the index of a choice or class."""
+    """A text, the name of a class, or the number of a choice or class."""
     scores: Mapping[str, float]
     """Metric name -> value in [0, 1]; "score" is the one that counts."""
 
@@ -176,7 +176,8 @@ class TaskSpec(Spec):
         """See that a model that predicts so can be fine-tuned on it. Raises SpaceError."""
         if head not in self.heads:
             raise SpaceError(
-                f"form {self.form} needs a {' or '.join(self.heads)} model, and pretrain's is a {head} one"
+                f"form {self.form} needs a {' or '.join(self.heads)} model, and pretrain's is a {head} one; "
+                "classification fits both"
             )
 
 

@@ -4,8 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from raysweep.tasks.classification import Classification
 from raysweep.tasks.multiple_choice import MultipleChoice
 from raysweep.tasks.qa import QA
 from raysweep.tasks.spans import PCFGSpan
 
-Task = Annotated[MultipleChoice | QA | PCFGSpan, Field(discriminator="form")]
+Task = Annotated[Classification | MultipleChoice | QA | PCFGSpan, Field(discriminator="form")]

@@ -17,7 +17,10 @@ from raysweep.data.files import Globs, listed, read_jsonl, resolve
 from raysweep.data.pinned import Digests, content_fingerprint, digest
 from raysweep.errors import DataError, Finding, SpaceError, collect
 from raysweep.spec import Provenance
-from raysweep.tasks.base import Split, TaskSpec, numbered
+from raysweep.tasks.base import Split, TaskSpec, Workload, numbered
+
+TYPICAL_LENGTH = 128
+"""Tokens of an example, assumed for a plan."""
 
 Example = Mapping[str, Any]
 """A line of a file."""
@@ -56,6 +59,22 @@ class FileTask(TaskSpec):
     @abstractmethod
     def answer(self, example: Example) -> str:
         """The right answer as a text, with the blank, if any, that sets it off."""
+
+    @property
+    def typical_scored_length(self) -> int:
+        """Tokens read to score an example, assumed for a plan."""
+        return TYPICAL_LENGTH
+
+    def workload(self) -> Workload:
+        """As many examples as there may be."""
+        return Workload(
+            num_train=self.max_train_examples,
+            num_valid=self.max_valid_examples,
+            num_test=self.max_test_examples,
+            num_indicator=self.max_valid_examples,
+            length=TYPICAL_LENGTH,
+            scored_length=self.typical_scored_length,
+        )
 
     def content(self, example: Example) -> str:
         """All that is given to answer it: of two examples of equal content the scores go together."""

@@ -60,14 +60,18 @@ class LabelledTask(TaskSpec):
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Train, *, seed: int) -> Fitted:
         """All weights, and a new linear head on the last layer's states."""
-        from raysweep.train.classifier import Classification, Classifier
+        from raysweep.train.classifier import Classifier, LabelLoss
 
         examples = self.encoded("train", tokenizer, max_length=context_length(model))
         length = examples.ids.shape[1] if self.pooling == "all" else None
         classifier = Classifier(model, length=length, num_classes=self.num_classes, seed=seed)
-        losses = train(classifier, examples.batch, loss=Classification(), num_examples=len(examples.ids))
+        losses = train(classifier, examples.batch, loss=LabelLoss(), num_examples=len(examples.ids))
         classifier.eval()
         return Fitted(classifier, losses)
+
+    def class_name(self, label: int) -> str | int:
+        """What predictions call a class: its number, where it has no name."""
+        return label
 
     def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Answered]:
         """Accuracy of the likeliest class."""
@@ -75,7 +79,8 @@ class LabelledTask(TaskSpec):
         said = model.predict(examples.batch(slice(None)))
         hits = (said == examples.labels).astype(float).tolist()
         return [
-            Answered(output, {"score": hit, "accuracy": hit}) for output, hit in zip(said.tolist(), hits, strict=True)
+            Answered(self.class_name(label), {"score": hit, "accuracy": hit})
+            for label, hit in zip(said.tolist(), hits, strict=True)
         ]
 
     def score_untrained(

@@ -7,9 +7,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from raysweep.tasks.base import Answered
-from raysweep.tasks.files import Example, missing_text
+from raysweep.tasks.files import TYPICAL_LENGTH, Example, missing_text
 from raysweep.tasks.rows import fit, token_ids
-from raysweep.tasks.text import TYPICAL_LENGTH, TextTask
+from raysweep.tasks.text import TextTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,15 +11,12 @@ import numpy as np
 from raysweep.errors import StageError
 from raysweep.objectives.base import IGNORED, Arrays
 from raysweep.objectives.causal_lm import AnswerLM
-from raysweep.tasks.base import Answered, Features, Fitted, Head, Split, Train, Workload
+from raysweep.tasks.base import Answered, Features, Fitted, Head, Split, Train
 from raysweep.tasks.files import Example, FileTask
 from raysweep.tasks.rows import context_length, fit, pad, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-TYPICAL_LENGTH = 128
-"""Tokens of an example, assumed for a plan."""
 
 
 class TextTask(FileTask):
@@ -40,24 +37,8 @@ class TextTask(FileTask):
         """Answer and score examples, with `shots` solved before each; prompts longer than fits lose their beginning."""
 
     @property
-    @abstractmethod
-    def typical_scored_length(self) -> int:
-        """Tokens read to score an example, assumed for a plan."""
-
-    @property
     def num_classes(self) -> None:
         """None: answers are no classes."""
-
-    def workload(self) -> Workload:
-        """As many examples as there may be."""
-        return Workload(
-            num_train=self.max_train_examples,
-            num_valid=self.max_valid_examples,
-            num_test=self.max_test_examples,
-            num_indicator=self.max_valid_examples,
-            length=TYPICAL_LENGTH,
-            scored_length=self.typical_scored_length,
-        )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Train, *, seed: int) -> Fitted:
         """All weights, on the answers and the token that ends them."""

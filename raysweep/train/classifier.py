@@ -46,6 +46,10 @@ class Classifier(torch.nn.Module):
         states = pooled_states(self.base, input_ids, attention_mask, pooling=self._pooling)
         return self.head(states.flatten(1))  # type: ignore[no-any-return]
 
+    def gradient_checkpointing_enable(self, **settings: Any) -> None:
+        """Have the language model keep fewer activations; see its own method of this name."""
+        self.base.gradient_checkpointing_enable(**settings)
+
     def predict(self, arrays: Arrays) -> Ints:
         """The likeliest class of each row of a batch on the host, [n]."""
         with torch.inference_mode():
@@ -91,10 +95,10 @@ def batches(
 
 
 @final
-class Classification(Loss):
+class LabelLoss(Loss):
     """Cross-entropy of the class: `labels` [n]."""
 
-    name: Literal["classification"] = "classification"
+    name: Literal["label_loss"] = "label_loss"
 
     def num_predicted(self, batch: Mapping[str, Any]) -> int:
         """Rows with a class."""
