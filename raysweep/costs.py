@@ -109,14 +109,17 @@ def stage_flops(stage: Stage, size: Size | None, corpus: Corpus) -> float:
     if size is None:
         return 0.0
     if isinstance(spec, Pretrain):
-        return size.gradient_flops(pretraining_tokens(stage), spec.recipe.sequence_length)
+        recipe = spec.recipe
+        read = pretraining_tokens(stage) / recipe.sequence_length * recipe.input_length
+        return size.gradient_flops(read, recipe.input_length)
     if isinstance(spec, Flatness):
-        return size.gradient_flops(spec.predict()[0], spec.sequence_length)
+        return size.gradient_flops(spec.predict()[0], spec.input_length)
     if isinstance(spec, Indicators):
-        heldout = spec.max_sequences * spec.sequence_length * len(corpus.domains)
+        row = spec.objective.input_length(spec.sequence_length)
+        heldout = spec.max_sequences * row * len(corpus.domains)
         length = min(MAX_LENGTH, (2 + spec.kshot) * TYPICAL_LENGTH)
         scored = spec.max_examples * len(spec.tasks) * length
-        return size.forward_flops(heldout, spec.sequence_length) + size.forward_flops(scored, length)
+        return size.forward_flops(heldout, row) + size.forward_flops(scored, length)
     if isinstance(spec, Probe):
         return _probe_flops(spec, size)
     return _sft_flops(spec, size) if isinstance(spec, Sft) else 0.0
@@ -152,7 +155,7 @@ def training_memory_bytes(recipe: Recipe, size: Size, resources: Resources) -> i
         + gradients / (workers if stage >= 2 else 1)
         + optimizer / (workers if stage >= 1 else 1)
     )
-    length = recipe.objective.input_length(recipe.sequence_length)
+    length = recipe.input_length
     share = -(-recipe.batch_sequences // workers)
     batch = min(resources.micro_batch_sequences or share, share)
     token_layer = size.hidden_size * (34 + 5 * size.num_heads * length / size.hidden_size)

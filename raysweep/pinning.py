@@ -75,7 +75,9 @@ def pinned(declared: Declared, pretrain: Mapping[str, Any], pins: Pins) -> Pinne
         for place, value in axis_values(axis).items():
             where: Place = ("sweep", path, *place)
             if path in SOURCES:
-                if source := parsed(base | {path.rpartition(".")[2]: value}):
+                # Each `from` has an objective of its own, unless the file says one for all.
+                own = {"objective": pretrain.get("objective")} if path == "pretrain.from" else {}
+                if source := parsed(base | own | {path.rpartition(".")[2]: value}):
                     label = str(place[-1] if isinstance(named, dict) else value)
                     checkpoints[label] = _source(pins(where, source, partial(source.pin_source, pins.folder)))
             elif isinstance(named, dict):
@@ -122,7 +124,8 @@ def _pinned_phases(base: Mapping[str, Any], pins: Pins, where: Place) -> list[di
 def _source(section: Recipe | Existing) -> dict[str, Any]:
     """What a section says of the checkpoint that exists, pinned."""
     if isinstance(section, Existing):
-        return {"from": section.from_, "fingerprint": section.fingerprint, "digests": section.digests}
+        source = {"from": section.from_, "fingerprint": section.fingerprint, "digests": section.digests}
+        return source | {"objective": section.objective and _plain(section.objective)}
     return {"start": _plain(section.start)} if section.start else {}
 
 

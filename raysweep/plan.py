@@ -14,6 +14,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 from raysweep.data.corpora import Corpus
 from raysweep.errors import collect
 from raysweep.objectives.base import ObjectiveSpec
+from raysweep.objectives.causal_lm import CausalLM
 from raysweep.scores import METRIC_STEMS, RESERVED, Result, checkpoint_metrics, finetuning_runs, open_sides
 from raysweep.spec import Spec, StageSpec, canonical, check_name, fingerprint
 from raysweep.stages.fetch import Existing, Fetch
@@ -290,12 +291,19 @@ class _Part:
     """What the next part goes on from, where it is not measured: without a step, as all that only prepares."""
 
 
+def objective_of(pretrain: Recipe | Existing) -> ObjectiveSpec:
+    """Of the last phase, or of a checkpoint that exists: until that is pinned, causal_lm where the file says none."""
+    return pretrain.objective or CausalLM()
+
+
 def _existing(given: Existing) -> Iterator[_Part]:
-    fetch = Stage(Fetch(source=given.from_, fingerprint=given.fingerprint, digests=given.digests), {})
+    objective = objective_of(given)
+    spec = Fetch(source=given.from_, fingerprint=given.fingerprint, digests=given.digests, head=objective.head)
+    fetch = Stage(spec, {})
     tokens = Stage(Tokenize(corpus=given.data.source()), {"checkpoint": fetch.id})
     yield _Part(
         corpus=given.data,
-        objective=given.objective,
+        objective=objective,
         sequence_length=given.sequence_length,
         tokens=tokens,
         opening=[fetch, tokens],
@@ -306,7 +314,7 @@ def _existing(given: Existing) -> Iterator[_Part]:
 def _trained(whole: Recipe, seed: int) -> Iterator[_Part]:
     """A part for each segment of a recipe, whose input "start" is the end of the one before."""
     start = whole.start
-    fetch = Stage(Fetch(**start.model_dump()), {}) if start else None
+    fetch = Stage(Fetch(**start.model_dump() | {"head": whole.objective.head}), {}) if start else None
     goes_on = {"start": fetch.id} if fetch else {}
     first: Stage | None = None
     reading, parts = Reading(seed), segments(whole)

@@ -24,7 +24,7 @@ from raysweep.declared import Declared, Section, axis_findings, axis_values, nam
 from raysweep.document import Document, nearest, read_document
 from raysweep.errors import DataError, Finding, Place, RaysweepError, SpaceError, below, collect, dotted
 from raysweep.pinning import SOURCES, Pins, pinned, put
-from raysweep.plan import Trial, chain
+from raysweep.plan import Trial, chain, objective_of
 from raysweep.search import Axis, LogUniform, RandInt, Uniform
 from raysweep.spec import Spec, canonical, fingerprint
 from raysweep.stages.fetch import Existing
@@ -129,8 +129,9 @@ class SearchSpace:
             measured = [segment.recipe for segment in made if segment.measured]
         parts: list[tuple[Place, Callable[[], object]]] = []
         for each in measured:
-            parts += [(("sft",), partial(sft.bind, each.data, each.objective.head))] if sft else []
-            parts += [(("flatness",), partial(flatness.bind, each.objective))] if flatness else []
+            objective = objective_of(each)
+            parts += [(("sft",), partial(sft.bind, each.data, objective.head))] if sft else []
+            parts += [(("flatness",), partial(flatness.bind, objective))] if flatness else []
         collect(parts)
         return pretrain
 
@@ -230,7 +231,7 @@ def _indicator_findings(space: SearchSpace) -> Iterator[Finding]:
     """Tasks without examples to score indicators on."""
     declared = space.declared
     pretrain = declared.pretrain
-    bound = declared.sft.bind(pretrain.data, pretrain.objective.head) if declared.sft else {}
+    bound = declared.sft.bind(pretrain.data, objective_of(pretrain).head) if declared.sft else {}
     for name, task in bound.items():
         try:
             if declared.indicators or (task.num_classes is not None and declared.sft and declared.sft.linear_probe):

@@ -210,9 +210,11 @@ def add_extra_tokens(tokenizer: Any, objective: ObjectiveSpec) -> Specials:
         tokenizer: of the text, of the Hugging Face kind; may be changed.
         objective: whose `extra_tokens` are looked up.
     """
-    num_text_tokens, special = len(tokenizer), tokenizer.all_special_ids
+    num_text_tokens = len(tokenizer)
     ids = {token: _id_of(tokenizer, token) for token in objective.extra_tokens()}
-    reserved = tuple(sorted({*special, *ids.values()}))
+    # Among them those that another objective has added before.
+    added = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+    reserved = tuple(sorted({*tokenizer.all_special_ids, *added, *ids.values()}))
     pad = next((each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id) if each is not None), 0)
     return Specials(ids, num_text_tokens, reserved, eos=tokenizer.eos_token_id, pad=pad)
 

@@ -44,17 +44,16 @@ def check_prefixes(model: Any) -> None:
     Raises:
         StageError: if it does not.
     """
-    ids = torch.arange(6).remainder(model.config.get_text_config().vocab_size).repeat(3, 1)
-    ids[1, 2], ids[2, 4] = 0, 0  # The last token of a prefix of three is changed, and one after it.
+    ids = torch.arange(1, 7).remainder(model.config.get_text_config().vocab_size).repeat(4, 1)
+    ids[1, 0], ids[2, 2], ids[3, 4] = 0, 0, 0  # Changed: the first of a prefix of three, its last, and one after it.
     was_training = model.training
     model.eval()
-    rows = {"input_ids": ids, "prefix_lengths": torch.full((3,), 3)}
+    rows = {"input_ids": ids, "prefix_lengths": torch.full((4,), 3)}
     logits = model(**model_inputs(model, rows), use_cache=False).logits
     model.train(was_training)
-    # What is equal is so to rounding.
-    least = 1e-5 * float(logits.abs().max())
-    ahead, beyond = ((logits[0, :last] - logits[row, :last]).abs().amax(dim=1) for row, last in ((1, 2), (2, 4)))
-    if not (bool((ahead > least).all()) and bool((beyond <= least).all())):
+    moves = (logits[1:] - logits[:1]).abs().amax(dim=2) > 1e-6 * logits.abs().max()  # [change, place], but for rounding
+    # A model that does not look behind either, as some are initialised, tells nothing.
+    if bool(moves[0, 1:3].all()) and not (bool(moves[1, :2].all()) and not bool(moves[2, :4].any())):
         raise StageError(
             f"{type(model).__name__} does not take an attention mask for prefixes that are seen both ways; set "
             "attention: causal in pretrain.objective, or train another model"

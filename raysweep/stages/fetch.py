@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from raysweep.data import hub, pinned
 from raysweep.data.corpora import Corpus
@@ -17,9 +17,13 @@ from raysweep.data.tokenizers import VOCABULARY_FILES
 from raysweep.errors import DataError, Place, collect
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
-from raysweep.spec import Metric, Provenance, Spec, StageSpec
-from raysweep.train.checkpoints import SUPPORTED, check_causal, load_model, read_config, reads_ahead
+from raysweep.objectives.masked_lm import MaskedLM
+from raysweep.spec import Metric, Neutral, Provenance, Spec, StageSpec
+from raysweep.train.checkpoints import SUPPORTED, Head, known_head, load_model, read_config, reads_ahead
 from raysweep.worker import Worker
+
+OBJECTIVE_FILE = "objective.json"
+"""Beside a checkpoint's config.json: what it was trained by."""
 
 # Weights, configuration, tokenizer: never a pickle, nor code that would be run.
 PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja")
@@ -42,8 +46,9 @@ class Existing(Spec):
     """Text that flatness and perplexity are measured on."""
     sequence_length: int = Field(default=512, gt=1)
     """Tokens of a sequence, of the checkpoint's own tokenizer."""
-    objective: Annotated[Objective, Provenance()] = CausalLM()
-    """What it was trained by, and is measured by."""
+    objective: Annotated[Objective | None, Provenance()] = None
+    """Whose perplexity and flatness are measured; left out: that which a folder's objective.json says it was trained
+    by, else causal_lm, or masked_lm of a masked model."""
 
     @model_validator(mode="after")
     def _has_text(self) -> Existing:
@@ -56,7 +61,7 @@ class Existing(Spec):
 
         Raises:
             DataError: if it is neither a folder with a safetensors checkpoint nor a hub id that can be resolved, or
-                is no causal language model.
+                is no language model of the objective's kind.
         """
         pins: list[tuple[Place, Callable[[], Any]]] = [
             (("from",), partial(self.pin_source, base)),
@@ -68,8 +73,16 @@ class Existing(Spec):
     def pin_source(self, base: Path) -> Existing:
         """With the checkpoint's fingerprint, its data as it is."""
         found = hub.pin(self.from_, base, checkpoint_files)
-        check_causal(read_config(Path(found.source)) if found.digests else found.config)
-        return self.with_(from_=found.source, fingerprint=found.fingerprint, digests=found.digests)  # type: ignore[no-any-return]
+        head = _head(found)
+        usual = MaskedLM(name="masked_lm") if head == "masked" else CausalLM()
+        objective = self.objective or _recorded(found) or usual
+        if head and objective.head != head:
+            raise DataError(
+                f"objective {objective.name} needs a {objective.head} model, and {self.from_} is a {head} one: "
+                "change either"
+            )
+        pinned = {"from_": found.source, "fingerprint": found.fingerprint, "digests": found.digests}
+        return self.with_(objective=objective, **pinned)  # type: ignore[no-any-return]
 
 
 class Start(Spec):
@@ -81,18 +94,37 @@ class Start(Spec):
     """Of the checkpoint's content; filled when the sweep file is loaded."""
     digests: Annotated[Digests, Provenance()] = Field(default_factory=dict)
     """Of a folder's files; filled when the sweep file is loaded."""
+    head: Annotated[Head | None, Provenance()] = None
+    """What it predicts, as far as its config.json is known; filled when the sweep file is loaded."""
 
     def pin(self, base: Path) -> Start:
         """With the checkpoint's fingerprint; see `Existing.pin`."""
         found = hub.pin(self.source, base, checkpoint_files)
-        check_causal(read_config(Path(found.source)) if found.digests else found.config)
-        return self.with_(source=found.source, fingerprint=found.fingerprint, digests=found.digests)  # type: ignore[no-any-return]
+        return self.with_(  # type: ignore[no-any-return]
+            source=found.source, fingerprint=found.fingerprint, digests=found.digests, head=_head(found)
+        )
 
 
 AS_START = BeforeValidator(
     lambda value: {"source": value} if isinstance(value, str) else value, json_schema_input_type=str | None
 )
 """Takes a path where a `Start` is declared."""
+
+
+def _head(found: hub.Pinned) -> Head | None:
+    return known_head(read_config(Path(found.source)) if found.digests else found.config)
+
+
+def _recorded(found: hub.Pinned) -> Objective | None:
+    """The objective that a folder says it was trained by. Raises DataError if that cannot be read."""
+    path = Path(found.source) / OBJECTIVE_FILE
+    if OBJECTIVE_FILE not in found.digests:
+        return None
+    try:
+        objective: Objective = TypeAdapter(Objective).validate_json(path.read_bytes())
+        return objective
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: no objective that is known here; say pretrain.objective ({error})") from error
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -142,12 +174,15 @@ class Fetch(StageSpec):
     fingerprint: str
     digests: Annotated[Digests, Provenance()] = Field(default_factory=dict)
     """Of the files to take, by name; of a hub id, whose commit is its content, none."""
+    head: Annotated[Head, Neutral("causal")] = "causal"
+    """What it has to predict: next tokens, or tokens in place."""
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Copies weights, config and tokenizer to `out`, and loads the model once to be sure that it can be.
 
         Raises:
-            DataError: if a file was changed since it was pinned, the weights are not whole, or the model reads ahead.
+            DataError: if a file was changed since it was pinned, the weights are not whole, or the model is of another
+                head: a causal one must not read ahead.
         """
         if self.digests:
             pinned.copy(Path(self.source), out, self.digests)
@@ -158,9 +193,10 @@ class Fetch(StageSpec):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
             for path in checkpoint_files(folder):
                 shutil.copyfile(path, out / path.name)
-        check_causal(read_config(out))
+        if (head := known_head(read_config(out))) != self.head:
+            raise DataError(f"checkpoint {self.source}: a {head} model, and the objective is of {self.head} ones")
         model = load_model(out, name=self.source)
-        if reads_ahead(model):
+        if head == "causal" and reads_ahead(model):
             raise DataError(
                 f"checkpoint {self.source}: what follows a token changes what it predicts (a decoder without "
                 f"is_decoder: true in its config.json?); {SUPPORTED}"

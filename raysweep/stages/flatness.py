@@ -19,10 +19,11 @@ from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
 from raysweep.errors import SpaceError, StageError
-from raysweep.objectives.base import ObjectiveSpec, add_extra_tokens
+from raysweep.objectives.base import ObjectiveSpec
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.spec import Metric, Neutral, Provenance, StageSpec
+from raysweep.stages.specials import checkpoint_specials
 from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
@@ -126,9 +127,14 @@ class Flatness(TraceSettings, StageSpec):
             )
         return self.with_(loss=loss)  # type: ignore[no-any-return]
 
+    @property
+    def input_length(self) -> int:
+        """Tokens of a row that the model reads."""
+        return self.loss.input_length(self.sequence_length)
+
     def predict(self) -> tuple[float, float]:
         """What is expected before anything runs: tokens of gradients to compute, and the relative standard error."""
-        tokens = self.batch_sequences * self.sequence_length
+        tokens = self.batch_sequences * self.input_length
         units, rse = predicted(self.rse, tokens_of_batch=tokens, min_units=self.min_units, max_units=self.max_units)
         draws: float = first_draws(self.products, parts=self.parts, min_units=self.min_units)
         if draws:  # In the end they are about a fifth as many as probes.
@@ -138,7 +144,7 @@ class Flatness(TraceSettings, StageSpec):
             work *= 2
         if self.shape:
             products = self.shape.num_steps * (self.shape.num_vectors + 2)
-            work += products * self.shape.num_sequences * self.sequence_length * COST["exact"]
+            work += products * self.shape.num_sequences * self.input_length * COST["exact"]
         return work, rse
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
@@ -248,7 +254,7 @@ class Flatness(TraceSettings, StageSpec):
         # Shuffled, so that each batch is a draw from the mix and batches differ by chance alone.
         every = np.concatenate(parts)
         every = every[np.random.default_rng([self.seed, 3]).permutation(len(every))]
-        specials = add_extra_tokens(load_tokenizer(checkpoint), self.loss)
+        specials = checkpoint_specials(checkpoint, self.loss)
         rows = self.loss.prepare(every, np.random.default_rng([self.seed, 4]), specials)
         # Padding stands on the right and is not predicted; nothing attends to it.
         return {name: torch.from_numpy(part).to(device) for name, part in rows.items() if name != "lengths"}

@@ -55,7 +55,7 @@ class Indicators(StageSpec):
             model,
             Tokens(inputs["tokens"]),
             self.objective,
-            tokenizer_dir=inputs["checkpoint"],
+            checkpoint=inputs["checkpoint"],
             mix=self.mix,
             sequence_length=self.sequence_length,
             worker=worker,

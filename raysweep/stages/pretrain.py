@@ -16,15 +16,16 @@ from pydantic import Field, model_validator
 
 from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
-from raysweep.data.tokenizers import load_tokenizer
 from raysweep.errors import Place, collect
-from raysweep.objectives.base import ObjectiveSpec, add_extra_tokens
+from raysweep.objectives.base import ObjectiveSpec
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.spec import Metric, Neutral, Provenance, Spec, StageSpec, fingerprint
-from raysweep.stages.fetch import AS_START, Start
+from raysweep.stages.fetch import AS_START, OBJECTIVE_FILE, Start
 from raysweep.stages.phases import Before, Phase
+from raysweep.stages.specials import checkpoint_specials
 from raysweep.stages.trajectory import Trajectory
+from raysweep.train.checkpoints import Head
 from raysweep.train.models import Model
 from raysweep.train.optimizers import Optimizer
 from raysweep.train.precision import Precision
@@ -42,8 +43,6 @@ CURVE = "curve.jsonl"
 
 # Held-out sequences of each domain that a checkpoint's loss is taken on.
 HELDOUT_SEQUENCES = 256
-# Beside config.json: what the checkpoint was trained by.
-OBJECTIVE_FILE = "objective.json"
 # What an objective draws on held-out text comes from this, and not from the seed of a run.
 HELDOUT_DRAW = 5
 
@@ -122,18 +121,18 @@ class Recipe(Spec):
                 f"sequence_length {self.sequence_length} must be {row}: data.sentence_length and the token that opens "
                 "a sentence"
             )
-        length = self.objective.input_length(self.sequence_length)  # Raises if it cannot make rows of it.
-        if (model := self.model) is None:
-            return self
-        if self.objective.head != model.head:
+        trained, head = _trained_model(self.model, self.start)
+        if head and self.objective.head != head:
             raise ValueError(
-                f"objective {self.objective.name} needs a {self.objective.head} model, and {model.name} is a "
-                f"{model.head} one: change either"
+                f"objective {self.objective.name} needs a {self.objective.head} model, and {trained} is a {head} one: "
+                "change either"
             )
-        if model.max_length is not None and length > model.max_length:
+        # An error where the objective can make no rows of such sequences.
+        length, most = self.input_length, self.model.max_length if self.model else None
+        if most is not None and length > most:
             raise ValueError(
-                f"sequence_length {self.sequence_length} makes inputs of {length} tokens, and model {model.name} "
-                f"takes {model.max_length} at most: lower it, or give the model more positions"
+                f"sequence_length {self.sequence_length} makes inputs of {length} tokens, and model {trained} takes "
+                f"{most} at most: lower it, or give the model more positions"
             )
         return self
 
@@ -141,6 +140,11 @@ class Recipe(Spec):
     def num_steps(self) -> int:
         """Of the whole trajectory, or of what comes before its phases."""
         return self.steps or math.ceil((self.tokens or 0) / (self.batch_sequences * self.sequence_length))
+
+    @property
+    def input_length(self) -> int:
+        """Tokens of the longest row that the model reads; a text's `sequence_length`, and what is written beside it."""
+        return self.objective.input_length(self.sequence_length)
 
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:
@@ -170,6 +174,13 @@ class Recipe(Spec):
             pins.append((("start",), partial(self.start.pin, base)))
         data, *start = collect(pins)
         return self.with_(data=data, start=start[0] if start else None)  # type: ignore[no-any-return]
+
+
+def _trained_model(model: Model | None, start: Start | None) -> tuple[str, Head | None]:
+    """Its name, and what it predicts, as far as that is known."""
+    if model:
+        return model.name, model.head
+    return (start.source, start.head) if start else ("", None)
 
 
 class Pretrain(StageSpec):
@@ -216,7 +227,7 @@ class Pretrain(StageSpec):
             load_model(out).to(worker.device),
             run.tokens,
             recipe.objective,
-            tokenizer_dir=out,
+            checkpoint=out,
             mix=recipe.data.mix,
             sequence_length=recipe.sequence_length,
             worker=worker,
@@ -281,7 +292,7 @@ def heldout_metrics(
     tokens: Tokens,
     objective: ObjectiveSpec,
     *,
-    tokenizer_dir: Path,
+    checkpoint: Path,
     mix: Mapping[str, float],
     sequence_length: int,
     worker: Worker,
@@ -296,8 +307,7 @@ def heldout_metrics(
     """
     from raysweep.train.evaluate import heldout, perplexity
 
-    # The model's own: an earlier phase may have added tokens of another objective.
-    specials = add_extra_tokens(load_tokenizer(tokenizer_dir), objective)
+    specials = checkpoint_specials(checkpoint, objective)
     mine = {}
     for index, domain in enumerate(sorted(tokens.domains)):
         if index % worker.world_size == worker.rank:

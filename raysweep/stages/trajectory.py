@@ -96,7 +96,7 @@ class Trajectory:
         from raysweep.train.checkpoints import load_model
 
         recipe = self.recipe
-        length = recipe.objective.input_length(recipe.sequence_length)
+        length = recipe.input_length
         if self.start is None:
             assert recipe.model
             rows = max(self.tokens.meta.vocab_size, len(self.tokenizer))

@@ -19,7 +19,7 @@ OTHER_HEADS = (".pooler.", "cls.seq_relationship.", "sop_classifier.", "discrimi
 Head = Literal["causal", "masked"]
 """What a model predicts: next tokens, from those before; or tokens in place, from both sides."""
 
-SUPPORTED = "a sweep takes causal models (...ForCausalLM, ...LMHeadModel); raysweep trace takes masked ones too"
+SUPPORTED = "causal (...ForCausalLM, ...LMHeadModel) and masked (...ForMaskedLM) language models can be taken"
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
@@ -63,11 +63,13 @@ def _architecture(config: Mapping[str, Any]) -> str:
     return str(named[0] if isinstance(named, list) else named)
 
 
-def check_causal(config: Mapping[str, Any]) -> None:
-    """By its configuration, as far as it is known, the model predicts next tokens; else DataError."""
-    if config and head_of(config) != "causal":
+def known_head(config: Mapping[str, Any]) -> Head | None:
+    """What a model predicts; None where its configuration is empty, so not known. Raises DataError if no tokens."""
+    head = head_of(config)
+    if config and head is None:
         named = _architecture(config) or f"model_type {config.get('model_type')!r}"
-        raise DataError(f"config.json: {named} predicts no next tokens; {SUPPORTED}")
+        raise DataError(f"config.json: {named} predicts no tokens; {SUPPORTED}")
+    return head
 
 
 def reads_ahead(model: PreTrainedModel) -> bool:

@@ -104,9 +104,49 @@ def save_bert(folder, kind=BertForMaskedLM):
     kind(BertConfig(intermediate_size=24, max_position_embeddings=64, **config)).save_pretrained(folder)
 
 
-def test_a_masked_model_is_refused_before_anything_is_computed(folder):
+WITHOUT_TASKS = SWEEP.partition("sft:")[0]
+
+
+def test_a_masked_model_is_measured_as_one(folder, store):
+    """By what its configuration says it is, beside one that predicts next tokens."""
     save_bert(folder / "two")
-    with pytest.raises(DataError, match=r"BertForMaskedLM predicts no next tokens; a sweep takes causal models"):
+    PreTrainedTokenizerFast.from_pretrained(folder / "one", mask_token="<e>").save_pretrained(folder / "two")
+    (folder / "theirs.yaml").write_text(WITHOUT_TASKS)
+    run = run_sweep(load(folder / "theirs.yaml"), store, runner="inline")
+    assert run.failures() == []
+    table = checkpoint_table(run).set_index("point.pretrain.from")
+    assert table["indicators/ppl"].notna().all()
+    for column in ("perplexity_of", "flatness_of"):
+        assert [table.loc[name, column].partition(" ")[0] for name in ("one", "two")] == ["causal_lm", "masked_lm"]
+
+
+def test_a_tokenizer_without_a_mask_is_named(folder, store):
+    save_bert(folder / "two")
+    (folder / "theirs.yaml").write_text(WITHOUT_TASKS)
+    run = run_sweep(load(folder / "theirs.yaml"), store, runner="inline")
+    assert {failure["kind"] for failure in run.failures()} == {"indicators", "flatness"}
+    assert all("masked_lm needs '<mask>', which is not in its" in failure["cause"] for failure in run.failures())
+
+
+def test_the_objective_that_a_folder_records_is_its_own(folder):
+    (folder / "two" / "objective.json").write_text('{"name": "prefix_lm"}')
+    space = load(folder / "theirs.yaml")
+
+    def measured(name):
+        specs = {stage.kind: stage.spec for stage in space.trial({"pretrain.from": name}, 0).stages}
+        return specs["indicators"].objective.name, specs["flatness"].loss.name
+
+    assert measured("one") == ("causal_lm", "causal_lm")
+    assert measured("two") == ("prefix_lm", "prefix_lm")
+    (folder / "theirs.yaml").write_text(SWEEP.replace("  from: one", "  from: one\n  objective: {name: causal_lm}"))
+    space = load(folder / "theirs.yaml")
+    assert measured("two") == ("causal_lm", "causal_lm")
+
+
+def test_an_objective_of_another_kind_of_model_is_refused(folder):
+    save_bert(folder / "two")
+    (folder / "theirs.yaml").write_text(SWEEP.replace("  from: one", "  from: one\n  objective: {name: causal_lm}"))
+    with pytest.raises(DataError, match="objective causal_lm needs a causal model, and two is a masked one"):
         load(folder / "theirs.yaml")
 
 
@@ -170,8 +210,8 @@ def hub(monkeypatch):
             asked.append(self.path)
             _, _, revision = self.path.partition("/revision/")
             known = self.path.startswith("/api/models/owner/name")
-            known |= (is_masked := self.path.startswith("/api/models/owner/masked"))
-            config = {"architectures": ["BertForMaskedLM" if is_masked else "LlamaForCausalLM"]}
+            known |= (is_other := self.path.startswith("/api/models/owner/classifier"))
+            config = {"architectures": ["BertForSequenceClassification" if is_other else "LlamaForCausalLM"]}
             sha = {"v1": "1" * 40}.get(revision, "0" * 40)
             body = json.dumps({"id": "owner/name", "sha": sha, "config": config}).encode()
             self.send_response(200 if known else 404)
@@ -202,8 +242,8 @@ def test_a_hub_id_is_pinned_to_its_commit(folder, hub):
     before = len(hub)
     assert pin("owner/name@" + "a" * 40) == "owner/name@" + "a" * 40
     assert len(hub) == before
-    with pytest.raises(DataError, match="BertForMaskedLM predicts no next tokens"):
-        pin("owner/masked")
+    with pytest.raises(DataError, match="BertForSequenceClassification predicts no tokens"):
+        pin("owner/classifier")
     with pytest.raises(DataError, match=r"'no/model@v2'.*looked up as a hub id.*owner/name@commit"):
         pin("no/model@v2")
 

@@ -6,17 +6,20 @@ import pytest
 from pydantic import ValidationError
 from tiny import TINY
 
-from raysweep.costs import recipes_of, size_of, training_memory_bytes
+from raysweep.costs import Size, pretraining_tokens, recipes_of, size_of, stage_flops, training_memory_bytes
 from raysweep.curvature.cost import COST
 from raysweep.errors import SpaceError
 from raysweep.estimates import estimate
+from raysweep.objectives.span_corruption import SpanCorruption
 from raysweep.plan import FIRST_LRS, LADDER, Finetuning, Stage
 from raysweep.scores import Result, finetuning_runs, pick
 from raysweep.search import Resources
 from raysweep.space import load
 from raysweep.spec import Neutral, Provenance, Spec, canonical, fingerprint
 from raysweep.stages.flatness import Flatness
+from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.tasks.spans import PCFGSpan
+from raysweep.train.models import Llama
 from raysweep.train.optimizers import SGD, AdamW
 
 
@@ -204,3 +207,18 @@ def test_auto_is_the_only_word_for_rates(sweep_file, store):
     plan = estimate(load(sweep_file(TINY.replace("lrs: [1e-3, 1e-2]", "lrs: auto"))), store, mfu=0.5, peak_flops=1e12)
     assert plan.stages["sft"] == 12
     assert "at least" in plan.note
+
+
+def test_costs_count_what_the_model_reads(grammar):
+    """A row of span corruption is longer than its text; tokens are those of the text."""
+    given = {"data": grammar, "model": Llama(), "optimizer": AdamW(lr=1e-3), "steps": 3, "batch_sequences": 2}
+    causal = Recipe(sequence_length=5, **given)
+    spans = Recipe(sequence_length=5, objective=SpanCorruption(name="span_corruption", num_sentinels=4), **given)
+    assert (causal.input_length, spans.input_length) == (5, 8)
+    size = Size(num_parameters=1000, num_layers=1, hidden_size=4, num_heads=2, num_bytes=4000)
+    stages = [Stage(Pretrain(recipe=recipe, seed=0, step=3), {}) for recipe in (causal, spans)]
+    assert [pretraining_tokens(stage) for stage in stages] == [30, 30]
+    flops = [stage_flops(stage, size, grammar) for stage in stages]
+    assert flops == [size.gradient_flops(3 * 2 * 5, 5), size.gradient_flops(3 * 2 * 8, 8)]
+    flatness = [Flatness(sequence_length=5, loss=recipe.objective) for recipe in (causal, spans)]
+    assert flatness[1].predict()[0] > flatness[0].predict()[0]
