@@ -136,7 +136,8 @@ def _agreement(ranking: Ranking) -> Chart | None:
 
 def _loss(run: Run, stages: pd.DataFrame, colors: Mapping[str, Color]) -> Chart | None:
     """A curve for each trial, of its last finished checkpoint: that one's curve.jsonl holds the trajectory so far."""
-    finished = stages[(stages["kind"] == "pretrain") & (stages["status"] == "done")].sort_values("step")
+    trained = stages[(stages["kind"] == "pretrain") & stages["step"].notna()]
+    finished = trained[trained["status"] == "done"].sort_values("step")
     traces = []
     for _, row in finished.groupby("trial", sort=True).tail(1).sort_values("trial").iterrows():
         path = run.store.folder(row["id"]) / "curve.jsonl"

@@ -218,7 +218,8 @@ def cost_table(stages: pd.DataFrame) -> Table:
     """Time, tokens and memory by kind of stage."""
     titles = ("stages", "time", "mean", "worker time", "tokens", "peak memory")
     rows = []
-    done = stages[stages["wall_seconds"].notna()].drop_duplicates("id")
+    done = stages.assign(num_tokens=_computed(stages))
+    done = done[done["wall_seconds"].notna()].drop_duplicates("id")
     for kind, group in [*done.groupby("kind", sort=True), ("all", done)]:
         if group.empty:
             continue
@@ -229,7 +230,7 @@ def cost_table(stages: pd.DataFrame) -> Table:
             cell(float(wall.sum()), formats.seconds),
             cell(float(wall.mean()), formats.seconds),
             cell(float((wall * group["world_size"].astype("float64")).sum()), formats.seconds),
-            cell(_tokens(group), formats.count),
+            cell(float(group["num_tokens"].sum()) or math.nan, formats.count),
             cell(float(group["peak_memory_bytes"].astype("Float64").max()), formats.memory),
         ]
         rows.append(Row(cells))
@@ -237,9 +238,10 @@ def cost_table(stages: pd.DataFrame) -> Table:
     return Table([Column("kind"), *(Column(title, numeric=True) for title in titles)], kinds, total.cells)
 
 
-def _tokens(group: pd.DataFrame) -> float:
-    # A checkpoint's tokens are those of its whole trajectory so far: the last one of a trial has them all.
-    pretrain = group["kind"] == "pretrain"
-    whole = group[pretrain].groupby("trial")["num_tokens"].max().sum() if pretrain.any() else 0.0
-    total = float(whole) + float(group.loc[~pretrain, "num_tokens"].sum())
-    return total or math.nan
+def _computed(stages: pd.DataFrame) -> pd.Series:
+    """The tokens of each stage: a checkpoint's are those since the one before it, of its phase or an earlier one."""
+    trained = stages[(stages["kind"] == "pretrain") & stages["num_tokens"].notna()].sort_values("num_tokens")
+    before = trained.groupby("trial")["num_tokens"].shift(fill_value=0.0)
+    tokens = stages["num_tokens"].copy()
+    tokens.loc[trained.index] = trained["num_tokens"] - before
+    return tokens

@@ -132,10 +132,11 @@ def _checkpoint_row(key: tuple[str, str], measured: Sequence[Row], made: Row | N
     row |= {"checkpoint": checkpoint, "step": steps[0] if steps else None}
     row["status"] = made["status"] if made else "done"
     row["location"] = made.get("location") if made else None
-    row |= {name: value for name, value in source.items() if str(name).startswith("point.")}
+    row |= {name: value for name, value in measured[0].items() if str(name).startswith("point.")}
     for other in [*([made] if made else []), *measured]:
         row.update(losses_of(other["kind"], json.loads(other.get("settings") or "{}")))
-    results = [_result(other) for other in [*([made] if made and made not in measured else []), *measured]]
+    known = {other["id"] for other in measured}
+    results = [_result(other) for other in [*([made] if made and made["id"] not in known else []), *measured]]
     row.update(checkpoint_metrics(results))
     # A checkpoint taken as it is has no pretraining stage; its size counts all the same.
     if "fetch/num_parameters" in row:
@@ -184,9 +185,28 @@ def _by_checkpoint(stages: pd.DataFrame) -> dict[tuple[str, str], list[Row]]:
     for row in map(_known, stages.to_dict("records")):
         if checkpoint := row.get("checkpoint"):
             rows[row["trial"], checkpoint].append(row)
-        elif row["kind"] == "pretrain":
-            rows[row["trial"], row["id"]].append(row)
-    return dict(sorted(rows.items()))
+    return _each_once(dict(sorted(rows.items())))
+
+
+def _each_once(rows: Mapping[tuple[str, str], list[Row]]) -> dict[tuple[str, str], list[Row]]:
+    """A checkpoint that several trials have measured alike, as that of a phase that they share, is one of the first.
+
+    What differs between their points is of later phases, and left out.
+    """
+    alike: dict[tuple[str, ...], list[tuple[str, str]]] = defaultdict(list)
+    for key, measured in rows.items():
+        alike[(key[1], *sorted(row["id"] for row in measured))].append(key)
+    kept = {}
+    for first, *others in alike.values():
+        kept[first] = [
+            {name: value for name, value in row.items() if all(_same(name, value, rows[key][0]) for key in others)}
+            for row in rows[first]
+        ]
+    return kept
+
+
+def _same(name: Hashable, value: Any, other: Row) -> bool:
+    return not str(name).startswith("point.") or other.get(name) == value
 
 
 def _add_errors(rows: Sequence[Row], tasks: Sequence[str], noise: Mapping[str, TaskNoise]) -> None:

@@ -29,7 +29,7 @@ class Training:
         """Take one event of a stage."""
         stage = event.get("stage", "")
         with self._changed:
-            if event.get("kind") == "pretrain" and "loss" in event:
+            if event.get("kind") in ("pretrain", "optimizer_state") and "loss" in event:
                 self._unsaved.add(stage)
             elif "saved_step" in event or event.get("event") in ("finished", "failed"):
                 self._unsaved.discard(stage)

@@ -24,7 +24,8 @@ def trial_row(trial: Trial) -> TrialRow:
             id=stage.id,
             kind=stage.kind,
             step=stage.step,
-            checkpoint=stage.id if stage.kind == "pretrain" else stage.checkpoint,
+            # Without a step it is none that is measured.
+            checkpoint=stage.id if stage.kind == "pretrain" and stage.step is not None else stage.checkpoint,
             task=stage.task,
             inputs=dict(stage.inputs),
         )
