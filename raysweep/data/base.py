@@ -12,7 +12,6 @@ from raysweep.spec import Spec
 
 if TYPE_CHECKING:
     from raysweep.objectives.base import ObjectiveSpec
-    from raysweep.objectives.optimum import Law
 
 
 class CorpusSpec(Spec):
@@ -78,14 +77,6 @@ class CorpusSpec(Spec):
     @abstractmethod
     def tokens_bytes(self) -> int:
         """Bytes of its tokens folder, by the declaration and the sizes of files: for a plan, nothing is read."""
-
-    @abstractmethod
-    def law(self, tokens: Path) -> Law | None:
-        """The true law of its token rows, of which the lowest loss follows; None if nobody knows it.
-
-        Args:
-            tokens: the folder that it built.
-        """
 
     @abstractmethod
     def knows_optimum(self, objective: ObjectiveSpec) -> bool:

@@ -34,6 +34,9 @@ Seen = Literal["before", "around"]
 MAX_NUMBERS = 10**8
 """Of a table of words, and of the sentences that a task draws at once, in numbers of 8 bytes."""
 
+LAW = "law.json"
+"""In a tokens folder: the corpus itself, by which whoever measures a model knows the lowest loss."""
+
 # Numbers of 8 bytes of the tables that are worked on at once: more are no faster, fewer are slower.
 _TABLE = 2**19
 # Words that are drawn at once, so that a corpus of any size is written in the same memory.
@@ -175,6 +178,7 @@ class ExactCorpus(CorpusSpec):
             domains={self.name: DomainMeta(num_train_tokens=train, num_valid_tokens=valid)},
         )
         meta.write(out)
+        (out / LAW).write_text(self.model_dump_json(by_alias=True, indent=1))
         self._write_tokenizer(out / "tokenizer")
         optimum /= self.num_valid_sentences * self.sentence_length
         return {"optimal_loss_nats_per_token": optimum, "num_tokens": float(train + valid)}
@@ -183,10 +187,6 @@ class ExactCorpus(CorpusSpec):
         """All sentences, to the byte."""
         num = self.num_train_sentences + self.num_valid_sentences
         return np.dtype(dtype_of(self.vocab_size)).itemsize * num * self.row_length
-
-    def law(self, tokens: Path) -> Self:
-        """Itself."""
-        return self
 
     def knows_optimum(self, objective: ObjectiveSpec) -> bool:
         """Of all objectives that can tell it from a law."""

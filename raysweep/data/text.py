@@ -192,11 +192,8 @@ class Text(CorpusSpec):
         text = sum(os.path.getsize(path) * (PACKED if path.endswith(".gz") else 1) for path in paths)
         return np.dtype(dtype_of(self.vocab_size)).itemsize * text // BYTES_OF_TOKEN
 
-    def law(self, tokens: Path) -> None:
-        """Nobody knows that of real text."""
-
     def knows_optimum(self, objective: ObjectiveSpec) -> bool:
-        """Of none, as there is no law."""
+        """Nobody knows the law of real text."""
         return False
 
     def length_findings(self, place: Place, lengths: Mapping[Place, int]) -> Iterator[Finding]:

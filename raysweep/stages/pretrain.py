@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field, model_validator
 
-from raysweep.data.corpora import Corpus
+from raysweep.data.corpora import Corpus, read_law
 from raysweep.data.packing import Tokens
 from raysweep.errors import Place, collect
 from raysweep.objectives.base import ObjectiveSpec
@@ -35,7 +35,6 @@ from raysweep.worker import Worker
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from raysweep.objectives.optimum import Law
     from raysweep.train.loop import Training
 
 CURVE = "curve.jsonl"
@@ -231,7 +230,6 @@ class Pretrain(StageSpec):
             mix=recipe.data.mix,
             sequence_length=recipe.sequence_length,
             worker=worker,
-            law=recipe.data.law(inputs["tokens"]),
         )
         # Of the last tenth of all steps, as far as they are of this phase: others may have had another loss.
         tail = training.losses[-max(1, len(curve) // 10) :]
@@ -247,11 +245,9 @@ class Pretrain(StageSpec):
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
         """Losses of the last steps and on held-out text, and what they took."""
-        objective = self.recipe.objective
         return (
             Metric("loss_nats_per_token", "min", "nats/token"),
-            *declared_heldout(corpus, objective),
-            *(ENTROPY_GAP if corpus.knows_optimum(objective) else ()),
+            *declared_heldout(corpus, self.recipe.objective),
             Metric("num_tokens", unit="tokens"),
             Metric("num_predicted_tokens", unit="tokens"),
             Metric("num_parameters"),
@@ -277,12 +273,13 @@ def _curve(start: Path | None) -> list[dict[str, float]]:
 
 
 def declared_heldout(corpus: Corpus, objective: ObjectiveSpec) -> tuple[Metric, ...]:
-    """What `heldout_metrics` gives on text of `corpus`, without ENTROPY_GAP."""
+    """What `heldout_metrics` gives on text of `corpus`."""
     has_bits = objective.is_likelihood and corpus.is_natural_language
     return (
         Metric("heldout_loss_nats_per_token", "min", "nats/token"),
         Metric("ppl", "min"),
         *(Metric(f"ppl_{name}", "min") for name in sorted(corpus.domains)),
+        *(ENTROPY_GAP if corpus.knows_optimum(objective) else ()),
         *((Metric("bits_per_byte", "min", "bits/byte"),) if has_bits else ()),
     )
 
@@ -296,17 +293,17 @@ def heldout_metrics(
     mix: Mapping[str, float],
     sequence_length: int,
     worker: Worker,
-    law: Law | None = None,
     max_sequences: int = HELDOUT_SEQUENCES,
 ) -> dict[str, float]:
     """Held-out loss and perplexity of an objective, per domain and mixed by `mix`.
 
     What the objective draws, and which sequences it reads, are the same for all models and all numbers of workers.
-    `entropy_gap_nats_per_token`, where the text's `law` is known, is the loss above the lowest possible one of this
+    `entropy_gap_nats_per_token`, where the text's law is known, is the loss above the lowest possible one of this
     objective on the same rows; `bits_per_byte` is of the text, where the loss is the text's own likelihood.
     """
     from raysweep.train.evaluate import heldout, perplexity
 
+    law = read_law(tokens.folder)
     specials = checkpoint_specials(checkpoint, objective)
     mine = {}
     for index, domain in enumerate(sorted(tokens.domains)):

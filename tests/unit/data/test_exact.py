@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from raysweep.data import exact
+from raysweep.data.corpora import read_law
 from raysweep.data.draws import Choices, uniforms
 from raysweep.data.exact import TASK, TRAIN, VALID
 from raysweep.data.hmm import HMM
@@ -156,6 +157,7 @@ def test_a_corpus_is_written_in_parts(language, tmp_path, monkeypatch):
     language.build(tmp_path)
     np.testing.assert_array_equal(np.fromfile(tmp_path / f"{language.name}.valid.bin", dtype=np.uint16), written)
     assert (tmp_path / "meta.json").read_text() == meta
+    assert read_law(tmp_path) == language
 
 
 @pytest.mark.parametrize(
