@@ -1,4 +1,4 @@
-"""Small files that outlive a kill, a full disk and a power cut: written whole, or not at all."""
+"""Small files that outlive a kill, a full disk and a power cut: written whole, or not at all; and a cache's place."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+def cache_dir() -> Path:
+    """Where this machine keeps what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "raysweep"
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from raysweep.durable import parse_object, sync
+from raysweep.durable import cache_dir, parse_object, sync
 from raysweep.errors import StoreError
 from raysweep.remote import Remote
 
@@ -97,8 +97,7 @@ class Store:
             self._remote: Remote | None = None
         else:
             # Work and downloads of a remote store live beside other caches of this machine, one folder per URL.
-            caches = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-            self.root = caches / "raysweep" / hashlib.sha256(self.url.encode()).hexdigest()[:12]
+            self.root = cache_dir() / hashlib.sha256(self.url.encode()).hexdigest()[:12]
             self._remote = Remote(self.url)
         # (path, bytes, mtime_ns) of files found intact: hashed once per process, again if touched.
         self._intact: set[tuple[str, int, int]] = set()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raysweep.data.pinned import Digests, digest
+from raysweep.data.digests import Digests, kept_digests
 from raysweep.errors import DataError
 
 
@@ -39,7 +39,7 @@ def pin(given: str, base: Path, files: Callable[[Path], Sequence[Path]]) -> Pinn
     where = expanded(given)
     folder = (base / where).absolute()
     if folder.is_dir():
-        digests = {path.name: digest(path) for path in files(folder)}
+        digests = {Path(path).name: sha256 for path, sha256 in kept_digests(map(str, files(folder))).items()}
         lines = "".join(f"{name}:{content}\n" for name, content in digests.items())
         return Pinned(str(folder), hashlib.sha256(lines.encode()).hexdigest(), digests, {})
     if problem := unset(where):

@@ -10,27 +10,14 @@ import contextlib
 import hashlib
 import io
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
+from raysweep.data.digests import digest
 from raysweep.errors import DataError
 
-Digests = dict[str, str]
-"""Path -> SHA-256 of its content, in hexadecimal."""
-
 BUFFER_BYTES = 2**20
-
-
-def digest(path: str | Path) -> str:
-    """SHA-256 of a file. Raises OSError."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def content_fingerprint(digests: Iterable[str]) -> str:
-    """Of the contents of files in this order, whatever their names."""
-    return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager

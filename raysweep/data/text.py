@@ -15,9 +15,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from raysweep.data.base import CorpusSpec
+from raysweep.data.digests import Digests, content_fingerprint, kept_digests
 from raysweep.data.files import Globs, listed, read_texts, sampled
 from raysweep.data.packing import DomainMeta, Dtype, TokensMeta, dtype_of
-from raysweep.data.pinned import Digests, content_fingerprint, digest
 from raysweep.data.tokenizers import Bpe, Tokenizer, load_tokenizer
 from raysweep.errors import DataError, Finding, Place, RaysweepError, below, collect, dotted
 from raysweep.spec import Provenance, Spec, check_name
@@ -56,7 +56,7 @@ class Domain(Spec):
         """
         given = {"train": self.train} | ({} if self.valid is None else {"valid": self.valid})
         found = collect(((split,), partial(sampled, globs, base)) for split, globs in given.items())
-        digests = {path: digest(path) for path in itertools.chain(*found)}
+        digests = kept_digests(itertools.chain(*found))
         # In the order of the files, which is that of the tokens.
         whole = ":".join(content_fingerprint(digests[path] for path in paths) for paths in found)
         return self.with_(**dict(zip(given, found, strict=True)), fingerprint=whole, digests=digests)  # type: ignore[no-any-return]

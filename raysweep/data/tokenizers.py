@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from raysweep.data import hub, pinned
-from raysweep.data.pinned import Digests
+from raysweep.data.digests import Digests
 from raysweep.errors import DataError, collect
 from raysweep.spec import Provenance, Spec
 

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from raysweep.data import hub, pinned
 from raysweep.data.corpora import Corpus
-from raysweep.data.pinned import Digests
+from raysweep.data.digests import Digests
 from raysweep.data.tokenizers import VOCABULARY_FILES
 from raysweep.errors import DataError, Place, collect
 from raysweep.objectives.causal_lm import CausalLM

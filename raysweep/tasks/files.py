@@ -13,8 +13,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raysweep.data.corpora import Corpus
+from raysweep.data.digests import Digests, content_fingerprint, digest, kept_digests
 from raysweep.data.files import Globs, listed, read_jsonl, resolve
-from raysweep.data.pinned import Digests, content_fingerprint, digest
 from raysweep.errors import DataError, Finding, SpaceError, collect
 from raysweep.spec import Provenance
 from raysweep.tasks.base import Split, TaskSpec, Workload, numbered
@@ -84,7 +84,7 @@ class FileTask(TaskSpec):
         """With absolute paths and fingerprint; every line is checked. Raises DataError with all files' findings."""
         splits: tuple[Split, ...] = ("train", "test")
         train, test = collect(((split,), partial(self._checked, split, base)) for split in splits)
-        digests = {path: digest(path) for path in (*train, *test)}
+        digests = kept_digests((*train, *test))
         # Examples are ordered by their content, so the files' order is no part of it.
         whole = ":".join(content_fingerprint(sorted(digests[path] for path in paths)) for paths in (train, test))
         return self.with_(train=train, test=test, fingerprint=whole, digests=digests)

@@ -1,0 +1,94 @@
+"""Digests of files: kept for as long as a file is what it was, and never longer."""
+
+import builtins
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from raysweep.data import digests
+from raysweep.data.digests import digest, kept_digests
+from raysweep.data.text import Domain
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """A cache folder of the test's own, where files count as settled at once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests, "SETTLED_SECONDS", 0.0)
+    return tmp_path / "cache" / "raysweep" / "digests.sqlite"
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[str]:
+    """The paths of the files that are opened, as they are opened."""
+    opened: list[str] = []
+    really = builtins.open
+
+    def noting(path, *args, **kwargs):
+        opened.append(str(path))
+        return really(path, *args, **kwargs)
+
+    monkeypatch.setattr(digests, "open", noting, raising=False)
+    return opened
+
+
+def test_a_file_that_stays_is_read_once(tmp_path, read):
+    paths = [str(tmp_path / name) for name in ("a", "b")]
+    for path in paths:
+        Path(path).write_text(path)
+    first = kept_digests(paths)
+    assert read == paths
+    assert first == {path: digest(path) for path in paths}
+    read.clear()
+    assert kept_digests(paths) == first
+    assert read == []
+
+
+def test_a_changed_file_is_read_again_though_size_and_mtime_are_the_same(tmp_path, read):
+    path = str(tmp_path / "a")
+    Path(path).write_text("one")
+    os.utime(path, ns=(10**18, 10**18))
+    before = kept_digests([path])
+    Path(path).write_text("two")
+    os.utime(path, ns=(10**18, 10**18))
+    assert kept_digests([path]) == {path: digest(path)} != before
+    Path(path).unlink()
+    Path(path).write_text("new")
+    assert kept_digests([path]) == {path: digest(path)}
+
+
+def test_a_file_that_was_just_written_is_not_kept(tmp_path, monkeypatch, read):
+    monkeypatch.setattr(digests, "SETTLED_SECONDS", 60.0)
+    path = str(tmp_path / "a")
+    Path(path).write_text("one")
+    assert kept_digests([path]) == kept_digests([path])
+    assert read == [path, path]
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no database"])
+def test_without_a_cache_files_are_read(tmp_path, cache, damage):
+    path = str(tmp_path / "a")
+    Path(path).write_text("one")
+    where = cache.parent.parent if damage == "no folder" else cache
+    where.parent.mkdir(parents=True, exist_ok=True)
+    where.write_text("no folder, and no database")
+    assert kept_digests([path]) == {path: digest(path)}
+
+
+def test_what_was_read_before_an_error_is_kept(tmp_path, cache):
+    (tmp_path / "a").write_text("one")
+    with pytest.raises(FileNotFoundError):
+        kept_digests([str(tmp_path / "a"), str(tmp_path / "missing")])
+    rows = sqlite3.connect(cache).execute("SELECT path FROM digests").fetchall()
+    assert rows == [(str(tmp_path / "a"),)]
+
+
+def test_planning_reads_no_corpus_twice(tmp_path, read):
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(f"Text {number}.")
+    first = Domain(train="*.txt").pin(tmp_path)
+    assert len(read) == 3
+    assert Domain(train="*.txt").pin(tmp_path) == first
+    assert len(read) == 3
