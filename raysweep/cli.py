@@ -147,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
 
     trace = commands.add_parser("trace", parents=[common], help="flatness of language models: traces of the Hessian")
     trace.add_argument("models", nargs="+", metavar="MODEL", help="folder or hub id; several are compared")
-    trace.add_argument("--data", nargs="+", default=(), metavar="FILES", help="text: .txt, .jsonl, .jsonl.gz; globs")
+    trace.add_argument(
+        "--data", nargs="+", default=(), metavar="FILES", help="globs of .txt, .jsonl(.gz, .zst), .parquet"
+    )
     trace.add_argument("--samples", type=_count, default=0, metavar="N", help="measure on N sequences of its own, too")
     trace.add_argument("--sequence-length", type=_count, metavar="N", help="tokens (default: 512, or what it takes)")
     _add_setting(trace, "rse", type=_above_zero)

@@ -39,7 +39,7 @@ class Request:
 
     models: tuple[str, ...]
     data: tuple[str, ...] = ()
-    """Globs of .txt, .jsonl or .jsonl.gz files."""
+    """Globs of files; see `data.formats`."""
     num_samples: int = 0
     """Sequences of each model's own, to measure on as well; or only, without `data`."""
     sequence_length: int | None = None

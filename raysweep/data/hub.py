@@ -1,16 +1,22 @@
-"""What others have published: folders and hub ids, pinned to their content."""
+"""What others have published: folders, hub ids and the files of hub data sets, pinned to their content."""
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
 
 from raysweep.data.digests import Digests, kept_digests
 from raysweep.errors import DataError
+
+_DATASETS = "hf://datasets/"
+"""Opens the URL of a data set's files, as in fsspec and in the library `datasets`."""
 
 
 class Pinned(NamedTuple):
@@ -68,6 +74,117 @@ def name_and_revision(hub_id: str) -> tuple[str, str | None]:
     """Of name@revision; no revision is None."""
     name, _, revision = hub_id.partition("@")
     return name, revision or None
+
+
+def is_dataset(path: str) -> bool:
+    """Whether it names files of a data set on the hub."""
+    return path.startswith(_DATASETS)
+
+
+def dataset_files(pattern: str) -> list[str]:
+    """The files of hf://datasets/owner/name[@revision]/pattern, as URLs that name the commit.
+
+    Raises:
+        DataError: if it is no such URL, the hub cannot be asked, or no file matches.
+    """
+    from huggingface_hub import HfApi
+
+    url = _DatasetUrl.parse(pattern)
+    try:
+        info = HfApi().dataset_info(url.name, revision=url.revision, timeout=30)
+    except Exception as error:  # Whatever the hub, or the want of a network, answers: the user mends it one way.
+        raise DataError(
+            f"{pattern!r}: the hub does not show this data set ({type(error).__name__}); correct the id and the "
+            "revision, set HF_TOKEN if it is private, or download it and name its files"
+        ) from error
+    files = [sibling.rfilename for sibling in info.siblings or ()]
+    matches = fnmatch.filter(files, url.path)
+    if not matches:
+        there = ", ".join(sorted(files)[:5])
+        raise DataError(f"no file matches {pattern!r}; of {len(files)} files there are: {there}")
+    return [str(url._replace(revision=info.sha, path=match)) for match in matches]
+
+
+def dataset_digests(urls: Sequence[str]) -> Digests:
+    """URL at a commit -> SHA-256 of the file; the hub knows that of large files, small ones are fetched.
+
+    Raises:
+        DataError: if the hub cannot be asked.
+    """
+    known = {url: file.sha256 for url, file in _dataset_infos(urls).items() if file.sha256}
+    fetched = {located(url): url for url in urls if url not in known}
+    return known | {fetched[path]: sha256 for path, sha256 in kept_digests(fetched).items()}
+
+
+def dataset_sizes(urls: Sequence[str]) -> dict[str, int]:
+    """URL at a commit -> bytes of the file. Raises DataError if the hub cannot be asked."""
+    return {url: file.num_bytes for url, file in _dataset_infos(urls).items()}
+
+
+class _HubFile(NamedTuple):
+    num_bytes: int
+    sha256: str | None
+    """Of large files; of small ones the hub knows git's own hash only."""
+
+
+def _dataset_infos(urls: Sequence[str]) -> dict[str, _HubFile]:
+    """What the hub says of each file."""
+    repositories: dict[tuple[str, str | None], dict[str, str]] = {}
+    for url in urls:
+        parts = _DatasetUrl.parse(url)
+        repositories.setdefault((parts.name, parts.revision), {})[parts.path] = url
+    return {
+        files[path]: file
+        for (name, commit), files in repositories.items()
+        for path, file in _repository_infos(name, commit, tuple(files)).items()
+    }
+
+
+@cache  # A commit is what it is.
+def _repository_infos(name: str, commit: str | None, paths: tuple[str, ...]) -> dict[str, _HubFile]:
+    from huggingface_hub import HfApi
+
+    try:
+        infos = HfApi().get_paths_info(name, list(paths), revision=commit, repo_type="dataset")
+    except Exception as error:
+        raise DataError(f"{name}@{commit}: the hub does not tell its files ({type(error).__name__})") from error
+    return {info.path: _HubFile(info.size, info.lfs and info.lfs.sha256) for info in infos}
+
+
+def located(path: str) -> str:
+    """The path of a file on this machine; one of the hub is fetched into its own cache, once. Raises DataError."""
+    if not is_dataset(path):
+        return path
+    from huggingface_hub import hf_hub_download
+
+    url = _DatasetUrl.parse(path)
+    try:
+        return str(hf_hub_download(url.name, url.path, revision=url.revision, repo_type="dataset"))
+    except Exception as error:
+        raise DataError(f"{path}: cannot be fetched: {type(error).__name__}; run again when the hub answers") from error
+
+
+class _DatasetUrl(NamedTuple):
+    """The parts of hf://datasets/owner/name[@revision]/path; a revision's own slashes are written %2F."""
+
+    name: str
+    revision: str | None
+    path: str
+
+    @staticmethod
+    def parse(url: str) -> _DatasetUrl:
+        parts = re.fullmatch(r"([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", url.removeprefix(_DATASETS))
+        if not parts:
+            raise DataError(
+                f"{url!r} names no files of a data set; write hf://datasets/owner/name@revision/*.parquet, and leave "
+                "out @revision for the newest"
+            )
+        name, revision, path = parts.groups()
+        return _DatasetUrl(name, revision and unquote(revision), path)
+
+    def __str__(self) -> str:
+        revision = f"@{quote(self.revision, safe='')}" if self.revision else ""
+        return f"{_DATASETS}{self.name}{revision}/{self.path}"
 
 
 def _looked_up(name: str, revision: str | None) -> tuple[str, Mapping[str, Any]]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from raysweep.data.digests import digest
+from raysweep.data.digests import digest, kept_digests
 from raysweep.errors import DataError
 
 BUFFER_BYTES = 2**20
@@ -48,6 +48,28 @@ def opened(path: str, want: str | None) -> Iterator[IO[bytes]]:
             raise
         if want is not None and raw.rest() != want:
             raise changed(path)
+
+
+@contextlib.contextmanager
+def unchanged(path: str, want: str | None) -> Iterator[None]:
+    """Around a reader that jumps about in a file, as of Parquet: it is compared before and after.
+
+    Raises:
+        DataError: if it is not as `want`, its SHA-256, says; also in place of an error in reading it.
+    """
+    _compare(path, want)
+    try:
+        yield
+    finally:  # In place of any error within; a file that was not touched is not read for it.
+        _compare(path, want)
+
+
+def _compare(path: str, want: str | None) -> None:
+    try:
+        if want is not None and kept_digests([path])[path] != want:
+            raise changed(path)
+    except FileNotFoundError as error:
+        raise changed(path) from error
 
 
 def copy(folder: Path, out: Path, digests: Mapping[str, str]) -> None:

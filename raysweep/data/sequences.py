@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from raysweep.data.files import read_texts
+from raysweep.data.formats import read_texts
 
 # Text is read, from all files in turn, until it makes this many sequences.
 MAX_SEQUENCES = 4096
@@ -24,7 +24,7 @@ def sequences(tokenizer: Any, paths: Sequence[str], *, length: int, seed: int) -
 
     Args:
         tokenizer: of a causal model.
-        paths: files; see `text.read_texts`.
+        paths: files; see `formats.read_texts`.
         length: tokens of a sequence.
         seed: of the order.
 

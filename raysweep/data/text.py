@@ -1,13 +1,15 @@
-"""Real text in domains, mixed by weight: .txt, .jsonl and .jsonl.gz files with a `text` field."""
+"""Real text in domains, mixed by weight; `formats` says which files are read, `files` how they are named."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import itertools
-import os
-from collections.abc import Callable, Generator, Iterator, Mapping
-from functools import partial
+import math
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -15,18 +17,22 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from raysweep.data.base import CorpusSpec
-from raysweep.data.digests import Digests, content_fingerprint, kept_digests
-from raysweep.data.files import Globs, listed, read_texts, sampled
-from raysweep.data.packing import DomainMeta, Dtype, TokensMeta, dtype_of
-from raysweep.data.tokenizers import Bpe, Tokenizer, load_tokenizer
+from raysweep.data.digests import Digests, content_fingerprint
+from raysweep.data.files import Globs, digests_of, listed, sampled, sizes_of
+from raysweep.data.formats import COLUMN, is_packed, read_texts
+from raysweep.data.packing import DomainMeta, TokensMeta, dtype_of
+from raysweep.data.tokenizers import Bpe, Tokenizer, add_control_tokens, load_tokenizer
+from raysweep.data.tokenizing import encoder, num_cores, write_tokens
 from raysweep.errors import DataError, Finding, Place, RaysweepError, below, collect, dotted
-from raysweep.spec import Provenance, Spec, check_name
+from raysweep.spec import Neutral, Provenance, Spec, check_name
 
 if TYPE_CHECKING:
     from raysweep.objectives.base import ObjectiveSpec
 
-# Documents tokenized at once: enough for the tokenizer's threads, little enough for any memory.
-BATCH_DOCUMENTS = 512
+Split = Literal["train", "valid"]
+SPLITS: tuple[Split, ...] = ("train", "valid")
+
+Quantile = Annotated[float, Field(ge=0, le=1)]
 
 BYTES_OF_TOKEN = 4
 """Of text, assumed for a plan."""
@@ -38,15 +44,29 @@ class Domain(Spec):
     """Files of one kind of text. Without `valid`, one in `1 / valid_fraction` training documents is held out."""
 
     train: Annotated[Globs, Provenance()]
-    """Files or globs of .txt, .jsonl or .jsonl.gz, relative to the sweep file; ${VARIABLES} are filled in."""
+    """Files or globs of .txt, .jsonl (.gz, .zst), .parquet or .arrow, or a folder of `datasets`; relative to the sweep
+    file, ${VARIABLES} filled in. Of the hub: hf://datasets/owner/name@revision/glob."""
     valid: Annotated[Globs | None, Provenance()] = None
     """Files or globs of held-out text."""
     valid_fraction: float = Field(default=0.02, gt=0, lt=0.5)
     """Part of the training documents that is held out, where `valid` is not given."""
+    column: Annotated[str, Neutral(COLUMN)] = COLUMN
+    """Field of JSON lines, or column of Parquet and `datasets`, that holds the text."""
+    tag: Annotated[str | None, Neutral(None)] = Field(default=None, min_length=1)
+    """A control token before each document, held-out ones too, such as <|wiki|>; left out: none."""
+    length_quantiles: Annotated[tuple[Quantile, Quantile] | None, Neutral(None)] = None
+    """[low, high]: only documents longer, in bytes, than the low part of those in `train` and no longer than the high
+    part, held-out ones too: [0.25, 0.75] is the middle half, [0.75, 1] the longest quarter."""
     fingerprint: str = ""
     """Of the files' contents; filled when the sweep file is loaded."""
     digests: Annotated[Digests, Provenance()] = Field(default_factory=dict)
     """Of each file; filled when the sweep file is loaded."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Domain:
+        if self.length_quantiles and self.length_quantiles[0] >= self.length_quantiles[1]:
+            raise ValueError(f"length_quantiles {list(self.length_quantiles)}: write [low, high] with low below high")
+        return self
 
     def pin(self, base: Path) -> Domain:
         """With absolute paths and the contents' fingerprint.
@@ -55,38 +75,67 @@ class Domain(Spec):
             DataError: if a pattern matches no file, or a file does not begin as text; with all such findings.
         """
         given = {"train": self.train} | ({} if self.valid is None else {"valid": self.valid})
-        found = collect(((split,), partial(sampled, globs, base)) for split, globs in given.items())
-        digests = kept_digests(itertools.chain(*found))
+        found = collect(((split,), partial(sampled, globs, base, column=self.column)) for split, globs in given.items())
+        digests = digests_of(itertools.chain(*found))
         # In the order of the files, which is that of the tokens.
         whole = ":".join(content_fingerprint(digests[path] for path in paths) for paths in found)
         return self.with_(**dict(zip(given, found, strict=True)), fingerprint=whole, digests=digests)  # type: ignore[no-any-return]
 
-    def most_tokens(self, split: str, enough: int) -> int:
+    def most_tokens(self, split: Split, enough: int) -> int:
         """No tokenizer makes more tokens of "train" or "valid" than this; counted only until it is `enough`."""
         total = 0
-        # Read in part, so not compared with what it was a moment ago.
-        for text in self.with_(digests={}).documents(split):
-            # A token is a byte or more; a document may get a blank before it, and an end of text after it.
-            total += len(text.encode()) + 2
+        # Read in part, so not compared with what it was a moment ago; of all lengths, for quantiles are of the whole.
+        some = self.with_(digests={}, length_quantiles=None)
+        for text in some.documents(split):
+            # A token is a byte or more; a document may get a blank before it, a tag, and an end of text after it.
+            total += len(text.encode()) + 2 + (self.tag is not None)
             if total >= enough:
                 break
         return total
 
-    def documents(self, split: str) -> Generator[str]:
-        """The documents of "train" or "valid", in the order of the files.
+    def documents(self, split: Split) -> Generator[str]:
+        """Those of `split_documents` that are of one split."""
+        with contextlib.closing(self.split_documents(split)) as documents:
+            for _, text in documents:
+                yield text
+
+    def split_documents(self, *splits: Split) -> Generator[tuple[Split, str]]:
+        """(split, document) for the documents of these splits, read once, in the order of the files.
 
         Raises:
             DataError: if a line is malformed, or a file was changed since it was pinned; names file and line.
         """
+        shortest, longest = self._lengths
+        with contextlib.closing(self._every(splits)) as documents:
+            for split, text in documents:
+                if split in splits and shortest < len(text.encode()) <= longest:
+                    yield split, text
+
+    def _every(self, splits: Sequence[Split]) -> Generator[tuple[Split, str]]:
+        """Of all lengths, and of other splits too where they are read in passing."""
         if self.valid is not None:
-            yield from read_texts(listed(self.train if split == "train" else self.valid), self.digests)
+            for split in splits:
+                with contextlib.closing(self._texts(self.train if split == "train" else self.valid)) as texts:
+                    for text in texts:
+                        yield split, text
             return
-        with contextlib.closing(read_texts(listed(self.train), self.digests)) as texts:
+        with contextlib.closing(self._texts(self.train)) as texts:
             for text in texts:
                 # By content, so that neither the order nor the number of files moves a document across.
                 share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-                if (share < self.valid_fraction) == (split == "valid"):
-                    yield text
+                yield ("valid" if share < self.valid_fraction else "train"), text
+
+    def _texts(self, globs: Globs) -> Generator[str]:
+        return read_texts(listed(globs), self.digests, column=self.column)
+
+    @cached_property
+    def _lengths(self) -> tuple[float, float]:
+        """Documents are longer than the first and no longer than the second, in bytes of UTF-8."""
+        if self.length_quantiles is None:
+            return -1, math.inf
+        lengths = Counter(len(text.encode()) for text in self._texts(self.train))
+        low, high = length_bounds(lengths, self.length_quantiles)
+        return low, high
 
 
 class Text(CorpusSpec):
@@ -118,8 +167,8 @@ class Text(CorpusSpec):
 
     @property
     def vocab_size(self) -> int:
-        """The tokenizer's."""
-        return self.tokenizer.vocab_size
+        """The tokenizer's, and a row for each tag."""
+        return self.tokenizer.vocab_size + len(self._tags)
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -161,24 +210,36 @@ class Text(CorpusSpec):
             raise DataError("pretrain.data.tokenizer has no end-of-text token (eos_token); documents need one")
         # Long documents are cut into sequences later; the tokenizer's own limit is none of ours.
         tokenizer.model_max_length = int(1e9)
+        # Before there are tags: a document that happens to spell one holds no control token.
+        encode = encoder(copy.deepcopy(tokenizer))
+        tags = add_control_tokens(tokenizer, self._tags, may_grow=tokenizer_dir is None)
         tokenizer.save_pretrained(out / "tokenizer")
+        num_threads = num_cores() if tokenizer.is_fast else 1
         dtype = dtype_of(len(tokenizer))
         domains = {}
         for name, domain in self.domains_.items():
-            counts: dict[str, Any] = {}
-            for split in ("train", "valid"):
-                num_tokens, num_bytes = _tokenize(
-                    domain.documents(split), tokenizer, dtype, out / f"{name}.{split}.bin"
-                )
-                if num_tokens == 0:
+            written = write_tokens(
+                domain.split_documents(*SPLITS),
+                encode,
+                {split: out / f"{name}.{split}.bin" for split in SPLITS},
+                before=[] if domain.tag is None else [tags[domain.tag]],
+                after=[tokenizer.eos_token_id],
+                dtype=dtype,
+                num_threads=num_threads,
+            )
+            for split, each in written.items():
+                if each.num_bytes == 0:  # Only end-of-text tokens are no text.
                     raise DataError(
                         f"pretrain.data.domains.{name}: no {split} text in {list(listed(domain.train))[:3]}"
                     )
-                counts |= {f"num_{split}_tokens": num_tokens, f"{split}_bytes": num_bytes}
-            domains[name] = DomainMeta(**counts)
-        vocab_size = max(len(tokenizer), 0 if tokenizer_dir else self.vocab_size)
+            domains[name] = DomainMeta(
+                num_train_tokens=written["train"].num_tokens,
+                num_valid_tokens=written["valid"].num_tokens,
+                train_bytes=written["train"].num_bytes,
+                valid_bytes=written["valid"].num_bytes,
+            )
         meta = TokensMeta(
-            vocab_size=vocab_size,
+            vocab_size=max(len(tokenizer), 0 if tokenizer_dir else self.vocab_size),
             dtype=dtype,
             sentence_length=None,
             domains=domains,
@@ -189,7 +250,7 @@ class Text(CorpusSpec):
     def tokens_bytes(self) -> int:
         """By the sizes of its files, as if a token were of `BYTES_OF_TOKEN` bytes of text."""
         paths = [path for domain in self.domains_.values() for path in (*listed(domain.train), *listed(domain.valid))]
-        text = sum(os.path.getsize(path) * (PACKED if path.endswith(".gz") else 1) for path in paths)
+        text = sum(size * (PACKED if is_packed(path) else 1) for path, size in sizes_of(paths).items())
         return np.dtype(dtype_of(self.vocab_size)).itemsize * text // BYTES_OF_TOKEN
 
     def knows_optimum(self, objective: ObjectiveSpec) -> bool:
@@ -199,8 +260,12 @@ class Text(CorpusSpec):
     def length_findings(self, place: Place, lengths: Mapping[Place, int]) -> Iterator[Finding]:
         """Domains that cannot hold even one sequence."""
         for name, domain in self.domains_.items():
-            for split in ("train", "valid"):
+            for split in SPLITS:
                 yield from _domain_findings((*place, "domains", name), domain, split, lengths)
+
+    @property
+    def _tags(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(domain.tag for domain in self.domains_.values() if domain.tag is not None))
 
     def _training_texts(self, num_bytes: int) -> Iterator[str]:
         for domain in self.domains_.values():
@@ -213,7 +278,7 @@ class Text(CorpusSpec):
                         break
 
 
-def _domain_findings(place: Place, domain: Domain, split: str, lengths: Mapping[Place, int]) -> Iterator[Finding]:
+def _domain_findings(place: Place, domain: Domain, split: Split, lengths: Mapping[Place, int]) -> Iterator[Finding]:
     try:
         most = domain.most_tokens(split, max(lengths.values()))
     except RaysweepError as error:
@@ -229,18 +294,23 @@ def _domain_findings(place: Place, domain: Domain, split: str, lengths: Mapping[
             yield where, f"{text}: lower it, or give more text"
 
 
-def _tokenize(documents: Iterator[str], tokenizer: Any, dtype: Dtype, path: Path) -> tuple[int, int]:
-    """Append the documents' tokens to a file; (number of tokens, number of bytes of text)."""
-    num_tokens = num_bytes = 0
-    with path.open("wb") as file:
-        for batch in iter(partial(_take, documents, BATCH_DOCUMENTS), []):
-            for text, ids in zip(batch, tokenizer(batch, add_special_tokens=False)["input_ids"], strict=True):
-                np.asarray([*ids, tokenizer.eos_token_id], dtype).tofile(file)
-                num_tokens += len(ids) + 1
-                num_bytes += len(text.encode())
-    # Only end-of-text tokens are no text.
-    return (num_tokens if num_bytes else 0), num_bytes
+def length_bounds(counts: Mapping[int, int], quantiles: tuple[float, float]) -> tuple[int, int]:
+    """Lengths (a, b] that hold the documents between two quantiles; neighbouring ranges share none, and leave none out.
 
+    The q-quantile is the least length that at least a part q of the documents does not exceed: the inverse of the
+    empirical distribution (Hyndman and Fan, 1996, type 1); at q = 0 it is -1, below every length.
 
-def _take(documents: Iterator[str], num: int) -> list[str]:
-    return [text for _, text in zip(range(num), documents, strict=False)]
+    Args:
+        counts: length -> number of documents.
+        quantiles: (low, high), parts between 0 and 1.
+
+    >>> length_bounds({10: 1, 20: 2, 30: 1}, (0.25, 0.75))
+    (10, 20)
+    """
+    lengths = sorted(counts)
+    cumulative = np.cumsum([counts[length] for length in lengths])
+    low, high = (
+        lengths[int(np.searchsorted(cumulative, part * cumulative[-1]))] if part > 0 and lengths else -1
+        for part in quantiles
+    )
+    return low, high

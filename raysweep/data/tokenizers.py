@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -104,6 +104,29 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
     name, revision = (str(path), None) if path.is_dir() else hub.name_and_revision(str(path))
     return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+
+
+def add_control_tokens(tokenizer: Any, names: Sequence[str], *, may_grow: bool) -> dict[str, int]:
+    """Name -> id of each control token, added behind the others where the tokenizer lacks it.
+
+    Raises:
+        DataError: if it is a token of text, or lacking and the tokenizer may not grow, being that of a trained model.
+    """
+    from tokenizers import AddedToken
+
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    vocabulary = tokenizer.get_vocab()
+    for name in names:
+        if name in vocabulary and name not in special:
+            raise DataError(f"tag {name!r} is a token of text already; choose another, such as <|{name.strip()}|>")
+        if name not in vocabulary:
+            if not may_grow:
+                raise DataError(
+                    f"tag {name!r} is no token of the tokenizer that the model was trained with; leave the tag out, or "
+                    "train the model with it from the start"
+                )
+            tokenizer.add_tokens([AddedToken(name, special=True, normalized=False)], special_tokens=True)
+    return {name: tokenizer.convert_tokens_to_ids(name) for name in names}
 
 
 Tokenizer = Annotated[Bpe | Pretrained, Field(discriminator="name")]

@@ -14,7 +14,8 @@ from pydantic import Field
 
 from raysweep.data.corpora import Corpus
 from raysweep.data.digests import Digests, content_fingerprint, digest, kept_digests
-from raysweep.data.files import Globs, listed, read_jsonl, resolve
+from raysweep.data.files import Globs, listed, resolve
+from raysweep.data.formats import read_jsonl
 from raysweep.errors import DataError, Finding, SpaceError, collect
 from raysweep.spec import Provenance
 from raysweep.tasks.base import Split, TaskSpec, Workload, numbered
@@ -30,7 +31,7 @@ class FileTask(TaskSpec):
     """A task of JSON lines: examples in files, split by their content."""
 
     train: Annotated[Globs, Provenance()]
-    """Files or globs of .jsonl or .jsonl.gz, relative to the sweep file."""
+    """Files or globs of .jsonl, .jsonl.gz or .jsonl.zst, relative to the sweep file."""
     test: Annotated[Globs, Provenance()]
     """Files or globs of examples that are only scored."""
     fingerprint: str = ""

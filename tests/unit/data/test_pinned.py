@@ -6,7 +6,7 @@ import json
 import pytest
 
 from raysweep.data.digests import digest
-from raysweep.data.files import read_jsonl, read_texts
+from raysweep.data.formats import read_jsonl, read_texts
 from raysweep.data.pinned import copy, opened
 from raysweep.data.text import Domain, Text
 from raysweep.data.tokenizers import Bpe

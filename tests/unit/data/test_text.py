@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from raysweep.data.files import read_texts, resolve
+from raysweep.data.files import resolve
+from raysweep.data.formats import read_texts
 from raysweep.data.packing import Tokens
 from raysweep.data.text import Domain, Text
 from raysweep.data.tokenizers import Bpe
