@@ -135,8 +135,9 @@ def print_traces(found: Sequence[Mapping[str, Any]], differences: Sequence[Mappi
                 style="dim",
             )
         console.print(
-            f"of the {each['reduction']}; {each['num_tokens']:,} tokens in sequences of {each['sequence_length']}, "
-            f"{each['num_probes']} probes, {each['num_fisher_draws']} label draws: {each['seconds']:.1f} s, "
+            f"of {each['objective']}, {each['reduction']}; {each['num_tokens']:,} tokens in sequences of "
+            f"{each['sequence_length']}, {each['num_probes']} probes, {each['num_fisher_draws']} label draws: "
+            f"{each['seconds']:.1f} s, "
             f"{each['gradient_equivalents']:.0f} gradients of a batch",
             style="dim",
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -101,6 +101,8 @@ class Found:
     """One model's traces: on the text, on its own samples, or on both."""
 
     model: str
+    objective: Literal["causal_lm", "masked_lm"]
+    """Whose loss it is, whatever the model was trained by: of next tokens, or of hidden ones."""
     num_parameters: int
     num_parameters_measured: int
     sequence_length: int
@@ -126,6 +128,7 @@ class Found:
         found: dict[str, Any] = {
             "model": self.model,
             "measured_on": "text" if self.on_text else "samples",
+            "objective": self.objective,
             "reduction": "mean over predicted tokens, nats",
             **_metrics(main),
             "hessian_trace_interval": list(main.traces.hessian.relative_interval()),
@@ -276,6 +279,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
             raise DataError(f"{checkpoint.name!r}, --shape: {error}") from error
     return Found(
         checkpoint.name,
+        "masked_lm" if checkpoint.head == "masked" else "causal_lm",
         model.num_parameters(),
         num_measured,
         length,

@@ -6,15 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from raysweep.data.packing import Tokens
-from raysweep.objectives.base import Specials
+from raysweep.errors import StageError
+from raysweep.objectives.base import MASK, Specials
+from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.indicators import Indicators
 from raysweep.stages.pretrain import HELDOUT_DRAW, Pretrain, Recipe, declared_heldout
 from raysweep.train.checkpoints import load_model
-from raysweep.train.models import Llama
+from raysweep.train.models import Bert, Llama
 from raysweep.train.optimizers import AdamW
 from raysweep.worker import Worker
 
@@ -22,18 +25,22 @@ OBJECTIVE = PrefixLM(name="prefix_lm")
 MEASURES = {"mix": {"pcfg": 1.0}, "sequence_length": 5}
 
 
+def recipe_of(grammar, objective, **changes):
+    given = {
+        "data": grammar,
+        "model": Llama(hidden_size=16, num_layers=2, num_heads=2),
+        "optimizer": AdamW(lr=1e-2),
+        "steps": 12,
+        "batch_sequences": 6,
+        "sequence_length": 5,
+    }
+    return Recipe(objective=objective, **given | changes)
+
+
 def pretrain(grammar, tokens, out, *, step, state=None):
-    recipe = Recipe(
-        data=grammar,
-        model=Llama(hidden_size=16, num_layers=2, num_heads=2),
-        optimizer=AdamW(lr=1e-2),
-        objective=OBJECTIVE,
-        steps=12,
-        batch_sequences=6,
-        sequence_length=5,
-    )
     out.mkdir()
-    return Pretrain(recipe=recipe, seed=0, step=step).run({"tokens": tokens}, out, Worker(state_dir=state))
+    stage = Pretrain(recipe=recipe_of(grammar, OBJECTIVE), seed=0, step=step)
+    return stage.run({"tokens": tokens}, out, Worker(state_dir=state))
 
 
 def test_heldout_loss_is_the_objectives_own(grammar, tokens_dir, tmp_path):
@@ -82,3 +89,48 @@ def test_indicators_and_flatness_ask_the_objective(grammar, tokens_dir, tmp_path
     assert own["hessian_trace"] != of_causal_lm["hessian_trace"]
     # Of another loss than the model's own, by the same numbers as if it had been trained by it.
     assert of_causal_lm == flatness.run(inputs, tmp_path, Worker())
+
+
+MASKED = MaskedLM(name="masked_lm", mask="one")
+
+
+def test_a_masked_model_is_trained_and_measured_in_place(grammar, tokens_dir, tmp_path):
+    """One hidden word of each sentence, given all others: by the loss, the optimum and the curvature alike."""
+    recipe = recipe_of(grammar, MASKED, model=Bert(name="bert", hidden_size=16, num_layers=2, num_heads=2))
+    (tmp_path / "out").mkdir()
+    metrics = Pretrain(recipe=recipe, seed=0, step=12).run({"tokens": tokens_dir}, tmp_path / "out", Worker())
+    assert (metrics["num_tokens"], metrics["num_predicted_tokens"]) == (12 * 6 * 5, 12 * 6)
+    model, mask = load_model(tmp_path / "out"), 17
+    ids = Tokens(tokens_dir).valid("pcfg", sequence_length=5, max_sequences=256)
+    specials = Specials({MASK: mask}, 17, reserved=(0, mask))
+    labels = MASKED.prepare(ids, np.random.default_rng([HELDOUT_DRAW, *b"pcfg"]), specials)["labels"]
+    losses, lowest = [], []
+    for row, label in zip(ids, labels, strict=True):
+        [place] = np.flatnonzero(label >= 0)
+        hidden = torch.from_numpy(row[None].copy())
+        hidden[0, place] = mask
+        log_p = model(input_ids=hidden).logits[0, place].log_softmax(dim=-1)
+        losses.append(-float(log_p[row[place]]))
+        # All words in its place, by the grammar.
+        others = np.tile(row[1:] - 1, (16, 1))
+        others[:, place - 1] = np.arange(16)
+        log_joint = grammar.log_probability(others)
+        lowest.append(np.logaddexp.reduce(log_joint) - log_joint[row[place] - 1])
+    # float32 losses of about 3 nats
+    assert metrics["heldout_loss_nats_per_token"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert metrics["entropy_gap_nats_per_token"] == pytest.approx(np.mean(losses) - np.mean(lowest), abs=1e-4)
+    inputs = {"tokens": tokens_dir, "checkpoint": tmp_path / "out"}
+    flatness = Flatness(num_sequences=40, max_units=20, **MEASURES).bind(MASKED).run(inputs, tmp_path, Worker())
+    assert flatness["num_tokens"] <= 40
+    units = [json.loads(line) for line in (tmp_path / "units.jsonl").read_text().splitlines()]
+    assert {each["values"]["num_tokens"] for each in units} == {1.0}
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").mask_token_id == mask
+
+
+def test_a_loss_that_is_not_the_labels_cross_entropy_has_no_flatness(grammar, tokens_dir, tmp_path, monkeypatch):
+    pretrain(grammar, tokens_dir, tmp_path / "out", step=1)
+    own = PrefixLM.loss_sum
+    monkeypatch.setattr(PrefixLM, "loss_sum", lambda *given: 1.1 * own(*given))
+    inputs = {"tokens": tokens_dir, "checkpoint": tmp_path / "out"}
+    with pytest.raises(StageError, match=r"whose curvature is measured, is .*set flatness\.objective: causal_lm"):
+        Flatness(num_sequences=8, **MEASURES).bind(OBJECTIVE).run(inputs, tmp_path, Worker())

@@ -76,6 +76,7 @@ def test_any_model_is_measured_and_its_products_agree(style, checkpoints, text, 
     asked = [checkpoints[style], "--data", text, "--sequence-length", 24, "--rse", 0.2]
     found = trace(capsys, *asked)
     assert found["target_reached"]
+    assert found["objective"] == ("masked_lm" if style == "bert" else "causal_lm")
     assert found["hessian_trace_stderr"] <= 0.2 * found["hessian_trace"]
     assert found["fisher_trace_stderr"] <= 0.2 * found["fisher_trace"]
     low, high = found["hessian_trace_interval"]
