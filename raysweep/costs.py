@@ -11,9 +11,10 @@ from functools import cache
 from pathlib import Path
 
 from raysweep.data.corpora import Corpus
+from raysweep.data.sources import checkpoint_files
 from raysweep.plan import Stage, Trial
 from raysweep.search import Resources
-from raysweep.stages.fetch import Fetch, checkpoint_files
+from raysweep.stages.fetch import Fetch
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.indicators import Indicators
 from raysweep.stages.optimizer_state import OptimizerState

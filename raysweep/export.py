@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep.data.sources import checkpoint_files
 from raysweep.document import nearest
 from raysweep.errors import StoreError
-from raysweep.stages.fetch import checkpoint_files
 from raysweep.store import Store
 from raysweep.train.checkpoints import load_model
 

@@ -15,6 +15,7 @@ from raysweep.data.corpora import Corpus
 from raysweep.errors import collect
 from raysweep.objectives.base import ObjectiveSpec
 from raysweep.objectives.causal_lm import CausalLM
+from raysweep.objectives.heads import Head
 from raysweep.scores import METRIC_STEMS, RESERVED, Result, checkpoint_metrics, finetuning_runs, open_sides
 from raysweep.spec import Spec, StageSpec, canonical, check_name, fingerprint
 from raysweep.stages.fetch import Existing, Fetch
@@ -26,7 +27,6 @@ from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.stages.probe import Probe
 from raysweep.stages.sft import Hyperparameters, Sft
 from raysweep.stages.tokenize import Tokenize
-from raysweep.tasks.base import Head
 from raysweep.tasks.families import Task
 
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

@@ -17,8 +17,9 @@ from raysweep.data.files import resolve
 from raysweep.data.sequences import Arrays, masked_sequences, sequences
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
 from raysweep.errors import DataError, collect
+from raysweep.objectives.heads import Head, head_of
 from raysweep.stages.flatness import Shape
-from raysweep.train.checkpoints import Head, head_of, load_model
+from raysweep.train.checkpoints import load_model
 
 if TYPE_CHECKING:
     import torch

@@ -8,25 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from raysweep.data import hub, pinned
 from raysweep.data.corpora import Corpus
 from raysweep.data.digests import Digests
-from raysweep.data.tokenizers import VOCABULARY_FILES
+from raysweep.data.sources import PATTERNS, checkpoint_files, head_of_pinned
 from raysweep.errors import DataError, Place, collect
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
+from raysweep.objectives.heads import SUPPORTED, Head, known_head, read_config
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.spec import Metric, Neutral, Provenance, Spec, StageSpec
-from raysweep.train.checkpoints import SUPPORTED, Head, known_head, load_model, read_config, reads_ahead
+from raysweep.train.checkpoints import load_model, reads_ahead
 from raysweep.worker import Worker
 
 OBJECTIVE_FILE = "objective.json"
 """Beside a checkpoint's config.json: what it was trained by."""
-
-# Weights, configuration, tokenizer: never a pickle, nor code that would be run.
-PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja")
 
 
 class Existing(Spec):
@@ -73,7 +71,7 @@ class Existing(Spec):
     def pin_source(self, base: Path) -> Existing:
         """With the checkpoint's fingerprint, its data as it is."""
         found = hub.pin(self.from_, base, checkpoint_files)
-        head = _head(found)
+        head = head_of_pinned(found)
         usual = MaskedLM(name="masked_lm") if head == "masked" else CausalLM()
         objective = self.objective or _recorded(found) or usual
         if head and objective.head != head:
@@ -83,36 +81,6 @@ class Existing(Spec):
             )
         pinned = {"from_": found.source, "fingerprint": found.fingerprint, "digests": found.digests}
         return self.with_(objective=objective, **pinned)  # type: ignore[no-any-return]
-
-
-class Start(Spec):
-    """A checkpoint to train on from; written as its folder or hub id alone."""
-
-    source: Annotated[str, Provenance()]
-    """Folder, relative to the sweep file, or hub id, with an optional @commit; safetensors only."""
-    fingerprint: str = ""
-    """Of the checkpoint's content; filled when the sweep file is loaded."""
-    digests: Annotated[Digests, Provenance()] = Field(default_factory=dict)
-    """Of a folder's files; filled when the sweep file is loaded."""
-    head: Annotated[Head | None, Provenance()] = None
-    """What it predicts, as far as its config.json is known; filled when the sweep file is loaded."""
-
-    def pin(self, base: Path) -> Start:
-        """With the checkpoint's fingerprint; see `Existing.pin`."""
-        found = hub.pin(self.source, base, checkpoint_files)
-        return self.with_(  # type: ignore[no-any-return]
-            source=found.source, fingerprint=found.fingerprint, digests=found.digests, head=_head(found)
-        )
-
-
-AS_START = BeforeValidator(
-    lambda value: {"source": value} if isinstance(value, str) else value, json_schema_input_type=str | None
-)
-"""Takes a path where a `Start` is declared."""
-
-
-def _head(found: hub.Pinned) -> Head | None:
-    return known_head(read_config(Path(found.source)) if found.digests else found.config)
 
 
 def _recorded(found: hub.Pinned) -> Objective | None:
@@ -125,43 +93,6 @@ def _recorded(found: hub.Pinned) -> Objective | None:
         return objective
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: no objective that is known here; say pretrain.objective ({error})") from error
-
-
-def checkpoint_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint that are taken, by name.
-
-    Raises:
-        DataError: if weights as safetensors, config.json or the tokenizer are missing, or weights are cut short.
-    """
-    found = {path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()}
-    # A checkpoint of a store has a record beside it, which is no part of it: it tells when and where it was made.
-    files = sorted(path for path in found if path.name != "record.json")
-    names = {path.name for path in files}
-    if not any(name.endswith(".safetensors") for name in names):
-        pickled = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "none either"
-        raise DataError(
-            f"checkpoint {folder}: no *.safetensors in it (pickled weights, which are never read: {pickled}); "
-            "save it with model.save_pretrained(folder)"
-        )
-    if "config.json" not in names:
-        raise DataError(f"checkpoint {folder}: no config.json; save it with model.save_pretrained(folder)")
-    if names.isdisjoint(VOCABULARY_FILES):
-        raise DataError(f"checkpoint {folder}: no tokenizer; save it there with tokenizer.save_pretrained(folder)")
-    for path in files:
-        if path.suffix == ".safetensors":
-            _check_header(path)
-    return files
-
-
-def _check_header(path: Path) -> None:
-    """See that a file is as long as its header says; no tensor is read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: not whole ({error}); copy it again") from error
 
 
 class Fetch(StageSpec):

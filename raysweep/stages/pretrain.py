@@ -16,16 +16,17 @@ from pydantic import Field, model_validator
 
 from raysweep.data.corpora import Corpus, read_law
 from raysweep.data.packing import Tokens
+from raysweep.data.sources import AS_SOURCE, Source
 from raysweep.errors import Place, collect
 from raysweep.objectives.base import ObjectiveSpec
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
+from raysweep.objectives.heads import Head
 from raysweep.spec import Metric, Neutral, Provenance, Spec, StageSpec, fingerprint
-from raysweep.stages.fetch import AS_START, OBJECTIVE_FILE, Start
+from raysweep.stages.fetch import OBJECTIVE_FILE
 from raysweep.stages.phases import Before, Phase
 from raysweep.stages.specials import checkpoint_specials
 from raysweep.stages.trajectory import Trajectory
-from raysweep.train.checkpoints import Head
 from raysweep.train.models import Model
 from raysweep.train.optimizers import Optimizer
 from raysweep.train.precision import Precision
@@ -61,7 +62,7 @@ class Recipe(Spec):
     """What it is trained on."""
     model: Model | None = None
     """What is trained; in place of start."""
-    start: Annotated[Start | None, AS_START, Neutral(None)] = None
+    start: Annotated[Source | None, AS_SOURCE, Neutral(None)] = None
     """A checkpoint to train on from, in place of a model: a folder, relative to the sweep file, or a hub id, with an
     optional @commit; safetensors only. Its tokenizer reads the data, and the optimizer is fresh."""
     optimizer: Optimizer
@@ -175,7 +176,7 @@ class Recipe(Spec):
         return self.with_(data=data, start=start[0] if start else None)  # type: ignore[no-any-return]
 
 
-def _trained_model(model: Model | None, start: Start | None) -> tuple[str, Head | None]:
+def _trained_model(model: Model | None, start: Source | None) -> tuple[str, Head | None]:
     """Its name, and what it predicts, as far as that is known."""
     if model:
         return model.name, model.head

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 from raysweep.data.corpora import Corpus
 from raysweep.errors import Finding, SpaceError
 from raysweep.objectives.base import Arrays, Loss
+from raysweep.objectives.heads import Head
 from raysweep.spec import Spec
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 Split = Literal["train", "valid", "test", "indicator"]
 """What indicators are scored on is a split of its own: on the target's test examples they would share its noise."""
 TARGET_SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-
-Head = Literal["causal", "masked"]
-"""What a model predicts: next tokens, or tokens in place."""
 
 
 @dataclass(frozen=True)

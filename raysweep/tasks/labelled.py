@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from raysweep.objectives.base import Arrays, Ints
-from raysweep.tasks.base import Answered, Features, Fitted, Head, Split, TaskSpec, Train
+from raysweep.objectives.heads import Head
+from raysweep.tasks.base import Answered, Features, Fitted, Split, TaskSpec, Train
 from raysweep.tasks.rows import context_length
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import numpy as np
 from raysweep.errors import StageError
 from raysweep.objectives.base import IGNORED, Arrays
 from raysweep.objectives.causal_lm import AnswerLM
-from raysweep.tasks.base import Answered, Features, Fitted, Head, Split, Train
+from raysweep.objectives.heads import Head
+from raysweep.tasks.base import Answered, Features, Fitted, Split, Train
 from raysweep.tasks.files import Example, FileTask
 from raysweep.tasks.rows import context_length, fit, pad, token_ids
 

@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build
 
 from raysweep.errors import DataError
-from raysweep.train.checkpoints import head_of, known_head, load_model, read_config, reads_ahead
+from raysweep.objectives.heads import head_of, known_head, read_config
+from raysweep.train.checkpoints import load_model, reads_ahead
 
 
 @pytest.fixture(params=["llama", "gpt2", "gpt_neox", "bert"])
