@@ -16,6 +16,7 @@ from raysweep.plan import Stage, Trial
 from raysweep.search import Resources
 from raysweep.stages.fetch import Fetch
 from raysweep.stages.flatness import Flatness
+from raysweep.stages.heldout import Heldout
 from raysweep.stages.indicators import Indicators
 from raysweep.stages.optimizer_state import OptimizerState
 from raysweep.stages.pretrain import Pretrain, Recipe
@@ -115,12 +116,13 @@ def stage_flops(stage: Stage, size: Size | None, corpus: Corpus) -> float:
         return size.gradient_flops(read, recipe.input_length)
     if isinstance(spec, Flatness):
         return size.gradient_flops(spec.predict()[0], spec.input_length)
-    if isinstance(spec, Indicators):
+    if isinstance(spec, Heldout):
         row = spec.objective.input_length(spec.sequence_length)
-        heldout = spec.max_sequences * row * len(corpus.domains)
+        return size.forward_flops(spec.max_sequences * row * len(corpus.domains), row)
+    if isinstance(spec, Indicators):
         length = min(MAX_LENGTH, (2 + spec.kshot) * TYPICAL_LENGTH)
         scored = spec.max_examples * len(spec.tasks) * length
-        return size.forward_flops(heldout, row) + size.forward_flops(scored, length)
+        return size.forward_flops(scored, length)
     if isinstance(spec, Probe):
         return _probe_flops(spec, size)
     return _sft_flops(spec, size) if isinstance(spec, Sft) else 0.0

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from raysweep.errors import Finding, Place
 from raysweep.plan import Finetuning
@@ -46,7 +46,7 @@ class Declared(Spec):
     flatness: Flatness | None = None
     """Traces of Hessian, Gauss-Newton and Fisher matrices, on every checkpoint; left out: none."""
     indicators: Indicators | None = None
-    """Perplexity, zero- and few-shot scores, on every checkpoint; left out: none."""
+    """Zero- and few-shot scores of the fine-tuning tasks, on every checkpoint; left out: none."""
     sft: Finetuning | None = None
     """Tasks that every checkpoint is fine-tuned on; left out: none."""
     resources: Annotated[Resources, Provenance()] = Resources()
@@ -71,6 +71,12 @@ class Declared(Spec):
         if given:
             raise ValueError(f"{min(given)} is taken from pretrain and sft.tasks; remove it here")
         return section
+
+    @model_validator(mode="after")
+    def _indicators_of_tasks(self) -> Declared:
+        if self.indicators and not self.sft:
+            raise ValueError("indicators are scores of the tasks of sft: add sft, or remove indicators")
+        return self
 
     @field_validator("seeds")
     @classmethod
@@ -150,7 +156,7 @@ def _size_findings(declared: Declared) -> Iterator[Finding]:
 
 def _stages_of_a_trial(declared: Declared) -> int:
     pretrain, sft = declared.pretrain, declared.sft
-    each = 1 + (declared.flatness is not None) + (declared.indicators is not None)
+    each = 2 + (declared.flatness is not None) + (declared.indicators is not None)
     if sft:
         each += len(sft.tasks) * len(sft.seeds) * (len(sft.first_lrs) + sft.linear_probe)
     if isinstance(pretrain, Existing):

@@ -13,13 +13,14 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from raysweep.data.corpora import Corpus
 from raysweep.errors import collect
-from raysweep.objectives.base import ObjectiveSpec
 from raysweep.objectives.causal_lm import CausalLM
+from raysweep.objectives.families import Objective
 from raysweep.objectives.heads import Head
 from raysweep.scores import METRIC_STEMS, RESERVED, Result, checkpoint_metrics, finetuning_runs, open_sides
 from raysweep.spec import Spec, StageSpec, canonical, check_name, fingerprint
 from raysweep.stages.fetch import Existing, Fetch
 from raysweep.stages.flatness import Flatness
+from raysweep.stages.heldout import Heldout
 from raysweep.stages.indicators import Indicators
 from raysweep.stages.optimizer_state import OptimizerState
 from raysweep.stages.phases import Reading, segments
@@ -258,20 +259,23 @@ def chain(
     stages: list[Stage] = []
     for part in _existing(pretrain) if isinstance(pretrain, Existing) else _trained(pretrain, seed):
         tasks = sft.bind(part.corpus, part.objective.head) if sft else {}
-        given = {"mix": part.corpus.mix, "sequence_length": part.sequence_length}
-        wide: list[StageSpec] = []
-        if indicators:
-            wide.append(indicators.with_(tasks=tasks, objective=part.objective, **given))
-        if flatness:
-            wide.append(flatness.bind(part.objective).with_(**given))
+        mix, sequence_length = part.corpus.mix, part.sequence_length
+        heldout = Heldout(objective=part.objective, mix=mix, sequence_length=sequence_length)
+        untuned = indicators.with_(tasks=tasks) if indicators else None
+        curvature = flatness and flatness.bind(part.objective).with_(mix=mix, sequence_length=sequence_length)
         split = list(_finetunings(sft, tasks)) if sft else []
         stages += [stage for stage in part.opening if stage not in stages]
         for step, (checkpoint, *beside) in part.checkpoints:
             stages += [stage for stage in (checkpoint, *beside) if stage not in stages]
             where: dict[str, Any] = {"step": step, "checkpoint": checkpoint.id}
-            both = {"checkpoint": checkpoint.id, "tokens": part.tokens.id}
-            stages += [Stage(spec, both, **where) for spec in wide]
-            stages += [Stage(spec, {"checkpoint": checkpoint.id}, task=name, **where) for name, spec in split]
+            alone = {"checkpoint": checkpoint.id}
+            on_text = {**alone, "tokens": part.tokens.id}
+            stages.append(Stage(heldout, on_text, **where))
+            if untuned:
+                stages.append(Stage(untuned, alone, **where))
+            if curvature:
+                stages.append(Stage(curvature, on_text, **where))
+            stages += [Stage(spec, alone, task=name, **where) for name, spec in split]
         stages += part.closing
     return tuple(stages)
 
@@ -281,7 +285,7 @@ class _Part:
     """Checkpoints that are measured on the same text, and the stages around them."""
 
     corpus: Corpus
-    objective: ObjectiveSpec
+    objective: Objective
     sequence_length: int
     tokens: Stage
     opening: Sequence[Stage]
@@ -291,7 +295,7 @@ class _Part:
     """What the next part goes on from, where it is not measured: without a step, as all that only prepares."""
 
 
-def objective_of(pretrain: Recipe | Existing) -> ObjectiveSpec:
+def objective_of(pretrain: Recipe | Existing) -> Objective:
     """Of the last phase, or of a checkpoint that exists: until that is pinned, causal_lm where the file says none."""
     return pretrain.objective or CausalLM()
 

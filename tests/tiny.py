@@ -19,7 +19,7 @@ pretrain:
 sweep:
   pretrain.optimizer.lr: {grid: [1e-2, 3e-3]}
 flatness: {num_sequences: 16, batch_sequences: 2, min_units: 4, max_units: 8}
-indicators: {kshot: 2, max_sequences: 16, max_examples: 20}
+indicators: {kshot: 2, max_examples: 20}
 sft:
   tasks:
     span: {form: pcfg_span, span: 2, num_train: 40, num_valid: 20, num_test: 20}

@@ -26,9 +26,7 @@ def losses_of(kind: str, spec: Mapping[str, Any]) -> dict[str, str]:
 
     A field that a spec leaves out had its neutral value: causal_lm.
     """
-    if kind == "pretrain" and "recipe" in spec:
-        return {PERPLEXITY_OF: _words(spec["recipe"].get("objective"))}
-    if kind == "indicators":
+    if kind == "heldout":
         return {PERPLEXITY_OF: _words(spec.get("objective"))}
     return {FLATNESS_OF: _words(spec.get("loss"))} if kind == "flatness" else {}
 

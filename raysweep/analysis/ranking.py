@@ -307,6 +307,6 @@ def _json(value: Any) -> Any:
 
 def shown_indicators(ranking: Ranking) -> list[str]:
     """The few whose values stand beside the scores: the classic ones, where there are any."""
-    classic = ("flatness/hessian_trace", "indicators/ppl", "indicators/kshot_mean")
+    classic = ("flatness/hessian_trace", "heldout/ppl", "indicators/kshot_mean")
     there = [name for name in classic if f"rank/{name}" in ranking.checkpoints]
     return there or [item.indicator for item in ranking.associations if item.source == "measured"][:3]

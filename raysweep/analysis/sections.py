@@ -140,7 +140,7 @@ def _chance_cells(ranking: Ranking, tasks: Sequence[str], *, width: int) -> list
 
 
 # Which of those of one order stands for them: the one a reader knows.
-_KNOWN = ("flatness/hessian_trace", "indicators/ppl", "indicators/kshot_mean", "step")
+_KNOWN = ("flatness/hessian_trace", "heldout/ppl", "indicators/kshot_mean", "step")
 
 
 def indicator_names(ranking: Ranking) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Cheap numbers of a checkpoint, known before any fine-tuning: held-out perplexity, zero- and few-shot scores."""
+"""Cheap numbers of a checkpoint, known before any fine-tuning: zero- and few-shot scores of its tasks."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from raysweep.data.corpora import Corpus
-from raysweep.data.packing import Tokens
 from raysweep.data.tokenizers import load_tokenizer
-from raysweep.objectives.causal_lm import CausalLM
-from raysweep.objectives.families import Objective
-from raysweep.spec import Metric, Neutral, StageSpec
+from raysweep.spec import Metric, StageSpec
 from raysweep.tasks.families import Task
 from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
 
 class Indicators(StageSpec):
-    """Perplexity by the pretraining objective on held-out text, and each fine-tuning task's score without training.
+    """Each fine-tuning task's score without training.
 
     Text tasks are scored with 0 and `kshot` solved examples before the question; a task with classes by the
     nearest mean state of `kshot` examples of each class. Pieces are dealt over ranks, each whole on one rank.
@@ -32,35 +29,15 @@ class Indicators(StageSpec):
 
     kshot: int = Field(default=2, ge=1)
     """Solved examples before the question; of each class, for tasks with labels."""
-    max_sequences: int = Field(default=256, ge=1)
-    """Held-out sequences of each domain."""
     max_examples: int = Field(default=200, ge=1)
     """Of each task, from a split that no fine-tuning trains, validates or tests on."""
     tasks: dict[str, Task] = Field(default_factory=dict)
     """Filled from sft.tasks."""
-    mix: dict[str, float] = Field(default_factory=dict)
-    """Filled from pretrain.data."""
-    sequence_length: int = 0
-    """Filled from pretrain."""
-    objective: Annotated[Objective, Neutral(CausalLM())] = CausalLM()
-    """Whose perplexity it is; filled from pretrain."""
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """See the class."""
-        from raysweep.stages.pretrain import heldout_metrics
-
         model = load_model(inputs["checkpoint"]).to(worker.device).eval()
         tokenizer = load_tokenizer(inputs["checkpoint"])
-        metrics = heldout_metrics(
-            model,
-            Tokens(inputs["tokens"]),
-            self.objective,
-            checkpoint=inputs["checkpoint"],
-            mix=self.mix,
-            sequence_length=self.sequence_length,
-            worker=worker,
-            max_sequences=self.max_sequences,
-        )
         pieces = self._pieces()
         mine = {
             name: self._score(model, tokenizer, task, shots)
@@ -68,17 +45,13 @@ class Indicators(StageSpec):
             if index % worker.world_size == worker.rank
         }
         scores = {name: score for part in worker.gather(mine) for name, score in part.items()}
-        metrics |= {name: scores[name] for name, _, _ in pieces}
-        if self.tasks:
-            metrics["kshot_mean"] = fmean(scores[f"kshot_{name}"] for name in self.tasks)
-        return metrics
+        mean = fmean(scores[f"kshot_{name}"] for name in self.tasks)
+        return {name: scores[name] for name, _, _ in pieces} | {"kshot_mean": mean}
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
-        """Those of held-out text, and a score of each task without and with solved examples."""
-        from raysweep.stages.pretrain import declared_heldout
-
-        scores = [name for name, _, _ in self._pieces()] + (["kshot_mean"] if self.tasks else [])
-        return (*declared_heldout(corpus, self.objective), *(Metric(name, "max", "share") for name in scores))
+        """A score of each task without and with solved examples, and the mean of the latter."""
+        names = [name for name, _, _ in self._pieces()]
+        return tuple(Metric(name, "max", "share") for name in (*names, "kshot_mean"))
 
     def _pieces(self) -> list[tuple[str, Task, int]]:
         """(name, task, shots) of every score."""

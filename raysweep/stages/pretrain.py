@@ -11,21 +11,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import numpy as np
 from pydantic import Field, model_validator
 
-from raysweep.data.corpora import Corpus, read_law
-from raysweep.data.packing import Tokens
+from raysweep.data.corpora import Corpus
 from raysweep.data.sources import AS_SOURCE, Source
 from raysweep.errors import Place, collect
-from raysweep.objectives.base import ObjectiveSpec
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.objectives.heads import Head
 from raysweep.spec import Metric, Neutral, Provenance, Spec, StageSpec, fingerprint
 from raysweep.stages.fetch import OBJECTIVE_FILE
 from raysweep.stages.phases import Before, Phase
-from raysweep.stages.specials import checkpoint_specials
 from raysweep.stages.trajectory import Trajectory
 from raysweep.train.models import Model
 from raysweep.train.optimizers import Optimizer
@@ -34,23 +30,10 @@ from raysweep.train.schedules import Cosine, Schedule
 from raysweep.worker import Worker
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from raysweep.train.loop import Training
 
 CURVE = "curve.jsonl"
 """In a checkpoint's folder: step, loss, rate, gradient's norm and predicted tokens of every step so far."""
-
-# Held-out sequences of each domain that a checkpoint's loss is taken on.
-HELDOUT_SEQUENCES = 256
-# What an objective draws on held-out text comes from this, and not from the seed of a run.
-HELDOUT_DRAW = 5
-
-# How far a held-out loss is above the lowest that any model can have, and the standard error of that.
-ENTROPY_GAP = (
-    Metric("entropy_gap_nats_per_token", "min", "nats/token"),
-    Metric("entropy_gap_stderr", unit="nats/token"),
-)
 
 _TOKENS = re.compile(r"(\d[\d_]*(?:\.\d+)?(?:e\d{1,2})?) tokens", re.ASCII)
 
@@ -208,8 +191,6 @@ class Pretrain(StageSpec):
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Writes a Hugging Face checkpoint, and curve.jsonl with the loss of every step so far."""
-        from raysweep.train.checkpoints import load_model
-
         recipe, run = self.recipe, Trajectory(self.recipe, self.seed, self.before, inputs)
         training = run.train(self.step, worker)
         curve = [*_curve(run.start), *self._curve_lines(training)]
@@ -221,23 +202,11 @@ class Pretrain(StageSpec):
             run.tokenizer.save_pretrained(out)
             (out / OBJECTIVE_FILE).write_text(recipe.objective.model_dump_json(indent=1))
             (out / CURVE).write_text("".join(json.dumps(line) + "\n" for line in curve))
-        del run.model
-        worker.barrier()
-        heldout = heldout_metrics(
-            load_model(out).to(worker.device),
-            run.tokens,
-            recipe.objective,
-            checkpoint=out,
-            mix=recipe.data.mix,
-            sequence_length=recipe.sequence_length,
-            worker=worker,
-        )
         # Of the last tenth of all steps, as far as they are of this phase: others may have had another loss.
         tail = training.losses[-max(1, len(curve) // 10) :]
         tokens_before = self.before.tokens if self.before else 0
         return {
             "loss_nats_per_token": sum(tail) / len(tail),
-            **heldout,
             "num_tokens": float(tokens_before + self.step * recipe.batch_sequences * recipe.sequence_length),
             "num_predicted_tokens": float(sum(line.get("num_predicted_tokens", math.nan) for line in curve)),
             "num_parameters": float(run.num_parameters),
@@ -245,10 +214,9 @@ class Pretrain(StageSpec):
         }
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
-        """Losses of the last steps and on held-out text, and what they took."""
+        """The loss of the last steps, and what they took."""
         return (
             Metric("loss_nats_per_token", "min", "nats/token"),
-            *declared_heldout(corpus, self.recipe.objective),
             Metric("num_tokens", unit="tokens"),
             Metric("num_predicted_tokens", unit="tokens"),
             Metric("num_parameters"),
@@ -271,65 +239,3 @@ def _curve(start: Path | None) -> list[dict[str, float]]:
     """The curve of a checkpoint, one line a step; none of one that was not trained here."""
     path = start / CURVE if start else None
     return [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
-
-
-def declared_heldout(corpus: Corpus, objective: ObjectiveSpec) -> tuple[Metric, ...]:
-    """What `heldout_metrics` gives on text of `corpus`."""
-    has_bits = objective.is_likelihood and corpus.is_natural_language
-    return (
-        Metric("heldout_loss_nats_per_token", "min", "nats/token"),
-        Metric("ppl", "min"),
-        *(Metric(f"ppl_{name}", "min") for name in sorted(corpus.domains)),
-        *(ENTROPY_GAP if corpus.knows_optimum(objective) else ()),
-        *((Metric("bits_per_byte", "min", "bits/byte"),) if has_bits else ()),
-    )
-
-
-def heldout_metrics(
-    model: PreTrainedModel,
-    tokens: Tokens,
-    objective: ObjectiveSpec,
-    *,
-    checkpoint: Path,
-    mix: Mapping[str, float],
-    sequence_length: int,
-    worker: Worker,
-    max_sequences: int = HELDOUT_SEQUENCES,
-) -> dict[str, float]:
-    """Held-out loss and perplexity of an objective, per domain and mixed by `mix`.
-
-    What the objective draws, and which sequences it reads, are the same for all models and all numbers of workers.
-    `entropy_gap_nats_per_token`, where the text's law is known, is the loss above the lowest possible one of this
-    objective on the same rows; `bits_per_byte` is of the text, where the loss is the text's own likelihood.
-    """
-    from raysweep.train.evaluate import heldout, perplexity
-
-    law = read_law(tokens.folder)
-    specials = checkpoint_specials(checkpoint, objective)
-    mine = {}
-    for index, domain in enumerate(sorted(tokens.domains)):
-        if index % worker.world_size == worker.rank:
-            ids = tokens.valid(domain, sequence_length=sequence_length, max_sequences=max_sequences)
-            draw = np.random.default_rng([HELDOUT_DRAW, *domain.encode()])
-            rows = objective.prepare(ids, draw, specials)
-            measured = heldout(model, rows, objective)
-            gap = None
-            if law is not None and objective.has_optimum:
-                gap = measured.above(objective.optimal_losses(law, ids, rows, specials))
-            mine[domain] = (measured.mean, gap)
-    each = {name: pair for part in worker.gather(mine) for name, pair in part.items()}
-    losses = {name: loss for name, (loss, _) in each.items()}
-    mean = sum(share * losses[name] for name, share in mix.items())
-    metrics = {"heldout_loss_nats_per_token": mean, "ppl": perplexity(mean)}
-    metrics |= {f"ppl_{name}": perplexity(losses[name]) for name in sorted(losses)}
-    for _, gap in each.values():
-        if gap is not None:  # A corpus of a known law is one domain.
-            metrics |= zip((metric.name for metric in ENTROPY_GAP), gap, strict=True)
-    sizes = [tokens.meta.domains[name] for name in sorted(losses)]
-    if objective.is_likelihood and all(size.valid_bytes for size in sizes):
-        bits = [
-            losses[name] / math.log(2) * size.num_valid_tokens / (size.valid_bytes or 1)
-            for name, size in zip(sorted(losses), sizes, strict=True)
-        ]
-        metrics["bits_per_byte"] = sum(mix.get(name, 0.0) * bit for name, bit in zip(sorted(losses), bits, strict=True))
-    return metrics

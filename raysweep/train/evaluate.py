@@ -19,7 +19,7 @@ BATCH = 16
 
 
 @dataclass(frozen=True)
-class Heldout:
+class HeldoutLosses:
     """Losses of a model on the batches of held-out rows."""
 
     losses: Floats
@@ -53,7 +53,7 @@ class Heldout:
         return float(gap), float(math.sqrt(size / (size - 1) * (left**2).sum()) / num)
 
 
-def heldout(model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec) -> Heldout:
+def heldout(model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec) -> HeldoutLosses:
     """Losses of an objective on held-out rows.
 
     Args:
@@ -74,7 +74,7 @@ def heldout(model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec) -> H
             losses.append(float(objective.loss_sum(model, batch).double()))
             num_predicted.append(objective.num_predicted(part))
     model.train(was_training)
-    return Heldout(np.array(losses), np.array(num_predicted))
+    return HeldoutLosses(np.array(losses), np.array(num_predicted))
 
 
 def perplexity(loss: float) -> float:

@@ -36,7 +36,7 @@ pretrain:
 sweep:
   pretrain.from: {grid: [one, two]}
 flatness: {num_sequences: 8, batch_sequences: 2, min_units: 4, max_units: 8}
-indicators: {kshot: 1, max_sequences: 4, max_examples: 4}
+indicators: {kshot: 1, max_examples: 4}
 sft:
   tasks: {quiz: {form: multiple_choice, train: quiz.jsonl, test: quiz.test.jsonl, max_test_examples: 6}}
   hyperparameters: {epochs: 1, batch_sequences: 4}

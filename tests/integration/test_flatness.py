@@ -35,7 +35,7 @@ def specs(grammar):
             shape=Shape(num_sequences=4, num_steps=4, num_vectors=2),
             **MEASURES,
         ),
-        Indicators(kshot=2, max_sequences=16, tasks={"a": task, "b": task}, **MEASURES),
+        Indicators(kshot=2, tasks={"a": task, "b": task}),
     ]
 
 

@@ -25,7 +25,7 @@ pretrain:
   steps: 2
   batch_sequences: 4
   sequence_length: 16
-indicators: {kshot: 1, max_sequences: 4, max_examples: 4}
+indicators: {kshot: 1, max_examples: 4}
 sft:
   tasks:
     quiz: {form: multiple_choice, train: quiz.jsonl, test: quiz.test.jsonl, max_test_examples: 6}
@@ -65,9 +65,9 @@ def declared_and_reported(path, store) -> set[str]:
 
 def test_every_stage_reports_what_it_declares(sweep_file, folder, store):
     kinds = declared_and_reported(sweep_file(GRAMMAR), store)
-    assert kinds == {"tokenize", "pretrain", "indicators", "flatness", "probe", "sft"}
+    assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "flatness", "probe", "sft"}
     kinds = declared_and_reported(sweep_file(TEXT), store)
-    assert kinds == {"tokenize", "pretrain", "indicators", "sft"}
+    assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "sft"}
 
 
 def test_a_checkpoint_that_exists_reports_what_it_declares(sweep_file, folder, store):
@@ -85,4 +85,4 @@ pretrain:
   sequence_length: 16
 """
     kinds = declared_and_reported(sweep_file(text + TEXT[TEXT.index("indicators:") :]), store)
-    assert kinds == {"fetch", "tokenize", "indicators", "sft"}
+    assert kinds == {"fetch", "tokenize", "heldout", "indicators", "sft"}

@@ -91,7 +91,7 @@ def test_phases_that_change_nothing_are_one_run_to_the_bit(run_of, store):
 
 
 def test_trials_share_a_trunk_over_sweeps_and_a_measured_one_is_one_checkpoint(run_of, store):
-    text = DECAYS.replace("steps: 20", "steps: 20, checkpoints: [10]") + "indicators: {kshot: 1, max_sequences: 8}\n"
+    text = DECAYS.replace("steps: 20", "steps: 20, checkpoints: [10]")
     told: list[dict] = []
     run = run_of(text, store, show=told.append)
     table = checkpoint_table(run)

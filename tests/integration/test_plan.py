@@ -30,7 +30,7 @@ def test_time_is_judged_by_the_stages_that_the_store_has_measured(sweep_file, st
     sweep_file(TINY.replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2, 2e-2]}"))
     records = {stage.id: store.get(stage.id) for trial in run.trials() for stage in trial.stages}
     again = plan_of(path, store)
-    for kind in ("pretrain", "indicators", "flatness", "probe", "sft"):
+    for kind in ("pretrain", "heldout", "indicators", "flatness", "probe", "sft"):
         spent = sum(record.provenance["wall_seconds"] for record in records.values() if record.kind == kind)
         assert again.seconds[kind] == pytest.approx(spent)
     assert again.wall_seconds == pytest.approx(sum(again.seconds.values()))

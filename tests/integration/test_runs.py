@@ -74,7 +74,7 @@ def test_inline_runs_every_stage(tiny_space, store):
     assert run.failures() == []
     found = results_of(run)
     kinds = {stage_id.rsplit("-", 1)[0] for stage_id in found}
-    assert kinds == {"tokenize", "pretrain", "indicators", "flatness", "probe", "sft"}
+    assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "flatness", "probe", "sft"}
 
 
 def test_tensorboard_logs_hold_losses_and_scores(tiny_space, store):
@@ -84,7 +84,7 @@ def test_tensorboard_logs_hold_losses_and_scores(tiny_space, store):
     folders = sorted((run.folder / "tensorboard").iterdir())
     assert [folder.name for folder in folders] == sorted(trial.trial for trial in run.trials())
     log = EventAccumulator(str(folders[0])).Reload()
-    assert {"pretrain/loss", "pretrain/ppl", "flatness/hessian_trace", "sft/span/score"} <= set(log.Tags()["scalars"])
+    assert {"pretrain/loss", "heldout/ppl", "flatness/hessian_trace", "sft/span/score"} <= set(log.Tags()["scalars"])
 
 
 def test_a_store_on_a_url_runs_the_same(tiny_space, store, tmp_path, monkeypatch):
@@ -97,8 +97,8 @@ def test_a_store_on_a_url_runs_the_same(tiny_space, store, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("search", "asked"),
     [
-        ("{scheduler: {name: asha, metric: pretrain/ppl, mode: min}}", "search.scheduler asha"),
-        ("{name: optuna, num_trials: 2, objectives: [{metric: pretrain/ppl, mode: min}]}", "search.name optuna"),
+        ("{scheduler: {name: asha, metric: heldout/ppl, mode: min}}", "search.scheduler asha"),
+        ("{name: optuna, num_trials: 2, objectives: [{metric: heldout/ppl, mode: min}]}", "search.name optuna"),
     ],
 )
 def test_what_only_tune_runs_is_refused_inline(sweep_file, store, search, asked):
@@ -175,7 +175,7 @@ def test_a_stage_that_cannot_succeed_does_not_stop_the_sweep(sweep_file, store, 
     assert failure["kind"] == "tokenize"
     assert "a.jsonl" in failure["cause"]
     finished = {record.kind for record in store.records()}
-    assert finished == {"tokenize", "pretrain", "indicators", "flatness"}
+    assert finished == {"tokenize", "pretrain", "heldout", "indicators", "flatness"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can only be mounted by root")
@@ -246,7 +246,7 @@ resources: {workers: 1, max_concurrent: 1}
 
     asha = TINY.replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2, 3e-3, 1e-3, 1e-4]}")
     asha += """\
-search: {scheduler: {name: asha, metric: indicators/ppl, mode: min, reduction_factor: 2}}
+search: {scheduler: {name: asha, metric: heldout/ppl, mode: min, reduction_factor: 2}}
 resources: {workers: 1, max_concurrent: 1}
 """
     run = run_sweep(load(sweep_file(asha)), store)

@@ -22,7 +22,7 @@ REDUCED = {
     "hidden_size: 96, num_layers: 3": "hidden_size: 48, num_layers: 1",
     "hidden_size: 160, num_layers: 5": "hidden_size: 80, num_layers: 2",
     "flatness: {num_sequences: 512}": "flatness: {num_sequences: 16, min_units: 4, max_units: 8}",
-    "max_sequences: 64, max_examples: 100": "max_sequences: 8, max_examples: 8",
+    "max_examples: 100": "max_examples: 8",
     "max_train_examples: 400": "max_train_examples: 16",
     "max_train_examples: 200": "max_train_examples: 16",
     "max_test_examples: 300": "max_test_examples: 12",
@@ -51,6 +51,6 @@ def test_eight_variants_of_real_text(tmp_path, store):
     table = checkpoint_table(run)
     assert len(table) == 16
     assert table["sft/mean_score"].notna().all()
-    assert {"indicators/ppl_wiki", "indicators/bits_per_byte", "indicators/kshot_mean"} <= set(table)
+    assert {"heldout/ppl_wiki", "heldout/bits_per_byte", "indicators/kshot_mean"} <= set(table)
     assert rank(table).best is not None
     assert Results(run).write_report().stat().st_size > 1_000_000

@@ -16,6 +16,7 @@ from raysweep.errors import Diverged
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
+from raysweep.stages.heldout import Heldout
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.train.loop import Training, train
 from raysweep.train.models import Llama
@@ -193,7 +194,9 @@ def test_checkpoint_opens_as_hugging_face_opens_it(grammar, tokens_dir, tmp_path
 
 def test_training_comes_near_the_entropy(grammar, tokens_dir, tmp_path):
     recipe = recipe_of(grammar, steps=400, batch_sequences=32, model=Llama(hidden_size=32, num_layers=2, num_heads=2))
-    metrics = pretrain(recipe, tokens_dir, tmp_path / "out", step=400, state=None)
+    pretrain(recipe, tokens_dir, tmp_path / "out", step=400, state=None)
+    heldout = Heldout(objective=recipe.objective, mix=grammar.mix, sequence_length=recipe.sequence_length)
+    metrics = heldout.run({"tokens": tokens_dir, "checkpoint": tmp_path / "out"}, tmp_path, Worker())
     # Not below it: the loss of 40 held-out sentences is compared with their own true loss.
     assert 0 < metrics["entropy_gap_nats_per_token"] < 0.15
 

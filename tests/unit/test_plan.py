@@ -26,7 +26,7 @@ from raysweep.train.optimizers import SGD, AdamW
 def test_a_chain_goes_checkpoint_by_checkpoint(tiny_space):
     trial = tiny_space.trial({"pretrain.optimizer.lr": 0.01}, 0)
     legs = [(step, [[stage.kind for stage in batch] for batch in batches]) for step, batches in trial.legs()]
-    measured = [["pretrain"], ["indicators"], ["flatness"], ["probe", "sft", "sft"]]
+    measured = [["pretrain"], ["heldout"], ["indicators"], ["flatness"], ["probe", "sft", "sft"]]
     assert legs == [(None, [["tokenize"]]), (6, measured), (12, measured)]
     seen = set()
     for stage in trial.stages:
@@ -78,7 +78,15 @@ def test_an_id_holds_the_inputs(tiny_space):
 def test_costs_add_up(tiny_space, store):
     plan = estimate(tiny_space, store, mfu=0.5, peak_flops=1e12)
     assert plan.num_variants == 2
-    assert plan.stages == {"tokenize": 1, "pretrain": 4, "indicators": 4, "flatness": 4, "probe": 4, "sft": 8}
+    assert plan.stages == {
+        "tokenize": 1,
+        "pretrain": 4,
+        "heldout": 4,
+        "indicators": 4,
+        "flatness": 4,
+        "probe": 4,
+        "sft": 8,
+    }
     assert plan.stages_done == {}
     assert plan.tokens == 2 * 12 * 8 * 5
     assert plan.gpu_hours == pytest.approx(plan.flops / (0.5 * 1e12) / 3600)

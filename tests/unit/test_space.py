@@ -178,7 +178,14 @@ def test_missing_sweep_file(tmp_path):
 
 
 def test_what_is_filled_in_may_not_be_given(sweep_file):
-    refuse(sweep_file, "{kshot: 2,", "{mix: {a: 1.0}, kshot: 2,", "tiny.yaml:14", "mix is taken from pretrain")
+    refuse(sweep_file, "max_units: 8}", "max_units: 8, mix: {a: 1.0}}", "mix is taken from pretrain")
+    refuse(sweep_file, "{kshot: 2,", "{tasks: {}, kshot: 2,", "tasks is taken from pretrain and sft.tasks")
+
+
+def test_indicators_without_tasks_are_refused(sweep_file):
+    text = TINY[: TINY.index("sft:")]
+    with pytest.raises(SpaceError, match="indicators are scores of the tasks of sft: add sft, or remove indicators"):
+        load(sweep_file(text))
 
 
 def test_optuna_needs_objectives_and_one_seed(sweep_file):
@@ -202,21 +209,19 @@ def test_another_checkpoint_leaves_the_others_ids(sweep_file):
     assert before < after
 
 
-@pytest.mark.parametrize("name", ["indicators/ppl_pcfg", "flatness/hessian_trace", "sft/span_score", "sft/mean_score"])
+@pytest.mark.parametrize("name", ["heldout/ppl_pcfg", "flatness/hessian_trace", "sft/span_score", "sft/mean_score"])
 def test_metrics_that_a_search_may_ask_for(sweep_file, name):
     search = f"search: {{name: optuna, num_trials: 3, objectives: [{{metric: {name}, mode: max}}]}}\n"
     assert load(sweep_file(TINY + search)).declared.search.objectives[0].metric == name
 
 
 def test_metrics_that_no_stage_reports(sweep_file):
-    search = (
-        "search:\n  name: optuna\n  num_trials: 3\n  objectives:\n    - {metric: indicators/heldout_los, mode: min}\n"
-    )
+    search = "search:\n  name: optuna\n  num_trials: 3\n  objectives:\n    - {metric: heldout/pppl, mode: min}\n"
     with pytest.raises(SpaceError) as caught:
         load(sweep_file(TINY + search + "  scheduler: {name: asha, metric: sft/meen_score, mode: max}\n"))
     first, second = str(caught.value).splitlines()
-    assert "tiny.yaml:24: search.objectives.0.metric: no stage of this sweep reports 'indicators/heldout_los'" in first
-    assert "did you mean: indicators/heldout_loss_nats_per_token" in first
+    assert "tiny.yaml:24: search.objectives.0.metric: no stage of this sweep reports 'heldout/pppl'" in first
+    assert "did you mean: heldout/ppl" in first
     assert "search.scheduler.metric" in second
     assert "did you mean: sft/mean_score" in second
 

@@ -123,19 +123,19 @@ def test_pairs_closer_than_their_noise_are_left_out_of_clear_pairs():
 
 
 def test_a_checkpoint_without_the_indicator_is_left_out_of_it_and_counted():
-    ranking = rank(frame([0.1, 0.2, 0.3, 0.4], **{"indicators/ppl": [4.0, math.nan, 2.0, 1.0]}))
-    (ppl,) = (item for item in ranking.associations if item.indicator == "indicators/ppl")
+    ranking = rank(frame([0.1, 0.2, 0.3, 0.4], **{"heldout/ppl": [4.0, math.nan, 2.0, 1.0]}))
+    (ppl,) = (item for item in ranking.associations if item.indicator == "heldout/ppl")
     assert (ppl.num_checkpoints, ppl.num_missing) == (3, 1)
     assert ppl.accuracy.value == 1
-    assert ranking.checkpoints["rank/indicators/ppl"].isna().sum() == 1
+    assert ranking.checkpoints["rank/heldout/ppl"].isna().sum() == 1
 
 
 def test_an_order_seen_before_is_named_and_equal_values_share_the_smaller_rank():
-    columns = {"indicators/ppl": [8.0, 2.0, 2.0], "indicators/heldout_loss_nats_per_token": [3.0, 1.0, 1.0]}
+    columns = {"heldout/ppl": [8.0, 2.0, 2.0], "heldout/loss_nats_per_token": [3.0, 1.0, 1.0]}
     ranking = rank(frame([0.1, 0.2, 0.3], **columns))
     first, second = (item for item in ranking.associations if item.source == "measured")
     assert (first.same_order_as, second.same_order_as) == (None, first.indicator)
-    assert list(ranking.checkpoints["rank/indicators/ppl"]) == [1, 1, 3]
+    assert list(ranking.checkpoints["rank/heldout/ppl"]) == [1, 1, 3]
 
 
 def test_one_checkpoint_is_ranked_and_no_indicator_judged(run):

@@ -10,7 +10,7 @@ from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
 from raysweep.spec import canonical
 from raysweep.stages.flatness import Flatness
-from raysweep.stages.indicators import Indicators
+from raysweep.stages.heldout import Heldout
 
 MASKED = MaskedLM(name="masked_lm", mask="one")
 NEXT = "causal_lm (every token but the first, from those before it)"
@@ -19,8 +19,8 @@ HIDDEN = "masked_lm (one token of a sequence, hidden, from all that is left)"
 
 @pytest.mark.parametrize(("objective", "words"), [(CausalLM(), NEXT), (MASKED, HIDDEN)])
 def test_recorded_specs_say_it(objective, words):
-    assert losses_of("indicators", canonical(Indicators(objective=objective))) == {PERPLEXITY_OF: words}
-    assert losses_of("pretrain", {"recipe": {"objective": canonical(objective)}}) == {PERPLEXITY_OF: words}
+    heldout = Heldout(objective=objective, mix={}, sequence_length=8)
+    assert losses_of("heldout", canonical(heldout)) == {PERPLEXITY_OF: words}
     assert losses_of("flatness", canonical(Flatness().bind(objective))) == {FLATNESS_OF: words}
     assert losses_of("sft", {}) == {}
 
@@ -31,9 +31,7 @@ def test_flatness_of_causal_lm_is_called_so():
 
 
 def test_what_another_version_declared_is_named():
-    assert losses_of("indicators", {"objective": {"name": "of_later_days", "rate": 3}}) == {
-        PERPLEXITY_OF: "of_later_days"
-    }
+    assert losses_of("heldout", {"objective": {"name": "of_later_days", "rate": 3}}) == {PERPLEXITY_OF: "of_later_days"}
 
 
 def ranked(words):

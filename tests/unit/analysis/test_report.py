@@ -108,13 +108,13 @@ def test_a_label_does_not_steer_the_terminal():
 
 
 def test_indicators_of_one_order_are_one_row_by_the_name_one_knows():
-    falling = {"indicators/ppl": [2.0, 3.0], "indicators/heldout_loss_nats_per_token": [1.0, 2.0]}
+    falling = {"heldout/ppl": [2.0, 3.0], "heldout/loss_nats_per_token": [1.0, 2.0]}
     ranking = rank(table_of([0.9, 0.8], **falling, **{"flatness/hessian_trace": [5.0, 4.0]}))
     assert {"ppl", "hessian_trace"} <= set(indicator_names(ranking).values())
     row = next(row for row in agreement_table(ranking).rows if row.cells[0].text == "ppl")
     assert row.cells[0].mark == "1 more of the same order"
-    assert "indicators/ppl" in row.cells[0].title
-    assert "indicators/heldout_loss_nats_per_token" in row.cells[0].title
+    assert "heldout/ppl" in row.cells[0].title
+    assert "heldout/loss_nats_per_token" in row.cells[0].title
 
 
 def test_a_log_keeps_its_line_breaks_and_pruned_is_no_failure(run):
@@ -145,7 +145,7 @@ def test_empty_sections_are_hidden_and_bidi_is_shown_as_a_code(run):
 
 
 def test_the_scatter_opens_on_the_best_indicator(run):
-    table = table_of([0.9, 0.8, 0.7], **{"flatness/hessian_trace": [9.0, 1.0, 5.0], "indicators/ppl": [1.0, 2.0, 3.0]})
+    table = table_of([0.9, 0.8, 0.7], **{"flatness/hessian_trace": [9.0, 1.0, 5.0], "heldout/ppl": [1.0, 2.0, 3.0]})
     page = render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), rank(table))
     charts = json.loads(re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.S).group(1))
     assert charts["scatter"]["indicators"][0] == "ppl"

@@ -1,0 +1,107 @@
+"""Loss and perplexity of a checkpoint on held-out text, by the objective that it was pretrained with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from raysweep.data.corpora import Corpus, read_law
+from raysweep.data.packing import Tokens
+from raysweep.objectives.families import Objective
+from raysweep.spec import Metric, StageSpec
+from raysweep.stages.specials import checkpoint_specials
+from raysweep.train.checkpoints import load_model
+from raysweep.worker import Worker
+
+# What an objective draws on held-out text comes from this, and not from the seed of a run.
+DRAW = 5
+# How far a held-out loss is above the lowest that any model can have, and the standard error of that.
+ENTROPY_GAP = (
+    Metric("entropy_gap_nats_per_token", "min", "nats/token"),
+    Metric("entropy_gap_stderr", unit="nats/token"),
+)
+
+
+class Heldout(StageSpec):
+    """Held-out loss of a checkpoint, whether it was pretrained here or taken as it is.
+
+    What the objective draws, and which sequences it reads, are the same for all models and all numbers of workers.
+    """
+
+    kind: ClassVar[str] = "heldout"
+
+    objective: Objective
+    """Whose loss it is."""
+    mix: dict[str, float]
+    """Domain -> its share of the mean loss."""
+    sequence_length: int
+    """Tokens of a sequence."""
+    max_sequences: int = 256
+    """Held-out sequences of each domain."""
+
+    def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
+        """Losses are in nats per predicted token; each domain is read whole by one rank.
+
+        `entropy_gap_nats_per_token`, where the text's law is known, is the loss above the lowest possible one of this
+        objective on the same rows; `bits_per_byte` is of the text, where the loss is the text's own likelihood.
+        """
+        from raysweep.train.evaluate import perplexity
+
+        tokens = Tokens(inputs["tokens"])
+        mine = self._measure(inputs["checkpoint"], tokens, worker)
+        each = {name: pair for part in worker.gather(mine) for name, pair in part.items()}
+        losses = {name: each[name][0] for name in sorted(each)}
+        mean = sum(share * losses[name] for name, share in self.mix.items())
+        metrics = {"loss_nats_per_token": mean, "ppl": perplexity(mean)}
+        metrics |= {f"ppl_{name}": perplexity(loss) for name, loss in losses.items()}
+        for _, gap in each.values():
+            if gap is not None:  # A corpus of a known law is one domain.
+                metrics |= zip((metric.name for metric in ENTROPY_GAP), gap, strict=True)
+        if self.objective.is_likelihood and all(tokens.meta.domains[name].valid_bytes for name in losses):
+            metrics["bits_per_byte"] = self._bits_per_byte(losses, tokens)
+        return metrics
+
+    def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
+        """Loss and perplexity, mixed and of each domain, and how far they are from the best where that is known."""
+        has_bits = self.objective.is_likelihood and corpus.is_natural_language
+        return (
+            Metric("loss_nats_per_token", "min", "nats/token"),
+            Metric("ppl", "min"),
+            *(Metric(f"ppl_{name}", "min") for name in sorted(corpus.domains)),
+            *(ENTROPY_GAP if corpus.knows_optimum(self.objective) else ()),
+            *((Metric("bits_per_byte", "min", "bits/byte"),) if has_bits else ()),
+        )
+
+    def _measure(
+        self, checkpoint: Path, tokens: Tokens, worker: Worker
+    ) -> dict[str, tuple[float, tuple[float, float] | None]]:
+        """This rank's domains -> loss, and how far it is above the lowest possible one, with the error of that."""
+        from raysweep.train.evaluate import heldout
+
+        model = load_model(checkpoint).to(worker.device)
+        law, specials = read_law(tokens.folder), checkpoint_specials(checkpoint, self.objective)
+        mine = {}
+        for index, domain in enumerate(sorted(tokens.domains)):
+            if index % worker.world_size == worker.rank:
+                length = self.sequence_length
+                ids = tokens.valid(domain, sequence_length=length, max_sequences=self.max_sequences)
+                rows = self.objective.prepare(ids, np.random.default_rng([DRAW, *domain.encode()]), specials)
+                measured = heldout(model, rows, self.objective)
+                gap = None
+                if law is not None and self.objective.has_optimum:
+                    gap = measured.above(self.objective.optimal_losses(law, ids, rows, specials))
+                mine[domain] = (measured.mean, gap)
+        return mine
+
+    def _bits_per_byte(self, losses: Mapping[str, float], tokens: Tokens) -> float:
+        """Mixed by domains; a token's bits over the bytes of text that stand behind a token."""
+        total = 0.0
+        for name, loss in losses.items():
+            size = tokens.meta.domains[name]
+            bits = loss / math.log(2) * size.num_valid_tokens / (size.valid_bytes or 1)
+            total += self.mix.get(name, 0.0) * bits
+        return total
