@@ -10,7 +10,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from raysweep.data.corpora import Corpus
+from raysweep.data.packing import dtype_of
 from raysweep.data.sources import checkpoint_files
 from raysweep.plan import Stage, Trial
 from raysweep.search import Resources
@@ -108,6 +111,8 @@ def work_of(stage: Stage, finished: Container[str]) -> Stage:
 def stage_flops(stage: Stage, size: Size | None, corpus: Corpus) -> float:
     """FLOPs of a stage on a model of `size` and text of `corpus`; 0 where either has no part in it or is not known."""
     spec = stage.spec
+    if isinstance(spec, Tokenize):
+        return _sampling_flops(spec.corpus)
     if size is None:
         return 0.0
     if isinstance(spec, Pretrain):
@@ -126,6 +131,15 @@ def stage_flops(stage: Stage, size: Size | None, corpus: Corpus) -> float:
     if isinstance(spec, Probe):
         return _probe_flops(spec, size)
     return _sft_flops(spec, size) if isinstance(spec, Sft) else 0.0
+
+
+def _sampling_flops(corpus: Corpus) -> float:
+    """Of text that a model writes, which reads it all; reading what people wrote takes none to speak of."""
+    size = _size_of_folder(Path(corpus.sampler.source)) if corpus.sampler else None
+    if size is None:
+        return 0.0
+    num_tokens = corpus.tokens_bytes() // np.dtype(dtype_of(corpus.vocab_size)).itemsize
+    return size.forward_flops(num_tokens, corpus.row_length or 0)
 
 
 def _probe_flops(spec: Probe, size: Size) -> float:
@@ -173,7 +187,10 @@ def _in_half(recipe: Recipe, resources: Resources) -> bool:
 
 def stage_disk_bytes(stage: Stage, size: Size | None) -> int:
     """What a stage leaves in the store: tokens or a checkpoint; measurements are some kilobytes."""
-    if isinstance(stage.spec, Pretrain | Fetch):
+    if isinstance(stage.spec, Fetch):
+        taken = _size_of_folder(Path(stage.spec.source))
+        return taken.num_bytes if taken else 0
+    if isinstance(stage.spec, Pretrain):
         return size.num_bytes if size else 0
     if isinstance(stage.spec, OptimizerState):
         return 4 * stage.spec.pretrain.recipe.optimizer.state_floats * size.num_parameters if size else 0

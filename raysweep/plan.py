@@ -27,7 +27,7 @@ from raysweep.stages.phases import Reading, segments
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.stages.probe import Probe
 from raysweep.stages.sft import Hyperparameters, Sft
-from raysweep.stages.tokenize import Tokenize
+from raysweep.stages.tokenize import SAMPLER, Tokenize
 from raysweep.tasks.families import Task
 
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -346,7 +346,7 @@ def _trained(whole: Recipe, seed: int) -> Iterator[_Part]:
             objective=recipe.objective,
             sequence_length=recipe.sequence_length,
             tokens=tokens,
-            opening=[fetch, tokens] if fetch else [tokens],
+            opening=[stage for stage in (fetch, _sampler(recipe.data), tokens) if stage],
             checkpoints=checkpoints,
             closing=() if is_measured or following is None else left,
         )
@@ -354,10 +354,18 @@ def _trained(whole: Recipe, seed: int) -> Iterator[_Part]:
 
 def _tokens(corpus: Corpus, fetch: Stage | None, first: Stage | None) -> Stage:
     """The tokens of a corpus, by the tokenizer of the checkpoint that training starts from, or of the first phase."""
-    tokens = Stage(Tokenize(corpus=corpus.source()), {"checkpoint": fetch.id} if fetch else {})
+    sampler = _sampler(corpus)
+    inputs = {"checkpoint": fetch.id} if fetch else {SAMPLER: sampler.id} if sampler else {}
+    tokens = Stage(Tokenize(corpus=corpus.source()), inputs)
     if first and tokens != first and corpus.takes_tokenizer and not fetch:
         return replace(tokens, inputs={"tokens": first.id})
     return tokens
+
+
+def _sampler(corpus: Corpus) -> Stage | None:
+    """The stage that fetches the model that text is drawn from, if there is one."""
+    source = corpus.sampler
+    return Stage(Fetch(**source.model_dump() | {"head": "causal"}), {}) if source else None
 
 
 def _finetunings(sft: Finetuning, tasks: Mapping[str, Task]) -> Iterator[tuple[str, StageSpec]]:

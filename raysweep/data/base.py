@@ -11,7 +11,14 @@ from raysweep.errors import Finding, Place
 from raysweep.spec import Spec
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from raysweep.data.sources import Source
     from raysweep.objectives.base import ObjectiveSpec
+    from raysweep.objectives.optimum import Law
+
+LAW = "law.json"
+"""In a tokens folder: the corpus itself, by which whoever measures a model knows the lowest loss."""
 
 
 class CorpusSpec(Spec):
@@ -46,6 +53,11 @@ class CorpusSpec(Spec):
     def row_length(self) -> int | None:
         """Tokens of a sentence with the token that opens it, where all are of one length; None for running text."""
 
+    @property
+    @abstractmethod
+    def sampler(self) -> Source | None:
+        """A causal language model that its text is drawn from, which `build` is given; None: it needs none."""
+
     @abstractmethod
     def pin(self, base: Path) -> Self:
         """With all that it reads found and fingerprinted. Raises DataError.
@@ -59,12 +71,15 @@ class CorpusSpec(Spec):
         """What of it its tokens depend on: variants of equal sources share them."""
 
     @abstractmethod
-    def build(self, out: Path, *, tokenizer_dir: Path | None = None) -> dict[str, float]:
-        """Write a tokens folder; see `packing`.
+    def build(
+        self, out: Path, *, tokenizer_dir: Path | None = None, sampler: PreTrainedModel | None = None
+    ) -> dict[str, float]:
+        """Write a tokens folder; see `packing`, and LAW.
 
         Args:
             out: an empty folder.
-            tokenizer_dir: a tokenizer to use in place of its own.
+            tokenizer_dir: a tokenizer to use in place of its own, or the sampler's.
+            sampler: the model of `sampler`, in evaluation mode, on the device to use.
 
         Returns:
             `num_tokens`, and `optimal_loss_nats_per_token` of next tokens on the held-out rows,
@@ -81,6 +96,10 @@ class CorpusSpec(Spec):
     @abstractmethod
     def knows_optimum(self, objective: ObjectiveSpec) -> bool:
         """Whether the lowest loss that any model can have by an objective is known, so that `entropy_gap` is."""
+
+    @abstractmethod
+    def law(self, tokens: Path) -> Law | None:
+        """The true law of the rows of a tokens folder that it built; None if nobody knows it."""
 
     @abstractmethod
     def length_findings(self, place: Place, lengths: Mapping[Place, int]) -> Iterator[Finding]:

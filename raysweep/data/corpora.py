@@ -5,18 +5,20 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from raysweep.data.exact import LAW, ExactCorpus
+from raysweep.data.base import LAW
 from raysweep.data.hmm import HMM
 from raysweep.data.pcfg import PCFG
+from raysweep.data.sampled import Sampled
 from raysweep.data.text import Text
+from raysweep.objectives.base import ObjectiveSpec
+from raysweep.objectives.optimum import Law
 
-Corpus = Annotated[PCFG | HMM | Text, Field(discriminator="name")]
+Corpus = Annotated[PCFG | HMM | Text | Sampled, Field(discriminator="name")]
 
 
-def read_law(tokens: Path) -> ExactCorpus | None:
-    """The true law of the rows of a tokens folder; None if nobody knows it."""
+def read_law(tokens: Path, objective: ObjectiveSpec) -> Law | None:
+    """The true law of the rows of a tokens folder; None if nobody knows it, or not what an objective asks of it."""
     if not (path := tokens / LAW).is_file():
         return None
-    corpus = TypeAdapter[Corpus](Corpus).validate_json(path.read_bytes())
-    assert isinstance(corpus, ExactCorpus), corpus.name
-    return corpus
+    corpus: Corpus = TypeAdapter(Corpus).validate_json(path.read_bytes())
+    return corpus.law(tokens) if corpus.knows_optimum(objective) else None

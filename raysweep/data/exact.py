@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field
 
-from raysweep.data.base import CorpusSpec
+from raysweep.data.base import LAW, CorpusSpec
 from raysweep.data.draws import Bools, Floats, Ints
 from raysweep.data.packing import DomainMeta, TokensMeta, dtype_of
 from raysweep.errors import Finding, Place
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from raysweep.objectives.base import ObjectiveSpec
 
 TRAIN, VALID, TASK, INDICATOR = 0, 1, 2, 3
@@ -33,9 +35,6 @@ Seen = Literal["before", "around"]
 
 MAX_NUMBERS = 10**8
 """Of a table of words, and of the sentences that a task draws at once, in numbers of 8 bytes."""
-
-LAW = "law.json"
-"""In a tokens folder: the corpus itself, by which whoever measures a model knows the lowest loss."""
 
 # Numbers of 8 bytes of the tables that are worked on at once: more are no faster, fewer are slower.
 _TABLE = 2**19
@@ -77,6 +76,10 @@ class ExactCorpus(CorpusSpec):
     def row_length(self) -> int:
         """The words, and the token that opens them."""
         return self.sentence_length + 1
+
+    @property
+    def sampler(self) -> None:
+        """None: its law is written out."""
 
     def pin(self, base: Path) -> Self:
         """Itself: it names no file."""
@@ -157,7 +160,9 @@ class ExactCorpus(CorpusSpec):
         """Exact log-probability of each sentence, in nats, [n], of words [n, T]."""
         return np.asarray(-self.word_losses(words, seen="before").sum(axis=1))
 
-    def build(self, out: Path, *, tokenizer_dir: Path | None = None) -> dict[str, float]:
+    def build(
+        self, out: Path, *, tokenizer_dir: Path | None = None, sampler: PreTrainedModel | None = None
+    ) -> dict[str, float]:
         """Write the tokens folder (see packing.py): one sentence a row, opened by <s>, token 0."""
         if tokenizer_dir is not None:
             raise ValueError(f"a corpus {self.name} has its own tokenizer")
@@ -191,6 +196,10 @@ class ExactCorpus(CorpusSpec):
     def knows_optimum(self, objective: ObjectiveSpec) -> bool:
         """Of all objectives that can tell it from a law."""
         return objective.has_optimum
+
+    def law(self, tokens: Path) -> Self:
+        """Itself."""
+        return self
 
     def length_findings(self, place: Place, lengths: Mapping[Place, int]) -> Iterator[Finding]:
         """None: its sentences are of one length, which a recipe is checked for by itself."""

@@ -27,6 +27,8 @@ from raysweep.errors import DataError, Finding, Place, RaysweepError, below, col
 from raysweep.spec import Neutral, Provenance, Spec, check_name
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from raysweep.objectives.base import ObjectiveSpec
 
 Split = Literal["train", "valid"]
@@ -186,6 +188,10 @@ class Text(CorpusSpec):
     def row_length(self) -> None:
         """Running text."""
 
+    @property
+    def sampler(self) -> None:
+        """None: people wrote it."""
+
     def pin(self, base: Path) -> Text:
         """With every domain and the tokenizer pinned. Raises DataError with the findings of all of them."""
         pins: list[tuple[Place, Callable[[], Any]]] = [
@@ -199,7 +205,9 @@ class Text(CorpusSpec):
         """What its tokens depend on: not the mix."""
         return self.with_(mix_=None)  # type: ignore[no-any-return]
 
-    def build(self, out: Path, *, tokenizer_dir: Path | None = None) -> dict[str, float]:
+    def build(
+        self, out: Path, *, tokenizer_dir: Path | None = None, sampler: PreTrainedModel | None = None
+    ) -> dict[str, float]:
         """Write the tokens folder (see packing.py): each domain's documents in a row, each closed by end-of-text.
 
         Raises:
@@ -256,6 +264,9 @@ class Text(CorpusSpec):
     def knows_optimum(self, objective: ObjectiveSpec) -> bool:
         """Nobody knows the law of real text."""
         return False
+
+    def law(self, tokens: Path) -> None:
+        """Nobody knows that of real text."""
 
     def length_findings(self, place: Place, lengths: Mapping[Place, int]) -> Iterator[Finding]:
         """Domains that cannot hold even one sequence."""

@@ -67,13 +67,13 @@ class Heldout(StageSpec):
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
         """Loss and perplexity, mixed and of each domain, and how far they are from the best where that is known."""
-        has_bits = self.objective.is_likelihood and corpus.is_natural_language
+        is_known = corpus.knows_optimum(self.objective)
         return (
             Metric("loss_nats_per_token", "min", "nats/token"),
             Metric("ppl", "min"),
             *(Metric(f"ppl_{name}", "min") for name in sorted(corpus.domains)),
-            *(ENTROPY_GAP if corpus.knows_optimum(self.objective) else ()),
-            *((Metric("bits_per_byte", "min", "bits/byte"),) if has_bits else ()),
+            *(ENTROPY_GAP if is_known else ()),
+            *((Metric("bits_per_byte", "min", "bits/byte"),) if self.objective.is_likelihood and not is_known else ()),
         )
 
     def _measure(
@@ -83,7 +83,7 @@ class Heldout(StageSpec):
         from raysweep.train.evaluate import heldout
 
         model = load_model(checkpoint).to(worker.device)
-        law, specials = read_law(tokens.folder), checkpoint_specials(checkpoint, self.objective)
+        law, specials = read_law(tokens.folder, self.objective), checkpoint_specials(checkpoint, self.objective)
         mine = {}
         for index, domain in enumerate(sorted(tokens.domains)):
             if index % worker.world_size == worker.rank:
@@ -92,7 +92,7 @@ class Heldout(StageSpec):
                 rows = self.objective.prepare(ids, np.random.default_rng([DRAW, *domain.encode()]), specials)
                 measured = heldout(model, rows, self.objective)
                 gap = None
-                if law is not None and self.objective.has_optimum:
+                if law is not None:
                     gap = measured.above(self.objective.optimal_losses(law, ids, rows, specials))
                 mine[domain] = (measured.mean, gap)
         return mine

@@ -101,8 +101,8 @@ class Recipe(Spec):
         row = self.data.row_length
         if row is not None and self.sequence_length != row:
             raise ValueError(
-                f"sequence_length {self.sequence_length} must be {row}: data.sentence_length and the token that opens "
-                "a sentence"
+                f"sequence_length {self.sequence_length} must be {row}, the tokens of a row of data {self.data.name} "
+                "with the one that opens it"
             )
         trained, head = _trained_model(self.model, self.start)
         if head and self.objective.head != head:

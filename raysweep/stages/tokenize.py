@@ -9,7 +9,11 @@ from typing import ClassVar
 from raysweep.data.corpora import Corpus
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.spec import Metric, StageSpec
+from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
+
+SAMPLER = "sampler"
+"""The role of the model that a corpus's text is drawn from."""
 
 
 class Tokenize(StageSpec):
@@ -22,6 +26,9 @@ class Tokenize(StageSpec):
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """See `CorpusSpec.build`."""
+        if SAMPLER in inputs:
+            sampler = load_model(inputs[SAMPLER]).to(worker.device).eval()
+            return self.corpus.build(out, tokenizer_dir=inputs[SAMPLER], sampler=sampler)
         earlier = inputs["tokens"] / "tokenizer" if "tokens" in inputs else None
         return self.corpus.build(out, tokenizer_dir=inputs.get("checkpoint", earlier))
 
