@@ -14,6 +14,7 @@ from raysweep.data.draws import Choices, uniforms
 from raysweep.data.exact import TASK, TRAIN, VALID
 from raysweep.data.hmm import HMM
 from raysweep.data.pcfg import PCFG
+from raysweep.objectives.causal_lm import CausalLM
 
 GRAMMAR = PCFG(num_words_total=3, num_nonterminals=3, num_rules=2, num_words=2, sentence_length=4, temperature=0.5)
 CHAIN = HMM(num_words_total=3, num_states=3, num_permutations=2, sentence_length=4)
@@ -157,7 +158,7 @@ def test_a_corpus_is_written_in_parts(language, tmp_path, monkeypatch):
     language.build(tmp_path)
     np.testing.assert_array_equal(np.fromfile(tmp_path / f"{language.name}.valid.bin", dtype=np.uint16), written)
     assert (tmp_path / "meta.json").read_text() == meta
-    assert read_law(tmp_path) == language
+    assert read_law(tmp_path, CausalLM()) == language
 
 
 @pytest.mark.parametrize(
