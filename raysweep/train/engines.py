@@ -5,9 +5,8 @@ Both take weights that are the same on every rank, and give losses and full weig
 
 from __future__ import annotations
 
-import contextlib
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raysweep.objectives.base import Loss
+from raysweep.train.muon import MuonAdamW
 from raysweep.train.optimizers import Optimizer
+from raysweep.train.partitions import Piece, masters_of, pieces_of
 from raysweep.worker import Worker
 
 Batch = Mapping[str, torch.Tensor]
@@ -52,7 +53,7 @@ class PlainEngine:
         self.model = model.to(worker.device)
         self._objective, self._bf16 = objective, bf16
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._optimizer = optimizer.build(self._parameters)
+        self._optimizer = optimizer.build(model)
         self._rates = _Rates(self._optimizer)
         self._max_norm = clip_norm if clip_norm is not None else float("inf")
         self._device_type = worker.device.split(":")[0]
@@ -168,10 +169,19 @@ class DeepSpeedEngine:
         # Not `cpu=True`, with which accelerate would take DDP in place of DeepSpeed.
         self._accelerator = Accelerator(mixed_precision="bf16" if self._has_masters else "no", deepspeed_plugin=plugin)
         self._objective, self._worker = objective, worker
-        base = optimizer.build(model.parameters())
-        self._rates = _Rates(base)
-        self._engine, self._optimizer = self._accelerator.prepare(model, base)
+        self._base = optimizer.build(model)
+        self._rates = _Rates(self._base)
+        self._engine, self._optimizer = self._accelerator.prepare(model, self._base)
         self._num_micro_batches = num_micro_batches
+        weights = {name: each for name, each in self._engine.module.named_parameters() if each.requires_grad}
+        # Name -> the tensor that is stepped, which is the weight itself without ZeRO, and what of it is the weight's.
+        self._stepped: dict[str, tuple[torch.Tensor, Piece | None]]
+        self._stepped = {name: (weight, None) for name, weight in weights.items()}
+        if worker.zero_stage:
+            pieces = pieces_of(self._engine.optimizer, weights.values())
+            self._stepped = {name: (piece.master, piece) for name, piece in zip(weights, pieces, strict=True)}
+            if isinstance(self._base, MuonAdamW):
+                self._base.partition(dict(zip(weights.values(), pieces, strict=True)))
 
     def accumulate(self, micro_batches: Sequence[Batch], *, num_tokens: int) -> torch.Tensor:
         """See `PlainEngine.accumulate`. With the last micro-batch, gradients are summed over ranks."""
@@ -218,99 +228,45 @@ class DeepSpeedEngine:
     def load(self, folder: Path) -> None:
         """Go on from where `save` was called, on as many ranks."""
         tensors = load_file(folder / f"rank{self._worker.rank}.safetensors", device=self._worker.device)
-        for index, master in enumerate(self._masters()):
+        masters = masters_of(self._engine.optimizer)
+        for index, master in enumerate(masters):
             master.data.copy_(tensors.pop(f"master.{index}"))
-        _set_optimizer_tensors(self._base_optimizer(), self._masters(), tensors)
+        _set_optimizer_tensors(self._base, masters, tensors)
 
     def optimizer_state(self) -> Tensors:
         """See `PlainEngine.optimizer_state`; to be called by every rank, used by rank 0."""
-        masters = self._masters()
         found: Tensors = {}
-        tensors = _optimizer_tensors(self._base_optimizer(), masters)
-        if self._worker.zero_stage == 0:
-            return _named(tensors, list(self._weights()))
-        with self._as_masters() as whole:
-            for key in _keys(tensors):
-                parts = [tensors[f"state.{index}.{key}"] for index in range(len(masters))]
-                if parts[0].dim() == 0:
-                    found |= {f"{name}.{key}": parts[0].clone() for name in self._weights()}
-                    continue
-                for master, part in zip(masters, parts, strict=True):
-                    master.data.copy_(part)
-                found |= {f"{name}.{key}": value for name, value in whole().items()}
+        for name, (stepped, piece) in self._stepped.items():
+            for key, value in self._base.state[stepped].items():
+                # A number, such as AdamW's count of steps, is the same for all elements.
+                whole = piece.join(value)[0] if piece and value.dim() else value
+                found[f"{name}.{key}"] = whole.detach().cpu().clone()
         return found
 
     def set_optimizer_state(self, state: Tensors) -> None:
-        """See `PlainEngine.set_optimizer_state`; to be called by every rank."""
-        masters, names = self._masters(), list(self._weights())
-        tensors = _indexed(state, names, masters)
-        if self._worker.zero_stage:
-            values, tensors = tensors, {}
-            with self._as_masters() as _:
-                for key in _keys(values):
-                    scalar = values[f"state.0.{key}"] if values[f"state.0.{key}"].dim() == 0 else None
-                    if scalar is None:
-                        self.set_weights({name: state[f"{name}.{key}"] for name in names})
-                    for index, master in enumerate(masters):
-                        value = master.detach() if scalar is None else scalar
-                        tensors[f"state.{index}.{key}"] = value.clone()
-        _set_optimizer_tensors(self._base_optimizer(), masters, tensors)
-
-    def set_weights(self, weights: Tensors) -> None:
-        """Set the float32 masters that this rank steps, from whole weights by name."""
-        from deepspeed.utils import safe_set_full_fp32_param
-
-        for name, parameter in self._weights().items():
-            safe_set_full_fp32_param(parameter, weights[name].to(self._worker.device))
-
-    def _weights(self) -> dict[str, torch.nn.Parameter]:
-        return {name: each for name, each in self._engine.module.named_parameters() if each.requires_grad}
-
-    @contextlib.contextmanager
-    def _as_masters(self) -> Iterator[Callable[[], Tensors]]:
-        """Inside, the masters may hold anything of their shape; gives what returns it whole, by the weight's name.
-
-        DeepSpeed cuts and joins its masters at any time, but its optimizer's state only once that has been stepped.
-        """
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        masters = self._masters()
-        kept = [master.detach().clone() for master in masters]
-        try:
-            yield lambda: {
-                name: safe_get_full_fp32_param(parameter).detach().cpu().clone()
-                for name, parameter in self._weights().items()
-            }
-        finally:
-            for master, value in zip(masters, kept, strict=True):
-                master.data.copy_(value)
+        """See `PlainEngine.set_optimizer_state`."""
+        for name_and_key, given in state.items():
+            name, _, key = name_and_key.rpartition(".")
+            stepped, piece = self._stepped[name]
+            states, value = self._base.state[stepped], given.to(self._worker.device)
+            if piece and value.dim():
+                states.setdefault(key, torch.zeros_like(stepped))
+                piece.take(value, states[key])
+            else:
+                states[key] = value
 
     def close(self) -> None:
         """Take the engine down; the process group stays."""
         self._engine.destroy()
         self._accelerator.free_memory()
-        del self._engine, self._optimizer
+        del self._engine, self._optimizer, self._base, self._rates, self._stepped
         torch.nn.functional.linear = self._linear
         _forget_accelerate()
         gc.collect()
 
-    def _base_optimizer(self) -> torch.optim.Optimizer:
-        optimizer = self._engine.optimizer
-        return getattr(optimizer, "optimizer", optimizer)  # type: ignore[no-any-return]
-
-    def _masters(self) -> list[torch.Tensor]:
-        """The float32 tensors that this rank's optimizer steps: its partitions, or the parameters themselves."""
-        optimizer = self._engine.optimizer
-        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
-            if masters := getattr(optimizer, name, None):
-                return list(masters)
-        if masters := getattr(optimizer, "fp32_groups_flat_partition", None):  # bf16 under ZeRO-1
-            return list(masters)
-        return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
     def _shard(self) -> Tensors:
-        masters = self._masters()
-        tensors = _optimizer_tensors(self._base_optimizer(), masters)
+        masters = masters_of(self._engine.optimizer)
+        tensors = _optimizer_tensors(self._base, masters)
         return tensors | {f"master.{index}": master.detach().clone() for index, master in enumerate(masters)}
 
 
@@ -330,11 +286,6 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Sequence[to
         for name, value in optimizer.state.get(parameter, {}).items()
         if value is not None
     }
-
-
-def _keys(tensors: Tensors) -> list[str]:
-    """Names of an optimizer's states."""
-    return list(dict.fromkeys(key.split(".", 2)[2] for key in tensors))
 
 
 def _named(tensors: Tensors, names: Sequence[str]) -> Tensors:

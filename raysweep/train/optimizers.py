@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -15,7 +16,25 @@ if TYPE_CHECKING:
 Unit = Annotated[float, Field(ge=0, lt=1)]
 
 
-class AdamW(Spec):
+class OptimizerSpec(Spec):
+    """What every optimizer owes."""
+
+    state_floats: ClassVar[int]
+    """Numbers kept per parameter, at most."""
+
+    name: str
+    lr: float
+
+    @abstractmethod
+    def build(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of a model's weights, at peak learning rates, each group at its own.
+
+        Under ZeRO its groups hold flat partitions of their weights later on: what steps more than single elements has
+        to put these together again, as `MuonAdamW` does.
+        """
+
+
+class AdamW(OptimizerSpec):
     """AdamW (Loshchilov and Hutter, 2019). Weight decay acts on matrices, embeddings among them, not on norms."""
 
     name: Literal["adamw"] = "adamw"
@@ -30,17 +49,16 @@ class AdamW(Spec):
     """Times the learning rate: the part of a matrix taken off at a step."""
 
     state_floats: ClassVar[int] = 2
-    """Numbers kept per parameter."""
 
-    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer of these parameters."""
+    def build(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """See `OptimizerSpec.build`."""
         import torch
 
-        groups = decay_groups(parameters, self.weight_decay)
+        groups = decay_groups(model.parameters(), self.weight_decay)
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 
-class SGD(Spec):
+class SGD(OptimizerSpec):
     """Stochastic gradient descent with heavy-ball momentum."""
 
     name: Literal["sgd"]
@@ -53,14 +71,83 @@ class SGD(Spec):
     """Added to a matrix's gradient, times the matrix."""
 
     state_floats: ClassVar[int] = 1
-    """Numbers kept per parameter."""
 
-    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer of these parameters."""
+    def build(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """See `OptimizerSpec.build`."""
         import torch
 
-        groups = decay_groups(parameters, self.weight_decay)
+        groups = decay_groups(model.parameters(), self.weight_decay)
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=True)
+
+
+class Lion(OptimizerSpec):
+    """Lion (Chen et al., 2023): every element of a weight moves by the learning rate, in the momentum's direction.
+
+    Rates are three to ten times smaller than AdamW's, and decays larger by as much.
+    """
+
+    name: Literal["lion"]
+    """Which optimizer."""
+    lr: float = Field(gt=0)
+    """Peak learning rate; the schedule multiplies it."""
+    betas: tuple[Unit, Unit] = (0.9, 0.99)
+    """Parts of the momentum in a step's direction, and in the momentum that is kept."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Times the learning rate: the part of a matrix taken off at a step."""
+
+    state_floats: ClassVar[int] = 1
+
+    def build(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """See `OptimizerSpec.build`."""
+        from raysweep.train import lion
+
+        return lion.Lion(decay_groups(model.parameters(), self.weight_decay), lr=self.lr, betas=self.betas)
+
+
+class Muon(OptimizerSpec):
+    """Muon (Jordan et al., 2024) on the matrices of hidden layers, AdamW on embeddings, output layer, norms and biases.
+
+    Steps of a matrix are scaled to the size that AdamW's have (Liu et al., 2025), so that rates and decays of AdamW
+    suit both. Experts' weights, which are stacked in three dimensions, are AdamW's.
+    """
+
+    name: Literal["muon"]
+    """Which optimizer."""
+    lr: float = Field(gt=0)
+    """Peak learning rate of the matrices; the schedule multiplies it."""
+    momentum: Unit = 0.95
+    """Decay rate of the running mean of a matrix's gradients; the step is Nesterov's."""
+    adamw_lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the others; None: lr."""
+    betas: tuple[Unit, Unit] = (0.9, 0.95)
+    """AdamW's."""
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Times the learning rate: the part of a matrix, embeddings among them, taken off at a step."""
+
+    # Muon's momentum is one; a plan need not know how many weights are AdamW's.
+    state_floats: ClassVar[int] = 2
+
+    def build(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """See `OptimizerSpec.build`."""
+        import torch
+
+        from raysweep.train.muon import MuonAdamW, hidden_matrices
+
+        matrices = hidden_matrices(model)
+        own = set(matrices)
+        others = decay_groups((each for each in model.parameters() if each not in own), self.weight_decay)
+        return MuonAdamW(
+            torch.optim.Muon(
+                matrices,
+                lr=self.lr,
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            torch.optim.AdamW(others, lr=self.adamw_lr or self.lr, betas=self.betas, eps=self.eps, fused=True),
+        )
 
 
 def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -74,4 +161,4 @@ def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) 
     return [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
 
 
-Optimizer = Annotated[AdamW | SGD, Field(discriminator="name")]
+Optimizer = Annotated[AdamW | SGD | Lion | Muon, Field(discriminator="name")]
