@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
+from raysweep.objectives.masked_lm import MaskedLM
+from raysweep.objectives.prefix_lm import PrefixLM
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.stages.flatness import Flatness, Shape
 from raysweep.stages.indicators import Indicators
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.tasks.spans import PCFGSpan
-from raysweep.train.models import Llama
+from raysweep.train.models import Bert, Llama
 from raysweep.train.optimizers import AdamW
 from raysweep.worker import Worker
 
@@ -51,20 +54,28 @@ def rank_main(rank: int, world_size: int, port: int, folder: str, zero_stage: in
     leave_process_group()
 
 
+def recipe_of(grammar, **changes) -> Recipe:
+    given = {
+        "data": grammar,
+        "model": Llama(hidden_size=16, num_layers=1, num_heads=2),
+        "optimizer": AdamW(lr=1e-2),
+        "steps": 20,
+        "batch_sequences": 8,
+        "sequence_length": 5,
+    }
+    return Recipe(**given | changes)
+
+
+def pretrain(recipe: Recipe, tokens: Path, out: Path) -> None:
+    out.mkdir()
+    Pretrain(recipe=recipe, seed=0, step=20).run({"tokens": tokens}, out, Worker())
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def inputs(grammar, tokens_dir, tmp_path):
     """A checkpoint of a few steps, and its text."""
-    recipe = Recipe(
-        data=grammar,
-        model=Llama(hidden_size=16, num_layers=1, num_heads=2),
-        optimizer=AdamW(lr=1e-2),
-        steps=20,
-        batch_sequences=8,
-        sequence_length=5,
-    )
-    (tmp_path / "checkpoint").mkdir()
-    Pretrain(recipe=recipe, seed=0, step=20).run({"tokens": tokens_dir}, tmp_path / "checkpoint", Worker())
-    torch.set_num_threads(1)
+    pretrain(recipe_of(grammar), tokens_dir, tmp_path / "checkpoint")
     return {"checkpoint": tmp_path / "checkpoint", "tokens": tokens_dir}
 
 
@@ -132,6 +143,28 @@ def test_a_sharded_model_gives_the_same_traces(batch_sequences, with_parts, prod
         if part["hessian"]:
             size = abs(whole["hessian_trace"])
             assert found[name]["hessian"]["mean"] == pytest.approx(part["hessian"]["mean"], rel=1e-2, abs=1e-3 * size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "model"),
+    [
+        (PrefixLM(name="prefix_lm"), Llama(hidden_size=16, num_layers=1, num_heads=2)),
+        (MaskedLM(name="masked_lm", mask="one"), Bert(name="bert", hidden_size=16, num_layers=1, num_heads=2)),
+    ],
+    ids=["prefix_lm", "masked_lm"],
+)
+def test_a_sharded_model_gives_the_traces_of_its_own_objective(objective, model, grammar, inputs, tmp_path):
+    shutil.rmtree(inputs["checkpoint"])
+    pretrain(recipe_of(grammar, model=model, objective=objective), inputs["tokens"], inputs["checkpoint"])
+    given = {"num_sequences": 24, "batch_sequences": 3, "min_units": 6, "max_units": 8}
+    spec = Flatness(**given, **MEASURES).bind(objective)
+    whole = spec.run(inputs, tmp_path, Worker())
+    spawn(2, str(tmp_path), 3, spec.model_dump_json(by_alias=True))
+    (sharded,) = json.loads((tmp_path / "found-2-0.json").read_text())
+    assert sharded["num_tokens"] == whole["num_tokens"]
+    assert sharded["fisher_trace"] == pytest.approx(whole["fisher_trace"], rel=1e-3)
+    assert sharded["hessian_trace"] == pytest.approx(whole["hessian_trace"], rel=1e-2)
 
 
 @pytest.mark.slow
