@@ -22,7 +22,7 @@ from raysweep.data.exact import ExactCorpus, Seen, check_table, normalised
 class HMM(ExactCorpus):
     """A corpus of sentences of one random hidden Markov model."""
 
-    label_form: ClassVar[str | None] = None
+    label_form: ClassVar[str | None] = "hmm_state"
 
     name: Literal["hmm"] = "hmm"
     """Which corpus."""

@@ -8,5 +8,6 @@ from raysweep.tasks.classification import Classification
 from raysweep.tasks.multiple_choice import MultipleChoice
 from raysweep.tasks.qa import QA
 from raysweep.tasks.spans import PCFGSpan
+from raysweep.tasks.states import HMMState
 
-Task = Annotated[Classification | MultipleChoice | QA | PCFGSpan, Field(discriminator="form")]
+Task = Annotated[Classification | MultipleChoice | QA | PCFGSpan | HMMState, Field(discriminator="form")]

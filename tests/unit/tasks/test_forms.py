@@ -8,13 +8,16 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from raysweep.data.exact import TASK
+from raysweep.data.hmm import HMM
 from raysweep.data.pcfg import PCFG
-from raysweep.errors import DataError
+from raysweep.errors import DataError, SpaceError
 from raysweep.tasks.base import Answered
 from raysweep.tasks.multiple_choice import MultipleChoice
 from raysweep.tasks.qa import QA, normalise, token_f1
 from raysweep.tasks.rows import fit, in_batches, pad
 from raysweep.tasks.spans import PCFGSpan
+from raysweep.tasks.states import HMMState
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +140,31 @@ def test_spans_are_the_grammars_labels():
     words, spans = grammar.sample(45, seed=0, stream=2)
     assert (np.concatenate(parts)[:, 1:] - 1 == words).all()
     assert (labels == spans[4][:20, -1]).all()
+
+
+def test_states_are_the_chains_labels():
+    chain = HMM(num_words_total=16, num_states=4, sentence_length=6)
+    task = HMMState(form="hmm_state", position=5, num_train=20, num_valid=10, num_test=15, seed=3).bind(chain)
+    assert task.num_classes == 4
+    parts = [task.examples(split) for split in ("train", "valid", "test")]
+    assert [part[0].shape for part in parts] == [(20, 7), (10, 7), (15, 7)]
+    words, states = chain.sample(45, seed=3, stream=TASK)
+    np.testing.assert_array_equal(np.concatenate([ids for ids, _ in parts])[:, 1:] - 1, words)
+    np.testing.assert_array_equal(np.concatenate([labels for _, labels in parts]), states[:, 4])
+
+
+@pytest.mark.parametrize(
+    ("corpus", "position", "words"),
+    [
+        (PCFG(), 1, "form hmm_state needs pretrain.data hmm, not pcfg"),
+        (HMM(sentence_length=6), 7, "7 is no position of a sentence of 6 words"),
+        (HMM(sentence_length=4096), 1, "num_train, num_valid and num_test sentences take 158,105,600 numbers"),
+    ],
+)
+def test_states_that_cannot_be_asked_for(corpus, position, words):
+    task = HMMState(form="hmm_state", position=position, num_train=18_000)
+    with pytest.raises(SpaceError, match=words):
+        task.bind(corpus)
 
 
 def test_nearest_centroid_of_separable_states(model, tokenizer):

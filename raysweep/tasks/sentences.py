@@ -1,0 +1,118 @@
+"""Labels that a language of a known law gives of its own sentences: which hidden symbol stands above some words.
+
+To add a form: a class with `bind`, `language` and `labelled`, in a file beside this one, and its name in
+`families.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field
+
+from raysweep.data.exact import INDICATOR, MAX_NUMBERS, TASK, ExactCorpus
+from raysweep.errors import DataError, Finding, SpaceError
+from raysweep.objectives.base import Ints
+from raysweep.tasks.base import TARGET_SPLITS, Split, Workload, numbered
+from raysweep.tasks.labelled import Labelled, LabelledTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class SentenceTask(LabelledTask):
+    """Classification of sentences that were never pretrained on, of the pretraining corpus's language."""
+
+    pooling: ClassVar[Literal["all", "mean"]] = "all"
+
+    num_train: int = Field(default=1000, ge=1)
+    """Training sentences."""
+    num_valid: int = Field(default=300, ge=1)
+    """Sentences that pick the learning rate."""
+    num_test: int = Field(default=1000, ge=1)
+    """Test sentences."""
+    seed: int = Field(default=0, ge=0)
+    """Of the draw of sentences."""
+
+    @property
+    @abstractmethod
+    def language(self) -> ExactCorpus:
+        """What sentences are drawn from. Raises ValueError if the task is not bound to a corpus yet."""
+
+    @abstractmethod
+    def labelled(self, num: int, *, stream: int) -> tuple[Ints, Ints]:
+        """Words [num, T] of sentences of a stream, by `seed`, and the class of each [num]."""
+
+    def pin(self, base: Path) -> Self:
+        """Itself: it names no file."""
+        return self
+
+    def check_size(self, numbers: int, by: str) -> None:
+        """See that all sentences can be drawn at once. Raises SpaceError.
+
+        Args:
+            numbers: of 8 bytes that a sentence takes.
+            by: how they are counted, in fields.
+        """
+        size = (self.num_train + self.num_valid + self.num_test) * numbers
+        if size > MAX_NUMBERS:
+            raise SpaceError(
+                f"num_train, num_valid and num_test sentences take {size:,} numbers (sentences x {by}); at most "
+                f"{MAX_NUMBERS:,} fit into memory"
+            )
+
+    def examples(self, split: Split) -> tuple[Ints, Ints]:
+        """(token ids [n, T + 1], labels [n]); for indicators up to `num_test` sentences that no other split holds."""
+        if split == "indicator":
+            return self._indicator_examples()
+        counts = {"train": self.num_train, "valid": self.num_valid, "test": self.num_test}
+        words, labels = self.labelled(sum(counts.values()), stream=TASK)
+        first = {"train": 0, "valid": self.num_train, "test": self.num_train + self.num_valid}[split]
+        part = slice(first, first + counts[split])
+        return self.language.rows(words[part]), labels[part]
+
+    def encoded(self, split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Labelled:
+        """Sentences, by the language's own token ids; of one length, whatever `max_length`."""
+        return Labelled(*self.examples(split))
+
+    def _indicator_examples(self) -> tuple[Ints, Ints]:
+        words, labels = self.labelled(self.num_test, stream=INDICATOR)
+        ids = self.language.rows(words)
+        known = {row.tobytes() for split in TARGET_SPLITS for row in self.examples(split)[0]}
+        apart = np.array([row.tobytes() not in known for row in ids])
+        return ids[apart], labels[apart]
+
+    def ids(self, split: Split) -> list[str]:
+        """A hash of each sentence and its label: those of another language are other examples."""
+        ids, labels = self.examples(split)
+        return numbered(
+            hashlib.sha256(row.tobytes() + label.tobytes()).hexdigest()[:12]
+            for row, label in zip(ids, labels, strict=True)
+        )
+
+    def check_indicator(self) -> None:
+        """A language of few sentences may have none left."""
+        if not len(self.examples("indicator")[0]):
+            raise DataError(
+                f"none is left to score indicators on of {self.num_test} sentences more, as all of "
+                "them also train, validate or test; raise pretrain.data.sentence_length, or lower num_train"
+            )
+
+    def warnings(self) -> Iterator[Finding]:
+        """None: of a small language, that sentences come twice is in its nature."""
+        yield from ()
+
+    def workload(self) -> Workload:
+        """Sentences are read whole."""
+        length = self.language.row_length
+        return Workload(self.num_train, self.num_valid, self.num_test, self.num_test, length, length, num_states=length)
+
+    def chance(self) -> float:
+        """Of always giving the commonest class of the training examples."""
+        labels, right = self.examples("train")[1], self.examples("test")[1]
+        return float((right == np.bincount(labels).argmax()).mean())
