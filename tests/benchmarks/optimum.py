@@ -69,9 +69,9 @@ def trained(language: Corpus, objective: ObjectiveSpec, *, steps: int, folder: P
 
 def gap_of(checkpoint: Path, folder: Path, objective: ObjectiveSpec) -> tuple[float, float, float, float]:
     """Lowest loss, error of the held-out loss itself, gap and error of the gap, in nats per predicted token."""
-    tokens, law = Tokens(folder), read_law(folder)
+    tokens, law = Tokens(folder), read_law(folder, objective)
     assert law is not None
-    ids = tokens.valid(law.name, sequence_length=9, max_sequences=4_000)
+    ids = tokens.valid(*tokens.domains, sequence_length=9, max_sequences=4_000)
     specials = checkpoint_specials(checkpoint, objective)
     rows = objective.prepare(ids, np.random.default_rng(1), specials)
     measured = heldout(load_model(checkpoint), rows, objective)

@@ -41,5 +41,5 @@ def test_a_chain_and_its_states_through_the_whole_chain(model, objective, sweep_
     path = sweep_file(SWEEP.replace("MODEL", model).replace("OBJECTIVE", objective))
     run = run_sweep(load(path), store, runner="inline")
     metrics = {stage.rpartition("-")[0]: numbers for stage, (numbers, _) in results_of(run).items()}
-    assert 0 < metrics["pretrain"]["entropy_gap_stderr"] < math.inf
+    assert 0 < metrics["heldout"]["entropy_gap_stderr"] < math.inf
     assert 0 <= metrics["sft"]["score"] <= 1
