@@ -145,7 +145,7 @@ class DecoderObjective(ObjectiveSpec):
         """See `ObjectiveSpec.prepare`; label t is predicted from the inputs before t."""
 
     def num_predicted(self, batch: Mapping[str, Any]) -> int:
-        """Labelled tokens, but for a first one, which nothing stands before."""
+        """Number of labelled tokens, but for a first one, which nothing stands before."""
         return int((batch["labels"][:, 1:] != IGNORED).sum())
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -169,7 +169,7 @@ class MaskedObjective(ObjectiveSpec):
         """See `ObjectiveSpec.prepare`; label t is predicted at t."""
 
     def num_predicted(self, batch: Mapping[str, Any]) -> int:
-        """Labelled tokens."""
+        """Number of labelled tokens: each is predicted in its place."""
         return int((batch["labels"] != IGNORED).sum())
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

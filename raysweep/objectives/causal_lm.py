@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 @final
 class CausalLM(DecoderObjective):
-    """Next-token prediction."""
+    """Next-token prediction: the loss is -sum_t log p(x_t | x_<t), minus the log-probability of a text after its first.
+
+    >>> CausalLM().prepare(np.array([[7, 8, 9]]), np.random.default_rng(0), Specials({}, 10))["labels"]
+    array([[7, 8, 9]])
+    >>> CausalLM().num_predicted({"labels": np.array([[7, 8, 9]])})  # Nothing stands before the first.
+    2
+    """
 
     name: Literal["causal_lm"] = "causal_lm"
     """Which objective."""
@@ -23,15 +29,15 @@ class CausalLM(DecoderObjective):
     is_likelihood: ClassVar[bool] = True
 
     def predicts(self) -> str:
-        """See `ObjectiveSpec.predicts`."""
+        """Next tokens, in words; see `ObjectiveSpec.predicts`."""
         return "every token but the first, from those before it"
 
     def extra_tokens(self) -> tuple[str, ...]:
-        """None."""
+        """None: a text's own tokens are enough."""
         return ()
 
     def input_length(self, sequence_length: int) -> int:
-        """As many."""
+        """As many: a row is the text."""
         return sequence_length
 
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:

@@ -64,6 +64,11 @@ def prefix_mask(prefix_lengths: Tensor, length: int, dtype: torch.dtype) -> Tens
     """What is added to attention scores, [n, 1, length, length]: 0 where a token (row) sees another, else the least.
 
     A number of the model's own type, and not a truth value: what attention by plain products would add as 1 or 0.
+
+    >>> (prefix_mask(torch.tensor([2]), 3, torch.float32)[0, 0] == 0).int()
+    tensor([[1, 1, 0],
+            [1, 1, 0],
+            [1, 1, 1]], dtype=torch.int32)
     """
     place = torch.arange(length, device=prefix_lengths.device)
     is_seen = (place[None, :] <= place[:, None]) | (place[None, None, :] < prefix_lengths[:, None, None])

@@ -15,9 +15,16 @@ MASKED, MASKED_OR_REPLACED = 0.8, 0.9
 
 @final
 class MaskedLM(MaskedObjective):
-    """Some tokens of a sequence are hidden, and each is predicted in its place.
+    """Some tokens of a sequence are hidden, and each is predicted in its place: -sum over them of log p(x_t | visible).
 
-    Special tokens of the text, such as the end of a document, are read and never hidden.
+    Places are drawn without replacement, each as likely, so that every row hides as many. Special tokens of the text,
+    such as the end of a document, are read and never hidden.
+
+    >>> specials = Specials({MASK: 50}, num_text_tokens=50, reserved=(0, 50))
+    >>> half = MaskedLM(name="masked_lm", mask=0.5)
+    >>> rows = half.prepare(np.array([[0, 7, 8, 9, 6]]), np.random.default_rng(0), specials)
+    >>> rows["input_ids"], rows["labels"]
+    (array([[ 0,  7, 50, 50,  6]]), array([[-100, -100,    8,    9, -100]]))
     """
 
     name: Literal["masked_lm"]
@@ -29,12 +36,12 @@ class MaskedLM(MaskedObjective):
     10 % the token itself, as in BERT."""
 
     def predicts(self) -> str:
-        """See `ObjectiveSpec.predicts`."""
+        """Hidden tokens and how many, in words; see `ObjectiveSpec.predicts`."""
         hidden = "one token" if self.mask == "one" else f"{self.mask:.3g} of the tokens"
         return f"{hidden} of a sequence, hidden, from all that is left"
 
     def extra_tokens(self) -> tuple[str, ...]:
-        """The mask."""
+        """The mask; of a tokenizer that has one, its own."""
         return (MASK,)
 
     def input_length(self, sequence_length: int) -> int:
@@ -42,7 +49,16 @@ class MaskedLM(MaskedObjective):
         return sequence_length
 
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
-        """Hidden places are drawn without replacement, all alike; see `MaskedObjective.prepare`."""
+        """The text with masks, or with BERT's replacements, and the hidden tokens as labels.
+
+        Args:
+            ids: [n, L]; places of `specials.reserved` are never hidden, so a row of these alone has no label.
+            draw: of the places, and of what stands there.
+            specials: the mask, and the words that may stand for a hidden one.
+
+        Returns:
+            input_ids and labels, [n, L].
+        """
         is_text = ~np.isin(ids, specials.reserved)
         # Ranks of random numbers: the first so many places of a random order, of those that may be hidden.
         order = np.where(is_text, draw.random(ids.shape), 1.0).argsort(axis=1).argsort(axis=1)

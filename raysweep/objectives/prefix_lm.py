@@ -14,7 +14,15 @@ Part = Annotated[float, Field(ge=0, le=1)]
 
 @final
 class PrefixLM(DecoderObjective):
-    """Each sequence is cut in two at random; the first part is given, the tokens of the second are predicted."""
+    """Each sequence is cut in two at random: the loss is -sum over t >= cut of log p(x_t | x_<t), the prefix given.
+
+    Cuts are drawn evenly between the shortest and the longest prefix, for each row by itself.
+
+    >>> half = PrefixLM(name="prefix_lm", prefix=(0.5, 0.5))
+    >>> rows = half.prepare(np.array([[5, 6, 7, 8]]), np.random.default_rng(0), Specials({}, 10))
+    >>> rows["labels"], rows["prefix_lengths"]
+    (array([[-100, -100,    7,    8]]), array([2]))
+    """
 
     name: Literal["prefix_lm"]
     """Which objective."""
@@ -32,21 +40,30 @@ class PrefixLM(DecoderObjective):
         return prefix
 
     def predicts(self) -> str:
-        """See `ObjectiveSpec.predicts`."""
+        """The tokens after a prefix, and how it is seen, in words; see `ObjectiveSpec.predicts`."""
         seen = "seen both ways" if self.attention == "both_ways" else "seen causally"
         low, high = self.prefix
         return f"every token after a prefix of {low:.3g} to {high:.3g} of a sequence, {seen}, from those before it"
 
     def extra_tokens(self) -> tuple[str, ...]:
-        """None."""
+        """None: a prefix ends where labels begin."""
         return ()
 
     def input_length(self, sequence_length: int) -> int:
-        """As many."""
+        """As many: a row is the text."""
         return sequence_length
 
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
-        """The first place that is predicted is drawn for each row; see `DecoderObjective.prepare`."""
+        """The text, with labels from a cut on.
+
+        Args:
+            ids: [n, L], L at least 2.
+            draw: of the cuts.
+            specials: not used.
+
+        Returns:
+            input_ids and labels [n, L]; prefix_lengths [n] where a prefix is seen both ways.
+        """
         num, length = ids.shape
         shortest, longest = (int(np.clip(round(part * length), 1, length - 1)) for part in self.prefix)
         prefix_lengths = draw.integers(shortest, longest + 1, size=(num,))

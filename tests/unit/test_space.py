@@ -305,3 +305,18 @@ def test_what_flatness_is_of_is_part_of_its_id_where_it_matters(sweep_file):
     prefix = "  steps: 12\n  objective: {name: prefix_lm}"
     own, other = (flatness_ids(text.replace("  steps: 12", prefix)) for text in (TINY, of_causal_lm))
     assert len(own | other) == len(own) + len(other)
+
+
+def test_a_masked_objective_goes_with_a_masked_model(sweep_file):
+    text = TINY.replace("  model: {name: llama,", "  objective: {name: masked_lm, mask: one}\n  model: {name: bert,")
+    stages = load(sweep_file(text)).trial({"pretrain.optimizer.lr": 0.01}, 0).stages
+    specs = {stage.kind: stage.spec for stage in stages}
+    assert specs["pretrain"].recipe.objective.mask == "one"
+    assert specs["flatness"].loss == specs["heldout"].objective == specs["pretrain"].recipe.objective
+
+
+def test_flatness_of_next_tokens_is_not_that_of_a_masked_model(sweep_file):
+    text = TINY.replace("  model: {name: llama,", "  objective: {name: masked_lm}\n  model: {name: bert,")
+    path = sweep_file(text.replace("max_units: 8}", "max_units: 8, objective: causal_lm}"))
+    with pytest.raises(SpaceError, match=r"flatness\.objective: causal_lm: masked_lm trains a masked model"):
+        load(path)
