@@ -77,6 +77,7 @@ class Trajectory:
             bf16=settled(recipe.precision, on_gpu=worker.device.startswith("cuda")) == "bf16",
             worker=worker,
             states=worker.state_dir,
+            is_start_exact=self.start is not None,
             optimizer_from=self._optimizer and self._optimizer / OPTIMIZER,
             optimizer_out=optimizer_out,
         )

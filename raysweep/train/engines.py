@@ -255,6 +255,12 @@ class DeepSpeedEngine:
             else:
                 states[key] = value
 
+    def set_weights(self, weights: Tensors) -> None:
+        """Step from these whole weights, where those of the model were rounded to bfloat16."""
+        for name, (master, piece) in self._stepped.items():
+            if piece:
+                piece.take(weights[name].to(self._worker.device), master)
+
     def close(self) -> None:
         """Take the engine down; the process group stays."""
         self._engine.destroy()

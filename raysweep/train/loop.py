@@ -80,6 +80,7 @@ def train(
     worker: Worker,
     states: Path | None = None,
     save_every_seconds: float = 600.0,
+    is_start_exact: bool = False,
     optimizer_from: Path | None = None,
     optimizer_out: Path | None = None,
 ) -> Training:
@@ -89,7 +90,8 @@ def train(
     saves one every `save_every_seconds`, when `worker.save_asked`, and at the end: on the CPU, and on as many ranks, to
     the same bits as without a break. What a model draws in a step (dropout) follows from `seed`, the step and the rank;
     `steps_before` are those of earlier trainings that this one goes on from, with the optimizer's state that these
-    left as `optimizer_out`, a file of full tensors by the weight's name, which a gang of any shape can read.
+    left as `optimizer_out`, a file of full tensors by the weight's name, which a gang of any shape can read; with
+    `is_start_exact` from the very weights of `model`, where ZeRO would begin with them rounded to bfloat16.
 
     Raises:
         Diverged: on every rank, if a loss or gradient is not finite, or the loss runs away.
@@ -103,6 +105,8 @@ def train(
     fuse_norms(model)
     model.train()
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    exact = is_start_exact and bf16 and worker.zero_stage > 0
+    weights = {name: each.detach().clone() for name, each in model.named_parameters()} if exact else {}
     cutter = _Cutter(worker, num_sequences=len(batches(0)["input_ids"]))
     settings: dict[str, Any] = {
         "objective": objective,
@@ -123,8 +127,11 @@ def train(
         if saved:
             engine.load(saved)
             logger.info("going on from step %d of %d", len(log.losses), num_steps)
-        elif optimizer_from:
-            engine.set_optimizer_state(_fitted(load_file(optimizer_from), shapes))
+        else:
+            if exact and isinstance(engine, DeepSpeedEngine):
+                engine.set_weights(weights)
+            if optimizer_from:
+                engine.set_optimizer_state(_fitted(load_file(optimizer_from), shapes))
         first, began, num_tokens = len(log.losses), time.perf_counter(), 0
         last_save = time.monotonic()
         window: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -18,6 +18,8 @@ from raysweep.objectives.causal_lm import CausalLM
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.stages.heldout import Heldout
+from raysweep.stages.optimizer_state import OptimizerState
+from raysweep.stages.phases import Before
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.stages.trajectory import Trajectory
 from raysweep.train.loop import Training, train
@@ -76,6 +78,29 @@ def rank_main(rank: int, port: int, zero_stage: int, recipe_json: str, folder: s
         kept = [{name: value for name, value in part.items() if name not in drop} for part in (metrics, resumed)]
         (root / "found.json").write_text(json.dumps({"metrics": kept, "memory": memory}))
     leave_process_group()
+
+
+def phases_main(rank: int, port: int, zero_stage: int, recipe_json: str, folder: str) -> None:
+    """One rank of a gang: 12 steps whole, and the same as 5 and then 7 of another phase, by the state between."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    resources = Resources(workers=2, zero_stage=zero_stage)
+    worker = make_worker(resources, rank=rank, world_size=2)
+    join_process_group(worker, resources, "127.0.0.1", port)
+    recipe, root = Recipe.model_validate_json(recipe_json), Path(folder)
+    inputs = {"tokens": root / "tokens"}
+    Pretrain(recipe=recipe, seed=0, step=12).run(inputs, made(root / "whole"), worker)
+    first, then = (Pretrain(recipe=recipe.with_(steps=steps), seed=0, step=steps) for steps in (5, 7))
+    first.run(inputs, made(root / "first"), worker)
+    OptimizerState(pretrain=first).run(inputs, made(root / "state"), worker)
+    goes_on = inputs | {"start": root / "first", "optimizer": root / "state"}
+    before = Before(steps=5, tokens=150, sequences=30, read={})
+    then.with_(before=before).run(goes_on, made(root / "then"), worker)
+    leave_process_group()
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def free_port() -> int:
@@ -351,6 +376,27 @@ def test_every_optimizer_steps_the_same_weights_however_they_are_cut(
             assert states[0][key].shape == states[1][key].shape, key
             if precision == "fp32":
                 torch.testing.assert_close(states[1][key], states[0][key], rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16")]
+)
+def test_a_gangs_phase_goes_on_to_the_bit_and_hands_on_to_any_gang(
+    grammar, tokens_dir, tmp_path, zero_stage, precision
+):
+    recipe = recipe_of(grammar, precision=precision, schedule=Constant(name="constant", warmup=0.0))
+    mp.spawn(phases_main, (free_port(), zero_stage, recipe.model_dump_json(by_alias=True), str(tmp_path)), nprocs=2)
+    assert same(tmp_path / "whole", tmp_path / "then")
+    # One process goes on from what the gang has left; after 7 steps at a rate of 0.01 only rounding lies between.
+    then = Pretrain(
+        recipe=recipe.with_(steps=7), seed=0, step=7, before=Before(steps=5, tokens=150, sequences=30, read={})
+    )
+    inputs = {"tokens": tokens_dir, "start": tmp_path / "first", "optimizer": tmp_path / "state"}
+    then.run(inputs, made(tmp_path / "alone"), Worker())
+    ours, theirs = weights_of(tmp_path / "then"), weights_of(tmp_path / "alone")
+    tolerance = {"fp32": 1e-4, "bf16": 3e-2}[precision]
+    assert all(torch.allclose(ours[name], theirs[name], atol=tolerance) for name in ours)
 
 
 def test_light_modules_import_nothing_heavy():
