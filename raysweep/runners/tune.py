@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
@@ -18,15 +17,15 @@ from ray.exceptions import RayActorError
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from raysweep.errors import ClusterError
 from raysweep.plan import Trial
 from raysweep.runners.chain import Leg, run_chain
 from raysweep.runners.events import Address, EventSink, EventSource, one_at_a_time
 from raysweep.runners.gang import Gang, RankActor, RayGang
 from raysweep.runners.heartbeat import start_beats, this_process
-from raysweep.runners.interrupts import SAVE_SECONDS, Training, keeping_sigterm
+from raysweep.runners.interrupts import SAVE_SECONDS, Training
 from raysweep.runners.journal import trial_row
 from raysweep.runners.queue import Beginnings
+from raysweep.runners.ray_cluster import start_ray
 from raysweep.runners.ray_watch import ray_watched
 from raysweep.runners.watch import Process, Watch, beat_seconds
 from raysweep.runs import Run
@@ -40,11 +39,6 @@ Report = Callable[[Mapping[str, Any]], None]
 
 # A gang is replaced when a trial leaves it this much larger than its first trial did, in bytes.
 MEMORY_SLACK = 2**30
-
-# Processes that Ray starts ahead never become a gang: Tune asks for its trainables' own environment, which these lack.
-# They would only import beside the gang's: measured on 2 cores, 10 s to the first gang with them, 5.4 s without.
-LOCAL_RAY = {"prestart_worker_first_driver": False, "enable_worker_prestart": False}
-"""System configuration of a Ray that is started here, on one machine."""
 
 
 class GangTrainable(tune.Trainable):  # type: ignore[misc]
@@ -185,6 +179,25 @@ class Points(Searcher):  # type: ignore[misc]
         """Nothing: see `save`."""
 
 
+class _WarmGangsTakeNew:
+    """Leaves it to Tune which trial starts next: what a scheduler picks is the oldest that has not begun.
+
+    A gang that has just got free would be given that one, and the gang that is starting for it thrown away: with trials
+    shorter than a start, all but one gang would never come to work.
+    """
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """None: Tune goes through the trials without a gang."""
+
+
+class _InOrder(_WarmGangsTakeNew, tune.schedulers.FIFOScheduler):  # type: ignore[misc]
+    pass
+
+
+class _Asha(_WarmGangsTakeNew, tune.schedulers.AsyncHyperBandScheduler):  # type: ignore[misc]
+    pass
+
+
 class _Ends(tune.Callback):  # type: ignore[misc]
     """Notes how Tune ended each trial."""
 
@@ -242,7 +255,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         searcher, num_trials = Points(trials, beginnings), len(trials)
     if num_trials == 0:
         return
-    host = start_ray(resources)
+    cluster = start_ray(resources)
     report = one_at_a_time(report)
     watch = Watch(
         max_silence_seconds=resources.max_silence_seconds,
@@ -257,15 +270,15 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         beginnings.take(event)
         report(event)
 
-    sink = EventSink(host, tell, watch=watch)
+    sink = EventSink(cluster.host, tell, watch=watch)
     trainable = tune.with_parameters(
         GangTrainable, space=space, store_url=store.url, pruned=run.pruned(), events=sink.address
     )
     bundle = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     gang = tune.PlacementGroupFactory([bundle] * resources.workers, strategy="PACK")
-    scheduler = None
+    scheduler: Any = _InOrder()
     if asha := search.scheduler:
-        scheduler = tune.schedulers.AsyncHyperBandScheduler(
+        scheduler = _Asha(
             time_attr="training_iteration",
             metric=asha.metric,
             mode=asha.mode,
@@ -279,7 +292,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=num_trials,
-            max_concurrent_trials=resources.max_concurrent,
+            max_concurrent_trials=cluster.max_gangs(resources.max_concurrent),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -288,7 +301,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.max_retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[_Ends(run, report, prunes=scheduler is not None)],
+            callbacks=[_Ends(run, report, prunes=search.scheduler is not None)],
         ),
     )
     with sink, watch, ray_watched() as gone:
@@ -311,68 +324,3 @@ def _end(process: Process) -> None:
         return
     there = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
     ray.remote(os.kill).options(num_cpus=0, scheduling_strategy=there).remote(process.pid, signal.SIGKILL)
-
-
-def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> str:
-    """Connect to the cluster of RAY_ADDRESS, or start one on this machine; see that it can hold a gang.
-
-    Returns:
-        The address at which gangs reach this process: loopback if Ray was started here.
-
-    Raises:
-        ClusterError: if after `wait_seconds` it cannot; says what was asked and what is there.
-    """
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    # Tune saves a state of its own, which is never restored from: that it cannot is nobody's loss, nor traceback.
-    for name in ("ray.tune.execution.experiment_state", "ray.train._internal.syncer"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # A traceback each; `_Ends` says it in a line.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    local = "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
-    if not ray.is_initialized():
-        with keeping_sigterm():
-            ray.init(
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({"address": "local", "_system_config": LOCAL_RAY} if local else {}),
-            )
-    # On one machine waiting brings nothing; a cluster may still be scaling up.
-    deadline = time.monotonic() + (wait_seconds if "RAY_ADDRESS" in os.environ else 0)
-    while True:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = sum(_room(node, resources) for node in nodes)
-        if room >= resources.workers:
-            return "127.0.0.1" if local else str(ray.util.get_node_ip_address())
-        if time.monotonic() >= deadline:
-            raise ClusterError(_too_small(nodes, room, resources))
-        time.sleep(1.0)
-
-
-def _room(node: Mapping[str, float], resources: Resources) -> int:
-    """How many workers a node can hold; no worker is split over nodes, and no share of a GPU over GPUs."""
-    gpus, share = node.get("GPU", 0.0), resources.gpus_per_worker
-    room = _times(node.get("CPU", 0.0), resources.cpus_per_worker)
-    if not share:
-        return room
-    return min(room, _times(gpus, share) if share >= 1 else int(gpus) * _times(1.0, share))
-
-
-def _times(there: float, each: float) -> int:
-    return int(there / each + 1e-9)  # 1 / 0.1 is 9.99...
-
-
-def _too_small(nodes: Sequence[Mapping[str, float]], room: int, resources: Resources) -> str:
-    workers = resources.workers
-    wanted = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}
-    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted}
-    short = [name for name in wanted if wanted[name] > total[name]] or list(wanted)
-    asked = ", ".join(f"{wanted[name]:g} {name}" for name in short)
-    has = ", ".join(f"{total[name]:g} {name}" for name in short)
-    return (
-        f"a gang of resources.workers = {workers} needs {asked}; the cluster has {has} on {len(nodes)} node(s), with "
-        f"room for {room} worker(s) of {resources.cpus_per_worker:g} CPU and {resources.gpus_per_worker:g} GPU: lower "
-        "resources.workers, cpus_per_worker or gpus_per_worker, or set RAY_ADDRESS to a larger cluster"
-    )

@@ -26,8 +26,9 @@ from raysweep.store import Store
 start = tune.start_ray
 def started(*args, **kwargs):
     marks["imports, sweep file"] = time.time()
-    start(*args, **kwargs)
+    cluster = start(*args, **kwargs)
     marks["Ray started"] = time.time()
+    return cluster
 tune.start_ray = started
 def show(event):
     names = {"trial": "first gang up", "finished": "tokenized", "progress": "first step"}

@@ -55,7 +55,7 @@ class Clock:
         if event["event"] != "trial" or trial not in self.times:  # A gang that never came to it may have told it, too.
             self.times[trial].append(time.monotonic())
         if event["event"] == "finished":
-            self.worked[trial] += event["wall_seconds"]
+            self.worked[event["stage"]] = event["wall_seconds"]  # Told by all that have waited for it, too.
         if "num_tokens" in event:
             self.tokens[event["stage"]] = event["num_tokens"]
 

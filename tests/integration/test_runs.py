@@ -12,7 +12,7 @@ from tiny import TINY, results_of
 
 from raysweep.errors import ClusterError, SpaceError
 from raysweep.runners import run_sweep
-from raysweep.runners.tune import _room, start_ray
+from raysweep.runners.ray_cluster import _room, start_ray
 from raysweep.runs import Run
 from raysweep.search import Resources
 from raysweep.space import load
@@ -342,9 +342,9 @@ def test_events_stay_on_this_machine_where_ray_does(monkeypatch):
     ray.shutdown()
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     try:
-        assert start_ray(Resources()) == "127.0.0.1"
+        assert start_ray(Resources()).host == "127.0.0.1"
         # Of a Ray that somebody else started it is not known where gangs will be.
-        assert start_ray(Resources()) == ray.util.get_node_ip_address()
+        assert start_ray(Resources()).host == ray.util.get_node_ip_address()
     finally:
         ray.shutdown()
 

@@ -1,0 +1,100 @@
+"""Ray, started on this machine or connected to, and what gangs it holds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import ray
+
+from raysweep.errors import ClusterError
+from raysweep.runners.interrupts import keeping_sigterm
+from raysweep.search import Resources
+
+# Processes that Ray starts ahead never become a gang: Tune asks for its trainables' own environment, which these lack.
+# They would only import beside the gang's: measured on 2 cores, 10 s to the first gang with them, 5.4 s without.
+LOCAL_RAY = {"prestart_worker_first_driver": False, "enable_worker_prestart": False}
+"""System configuration of a Ray that is started here, on one machine."""
+
+
+class Cluster(NamedTuple):
+    """A cluster that can hold a gang."""
+
+    host: str
+    """Where gangs reach this process: loopback if Ray was started here."""
+    num_gangs: int
+    """That fit side by side, as it is now."""
+    may_grow: bool
+
+    def max_gangs(self, asked: int | None) -> int | None:
+        """How many trials may be handed out at once; None: one more than those that have found room.
+
+        Where it is known how many gangs fit, all of them may start side by side.
+        """
+        return asked if self.may_grow else min(asked or self.num_gangs, self.num_gangs)
+
+
+def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> Cluster:
+    """Connect to the cluster of RAY_ADDRESS, or start one on this machine; see that it can hold a gang.
+
+    Raises:
+        ClusterError: if after `wait_seconds` it cannot; says what was asked and what is there.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # Tune saves a state of its own, which is never restored from: that it cannot is nobody's loss, nor traceback.
+    for name in ("ray.tune.execution.experiment_state", "ray.train._internal.syncer"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # A traceback each; `_Ends` says it in a line.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local = "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
+    if not ray.is_initialized():
+        with keeping_sigterm():
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({"address": "local", "_system_config": LOCAL_RAY} if local else {}),
+            )
+    # On one machine waiting brings nothing; a cluster may still be scaling up.
+    deadline = time.monotonic() + (wait_seconds if "RAY_ADDRESS" in os.environ else 0)
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        room = sum(_room(node, resources) for node in nodes)
+        if room >= resources.workers:
+            host = "127.0.0.1" if local else str(ray.util.get_node_ip_address())
+            return Cluster(host, num_gangs=room // resources.workers, may_grow="RAY_ADDRESS" in os.environ)
+        if time.monotonic() >= deadline:
+            raise ClusterError(_too_small(nodes, room, resources))
+        time.sleep(1.0)
+
+
+def _room(node: Mapping[str, float], resources: Resources) -> int:
+    """How many workers a node can hold; no worker is split over nodes, and no share of a GPU over GPUs."""
+    gpus, share = node.get("GPU", 0.0), resources.gpus_per_worker
+    room = _times(node.get("CPU", 0.0), resources.cpus_per_worker)
+    if not share:
+        return room
+    return min(room, _times(gpus, share) if share >= 1 else int(gpus) * _times(1.0, share))
+
+
+def _times(there: float, each: float) -> int:
+    return int(there / each + 1e-9)  # 1 / 0.1 is 9.99...
+
+
+def _too_small(nodes: Sequence[Mapping[str, float]], room: int, resources: Resources) -> str:
+    workers = resources.workers
+    wanted = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted}
+    short = [name for name in wanted if wanted[name] > total[name]] or list(wanted)
+    asked = ", ".join(f"{wanted[name]:g} {name}" for name in short)
+    has = ", ".join(f"{total[name]:g} {name}" for name in short)
+    return (
+        f"a gang of resources.workers = {workers} needs {asked}; the cluster has {has} on {len(nodes)} node(s), with "
+        f"room for {room} worker(s) of {resources.cpus_per_worker:g} CPU and {resources.gpus_per_worker:g} GPU: lower "
+        "resources.workers, cpus_per_worker or gpus_per_worker, or set RAY_ADDRESS to a larger cluster"
+    )
