@@ -36,7 +36,6 @@ pretrain:
     - {{name: decay, steps: {decay}, schedule: {{name: wsd, decay: 1.0}}}}
 sweep:
   pretrain.phases.decay.optimizer.lr: {{grid: [3e-3, 2.5e-3, 2e-3, 1.5e-3, 1e-3, 7e-4, 5e-4, 3e-4]}}
-indicators: {{kshot: 1}}
 resources: {{workers: 1, cpus_per_worker: 1, max_concurrent: 2}}
 """
 TOKENS_OF_A_STEP = 32 * 17

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections import Counter
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -10,9 +11,14 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import results_of
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from raysweep.analysis.sections import cost_table
 from raysweep.analysis.tables import checkpoint_table, stage_table
+from raysweep.data.packing import Tokens
+from raysweep.errors import RaysweepError
 from raysweep.runners import run_sweep
 from raysweep.runs import Run
 from raysweep.space import load
@@ -141,3 +147,119 @@ def test_a_kill_between_stages_loses_nothing(run_of, store, tmp_path):
     assert same(whole, phased)
     lines = [json.loads(line) for line in told.read_text().splitlines()]
     assert sum(num for _, num in lines) <= 16 * 40, "no step was taken twice"
+
+
+@pytest.mark.slow
+def test_on_ray_a_trunk_is_begun_once_and_no_gang_waits_for_it(run_of, store, tmp_path):
+    told: list[dict] = []
+    run = run_of(DECAYS + "resources: {workers: 1, max_concurrent: 2}\n", store, runner="tune", show=told.append)
+    assert steps_computed(told) == 20 + 4 * 2
+    begun = Counter(event["stage"] for event in told if event["event"] == "started" and event["kind"] == "pretrain")
+    assert set(begun.values()) == {1}, "a trial that waits in its gang would have begun it, too"
+    inline = run_of(DECAYS, Store(tmp_path / "inline"))
+    assert results_of(run) == results_of(inline)
+
+
+ONWARDS = """\
+name: onwards
+pretrain:
+  start: one
+  data: {name: text, domains: {notes: {train: notes.txt, valid: notes.txt}}}
+  optimizer: {name: adamw, lr: 1e-3}
+  steps: 4
+  batch_sequences: 4
+  sequence_length: 16
+"""
+
+
+@pytest.fixture
+def models(tmp_path) -> Path:
+    """A folder with two small GPT-2 and text."""
+    text = "The quick brown fox jumps over the lazy dog. " * 60
+    (tmp_path / "notes.txt").write_text(text)
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator([text], 300, special_tokens=["<e>"])
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        config = GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=64, resid_pdrop=0.0)
+        GPT2LMHeadModel(config).save_pretrained(tmp_path / name)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<e>")
+        tokenizer.save_pretrained(tmp_path / name)
+    return tmp_path
+
+
+def test_training_goes_on_from_a_checkpoint_that_exists(run_of, models, store):
+    run = run_of(ONWARDS.replace("steps: 4", "steps: 4\n  phases: [{name: more, steps: 2}]"), store)
+    (trial,) = run.trials()
+    ids = {stage.kind: stage.id for stage in trial.stages}
+    tokens = Tokens(store.folder(ids["tokenize"]))
+    first = torch.tensor(tokens.batches({"notes": 1.0}, sequence_length=16, seed=0).batch(0, 4))
+    folder, metrics = last_checkpoint(run)
+    model = AutoModelForCausalLM.from_pretrained(models / "one").eval()
+    with torch.no_grad():
+        expected = float(model(input_ids=first, labels=first).loss)
+    curve = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    # In training GPT-2 drops a tenth of its embeddings and attention: the loss of 60 tokens moves by a few hundredths.
+    assert curve[0]["loss_nats_per_token"] == pytest.approx(expected, abs=0.1)
+    assert [line["step"] for line in curve] == [1, 2, 3, 4, 5, 6]
+    assert metrics["num_tokens"] == 6 * 64
+    names = [json.loads((each / "tokenizer.json").read_text())["model"] for each in (models / "one", folder)]
+    assert names[0] == names[1]
+    assert not same(models / "one", folder)
+
+
+def test_checkpoints_to_start_from_are_an_axis(run_of, models, store):
+    run = run_of(ONWARDS + "sweep:\n  pretrain.start: {grid: [one, two]}\n", store)
+    table = checkpoint_table(run)
+    assert list(table["point.pretrain.start"]) == ["one", "two"] or list(table["point.pretrain.start"]) == [
+        "two",
+        "one",
+    ]
+    assert table["heldout/ppl"].nunique() == 2
+    moved = models / "elsewhere"
+    (models / "one").rename(moved)
+    again = load_text(models, ONWARDS.replace("start: one", f"start: {moved}"))
+    assert again.trial({}, 0).stages[-2].id in {stage.id for trial in run.trials() for stage in trial.stages}
+
+
+def load_text(folder: Path, text: str):
+    (folder / "again.yaml").write_text(text)
+    return load(folder / "again.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("start: one", "start: three", "'three' is no folder here, and cannot be looked up as a hub id"),
+        ("steps: 4", "steps: 4\n  model: {name: llama}", "start 'one' has an architecture of its own; remove model"),
+    ],
+)
+def test_a_start_that_cannot_be_is_named(models, monkeypatch, old, new, said):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(RaysweepError, match=said):
+        load_text(models, ONWARDS.replace(old, new))
+
+
+def test_more_positions_than_a_start_has_are_named(models, store, tmp_path):
+    space = load_text(models, ONWARDS.replace("sequence_length: 16", "sequence_length: 128"))
+    run = run_sweep(space, store, runner="inline")
+    (failure,) = run.failures()
+    assert (
+        "sequence_length 128 takes 128 positions, and the checkpoint that training starts from has 64"
+        in failure["cause"]
+    )
+
+
+def test_another_objective_and_optimizer_finish_a_run(run_of, store):
+    """UL2 behind a causal trunk: its tokens are new rows; then AdamW's state is kept, with zeros for them."""
+    text = PHASED.replace("{name: middle, steps: 5}", "{name: middle, steps: 5, objective: {name: ul2}}").replace(
+        "{name: end, steps: 3}", "{name: end, steps: 3, optimizer: {name: sgd, lr: 0.1}, optimizer_state: fresh}"
+    )
+    run = run_of(text, store)
+    folders = {stage.step: store.folder(stage.id) for stage in run.trials()[0].stages if stage.kind == "pretrain"}
+    rows = {
+        step: load_file(folder / "model.safetensors")["model.embed_tokens.weight"] for step, folder in folders.items()
+    }
+    assert len(rows[16]) > len(rows[4]) == 17
+    _, metrics = last_checkpoint(run)
+    assert metrics["num_parameters"] > 0

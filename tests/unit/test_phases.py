@@ -37,7 +37,7 @@ def space_of(tmp_path):
 
 
 def trainings(trial):
-    return [(stage.kind, stage.step) for stage in trial.stages if stage.kind != "tokenize"]
+    return [(stage.kind, stage.step) for stage in trial.stages if stage.kind not in ("tokenize", "heldout")]
 
 
 def test_a_mapping_is_merged_unless_it_names_another():
@@ -89,7 +89,7 @@ def test_a_trunk_is_the_plain_run_of_its_recipe_and_shared(space_of):
 
 def test_what_came_before_is_in_the_id_and_in_the_saved_state(space_of):
     other = SWEEP.replace("steps: 20", "steps: 21")
-    found = [space_of(text).trial({}, 0).stages[-1] for text in (SWEEP, other)]
+    found = [space_of(text).trial({}, 0).stages[3] for text in (SWEEP, other)]
     assert found[0].id != found[1].id
     assert found[0].state_key != found[1].state_key
     state, trunk = space_of(SWEEP).trial({}, 0).stages[2:0:-1]
@@ -97,15 +97,15 @@ def test_what_came_before_is_in_the_id_and_in_the_saved_state(space_of):
 
 
 def test_checkpoints_of_an_earlier_phase_are_measured_where_it_lists_them(space_of):
-    text = SWEEP.replace("steps: 20", "steps: 20, checkpoints: [10, 1.0]") + "indicators: {kshot: 1}\n"
+    text = SWEEP.replace("steps: 20", "steps: 20, checkpoints: [10, 1.0]") + "flatness: {num_sequences: 8}\n"
     assert trainings(space_of(text).trial({}, 0)) == [
         ("pretrain", 10),
-        ("indicators", 10),
+        ("flatness", 10),
         ("pretrain", 20),
         ("optimizer_state", 20),
-        ("indicators", 20),
+        ("flatness", 20),
         ("pretrain", 24),
-        ("indicators", 24),
+        ("flatness", 24),
     ]
 
 
