@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 
 import numpy as np
 import pytest
@@ -13,12 +14,17 @@ from raysweep.errors import StageError
 from raysweep.objectives.base import MASK, Specials
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
+from raysweep.objectives.ul2 import UL2
+from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
+from raysweep.search import Resources
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.heldout import DRAW, Heldout
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.train.checkpoints import load_model
+from raysweep.train.loop import train
 from raysweep.train.models import Bert, Llama
-from raysweep.train.optimizers import AdamW
+from raysweep.train.optimizers import SGD, AdamW
+from raysweep.train.schedules import Constant
 from raysweep.worker import Worker
 
 OBJECTIVE = PrefixLM(name="prefix_lm")
@@ -132,3 +138,52 @@ def test_a_loss_that_is_not_the_labels_cross_entropy_has_no_flatness(grammar, to
     inputs = {"tokens": tokens_dir, "checkpoint": tmp_path / "out"}
     with pytest.raises(StageError, match=r"whose curvature is measured, is .*set flatness\.objective: causal_lm"):
         Flatness(num_sequences=8, **MEASURES).bind(OBJECTIVE).run(inputs, tmp_path, Worker())
+
+
+def gradient_of(objective, worker, *, bf16):
+    """Of the mean loss over 64 sequences, as a step of plain SGD at rate 1 takes it off the weights."""
+    ids = dict(zip(objective.extra_tokens(), range(200, 320), strict=False))
+    specials = Specials(ids, 200, reserved=(0, *ids.values()))
+    kind = Bert(name="bert", hidden_size=64) if objective.head == "masked" else Llama(hidden_size=64)
+    model = kind.with_(num_layers=2, num_heads=2).build(vocab_size=320, sequence_length=64, seed=0)
+    text = np.random.default_rng(0).zipf(1.3, size=(64, 16)) % 200
+    before = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    after = train(
+        model,
+        lambda step: objective.prepare(text, np.random.default_rng(step), specials),
+        objective=objective,
+        optimizer=SGD(name="sgd", lr=1.0, momentum=0.0),
+        schedule=Constant(name="constant", warmup=0.0),
+        num_steps=1,
+        seed=0,
+        clip_norm=None,
+        bf16=bf16,
+        worker=worker,
+    ).weights
+    return torch.cat([(before[name] - after[name].float()).flatten() for name in sorted(before)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", [OBJECTIVE, UL2(name="ul2"), MASKED], ids=lambda objective: objective.name)
+def test_every_engine_has_the_gradient_of_the_objective(objective):
+    """However the batch is cut, and whatever type the prefix mask is made in."""
+    exact = gradient_of(objective, Worker(), bf16=False)
+
+    def error(worker, *, bf16):
+        return float((gradient_of(objective, worker, bf16=bf16) - exact).norm() / exact.norm())
+
+    # Products in bfloat16, of 8 bits: 0.3 %; with weights rounded to it, too, 0.7 %.
+    assert 1e-4 < error(Worker(), bf16=True) < 0.006
+    for zero_stage in (0, 2, 3):
+        resources = Resources(zero_stage=zero_stage, micro_batch_sequences=8)
+        worker = make_worker(resources, rank=0, world_size=1)
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        join_process_group(worker, resources, "127.0.0.1", port)
+        try:
+            # float32 sums in another order
+            assert error(worker, bf16=False) < 2e-6, zero_stage
+            assert error(worker, bf16=True) < 0.012, zero_stage
+        finally:
+            leave_process_group()
