@@ -93,6 +93,8 @@ class _Sum:
     sizes: set[int] = field(default_factory=set)
     tokens: int = 0
     tokens_seen: int = 0
+    tokens_again: int = 0
+    """Of `tokens`: trained once more, for an optimizer's state."""
     disk_bytes: int = 0
     rse: float | None = None
 
@@ -106,6 +108,7 @@ class _Sum:
             if self.once and stage.id in self.flops_of:
                 continue
             work = work_of(stage, self.finished)
+            self.tokens_again += pretraining_tokens(work) if work is not stage else 0
             flops = stage_flops(work, size, corpus)
             self.flops_of[stage.id] = flops
             self._count(stage, flops, tokens=pretraining_tokens(work), disk_bytes=stage_disk_bytes(stage, size))
@@ -172,12 +175,17 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
         num_measured=num_measured,
         metrics=space.metric_names(),
         warnings=(*space.warnings, *machine_warnings(resources, memory)),
-        note=_note(space, known_sizes=bool(total.sizes)),
+        note=_note(space, known_sizes=bool(total.sizes), tokens_again=total.tokens_again),
     )
 
 
-def _note(space: SearchSpace, *, known_sizes: bool) -> str:
+def _note(space: SearchSpace, *, known_sizes: bool, tokens_again: int) -> str:
     notes = []
+    if tokens_again:
+        notes.append(
+            f"{tokens_again:,} tokens are trained once more: of finished runs whose optimizer's state was not kept "
+            "(pretrain.leave_optimizer_state); optimizer_state: fresh does without."
+        )
     if space.declared.search.name == "optuna":
         notes.append("Optuna picks the points; counted as if each were the base recipe.")
     if (sft := space.declared.sft) and sft.lrs == "auto":

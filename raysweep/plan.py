@@ -333,7 +333,7 @@ def _trained(whole: Recipe, seed: int) -> Iterator[_Part]:
         end = Stage(pretrain, inputs)
         left = [end]
         goes_on = {"start": end.id}
-        if following and following.keeps_optimizer:
+        if following.keeps_optimizer if following else whole.leave_optimizer_state:
             left.append(Stage(OptimizerState(pretrain=pretrain), {**inputs, "checkpoint": end.id}))
             goes_on["optimizer"] = left[1].id
         checkpoints = []
@@ -348,7 +348,7 @@ def _trained(whole: Recipe, seed: int) -> Iterator[_Part]:
             tokens=tokens,
             opening=[stage for stage in (fetch, _sampler(recipe.data), tokens) if stage],
             checkpoints=checkpoints,
-            closing=() if is_measured or following is None else left,
+            closing=() if is_measured or not (following or whole.leave_optimizer_state) else left,
         )
 
 

@@ -67,6 +67,11 @@ class SearchSpace:
             given = self.declared.pretrain.checkpoints
             in_steps = all(isinstance(checkpoint, int) for checkpoint in given)
             whole["checkpoints"] = list(self.declared.pretrain.checkpoint_steps if in_steps else given)
+            if self.declared.pretrain.phases:  # As compiled: where data lies, and a phase's name, change no result.
+                parts = segments(self.declared.pretrain)
+                whole["pretrain"]["phases"] = [
+                    [canonical(part.recipe), part.keeps_optimizer, list(part.measured)] for part in parts
+                ]
         whole["from"] = {label: given.get("start", given)["fingerprint"] for label, given in self.checkpoints.items()}
         return json.dumps(whole, indent=1, sort_keys=True)
 
@@ -253,6 +258,22 @@ def _task_warnings(space: SearchSpace) -> Iterator[Finding]:
 
 
 def _schedule_warnings(space: SearchSpace) -> Iterator[Finding]:
+    """Rates that jump back to their peak, and steps beyond the last checkpoint."""
+    pretrain = space.declared.pretrain
+    if isinstance(pretrain, Recipe) and pretrain.phases:
+        parts = segments(pretrain)[-len(pretrain.phases) :]
+        for index, (phase, recipe) in enumerate(zip(pretrain.phases, (part.recipe for part in parts), strict=True)):
+            falls = recipe.schedule.multiplier(recipe.num_steps, recipe.num_steps) < 1
+            if falls and phase.schedule is None and (index or pretrain.num_steps):
+                text = (
+                    f"phase {phase.name} inherits the {recipe.schedule.name} schedule, which begins at the peak rate "
+                    "again, over the steps of the phase; name a schedule here, or constant in the phase before"
+                )
+                yield ("pretrain", "phases", index), text
+    yield from _checkpoint_warnings(space)
+
+
+def _checkpoint_warnings(space: SearchSpace) -> Iterator[Finding]:
     """Steps beyond the last checkpoint, of the base or else of the first value of an axis that leaves some."""
     alone = [{path: value} for path in space.declared.sweep for value in space.values(path)]
     for point in [{}, *alone]:

@@ -19,7 +19,7 @@ from raysweep.validation import findings, validate
 if TYPE_CHECKING:
     from raysweep.stages.pretrain import Recipe
 
-OWN = ("phases", "steps", "tokens", "checkpoints")
+OWN = ("phases", "steps", "tokens", "checkpoints", "leave_optimizer_state")
 """Fields of a recipe that no phase inherits."""
 
 
@@ -124,7 +124,7 @@ class Segment:
     name: str
     """Empty where the recipe has no phases, or has steps of its own before them."""
     recipe: Recipe
-    """Whole, without phases."""
+    """Whole, without phases and what is left behind them."""
     keeps_optimizer: bool
     """Whether the optimizer goes on from its state at the end of the segment before."""
     measured: tuple[int, ...]
@@ -137,13 +137,15 @@ def segments(recipe: Recipe) -> tuple[Segment, ...]:
     Raises:
         SpaceError: with all that is wrong with phases, each finding below the recipe.
     """
+    alone = recipe
+    if recipe.num_steps and (recipe.phases or recipe.leave_optimizer_state):
+        alone = recipe.with_(phases=(), leave_optimizer_state=False)
     if not recipe.phases:
-        return (Segment("", recipe, keeps_optimizer=False, measured=recipe.checkpoint_steps),)
+        return (Segment("", alone, keeps_optimizer=False, measured=recipe.checkpoint_steps),)
     found = list(_name_findings(recipe))
     parts: list[Segment] = []
     if recipe.num_steps:
-        whole = recipe.with_(phases=())
-        parts.append(Segment("", whole, keeps_optimizer=False, measured=_listed(whole)))
+        parts.append(Segment("", alone, keeps_optimizer=False, measured=_listed(alone)))
     inherited = recipe.model_dump(mode="json", by_alias=True, exclude=set(OWN))
     for index, phase in enumerate(recipe.phases):
         place: Place = ("phases", index)

@@ -69,9 +69,11 @@ class Recipe(Spec):
     checkpoints: Annotated[tuple[int | float | str, ...], Provenance()] = ()
     """Where to save and measure one: after steps (300), a part of the trajectory (0.5; 1.0 is all of it) or tokens
     ("2e9 tokens"), which fit whatever batch size a variant has. None: at the end."""
-
     phases: Annotated[tuple[Phase, ...], Neutral(())] = ()
     """What it goes on with, one after another; each inherits what it does not change."""
+    leave_optimizer_state: Annotated[bool, Neutral(False)] = False
+    """Whether the optimizer's state at the end stays in the store, for a phase of a later sweep to go on with; without
+    it, such a phase trains what it follows once more. AdamW's takes twice the bytes of the weights."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

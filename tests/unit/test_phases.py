@@ -242,3 +242,33 @@ def test_a_plan_tells_tokens_seen_from_tokens_to_compute(space_of, store):
     (store.root / "stages" / state.id).mkdir()
     plan = estimate(space, store, mfu=0.5, peak_flops=1e12)
     assert (plan.tokens, plan.tokens_seen) == (2 * 4 * 40, 2 * (20 + 4) * 40)
+
+
+def test_a_state_that_was_left_behind_is_gone_on_with(space_of, store):
+    plain = SWEEP[: SWEEP.index("  phases:")] + "  steps: 20\n"
+    leaving = space_of(plain + "  leave_optimizer_state: true\n")
+    kinds = [stage.kind for stage in leaving.trial({}, 0).stages]
+    assert kinds == ["tokenize", "pretrain", "optimizer_state", "heldout"]
+    assert [stage.id for stage in leaving.trial({}, 0).stages[:3]] == [
+        stage.id for stage in space_of(SWEEP).trial({}, 0).stages[:3]
+    ]
+    assert leaving.run_name() != space_of(plain).run_name()
+    for stage in space_of(plain).trial({}, 0).stages:
+        (store.root / "stages" / stage.id).mkdir(parents=True)
+    plan = estimate(space_of(SWEEP), store, mfu=0.5, peak_flops=1e12)
+    assert plan.tokens == (20 + 4) * 40
+    assert "800 tokens are trained once more" in plan.note
+    assert plan.to_dict()["tokens"] == plan.tokens
+
+
+def test_a_rate_that_jumps_back_to_its_peak_is_warned_of(space_of):
+    (warning,) = space_of(
+        SWEEP.replace("constant}", "cosine}").replace(", schedule: {name: wsd, decay: 1.0}", "")
+    ).warnings
+    assert "x.yaml:11: pretrain.phases.1: phase decay inherits the cosine schedule, which begins at the peak" in warning
+    assert space_of(SWEEP).warnings == ()
+
+
+def test_a_phase_is_called_as_one_likes(space_of):
+    assert space_of(SWEEP).run_name() == space_of(SWEEP.replace("name: trunk", "name: stem")).run_name()
+    assert space_of(SWEEP).run_name() != space_of(SWEEP.replace("steps: 20", "steps: 21")).run_name()
