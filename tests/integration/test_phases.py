@@ -263,3 +263,51 @@ def test_another_objective_and_optimizer_finish_a_run(run_of, store):
     assert len(rows[16]) > len(rows[4]) == 17
     _, metrics = last_checkpoint(run)
     assert metrics["num_parameters"] > 0
+
+
+CURRICULUM = """\
+name: curriculum
+pretrain:
+  data: {name: text, domains: {notes: {train: notes.txt, valid: notes.txt}}, tokenizer: {name: bpe, vocab_size: 300}}
+  model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
+  optimizer: {name: adamw, lr: 1e-2}
+  schedule: {name: constant}
+  batch_sequences: 4
+  sequence_length: 16
+  phases:
+    - {name: plain, steps: 3}
+    - {name: both, steps: 3, data: {domains: {tales: {train: tales.txt, valid: tales.txt}}}}
+    - {name: tales, steps: 3, sequence_length: 32, data: {mix: {notes: 0.1, tales: 0.9}}}
+"""
+
+
+def test_a_phase_of_other_text_is_read_by_the_tokenizer_of_the_first(run_of, models, store):
+    (models / "tales.txt").write_text("Once upon a time a dog and a fox met. " * 60)
+    run = run_of(CURRICULUM, store)
+    (trial,) = run.trials()
+    tokens = [store.folder(stage.id) for stage in trial.stages if stage.kind == "tokenize"]
+    assert len(tokens) == 2, "of the text of the first phase, and of both"
+    texts = [(folder / "tokenizer/tokenizer.json").read_text() for folder in tokens]
+    assert texts[0] == texts[1]
+    folder, metrics = last_checkpoint(run)
+    assert metrics["num_tokens"] == (3 + 3) * 64 + 3 * 128
+    assert (folder / "tokenizer.json").read_text() == texts[0]
+    heldout = next(store.get(stage.id) for stage in trial.stages if stage.kind == "heldout")
+    assert {"ppl_notes", "ppl_tales"} <= heldout.metrics.keys()
+
+
+def test_data_of_a_phase_is_an_axis(models):
+    (models / "tales.txt").write_text("Once upon a time a dog and a fox met. " * 60)
+    axis = """\
+sweep:
+  pretrain.phases.tales.data:
+    grid:
+      less: {mix: {notes: 0.9, tales: 0.1}}
+      other: {domains: {more: {train: tales.txt, valid: notes.txt}}, mix: {notes: 0, tales: 0, more: 1}}
+"""
+    space = load_text(models, CURRICULUM + axis)
+    trials = [space.trial(point, 0) for point in space.points()]
+    recipes = [[stage.spec.recipe for stage in trial.stages if stage.kind == "pretrain"] for trial in trials]
+    assert recipes[0][:2] == recipes[1][:2]
+    assert [last.data.mix for *_, last in recipes] == [{"notes": 0.9, "tales": 0.1}, {"more": 1.0}]
+    assert all(domain.fingerprint for *_, last in recipes for domain in last.data.domains_.values())
