@@ -119,6 +119,15 @@ def steps_computed(events: list[dict]) -> int:
     return sum(tokens.values()) // 40
 
 
+def test_a_later_phase_goes_on_from_its_own_saved_state(run_of, store):
+    told: list[dict] = []
+    whole, _ = last_checkpoint(run_of(WHOLE, store))
+    text = PHASED.replace("{name: middle, steps: 5}", "{name: middle, steps: 5, checkpoints: [2, 4]}")
+    phased, _ = last_checkpoint(run_of(text, store, show=told.append))
+    assert same(whole, phased)
+    assert steps_computed(told) == 16, "each checkpoint goes on from the one before"
+
+
 def run_and_die(path: str, store: str, told: Path, kinds: list[tuple[str, str]]) -> None:
     """Runs a sweep inline, and is killed at the first event of one of these kinds; notes what stages tell."""
 
