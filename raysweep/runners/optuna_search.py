@@ -71,6 +71,12 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         missing = any(value is None or math.isnan(value) for value in values)
         super().on_trial_complete(trial_id, None if missing else result, error=error or missing)
 
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: what is left to do is the study's to say."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
+
 
 class _SamplerByNumber(optuna.samplers.TPESampler):  # type: ignore[misc]
     """TPE whose draws depend on the seed, the trial's number and what is known, not on the process's history."""
