@@ -104,7 +104,7 @@ def save_bert(folder, kind=BertForMaskedLM):
     kind(BertConfig(intermediate_size=24, max_position_embeddings=64, **config)).save_pretrained(folder)
 
 
-WITHOUT_TASKS = SWEEP.partition("sft:")[0]
+WITHOUT_TASKS = SWEEP.partition("indicators:")[0]
 
 
 def test_a_masked_model_is_measured_as_one(folder, store):
@@ -115,7 +115,7 @@ def test_a_masked_model_is_measured_as_one(folder, store):
     run = run_sweep(load(folder / "theirs.yaml"), store, runner="inline")
     assert run.failures() == []
     table = checkpoint_table(run).set_index("point.pretrain.from")
-    assert table["indicators/ppl"].notna().all()
+    assert table["heldout/ppl"].notna().all()
     for column in ("perplexity_of", "flatness_of"):
         assert [table.loc[name, column].partition(" ")[0] for name in ("one", "two")] == ["causal_lm", "masked_lm"]
 
@@ -124,7 +124,7 @@ def test_a_tokenizer_without_a_mask_is_named(folder, store):
     save_bert(folder / "two")
     (folder / "theirs.yaml").write_text(WITHOUT_TASKS)
     run = run_sweep(load(folder / "theirs.yaml"), store, runner="inline")
-    assert {failure["kind"] for failure in run.failures()} == {"indicators", "flatness"}
+    assert {failure["kind"] for failure in run.failures()} == {"heldout", "flatness"}
     assert all("masked_lm needs '<mask>', which is not in its" in failure["cause"] for failure in run.failures())
 
 
@@ -134,7 +134,7 @@ def test_the_objective_that_a_folder_records_is_its_own(folder):
 
     def measured(name):
         specs = {stage.kind: stage.spec for stage in space.trial({"pretrain.from": name}, 0).stages}
-        return specs["indicators"].objective.name, specs["flatness"].loss.name
+        return specs["heldout"].objective.name, specs["flatness"].loss.name
 
     assert measured("one") == ("causal_lm", "causal_lm")
     assert measured("two") == ("prefix_lm", "prefix_lm")
