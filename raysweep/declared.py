@@ -128,6 +128,8 @@ def axis_findings(declared: Declared) -> Iterator[Finding]:
             yield loc, "a part of the domains cannot be swept: sweep pretrain.data (named values) or pretrain.data.mix"
         elif _PHASE.sub("", path).startswith("pretrain.data.model"):
             yield loc, "the model that writes the text cannot be swept by itself: sweep pretrain.data (named values)"
+        elif path == "pretrain.model.config":
+            yield loc, "a configuration cannot be swept by itself: sweep pretrain.model (named values)"
         elif declared.search.name == "grid" and not isinstance(axis, Grid | Choice):
             yield loc, "a grid search needs grid: [...] here, or set search.name to random or optuna"
         values = named_values(axis)

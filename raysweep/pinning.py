@@ -10,12 +10,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
+from raysweep.data.sources import published_config
 from raysweep.declared import Declared, Section, axis_values, kind_of, named_values
 from raysweep.errors import Finding, Place, RaysweepError, SpaceError, below
 from raysweep.spec import Spec
 from raysweep.stages.fetch import Existing
 from raysweep.stages.phases import Phase, segments
 from raysweep.stages.pretrain import Recipe
+from raysweep.train.models import with_config_read
 from raysweep.train.precision import settled
 from raysweep.validation import validate
 
@@ -84,6 +86,19 @@ def pinned(declared: Declared, pretrain: Mapping[str, Any], pins: Pins) -> Pinne
                 named = named | {str(place[-1]): _pinned_value(base, path, value, pins, where)}
                 sweep[path] = axis.with_(**{kind_of(axis): named})
     return Pinned(declared.with_(pretrain=section, sft=sft, sweep=sweep), base, checkpoints)
+
+
+def with_models_read(declared: Any, pins: Pins, place: Place = ()) -> Any:
+    """Plain values of a file, with what a model's configuration says written out wherever a model names one.
+
+    So ids hold the configuration, and workers need not find it.
+    """
+    if isinstance(declared, list):
+        return [with_models_read(item, pins, (*place, index)) for index, item in enumerate(declared)]
+    if not isinstance(declared, dict):
+        return declared
+    whole = {key: with_models_read(value, pins, (*place, key)) for key, value in declared.items()}
+    return pins(place, whole, partial(with_config_read, whole, partial(published_config, base=pins.folder)))
 
 
 def _pinned_value(base: Mapping[str, Any], path: str, value: Any, pins: Pins, where: Place) -> Any:

@@ -23,7 +23,7 @@ from raysweep.data.corpora import Corpus
 from raysweep.declared import Declared, Section, axis_findings, axis_values, named_values
 from raysweep.document import Document, nearest, read_document
 from raysweep.errors import DataError, Finding, Place, RaysweepError, SpaceError, below, collect, dotted
-from raysweep.pinning import SOURCES, Pins, pinned, put
+from raysweep.pinning import SOURCES, Pins, pinned, put, with_models_read
 from raysweep.plan import Trial, chain, objective_of
 from raysweep.search import Axis, LogUniform, RandInt, Uniform
 from raysweep.spec import Spec, canonical, fingerprint
@@ -167,6 +167,10 @@ def load(path: str | Path) -> SearchSpace:
     """
     document = read_document(Path(path))
     folder = document.path.absolute().parent
+    pins = Pins(folder)
+    document = replace(document, data=with_models_read(document.data, pins))
+    if pins.findings:
+        raise _told(document, DataError, pins.findings)
     try:
         declared = validate(Declared, document.data)
     except ValidationError as error:
@@ -175,7 +179,6 @@ def load(path: str | Path) -> SearchSpace:
         raise _told(document, SpaceError, found) from error
     if found := list(axis_findings(declared)):
         raise _told(document, SpaceError, found)
-    pins = Pins(folder)
     declared, base, checkpoints = pinned(declared, document.data["pretrain"], pins)
     space = SearchSpace(declared=declared, base=base, text=document.text, checkpoints=checkpoints)
     found = list(_value_findings(space))

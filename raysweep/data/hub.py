@@ -200,3 +200,17 @@ def _looked_up(name: str, revision: str | None) -> tuple[str, Mapping[str, Any]]
             f"{given!r} is no folder here, and cannot be looked up as a hub id ({type(error).__name__}); "
             "correct the path, or name the commit of 40 digits: owner/name@commit"
         ) from error
+
+
+def download(hub_id: str, name: str) -> Path:
+    """One file of a hub id. Raises DataError."""
+    from huggingface_hub import hf_hub_download
+
+    owner_and_name, revision = name_and_revision(hub_id)
+    try:
+        return Path(hf_hub_download(owner_and_name, name, revision=revision))
+    except Exception as error:  # As above.
+        raise DataError(
+            f"{hub_id!r} is no folder here, and {name} cannot be had of it as a hub id ({type(error).__name__}); "
+            "correct the path or the id"
+        ) from error

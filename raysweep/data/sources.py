@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
@@ -52,6 +52,12 @@ AS_SOURCE = BeforeValidator(
 def head_of_pinned(found: hub.Pinned) -> Head | None:
     """What it predicts, as far as its config.json is known. Raises DataError if no tokens."""
     return known_head(read_config(Path(found.source)) if found.digests else found.config)
+
+
+def published_config(given: str, base: Path) -> dict[str, Any]:
+    """The config.json of a folder, relative to `base`, or of a hub id. Raises DataError."""
+    folder = (base / hub.expanded(given)).absolute()
+    return read_config(folder if folder.is_dir() else hub.download(given, "config.json").parent)
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

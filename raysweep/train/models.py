@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
+from raysweep.errors import DataError, StageError
 from raysweep.objectives.heads import Head
 from raysweep.spec import Spec
+from raysweep.train import architectures
+from raysweep.train.checkpoints import reads_ahead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -212,6 +217,98 @@ class Bert(ModelSpec):
         )
 
 
+class Transformers(ModelSpec):
+    """Any causal or masked language model of Hugging Face's transformers, by its configuration, with new weights.
+
+    The vocabulary is that of the text, whatever the configuration says.
+    """
+
+    name: Literal["transformers"]
+    """Which model."""
+    config: str | None = None
+    """Folder, relative to the sweep file, or hub id, whose config.json gives architecture and fields: they take its
+    place when the sweep file is loaded. No weight of it is read."""
+    architecture: str = ""
+    """Name of the class, such as GPT2LMHeadModel; taken from config, where that is given."""
+    fields: dict[str, Any] = Field(default_factory=dict)
+    """Fields of its configuration that differ from transformers' defaults; they go before those of config."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Transformers:
+        if self.config is not None:
+            raise ValueError("config is read as a sweep file is loaded; give architecture and fields in its place")
+        if not self.architecture:
+            raise ValueError("config or architecture is missing: which model shall it be?")
+        self._sketch  # noqa: B018 - raises what is wrong with them.
+        return self
+
+    @property
+    def head(self) -> Head:
+        """By its class."""
+        return self._sketch.head
+
+    @property
+    def max_length(self) -> int | None:
+        """Its positions, where its configuration names their number."""
+        return self._sketch.max_length
+
+    def dimensions(self) -> Dimensions:
+        """See `ModelSpec.dimensions`."""
+        return Dimensions(self._sketch.num_layers, self._sketch.hidden_size, self._sketch.num_heads)
+
+    def num_parameters(self, vocab_size: int) -> int:
+        """See `ModelSpec.num_parameters`; counted without making weights."""
+        return architectures.num_parameters(self.architecture, self._written, vocab_size)
+
+    def configure(self, *, vocab_size: int, sequence_length: int) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+        """See `ModelSpec.configure`."""
+        return architectures.configured(self.architecture, self.fields, vocab_size)
+
+    def build(self, *, vocab_size: int, sequence_length: int, seed: int) -> PreTrainedModel:
+        """See `ModelSpec.build`.
+
+        Raises:
+            StageError: if a causal model sees the tokens that it is to predict.
+        """
+        model = super().build(vocab_size=vocab_size, sequence_length=sequence_length, seed=seed)
+        if self.head == "causal" and reads_ahead(model.eval()):
+            raise StageError(
+                f"pretrain.model: what follows a token changes what {self.architecture} predicts; if its fields have "
+                "is_decoder, set it to true"
+            )
+        return model
+
+    @property
+    def _sketch(self) -> architectures.Sketch:
+        return architectures.sketch(self.architecture, self._written)
+
+    @property
+    def _written(self) -> str:
+        return json.dumps(self.fields, sort_keys=True)
+
+
+def with_config_read(model: Mapping[str, Any], read: Callable[[str], Mapping[str, Any]]) -> dict[str, Any]:
+    """A declared model, as plain values, with what its `config` says in the place of that.
+
+    Args:
+        model: as a sweep file has it; whatever is no `Transformers` with a config stays as it is.
+        read: gives the content of a config.json by folder or hub id.
+
+    Raises:
+        DataError: if it is the configuration of no language model, or cannot be read.
+    """
+    where = model.get("config")
+    if model.get("name") != "transformers" or not isinstance(where, str):
+        return dict(model)
+    try:
+        architecture, fields = architectures.described(read(where))
+    except ValueError as error:
+        raise DataError(f"{where!r}: config.json: {error}", ("config",)) from error
+    given = model.get("fields")
+    fields |= given if isinstance(given, dict) else {}
+    return {**model, "config": None, "architecture": model.get("architecture") or architecture, "fields": fields}
+
+
 def fuse_norms(model: PreTrainedModel) -> None:
     """Have torch compute Llama's norms: the same function, in one operation where the device has one for it."""
     import torch.nn.functional as F
@@ -223,4 +320,4 @@ def fuse_norms(model: PreTrainedModel) -> None:
             module.forward = partial(F.rms_norm, normalized_shape=size, weight=module.weight, eps=eps)
 
 
-Model = Annotated[Llama | Bert, Field(discriminator="name")]
+Model = Annotated[Llama | Bert | Transformers, Field(discriminator="name")]

@@ -1,0 +1,157 @@
+"""Any language model of Hugging Face's transformers, by the name of its class and the fields of its configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from raysweep.document import nearest
+from raysweep.objectives.heads import Head, architecture_of, head_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+# What a configuration says of how it was saved, not of the model.
+_OF_THE_FILE = ("architectures", "model_type", "transformers_version", "_name_or_path", "dtype")
+
+
+class Sketch(NamedTuple):
+    """What is known of a model before its weights are made."""
+
+    head: Head
+    max_length: int | None
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+
+
+def described(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The class, and the fields that differ from its configuration's defaults, of what a config.json says.
+
+    Fields are those of the transformers that is installed: what an older one has written is read as that reads it.
+
+    Raises:
+        ValueError: if it is no language model, or no configuration of its kind.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    architecture, head, kind = architecture_of(config), head_of(config), config.get("model_type")
+    if head is None:
+        raise ValueError(f"{architecture or f'model_type {kind!r}'} is no causal or masked language model")
+    if head_of({"architectures": [architecture]}) is None:  # Without the head, or with that of another task.
+        architecture = (MASKED if head == "masked" else CAUSAL)[str(kind)]
+    config_class = _class_of(architecture).config_class
+    try:
+        whole = config_class.from_dict(dict(config)).to_dict()
+        defaults = _defaults(config_class)
+        fields = {key: whole[key] for key in defaults if _is_own(key) and whole[key] != defaults[key]}
+        for key in sorted(fields.keys() - config.keys()):
+            # What follows from other fields, such as the width of a head, is left to follow from them.
+            rest = {name: value for name, value in fields.items() if name != key}
+            if config_class(**rest).to_dict()[key] == whole[key]:
+                fields = rest
+    except Exception as error:
+        raise ValueError(f"no configuration of {architecture}: {_reason(error)}") from error
+    return architecture, json.loads(json.dumps(fields))
+
+
+def configured(
+    architecture: str, fields: Mapping[str, Any], vocab_size: int
+) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """The class and the configuration of a model of this vocabulary, which has no padding. Raises ValueError."""
+    model_class = _class_of(architecture)
+    known = {**_defaults(model_class.config_class), **dict.fromkeys(model_class.config_class.attribute_map)}
+    for name in fields:
+        if name == "vocab_size" or name.endswith("_token_id"):
+            raise ValueError(f"fields: {name} is the tokenizer's to say; remove it")
+        if name not in known or not _is_own(name):
+            close = nearest(name, [key for key in known if _is_own(key)], most=1)
+            meant = f", did you mean {close[0]!r}" if close else ""
+            raise ValueError(f"fields: {model_class.config_class.__name__} has no {name!r}{meant}")
+    try:
+        config = model_class.config_class(**fields)
+        text = config.get_text_config()
+        text.vocab_size, text.bos_token_id, text.eos_token_id = vocab_size, 0, 0
+        # A padding token would get no gradient: in packed text every token is read.
+        text.pad_token_id = None
+    except Exception as error:
+        raise ValueError(f"{architecture} cannot be made of these fields: {_reason(error)}") from error
+    return model_class, config
+
+
+@cache
+def sketch(architecture: str, fields: str) -> Sketch:
+    """Of a model whose `fields` are given as JSON; it is made, and run, without any weight. Raises ValueError."""
+    import torch
+
+    model = _skeleton(architecture, fields, 8)
+    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    try:
+        model(input_ids=ids)
+    except RuntimeError:
+        pass  # Some operations have no form without numbers.
+    except Exception as error:
+        raise ValueError(
+            f"{architecture} does not read text that has no padding token ({_reason(error)}); take another"
+        ) from error
+    text, head = model.config.get_text_config(), head_of({"architectures": [architecture]})
+    assert head, "see _class_of"
+    return Sketch(
+        head=head,
+        max_length=getattr(text, "max_position_embeddings", None),
+        num_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        num_heads=getattr(text, "num_attention_heads", None) or 0,  # None where nothing attends.
+    )
+
+
+@cache
+def num_parameters(architecture: str, fields: str, vocab_size: int) -> int:
+    """Counted on a model without any weight, tied ones once; see `sketch`."""
+    return int(_skeleton(architecture, fields, vocab_size).num_parameters())
+
+
+def _skeleton(architecture: str, fields: str, vocab_size: int) -> PreTrainedModel:
+    import torch
+
+    model_class, config = configured(architecture, json.loads(fields), vocab_size)
+    try:
+        with torch.device("meta"):
+            return model_class(config)
+    except Exception as error:
+        raise ValueError(f"{architecture} cannot be made of these fields: {_reason(error)}") from error
+
+
+def _class_of(architecture: str) -> Any:
+    """The class of transformers. Raises ValueError if it is no language model's."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    found = getattr(transformers, architecture, None)
+    if head_of({"architectures": [architecture]}) is None or not hasattr(found, "config_class"):
+        close = nearest(architecture, [*CAUSAL.values(), *MASKED.values()], most=1)
+        meant = f", did you mean {close[0]!r}" if close else ""
+        raise ValueError(f"architecture: transformers has no language model {architecture!r}{meant}")
+    return found
+
+
+@cache
+def _defaults(config_class: Any) -> dict[str, Any]:
+    defaults: dict[str, Any] = config_class().to_dict()
+    return defaults
+
+
+def _is_own(name: str) -> bool:
+    """Whether a field is the model's, not of the file or of the vocabulary, which comes with the text."""
+    return name not in _OF_THE_FILE and name != "vocab_size" and not name.endswith("_token_id")
+
+
+def _reason(error: Exception) -> str:
+    """One line of what transformers has to say."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # What its declared fields find has the reason in the last line, behind the name of an error.
+    return lines[-1].partition(": ")[2] if type(error).__name__.startswith("Strict") else lines[0]
