@@ -20,6 +20,7 @@ from raysweep.costs import (
     work_of,
 )
 from raysweep.plan import Stage, Trial
+from raysweep.scores import Column
 from raysweep.search import Resources
 from raysweep.space import SearchSpace
 from raysweep.stages.flatness import Flatness
@@ -64,15 +65,20 @@ class Plan:
     """Of the kinds in `seconds`, by one gang; None if there is none."""
     num_measured: int
     """Stages that `seconds` are judged by."""
-    metrics: tuple[str, ...]
-    """What a search may ask for."""
+    columns: tuple[Column, ...]
+    """What will be known of checkpoints: what a search may ask for."""
     warnings: tuple[str, ...]
     note: str
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         total, done = sum(self.stages.values()), sum(self.stages_done.values())
-        return asdict(self) | {"num_stages": total, "num_stages_done": done, "num_stages_to_do": total - done}
+        columns = [
+            {"name": column.name, "direction": column.metric.direction, "unit": column.metric.unit}
+            for column in self.columns
+        ]
+        counts = {"num_stages": total, "num_stages_done": done, "num_stages_to_do": total - done}
+        return asdict(self) | counts | {"columns": columns}
 
 
 @dataclass
@@ -173,7 +179,7 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
         seconds=seconds,
         wall_seconds=_wall_seconds(seconds, total.wide, resources) if seconds else None,
         num_measured=num_measured,
-        metrics=space.metric_names(),
+        columns=space.columns(),
         warnings=(*space.warnings, *machine_warnings(resources, memory)),
         note=_note(space, known_sizes=bool(total.sizes), tokens_again=total.tokens_again),
     )

@@ -8,16 +8,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from raysweep.analysis.ranking import Key, Ranking, row_key
 from raysweep.data.sources import checkpoint_files
 from raysweep.document import nearest
 from raysweep.errors import StoreError
 from raysweep.store import Store
 from raysweep.train.checkpoints import load_model
-
-if TYPE_CHECKING:
-    from raysweep.analysis.ranking import Ranking
 
 HUB = "hub:"
 """What an address on the hub begins with: hub:owner/name."""
@@ -51,9 +49,9 @@ def export(ranking: Ranking, store: Store, *, to: str, which: str = "1") -> Expo
     Raises:
         StoreError: if there is no such checkpoint, something is at `to` already, or the hub refuses.
     """
-    checkpoint = _choose(ranking, which)
+    row = _choose(ranking, which)
+    checkpoint, label = row["checkpoint"], ranking.labels[row_key(row)]
     source = store.folder(checkpoint)
-    label = ranking.labels[checkpoint]
     if to.startswith(HUB):
         with tempfile.TemporaryDirectory() as folder:
             _copy(source, Path(folder))
@@ -73,28 +71,27 @@ def export(ranking: Ranking, store: Store, *, to: str, which: str = "1") -> Expo
     return Exported(checkpoint, label, str(target))
 
 
-def _choose(ranking: Ranking, which: str) -> str:
-    """The stage id of a checkpoint, by place, label or id."""
+def _choose(ranking: Ranking, which: str) -> Mapping[Any, Any]:
+    """The row of a checkpoint, by place, label or stage id."""
     rows = ranking.checkpoints.to_dict("records")
     if not rows:
         raise StoreError("no checkpoint is finished in this run yet")
     if which.isdecimal() and ranking.best is None:
         raise StoreError("no checkpoint is ranked yet; name one by --checkpoint: " + _some(ranking.labels))
-    names = {str(row["checkpoint"]): (ranking.labels[row["checkpoint"]], str(row["rank"])) for row in rows}
-    found = [checkpoint for checkpoint, known in names.items() if which == checkpoint or which in known]
-    if len(found) > 1:
-        raise StoreError(f"--checkpoint {which!r} is the name of several; take a stage id: {', '.join(found)}")
-    if not found:
-        known = [name for checkpoint, (label, place) in names.items() for name in (checkpoint, label, place)]
-        close = nearest(which, known)
+    names = [(str(row["checkpoint"]), ranking.labels[row_key(row)], str(row["rank"])) for row in rows]
+    chosen = {row["checkpoint"]: row for row, known in zip(rows, names, strict=True) if which in known}
+    if len(chosen) > 1:
+        raise StoreError(f"--checkpoint {which!r} is the name of several; take a stage id: {', '.join(chosen)}")
+    if not chosen:
+        close = nearest(which, [name for known in names for name in known])
         raise StoreError(
             f"no checkpoint {which!r} in this run; "
             + (f"did you mean {', '.join(close)}" if close else f"there are: {_some(ranking.labels)}")
         )
-    return found[0]
+    return next(iter(chosen.values()))
 
 
-def _some(labels: Mapping[str, str]) -> str:
+def _some(labels: Mapping[Key, str]) -> str:
     return ", ".join(f"{label!r}" for label in list(labels.values())[:8]) + (", ..." if len(labels) > 8 else "")
 
 

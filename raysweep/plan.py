@@ -16,8 +16,8 @@ from raysweep.errors import collect
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.objectives.heads import Head
-from raysweep.scores import METRIC_STEMS, RESERVED, Result, checkpoint_metrics, finetuning_runs, open_sides
-from raysweep.spec import Spec, StageSpec, canonical, check_name, fingerprint
+from raysweep.scores import MEANS, Column, Result, checkpoint_metrics, finetuning_runs, open_sides
+from raysweep.spec import Metric, Spec, StageSpec, canonical, check_name, fingerprint
 from raysweep.stages.fetch import Existing, Fetch
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.heldout import Heldout
@@ -94,24 +94,26 @@ class Trial:
         """The step of the last checkpoint."""
         return max(stage.step for stage in self.stages if stage.step is not None)
 
-    @property
-    def metric_names(self) -> tuple[str, ...]:
-        """Columns of each of its checkpoints, where all stages finish: what a search may ask for."""
-        *_, corpus = (stage.spec.corpus for stage in self.stages if isinstance(stage.spec, Tokenize))
-        results = [
-            Result(
-                id=stage.id,
-                kind=stage.kind,
-                task=stage.task,
-                status="done",
-                metrics={metric.name: 0.0 for metric in stage.spec.metrics(corpus)},
-                lr=getattr(stage.spec, "lr", None),
-                seed=getattr(stage.spec, "seed", None),
-            )
-            for stage in self.stages
-            if stage.step == self.last_step
-        ]
-        return tuple(checkpoint_metrics(results))
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """What is known of its checkpoints where all stages finish, each column once."""
+        steps = dict.fromkeys(stage.step for stage in self.stages if stage.step is not None)
+        return tuple(dict.fromkeys(column for step in steps for column in self.columns_at(step)))
+
+    def columns_at(self, step: int) -> tuple[Column, ...]:
+        """Those of the checkpoint at `step`, in the order of `checkpoint_metrics`."""
+        corpora = {stage.id: stage.spec.corpus for stage in self.stages if isinstance(stage.spec, Tokenize)}
+        *_, last = corpora.values()
+        declared = {mean.column.name: mean.column for mean in MEANS}
+        results = []
+        for stage in self.stages:
+            if stage.step != step:
+                continue
+            metrics = stage.spec.metrics(corpora.get(stage.inputs.get("tokens", ""), last))
+            columns = [Column(stage.kind, metric, stage.task) for metric in metrics]
+            declared |= {column.name: column for column in columns}
+            results.append(_assumed(stage, metrics))
+        return tuple(declared[name] for name in checkpoint_metrics(results))
 
     def widened(self, results: Mapping[str, Result]) -> Trial:
         """With the fine-tuning stages that `sft.lrs: auto` adds, now that `results` (by stage id) are known.
@@ -141,6 +143,19 @@ class Trial:
                 else:
                     batches.append([stage])
             yield step, batches
+
+
+def _assumed(stage: Stage, metrics: Sequence[Metric]) -> Result:
+    """A stage as if it had finished."""
+    return Result(
+        id=stage.id,
+        kind=stage.kind,
+        task=stage.task,
+        status="done",
+        metrics={metric.name: 0.0 for metric in metrics},
+        lr=getattr(stage.spec, "lr", None),
+        seed=getattr(stage.spec, "seed", None),
+    )
 
 
 def _independent(stage: Stage, batches: Sequence[Sequence[Stage]]) -> bool:
@@ -193,15 +208,9 @@ class Finetuning(Spec):
 
     @field_validator("tasks")
     @classmethod
-    def _columns_apart(cls, tasks: dict[str, Task]) -> dict[str, Task]:
+    def _plain_names(cls, tasks: dict[str, Task]) -> dict[str, Task]:
         for name in tasks:
             check_name("task", name)
-            if name in RESERVED:
-                raise ValueError(f"task name {name!r} stands for the mean over tasks in tables; give it another")
-            for stem in METRIC_STEMS:
-                other = name.removesuffix(f"_{stem}")
-                if other != name and other in tasks:
-                    raise ValueError(f"task {name!r}: its columns in tables would be those of task {other!r}")
         return tasks
 
     @property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.runners import run_sweep
 from raysweep.runs import Run
+from raysweep.scores import Column
 from raysweep.space import SearchSpace, load
 from raysweep.store import DEFAULT_ROOT, Store
 
@@ -69,11 +70,18 @@ class Results:
         return noise_of(self.run.store, self.stages)
 
     @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """What the metric columns of `checkpoints` are: kind, task, direction and unit."""
+        from raysweep.analysis.tables import columns_of
+
+        return columns_of(self.run)
+
+    @cached_property
     def ranking(self) -> Ranking:
         """Checkpoints and indicators, best first."""
         from raysweep.analysis.ranking import rank
 
-        return rank(self.checkpoints, noise=self.noise)
+        return rank(self.checkpoints, columns=self.columns, noise=self.noise)
 
     @property
     def failures(self) -> list[dict[str, Any]]:

@@ -20,12 +20,17 @@ from typing import Any
 
 from raysweep.durable import parse_object, write_text
 from raysweep.errors import StoreError
+from raysweep.scores import Column
+from raysweep.spec import Metric
 from raysweep.store import Store, difference
 
 logger = logging.getLogger(__name__)
 
 # As a sweep's name, with room for the eight digits that follow it.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+_COLUMN = {"kind", "task", "name", "direction", "unit"}
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,16 @@ class Run:
     def planned(self) -> dict[str, Any]:
         """What `note_planned` noted: num_trials, and stages by kind; none if that is lost, until the next run."""
         return self._read("planned.json", _is_plan) or {"num_trials": 0, "stages": {}}
+
+    def note_columns(self, columns: Sequence[Column]) -> None:
+        """Note what the stages of the sweep report, for tables to know which numbers are better large or small."""
+        rows = [{"kind": column.kind, "task": column.task, **asdict(column.metric)} for column in columns]
+        write_text(self.folder / "columns.json", json.dumps({"columns": rows}, indent=1))
+
+    def columns(self) -> tuple[Column, ...]:
+        """What `note_columns` noted; none if that is lost, until the next run."""
+        rows = (self._read("columns.json", _has_columns) or {"columns": []})["columns"]
+        return tuple(Column(row.pop("kind"), task=row.pop("task"), metric=Metric(**row)) for row in rows)
 
     def start_attempt(self) -> None:
         """Count tries afresh: running a sweep again tries again what failed. Damaged notes of trials are left out."""
@@ -297,6 +312,11 @@ def _is_failure(value: dict[str, Any]) -> bool:
 
 def _is_counts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(number, int) for number in value.values())
+
+
+def _has_columns(value: dict[str, Any]) -> bool:
+    rows = value.get("columns")
+    return isinstance(rows, list) and all(isinstance(row, dict) and row.keys() == _COLUMN for row in rows)
 
 
 def _is_plan(value: dict[str, Any]) -> bool:

@@ -12,16 +12,48 @@ from itertools import groupby
 from statistics import fmean
 from typing import Literal
 
+from raysweep.spec import Metric
+
 Side = Literal["lowest", "highest"]
 
-# A task `x` and a task `x_valid` would both fill the column sft/x_valid_score.
-METRIC_STEMS = (
-    *("valid", "chance", "score", "exact", "lr", "num", "num_test"),
-    *("loss", "loss_nats", "loss_nats_per", "train", "train_loss"),
+
+def column_name(kind: str, metric: str, task: str | None = None) -> str:
+    """What a search and a table call a number of a checkpoint. Names of kinds and tasks hold no slash.
+
+    >>> column_name("flatness", "hessian_trace"), column_name("sft", "score", "boolq")
+    ('flatness/hessian_trace', 'sft/boolq/score')
+    """
+    return "/".join(part for part in (kind, task, metric) if part is not None)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric of a kind of stage, as one number of each checkpoint; of one task, where `task` names it."""
+
+    kind: str
+    metric: Metric
+    task: str | None = None
+
+    @property
+    def name(self) -> str:
+        """See `column_name`."""
+        return column_name(self.kind, self.metric.name, self.task)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of a metric over all tasks that have stages of the kind `tasks_of`."""
+
+    column: Column
+    each: str
+    tasks_of: str
+
+
+MEANS = (
+    Mean(Column("sft", Metric("mean_score", "max", "share")), each="score", tasks_of="sft"),
+    Mean(Column("probe", Metric("mean_score", "max", "share")), each="score", tasks_of="probe"),
+    Mean(Column("indicators", Metric("zeroshot_mean", "max", "share")), each="zeroshot", tasks_of="sft"),
 )
-"""What the names of a task's metrics and of the tables' own columns begin with, before an underscore."""
-RESERVED = ("mean",)
-"""Task names whose columns are the means over tasks."""
 
 
 @dataclass(frozen=True)
@@ -140,36 +172,26 @@ def finetuning_runs(results: Iterable[Result], task: str) -> list[Run]:
 
 
 def checkpoint_metrics(results: Sequence[Result]) -> dict[str, float]:
-    """`<kind>/<metric>`, or `<kind>/<task>_<metric>`, over all stages of one checkpoint, finished or not.
+    """Column -> number, over all stages of one checkpoint, finished or not.
 
     A metric is the mean over a stage's seeds; of fine-tuning, over the seeds of the rate that `pick` picks, and
-    `sft/<task>_score` is NaN where there is none. `sft/mean_score`, `probe/mean_score` and `indicators/zeroshot_mean`
-    are means over the tasks that have such stages.
+    `sft/<task>/score` is NaN where there is none. Means over tasks are those of `MEANS`.
     """
     metrics: dict[str, float] = {}
-    tuned = _tasks(results, "sft")
-    for task in tuned:
+    for task in _tasks(results, "sft"):
         picked = pick(finetuning_runs(results, task))
         ids = {run.id for run in picked.runs} if picked else set()
-        _add(metrics, {f"sft/{task}_score": math.nan} | _means([result for result in results if result.id in ids]))
+        metrics[column_name("sft", "score", task)] = math.nan
+        metrics |= _means([result for result in results if result.id in ids])
     others = [result for result in results if result.kind != "sft" and result.metrics]
     for group in dict.fromkeys((result.kind, result.task) for result in others):
-        _add(metrics, _means([result for result in others if (result.kind, result.task) == group]))
-    for mean, each, names in (
-        ("sft/mean_score", "sft/{}_score", tuned),
-        ("probe/mean_score", "probe/{}_score", _tasks(results, "probe")),
-        ("indicators/zeroshot_mean", "indicators/zeroshot_{}", tuned),
-    ):
-        columns = [each.format(name) for name in names]
+        metrics |= _means([result for result in others if (result.kind, result.task) == group])
+    for mean in MEANS:
+        tasks = _tasks(results, mean.tasks_of)
+        columns = [column_name(mean.column.kind, mean.each, task) for task in tasks]
         if any(column in metrics for column in columns):
-            _add(metrics, {mean: mean_over_tasks(metrics.get(column, math.nan) for column in columns)})
+            metrics[mean.column.name] = mean_over_tasks(metrics.get(column, math.nan) for column in columns)
     return metrics
-
-
-def _add(metrics: dict[str, float], more: Mapping[str, float]) -> None:
-    # Names of tasks are checked against METRIC_STEMS; one that slipped through must not overwrite a number.
-    assert not (twice := metrics.keys() & more.keys()), f"two metrics are called {sorted(twice)}"
-    metrics |= more
 
 
 def _tasks(results: Iterable[Result], kind: str) -> list[str]:
@@ -180,9 +202,8 @@ def _means(results: Sequence[Result]) -> dict[str, float]:
     """Of stages of one kind and task: column -> mean over them, NaN if one lacks the metric."""
     names = dict.fromkeys(name for result in results for name in result.metrics)
     return {
-        f"{result.kind}/{result.task}_{name}" if result.task else f"{result.kind}/{name}": fmean(
-            other.metrics.get(name, math.nan) for other in results
+        column_name(results[0].kind, name, results[0].task): fmean(
+            result.metrics.get(name, math.nan) for result in results
         )
         for name in names
-        for result in results[:1]
     }

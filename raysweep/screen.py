@@ -12,6 +12,7 @@ from rich.text import Text
 
 from raysweep.estimates import Plan
 from raysweep.printable import duration, printable
+from raysweep.scores import Column
 
 
 def print_plan(plan: Plan) -> None:
@@ -56,19 +57,21 @@ def print_plan(plan: Plan) -> None:
             f"measured in this store{but}"
         )
     console.print(f"run                {plan.run}")
-    console.print(_metrics(plan.metrics))
+    console.print(_metrics(plan.columns))
     if plan.note:
         console.print(printable(plan.note))
     for warning in plan.warnings:
         console.print(Text(f"warning: {printable(warning)}", style="yellow"), soft_wrap=True)
 
 
-def _metrics(names: Sequence[str]) -> Table:
+def _metrics(columns: Sequence[Column]) -> Table:
     """By kind, without errors and counts, which the JSON document has."""
-    shown = [name.partition("/") for name in names if "_stderr" not in name and "num_" not in name]
+    shown = [column for column in columns if column.metric.direction]
     table = Table(box=None, pad_edge=False, show_header=False)
-    for kind in dict.fromkeys(kind for kind, _, _ in shown):
-        table.add_row(f"{kind}/", ", ".join(printable(name) for other, _, name in shown if other == kind))
+    for kind in dict.fromkeys(column.kind for column in shown):
+        of_kind = [column for column in shown if column.kind == kind]
+        names = ["/".join(filter(None, (column.task, column.metric.name))) for column in of_kind]
+        table.add_row(f"{kind}/", ", ".join(map(printable, names)))
     table.title, table.title_justify = "metrics for search.objectives and its scheduler (all of them: --json)", "left"
     return table
 

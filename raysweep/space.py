@@ -25,6 +25,7 @@ from raysweep.document import Document, nearest, read_document
 from raysweep.errors import DataError, Finding, Place, RaysweepError, SpaceError, below, collect, dotted
 from raysweep.pinning import SOURCES, Pins, pinned, put, with_models_read
 from raysweep.plan import Trial, chain, objective_of
+from raysweep.scores import Column
 from raysweep.search import Axis, LogUniform, RandInt, Uniform
 from raysweep.spec import Spec, canonical, fingerprint
 from raysweep.stages.fetch import Existing
@@ -96,12 +97,24 @@ class SearchSpace:
                 draw = random.Random(f"{search.seed}:{index}")
                 yield {name: _sample(axis, self.values(name), draw) for name, axis in self.declared.sweep.items()}
 
+    def columns(self) -> tuple[Column, ...]:
+        """Those of the checkpoints of any variant, each once."""
+        return tuple(dict.fromkeys(column for trial in self._kinds_of_trial() for column in trial.columns))
+
     def metric_names(self) -> tuple[str, ...]:
-        """What a search may ask for: the columns of a checkpoint of any variant."""
-        # Other axes change no names: tasks are equal for all variants, and domains are pretrain.data's.
-        alone = [{"pretrain.data": label} for label in self.values("pretrain.data")]
-        seed = self.declared.seeds[0]
-        return tuple(dict.fromkeys(name for point in [{}, *alone] for name in self.trial(point, seed).metric_names))
+        """What a search may ask for: the columns of the last checkpoint of any variant."""
+        ends = (column for trial in self._kinds_of_trial() for column in trial.columns_at(trial.last_step))
+        return tuple(dict.fromkeys(column.name for column in ends))
+
+    def _kinds_of_trial(self) -> Iterator[Trial]:
+        """A trial for all that decides which metrics there are: the domains of text, and whose loss is measured."""
+        decisive = [path for path in self.declared.sweep if {"data", "objective"} & {*path.split(".")}]
+        points = self.points()
+        if self.declared.search.name == "optuna":  # Whatever it may pick.
+            values = {path: found for path in decisive if (found := self.values(path))}
+            points = (dict(zip(values, each, strict=True)) for each in itertools.product(*values.values()))
+        kinds = {tuple(repr(point.get(path)) for path in decisive): point for point in points}
+        return (self.trial(point, self.declared.seeds[0]) for point in kinds.values())
 
     def trial(self, point: Point, seed: int) -> Trial:
         """The chain of stages of one variant under one seed.

@@ -81,7 +81,8 @@ class Metric:
     """A number that a stage reports of a checkpoint or of its own work.
 
     `direction` is declared before anything is measured, never chosen by how well the number then predicts a target.
-    None marks bookkeeping: a count, an error bar, or what has no better side. `unit` is empty for a pure number.
+    None marks bookkeeping: a count, an error bar, or what has no better side. `unit` is empty for a pure number. Of a
+    stage that measures several tasks, the name is `task/metric`.
     """
 
     name: str

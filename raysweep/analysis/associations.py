@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from raysweep.analysis.baselines import credit, design
-from raysweep.analysis.indicators import Direction, direction_of, is_bookkeeping, is_config
+from raysweep.analysis.indicators import is_config
 from raysweep.analysis.pairwise import (
     Comparison,
     Estimate,
@@ -24,6 +24,8 @@ from raysweep.analysis.pairwise import (
     leave_one_out,
     spearman,
 )
+from raysweep.scores import Column
+from raysweep.spec import Direction
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,23 +78,24 @@ class _Row:
 
 
 def associate(
-    table: pd.DataFrame, *, target: str, clear: Flags, directions: Mapping[str, Direction]
+    table: pd.DataFrame, *, target: str, clear: Flags, columns: Mapping[str, Column]
 ) -> tuple[tuple[Association, ...], dict[str, str]]:
     """Indicators, best first, and of each column that is none, why.
 
     Args:
         table: the rows of a checkpoint table that have a target.
         clear: [rows, rows], pairs whose target difference is clear.
-        directions: of columns beyond those declared in indicators.py.
+        columns: what its metric columns are, by name; those of fine-tuning are no indicators.
     """
     rows, skipped, config = [], {}, []
     for name in map(str, table.columns):
-        direction = directions.get(name) or direction_of(name)
-        if name == target or (name.startswith("sft/") and name not in directions):
+        column = columns.get(name)
+        direction = column.metric.direction if column else None
+        if name == target or (column and column.kind == "sft"):
             continue
         if not direction and not is_config(name):
-            if "/" in name and not is_bookkeeping(name):
-                skipped[name] = "no direction declared in analysis/indicators.py"
+            if "/" in name and column is None:
+                skipped[name] = "no stage of this run declares it"
         elif table[name].nunique() < 2:
             skipped[name] = "fewer than two different values"
         elif direction:
@@ -112,7 +115,7 @@ def associate(
 def _measured(table: pd.DataFrame, name: str, direction: Direction, *, target: str, clear: Flags) -> _Row:
     values = _numbers(table[name])
     have = np.isfinite(values)
-    scores, oriented = _numbers(table[target])[have], values[have] * (-1 if direction == "lower" else 1)
+    scores, oriented = _numbers(table[target])[have], values[have] * (-1 if direction == "min" else 1)
     variants = list(table["variant"][have])
     weights = leave_one_out(variants)
     pairs = compare(oriented, scores, clear=clear[np.ix_(have, have)])
@@ -150,7 +153,7 @@ def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: s
     direction: Direction | None = None
     if name != TOGETHER and pd.api.types.is_numeric_dtype(there[name]) and there[name].nunique() > 1:
         rising = kendall(_numbers(there[name]), scores, np.ones((1, len(scores))))[0] >= 0
-        direction = "higher" if rising else "lower"
+        direction = "max" if rising else "min"
     association = replace(
         _association(name, "config", direction, pairs, have=have),
         accuracy=interval(_once(pairs.accuracy, scores), left),

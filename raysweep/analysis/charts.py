@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from raysweep.analysis import formats
 from raysweep.analysis.colors import Color
 from raysweep.analysis.findings import direction_text, half_width, score_text
-from raysweep.analysis.indicators import direction_of
 from raysweep.analysis.pareto import Front
-from raysweep.analysis.ranking import Ranking, is_missing
+from raysweep.analysis.ranking import Ranking, is_missing, row_key
 from raysweep.analysis.sections import indicator_names
 from raysweep.printable import printable
 from raysweep.runs import Run
@@ -43,7 +42,8 @@ def all_charts(
 def _scatter(ranking: Ranking, colors: Mapping[str, Color]) -> Chart | None:
     """One trace a variant; x and text for every indicator to choose from, the best one first."""
     table = ranking.checkpoints[ranking.checkpoints[ranking.target].notna()]
-    names = [item.indicator for item in ranking.associations if item.source == "measured"]
+    measured = [item for item in ranking.associations if item.source == "measured"]
+    names = [item.indicator for item in measured]
     if table.empty or not names:
         return None
     traces = []
@@ -51,7 +51,7 @@ def _scatter(ranking: Ranking, colors: Mapping[str, Color]) -> Chart | None:
         group = table[table["variant"] == variant]
         if group.empty:
             continue
-        labels = [ranking.labels[checkpoint] for checkpoint in group["checkpoint"]]
+        labels = [ranking.labels[row_key(row)] for row in group.to_dict("records")]
         scores = [score_text(row, ranking.target) for row in group.to_dict("records")]
         traces.append(
             {
@@ -73,7 +73,7 @@ def _scatter(ranking: Ranking, colors: Mapping[str, Color]) -> Chart | None:
     short = indicator_names(ranking)
     return {
         "indicators": [short.get(name, name) for name in names],
-        "titles": [_text(f"{name} ({direction_of(name) or 'declared'} is better)") for name in names],
+        "titles": [_text(f"{item.indicator} ({direction_text(item)} is better)") for item in measured],
         "logs": [bool((table[name].dropna() > 0).all()) and "trace" in name for name in names],
         "y_title": _text(f"{ranking.target}, %"),
         "traces": traces,
@@ -92,7 +92,7 @@ def _front(front: Front, ranking: Ranking, colors: Mapping[str, Color]) -> Chart
             "on_front": on_front,
             "text": [
                 _text(
-                    ranking.labels[row["checkpoint"]]
+                    ranking.labels[row_key(row)]
                     + "".join(f"\n{goal.metric} {formats.number(row[goal.metric])}" for goal in front.goals)
                 )
             ],

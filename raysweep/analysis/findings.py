@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis import formats
 from raysweep.analysis.associations import TOGETHER, Association
+from raysweep.analysis.indicators import HESSIAN_TRACE
 from raysweep.analysis.objectives import objective_cautions, objective_lines
 from raysweep.analysis.pairwise import MIN_CLUSTERS, Estimate
-from raysweep.analysis.ranking import Ranking, Tie, is_missing
+from raysweep.analysis.ranking import MEAN_SCORE, PROBE_MEAN, Ranking, Tie, is_missing, row_key, score
+from raysweep.scores import column_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TARGET_REACHED = "flatness/target_reached"
+TARGET_REACHED = column_name("flatness", "target_reached")
+TRACE_ERROR = column_name("flatness", "hessian_trace_stderr")
 MAX_NAMED = 6
 """Ties that one sentence lists."""
 
@@ -27,7 +30,7 @@ def headline(ranking: Ranking) -> str:
         return "No checkpoint has a fine-tuned score, so there is nothing to rank."
     best = ranking.best
     score = score_text(best.to_dict(), ranking.target)
-    text = f"Best after fine-tuning is {ranking.labels[best['checkpoint']]} ({score} %){_beside(ranking)}"
+    text = f"Best after fine-tuning is {ranking.labels[row_key(best)]} ({score} %){_beside(ranking)}"
     measured = [
         item
         for item in ranking.associations
@@ -38,7 +41,7 @@ def headline(ranking: Ranking) -> str:
     top = measured[0]
     text += (
         f"; of {len([item for item in measured if item.same_order_as is None])} distinct indicators, {top.indicator} "
-        f"({top.direction} is better) orders the most pairs right: {formats.estimate(top.accuracy)}"
+        f"({direction_text(top)} is better) orders the most pairs right: {formats.estimate(top.accuracy)}"
     )
     # Its interval is over variants: noise of the test examples, which all checkpoints share, may agree with it.
     if ranking.num_comparisons and not ranking.num_clear and ranking.errors != "unknown":
@@ -70,7 +73,8 @@ def cautions(ranking: Ranking) -> list[str]:
     lines += objective_cautions(table)
     lines += _flatness_lines(table)
     # Of the same task, or the same mean; there is none for a target that is no score of fine-tuning.
-    probe = f"probe/{ranking.target.removeprefix('sft/')}"
+    probes = {MEAN_SCORE: PROBE_MEAN} | {score(task): score(task, "probe") for task in ranking.tasks}
+    probe = probes.get(ranking.target)
     if probe in table:
         both = table[[probe, ranking.target]].dropna()
         above = int((both[probe] > both[ranking.target]).sum())
@@ -92,7 +96,7 @@ def how_to_read(ranking: Ranking) -> list[str]:
             "picked by validation score. #n is a checkpoint's place by that indicator.",
             _error_line(ranking),
         ]
-    if ranking.num_comparisons and ranking.errors != "unknown":
+    if ranking.gap and ranking.errors != "unknown":
         lines.append(
             f"Of {ranking.num_comparisons} pairs of checkpoints, {ranking.num_clear} are clear: their difference is "
             "beyond noise, with one in twenty of them at most expected to be none (Benjamini-Hochberg)."
@@ -140,8 +144,8 @@ def points_text(difference: Estimate) -> str:
 
 
 def direction_text(item: Association) -> str:
-    """Which values of an indicator are better."""
-    return item.direction or "by level"
+    """Which values of an indicator are better, in words."""
+    return {"max": "higher", "min": "lower", None: "by level"}[item.direction]
 
 
 def cost_text(tie: Tie) -> str:
@@ -216,7 +220,7 @@ def _flatness_lines(checkpoints: pd.DataFrame) -> list[str]:
     missed = measured[measured[TARGET_REACHED] == 0]
     if 2 * len(missed) <= len(measured):
         return []
-    errors = (missed["flatness/hessian_trace_stderr"] / missed["flatness/hessian_trace"]).abs()
+    errors = (missed[TRACE_ERROR] / missed[HESSIAN_TRACE]).abs()
     return [
         f"Flatness is less sure than flatness.rse asks for on {len(missed)} of {len(measured)} checkpoints (standard "
         f"error of the Hessian trace: {formats.percent(errors.median())} % of it, in the median), so an order by it "

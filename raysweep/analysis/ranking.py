@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,25 +12,30 @@ import numpy as np
 from raysweep.analysis import formats
 from raysweep.analysis.associations import Association, associate
 from raysweep.analysis.differences import Differences, between
-from raysweep.analysis.indicators import Direction
+from raysweep.analysis.indicators import HESSIAN_TRACE, KSHOT, NUM_TOKENS, PPL
 from raysweep.analysis.pairwise import Estimate, Floats
 from raysweep.analysis.uncertainty import TaskNoise
-from raysweep.scores import Side
+from raysweep.scores import Column, Side, column_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MEAN_SCORE = "sft/mean_score"
-_LR = re.compile(r"sft/.+_lr")
+MEAN_SCORE = column_name("sft", "mean_score")
+PROBE_MEAN = column_name("probe", "mean_score")
 
 Errors = Literal["paired", "paired, one seed", "unpaired", "unknown"]
 """What the errors of differences hold: test examples and seeds; examples alone; or of each score by itself."""
+
+
+Key = tuple[str, str]
+"""Trial and checkpoint: a checkpoint that exists may be measured by several trials, on other text."""
 
 
 @dataclass(frozen=True)
 class Tie:
     """A checkpoint that is not distinguishable from the best one."""
 
+    trial: str
     checkpoint: str
     """Its stage id."""
     label: str
@@ -45,6 +49,7 @@ class Tie:
 class Edge:
     """A fine-tuning rate picked at an end of its grid: a better one may lie beyond."""
 
+    trial: str
     checkpoint: str
     """Its stage id."""
     label: str
@@ -71,12 +76,14 @@ class Ranking:
     """Checkpoints without a target, diverged ones included."""
     diverged: tuple[str, ...]
     """Labels of the checkpoints whose pretraining diverged."""
-    labels: Mapping[str, str]
-    """Checkpoint id -> its point and step, in words."""
+    labels: Mapping[Key, str]
+    """Trial and checkpoint id -> the point and step, in words."""
+    tasks: tuple[str, ...]
+    """Those fine-tuned on."""
     ties: tuple[Tie, ...]
     """Not distinguishable from the best, by falling score."""
     gap: Estimate | None
-    """The best score minus the second; None where fewer than two checkpoints have one."""
+    """The best score minus that of `second`; None where fewer than two checkpoints have one."""
     chance: Mapping[str, float]
     """Task -> score of guessing, or of always giving the commonest answer; of the tasks that record it."""
     num_near_chance: int
@@ -95,13 +102,18 @@ class Ranking:
         """The row of the best checkpoint; None if nothing is scored."""
         return None if self.num_unscored == len(self.checkpoints) else self.checkpoints.iloc[0]
 
+    @property
+    def second(self) -> pd.Series | None:
+        """The row of the best of the other checkpoints; None if none is scored."""
+        if self.best is None or self.gap is None:
+            return None
+        return self.checkpoints[self.checkpoints["checkpoint"] != self.best["checkpoint"]].iloc[0]  # type: ignore[no-any-return]
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, None for what is missing."""
         document = {
             "target": self.target,
-            "checkpoints": [
-                {"label": self.labels[row["checkpoint"]], **row} for row in self.checkpoints.to_dict("records")
-            ],
+            "checkpoints": [{"label": self.labels[row_key(row)], **row} for row in self.checkpoints.to_dict("records")],
             "indicators": [asdict(association) for association in self.associations],
             "skipped": dict(self.skipped),
             "num_variants": self.num_variants,
@@ -123,9 +135,9 @@ class Ranking:
 def rank(
     table: pd.DataFrame,
     *,
+    columns: Sequence[Column],
     noise: Mapping[str, TaskNoise] | None = None,
     target: str = MEAN_SCORE,
-    directions: Mapping[str, Direction] | None = None,
 ) -> Ranking:
     """Rank the checkpoints of a checkpoint table by `target` (higher is better), and the indicators by agreement.
 
@@ -134,16 +146,18 @@ def rank(
 
     Args:
         table: with the columns variant, trial, checkpoint, step, status.
+        columns: what its metric columns are, as `columns_of` gives them; one that has a direction is an indicator. To
+            take another, add its column to the table and here: Column("mine", Metric("sharpness", "min")).
         noise: task -> errors of its scores and of their differences, as `read_tables` gives them. Where the target is
             no score of these tasks, `<target>_stderr` is taken, and differences are not paired.
-        directions: of further columns to take as indicators, such as {"mine/sharpness": "lower"}.
 
     Raises:
         ValueError: if there is no column `target`, unless that is because nothing was fine-tuned at all.
     """
     import pandas as pd
 
-    table = _sorted(table, target)
+    tasks = _tasks(table, columns)
+    table = _sorted(table, target, tasks)
     scores: Floats = np.asarray(table[target], dtype=np.float64)
     scored = table[np.isfinite(scores)]
     errors = f"{target}_stderr"
@@ -154,41 +168,43 @@ def rank(
         checkpoints=list(scored["checkpoint"]),
     )
     clear = differences.clear()
-    associations, skipped = associate(scored, target=target, clear=clear, directions=directions or {})
-    columns: dict[str, Any] = {"rank": _ranks(-scores)}
+    associations, skipped = associate(scored, target=target, clear=clear, columns={each.name: each for each in columns})
+    places: dict[str, Any] = {"rank": _ranks(-scores)}
     for item in associations:
         if item.source == "measured":
             values = table[item.indicator]
-            columns[f"rank/{item.indicator}"] = _ranks(values if item.direction == "lower" else -values)
+            places[f"rank/{item.indicator}"] = _ranks(values if item.direction == "min" else -values)
     labels = checkpoint_labels(table)
     estimates = differences.from_first() if len(scored) else []
-    chance = _chance(table)
+    is_other = list(scored["checkpoint"] != scored["checkpoint"].iloc[0]) if len(scored) else []
+    chance = _chance(table, tasks)
     num_near, num_against = _near_chance(scored, chance)
     return Ranking(
         target=target,
-        checkpoints=pd.concat([table, pd.DataFrame(columns)], axis=1),
+        checkpoints=pd.concat([table, pd.DataFrame(places)], axis=1),
         associations=associations,
         skipped=skipped,
         num_variants=int(scored["variant"].nunique()),
         num_unscored=len(table) - len(scored),
-        diverged=tuple(labels[name] for name in table["checkpoint"][table["status"] == "diverged"]),
+        diverged=tuple(labels[row_key(row)] for row in table[table["status"] == "diverged"].to_dict("records")),
         labels=labels,
+        tasks=tasks,
         ties=_ties(scored, estimates, labels),
-        gap=estimates[1] if len(estimates) > 1 else None,
+        gap=next((each for each, other in zip(estimates, is_other, strict=True) if other), None),
         chance=chance,
         num_near_chance=num_near,
         num_against_chance=num_against,
         num_comparisons=differences.num_pairs,
         num_clear=int(clear.sum()) // 2,
         errors=_errors(differences),
-        edges=_edges(table, labels),
+        edges=_edges(table, tasks, labels),
     )
 
 
-def _sorted(table: pd.DataFrame, target: str) -> pd.DataFrame:
+def _sorted(table: pd.DataFrame, target: str, tasks: Sequence[str]) -> pd.DataFrame:
     """By falling target, those without one last; raises ValueError if there is no such column."""
     if target not in table.columns:
-        there = [name for name in table.columns if name.startswith("sft/") and name.endswith("score")]
+        there = [name for name in (MEAN_SCORE, *map(score, tasks)) if name in table]
         if len(table) and (there or target != MEAN_SCORE):
             raise ValueError(f"no column {target!r} to rank by; scores: {', '.join(there) or 'none yet'}")
         table = table.assign(**{target: math.nan})
@@ -201,7 +217,7 @@ def _noise_of(target: str, noise: Mapping[str, TaskNoise]) -> list[TaskNoise]:
     """Of the tasks that `target` is the mean of."""
     if target == MEAN_SCORE:
         return list(noise.values())
-    return [each for task, each in noise.items() if target == f"sft/{task}_score"]
+    return [each for task, each in noise.items() if target == score(task)]
 
 
 def _errors(differences: Differences) -> Errors:
@@ -212,59 +228,72 @@ def _errors(differences: Differences) -> Errors:
     return "paired" if differences.paired else "unpaired"
 
 
-def _ties(scored: pd.DataFrame, estimates: Sequence[Estimate], labels: Mapping[str, str]) -> tuple[Tie, ...]:
-    """Those whose difference from the best may be none."""
+def _ties(scored: pd.DataFrame, estimates: Sequence[Estimate], labels: Mapping[Key, str]) -> tuple[Tie, ...]:
+    """Those whose difference from the best may be none; the best itself, measured by another trial, is none of them."""
     rows = scored.to_dict("records")
-    tokens = [row.get("pretrain/num_tokens", math.nan) for row in rows]
+    tokens = [row.get(NUM_TOKENS, math.nan) for row in rows]
     return tuple(
         Tie(
+            trial=row["trial"],
             checkpoint=row["checkpoint"],
-            label=labels[row["checkpoint"]],
+            label=labels[row_key(row)],
             difference=estimate,
             cost_ratio=spent / tokens[0] if tokens[0] else math.nan,
         )
         for row, estimate, spent in list(zip(rows, estimates, tokens, strict=True))[1:]
-        if estimate.low <= 0
+        if estimate.low <= 0 and row["checkpoint"] != rows[0]["checkpoint"]
     )
 
 
 def _near_chance(scored: pd.DataFrame, chance: Mapping[str, float]) -> tuple[int, int]:
     """Of the scores on tasks of known chance: how many have intervals that reach down to it, and how many there are."""
-    lows = {task: scored[f"sft/{task}_score_low"] for task in chance if f"sft/{task}_score_low" in scored}
-    near = sum(int((low <= scored[f"sft/{task}_chance_score"]).sum()) for task, low in lows.items())
+    lows = {task: scored[f"{score(task)}_low"] for task in chance if f"{score(task)}_low" in scored}
+    near = sum(int((low <= scored[column_name("sft", "chance_score", task)]).sum()) for task, low in lows.items())
     return near, sum(int(low.notna().sum()) for low in lows.values())
 
 
-def _chance(table: pd.DataFrame) -> dict[str, float]:
+def _chance(table: pd.DataFrame, tasks: Sequence[str]) -> dict[str, float]:
     """Task -> chance level, the mean of its levels where checkpoints of several grammars have several."""
-    columns = {task: f"sft/{task}_chance_score" for task in _tasks(table)}
+    columns = {task: column_name("sft", "chance_score", task) for task in tasks}
     known = {task: table[name].dropna() for task, name in columns.items() if name in table}
     # Without repetition, as a mean of equal floats may end on another last bit.
     return {task: float(np.mean(values.unique())) for task, values in known.items() if len(values)}
 
 
-def _edges(table: pd.DataFrame, labels: Mapping[str, str]) -> tuple[Edge, ...]:
+def _edges(table: pd.DataFrame, tasks: Sequence[str], labels: Mapping[Key, str]) -> tuple[Edge, ...]:
     return tuple(
         Edge(
+            trial=row["trial"],
             checkpoint=row["checkpoint"],
-            label=labels[row["checkpoint"]],
+            label=labels[row_key(row)],
             task=task,
-            lr=row[f"sft/{task}_lr"],
-            side="lowest" if row[f"sft/{task}_lr_edge"] < 0 else "highest",
+            lr=row[column_name("sft", "lr", task)],
+            side="lowest" if edge < 0 else "highest",
         )
         for row in table.to_dict("records")
-        for task in _tasks(table)
-        if row.get(f"sft/{task}_lr_edge", 0.0) in (-1.0, 1.0)
+        for task in tasks
+        if (edge := row.get(column_name("sft", "lr_edge", task), 0.0)) in (-1.0, 1.0)
     )
 
 
-def _tasks(table: pd.DataFrame) -> list[str]:
-    """Fine-tuning tasks of a checkpoint table; each has a column of the rate picked."""
-    return [name.removeprefix("sft/").removesuffix("_lr") for name in table.columns if _LR.fullmatch(name)]
+def _tasks(table: pd.DataFrame, columns: Sequence[Column]) -> tuple[str, ...]:
+    """Those with a score in the table."""
+    names = {column.task for column in columns if column.kind == "sft" and column.task is not None}
+    return tuple(sorted(task for task in names if score(task) in table))
 
 
-def checkpoint_labels(table: pd.DataFrame) -> dict[str, str]:
-    """Checkpoint id -> what tells it from the others: the point's values that vary, the step, the seed."""
+def score(task: str, kind: str = "sft") -> str:
+    """The column of a task's score, of fine-tuning or of a linear probe."""
+    return column_name(kind, "score", task)
+
+
+def row_key(row: Mapping[Any, Any] | pd.Series) -> Key:
+    """What tells a row of a checkpoint table from the others."""
+    return row["trial"], row["checkpoint"]
+
+
+def checkpoint_labels(table: pd.DataFrame) -> dict[Key, str]:
+    """Trial and checkpoint id -> what tells it from the others: the point's values that vary, the step, the seed."""
     points = varying_points(table)
     several_seeds = table["seed"].nunique() > 1 if "seed" in table else False
     labels = {}
@@ -275,7 +304,7 @@ def checkpoint_labels(table: pd.DataFrame) -> dict[str, str]:
             parts.append(f"step {int(row['step'])}")
         if several_seeds:
             parts.append(f"seed {row['seed']}")
-        labels[row["checkpoint"]] = " · ".join(parts) or str(row["checkpoint"])
+        labels[row_key(row)] = " · ".join(parts) or str(row["checkpoint"])
     return labels
 
 
@@ -307,6 +336,6 @@ def _json(value: Any) -> Any:
 
 def shown_indicators(ranking: Ranking) -> list[str]:
     """The few whose values stand beside the scores: the classic ones, where there are any."""
-    classic = ("flatness/hessian_trace", "heldout/ppl", "indicators/kshot_mean")
+    classic = (HESSIAN_TRACE, PPL, KSHOT)
     there = [name for name in classic if f"rank/{name}" in ranking.checkpoints]
     return there or [item.indicator for item in ranking.associations if item.source == "measured"][:3]

@@ -19,9 +19,9 @@ from raysweep.analysis import charts, formats
 from raysweep.analysis.colors import variant_colors
 from raysweep.analysis.findings import cautions, headline, how_to_read, points_text, score_text, tie_text
 from raysweep.analysis.pareto import Front, Goal, front_of
-from raysweep.analysis.ranking import Ranking, is_missing
+from raysweep.analysis.ranking import Ranking, is_missing, row_key
 from raysweep.analysis.sections import (
-    Column,
+    Heading,
     Row,
     Table,
     agreement_table,
@@ -113,12 +113,12 @@ def _best(run: Run, ranking: Ranking) -> dict[str, Any] | None:
     if best is None:
         return None
     location = best.get("location")
-    second = ranking.checkpoints.iloc[1] if ranking.gap else None
+    second = ranking.second
     return {
-        "label": ranking.labels[best["checkpoint"]],
+        "label": ranking.labels[row_key(best)],
         "score": score_text(best.to_dict(), ranking.target),
         "gap": points_text(ranking.gap) if ranking.gap else "",
-        "second": ranking.labels[second["checkpoint"]] if second is not None else "",
+        "second": ranking.labels[row_key(second)] if second is not None else "",
         "ties": [tie_text(tie) for tie in ranking.ties[:MAX_TIES]],
         "num_more_ties": max(0, len(ranking.ties) - MAX_TIES),
         "location": None if is_missing(location) else location,
@@ -136,11 +136,11 @@ def _goals(run: Run) -> list[Goal]:
 
 
 def _front_table(front: Front, ranking: Ranking) -> Table:
-    columns = [Column("checkpoint"), *(Column(f"{goal.metric} ({goal.mode})", numeric=True) for goal in front.goals)]
+    columns = [Heading("checkpoint"), *(Heading(f"{goal.metric} ({goal.mode})", numeric=True) for goal in front.goals)]
     rows = [
         Row(
             [
-                cell(ranking.labels[row["checkpoint"]]),
+                cell(ranking.labels[row_key(row)]),
                 *(cell(row[goal.metric], formats.number) for goal in front.goals),
             ],
             checkpoint=row["checkpoint"],

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 from raysweep.analysis import formats
 from raysweep.analysis.colors import Color
 from raysweep.analysis.findings import direction_text, score_text
-from raysweep.analysis.ranking import MEAN_SCORE, Ranking, is_missing, shown_indicators
+from raysweep.analysis.indicators import HESSIAN_TRACE, KSHOT, PPL
+from raysweep.analysis.ranking import MEAN_SCORE, PROBE_MEAN, Ranking, is_missing, row_key, score, shown_indicators
 from raysweep.runs import Run
-from raysweep.scores import mean_over_tasks
+from raysweep.scores import column_name, mean_over_tasks
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PROBE = "probe/mean_score"
-UNTUNED = "indicators/zeroshot_mean"
+UNTUNED = column_name("indicators", "zeroshot_mean")
 
 
 @dataclass(frozen=True)
-class Column:
+class Heading:
     """A heading. `title` says more of it, where a pointer rests on it."""
 
     name: str
@@ -58,7 +58,7 @@ class Row:
 class Table:
     """Rows may be none; `foot` stays last however the others are sorted."""
 
-    columns: Sequence[Column]
+    columns: Sequence[Heading]
     rows: Sequence[Row]
     foot: Sequence[Cell] = ()
 
@@ -72,27 +72,27 @@ def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bo
     """Checkpoints, best first, with the level of chance last; `per_task`: with a column for each task."""
     table, target = ranking.checkpoints, ranking.target
     tasks = _tasks(ranking) if per_task else []
-    extra = {name: title for name, title in ((PROBE, "linear probe"), (UNTUNED, "before")) if name in table}
+    extra = {name: title for name, title in ((PROBE_MEAN, "linear probe"), (UNTUNED, "before")) if name in table}
     short = indicator_names(ranking)
     shown = [name for name in shown_indicators(ranking) if name not in extra]
-    columns = [Column("#", numeric=True), Column("checkpoint"), Column("mean score, %", numeric=True, title=target)]
-    columns += [Column(f"{task}, %", numeric=True, title=f"sft/{task}_score") for task in tasks]
-    columns += [Column(f"{title}, %", numeric=True, title=_EXTRA[name]) for name, title in extra.items()]
-    columns += [Column(short[name], numeric=True, title=alike_text(ranking, name)) for name in shown]
-    ties = {tie.checkpoint: tie for tie in ranking.ties}
-    edges = {(edge.checkpoint, edge.task): edge for edge in ranking.edges}
+    columns = [Heading("#", numeric=True), Heading("checkpoint"), Heading("mean score, %", numeric=True, title=target)]
+    columns += [Heading(f"{task}, %", numeric=True, title=score(task)) for task in tasks]
+    columns += [Heading(f"{title}, %", numeric=True, title=_EXTRA[name]) for name, title in extra.items()]
+    columns += [Heading(short[name], numeric=True, title=alike_text(ranking, name)) for name in shown]
+    ties = {(tie.trial, tie.checkpoint) for tie in ranking.ties}
+    edges = {(edge.trial, edge.checkpoint, edge.task): edge for edge in ranking.edges}
     rows = []
     for row in table.to_dict("records"):
-        checkpoint = row["checkpoint"]
+        key = row_key(row)
         marks = [] if row["status"] == "done" else [row["status"]]
-        marks += ["≈"] if checkpoint in ties else []
+        marks += ["≈"] if key in ties else []
         cells = [
             cell(row["rank"], formats.number),
-            cell(ranking.labels[checkpoint], mark=" · ".join(marks), color=colors.get(row["variant"])),
+            cell(ranking.labels[key], mark=" · ".join(marks), color=colors.get(row["variant"])),
             cell(row[target], lambda _, row=row: score_text(row, target)),  # type: ignore[misc]
         ]
         for task in tasks:
-            name, edge = f"sft/{task}_score", edges.get((checkpoint, task))
+            name, edge = score(task), edges.get((*key, task))
             why = f"picked learning rate {edge.lr:g}, the {edge.side} of its grid" if edge else ""
             cells.append(
                 cell(
@@ -104,7 +104,7 @@ def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bo
             )
         cells += [cell(row[name], formats.percent, mark=_place(row, name)) for name in extra]
         cells += [cell(row[name], formats.number, mark=_place(row, name)) for name in shown]
-        rows.append(Row(cells, checkpoint=checkpoint, is_best=row["rank"] == 1))
+        rows.append(Row(cells, checkpoint=row["checkpoint"], is_best=row["rank"] == 1))
     return Table(columns, rows, _chance_cells(ranking, tasks, width=len(columns)))
 
 
@@ -115,32 +115,29 @@ def _place(row: Mapping[Any, Any], indicator: str) -> str:
 
 
 _EXTRA = {
-    PROBE: "mean test score of a linear classifier on frozen features",
+    PROBE_MEAN: "mean test score of a linear classifier on frozen features",
     UNTUNED: "mean score without fine-tuning",
 }
 
 
 def _tasks(ranking: Ranking) -> list[str]:
     """Those with a column of their own, beside the target's."""
-    columns = [name for name in ranking.checkpoints.columns if name.startswith("sft/") and name.endswith("_score")]
-    scored = [name.removeprefix("sft/").removesuffix("_score") for name in columns]
-    others = {"mean", *(f"{task}_{stem}" for task in scored for stem in ("valid", "chance"))}
-    return [task for task in scored if task not in others and f"sft/{task}_score" != ranking.target]
+    return [task for task in ranking.tasks if score(task) != ranking.target]
 
 
 def _chance_cells(ranking: Ranking, tasks: Sequence[str], *, width: int) -> list[Cell]:
     if not ranking.chance:
         return []
-    levels = {f"sft/{task}_score": level for task, level in ranking.chance.items()}
+    levels = {score(task): level for task, level in ranking.chance.items()}
     levels[MEAN_SCORE] = mean_over_tasks(ranking.chance.get(task, math.nan) for task in _tasks(ranking))
-    columns = [ranking.target, *(f"sft/{task}_score" for task in tasks)]
+    columns = [ranking.target, *(score(task) for task in tasks)]
     known = [cell(levels.get(name), formats.percent) for name in columns]
     cells = [Cell(""), Cell("chance", title="guessing, or always giving the commonest answer"), *known]
     return cells + [Cell("")] * (width - len(cells))
 
 
 # Which of those of one order stands for them: the one a reader knows.
-_KNOWN = ("flatness/hessian_trace", "heldout/ppl", "indicators/kshot_mean", "step")
+_KNOWN = (HESSIAN_TRACE, PPL, KSHOT, "step")
 
 
 def indicator_names(ranking: Ranking) -> dict[str, str]:
@@ -151,7 +148,7 @@ def indicator_names(ranking: Ranking) -> dict[str, str]:
             groups[item.same_order_as].append(item.indicator)
     known = {name: next((each for each in _KNOWN if each in group), name) for name, group in groups.items()}
     # A score of fine-tuning has the first claim on a name.
-    scores = [name for name in ranking.checkpoints.columns if name.startswith("sft/")]
+    scores = [MEAN_SCORE, *map(score, ranking.tasks)]
     short = formats.short_names(list(dict.fromkeys([*known.values(), *shown_indicators(ranking), *scores])))
     return {name: short[shown] for name, shown in known.items()} | {
         name: short[name] for name in shown_indicators(ranking)
@@ -186,7 +183,7 @@ def agreement_table(ranking: Ranking) -> Table:
             cells.append(cell(value.value, lambda _, value=value: formats.estimate(value)))  # type: ignore[misc]
         missing = f"{item.num_missing} missing" if item.num_missing else ""
         rows.append(Row([*cells, cell(item.num_checkpoints, formats.number, mark=missing)]))
-    columns = [Column("indicator"), Column("better"), *(Column(title, numeric=True) for title in titles)]
+    columns = [Heading("indicator"), Heading("better"), *(Heading(title, numeric=True) for title in titles)]
     return Table(columns, rows)
 
 
@@ -211,7 +208,7 @@ def failure_table(run: Run, stages: pd.DataFrame) -> Table:
         kinds = unfinished.loc[unfinished["status"] == status, "kind"]
         for kind, number in kinds.value_counts(sort=False).sort_index().items():
             rows.append(Row([cell(status), cell(f"{number} × {kind}"), cell(why)]))
-    return Table([Column("status"), Column("stage"), Column("cause")], rows)
+    return Table([Heading("status"), Heading("stage"), Heading("cause")], rows)
 
 
 def cost_table(stages: pd.DataFrame) -> Table:
@@ -235,7 +232,7 @@ def cost_table(stages: pd.DataFrame) -> Table:
         ]
         rows.append(Row(cells))
     *kinds, total = rows or [Row([])]
-    return Table([Column("kind"), *(Column(title, numeric=True) for title in titles)], kinds, total.cells)
+    return Table([Heading("kind"), *(Heading(title, numeric=True) for title in titles)], kinds, total.cells)
 
 
 def _computed(stages: pd.DataFrame) -> pd.Series:

@@ -10,13 +10,14 @@ from pathlib import Path
 from statistics import variance
 from typing import TYPE_CHECKING, Any
 
-from raysweep.analysis.indicators import DERIVED
+from raysweep.analysis.indicators import DERIVED, NUM_PARAMETERS
 from raysweep.analysis.objectives import FLATNESS_OF, PERPLEXITY_OF, losses_of
 from raysweep.analysis.samples import read_noise
 from raysweep.analysis.uncertainty import Moments, TaskNoise, mean_moments
 from raysweep.durable import replacing
 from raysweep.runs import Run, StageRow, TrialRow
-from raysweep.scores import Result, checkpoint_metrics, finetuning_runs, mean_over_tasks, pick
+from raysweep.scores import Column, Result, checkpoint_metrics, column_name, finetuning_runs, mean_over_tasks, pick
+from raysweep.spec import Metric
 from raysweep.store import Record, Store
 
 if TYPE_CHECKING:
@@ -28,6 +29,20 @@ _STAGE = ("trial", "variant", "seed", "kind", "id", "step", "checkpoint", "task"
 _PROVENANCE = ("started", "wall_seconds", "peak_memory_bytes", "world_size", "device", "host", "git_commit")
 # Of a picked rate's place in its grid, as a number: metric columns hold nothing else.
 _EDGES = {"lowest": -1.0, None: 0.0, "highest": 1.0}
+# What tables tell beside the metrics of stages: of each task, of the mean over tasks, and of a stage that diverged.
+_OF_TASKS = (
+    Metric("score", "max", "share"),
+    Metric("lr"),
+    Metric("lr_edge"),
+    Metric("num_seeds"),
+    *(Metric(f"score_{end}", unit="share") for end in ("sd", "stderr", "low", "high")),
+)
+_OF_MEAN = (
+    Metric("mean_score", "max", "share"),
+    *(Metric(f"mean_score_{end}", unit="share") for end in ("stderr", "low", "high")),
+    Metric("num_tasks_missing"),
+)
+_DIVERGED = (Metric("diverged_step", unit="steps"), Metric("diverged_loss", unit="nats/token"))
 _CHECKPOINT = ("trial", "variant", "seed", "checkpoint", "step", "status", "location", PERPLEXITY_OF, FLATNESS_OF)
 
 
@@ -68,13 +83,12 @@ def checkpoint_table(run: Run) -> pd.DataFrame:
     """One row per checkpoint, with all that was measured on it.
 
     Columns: trial, variant, seed, checkpoint (its stage id), step, status, location, perplexity_of and flatness_of (in
-    words, the objective whose loss they are of), `point.<path>`; metrics of whole
-    models as `<kind>/<metric>` and of tasks as `<kind>/<task>_<metric>` (mean over seeds). Of fine-tuning, per task:
-    `sft/<task>_score` (test, mean over SFT seeds, at the learning rate with the best mean validation score),
-    `_score_sd` and `_num_seeds` over these, `_score_stderr` with `_score_low` and `_score_high` (a 95 % interval, over
-    test examples and seeds), `_lr`, and `_lr_edge` (-1 where that is the lowest of its grid, 1 the highest, else 0);
-    and over tasks `sft/mean_score` with its `_stderr`, `_low` and `_high`, NaN where a task is missing, and
-    `sft/num_tasks_missing`.
+    words, the objective whose loss they are of), `point.<path>`; metrics of whole models as `<kind>/<metric>` and of
+    tasks as `<kind>/<task>/<metric>` (mean over seeds). Of fine-tuning, `sft/<task>/`: `score` (test, mean over SFT
+    seeds, at the learning rate with the best mean validation score), `score_sd` and `num_seeds` over these,
+    `score_stderr` with `score_low` and `score_high` (a 95 % interval, over test examples and seeds), `lr`, and
+    `lr_edge` (-1 where that is the lowest of its grid, 1 the highest, else 0); and over tasks `sft/mean_score` with its
+    `_stderr`, `_low` and `_high`, NaN where a task is missing, and `sft/num_tasks_missing`.
     """
     stages = stage_table(run)
     return checkpoints_of(stages, noise_of(run.store, stages))
@@ -88,10 +102,22 @@ def checkpoints_of(stages: pd.DataFrame, noise: Mapping[str, TaskNoise]) -> pd.D
     rows = [_checkpoint_row(key, measured, made.get(key), tasks=tasks) for key, measured in by_checkpoint.items()]
     _add_errors(rows, tasks, noise)
     table = _frame(rows, first=_CHECKPOINT)
-    for name, (needs, function) in DERIVED.items():
-        if set(needs) <= set(table.columns):
-            table[name] = function(table)
+    for derived in DERIVED:
+        if set(derived.needs) <= set(table.columns):
+            table[derived.column.name] = derived.function(table)
     return table
+
+
+def columns_of(run: Run) -> tuple[Column, ...]:
+    """What the metric columns of a checkpoint table are: as the stages of the run declare them, and what tables add."""
+    stages = [stage for trial in run.trials() for stage in trial.stages]
+    tasks = dict.fromkeys(stage.task for stage in stages if stage.kind == "sft")
+    added = [Column("sft", metric, task) for task in tasks for metric in _OF_TASKS]
+    added += [Column("sft", metric) for metric in _OF_MEAN]
+    added += [Column(kind, metric) for kind in dict.fromkeys(stage.kind for stage in stages) for metric in _DIVERGED]
+    added.append(Column("pretrain", Metric("num_parameters")))
+    added += [derived.column for derived in DERIVED]
+    return tuple({column.name: column for column in [*added, *run.columns()]}.values())
 
 
 def write_tables(run: Run, stages: pd.DataFrame, checkpoints: pd.DataFrame) -> tuple[Path, Path]:
@@ -113,7 +139,7 @@ def _stage_row(trial: TrialRow, stage: StageRow, record: Record | None, otherwis
     if record is None:
         return row
     known = record.provenance
-    row |= {f"{record.kind}/{name}": float(value) for name, value in record.metrics.items()}
+    row |= {column_name(record.kind, name): float(value) for name, value in record.metrics.items()}
     row |= {name: known.get(name) for name in _PROVENANCE}
     return row | {
         "lr": record.spec.get("lr"),
@@ -139,14 +165,14 @@ def _checkpoint_row(key: tuple[str, str], measured: Sequence[Row], made: Row | N
     results = [_result(other) for other in [*([made] if made and made["id"] not in known else []), *measured]]
     row.update(checkpoint_metrics(results))
     # A checkpoint taken as it is has no pretraining stage; its size counts all the same.
-    if "fetch/num_parameters" in row:
-        row["pretrain/num_parameters"] = row["fetch/num_parameters"]
+    if (taken := column_name("fetch", "num_parameters")) in row:
+        row[NUM_PARAMETERS] = row[taken]
     for task in tasks:
         row |= _fine_tuned(task, results)
     if tasks:
-        scores = [row[f"sft/{task}_score"] for task in tasks]
-        row["sft/mean_score"] = mean_over_tasks(scores)
-        row["sft/num_tasks_missing"] = sum(math.isnan(score) for score in scores)
+        scores = [row[column_name("sft", "score", task)] for task in tasks]
+        row[column_name("sft", "mean_score")] = mean_over_tasks(scores)
+        row[column_name("sft", "num_tasks_missing")] = sum(math.isnan(score) for score in scores)
     return row
 
 
@@ -154,17 +180,18 @@ def _fine_tuned(task: str, results: Sequence[Result]) -> Row:
     """Of one checkpoint and task, what belongs to the picked rate beside the metrics."""
     picked = pick(finetuning_runs(results, task))
     if picked is None:
-        return {f"sft/{task}_score": math.nan, f"sft/{task}_num_seeds": 0}
+        return {column_name("sft", "score", task): math.nan, column_name("sft", "num_seeds", task): 0}
     by_id = {result.id: result for result in results}
     scores = [by_id[run.id].metrics.get("score", math.nan) for run in picked.runs]
-    return {
-        f"sft/{task}_lr": picked.lr,
-        f"sft/{task}_lr_edge": _EDGES[picked.edge],
-        f"sft/{task}_num_seeds": len(scores),
+    values = {
+        "lr": picked.lr,
+        "lr_edge": _EDGES[picked.edge],
+        "num_seeds": len(scores),
         # The form's own is over test examples of one run; of the mean over seeds, _add_errors says it.
-        f"sft/{task}_score_stderr": math.nan,
-        f"sft/{task}_score_sd": math.sqrt(variance(scores)) if len(scores) > 1 else math.nan,
+        "score_stderr": math.nan,
+        "score_sd": math.sqrt(variance(scores)) if len(scores) > 1 else math.nan,
     }
+    return {column_name("sft", name, task): value for name, value in values.items()}
 
 
 def _result(row: Mapping[Hashable, Any]) -> Result:
@@ -216,9 +243,9 @@ def _add_errors(rows: Sequence[Row], tasks: Sequence[str], noise: Mapping[str, T
         there = [task for task in tasks if row["checkpoint"] in places.get(task, {})]
         parts = {task: noise[task].scores.at([places[task][row["checkpoint"]]]) for task in there}
         for task, part in parts.items():
-            row |= _errors(f"sft/{task}_score", part)
+            row |= _errors(column_name("sft", "score", task), part)
         if tasks and len(parts) == len(tasks):
-            row |= _errors("sft/mean_score", mean_moments(list(parts.values())))
+            row |= _errors(column_name("sft", "mean_score"), mean_moments(list(parts.values())))
 
 
 def _errors(name: str, score: Moments) -> Row:
@@ -229,7 +256,8 @@ def _errors(name: str, score: Moments) -> Row:
 
 
 def _metrics(row: Mapping[Hashable, Any]) -> dict[str, float]:
-    prefix = f"{row['kind']}/"
+    """Those of a row of the stage table, whose columns are of the row's own kind."""
+    prefix = column_name(row["kind"], "")
     return {str(name).removeprefix(prefix): value for name, value in row.items() if str(name).startswith(prefix)}
 
 

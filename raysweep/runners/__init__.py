@@ -42,6 +42,7 @@ def run_sweep(
     run = Run.create(store, name or space.run_name(), sweep_text=space.text, identity=space.identity())
     with run.held():
         run.note_planned(Progress(space).counts())
+        run.note_columns(space.columns())
         run.start_attempt()
         journal = Journal(run, show, trackers=trackers(run, space.name))
         try:

@@ -10,6 +10,7 @@ from typing import Any
 from raysweep.plan import Trial
 from raysweep.runners.tracking import Tracker
 from raysweep.runs import Run, StageRow, TrialRow
+from raysweep.scores import column_name
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +98,8 @@ class Journal:
                 self._run.add_failure(event["stage"], kind=event["kind"], trial=event["trial"], cause=cause, log=log)
                 self._failed.add(event["stage"])
         if event["event"] == "finished":
-            of = f"{event['kind']}/{event['task']}" if event["task"] else event["kind"]
-            scalars = {f"{of}/{name}": value for name, value in event["metrics"].items()}
+            kind, task = event["kind"], event["task"]
+            scalars = {column_name(kind, name, task): value for name, value in event["metrics"].items()}
             self._track(event["trial"], event.get("step") or 0, scalars)
         elif event["event"] == "progress" and "loss" in event:
             self._track(event["trial"], event["step"], {f"{event['kind']}/loss": event["loss"]})

@@ -45,7 +45,7 @@ class Indicators(StageSpec):
             if index % worker.world_size == worker.rank
         }
         scores = {name: score for part in worker.gather(mine) for name, score in part.items()}
-        mean = fmean(scores[f"kshot_{name}"] for name in self.tasks)
+        mean = fmean(scores[f"{name}/kshot"] for name in self.tasks)
         return {name: scores[name] for name, _, _ in pieces} | {"kshot_mean": mean}
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
@@ -56,7 +56,7 @@ class Indicators(StageSpec):
     def _pieces(self) -> list[tuple[str, Task, int]]:
         """(name, task, shots) of every score."""
         return [
-            (f"{prefix}_{name}", task, shots)
+            (f"{name}/{prefix}", task, shots)
             for name, task in sorted(self.tasks.items())
             for prefix, shots in (("zeroshot", 0), ("kshot", self.kshot))
             if shots

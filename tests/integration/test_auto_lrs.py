@@ -39,8 +39,8 @@ def test_rates_widen_until_the_best_is_inside_and_a_resumed_run_adds_nothing(swe
     for checkpoint, row in table.iterrows():
         found = picked(run, checkpoint)
         assert found.edge is None
-        assert row["sft/span_lr"] == found.lr > FIRST_LRS[-1]
-        assert row["sft/span_score"] == store.get(found.runs[0].id).metrics["score"]
+        assert row["sft/span/lr"] == found.lr > FIRST_LRS[-1]
+        assert row["sft/span/score"] == store.get(found.runs[0].id).metrics["score"]
     want = results_of(run)
     num = sum(stage_id.startswith("sft") for stage_id in want)
     counts = status(run)["stages"]["sft"]

@@ -17,11 +17,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from raysweep.analysis.ranking import rank
 from raysweep.analysis.tables import checkpoint_table
 from raysweep.cli import main
 from raysweep.data.text import Text
 from raysweep.errors import DataError
+from raysweep.results import Results
 from raysweep.runners import run_sweep
 from raysweep.space import load
 from raysweep.spec import fingerprint
@@ -74,7 +74,7 @@ def test_two_folders_are_ranked(folder, store):
     assert len(table) == 2
     assert table["sft/mean_score"].notna().all()
     assert table["flatness/hessian_trace"].nunique() == 2
-    assert rank(table).best["point.pretrain.from"] in ("one", "two")
+    assert Results(run).ranking.best["point.pretrain.from"] in ("one", "two")
 
 
 def test_identity_is_the_content_not_the_path(folder):

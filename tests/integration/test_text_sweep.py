@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from tiny import results_of
 
-from raysweep.analysis.ranking import rank
 from raysweep.analysis.tables import checkpoint_table
 from raysweep.results import Results
 from raysweep.runners import run_sweep
@@ -52,5 +51,5 @@ def test_eight_variants_of_real_text(tmp_path, store):
     assert len(table) == 16
     assert table["sft/mean_score"].notna().all()
     assert {"heldout/ppl_wiki", "heldout/bits_per_byte", "indicators/kshot_mean"} <= set(table)
-    assert rank(table).best is not None
+    assert Results(run).ranking.best is not None
     assert Results(run).write_report().stat().st_size > 1_000_000

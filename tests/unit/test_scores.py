@@ -9,17 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TINY
 
-from raysweep.analysis.indicators import direction_of, is_bookkeeping
-from raysweep.analysis.tables import checkpoint_table
+from raysweep.analysis.tables import checkpoint_table, columns_of
+from raysweep.data.pcfg import PCFG
 from raysweep.runners.chain import leg_metrics
 from raysweep.runners.journal import trial_row
 from raysweep.runs import Run as SweepRun
-from raysweep.scores import METRIC_STEMS, Result, Run, checkpoint_metrics, mean_over_tasks, open_sides, pick
+from raysweep.scores import Column, Result, Run, checkpoint_metrics, column_name, mean_over_tasks, open_sides, pick
 from raysweep.space import load
-from raysweep.stages.sft import Sft
+from raysweep.spec import Metric
 from raysweep.store import Record, Store
-from raysweep.tasks.multiple_choice import MultipleChoice
-from raysweep.tasks.qa import QA
 
 KNOWN = {"started": "2026-01-01T00:00:00+00:00", "wall_seconds": 1.0}
 
@@ -70,7 +68,7 @@ def test_means_over_tasks_need_all_of_them():
 def test_stages_of_several_seeds_are_averaged():
     probes = [Result(f"probe-{seed}", "probe", "done", {"score": 0.5 + 0.2 * seed}, "t", seed=seed) for seed in (0, 1)]
     metrics = checkpoint_metrics([*probes, Result("probe-u", "probe", "missing", {}, "u")])
-    assert metrics["probe/t_score"] == pytest.approx(0.6)
+    assert metrics["probe/t/score"] == pytest.approx(0.6)
     assert math.isnan(metrics["probe/mean_score"])
 
 
@@ -87,32 +85,37 @@ def trial(tmp_path_factory):
     return load(path).trial({}, 0)
 
 
-def stems(name: str) -> set[str]:
-    """What precedes an underscore: of "valid_score", "valid"."""
-    parts = name.split("_")
-    return {"_".join(parts[:end]) for end in range(1, len(parts))}
+def test_tasks_and_metrics_of_any_names_have_columns_of_their_own(trial):
+    """A task `x` and a task `x_valid`, or one called `mean`: a slash sets a task's name apart."""
+    tasks = ("x", "x_valid", "mean", "kshot", "score")
+    spec = next(stage.spec for stage in trial.stages if stage.kind == "sft")
+    metrics = {"score": 0.1, "valid_score": 0.2, "chance_score": 0.3}
+    results = [
+        Result(f"sft-{number}", "sft", "done", {name: value + number for name, value in metrics.items()}, task, 0.1, 0)
+        for number, task in enumerate(tasks)
+    ]
+    columns = checkpoint_metrics(results)
+    assert {columns[column_name("sft", name, "x_valid")] for name in metrics} == {1.1, 1.2, 1.3}
+    assert columns["sft/mean_score"] == pytest.approx(2.1)
+    assert columns["sft/mean/score"] == 2.1
+    assert len(columns) == len(tasks) * len(metrics) + 1
+    assert {metric.name for metric in spec.metrics(PCFG())} >= metrics.keys()
 
 
-def test_no_column_of_a_task_can_begin_as_another_tasks_name(trial, store):
-    """METRIC_STEMS holds them all, those of the tables among them: task names are checked against it."""
-    files = {"train": "x", "test": "x"}
-    texts = [QA(form="qa", **files), MultipleChoice(form="multiple_choice", **files)]
-    names = {
-        metric.name for task in texts for metric in Sft(task=task, lr=1.0, seed=0).metrics(trial.stages[0].spec.corpus)
-    }
+def test_every_column_that_a_table_may_show_is_declared(trial, store):
     for stage in trial.stages:
         spec = {"lr": getattr(stage.spec, "lr", None), "seed": getattr(stage.spec, "seed", None)}
         metrics = {metric.name: 0.5 for metric in stage.spec.metrics(trial.stages[0].spec.corpus)}
         record = Record(stage.id, stage.kind, "done", spec, dict(stage.inputs), metrics, KNOWN, {})
         store.commit(record, store.work_dir(record.id))
     run = SweepRun.create(store, "r", sweep_text="", identity="{}")
+    run.note_columns(trial.columns)
     run.add_trial(trial_row(trial))
-    for column in checkpoint_table(run):
-        for prefix in ("sft/other_", "probe/other_"):
-            if column.startswith(prefix):
-                names.add(column.removeprefix(prefix))
-    assert {"score", "valid_score", "exact_match", "num_seeds"} <= names
-    assert set().union(*map(stems, names)) <= set(METRIC_STEMS)
+    declared = {column.name: column for column in columns_of(run)}
+    assert {name for name in checkpoint_table(run) if "/" in name} <= declared.keys()
+    assert declared["probe/span/score"] == Column("probe", Metric("score", "max", "share"), "span")
+    assert declared["probe/span/train_loss_nats"].metric.direction is None
+    assert run.columns() == trial.columns
 
 
 @settings(max_examples=60, deadline=None)
@@ -139,17 +142,9 @@ def test_searchers_and_reports_are_told_the_same_numbers(trial, data):
         table = checkpoint_table(run)
     for _, row in table.iterrows():
         told = leg_metrics([stage for stage in trial.stages if stage.step == row["step"]], records)
-        assert {"sft/mean_score", "sft/span_score", "sft/other_score"} <= set(told)
+        assert {"sft/mean_score", "sft/span/score", "sft/other/score"} <= set(told)
         for name, value in told.items():
             assert row.get(name, math.nan) == pytest.approx(value, nan_ok=True), name
-
-
-def test_the_linear_probe_is_ranked_as_an_indicator():
-    for name in ("probe/mean_score", "probe/span_score"):
-        assert direction_of(name) == "higher"
-        assert not is_bookkeeping(name)
-    assert is_bookkeeping("probe/span_score_stderr")
-    assert is_bookkeeping("probe/span_train_loss_nats")
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_another_checkpoint_leaves_the_others_ids(sweep_file):
     assert before < after
 
 
-@pytest.mark.parametrize("name", ["heldout/ppl_pcfg", "flatness/hessian_trace", "sft/span_score", "sft/mean_score"])
+@pytest.mark.parametrize("name", ["heldout/ppl_pcfg", "flatness/hessian_trace", "sft/span/score", "sft/mean_score"])
 def test_metrics_that_a_search_may_ask_for(sweep_file, name):
     search = f"search: {{name: optuna, num_trials: 3, objectives: [{{metric: {name}, mode: max}}]}}\n"
     assert load(sweep_file(TINY + search)).declared.search.objectives[0].metric == name

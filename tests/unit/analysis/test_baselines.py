@@ -88,7 +88,7 @@ def test_a_baseline_is_fitted_anew_without_each_variant():
             "sft/mean_score": generator.normal(size=18),
         }
     )
-    given = {"target": "sft/mean_score", "directions": {}}
+    given = {"target": "sft/mean_score", "columns": {}}
     [row], _ = associate(table, clear=np.ones((18, 18), dtype=bool), **given)
     without = []
     for variant in table["variant"].unique():

@@ -6,7 +6,9 @@ import re
 
 import pandas as pd
 import pytest
+from columns import COLUMNS
 
+from raysweep.analysis.findings import headline
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.tables import checkpoint_table, stage_table
 from raysweep.results import Results
@@ -21,7 +23,9 @@ EVIL = "<img src=x onerror=alert(1)>"
 @pytest.fixture
 def run(store: Store) -> Run:
     """A run without trials."""
-    return Run.create(store, "r", sweep_text="x", identity="{}")
+    run = Run.create(store, "r", sweep_text="x", identity="{}")
+    run.note_columns(COLUMNS)
+    return run
 
 
 def put(store: Store, stage_id: str, metrics: dict[str, float], *, status: str = "done", **spec) -> None:
@@ -63,8 +67,8 @@ def test_a_rate_at_which_a_seed_diverged_is_not_picked(run):
     ]
     add_checkpoint(run, "a", fine_tuned)
     table = checkpoint_table(run)
-    assert table["sft/t_lr"][0] == 0.01
-    assert table["sft/t_score"][0] == 0.4
+    assert table["sft/t/lr"][0] == 0.01
+    assert table["sft/t/score"][0] == 0.4
 
 
 def test_a_failed_stage_is_told_from_one_not_run_and_its_task_makes_the_mean_missing(run):
@@ -78,7 +82,7 @@ def test_a_failed_stage_is_told_from_one_not_run_and_its_task_makes_the_mean_mis
     table = checkpoint_table(run)
     assert table["sft/num_tasks_missing"][0] == 2
     assert math.isnan(table["sft/mean_score"][0])
-    assert rank(table).num_unscored == 1
+    assert rank(table, columns=COLUMNS).num_unscored == 1
 
 
 def test_records_without_predictions_have_the_error_of_examples_and_seeds(run):
@@ -92,14 +96,14 @@ def test_records_without_predictions_have_the_error_of_examples_and_seeds(run):
     pooled = (0.0002 + 0.0018) / 3
     expected = [math.sqrt(0.02**2 + pooled / 2), math.sqrt(0.02**2 + pooled / 3)]
     # Of a record that does not say how many examples, a million: pseudo-examples change the sixth digit.
-    for name in ("t", "mean"):
-        assert list(table[f"sft/{name}_score_stderr"]) == pytest.approx(expected, rel=1e-5)
+    for name in ("sft/t/score", "sft/mean_score"):
+        assert list(table[f"{name}_stderr"]) == pytest.approx(expected, rel=1e-5)
     assert Results(run).ranking.errors == "unpaired"
 
 
 def test_a_record_that_says_nothing_of_its_error_has_none(run):
     add_checkpoint(run, "a", [{"lr": 0.1, "score": 0.5, "valid": 0.5}])
-    assert math.isnan(checkpoint_table(run)["sft/t_score_stderr"][0])
+    assert math.isnan(checkpoint_table(run)["sft/t/score_stderr"][0])
     assert Results(run).ranking.errors == "unknown"
 
 
@@ -114,7 +118,7 @@ def test_a_stage_that_two_trials_share_is_a_row_of_each_and_counts_once_in_the_r
 
 def test_pairs_closer_than_their_noise_are_left_out_of_clear_pairs():
     errors = {"sft/mean_score_stderr": [0.01, 0.01, 0.01]}
-    ranking = rank(frame([0.50, 0.51, 0.80], **{"flatness/hessian_trace": [2.0, 3.0, 1.0]}, **errors))
+    ranking = rank(frame([0.50, 0.51, 0.80], **{"flatness/hessian_trace": [2.0, 3.0, 1.0]}, **errors), columns=COLUMNS)
     (trace,) = (item for item in ranking.associations if item.indicator == "flatness/hessian_trace")
     assert (trace.pairs.num_pairs, trace.pairs.num_within_noise, trace.pairs.num_clear) == (3, 1, 2)
     assert trace.accuracy.value == pytest.approx(2 / 3)  # The noisy pair is the one it has wrong.
@@ -123,7 +127,7 @@ def test_pairs_closer_than_their_noise_are_left_out_of_clear_pairs():
 
 
 def test_a_checkpoint_without_the_indicator_is_left_out_of_it_and_counted():
-    ranking = rank(frame([0.1, 0.2, 0.3, 0.4], **{"heldout/ppl": [4.0, math.nan, 2.0, 1.0]}))
+    ranking = rank(frame([0.1, 0.2, 0.3, 0.4], **{"heldout/ppl": [4.0, math.nan, 2.0, 1.0]}), columns=COLUMNS)
     (ppl,) = (item for item in ranking.associations if item.indicator == "heldout/ppl")
     assert (ppl.num_checkpoints, ppl.num_missing) == (3, 1)
     assert ppl.accuracy.value == 1
@@ -132,15 +136,15 @@ def test_a_checkpoint_without_the_indicator_is_left_out_of_it_and_counted():
 
 def test_an_order_seen_before_is_named_and_equal_values_share_the_smaller_rank():
     columns = {"heldout/ppl": [8.0, 2.0, 2.0], "heldout/loss_nats_per_token": [3.0, 1.0, 1.0]}
-    ranking = rank(frame([0.1, 0.2, 0.3], **columns))
+    ranking = rank(frame([0.1, 0.2, 0.3], **columns), columns=COLUMNS)
     first, second = (item for item in ranking.associations if item.source == "measured")
     assert (first.same_order_as, second.same_order_as) == (None, first.indicator)
     assert list(ranking.checkpoints["rank/heldout/ppl"]) == [1, 1, 3]
 
 
 def test_one_checkpoint_is_ranked_and_no_indicator_judged(run):
-    add_checkpoint(run, "a", [{"lr": 0.1, "score": 0.5, "valid": 0.5}], ppl=3.0)
-    ranking = rank(checkpoint_table(run))
+    add_checkpoint(run, "a", [{"lr": 0.1, "score": 0.5, "valid": 0.5}], loss_nats_per_token=3.0)
+    ranking = rank(checkpoint_table(run), columns=COLUMNS)
     assert ranking.best["trial"] == "a"
     assert ranking.associations == ()
     assert "no indicator was measured on enough checkpoints" in Results(run).write_report().read_text()
@@ -148,14 +152,15 @@ def test_one_checkpoint_is_ranked_and_no_indicator_judged(run):
 
 def test_a_missing_target_column_names_those_there_are():
     with pytest.raises(ValueError, match=r"'sft/f1'.*sft/mean_score"):
-        rank(frame([0.1, 0.2]), target="sft/f1")
+        rank(frame([0.1, 0.2]), columns=COLUMNS, target="sft/f1")
 
 
 def test_chart_texts_are_escaped_too(store):
     # Plotly renders HTML in its texts, and the chart data are no HTML to the page: entities are needed inside the JSON.
     run = Run.create(store, "r", sweep_text="x", identity="{}")
+    run.note_columns(COLUMNS)
     for name, ppl in ((f"{EVIL}a", 2.0), (f"{EVIL}b", 3.0)):
-        add_checkpoint(run, name, [{"task": EVIL, "lr": 0.1, "score": ppl / 10, "valid": 0.5}], ppl=ppl)
+        add_checkpoint(run, name, [{"task": EVIL, "lr": 0.1, "score": ppl / 10, "valid": 0.5}], loss_nats_per_token=ppl)
     page = Results(run).write_report().read_text()
     assert EVIL not in page
     charts = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.S).group(1)
@@ -176,3 +181,30 @@ def test_what_a_scheduler_left_out_is_pruned_not_missing(run):
     assert (counts["sft"]["pruned"], counts["sft"]["to_do"], counts["pretrain"]["pruned"]) == (1, 1, 1)
     run.add_trial(TrialRow("b", "variant-b", {}, 0, tuple(stages)))
     assert status(run)["stages"]["sft"]["pruned"] == 0  # Another trial needs it.
+
+
+def test_a_checkpoint_that_two_trials_measure_on_other_text_does_not_tie_with_itself(run):
+    for name, score in (("a", 0.8), ("b", 0.3)):
+        put(run.store, f"fetch-{name}", {"num_parameters": 10.0})
+        put(run.store, f"sft-{name}", {"score": score, "valid_score": 0.5, "score_stderr": 0.02}, lr=0.1, seed=0)
+    for text in ("wiki", "news"):
+        for name in ("a", "b"):
+            trace = {"hessian_trace": {"wiki": 1.0, "news": 2.0}[text]}
+            put(run.store, f"flatness-{text}{name}", trace)
+            stages = (
+                StageRow(f"fetch-{name}", "fetch", None, None, None, {}),
+                StageRow(f"flatness-{text}{name}", "flatness", 0, f"fetch-{name}", None, {}),
+                StageRow(f"sft-{name}", "sft", 0, f"fetch-{name}", "t", {}),
+            )
+            point = {"pretrain.from": name, "pretrain.data": text}
+            run.add_trial(TrialRow(f"{text}-{name}", f"variant-{text}{name}", point, 0, stages))
+    ranking = Results(run).ranking
+    assert list(ranking.checkpoints["checkpoint"]) == ["fetch-a", "fetch-a", "fetch-b", "fetch-b"]
+    assert sorted(ranking.checkpoints["flatness/hessian_trace"]) == [1, 1, 2, 2]
+    assert len(set(ranking.labels.values())) == 4, "each row says on which text it was measured"
+    assert ranking.ties == ()
+    assert ranking.gap.value == pytest.approx(0.5)
+    assert ranking.second["checkpoint"] == "fetch-b"
+    assert "50.0 [" in headline(ranking)
+    assert "points above the next" in headline(ranking)
+    assert Results(run).write_report().exists()

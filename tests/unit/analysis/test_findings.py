@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from columns import COLUMNS
 
 from raysweep.analysis.findings import cautions, headline, how_to_read, score_text
 from raysweep.analysis.ranking import rank
@@ -23,7 +24,9 @@ NUM_EXAMPLES = 200
 @pytest.fixture
 def run(store: Store) -> Run:
     """A run without trials."""
-    return Run.create(store, "r", sweep_text="x", identity="{}")
+    run = Run.create(store, "r", sweep_text="x", identity="{}")
+    run.note_columns(COLUMNS)
+    return run
 
 
 def put(store: Store, stage_id: str, metrics: dict[str, float], *, rows: list[dict] | None = None, **spec) -> None:
@@ -118,7 +121,7 @@ def test_the_printed_error_is_that_of_the_examples_too(run):
     add(run, "a", [50, 50])
     (row,) = Results(run).checkpoints.to_dict("records")
     expected = 1.972 * math.sqrt(0.25 * 0.75 / 200)
-    assert row["sft/t_score_high"] - row["sft/t_score_low"] == pytest.approx(2 * expected, rel=0.02)
+    assert row["sft/t/score_high"] - row["sft/t/score_low"] == pytest.approx(2 * expected, rel=0.02)
     assert score_text(row, "sft/mean_score") == "25.0 ± 6.3"
 
 
@@ -152,9 +155,9 @@ def test_a_score_whose_error_is_not_known_has_no_interval(run):
     stages = Results(run).stages
     noise = task_noise([recorded("pretrain-a", seeds=[0], means=[0.6], errors=[math.nan], num_examples=1)])
     (row,) = checkpoints_of(stages, {"t": noise}).to_dict("records")
-    assert row["sft/t_score"] == 0.6
+    assert row["sft/t/score"] == 0.6
     assert all(
-        math.isnan(row[f"sft/{name}_score_{end}"]) for name in ("t", "mean") for end in ("stderr", "low", "high")
+        math.isnan(row[f"sft/{name}_{end}"]) for name in ("t/score", "mean_score") for end in ("stderr", "low", "high")
     )
     assert score_text(row, "sft/mean_score") == "60.0"
 
@@ -191,7 +194,7 @@ def test_a_probe_above_fine_tuning_is_warned_of_and_has_a_place(run):
         "A linear probe scores above fine-tuning on 3 of 3 checkpoints (80.0 against 46.7 % on average)"
         in (cautions(ranking)[0])
     )
-    assert not cautions(rank(ranking.checkpoints, target="pretrain/accuracy"))
+    assert not cautions(rank(ranking.checkpoints, columns=COLUMNS, target="pretrain/accuracy"))
 
 
 def test_flatness_less_sure_than_asked_for_is_warned_of(run):
@@ -212,13 +215,13 @@ def test_flatness_as_sure_as_asked_for_is_no_matter(run):
 
 def test_an_indicator_of_nothing_but_noise_is_told_so(run):
     for name, right, ppl in (("a", 101, 1.0), ("b", 100, 2.0), ("c", 99, 3.0)):
-        add(run, name, [right, right - 5], ppl=ppl)
+        add(run, name, [right, right - 5], loss_nats_per_token=ppl)
     assert "orders the most pairs right: 1.00 of 3, none of which is clear of noise" in headline(Results(run).ranking)
 
 
 def test_an_indicator_no_better_than_the_sweep_file_is_not_praised(run):
     for name, right, ppl in (("a", 150, 3.0), ("b", 120, 1.0), ("c", 90, 2.0), ("d", 60, 4.0)):
-        add(run, name, [right, right], point={"pretrain.n": right}, ppl=ppl)
+        add(run, name, [right, right], point={"pretrain.n": right}, loss_nats_per_token=ppl)
     text = headline(Results(run).ranking)
     assert "orders the most pairs right: 0.67, with too few variants for an interval, and no more than" in text
     assert text.endswith("point.pretrain.n alone (1.00).")
@@ -281,6 +284,6 @@ def test_rank_takes_a_task_for_its_target_with_that_tasks_errors(run):
     add(run, "a", [150, 152])
     add(run, "b", [60, 62])
     results = Results(run)
-    ranking = rank(results.checkpoints, noise=results.noise, target="sft/t_score")
+    ranking = rank(results.checkpoints, noise=results.noise, columns=COLUMNS, target="sft/t/score")
     assert ranking.errors == "paired"
     assert ranking.gap == results.ranking.gap

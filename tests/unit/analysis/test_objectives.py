@@ -1,6 +1,7 @@
 """The report says what a perplexity is of, and that those of several objectives do not compare."""
 
 import pytest
+from columns import COLUMNS
 
 from raysweep.analysis.findings import cautions, how_to_read
 from raysweep.analysis.objectives import FLATNESS_OF, PERPLEXITY_OF, losses_of
@@ -39,7 +40,8 @@ def ranked(words):
 
     names = [f"c{index}" for index in range(len(words))]
     table = pd.DataFrame({"trial": names, "variant": names, "checkpoint": names, "status": "done", "step": 1})
-    return rank(table.assign(**{"sft/mean_score": 0.5, PERPLEXITY_OF: words, FLATNESS_OF: [NEXT] * len(words)}))
+    table = table.assign(**{"sft/mean_score": 0.5, PERPLEXITY_OF: words, FLATNESS_OF: [NEXT] * len(words)})
+    return rank(table, columns=COLUMNS)
 
 
 def test_one_objective_is_named_without_a_caution():

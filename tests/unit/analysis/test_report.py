@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from columns import COLUMNS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,8 @@ from raysweep.analysis.report import render
 from raysweep.analysis.sections import agreement_table, failure_table, indicator_names, ranking_table
 from raysweep.analysis.terminal import format_terminal
 from raysweep.runs import Run
+from raysweep.scores import Column
+from raysweep.spec import Metric
 from raysweep.store import Store
 
 
@@ -28,7 +31,7 @@ def table_of(scores: list[float], **columns: list[float]) -> pd.DataFrame:
     table = pd.DataFrame(
         {"trial": names, "variant": names, "checkpoint": names, "status": "done", "step": 1, "seed": 0}
     )
-    points = {"point.pretrain.x": names, "sft/t_score": scores, "sft/t_lr": 0.1, "sft/mean_score": scores}
+    points = {"point.pretrain.x": names, "sft/t/score": scores, "sft/t/lr": 0.1, "sft/mean_score": scores}
     return table.assign(location=[f"/store/{name}" for name in names], **points, **columns)
 
 
@@ -50,8 +53,8 @@ def words(page: str) -> str:
 
 
 def test_the_winner_comes_with_its_path_the_gap_and_its_ties(run):
-    ranking = rank(table_of([0.9, 0.8, 0.5]))
-    tie = Tie("c1", ranking.labels["c1"], Estimate(0.1, -0.02, 0.22), 0.5)
+    ranking = rank(table_of([0.9, 0.8, 0.5]), columns=COLUMNS)
+    tie = Tie("c1", "c1", ranking.labels["c1", "c1"], Estimate(0.1, -0.02, 0.22), 0.5)
     ranking = replace(ranking, gap=Estimate(0.1, -0.02, 0.22), ties=(tie,))
     shown = words(render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), ranking))
     assert "10.0 [-2.0, 22.0] points above the next, x c1 · step 1" in shown
@@ -63,8 +66,9 @@ def test_the_winner_comes_with_its_path_the_gap_and_its_ties(run):
 
 
 def test_chance_the_probe_and_edges_stand_in_the_ranking():
-    table = table_of([0.9, 0.8], **{"probe/mean_score": [0.5, 0.6], "sft/t_chance_score": [0.25, 0.25]})
-    ranking = replace(rank(table), chance={"t": 0.25}, edges=(Edge("c1", "x c1", "t", 0.1, "highest"),))
+    table = table_of([0.9, 0.8], **{"probe/mean_score": [0.5, 0.6], "sft/t/chance_score": [0.25, 0.25]})
+    edge = Edge("c1", "c1", "x c1", "t", 0.1, "highest")
+    ranking = replace(rank(table, columns=COLUMNS), chance={"t": 0.25}, edges=(edge,))
     shown = ranking_table(ranking, {})
     assert [column.name for column in shown.columns][:5] == [
         "#",
@@ -79,14 +83,15 @@ def test_chance_the_probe_and_edges_stand_in_the_ranking():
 
 
 def test_ranked_by_one_task_the_row_of_chance_has_that_tasks_level():
-    table = table_of([0.9, 0.8]).assign(**{"sft/u_score": [0.6, 0.7]})
-    ranking = replace(rank(table, target="sft/t_score"), chance={"t": 0.25, "u": 0.5})
+    table = table_of([0.9, 0.8]).assign(**{"sft/u/score": [0.6, 0.7]})
+    columns = [*COLUMNS, Column("sft", Metric("score", "max", "share"), "u")]
+    ranking = replace(rank(table, columns=columns, target="sft/t/score"), chance={"t": 0.25, "u": 0.5})
     assert [cell.text for cell in ranking_table(ranking, {}).foot][1:4] == ["chance", "25.0", "50.0"]
 
 
 def test_the_terminal_shows_the_same_table_without_tasks():
-    table = table_of([0.9, 0.8], **{"probe/mean_score": [0.5, 0.6], "sft/t_chance_score": [0.25, 0.25]})
-    text = format_terminal(rank(table), color=False)
+    table = table_of([0.9, 0.8], **{"probe/mean_score": [0.5, 0.6], "sft/t/chance_score": [0.25, 0.25]})
+    text = format_terminal(rank(table, columns=COLUMNS), color=False)
     heads, first, *_ = [line for line in text.splitlines() if "┃ " in line or "│ " in line]
     assert [word.strip() for word in heads.strip("┃").split("┃")] == [
         "#",
@@ -101,7 +106,7 @@ def test_the_terminal_shows_the_same_table_without_tasks():
 
 def test_a_label_does_not_steer_the_terminal():
     table = table_of([0.9, 0.8]).assign(**{"point.pretrain.x": ["[/] :smile:", "\x1b]0;title\x07\u202e"]})
-    text = format_terminal(rank(table), color=False)
+    text = format_terminal(rank(table, columns=COLUMNS), color=False)
     assert "x [/] :smile: · step 1" in text
     assert r"x \x1b]0;title\x07\u202e · step 1" in text
     assert "\x1b" not in text
@@ -109,7 +114,7 @@ def test_a_label_does_not_steer_the_terminal():
 
 def test_indicators_of_one_order_are_one_row_by_the_name_one_knows():
     falling = {"heldout/ppl": [2.0, 3.0], "heldout/loss_nats_per_token": [1.0, 2.0]}
-    ranking = rank(table_of([0.9, 0.8], **falling, **{"flatness/hessian_trace": [5.0, 4.0]}))
+    ranking = rank(table_of([0.9, 0.8], **falling, **{"flatness/hessian_trace": [5.0, 4.0]}), columns=COLUMNS)
     assert {"ppl", "hessian_trace"} <= set(indicator_names(ranking).values())
     row = next(row for row in agreement_table(ranking).rows if row.cells[0].text == "ppl")
     assert row.cells[0].mark == "1 more of the same order"
@@ -131,13 +136,13 @@ def test_a_log_keeps_its_line_breaks_and_pruned_is_no_failure(run):
         ["pruned", "2 × sft"],
         ["missing", "1 × sft"],
     ]
-    page = render(run, stages, rank(table_of([0.9, 0.8])))
+    page = render(run, stages, rank(table_of([0.9, 0.8]), columns=COLUMNS))
     assert "<pre>Traceback:\n  line &lt;1&gt;\nValueError: x</pre>" in page
     assert re.search(r"<dt>pruned</dt><dd>2</dd>", page)
 
 
 def test_empty_sections_are_hidden_and_bidi_is_shown_as_a_code(run):
-    page = render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), rank(table_of([0.9])))
+    page = render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), rank(table_of([0.9]), columns=COLUMNS))
     assert not set(re.findall(r'<section id="(\w+)"', page)) & {"front", "scatter", "agreement", "loss", "failures"}
     assert 'href="#loss"' not in page
     assert r"# \u202etext" in page
@@ -146,7 +151,7 @@ def test_empty_sections_are_hidden_and_bidi_is_shown_as_a_code(run):
 
 def test_the_scatter_opens_on_the_best_indicator(run):
     table = table_of([0.9, 0.8, 0.7], **{"flatness/hessian_trace": [9.0, 1.0, 5.0], "heldout/ppl": [1.0, 2.0, 3.0]})
-    page = render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), rank(table))
+    page = render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), rank(table, columns=COLUMNS))
     charts = json.loads(re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.S).group(1))
     assert charts["scatter"]["indicators"][0] == "ppl"
 
@@ -155,7 +160,7 @@ def test_several_objectives_give_a_front(store):
     objectives = [{"metric": "sft/mean_score", "mode": "max"}, {"metric": "flatness/hessian_trace", "mode": "min"}]
     run = Run.create(store, "r", sweep_text="x", identity=json.dumps({"search": {"objectives": objectives}}))
     table = table_of([0.9, 0.8, 0.7], **{"flatness/hessian_trace": [9.0, 1.0, 5.0]})
-    page = render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), rank(table))
+    page = render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), rank(table, columns=COLUMNS))
     front = re.search(r'<table id="front-table".*?</table>', page, re.S).group()
     assert re.findall(r">(x c\d)", front) == ["x c0", "x c1"]
 
@@ -195,6 +200,6 @@ def test_a_point_has_four_digits(value, text):
 
 
 def test_variants_have_colours_of_their_own():
-    colors = variant_colors(rank(table_of([0.01 * index for index in range(25)])))
+    colors = variant_colors(rank(table_of([0.01 * index for index in range(25)]), columns=COLUMNS))
     assert len({(color.hue, color.shape) for color in colors.values()}) == 25
     assert colors["c24"].hue == HUES[0]  # The best one's is the first.

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from columns import COLUMNS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,6 +38,7 @@ def build(
 ) -> Run:
     """Trials whose score rises with their number; the Hessian trace falls with it, perplexity is constant."""
     run = Run.create(store, name, sweep_text=f"# {EVIL}", identity="{}")
+    run.note_columns(COLUMNS)
     for trial in range(num_trials):
         checkpoint = f"pretrain-{trial}"
         stages = [StageRow(checkpoint, "pretrain", 10, checkpoint, None, {})]
@@ -57,10 +59,10 @@ def build(
 
 def test_rate_is_picked_by_validation_and_ties_go_to_the_smaller(store):
     table = checkpoint_table(build(store))
-    assert list(table["sft/t_lr"]) == [1e-3] * 4
-    assert list(table["sft/t_score"]) == pytest.approx([0.1 * trial + 0.005 for trial in range(4)])
-    assert list(table["sft/t_num_seeds"]) == [2] * 4
-    assert list(table["sft/mean_score"]) == pytest.approx(list(table["sft/t_score"]))
+    assert list(table["sft/t/lr"]) == [1e-3] * 4
+    assert list(table["sft/t/score"]) == pytest.approx([0.1 * trial + 0.005 for trial in range(4)])
+    assert list(table["sft/t/num_seeds"]) == [2] * 4
+    assert list(table["sft/mean_score"]) == pytest.approx(list(table["sft/t/score"]))
 
 
 def test_missing_and_diverged_are_counted(store):
@@ -71,7 +73,7 @@ def test_missing_and_diverged_are_counted(store):
         StageRow("sft-9", "sft", 10, "pretrain-9", "t", {}),
     )
     run.add_trial(TrialRow("trial-9", "variant-9", {"pretrain.x": "v9"}, 0, stages))
-    ranking = rank(checkpoint_table(run))
+    ranking = rank(checkpoint_table(run), columns=COLUMNS)
     assert len(ranking.checkpoints) == 5
     assert ranking.num_unscored == 1
     assert len(ranking.diverged) == 1
@@ -90,9 +92,9 @@ def test_tables_survive_parquet(store):
 
 
 def test_an_indicator_counts_in_its_declared_direction(store):
-    ranking = rank(checkpoint_table(build(store)))
+    ranking = rank(checkpoint_table(build(store)), columns=COLUMNS)
     trace = next(item for item in ranking.associations if item.indicator == "flatness/hessian_trace")
-    assert trace.direction == "lower"
+    assert trace.direction == "min"
     assert trace.accuracy.value == 1.0
     assert trace.spearman.value == pytest.approx(1.0)
     assert ranking.best["trial"] == "trial-3"
@@ -103,7 +105,7 @@ def test_an_indicator_counts_in_its_declared_direction(store):
 
 
 def test_pairs_within_the_noise_of_seeds_are_set_apart(store):
-    ranking = rank(checkpoint_table(build(store)))
+    ranking = rank(checkpoint_table(build(store)), columns=COLUMNS)
     pairs = ranking.associations[0].pairs
     assert pairs.num_pairs == 6
     # Seeds differ by 0.01, trials by 0.1: nothing is within noise.
@@ -112,7 +114,7 @@ def test_pairs_within_the_noise_of_seeds_are_set_apart(store):
 
 def test_nothing_to_rank(store):
     run = Run.create(store, "empty", sweep_text="x", identity="{}")
-    ranking = rank(checkpoint_table(run))
+    ranking = rank(checkpoint_table(run), columns=COLUMNS)
     assert ranking.best is None
     assert "No checkpoint" in format_terminal(ranking)
     assert "nothing to rank" in Results(run).write_report().read_text()
@@ -123,17 +125,19 @@ def test_the_report_says_how_far_traces_on_own_samples_are_off(store):
     page = Results(run).write_report().read_text()
     assert "Hessian trace on own samples, off that on the text" in page
     assert "-12.5% (median; -12.5% to -12.5%)" in page
-    assert not any("samples" in name or "target" in name for name in rank(checkpoint_table(run)).skipped)
+    assert not any(
+        "samples" in name or "target" in name for name in rank(checkpoint_table(run), columns=COLUMNS).skipped
+    )
 
 
 def test_checkpoints_that_nobody_fine_tuned_have_no_rank(store):
     table = checkpoint_table(build(store))
     plain = table.drop(columns=[name for name in table.columns if name.startswith("sft/")])
-    ranking = rank(plain)
+    ranking = rank(plain, columns=COLUMNS)
     assert ranking.best is None
     assert len(ranking.checkpoints) == len(plain)
     with pytest.raises(ValueError, match="no column 'sft/mean_scor' to rank by; scores: sft/mean_score"):
-        rank(table, target="sft/mean_scor")
+        rank(table, columns=COLUMNS, target="sft/mean_scor")
 
 
 @settings(max_examples=25, deadline=None)
@@ -156,7 +160,7 @@ def test_ranking_ignores_row_order_and_monotone_transforms(data):
     )
     moved = table.sample(frac=1, random_state=1)
     bent = table.assign(**{"flatness/hessian_trace": np.exp(3 * trace)})
-    results = [rank(each).associations for each in (table, moved, bent)]
+    results = [rank(each, columns=COLUMNS).associations for each in (table, moved, bent)]
     for one, *others in zip(*results, strict=True):
         assert all(other.accuracy == one.accuracy and other.spearman == one.spearman for other in others)
 

@@ -1,0 +1,31 @@
+"""What the stages of a sweep declare, for tables and records that tests make by hand."""
+
+from raysweep.data.pcfg import PCFG
+from raysweep.objectives.causal_lm import CausalLM
+from raysweep.scores import MEANS, Column
+from raysweep.spec import StageSpec
+from raysweep.stages.flatness import Flatness
+from raysweep.stages.heldout import Heldout
+from raysweep.stages.indicators import Indicators
+from raysweep.stages.pretrain import Pretrain, Recipe
+from raysweep.stages.probe import Probe
+from raysweep.stages.sft import Sft
+from raysweep.tasks.spans import PCFGSpan
+from raysweep.train.models import Llama
+from raysweep.train.optimizers import AdamW
+
+CORPUS = PCFG()
+TASK = PCFGSpan(form="pcfg_span", span=1, grammar=CORPUS)
+RECIPE = Recipe(data=CORPUS, model=Llama(), optimizer=AdamW(lr=1), steps=1, batch_sequences=1, sequence_length=33)
+OF_MODELS: tuple[StageSpec, ...] = (
+    Pretrain(recipe=RECIPE, seed=0, step=1),
+    Heldout(objective=CausalLM(), mix={}, sequence_length=33),
+    Flatness(own_samples=2),
+    Indicators(tasks={"t": TASK}),
+)
+OF_TASKS: tuple[StageSpec, ...] = (Probe(task=TASK, seed=0), Sft(task=TASK, lr=1, seed=0))
+COLUMNS = (
+    *(Column(spec.kind, metric) for spec in OF_MODELS for metric in spec.metrics(CORPUS)),
+    *(Column(spec.kind, metric, "t") for spec in OF_TASKS for metric in spec.metrics(CORPUS)),
+    *(mean.column for mean in MEANS),
+)
