@@ -59,7 +59,7 @@ def declared_and_reported(path, store) -> set[str]:
         assert record is not None, f"{stage.kind} failed"
         assert sorted(metric.name for metric in stage.spec.metrics(corpus)) == sorted(record.metrics), stage.kind
     for leg in legs:
-        assert sorted(leg.metrics) == sorted(trial.metric_names)
+        assert sorted(leg.metrics) == sorted(column.name for column in trial.columns_at(leg.step))
     return {stage.kind for stage in trial.stages}
 
 
