@@ -11,13 +11,14 @@ import gang_overhead
 import plan_speed
 import prepare_throughput
 import pretrain_throughput
+import sampling
 import score_coverage
 
 if __name__ == "__main__":
     print("| what | result |\n| --- | --- |")
     modules = (
         *(gang_overhead, pretrain_throughput, first_step, plan_speed, score_coverage),
-        *(prepare_throughput, exact_languages),
+        *(prepare_throughput, exact_languages, sampling),
     )
     for module in modules:
         for what, result in module.main():
