@@ -46,7 +46,7 @@ def test_eight_variants_of_real_text(tmp_path, store):
     run = run_sweep(load(path), store)
     assert run.failures() == []
     assert len(run.trials()) == 8
-    assert len(results_of(run)) == 1 + 16 * (3 + 6)
+    assert len(results_of(run)) == 1 + 16 * (4 + 6)
     table = checkpoint_table(run)
     assert len(table) == 16
     assert table["sft/mean_score"].notna().all()

@@ -274,6 +274,9 @@ class Told:
     def __init__(self) -> None:
         self.values = iter([0.1] + [2.0] * 40)
 
+    def num_predicted(self, batch):
+        return 4 * 7
+
     def loss_sum(self, model, batch):
         return next(self.values) * 4 * 7 + 0 * sum(parameter.sum() for parameter in model.parameters())
 
