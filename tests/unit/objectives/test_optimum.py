@@ -8,6 +8,7 @@ import pytest
 
 from raysweep.data.hmm import HMM
 from raysweep.data.pcfg import PCFG
+from raysweep.objectives import optimum
 from raysweep.objectives.base import IGNORED, Specials
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.masked_lm import MaskedLM
@@ -97,7 +98,20 @@ def test_optimum_is_the_entropy_of_the_labels(language, name):
     # The objective as a whole is asked, whichever of its parts made a row.
     objective = WHOLE.get(name, makers[0])
     assert objective.has_optimum
-    optimum = sum(
+    lowest = sum(
         probabilities @ objective.optimal_losses(language, texts, rows, specials) for probabilities, texts, rows in made
     ) / len(makers)
-    assert optimum == pytest.approx(by_enumeration(makers, specials, made), rel=1e-9)
+    assert lowest == pytest.approx(by_enumeration(makers, specials, made), rel=1e-9)
+
+
+def test_of_too_many_ways_to_place_what_is_left_it_says_nothing(monkeypatch):
+    specials = specials_of(CHAIN, [SPANS])
+    ids = CHAIN.rows(CHAIN.sample(4, seed=0, stream=0)[0])
+    rows = SPANS.prepare(ids, np.random.default_rng(0), specials)
+    assert np.isfinite(SPANS.optimal_losses(CHAIN, ids, rows, specials)).all()
+    monkeypatch.setattr(optimum, "MAX_WAYS", 2)
+    assert np.isnan(SPANS.optimal_losses(CHAIN, ids, rows, specials)).all()
+
+
+def test_bert_masking_has_no_optimum():
+    assert not MaskedLM(name="masked_lm", replacement="80/10/10").has_optimum
