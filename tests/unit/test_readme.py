@@ -10,7 +10,7 @@ from raysweep.cli import _parser
 from raysweep.space import load
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-SWEEP, SEARCHES = (re.sub(r"^  ", "", block, flags=re.M) if block.startswith("  ") else block
+SWEEP, PHASES, SEARCHES = (re.sub(r"^  ", "", block, flags=re.M) if block.startswith("  ") else block
                    for block in re.findall(r"^ *```yaml\n(.*?)^ *```", README, re.S | re.M))  # fmt: skip
 
 
@@ -47,6 +47,14 @@ def test_each_search_is_one(folder, search):
         text = text.replace("{grid: [3e-4, 1e-3, 3e-3]}", "{loguniform: [3e-4, 3e-3]}")
     (folder / "my-sweep.yaml").write_text(text + search + "\n")
     load(folder / "my-sweep.yaml")
+
+
+def test_the_phases_are_some(folder):
+    (folder / "my-sweep.yaml").write_text(
+        SWEEP.replace("  checkpoints: [0.5, 1.0]", f"  {PHASES.strip()}  #").replace("  tokens: 2_000_000_000\n", "")
+    )
+    space = load(folder / "my-sweep.yaml")
+    assert [phase.name for phase in space.declared.pretrain.phases] == ["trunk", "decay"]
 
 
 def test_each_command_exists():
