@@ -47,7 +47,7 @@ def test_time_is_judged_by_the_stages_that_the_store_has_measured(sweep_file, st
     assert main(["plan", str(path), "--store", store.url]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert f"with one gang, by {wider.num_measured} stages measured in this store, but for pretrain" in shown
-    assert "probe/ span_score" in shown
+    assert "span/score" in shown
 
 
 def test_disk_and_warnings_are_those_of_the_run(sweep_file, store, caplog):

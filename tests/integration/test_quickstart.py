@@ -30,7 +30,7 @@ def test_fine_tuning_is_not_below_its_linear_probe(optimizer, tmp_path, store):
     (leg,) = run_chain(trial, gang, max_retries=0, report=lambda event: None)
     gang.close()
     for task in ("span-4", "span-8"):
-        tuned, probed = leg.metrics[f"sft/{task}_score"], leg.metrics[f"probe/{task}_score"]
+        tuned, probed = leg.metrics[f"sft/{task}/score"], leg.metrics[f"probe/{task}/score"]
         # Each of 600 other sentences: the difference of two accuracies near 0.85 has a standard error of 0.02.
         assert tuned > probed - 0.04
         runs = [
