@@ -1,4 +1,4 @@
-"""(h) Models trained long on languages of a known law: how far their own objective's loss is from the lowest.
+"""(i) Models trained long on languages of a known law: how far their own objective's loss is from the lowest.
 
 python tests/benchmarks/optimum.py            # half an hour of one core
 """
