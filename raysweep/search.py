@@ -93,7 +93,7 @@ Axis = Annotated[
 ]
 
 
-class Objective(Spec):
+class Goal(Spec):
     """A metric of a trial's last checkpoint, as `kind/name`: sft/mean_score, flatness/hessian_trace, ..."""
 
     metric: str
@@ -126,7 +126,7 @@ class Search(Spec):
     """Points to try, of random and optuna."""
     seed: int = Field(default=0, ge=0)
     """Of random and optuna."""
-    objectives: tuple[Objective, ...] = ()
+    objectives: tuple[Goal, ...] = ()
     """What optuna improves; several give a Pareto front."""
     scheduler: Asha | None = None
     """Who stops weak trials early; left out: nobody."""

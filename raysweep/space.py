@@ -328,7 +328,7 @@ def _metric_findings(space: SearchSpace) -> Iterator[Finding]:
     """Metrics that the search asks for and no stage reports."""
     search = space.declared.search
     asked: dict[Place, str] = {
-        ("search", "objectives", index, "metric"): objective.metric for index, objective in enumerate(search.objectives)
+        ("search", "objectives", index, "metric"): goal.metric for index, goal in enumerate(search.objectives)
     }
     if search.scheduler:
         asked["search", "scheduler", "metric"] = search.scheduler.metric

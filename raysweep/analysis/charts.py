@@ -81,7 +81,7 @@ def _scatter(ranking: Ranking, colors: Mapping[str, Color]) -> Chart | None:
 
 
 def _front(front: Front, ranking: Ranking, colors: Mapping[str, Color]) -> Chart:
-    """The first two objectives, a dot for each trial's last checkpoint; the front's dots are joined."""
+    """The first two goals, a dot for each trial's last checkpoint; the front's dots are joined."""
     first, second = front.goals[:2]
     dots = [
         {
@@ -99,7 +99,7 @@ def _front(front: Front, ranking: Ranking, colors: Mapping[str, Color]) -> Chart
         }
         for row, on_front in zip(front.rows, front.on_front, strict=True)
     ]
-    # In three or more objectives the front is no line in two of them.
+    # With three or more goals the front is no line in two of them.
     line = sorted((dot["x"][0], dot["y"][0]) for dot in dots if dot["on_front"]) if len(front.goals) == 2 else []
     return {
         "x_title": _text(f"{first.metric} ({first.mode})"),

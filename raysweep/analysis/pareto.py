@@ -1,31 +1,24 @@
-"""The checkpoints that no other beats in every objective of a search at once."""
+"""The checkpoints that no other beats in every goal of a search at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.analysis.pairwise import Floats
+from raysweep.search import Goal
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True)
-class Goal:
-    """A column of the checkpoint table, and which values of it are wanted."""
-
-    metric: str
-    mode: Literal["min", "max"]
-
-
-@dataclass(frozen=True)
 class Front:
-    """The last checkpoint of each trial that has all objectives, in the order of the table."""
+    """The last checkpoint of each trial that has all goals, in the order of the table."""
 
     goals: tuple[Goal, ...]
     rows: tuple[dict[str, Any], ...]
@@ -33,7 +26,7 @@ class Front:
 
 
 def front_of(table: pd.DataFrame, goals: Sequence[Goal]) -> Front | None:
-    """The Pareto front; None where there are fewer than two objectives, or no checkpoint has them all."""
+    """The Pareto front; None where there are fewer than two goals, or no checkpoint has them all."""
     names = [goal.metric for goal in goals]
     if len(goals) < 2 or not set(names) <= set(table.columns):
         return None
@@ -51,7 +44,7 @@ def front_of(table: pd.DataFrame, goals: Sequence[Goal]) -> Front | None:
 
 
 def undominated(values: Floats) -> NDArray[np.bool_]:
-    """[n] booleans for values [n, objectives], more being better: no other row is as good in all and better in one."""
+    """[n] booleans for values [n, goals], more being better: no other row is as good in all and better in one."""
     as_good = np.all(values[None, :, :] >= values[:, None, :], axis=2)
     better = np.any(values[None, :, :] > values[:, None, :], axis=2)
     beaten: NDArray[np.bool_] = np.any(as_good & better, axis=1)

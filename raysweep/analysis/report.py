@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep.analysis import charts, formats
 from raysweep.analysis.colors import variant_colors
 from raysweep.analysis.findings import cautions, headline, how_to_read, points_text, score_text, tie_text
-from raysweep.analysis.pareto import Front, Goal, front_of
+from raysweep.analysis.pareto import Front, front_of
 from raysweep.analysis.ranking import Ranking, is_missing, row_key
 from raysweep.analysis.sections import (
     Heading,
@@ -33,6 +33,7 @@ from raysweep.analysis.sections import (
 from raysweep.durable import parse_object, write_text
 from raysweep.printable import printable
 from raysweep.runs import Run
+from raysweep.search import Goal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,10 +128,10 @@ def _best(run: Run, ranking: Ranking) -> dict[str, Any] | None:
 
 
 def _goals(run: Run) -> list[Goal]:
-    """The objectives of the sweep's search."""
+    """Those of the sweep's search."""
     try:
         search = parse_object((run.folder / "identity.json").read_bytes()).get("search") or {}
-        return [Goal(each["metric"], each["mode"]) for each in search.get("objectives", ())]
+        return [Goal(metric=goal["metric"], mode=goal["mode"]) for goal in search.get("objectives", ())]
     except (OSError, ValueError):
         return []  # The identity is checked where a run goes on; a page can do without.
 

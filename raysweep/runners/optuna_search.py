@@ -57,7 +57,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         return dict(trial.point)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Nothing: objectives belong to the last checkpoint, and Optuna's own pruners are not used."""
+        """Nothing: goals belong to the last checkpoint, and Optuna's own pruners are not used."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study."""
@@ -97,7 +97,7 @@ def study_search(space: SearchSpace, store: Store, folder: Path, beginnings: Beg
     """
     search = space.declared.search
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directions = ["minimize" if objective.mode == "min" else "maximize" for objective in search.objectives]
+    directions = ["minimize" if goal.mode == "min" else "maximize" for goal in search.objectives]
     try:
         storage, study = _open_study(folder / "study.db", space.name, directions)
     except DatabaseError as error:
@@ -116,8 +116,8 @@ def study_search(space: SearchSpace, store: Store, folder: Path, beginnings: Beg
         elif trial.params not in waiting:
             study.enqueue_trial(trial.params)
             waiting.append(trial.params)
-    metrics = [objective.metric for objective in search.objectives]
-    modes = [objective.mode for objective in search.objectives]
+    metrics = [goal.metric for goal in search.objectives]
+    modes = [goal.mode for goal in search.objectives]
     searcher = StudySearch(
         space={path: _distribution(space, path) for path in space.declared.sweep},
         metric=metrics if len(metrics) > 1 else metrics[0],

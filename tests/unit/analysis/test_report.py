@@ -1,4 +1,4 @@
-"""What a reader of the report sees: the winner, its ties, chance, objectives, failures with their logs."""
+"""What a reader of the report sees: the winner, its ties, chance, goals, failures with their logs."""
 
 import json
 import re
@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from raysweep.analysis import formats
 from raysweep.analysis.colors import HUES, variant_colors
 from raysweep.analysis.pairwise import Estimate
-from raysweep.analysis.pareto import Goal, front_of, undominated
+from raysweep.analysis.pareto import front_of, undominated
 from raysweep.analysis.ranking import Edge, Tie, rank
 from raysweep.analysis.report import render
 from raysweep.analysis.sections import agreement_table, failure_table, indicator_names, ranking_table
 from raysweep.analysis.terminal import format_terminal
 from raysweep.runs import Run
 from raysweep.scores import Column
+from raysweep.search import Goal
 from raysweep.spec import Metric
 from raysweep.store import Store
 
@@ -156,9 +157,9 @@ def test_the_scatter_opens_on_the_best_indicator(run):
     assert charts["scatter"]["indicators"][0] == "ppl"
 
 
-def test_several_objectives_give_a_front(store):
-    objectives = [{"metric": "sft/mean_score", "mode": "max"}, {"metric": "flatness/hessian_trace", "mode": "min"}]
-    run = Run.create(store, "r", sweep_text="x", identity=json.dumps({"search": {"objectives": objectives}}))
+def test_several_goals_give_a_front(store):
+    goals = [{"metric": "sft/mean_score", "mode": "max"}, {"metric": "flatness/hessian_trace", "mode": "min"}]
+    run = Run.create(store, "r", sweep_text="x", identity=json.dumps({"search": {"objectives": goals}}))
     table = table_of([0.9, 0.8, 0.7], **{"flatness/hessian_trace": [9.0, 1.0, 5.0]})
     page = render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), rank(table, columns=COLUMNS))
     front = re.search(r'<table id="front-table".*?</table>', page, re.S).group()
@@ -167,10 +168,10 @@ def test_several_objectives_give_a_front(store):
 
 def test_the_front_is_of_last_checkpoints():
     table = table_of([0.9, 0.8], a=[2.0, 1.0], b=[2.0, 1.0]).assign(trial="t", step=[1, 2])
-    front = front_of(table, [Goal("a", "max"), Goal("b", "max")])
+    front = front_of(table, [Goal(metric="a", mode="max"), Goal(metric="b", mode="max")])
     assert [row["checkpoint"] for row in front.rows] == ["c1"]
-    assert front_of(table, [Goal("a", "max")]) is None
-    assert front_of(table, [Goal("a", "max"), Goal("unknown", "max")]) is None
+    assert front_of(table, [Goal(metric="a", mode="max")]) is None
+    assert front_of(table, [Goal(metric="a", mode="max"), Goal(metric="unknown", mode="max")]) is None
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 3)] * 2), min_size=1, max_size=12))
