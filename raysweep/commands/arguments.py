@@ -1,0 +1,60 @@
+"""What arguments may be, and what they name: a store, a run's results."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING
+
+from raysweep.errors import StoreError
+
+if TYPE_CHECKING:
+    from raysweep.results import Results
+    from raysweep.store import Store
+
+RUN_HELP = "name or folder of a run, or its sweep file"
+
+
+def store_of(args: argparse.Namespace) -> Store:
+    """The store of `--store`. Raises StoreError if it would not outlive the command."""
+    from raysweep.store import DEFAULT_ROOT, Store
+
+    store = Store(args.store or DEFAULT_ROOT)
+    if store.url.startswith("memory://"):
+        raise StoreError(f"store {store.url!r} is gone when this command ends; give a folder, or a URL that lasts")
+    return store
+
+
+def results_of(args: argparse.Namespace) -> Results:
+    """The results of the run that RUN names."""
+    from raysweep.results import Results
+
+    return Results.open(args.run, store=args.store)
+
+
+def count(text: str) -> int:
+    """At least 2."""
+    if (number := int(text)) < 2:
+        raise argparse.ArgumentTypeError(f"{number}: at least 2")
+    return number
+
+
+def seed(text: str) -> int:
+    """At least 0."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{number}: must be 0 or more")
+    return number
+
+
+def named(text: str) -> str:
+    """Any name that is not empty."""
+    if not text:  # As of "$STORE" that is not set: the default would be another place than was meant.
+        raise argparse.ArgumentTypeError("is empty; name one, or leave the option out")
+    return text
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    if not 0 < (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{number}: must be a finite number above 0")
+    return number

@@ -1,0 +1,37 @@
+"""doctor and schema: before there is a sweep."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from raysweep.commands.arguments import store_of
+from raysweep.commands.output import print_json
+from raysweep.printable import printable
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """`schema` and `doctor`."""
+    schema = commands.add_parser("schema", parents=[common], help="JSON Schema of the sweep file")
+    schema.set_defaults(command=_schema)
+    doctor = commands.add_parser("doctor", parents=[common], help="check this machine")
+    doctor.set_defaults(command=_doctor)
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from raysweep.declared import Declared
+
+    print_json(Declared.model_json_schema(by_alias=True))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from raysweep.doctor import checks
+
+    found = checks(store_of(args))
+    if args.json:
+        print_json([check.to_dict() for check in found])
+    else:
+        for check in found:
+            print(printable(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}"))
+    return 0 if all(check.ok for check in found) else 2

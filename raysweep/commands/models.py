@@ -1,0 +1,82 @@
+"""trace: any language model, outside a sweep."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import typing
+from typing import Any
+
+from raysweep.commands.arguments import above_zero, count, seed
+from raysweep.commands.output import print_json
+from raysweep.curvature.cost import Products
+from raysweep.curvature.settings import TraceSettings
+from raysweep.printable import printable
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """`trace`."""
+    trace = commands.add_parser("trace", parents=[common], help="flatness of language models: traces of the Hessian")
+    trace.add_argument("models", nargs="+", metavar="MODEL", help="folder or hub id; several are compared")
+    trace.add_argument(
+        "--data", nargs="+", default=(), metavar="FILES", help="globs of .txt, .jsonl(.gz, .zst), .parquet"
+    )
+    trace.add_argument("--samples", type=count, default=0, metavar="N", help="measure on N sequences of its own, too")
+    trace.add_argument("--sequence-length", type=count, metavar="N", help="tokens (default: 512, or what it takes)")
+    _add_setting(trace, "rse", type=above_zero)
+    _add_setting(trace, "max_units", type=count, metavar="N")
+    _add_setting(trace, "products", choices=typing.get_args(Products))
+    _add_setting(trace, "parts", action="store_true")
+    trace.add_argument(
+        "--shape",
+        type=count,
+        nargs="?",
+        const=8,
+        default=0,
+        metavar="N",
+        help="also eigenvalues, sharpness and scale-free forms, on N sequences (8); takes some 200 products",
+    )
+    trace.add_argument("--parameters", nargs="+", default=("*",), metavar="PATTERN", help="of names, such as '*.mlp.*'")
+    _add_setting(trace, "seed", type=seed)
+    trace.set_defaults(command=_trace)
+
+
+def _add_setting(parser: argparse.ArgumentParser, name: str, **how: Any) -> None:
+    """An option as the field of `TraceSettings` says it."""
+    field = TraceSettings.model_fields[name]
+    text = f"{field.description} (default: {field.default})".replace("`", "")
+    parser.add_argument(f"--{name.replace('_', '-')}", dest=name, default=field.default, help=text, **how)
+
+
+def _trace(args: argparse.Namespace) -> int:
+    from raysweep.screen import print_traces
+    from raysweep.stages.flatness import Shape
+    from raysweep.trace import Request, measure
+
+    request = Request(
+        models=tuple(args.models),
+        data=tuple(args.data),
+        num_samples=args.samples,
+        sequence_length=args.sequence_length,
+        traces=TraceSettings(
+            rse=args.rse,
+            min_units=min(TraceSettings().min_units, args.max_units),
+            max_units=args.max_units,
+            products=args.products,
+            parts=args.parts,
+            seed=args.seed,
+        ),
+        shape=Shape(num_sequences=args.shape) if args.shape else None,
+        parameters=tuple(args.parameters),
+    )
+    found, differences, failures = measure(request, show=lambda line: print(printable(line), file=sys.stderr))
+    documents = [each.to_dict() for each in found], [each.to_dict() for each in differences]
+    if not args.json:
+        print_traces(*documents)
+    elif len(args.models) == 1:
+        print_json(documents[0][0])
+    else:
+        print_json({"traces": documents[0], "differences": documents[1], "failures": failures})
+    for failure in failures:
+        print(printable(f"DataError: {failure}"), file=sys.stderr)
+    return 1 if failures else 0

@@ -1,0 +1,27 @@
+"""What several commands print."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from raysweep.printable import printable
+
+if TYPE_CHECKING:
+    from raysweep.results import Results
+
+
+def print_json(document: Any) -> None:
+    """One JSON document, on stdout."""
+    print(json.dumps(document, indent=1, sort_keys=False, default=str))
+
+
+def print_ranking(results: Results) -> None:
+    """A ranking, and how to take its best checkpoint along."""
+    from raysweep.analysis.terminal import format_terminal
+
+    print(format_terminal(results.ranking))
+    if results.ranking.best is not None:
+        store = shlex.quote(results.run.store.url)
+        print(printable(f"to take it along: raysweep export {results.run.name} --store {store} --to DIR"))

@@ -1,0 +1,67 @@
+"""plan and run: from a sweep file to results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from raysweep.commands.arguments import above_zero, named, store_of
+from raysweep.commands.output import print_json, print_ranking
+from raysweep.printable import printable
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """`plan` and `run`."""
+    plan = commands.add_parser("plan", parents=[common], help="what a sweep would run, and its cost; computes nothing")
+    plan.add_argument("--mfu", type=above_zero, default=0.4, help="model FLOPs utilization assumed (default: 0.4)")
+    plan.add_argument(
+        "--peak-tflops", type=above_zero, default=989.0, help="of one GPU (default: 989, H100 dense bf16)"
+    )
+    plan.set_defaults(command=_plan)
+
+    run = commands.add_parser("run", parents=[common], help="run a sweep, or go on with it")
+    for sub in (plan, run):
+        sub.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
+    run.add_argument("--runner", choices=["tune", "inline"], default="tune", help="inline: in this process, no Ray")
+    run.add_argument("--run", type=named, metavar="NAME", help="name of the run (default: sweep name and identity)")
+    run.set_defaults(command=_run)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from raysweep.estimates import estimate
+    from raysweep.screen import print_plan
+    from raysweep.space import load
+
+    space = load(args.sweep)
+    plan = estimate(space, store_of(args), mfu=args.mfu, peak_flops=args.peak_tflops * 1e12)
+    if args.json:
+        print_json(plan.to_dict())
+    else:
+        print_plan(plan)
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from raysweep.board import Board
+    from raysweep.results import Results
+    from raysweep.runners import run_sweep
+    from raysweep.runs import status
+    from raysweep.space import load
+
+    space, store = load(args.sweep), store_of(args)
+    with Board(space) as board:
+        results = Results(run_sweep(space, store, runner=args.runner, name=args.run, show=board.show))
+    failures = results.failures
+    if not args.json:
+        # First what needs no room on the disk.
+        print_ranking(results)
+        for failure in failures:
+            print(printable(f"FAILED {failure['stage']}: {failure['cause']}"), file=sys.stderr)
+    report = results.write_report()
+    if args.json:
+        print_json({**status(results.run), "ranking": results.ranking.to_dict(), "report": str(report)})
+    else:
+        print(printable(f"report: {report}"))
+    return 1 if failures else 0
