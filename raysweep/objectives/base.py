@@ -55,7 +55,7 @@ class Specials:
     """What fills rows up; any will do, as nothing attends to it."""
 
     def __getitem__(self, token: str) -> int:
-        """Id of an extra token."""
+        """Id of one of `ObjectiveSpec.extra_tokens`; KeyError for any other token, the tokenizer's own too."""
         return self.ids[token]
 
     @cached_property
@@ -69,15 +69,25 @@ class Loss(Spec):
 
     @abstractmethod
     def num_predicted(self, batch: Mapping[str, Any]) -> int:
-        """Number of tokens that `loss_sum` is a sum over, for a batch of arrays or tensors."""
+        """Number of tokens that `loss_sum` is a sum over.
+
+        Like `loss_sum` it adds up over rows: a step's mean loss is the sum over its global batch divided by this
+        number of it, however the batch is cut over ranks and micro-batches.
+
+        Args:
+            batch: see `Arrays`; of numpy or of torch.
+        """
 
     @abstractmethod
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Loss in nats, summed over the predicted tokens.
+        """Loss in nats, summed (not averaged) over the predicted tokens.
 
         Args:
             model: takes `input_ids` (and `attention_mask`) and gives `.logits` [n, M, vocabulary].
             batch: see `Arrays`, without `lengths`; on the device of the model.
+
+        Returns:
+            A scalar to call `backward` on: in float32 whatever narrower type the logits have.
         """
 
 
@@ -103,16 +113,28 @@ class ObjectiveSpec(Loss):
 
     @abstractmethod
     def input_length(self, sequence_length: int) -> int:
-        """Tokens of the longest row that `prepare` makes of so many tokens of text."""
+        """Tokens M of the longest row that `prepare` makes of `sequence_length` tokens of text.
+
+        Known before any text is read, for a model's positions and for the memory that a plan predicts.
+
+        Raises:
+            ValueError: if no row can be made of so many; names the field to change.
+        """
 
     @abstractmethod
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
         """Inputs and labels from text; what is drawn comes from `draw` alone.
 
+        Every rank prepares the whole global batch and takes its rows from it, so that what is hidden depends on the
+        seed and the step alone, not on the number of ranks, a resumption or the batches before.
+
         Args:
-            ids: [n, L] of text; not to be changed.
+            ids: [n, L] of text, int64; not to be changed, and may be returned as it is.
             draw: made from the seed and the step by the caller; for held-out text from a constant.
             specials: ids of `extra_tokens`, and of those that are never hidden.
+
+        Returns:
+            A row for each of text, in order: see `Arrays`. int64 throughout; M is at most `input_length(L)`.
         """
 
     @property
@@ -131,6 +153,9 @@ class ObjectiveSpec(Loss):
 
         Returns:
             NaN for a row of which it is not known.
+
+        Raises:
+            ValueError: if `has_optimum` is false.
         """
         raise ValueError(f"objective {self.name}: no lowest loss is known; see has_optimum")
 
@@ -191,14 +216,19 @@ def labelled_loss_sum(
     Args:
         model: see `Loss.loss_sum`.
         batch: what it reads, [n, M].
-        labels: [n, M or fewer]; what the logits of each place of the batch predict, or IGNORED.
+        labels: [n, M or fewer]; what the logits of each place of the batch predict, or IGNORED. For a causal model they
+            are already shifted: labels[:, t] is the token at t + 1.
         given: further arguments of the model.
+
+    Returns:
+        See `Loss.loss_sum`; of a batch without labels 0, with zeros as gradients.
     """
     from raysweep.objectives.cross_entropy import cross_entropy_sum
     from raysweep.objectives.inputs import model_inputs
     from raysweep.objectives.logits import logits_at
 
     rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+    # Most tokens of prompts and of masked text have no label: their logits would be most of the work of a small model.
     logits, _ = logits_at(model, rows, columns, **model_inputs(model, batch), **given)
     return cross_entropy_sum(logits, labels[rows, columns], ignored=IGNORED)
 
@@ -209,7 +239,11 @@ def add_extra_tokens(tokenizer: Any, objective: ObjectiveSpec) -> Specials:
     Args:
         tokenizer: of the text, of the Hugging Face kind; may be changed.
         objective: whose `extra_tokens` are looked up.
+
+    Returns:
+        Among `reserved` is every special token that the tokenizer has by then.
     """
+    # Before anything is added: words drawn in the place of hidden ones are words of the text.
     num_text_tokens = len(tokenizer)
     ids = {token: _id_of(tokenizer, token) for token in objective.extra_tokens()}
     # Among them those that another objective has added before.

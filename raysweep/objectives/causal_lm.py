@@ -69,7 +69,7 @@ class AnswerLM(Loss):
     name: Literal["answer_lm"] = "answer_lm"
 
     def num_predicted(self, batch: Mapping[str, Any]) -> int:
-        """As by `CausalLM.num_predicted`."""
+        """Number of labelled tokens: those of the answers, not of prompts or padding."""
         return CausalLM().num_predicted(batch)
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

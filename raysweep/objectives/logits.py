@@ -19,7 +19,12 @@ def logits_at(model: Any, rows: torch.Tensor, columns: torch.Tensor, **inputs: A
         inputs: the model's arguments, `input_ids` [n, L] among them.
 
     Returns:
-        Logits [k, vocabulary], and the output, whose `.logits` are not to be used.
+        Logits [k, vocabulary] in the model's type, and the output, whose `.logits` are not to be used.
+
+    >>> ids = torch.tensor([[3, 1, 4, 1]])
+    >>> logits, _ = logits_at(model, torch.tensor([0, 0]), torch.tensor([1, 3]), input_ids=ids)
+    >>> torch.allclose(logits, model(input_ids=ids).logits[0, [1, 3]], atol=1e-6)
+    True
     """
     head = getattr(model, "module", model).get_output_embeddings()
     shape = inputs["input_ids"].shape
@@ -27,6 +32,7 @@ def logits_at(model: Any, rows: torch.Tensor, columns: torch.Tensor, **inputs: A
 
     def pick(module: Any, states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         nonlocal was_picked
+        # Some kinds of model pick or pack positions by themselves, and rows and columns would mean others then.
         was_picked = states[0].shape[:-1] == shape
         return (states[0][rows, columns][None], *states[1:]) if was_picked else None
 
@@ -36,4 +42,5 @@ def logits_at(model: Any, rows: torch.Tensor, columns: torch.Tensor, **inputs: A
     finally:
         if handle is not None:
             handle.remove()
+    # The hook gave the output layer one row of k states, so logits are [1, k, vocabulary].
     return output.logits.flatten(0, 1) if was_picked else output.logits[rows, columns], output

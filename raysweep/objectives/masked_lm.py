@@ -61,11 +61,13 @@ class MaskedLM(MaskedObjective):
         """
         is_text = ~np.isin(ids, specials.reserved)
         # Ranks of random numbers: the first so many places of a random order, of those that may be hidden.
+        # Reserved ones get 1.0, above any number drawn, so they come last.
         order = np.where(is_text, draw.random(ids.shape), 1.0).argsort(axis=1).argsort(axis=1)
         is_hidden = (order < self._num_hidden(is_text.sum(axis=1))[:, None]) & is_text
         labels = np.where(is_hidden, ids, IGNORED)
         if self.replacement == "mask":
             return {"input_ids": np.where(is_hidden, specials[MASK], ids), "labels": labels}
+        # Drawn at every place, hidden or not: the numbers of a row do not hang on what others hide.
         chance = draw.random(ids.shape)
         others = specials.words[draw.integers(len(specials.words), size=ids.shape)]
         shown = np.where(chance < MASKED, specials[MASK], np.where(chance < MASKED_OR_REPLACED, others, ids))

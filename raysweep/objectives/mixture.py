@@ -53,13 +53,13 @@ class Mixture(DecoderObjective):
         return tuple(1.0 if self.mix is None else self.mix.get(name, 0.0) for name in self.objectives)
 
     def predicts(self) -> str:
-        """See `ObjectiveSpec.predicts`; of each part."""
+        """What each objective predicts, with its name and its share of the rows, joined by semicolons."""
         parts = zip(self.objectives.items(), self._weights, strict=True)
         total = sum(self._weights)
         return "; ".join(f"{name}, {weight / total:.3g} of rows: {each.predicts()}" for (name, each), weight in parts)
 
     def extra_tokens(self) -> tuple[str, ...]:
-        """Those of all, each once."""
+        """Those of all objectives in order, each token once, whatever weight its objective has."""
         return tuple(dict.fromkeys(token for each in self.objectives.values() for token in each.extra_tokens()))
 
     def input_length(self, sequence_length: int) -> int:
@@ -67,7 +67,7 @@ class Mixture(DecoderObjective):
         return max(each.input_length(sequence_length) for each in self.objectives.values())
 
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
-        """Each row as by its objective, then padded on the right."""
+        """Each row as by its objective, then padded on the right; see `mixed`."""
         makers = [partial(each.prepare, specials=specials) for each in self.objectives.values()]
         return mixed(ids, makers, self._weights, draw, pad=specials.pad)
 
@@ -90,10 +90,19 @@ def mixed(
         pad: token to fill up shorter rows with.
 
     Returns:
-        input_ids and labels [n, longest], lengths [n]; prefix_lengths [n] if any maker gives them, else 0.
+        input_ids and labels [n, longest] with IGNORED at padding, and lengths [n], in the order of `ids`. If any maker
+        gives them, prefix_lengths [n], 0 for the rows of the others.
+
+    >>> twice = lambda ids, draw: {"input_ids": np.tile(ids, 2), "labels": np.tile(ids, 2)}
+    >>> once = lambda ids, draw: {"input_ids": ids, "labels": ids}
+    >>> rows = mixed(np.array([[5, 6], [7, 8]]), [once, twice], [1, 1], np.random.default_rng(0), pad=0)
+    >>> rows["input_ids"], rows["lengths"]
+    (array([[5, 6, 5, 6],
+           [7, 8, 0, 0]]), array([4, 2]))
     """
     shares = np.asarray(weights) / sum(weights)
     chosen = draw.choice(len(makers), size=len(ids), p=shares)
+    # All rows of a maker at once: a few large calls in place of one for each row.
     rows_of = [np.flatnonzero(chosen == index) for index in range(len(makers))]
     parts = [(rows, make(ids[rows], draw)) for rows, make in zip(rows_of, makers, strict=True) if len(rows)]
     shape = len(ids), max(part["input_ids"].shape[1] for _, part in parts)

@@ -38,27 +38,54 @@ class Law(Protocol):
 
 
 def hidden_optimum(law: Law, ids: Ints, rows: Arrays) -> Floats:
-    """Of rows whose labelled tokens, and no others, cannot be seen: sum over them, [n], in nats."""
+    """sum over hidden t of -log p(x_t | visible tokens), of rows whose labelled tokens, and no others, are hidden.
+
+    Hidden tokens do not see each other: as a masked model predicts each by itself, a sum of marginals is the lowest it
+    can have, not -log of their joint probability.
+
+    Args:
+        law: of the text.
+        ids: [n, L] of text.
+        rows: `labels` [n, L]; of them only where they are not IGNORED is read.
+
+    Returns:
+        [n], in nats.
+
+    >>> class Uniform:  # Over 4 words.
+    ...     def token_losses(self, ids, *, seen, hidden=None):
+    ...         return np.where(np.arange(ids.shape[1]) > 0, np.log(4), 0) * np.ones(ids.shape)
+    >>> hidden_optimum(Uniform(), np.array([[0, 1, 2]]), {"labels": np.array([[-100, 1, 2]])}) / np.log(4)
+    array([2.])
+    """
     hidden = rows["labels"] != IGNORED
     return np.asarray(np.where(hidden, law.token_losses(ids, seen="around", hidden=hidden), 0.0).sum(axis=1))
 
 
 def decoder_optimum(law: Law, ids: Ints, rows: Arrays, specials: Specials) -> Floats:
-    """Of rows of text, or of what is left of it and then its missing pieces: sum over labelled tokens, [n], in nats.
+    """sum over labelled t of -log p(x_t | x_<t) of rows of text; -log p(pieces | kept) of rows with pieces cut out.
 
-    Whoever reads what is left knows how long the text was, and takes all lengths of pieces that add up as equally
-    likely, as `SpanCorruption` draws them.
+    -log p(pieces | kept) = log sum_w p(kept tokens at the places that w leaves) - log p(text), w being all ways to cut
+    as many tokens in as many pieces that leave the same tokens with gaps at the same places among them. Whoever reads
+    what is left knows how long the text was, and takes all w as equally likely, as `SpanCorruption` draws them.
+
+    Args:
+        law: of the text.
+        ids: [n, L] of text.
+        rows: `input_ids` and `labels` [n, M] that a `DecoderObjective` made of it. A row is cut where a label is one of
+            `specials.ids`; else it begins with the text itself.
+        specials: sentinels, and what announces the kind of a row.
 
     Returns:
-        NaN for a row that leaves more than `MAX_WAYS` to place what is left.
+        [n], in nats; NaN for a row that leaves more than `MAX_WAYS` to place what is left.
     """
+    # The rows tell by themselves what was cut out of which: a mixture does not say who made a row.
     extra = np.fromiter(specials.ids.values(), np.int64, len(specials.ids))
     is_cut: Bools = np.asarray(np.isin(rows["labels"], extra).any(axis=1))
     optimum = _next_optimum(law, ids, rows["labels"], is_cut)
     noise = np.zeros(ids.shape, np.bool_)
     for row in np.flatnonzero(is_cut):
         noise[row] = _cut_out(rows["input_ids"][row], rows["labels"][row], set(extra.tolist()))
-    # Rows of one shape go together.
+    # Rows of one shape have the same ways to be cut, and go through the law together.
     shapes = np.stack([noise.sum(axis=1), _starts(noise).sum(axis=1)], axis=1)
     for num_noise, num_pieces in np.unique(shapes[is_cut], axis=0).tolist():
         alike = is_cut & (shapes == (num_noise, num_pieces)).all(axis=1)
@@ -71,6 +98,7 @@ def _next_optimum(law: Law, ids: Ints, labels: Ints, is_cut: Bools) -> Floats:
     optimum = np.zeros(len(ids))
     if not is_cut.all():
         losses = law.token_losses(ids[~is_cut], seen="before")
+        # A row may be longer than its text, by padding, which has no label; the first token is not predicted.
         optimum[~is_cut] = np.where(labels[~is_cut, : ids.shape[1]] != IGNORED, losses, 0.0)[:, 1:].sum(axis=1)
     return optimum
 
@@ -83,6 +111,7 @@ def _cut_out(inputs: Ints, labels: Ints, extra: set[int]) -> list[bool]:
             lengths.append(0)
         else:
             lengths[-1] += 1
+    # Those of what is predicted: what announces the kind of a row has no label, so is none.
     marks = set(labels.tolist()) & extra
     pieces = iter(lengths)
     noise: list[bool] = []
@@ -95,12 +124,15 @@ def _cut_out(inputs: Ints, labels: Ints, extra: set[int]) -> list[bool]:
 
 
 def _pieces_optimum(law: Law, ids: Ints, noise: Bools, num_noise: int, num_pieces: int) -> Floats:
+    """log sum_w p(kept tokens at the places that w leaves) - log p(text), [n]; see `decoder_optimum`."""
+    # Ways to write num_noise as a sum of num_pieces lengths of 1 or more.
     if math.comb(num_noise - 1, num_pieces - 1) > MAX_WAYS:
         return np.full(len(ids), np.nan)
     kept = ids[~noise]
     seen = np.full(len(ids), -np.inf)
     for placed in _placements(noise, num_noise, num_pieces):
-        text = np.full_like(ids, ids.max())  # Any word will do where none is seen.
+        # A placement puts kept tokens elsewhere; any word of the vocabulary will do where none is seen.
+        text = np.full_like(ids, ids.max())
         text[~placed] = kept
         losses = law.token_losses(text, seen="before", hidden=placed)
         seen = np.logaddexp(seen, -np.where(placed, 0.0, losses).sum(axis=1))
@@ -110,9 +142,10 @@ def _pieces_optimum(law: Law, ids: Ints, noise: Bools, num_noise: int, num_piece
 def _placements(noise: Bools, num_noise: int, num_pieces: int) -> Iterator[Bools]:
     """All `noise` that leave the same text with gaps at the same places of it."""
     num, length = noise.shape
+    # Lengths of the kept parts, which the gaps show: of a kept token, its part is the number of pieces before it.
     kept = np.zeros((num, num_pieces + 1), np.int64)
     np.add.at(kept, (np.nonzero(~noise)[0], np.cumsum(_starts(noise), axis=1)[~noise]), 1)
-    is_noise = np.arange(2 * num_pieces + 1) % 2 == 1
+    is_noise = np.arange(2 * num_pieces + 1) % 2 == 1  # Kept parts and pieces take turns, from a kept one on.
     for cuts in combinations(range(1, num_noise), num_pieces - 1):
         lengths = np.empty((num, 2 * num_pieces + 1), np.int64)
         lengths[:, ::2] = kept
@@ -121,5 +154,5 @@ def _placements(noise: Bools, num_noise: int, num_pieces: int) -> Iterator[Bools
 
 
 def _starts(noise: Bools) -> Bools:
-    """First tokens of pieces."""
+    """Where a piece begins, [n, L]: at what is cut out, behind what is not."""
     return noise & ~np.pad(noise[:, :-1], ((0, 0), (1, 0)))

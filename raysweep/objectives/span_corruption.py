@@ -37,7 +37,7 @@ class SpanCorruption(DecoderObjective):
     """Whether the tokens of the corrupted text all see each other, as in an encoder, or each those before it."""
 
     def predicts(self) -> str:
-        """See `ObjectiveSpec.predicts`."""
+        """What part is cut out in spans of what length, and how the rest is seen, in words."""
         cut_out = f"{self.density:.3g} of the tokens, cut out in spans of {self.mean_span_length:.3g} on average"
         return f"{cut_out}, and their sentinels, from what is left of a sequence, {SEEN[self.attention]}"
 
@@ -56,7 +56,24 @@ class SpanCorruption(DecoderObjective):
         return sequence_length + 2 * num_spans + 1
 
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
-        """Rows of one length: every one has as many spans and as many tokens cut out."""
+        """Rows of one length, with as many spans and as many tokens cut out in each; see `corrupted`.
+
+        Args:
+            ids: [n, L], L at least 2.
+            draw: of the places and the lengths of spans, for each row by itself; see `random_spans`.
+            specials: the sentinels.
+
+        Returns:
+            input_ids and labels [n, `input_length(L)`]; prefix_lengths [n] where the kept text is seen both ways.
+
+        >>> objective = SpanCorruption(name="span_corruption", density=0.4, mean_span_length=2)
+        >>> specials = Specials(dict(zip(objective.extra_tokens(), range(100, 200))), num_text_tokens=100)
+        >>> rows = objective.prepare(np.array([[1, 2, 3, 4, 5]]), np.random.default_rng(0), specials)
+        >>> rows["input_ids"]  # 100 stands for the one span, of 2 tokens, and again before it; 101 ends it.
+        array([[  1,   2, 100,   5, 100,   3,   4, 101]])
+        >>> rows["labels"], rows["prefix_lengths"]
+        (array([[-100, -100, -100, -100,  100,    3,    4,  101]]), array([4]))
+        """
         num, length = ids.shape
         num_noise, num_spans = count_noise(length, density=self.density, mean_span_length=self.mean_span_length)
         noise = random_spans(num, length, num_noise=num_noise, num_spans=num_spans, draw=draw)
@@ -74,7 +91,7 @@ def sentinel_names(num: int) -> tuple[str, ...]:
 
 
 def check_sentinels(num_sentinels: int, num_spans: int, sequence_length: int) -> None:
-    """Raises ValueError if a row has more spans than there are names for, and an end."""
+    """See that there is a sentinel for each span of a row, and one more that ends it. Raises ValueError."""
     if num_spans >= num_sentinels:
         raise ValueError(
             f"num_sentinels {num_sentinels} are too few for sequence_length {sequence_length}: {num_spans} spans and "
@@ -87,6 +104,14 @@ def count_noise(length: int, *, density: float, mean_span_length: float) -> tupl
 
     As in T5's own code: `length * density` tokens and a `mean_span_length`-th as many spans, rounded to the nearest
     (halves to the even), at least one of either; at least one token is kept, and one before every span.
+
+    Args:
+        length: tokens of the row, at least 2.
+        density: part that is cut out.
+        mean_span_length: tokens of a span, on average.
+
+    >>> count_noise(512, density=0.15, mean_span_length=3.0)
+    (77, 26)
     """
     num_noise = min(max(round(length * density), 1), length - 1)
     num_spans = min(max(round(num_noise / mean_span_length), 1), length - num_noise)
@@ -99,6 +124,13 @@ def random_spans(num: int, length: int, *, num_noise: int, num_spans: int, draw:
     A way keeps the first token, which may open a sentence, and keeps spans apart. In T5's code the last span also
     reaches the end of the row. That is nearly the same for rows of many spans; in a short row, of one span or two, it
     would hide the end, and nothing else, nearly every time.
+
+    Args:
+        num: rows.
+        length: tokens of a row.
+        num_noise: tokens that are cut out of each row, at least `num_spans`.
+        num_spans: spans of each row; at most `length - num_noise`, as a kept token stands before each.
+        draw: of all rows at once, which are independent.
     """
     kept = _segments(num, length - num_noise + 1, num_spans + 1, draw)
     kept[:, -1] -= 1  # Behind the last span there may be nothing.
@@ -113,6 +145,7 @@ def random_spans(num: int, length: int, *, num_noise: int, num_spans: int, draw:
 def _segments(num: int, length: int, num_segments: int, draw: np.random.Generator) -> Ints:
     """Lengths [num, num_segments], all at least 1, that add up to `length`: all ways equally likely, in each row."""
     is_first = np.zeros((num, length), np.bool_)
+    # Stars and bars: of the places but the first, any num_segments - 1 may open a segment.
     is_first[:, :num_segments] = True
     is_first[:, 1:] = draw.permuted(is_first[:, 1:], axis=1)
     # A row begins with a segment, so the last one of the row before ends there.
@@ -139,7 +172,7 @@ def corrupted(
     is_start[:, 1:] = noise[:, 1:] & ~noise[:, :-1]
     is_before = np.zeros_like(noise)  # A span: each has a kept token before it, whose place a sentinel can take.
     is_before[:, :-1] = is_start[:, 1:]
-    num_spans = int(is_start[0].sum())
+    num_spans = int(is_start[0].sum())  # As many in every row, so that all rows have one length.
     *sentinels, end = (specials[name] for name in sentinel_names(num_spans + 1))
     opening = [] if mode is None else [specials[mode]]
     num_prefix = len(opening) + length - int(noise[0].sum()) + num_spans

@@ -57,7 +57,7 @@ class Denoiser(Spec):
         return f"{self.mode} {self.density:.3g}{spans}"
 
     def noise(self, num: int, length: int, draw: np.random.Generator) -> Bools:
-        """What is cut out, [num, length]."""
+        """What is cut out of `num` rows, [num, length]: of S, where nothing is drawn, the end; else `random_spans`."""
         num_noise, num_spans = self.count_noise(length)
         if self.mode == "S":
             return np.broadcast_to(np.arange(length) >= length - num_noise, (num, length))
@@ -94,7 +94,7 @@ class UL2(DecoderObjective):
     """Whether the tokens of the corrupted text all see each other, as in an encoder, or each those before it."""
 
     def predicts(self) -> str:
-        """See `ObjectiveSpec.predicts`."""
+        """What each denoiser cuts out, and how the rest is seen, in words."""
         kinds = ", ".join(each.in_words() for each in self.denoisers)
         cut_out = f"what {len(self.denoisers)} denoisers cut out ({kinds})"
         return f"{cut_out}, and its sentinels, from what is left of a sequence, {SEEN[self.attention]}"
@@ -114,7 +114,24 @@ class UL2(DecoderObjective):
         return 1 + sequence_length + 2 * num_spans + 1
 
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
-        """Each row as by its denoiser, then padded on the right."""
+        """Each row as by its denoiser, then padded on the right.
+
+        Args:
+            ids: [n, L], L at least 2.
+            draw: of each row's denoiser, by weight, and then of what each denoiser cuts out.
+            specials: the sentinels and the modes' tokens, one of which opens each row.
+
+        Returns:
+            input_ids and labels [n, M], M at most `input_length(L)`; lengths [n]; prefix_lengths [n] where the kept
+            text is seen both ways.
+
+        >>> objective = UL2(name="ul2", denoisers=(Denoiser(mode="S", density=0.5),), num_sentinels=2)
+        >>> specials = Specials(dict(zip(objective.extra_tokens(), range(100, 200))), num_text_tokens=100)
+        >>> objective.extra_tokens()
+        ('<extra_id_0>', '<extra_id_1>', '[NLU]', '[S2S]', '[NLG]')
+        >>> objective.prepare(np.array([[1, 2, 3, 4]]), np.random.default_rng(0), specials)["input_ids"]
+        array([[103,   1,   2, 100, 100,   3,   4, 101]])
+        """
         makers = [partial(self._denoising, each, specials) for each in self.denoisers]
         return mixed(ids, makers, [each.weight for each in self.denoisers], draw, pad=specials.pad)
 
