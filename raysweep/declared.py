@@ -32,7 +32,9 @@ def _pretrain_tag(value: Any) -> str:
     return "from" if isinstance(value, dict) and "from" in value else "recipe"
 
 
-Pretrain = Annotated[Annotated[Recipe, Tag("recipe")] | Annotated[Existing, Tag("from")], Discriminator(_pretrain_tag)]
+PretrainSection = Annotated[
+    Annotated[Recipe, Tag("recipe")] | Annotated[Existing, Tag("from")], Discriminator(_pretrain_tag)
+]
 """A recipe, or a checkpoint that exists already."""
 
 
@@ -41,7 +43,7 @@ class Declared(Spec):
 
     name: str
     """Opens the run's name; of letters, digits, '_', '-' and '.'."""
-    pretrain: Pretrain
+    pretrain: PretrainSection
     """The base recipe, runnable as it stands; or, with `from`, a checkpoint that exists already."""
     flatness: Flatness | None = None
     """Traces of Hessian, Gauss-Newton and Fisher matrices, on every checkpoint; left out: none."""
@@ -89,7 +91,7 @@ class Declared(Spec):
 class Section(Spec):
     """The pretrain section alone, as a variant has it."""
 
-    pretrain: Pretrain
+    pretrain: PretrainSection
 
 
 def named_values(axis: Axis | None) -> tuple[Any, ...] | dict[str, Any] | None:

@@ -47,20 +47,20 @@ def checks(store: Store) -> list[Check]:
     return found
 
 
-Finding = tuple[bool, str]
+Verdict = tuple[bool, str]
 
 
-def _python() -> Finding:
+def _python() -> Verdict:
     version = ".".join(map(str, sys.version_info[:3]))
     return (3, 11) <= sys.version_info[:2] <= (3, 13), f"{version}; 3.11 to 3.13 are supported"
 
 
-def _packages() -> Finding:
+def _packages() -> Verdict:
     names = ("ray", "transformers", "accelerate", "deepspeed", "optuna", "pandas")
     return True, ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
-def _torch() -> Finding:
+def _torch() -> Verdict:
     import torch
 
     if torch.cuda.is_available():
@@ -69,14 +69,14 @@ def _torch() -> Finding:
     return True, f"{torch.__version__}; no GPU, {os.cpu_count()} CPUs: gloo and fp32"
 
 
-def _compiler() -> Finding:
+def _compiler() -> Verdict:
     missing = [name for name in ("ninja", "gcc", "g++") if shutil.which(name) is None]
     if missing:
         return False, f"{', '.join(missing)} not found: DeepSpeed compiles an operator at first use; install them"
     return True, "ninja, gcc, g++"
 
 
-def _deepspeed() -> Finding:
+def _deepspeed() -> Verdict:
     import torch
 
     if torch.cuda.is_available():
@@ -88,12 +88,12 @@ def _deepspeed() -> Finding:
     return True, "its CPU communication operator compiles and loads"
 
 
-def _shared_memory() -> Finding:
+def _shared_memory() -> Verdict:
     free = shutil.disk_usage("/dev/shm").free / 2**30
     return free >= 1, f"{free:.1f} GiB free in /dev/shm" + ("" if free >= 1 else ": Ray wants 1 GiB or more")
 
 
-def _store(store: Store) -> Finding:
+def _store(store: Store) -> Verdict:
     store.check_writable()
     if not store.is_local:
         return True, f"{store.url}: can be written and read"

@@ -57,7 +57,7 @@ MEANS = (
 
 
 @dataclass(frozen=True)
-class Run:
+class FinetuningRun:
     """One finished fine-tuning run of a checkpoint on a task. `id`: of its stage."""
 
     lr: float
@@ -77,17 +77,18 @@ class Pick:
     """
 
     lr: float
-    runs: tuple[Run, ...]
+    runs: tuple[FinetuningRun, ...]
     edge: Side | None
 
 
-def pick(runs: Iterable[Run]) -> Pick | None:
+def pick(runs: Iterable[FinetuningRun]) -> Pick | None:
     """The rate with the highest mean validation score; of equal ones the smallest. None if there is none to pick.
 
     A rate at which a run diverged is not picked, since the mean of the seeds that survived would flatter it; nor is
     one whose mean is NaN.
 
-    >>> runs = [Run(1e-3, 0, False, 0.5, "a"), Run(1e-2, 0, False, 0.7, "b"), Run(1e-1, 0, True, math.nan, "c")]
+    >>> slow, good = FinetuningRun(1e-3, 0, False, 0.5, "a"), FinetuningRun(1e-2, 0, False, 0.7, "b")
+    >>> runs = [slow, good, FinetuningRun(1e-1, 0, True, math.nan, "c")]
     >>> pick(runs).lr, pick(runs).edge
     (0.01, None)
     """
@@ -103,7 +104,7 @@ def pick(runs: Iterable[Run]) -> Pick | None:
     return Pick(lr=best, runs=grid[best], edge=edge)
 
 
-def open_sides(runs: Iterable[Run]) -> tuple[Side, ...]:
+def open_sides(runs: Iterable[FinetuningRun]) -> tuple[Side, ...]:
     """The ends of a grid beyond which a better rate may lie; none if the best rate is inside.
 
     Where all rates score alike, as they do where none has learnt anything yet, both ends are open; where a run
@@ -119,12 +120,12 @@ def open_sides(runs: Iterable[Run]) -> tuple[Side, ...]:
     return (picked.edge,) if picked and picked.edge else ()
 
 
-def _by_rate(runs: Iterable[Run]) -> dict[float, tuple[Run, ...]]:
+def _by_rate(runs: Iterable[FinetuningRun]) -> dict[float, tuple[FinetuningRun, ...]]:
     ordered = sorted(runs, key=lambda run: (run.lr, run.seed))
     return {lr: tuple(found) for lr, found in groupby(ordered, key=lambda run: run.lr)}
 
 
-def _validation_scores(grid: Mapping[float, Sequence[Run]]) -> dict[float, float]:
+def _validation_scores(grid: Mapping[float, Sequence[FinetuningRun]]) -> dict[float, float]:
     """Of the rates that may be picked: mean over seeds."""
     return {
         lr: fmean(run.valid_score for run in found)
@@ -156,10 +157,10 @@ class Result:
     seed: int | None = None
 
 
-def finetuning_runs(results: Iterable[Result], task: str) -> list[Run]:
+def finetuning_runs(results: Iterable[Result], task: str) -> list[FinetuningRun]:
     """The finished fine-tuning runs on one task."""
     return [
-        Run(
+        FinetuningRun(
             lr=result.lr or math.nan,
             seed=result.seed or 0,
             diverged=result.status == "diverged",

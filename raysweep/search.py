@@ -9,21 +9,21 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from raysweep.spec import Spec
 
 Scalar = str | int | float | bool | None
-Values = Annotated[tuple[Scalar, ...], Field(min_length=1)] | Annotated[dict[str, Any], Field(min_length=1)]
+AxisValues = Annotated[tuple[Scalar, ...], Field(min_length=1)] | Annotated[dict[str, Any], Field(min_length=1)]
 """A list of plain values, or a mapping from a label to a value of any shape; tables show the label."""
 
 
 class Grid(Spec):
     """Every value, crossed with every other grid axis."""
 
-    grid: Values
+    grid: AxisValues
     """The values; a mapping names them."""
 
 
 class Choice(Spec):
     """One of these values."""
 
-    choice: Values
+    choice: AxisValues
     """The values; a mapping names them."""
 
 

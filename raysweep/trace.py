@@ -14,9 +14,10 @@ import numpy as np
 from raysweep.curvature.dealing import Item, Value
 from raysweep.curvature.settings import TraceSettings
 from raysweep.data.files import resolve
-from raysweep.data.sequences import Arrays, masked_sequences, sequences
+from raysweep.data.sequences import masked_sequences, sequences
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
 from raysweep.errors import DataError, collect
+from raysweep.objectives.base import Arrays
 from raysweep.objectives.heads import Head, head_of
 from raysweep.stages.flatness import Shape
 from raysweep.train.checkpoints import load_model

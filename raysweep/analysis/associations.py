@@ -13,9 +13,9 @@ from raysweep.analysis.baselines import credit, design
 from raysweep.analysis.indicators import is_config
 from raysweep.analysis.pairwise import (
     Comparison,
-    Estimate,
     Flags,
     Floats,
+    IntervalEstimate,
     PairCounts,
     compare,
     comparison,
@@ -52,14 +52,14 @@ class Association:
     num_checkpoints: int
     num_missing: int
     """Scored checkpoints left out, for want of the indicator."""
-    accuracy: Estimate
+    accuracy: IntervalEstimate
     """Share of all pairs ordered as by the target, ties half; a config column by its levels on other variants."""
-    clear_accuracy: Estimate
+    clear_accuracy: IntervalEstimate
     """The same over pairs whose target difference is clear."""
-    spearman: Estimate
+    spearman: IntervalEstimate
     """NaN for config, whose order is another one for every pair."""
-    kendall: Estimate
-    gain: Estimate
+    kendall: IntervalEstimate
+    gain: IntervalEstimate
     """`accuracy` minus that of the best config baseline, on the same checkpoints."""
     pairs: PairCounts
     same_order_as: str | None
@@ -193,17 +193,17 @@ def _association(
         direction=direction,
         num_checkpoints=int(have.sum()),
         num_missing=int((~have).sum()),
-        accuracy=Estimate(math.nan),
-        clear_accuracy=Estimate(math.nan),
-        spearman=Estimate(math.nan),
-        kendall=Estimate(math.nan),
-        gain=Estimate(math.nan),
+        accuracy=IntervalEstimate(math.nan),
+        clear_accuracy=IntervalEstimate(math.nan),
+        spearman=IntervalEstimate(math.nan),
+        kendall=IntervalEstimate(math.nan),
+        gain=IntervalEstimate(math.nan),
         pairs=pairs.counts,
         same_order_as=None,
     )
 
 
-def _correlation(function: Statistic, oriented: Floats, scores: Floats, weights: Floats) -> Estimate:
+def _correlation(function: Statistic, oriented: Floats, scores: Floats, weights: Floats) -> IntervalEstimate:
     once = np.ones((1, len(scores)))
     value, left = function(oriented, scores, once)[0], function(oriented, scores, weights)
     return interval(float(value), left, low=-1.0)

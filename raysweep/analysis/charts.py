@@ -126,8 +126,11 @@ def _agreement(ranking: Ranking) -> Chart | None:
                     "above": _numbers(item.accuracy.high - item.accuracy.value for item in part),
                     "below": _numbers(item.accuracy.value - item.accuracy.low for item in part),
                     "text": [
-                        _text(f"{item.indicator} ({direction_text(item)})\n{share} of pairs right")
-                        for item, share in zip(part, (formats.estimate(each.accuracy) for each in part), strict=True)
+                        _text(
+                            f"{item.indicator} ({direction_text(item)})\n"
+                            f"{formats.with_interval(item.accuracy)} of pairs right"
+                        )
+                        for item in part
                     ],
                 }
             )

@@ -18,8 +18,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from raysweep.analysis.pairwise import Estimate
-from raysweep.analysis.uncertainty import CONFIDENCE, Flags, Floats, Moments, TaskNoise, mean_moments
+from raysweep.analysis.pairwise import Flags, Floats, IntervalEstimate
+from raysweep.analysis.uncertainty import CONFIDENCE, EstimateArrays, TaskNoise, mean_estimates
 
 # Degrees of freedom of printed tables. A value takes a third of a second, and those between differ by 1 % at most.
 _TABLED = (*map(float, range(1, 31)), 40.0, 60.0, 120.0, 1000.0, math.inf)
@@ -31,7 +31,7 @@ class Differences:
 
     value: Floats
     """[n, n]."""
-    moments: Moments
+    moments: EstimateArrays
     """[n, n], its variance NaN where the errors of scores are not known."""
     paired: bool
     """Whether all are over test examples that both checkpoints have."""
@@ -74,11 +74,11 @@ class Differences:
         )
         return widths
 
-    def from_first(self) -> list[Estimate]:
+    def from_first(self) -> list[IntervalEstimate]:
         """The first score minus each, with intervals that hold for all pairs at once."""
         middles, widths = self.moments.value, self.simultaneous()
         return [
-            Estimate(float(value), float(middle - width), float(middle + width))
+            IntervalEstimate(float(value), float(middle - width), float(middle + width))
             for value, middle, width in zip(self.value[0], middles[0], widths[0], strict=True)
         ]
 
@@ -99,12 +99,12 @@ def between(
         rows = [[place[name] for name in checkpoints] for place in places]
         return Differences(
             value,
-            mean_moments([each.differences.at(row) for each, row in zip(noise, rows, strict=True)]),
+            mean_estimates([each.differences.at(row) for each, row in zip(noise, rows, strict=True)]),
             paired=all(each.paired[np.ix_(row, row)].all() for each, row in zip(noise, rows, strict=True)),
             knows_seeds=all(each.knows_seeds for each in noise),
         )
     variance = np.full(len(scores), np.nan) if errors is None else errors**2
-    moments = Moments(value, variance[:, None] + variance, np.full(value.shape, np.inf))
+    moments = EstimateArrays(value, variance[:, None] + variance, np.full(value.shape, np.inf))
     return Differences(value, moments, paired=False, knows_seeds=False)
 
 

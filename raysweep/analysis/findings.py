@@ -11,7 +11,7 @@ from raysweep.analysis import formats
 from raysweep.analysis.associations import TOGETHER, Association
 from raysweep.analysis.indicators import HESSIAN_TRACE
 from raysweep.analysis.objectives import objective_cautions, objective_lines
-from raysweep.analysis.pairwise import MIN_CLUSTERS, Estimate
+from raysweep.analysis.pairwise import MIN_CLUSTERS, IntervalEstimate
 from raysweep.analysis.ranking import MEAN_SCORE, PROBE_MEAN, Ranking, Tie, is_missing, row_key, score
 from raysweep.scores import column_name
 
@@ -41,7 +41,7 @@ def headline(ranking: Ranking) -> str:
     top = measured[0]
     text += (
         f"; of {len([item for item in measured if item.same_order_as is None])} distinct indicators, {top.indicator} "
-        f"({direction_text(top)} is better) orders the most pairs right: {formats.estimate(top.accuracy)}"
+        f"({direction_text(top)} is better) orders the most pairs right: {formats.with_interval(top.accuracy)}"
     )
     # Its interval is over variants: noise of the test examples, which all checkpoints share, may agree with it.
     if ranking.num_comparisons and not ranking.num_clear and ranking.errors != "unknown":
@@ -136,7 +136,7 @@ def half_width(row: Mapping[Any, Any], target: str) -> float:
     return math.nan if is_missing(low) or is_missing(high) else float(max(high - row[target], row[target] - low))
 
 
-def points_text(difference: Estimate) -> str:
+def points_text(difference: IntervalEstimate) -> str:
     """`1.3 [-0.4, 3.0] points`."""
     if math.isnan(difference.low):
         return f"{formats.percent(difference.value)} points"

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raysweep.analysis.pairwise import Estimate
+from raysweep.analysis.pairwise import IntervalEstimate
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -30,12 +30,12 @@ def percent(share: float) -> str:
     return "—" if math.isnan(share) else f"{100 * share:.1f}"
 
 
-def estimate(value: Estimate) -> str:
-    """`0.74 [0.65, 0.82]`."""
-    if math.isnan(value.value):
+def with_interval(estimate: IntervalEstimate) -> str:
+    """`0.74 [0.65, 0.82]`; the value alone where there is no interval, a dash where there is no value."""
+    if math.isnan(estimate.value):
         return "—"
-    between = "" if math.isnan(value.low) else f" [{value.low:.2f}, {value.high:.2f}]"
-    return f"{value.value:.2f}{between}"
+    between = "" if math.isnan(estimate.low) else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return f"{estimate.value:.2f}{between}"
 
 
 def seconds(value: float) -> str:

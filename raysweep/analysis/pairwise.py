@@ -25,7 +25,7 @@ MIN_CLUSTERS = 5
 
 
 @dataclass(frozen=True)
-class Estimate:
+class IntervalEstimate:
     """A statistic with its 95 % interval; NaN where there is none."""
 
     value: float
@@ -120,7 +120,7 @@ def leave_one_out(clusters: Sequence[str]) -> Floats:
     return weights
 
 
-def interval(value: float, left: Floats, *, low: float = 0.0, high: float = 1.0) -> Estimate:
+def interval(value: float, left: Floats, *, low: float = 0.0, high: float = 1.0) -> IntervalEstimate:
     """The value of a statistic between `low` and `high`, with its 95 % interval by the jackknife.
 
     Wilson's interval (1927) of a share, by Student's t with one degree of freedom less than there are clusters, and
@@ -135,14 +135,14 @@ def interval(value: float, left: Floats, *, low: float = 0.0, high: float = 1.0)
 
     num = len(left)
     if num < MIN_CLUSTERS or not (np.isfinite(value) and np.isfinite(left).all()):
-        return Estimate(value)
+        return IntervalEstimate(value)
     share = min(max((value - low) / (high - low), 0.0), 1.0)
     variance = (num - 1) / num * float(((left - left.mean()) ** 2).sum()) / (high - low) ** 2
     size = share * (1 - share) / variance if variance > SMALL and SMALL < share < 1 - SMALL else float(num)
     bend = float(stdtrit(num - 1, 0.975)) ** 2 / size
     middle = (share + bend / 2) / (1 + bend)
     half = np.sqrt(bend * share * (1 - share) + bend**2 / 4) / (1 + bend)
-    return Estimate(value, low + (high - low) * float(middle - half), low + (high - low) * float(middle + half))
+    return IntervalEstimate(value, low + (high - low) * float(middle - half), low + (high - low) * float(middle + half))
 
 
 def _signs(values: Floats) -> Floats:

@@ -13,7 +13,7 @@ from raysweep.analysis import formats
 from raysweep.analysis.associations import Association, associate
 from raysweep.analysis.differences import Differences, between
 from raysweep.analysis.indicators import HESSIAN_TRACE, KSHOT, NUM_TOKENS, PPL
-from raysweep.analysis.pairwise import Estimate, Floats
+from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.uncertainty import TaskNoise
 from raysweep.scores import Column, Side, column_name
 
@@ -39,7 +39,7 @@ class Tie:
     checkpoint: str
     """Its stage id."""
     label: str
-    difference: Estimate
+    difference: IntervalEstimate
     """The best one's score minus its, of one; the 95 % interval reaches down to zero."""
     cost_ratio: float
     """Its pretraining tokens over those of the best; NaN where either is not known."""
@@ -82,7 +82,7 @@ class Ranking:
     """Those fine-tuned on."""
     ties: tuple[Tie, ...]
     """Not distinguishable from the best, by falling score."""
-    gap: Estimate | None
+    gap: IntervalEstimate | None
     """The best score minus that of `second`; None where fewer than two checkpoints have one."""
     chance: Mapping[str, float]
     """Task -> score of guessing, or of always giving the commonest answer; of the tasks that record it."""
@@ -228,7 +228,7 @@ def _errors(differences: Differences) -> Errors:
     return "paired" if differences.paired else "unpaired"
 
 
-def _ties(scored: pd.DataFrame, estimates: Sequence[Estimate], labels: Mapping[Key, str]) -> tuple[Tie, ...]:
+def _ties(scored: pd.DataFrame, estimates: Sequence[IntervalEstimate], labels: Mapping[Key, str]) -> tuple[Tie, ...]:
     """Those whose difference from the best may be none; the best itself, measured by another trial, is none of them."""
     rows = scored.to_dict("records")
     tokens = [row.get(NUM_TOKENS, math.nan) for row in rows]

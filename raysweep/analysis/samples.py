@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from raysweep.analysis.uncertainty import Floats, Sample, TaskNoise, recorded, sample, task_noise
+from raysweep.analysis.pairwise import Floats
+from raysweep.analysis.uncertainty import Sample, TaskNoise, recorded, sample, task_noise
 from raysweep.scores import Result, finetuning_runs, pick
 from raysweep.store import Store
 

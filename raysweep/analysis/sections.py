@@ -180,7 +180,7 @@ def agreement_table(ranking: Ranking) -> Table:
             cell(direction_text(item)),
         ]
         for value in (item.accuracy, item.clear_accuracy, item.spearman, item.kendall, item.gain):
-            cells.append(cell(value.value, lambda _, value=value: formats.estimate(value)))  # type: ignore[misc]
+            cells.append(cell(value.value, lambda _, value=value: formats.with_interval(value)))  # type: ignore[misc]
         missing = f"{item.num_missing} missing" if item.num_missing else ""
         rows.append(Row([*cells, cell(item.num_checkpoints, formats.number, mark=missing)]))
     columns = [Heading("indicator"), Heading("better"), *(Heading(title, numeric=True) for title in titles)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep.analysis.indicators import DERIVED, NUM_PARAMETERS
 from raysweep.analysis.objectives import FLATNESS_OF, PERPLEXITY_OF, losses_of
 from raysweep.analysis.samples import read_noise
-from raysweep.analysis.uncertainty import Moments, TaskNoise, mean_moments
+from raysweep.analysis.uncertainty import EstimateArrays, TaskNoise, mean_estimates
 from raysweep.durable import replacing
 from raysweep.runs import Run, StageRow, TrialRow
 from raysweep.scores import Column, Result, checkpoint_metrics, column_name, finetuning_runs, mean_over_tasks, pick
@@ -23,7 +23,8 @@ from raysweep.store import Record, Store
 if TYPE_CHECKING:
     import pandas as pd
 
-Row = dict[Hashable, Any]
+RowValues = dict[Hashable, Any]
+"""Column -> value, of one row."""
 
 _STAGE = ("trial", "variant", "seed", "kind", "id", "step", "checkpoint", "task", "status", "lr", "stage_seed")
 _PROVENANCE = ("started", "wall_seconds", "peak_memory_bytes", "world_size", "device", "host", "git_commit")
@@ -131,8 +132,8 @@ def write_tables(run: Run, stages: pd.DataFrame, checkpoints: pd.DataFrame) -> t
     return paths
 
 
-def _stage_row(trial: TrialRow, stage: StageRow, record: Record | None, otherwise: str) -> Row:
-    row: Row = {"trial": trial.trial, "variant": trial.variant, "seed": trial.seed}
+def _stage_row(trial: TrialRow, stage: StageRow, record: Record | None, otherwise: str) -> RowValues:
+    row: RowValues = {"trial": trial.trial, "variant": trial.variant, "seed": trial.seed}
     row |= {f"point.{path}": value for path, value in trial.point.items()}
     row |= {"kind": stage.kind, "id": stage.id, "step": stage.step, "checkpoint": stage.checkpoint, "task": stage.task}
     row |= {"status": record.status if record else otherwise, "inputs": json.dumps(dict(stage.inputs), sort_keys=True)}
@@ -150,10 +151,12 @@ def _stage_row(trial: TrialRow, stage: StageRow, record: Record | None, otherwis
     }
 
 
-def _checkpoint_row(key: tuple[str, str], measured: Sequence[Row], made: Row | None, *, tasks: Sequence[str]) -> Row:
+def _checkpoint_row(
+    key: tuple[str, str], measured: Sequence[RowValues], made: RowValues | None, *, tasks: Sequence[str]
+) -> RowValues:
     _, checkpoint = key
     source = made or measured[0]
-    row: Row = {name: source.get(name) for name in ("trial", "variant", "seed")}
+    row: RowValues = {name: source.get(name) for name in ("trial", "variant", "seed")}
     steps = [other["step"] for other in measured if other.get("step") is not None]
     row |= {"checkpoint": checkpoint, "step": steps[0] if steps else None}
     row["status"] = made["status"] if made else "done"
@@ -176,7 +179,7 @@ def _checkpoint_row(key: tuple[str, str], measured: Sequence[Row], made: Row | N
     return row
 
 
-def _fine_tuned(task: str, results: Sequence[Result]) -> Row:
+def _fine_tuned(task: str, results: Sequence[Result]) -> RowValues:
     """Of one checkpoint and task, what belongs to the picked rate beside the metrics."""
     picked = pick(finetuning_runs(results, task))
     if picked is None:
@@ -206,16 +209,16 @@ def _result(row: Mapping[Hashable, Any]) -> Result:
     )
 
 
-def _by_checkpoint(stages: pd.DataFrame) -> dict[tuple[str, str], list[Row]]:
+def _by_checkpoint(stages: pd.DataFrame) -> dict[tuple[str, str], list[RowValues]]:
     """(trial, checkpoint) -> its stages' rows, without the cells that hold nothing."""
-    rows: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    rows: dict[tuple[str, str], list[RowValues]] = defaultdict(list)
     for row in map(_known, stages.to_dict("records")):
         if checkpoint := row.get("checkpoint"):
             rows[row["trial"], checkpoint].append(row)
     return _each_once(dict(sorted(rows.items())))
 
 
-def _each_once(rows: Mapping[tuple[str, str], list[Row]]) -> dict[tuple[str, str], list[Row]]:
+def _each_once(rows: Mapping[tuple[str, str], list[RowValues]]) -> dict[tuple[str, str], list[RowValues]]:
     """A checkpoint that several trials have measured alike, as that of a phase that they share, is one of the first.
 
     What differs between their points is of later phases, and left out.
@@ -232,11 +235,11 @@ def _each_once(rows: Mapping[tuple[str, str], list[Row]]) -> dict[tuple[str, str
     return kept
 
 
-def _same(name: Hashable, value: Any, other: Row) -> bool:
+def _same(name: Hashable, value: Any, other: RowValues) -> bool:
     return not str(name).startswith("point.") or other.get(name) == value
 
 
-def _add_errors(rows: Sequence[Row], tasks: Sequence[str], noise: Mapping[str, TaskNoise]) -> None:
+def _add_errors(rows: Sequence[RowValues], tasks: Sequence[str], noise: Mapping[str, TaskNoise]) -> None:
     """The errors and intervals of scores, of each task and of the mean over tasks."""
     places = {task: {name: place for place, name in enumerate(each.checkpoints)} for task, each in noise.items()}
     for row in rows:
@@ -245,10 +248,10 @@ def _add_errors(rows: Sequence[Row], tasks: Sequence[str], noise: Mapping[str, T
         for task, part in parts.items():
             row |= _errors(column_name("sft", "score", task), part)
         if tasks and len(parts) == len(tasks):
-            row |= _errors(column_name("sft", "mean_score"), mean_moments(list(parts.values())))
+            row |= _errors(column_name("sft", "mean_score"), mean_estimates(list(parts.values())))
 
 
-def _errors(name: str, score: Moments) -> Row:
+def _errors(name: str, score: EstimateArrays) -> RowValues:
     middle, half = float(score.value[0]), float(score.half_width()[0])
     # max and min would make an end of a NaN.
     low, high = (math.nan, math.nan) if math.isnan(half) else (max(0.0, middle - half), min(1.0, middle + half))
@@ -261,14 +264,14 @@ def _metrics(row: Mapping[Hashable, Any]) -> dict[str, float]:
     return {str(name).removeprefix(prefix): value for name, value in row.items() if str(name).startswith(prefix)}
 
 
-def _known(row: Mapping[Hashable, Any]) -> Row:
+def _known(row: Mapping[Hashable, Any]) -> RowValues:
     """Without the cells pandas filled for want of a value."""
     import pandas as pd
 
     return {name: value for name, value in row.items() if not (pd.api.types.is_scalar(value) and pd.isna(value))}
 
 
-def _frame(rows: Sequence[Row], *, first: Sequence[str], last: Sequence[str] = ()) -> pd.DataFrame:
+def _frame(rows: Sequence[RowValues], *, first: Sequence[str], last: Sequence[str] = ()) -> pd.DataFrame:
     """Columns: `first`, points, metrics by name, `last`; each of one type, so that Parquet takes it."""
     import pandas as pd
 

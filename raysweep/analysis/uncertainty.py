@@ -25,10 +25,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
+from raysweep.analysis.pairwise import Flags, Floats
 
 CONFIDENCE = 0.95
 LEAST_SHARE = 0.5
@@ -36,7 +34,7 @@ LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Moments:
+class EstimateArrays:
     """Estimates, the variance of each, and the degrees of freedom that this variance has: arrays of one shape."""
 
     value: Floats
@@ -50,18 +48,18 @@ class Moments:
         widths: Floats = stdtrit(self.df, (1 + confidence) / 2) * np.sqrt(self.variance)
         return widths
 
-    def at(self, rows: Sequence[int]) -> Moments:
+    def at(self, rows: Sequence[int]) -> EstimateArrays:
         """Those of the given checkpoints, or of all pairs of them."""
         cells = np.ix_(*[np.asarray(rows, dtype=np.int64)] * self.value.ndim)
-        return Moments(self.value[cells], self.variance[cells], self.df[cells])
+        return EstimateArrays(self.value[cells], self.variance[cells], self.df[cells])
 
 
-def mean_moments(parts: Sequence[Moments]) -> Moments:
+def mean_estimates(parts: Sequence[EstimateArrays]) -> EstimateArrays:
     """Of the mean over independent parts, such as the tasks of a sweep."""
     variances = np.array([part.variance for part in parts]) / len(parts) ** 2
     spread = (variances**2 / np.array([part.df for part in parts])).sum(axis=0)
     variance: Floats = variances.sum(axis=0)
-    return Moments(np.mean([part.value for part in parts], axis=0), variance, _over(variance**2, spread))
+    return EstimateArrays(np.mean([part.value for part in parts], axis=0), variance, _over(variance**2, spread))
 
 
 @dataclass(frozen=True)
@@ -130,9 +128,9 @@ class TaskNoise:
     """Scores of a task's checkpoints, and all their differences, each with its error."""
 
     checkpoints: tuple[str, ...]
-    scores: Moments
+    scores: EstimateArrays
     """[checkpoints]."""
-    differences: Moments
+    differences: EstimateArrays
     """[checkpoints, checkpoints]: the row's score minus the column's."""
     paired: Flags
     """[checkpoints, checkpoints]: whether a difference is over examples that both have."""
@@ -162,18 +160,18 @@ def task_noise(samples: Sequence[Sample], *, num_tasks: int = 1) -> TaskNoise:
     )
 
 
-def _over_examples(samples: Sequence[Sample], num_tasks: int) -> tuple[Moments, Moments, Flags]:
+def _over_examples(samples: Sequence[Sample], num_tasks: int) -> tuple[EstimateArrays, EstimateArrays, Flags]:
     """Scores, differences, and which of these are paired, with the errors that are of the examples."""
     pseudo = np.array([1 / (len(each.seeds) * num_tasks) for each in samples])
     alone = [_alone(each, pseudo=2 * weight) for each, weight in zip(samples, pseudo, strict=True)]
-    scores = Moments(
+    scores = EstimateArrays(
         np.array([value for value, _ in alone]),
         np.array([variance for _, variance in alone]),
         np.array([max(1.0, each.num_examples - 1) for each in samples]),
     )
     variance = scores.variance[:, None] + scores.variance
     spread = scores.variance**2 / scores.df
-    pairs = Moments(scores.value[:, None] - scores.value, variance, _over(variance**2, spread[:, None] + spread))
+    pairs = EstimateArrays(scores.value[:, None] - scores.value, variance, _over(variance**2, spread[:, None] + spread))
     examples = [each.examples if each.by_example is not None else "" for each in samples]
     paired = _equal(examples) & np.array([bool(name) for name in examples], dtype=bool)
     for name in sorted(set(examples) - {""}):
@@ -194,7 +192,7 @@ def _alone(each: Sample, *, pseudo: float) -> tuple[float, float]:
     return value, ((squares + pseudo) / weight - value**2) / weight
 
 
-def _paired(scores: Floats, pseudo: Floats) -> Moments:
+def _paired(scores: Floats, pseudo: Floats) -> EstimateArrays:
     """Differences of every two rows of `scores` [checkpoints, examples], with `pseudo` examples each at -1 and 1."""
     products = scores @ scores.T
     squares = np.maximum(np.diag(products)[:, None] + np.diag(products) - 2 * products, 0.0)
@@ -202,17 +200,19 @@ def _paired(scores: Floats, pseudo: Floats) -> Moments:
     weight = scores.shape[1] + 2 * pseudo
     value = (sums[:, None] - sums) / weight
     variance = ((squares + 2 * pseudo) / weight - value**2) / weight
-    return Moments(value, variance, np.full(value.shape, max(1.0, scores.shape[1] - 1)))
+    return EstimateArrays(value, variance, np.full(value.shape, max(1.0, scores.shape[1] - 1)))
 
 
-def _with_seeds(part: Moments, *, variance: Floats, rest: Floats, df: Floats) -> Moments:
+def _with_seeds(part: EstimateArrays, *, variance: Floats, rest: Floats, df: Floats) -> EstimateArrays:
     """With the seeds' variance added, but for the rest, which is in the examples' already.
 
     The sum is unbiased, so a negative difference of the two counts as well, but never takes more than `LEAST_SHARE`
     of the examples' variance away.
     """
     total = np.maximum(part.variance + variance - rest, LEAST_SHARE * part.variance)
-    return Moments(part.value, total, np.maximum(_over(total**2, part.variance**2 / part.df + variance**2 / df), 1.0))
+    return EstimateArrays(
+        part.value, total, np.maximum(_over(total**2, part.variance**2 / part.df + variance**2 / df), 1.0)
+    )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ _DATASETS = "hf://datasets/"
 """Opens the URL of a data set's files, as in fsspec and in the library `datasets`."""
 
 
-class Pinned(NamedTuple):
+class PinnedSource(NamedTuple):
     """A folder or a hub id as it was when it was looked up."""
 
     source: str
@@ -31,7 +31,7 @@ class Pinned(NamedTuple):
     """What the hub says of a model's config.json; empty for a folder, or a commit that was not looked up."""
 
 
-def pin(given: str, base: Path, files: Callable[[Path], Sequence[Path]]) -> Pinned:
+def pin(given: str, base: Path, files: Callable[[Path], Sequence[Path]]) -> PinnedSource:
     """Where it is, and what is there.
 
     Args:
@@ -47,14 +47,14 @@ def pin(given: str, base: Path, files: Callable[[Path], Sequence[Path]]) -> Pinn
     if folder.is_dir():
         digests = {Path(path).name: sha256 for path, sha256 in kept_digests(map(str, files(folder))).items()}
         lines = "".join(f"{name}:{content}\n" for name, content in digests.items())
-        return Pinned(str(folder), hashlib.sha256(lines.encode()).hexdigest(), digests, {})
+        return PinnedSource(str(folder), hashlib.sha256(lines.encode()).hexdigest(), digests, {})
     if problem := unset(where):
         raise DataError(problem)
     name, revision = name_and_revision(given)
     # A branch or a tag may move; a commit is what it is, and needs no network.
     is_commit = revision is not None and re.fullmatch("[0-9a-f]{40}", revision)
     commit, config = (revision, {}) if is_commit else _looked_up(name, revision)
-    return Pinned(f"{name}@{commit}", f"hub:{name}@{commit}", {}, config)
+    return PinnedSource(f"{name}@{commit}", f"hub:{name}@{commit}", {}, config)
 
 
 def expanded(path: str) -> str:

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 
 from raysweep.data.formats import read_texts
+from raysweep.objectives.base import Arrays, Ints
 
 # Text is read, from all files in turn, until it makes this many sequences.
 MAX_SEQUENCES = 4096
 # The part of a masked model's tokens that is hidden (Devlin et al., 2019).
 MASKED = 0.15
-
-Array = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-Arrays = dict[str, Array]
 
 
 def sequences(tokenizer: Any, paths: Sequence[str], *, length: int, seed: int) -> Arrays:
@@ -59,7 +57,7 @@ def masked_sequences(tokenizer: Any, paths: Sequence[str], *, length: int, seed:
     return {"input_ids": inputs, "labels": labels}
 
 
-def _cut(tokenizer: Any, paths: Sequence[str], length: int, *, special: bool) -> Array:
+def _cut(tokenizer: Any, paths: Sequence[str], length: int, *, special: bool) -> Ints:
     if length < 2:
         raise ValueError(f"sequences of {length} tokens of text have nothing to predict")
     # Long documents are cut here; the tokenizer's own limit is none of ours.

@@ -49,7 +49,7 @@ AS_SOURCE = BeforeValidator(
 """Takes a path where a `Source` is declared."""
 
 
-def head_of_pinned(found: hub.Pinned) -> Head | None:
+def head_of_pinned(found: hub.PinnedSource) -> Head | None:
     """What it predicts, as far as its config.json is known. Raises DataError if no tokens."""
     return known_head(read_config(Path(found.source)) if found.digests else found.config)
 

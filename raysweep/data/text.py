@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from raysweep.objectives.base import ObjectiveSpec
 
-Split = Literal["train", "valid"]
-SPLITS: tuple[Split, ...] = ("train", "valid")
+TextSplit = Literal["train", "valid"]
+SPLITS: tuple[TextSplit, ...] = ("train", "valid")
 
 Quantile = Annotated[float, Field(ge=0, le=1)]
 
@@ -83,7 +83,7 @@ class Domain(Spec):
         whole = ":".join(content_fingerprint(digests[path] for path in paths) for paths in found)
         return self.with_(**dict(zip(given, found, strict=True)), fingerprint=whole, digests=digests)  # type: ignore[no-any-return]
 
-    def most_tokens(self, split: Split, enough: int) -> int:
+    def most_tokens(self, split: TextSplit, enough: int) -> int:
         """No tokenizer makes more tokens of "train" or "valid" than this; counted only until it is `enough`."""
         total = 0
         # Read in part, so not compared with what it was a moment ago; of all lengths, for quantiles are of the whole.
@@ -95,13 +95,13 @@ class Domain(Spec):
                 break
         return total
 
-    def documents(self, split: Split) -> Generator[str]:
+    def documents(self, split: TextSplit) -> Generator[str]:
         """Those of `split_documents` that are of one split."""
         with contextlib.closing(self.split_documents(split)) as documents:
             for _, text in documents:
                 yield text
 
-    def split_documents(self, *splits: Split) -> Generator[tuple[Split, str]]:
+    def split_documents(self, *splits: TextSplit) -> Generator[tuple[TextSplit, str]]:
         """(split, document) for the documents of these splits, read once, in the order of the files.
 
         Raises:
@@ -113,7 +113,7 @@ class Domain(Spec):
                 if split in splits and shortest < len(text.encode()) <= longest:
                     yield split, text
 
-    def _every(self, splits: Sequence[Split]) -> Generator[tuple[Split, str]]:
+    def _every(self, splits: Sequence[TextSplit]) -> Generator[tuple[TextSplit, str]]:
         """Of all lengths, and of other splits too where they are read in passing."""
         if self.valid is not None:
             for split in splits:
@@ -289,7 +289,7 @@ class Text(CorpusSpec):
                         break
 
 
-def _domain_findings(place: Place, domain: Domain, split: Split, lengths: Mapping[Place, int]) -> Iterator[Finding]:
+def _domain_findings(place: Place, domain: Domain, split: TextSplit, lengths: Mapping[Place, int]) -> Iterator[Finding]:
     try:
         most = domain.most_tokens(split, max(lengths.values()))
     except RaysweepError as error:

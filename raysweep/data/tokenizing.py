@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-Document = tuple[str, str]
+SplitText = tuple[str, str]
 """(name of a split, text)"""
 
 Encode = Callable[[Sequence[str]], Sequence[Sequence[int]]]
@@ -64,7 +64,7 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
 
 
 def write_tokens(
-    documents: Iterable[Document],
+    documents: Iterable[SplitText],
     encode: Encode,
     paths: Mapping[str, Path],
     *,
@@ -94,7 +94,7 @@ def write_tokens(
         DataError: whatever `documents` raises; there is no file then.
     """
 
-    def encoded(batch: Sequence[Document]) -> list[npt.NDArray[Any]]:
+    def encoded(batch: Sequence[SplitText]) -> list[npt.NDArray[Any]]:
         return [np.asarray([*before, *ids, *after], dtype) for ids in encode([text for _, text in batch])]
 
     written = {split: Written() for split in paths}
@@ -111,8 +111,8 @@ def write_tokens(
     return written
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
+def _batches(documents: Iterable[SplitText]) -> Iterator[list[SplitText]]:
+    batch: list[SplitText] = []
     num_characters = 0
     for document in documents:
         batch.append(document)

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from raysweep.objectives.base import IGNORED, Arrays, DecoderObjective, Ints, Specials
 
-Part = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 @final
@@ -26,7 +26,7 @@ class PrefixLM(DecoderObjective):
 
     name: Literal["prefix_lm"]
     """Which objective."""
-    prefix: tuple[Part, Part] = (0.0, 1.0)
+    prefix: tuple[Fraction, Fraction] = (0.0, 1.0)
     """Shortest and longest prefix, as parts of a sequence; every length between is as likely, and at least one token
     is given and one predicted."""
     attention: Literal["both_ways", "causal"] = "both_ways"

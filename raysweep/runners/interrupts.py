@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAVE_SECONDS = 20.0
 
 
-class Training:
+class UnsavedTraining:
     """Which trajectories are being trained and not saved, from the events of a run; may be told from any thread."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class SaveFirst:
     """
 
     def __init__(self) -> None:
-        self._training = Training()
+        self._training = UnsavedTraining()
         self._pending: int | None = None
         self._before: dict[int, Any] = {}
 

@@ -18,11 +18,11 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from raysweep.plan import Trial
-from raysweep.runners.chain import Leg, run_chain
+from raysweep.runners.chain import Leg, Report, run_chain
 from raysweep.runners.events import Address, EventSink, EventSource, one_at_a_time
 from raysweep.runners.gang import Gang, RankActor, RayGang
 from raysweep.runners.heartbeat import start_beats, this_process
-from raysweep.runners.interrupts import SAVE_SECONDS, Training
+from raysweep.runners.interrupts import SAVE_SECONDS, UnsavedTraining
 from raysweep.runners.journal import trial_row
 from raysweep.runners.queue import Beginnings
 from raysweep.runners.ray_cluster import start_ray
@@ -34,8 +34,6 @@ from raysweep.space import SearchSpace
 from raysweep.store import Store
 
 logger = logging.getLogger(__name__)
-
-Report = Callable[[Mapping[str, Any]], None]
 
 # A gang is replaced when a trial leaves it this much larger than its first trial did, in bytes.
 MEMORY_SLACK = 2**30
@@ -263,7 +261,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         end=_end,
         report=report,
     )
-    training = Training()
+    training = UnsavedTraining()
 
     def tell(event: Mapping[str, Any]) -> None:
         training.take(event)

@@ -83,7 +83,7 @@ class Existing(Spec):
         return self.with_(objective=objective, **pinned)  # type: ignore[no-any-return]
 
 
-def _recorded(found: hub.Pinned) -> Objective | None:
+def _recorded(found: hub.PinnedSource) -> Objective | None:
     """The objective that a folder says it was trained by. Raises DataError if that cannot be read."""
     path = Path(found.source) / OBJECTIVE_FILE
     if OBJECTIVE_FILE not in found.digests:

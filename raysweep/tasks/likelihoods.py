@@ -11,11 +11,11 @@ from raysweep.objectives.logits import logits_at
 from raysweep.tasks.prompts import can_go_on, read
 from raysweep.tasks.rows import in_batches, pad
 
-Row = Sequence[int]
+TokenIds = Sequence[int]
 
 
 def mean_log_likelihoods(
-    model: PreTrainedModel, prompts: Sequence[Row], choices: Sequence[Sequence[Row]]
+    model: PreTrainedModel, prompts: Sequence[TokenIds], choices: Sequence[Sequence[TokenIds]]
 ) -> list[list[float]]:
     """Mean log-probability, in nats per token, of each of a prompt's choices: token ids, at least one each."""
     likelihoods = _behind_prompts if can_go_on(model) else _in_full
@@ -31,7 +31,7 @@ def mean_log_likelihoods(
 
 
 def _behind_prompts(
-    model: PreTrainedModel, prompts: Sequence[Row], owners: Sequence[int], answers: Sequence[Row]
+    model: PreTrainedModel, prompts: Sequence[TokenIds], owners: Sequence[int], answers: Sequence[TokenIds]
 ) -> list[float]:
     """Mean log-likelihood of each answer behind the prompt at its place in `owners`."""
     logits, kept = read(model, prompts)
@@ -58,7 +58,7 @@ def _behind_prompts(
 
 
 def _in_full(
-    model: PreTrainedModel, prompts: Sequence[Row], owners: Sequence[int], answers: Sequence[Row]
+    model: PreTrainedModel, prompts: Sequence[TokenIds], owners: Sequence[int], answers: Sequence[TokenIds]
 ) -> list[float]:
     """As `_behind_prompts`, with the prompt read again for each answer, one after another."""
     means = []

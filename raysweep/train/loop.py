@@ -43,7 +43,7 @@ RUNAWAY = 3.0
 # What a micro-batch costs beside its tokens, in tokens: kernel launches, and passes over the weights.
 OVERHEAD_TOKENS_CPU, OVERHEAD_TOKENS_GPU = 48, 4096
 
-Batches = Callable[[int], Mapping[str, Any]]
+GetBatch = Callable[[int], Mapping[str, Any]]
 """step -> global batch; see `objectives.base.Arrays`.
 
 Where `lengths` are given, one process computes rows of like length together, without most of the padding.
@@ -66,7 +66,7 @@ class Training:
 
 def train(
     model: Any,
-    batches: Batches,
+    batches: GetBatch,
     *,
     objective: Loss,
     optimizer: Optimizer,

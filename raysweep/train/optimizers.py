@@ -13,7 +13,7 @@ from raysweep.spec import Spec
 if TYPE_CHECKING:
     import torch
 
-Unit = Annotated[float, Field(ge=0, lt=1)]
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerSpec(Spec):
@@ -41,7 +41,7 @@ class AdamW(OptimizerSpec):
     """Which optimizer."""
     lr: float = Field(gt=0)
     """Peak learning rate; the schedule multiplies it."""
-    betas: tuple[Unit, Unit] = (0.9, 0.95)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)
     """Decay rates of the running means of gradients and of their squares."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the second mean."""
@@ -65,7 +65,7 @@ class SGD(OptimizerSpec):
     """Which optimizer."""
     lr: float = Field(gt=0)
     """Peak learning rate; the schedule multiplies it."""
-    momentum: Unit = 0.9
+    momentum: DecayRate = 0.9
     """Part of the last step that the next one keeps."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Added to a matrix's gradient, times the matrix."""
@@ -90,7 +90,7 @@ class Lion(OptimizerSpec):
     """Which optimizer."""
     lr: float = Field(gt=0)
     """Peak learning rate; the schedule multiplies it."""
-    betas: tuple[Unit, Unit] = (0.9, 0.99)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.99)
     """Parts of the momentum in a step's direction, and in the momentum that is kept."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Times the learning rate: the part of a matrix taken off at a step."""
@@ -115,11 +115,11 @@ class Muon(OptimizerSpec):
     """Which optimizer."""
     lr: float = Field(gt=0)
     """Peak learning rate of the matrices; the schedule multiplies it."""
-    momentum: Unit = 0.95
+    momentum: DecayRate = 0.95
     """Decay rate of the running mean of a matrix's gradients; the step is Nesterov's."""
     adamw_lr: float | None = Field(default=None, gt=0)
     """Peak learning rate of the others; None: lr."""
-    betas: tuple[Unit, Unit] = (0.9, 0.95)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)
     """AdamW's."""
     eps: float = Field(default=1e-8, gt=0)
     """AdamW's."""

@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 from raysweep.analysis.differences import between
 from raysweep.analysis.pairwise import compare, interval, kendall, leave_one_out, spearman
-from raysweep.analysis.uncertainty import mean_moments, sample, task_noise
+from raysweep.analysis.uncertainty import mean_estimates, sample, task_noise
 
 Floats = np.ndarray
 SWEEPS = 100
@@ -93,7 +93,7 @@ def score_coverage(sweep: Sweep, *, num_sweeps: int = SWEEPS, seed: int = 0) -> 
         observed = np.mean([task.mean(axis=(1, 2)) for task in tasks], axis=0)
         order = np.argsort(-observed)
         observed, truth = observed[order], truths.mean(axis=0)[order]
-        scores = mean_moments([each.scores for each in noise]).at(order)
+        scores = mean_estimates([each.scores for each in noise]).at(order)
         differences = between(observed, errors=None, noise=noise, checkpoints=[names[row] for row in order])
         gaps = truth[:, None] - truth
         off = np.abs(differences.moments.value - gaps)

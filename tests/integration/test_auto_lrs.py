@@ -7,8 +7,7 @@ from raysweep.analysis.tables import checkpoint_table
 from raysweep.plan import FIRST_LRS
 from raysweep.runners import run_sweep
 from raysweep.runs import Run, status
-from raysweep.scores import Run as Tuned
-from raysweep.scores import pick
+from raysweep.scores import FinetuningRun, pick
 from raysweep.space import load
 from raysweep.store import Store
 
@@ -26,7 +25,8 @@ def picked(run: Run, checkpoint: str):
     stages = {s.id for trial in run.trials() for s in trial.stages if s.kind == "sft" and s.checkpoint == checkpoint}
     records = [run.store.get(stage_id) for stage_id in sorted(stages)]
     return pick(
-        Tuned(r.spec["lr"], r.spec["seed"], r.status == "diverged", r.metrics.get("valid_score"), r.id) for r in records
+        FinetuningRun(r.spec["lr"], r.spec["seed"], r.status == "diverged", r.metrics.get("valid_score"), r.id)
+        for r in records
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from raysweep.runners.chain import run_chain
 from raysweep.runners.gang import Gang
-from raysweep.scores import Run, pick
+from raysweep.scores import FinetuningRun, pick
 from raysweep.space import load
 
 QUICKSTART = Path(__file__).parents[2] / "search_spaces/quickstart.yaml"
@@ -34,7 +34,7 @@ def test_fine_tuning_is_not_below_its_linear_probe(optimizer, tmp_path, store):
         # Each of 600 other sentences: the difference of two accuracies near 0.85 has a standard error of 0.02.
         assert tuned > probed - 0.04
         runs = [
-            Run(
+            FinetuningRun(
                 stage.spec.lr, stage.spec.seed, record.status == "diverged", record.metrics.get("valid_score"), stage.id
             )
             for stage in trial.stages

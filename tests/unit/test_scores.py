@@ -13,8 +13,17 @@ from raysweep.analysis.tables import checkpoint_table, columns_of
 from raysweep.data.pcfg import PCFG
 from raysweep.runners.chain import leg_metrics
 from raysweep.runners.journal import trial_row
-from raysweep.runs import Run as SweepRun
-from raysweep.scores import Column, Result, Run, checkpoint_metrics, column_name, mean_over_tasks, open_sides, pick
+from raysweep.runs import Run
+from raysweep.scores import (
+    Column,
+    FinetuningRun,
+    Result,
+    checkpoint_metrics,
+    column_name,
+    mean_over_tasks,
+    open_sides,
+    pick,
+)
 from raysweep.space import load
 from raysweep.spec import Metric
 from raysweep.store import Record, Store
@@ -22,10 +31,10 @@ from raysweep.store import Record, Store
 KNOWN = {"started": "2026-01-01T00:00:00+00:00", "wall_seconds": 1.0}
 
 
-def runs(*rows) -> list[Run]:
+def runs(*rows) -> list[FinetuningRun]:
     """From (rate, validation score of each seed); None for a run that diverged."""
     return [
-        Run(lr, seed, valid is None, math.nan if valid is None else valid, f"{lr}-{seed}")
+        FinetuningRun(lr, seed, valid is None, math.nan if valid is None else valid, f"{lr}-{seed}")
         for lr, *scores in rows
         for seed, valid in enumerate(scores)
     ]
@@ -108,7 +117,7 @@ def test_every_column_that_a_table_may_show_is_declared(trial, store):
         metrics = {metric.name: 0.5 for metric in stage.spec.metrics(trial.stages[0].spec.corpus)}
         record = Record(stage.id, stage.kind, "done", spec, dict(stage.inputs), metrics, KNOWN, {})
         store.commit(record, store.work_dir(record.id))
-    run = SweepRun.create(store, "r", sweep_text="", identity="{}")
+    run = Run.create(store, "r", sweep_text="", identity="{}")
     run.note_columns(trial.columns)
     run.add_trial(trial_row(trial))
     declared = {column.name: column for column in columns_of(run)}
@@ -137,7 +146,7 @@ def test_searchers_and_reports_are_told_the_same_numbers(trial, data):
         store = Store(root)
         for record in records.values():
             store.commit(replace(record), store.work_dir(record.id))
-        run = SweepRun.create(store, "r", sweep_text="", identity="{}")
+        run = Run.create(store, "r", sweep_text="", identity="{}")
         run.add_trial(trial_row(trial))
         table = checkpoint_table(run)
     for _, row in table.iterrows():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from raysweep.analysis import formats
 from raysweep.analysis.colors import HUES, variant_colors
-from raysweep.analysis.pairwise import Estimate
+from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.pareto import front_of, undominated
 from raysweep.analysis.ranking import Edge, Tie, rank
 from raysweep.analysis.report import render
@@ -55,8 +55,8 @@ def words(page: str) -> str:
 
 def test_the_winner_comes_with_its_path_the_gap_and_its_ties(run):
     ranking = rank(table_of([0.9, 0.8, 0.5]), columns=COLUMNS)
-    tie = Tie("c1", "c1", ranking.labels["c1", "c1"], Estimate(0.1, -0.02, 0.22), 0.5)
-    ranking = replace(ranking, gap=Estimate(0.1, -0.02, 0.22), ties=(tie,))
+    tie = Tie("c1", "c1", ranking.labels["c1", "c1"], IntervalEstimate(0.1, -0.02, 0.22), 0.5)
+    ranking = replace(ranking, gap=IntervalEstimate(0.1, -0.02, 0.22), ties=(tie,))
     shown = words(render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), ranking))
     assert "10.0 [-2.0, 22.0] points above the next, x c1 · step 1" in shown
     assert "x c1 · step 1 (10.0 [-2.0, 22.0] points below, at half the tokens)" in shown
