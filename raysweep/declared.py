@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -13,6 +13,7 @@ from raysweep.errors import Finding, Place
 from raysweep.plan import Finetuning
 from raysweep.search import Axis, Choice, Grid, Resources, Search
 from raysweep.spec import Provenance, Spec, check_name
+from raysweep.stages.base import StageSpec
 from raysweep.stages.fetch import Existing
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.indicators import Indicators
@@ -45,10 +46,11 @@ class Declared(Spec):
     """Opens the run's name; of letters, digits, '_', '-' and '.'."""
     pretrain: PretrainSection
     """The base recipe, runnable as it stands; or, with `from`, a checkpoint that exists already."""
-    flatness: Flatness | None = None
-    """Traces of Hessian, Gauss-Newton and Fisher matrices, on every checkpoint; left out: none."""
+    # What is measured on every checkpoint, in this order: a stage of its own kind for each section that is a StageSpec.
     indicators: Indicators | None = None
     """Zero- and few-shot scores of the fine-tuning tasks, on every checkpoint; left out: none."""
+    flatness: Flatness | None = None
+    """Traces of Hessian, Gauss-Newton and Fisher matrices, on every checkpoint; left out: none."""
     sft: Finetuning | None = None
     """Tasks that every checkpoint is fine-tuned on; left out: none."""
     resources: Annotated[Resources, Provenance()] = Resources()
@@ -66,11 +68,16 @@ class Declared(Spec):
         check_name("sweep", name)
         return name
 
-    @field_validator("flatness", "indicators")
+    @property
+    def measurements(self) -> Mapping[str, StageSpec]:
+        """What is measured on every checkpoint beside its held-out loss, by section."""
+        sections = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: section for name, section in sections.items() if isinstance(section, StageSpec)}
+
+    @field_validator("*")
     @classmethod
-    def _not_filled_by_hand(cls, section: Flatness | Indicators | None) -> Flatness | Indicators | None:
-        given = section.model_fields_set & {"mix", "sequence_length", "tasks"} if section else set()
-        if given:
+    def _not_filled_by_hand(cls, section: Any) -> Any:
+        if isinstance(section, StageSpec) and (given := section.model_fields_set & section.filled):
             raise ValueError(f"{min(given)} is taken from pretrain and sft.tasks; remove it here")
         return section
 
@@ -162,7 +169,7 @@ def _size_findings(declared: Declared) -> Iterator[Finding]:
 
 def _stages_of_a_trial(declared: Declared) -> int:
     pretrain, sft = declared.pretrain, declared.sft
-    each = 2 + (declared.flatness is not None) + (declared.indicators is not None)
+    each = 2 + len(declared.measurements)
     if sft:
         each += len(sft.tasks) * len(sft.seeds) * (len(sft.first_lrs) + sft.linear_probe)
     if isinstance(pretrain, Existing):

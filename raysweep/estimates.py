@@ -5,26 +5,17 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from raysweep.costs import (
-    pretraining_tokens,
-    recipes_of,
-    size_of,
-    stage_disk_bytes,
-    stage_flops,
-    state_disk_bytes,
-    training_memory_bytes,
-    work_of,
-)
+from raysweep.costs import UNKNOWN, Size
+from raysweep.data.corpora import Corpus
 from raysweep.plan import Stage, Trial
 from raysweep.scores import Column
 from raysweep.search import Resources
 from raysweep.space import SearchSpace
-from raysweep.stages.flatness import Flatness
-from raysweep.stages.tokenize import Tokenize
+from raysweep.stages.base import StageSpec
 from raysweep.store import Store
 
 # Finished stages of a kind that are looked at, to judge how long others take.
@@ -49,7 +40,7 @@ class Plan:
     """Of pretraining, over all trials, those of a common beginning counted for each."""
     flops: float
     memory_bytes_per_worker: int
-    """Of the largest training; the accelerator's own context not counted."""
+    """Of the stage that takes most; the accelerator's own context not counted."""
     gpu_hours: float
     mfu: float
     peak_flops: float
@@ -81,10 +72,27 @@ class Plan:
         return asdict(self) | counts | {"columns": columns}
 
 
+def size_of(trial: Trial) -> Size | None:
+    """Of a trial's model, by its first checkpoint; None if that lies at the hub, or cannot be told."""
+    by_id = {stage.id: stage for stage in trial.stages}
+    stage = next(by_id[stage.checkpoint] for stage in trial.stages if stage.checkpoint is not None)
+    while (size := stage.spec.model_size) is None and "start" in stage.inputs:
+        stage = by_id[stage.inputs["start"]]
+    return size
+
+
+def work_of(stage: Stage, finished: Container[str]) -> StageSpec:
+    """What a stage does: what it repeats, where its checkpoint was finished before and the state of that is gone."""
+    repeated = stage.spec.repeated
+    is_again = stage.id not in finished and stage.inputs.get("checkpoint") in finished
+    return repeated if repeated and is_again else stage.spec
+
+
 @dataclass
 class _Sum:
     """Adds up the stages of trial after trial; a shared one counts once."""
 
+    resources: Resources
     finished: set[str]
     once: bool
     """False where the points are stand-ins for others, which share less."""
@@ -102,35 +110,37 @@ class _Sum:
     tokens_again: int = 0
     """Of `tokens`: trained once more, for an optimizer's state."""
     disk_bytes: int = 0
+    memory_bytes: int = 0
+    """Of the stage that takes most, finished or not; so is `state_bytes`."""
+    state_bytes: int = 0
     rse: float | None = None
 
     def add(self, trial: Trial) -> None:
         size = size_of(trial)
-        corpus = next(stage.spec.corpus for stage in trial.stages if isinstance(stage.spec, Tokenize))
         if size:
             self.sizes.add(size.num_parameters)
         for stage in trial.stages:
-            self.tokens_seen += pretraining_tokens(stage)
-            if self.once and stage.id in self.flops_of:
-                continue
-            work = work_of(stage, self.finished)
-            self.tokens_again += pretraining_tokens(work) if work is not stage else 0
-            flops = stage_flops(work, size, corpus)
-            self.flops_of[stage.id] = flops
-            self._count(stage, flops, tokens=pretraining_tokens(work), disk_bytes=stage_disk_bytes(stage, size))
+            self.tokens_seen += stage.spec.pretraining_tokens
+            if not (self.once and stage.id in self.flops_of):
+                self._count(stage, size or UNKNOWN, trial.corpus_of(stage))
 
-    def _count(self, stage: Stage, flops: float, *, tokens: int, disk_bytes: int) -> None:
+    def _count(self, stage: Stage, size: Size, corpus: Corpus) -> None:
+        spec, work = stage.spec, work_of(stage, self.finished)
+        self.flops_of[stage.id] = work.flops(size, corpus)
         self.stages[stage.kind] += 1
-        if isinstance(stage.spec, Flatness):
-            self.rse = max(self.rse or 0.0, stage.spec.predict()[1])
-        if stage.spec.wide:
+        self.memory_bytes = max(self.memory_bytes, spec.memory_bytes(size, self.resources))
+        self.state_bytes = max(self.state_bytes, spec.state_bytes(size, self.resources))
+        if spec.expected_rse is not None:
+            self.rse = max(self.rse or 0.0, spec.expected_rse)
+        if spec.wide:
             self.wide.add(stage.kind)
         if stage.id in self.finished:
             self.done[stage.kind] += 1
             return
-        self.flops_to_do[stage.kind] += flops
-        self.tokens += tokens
-        self.disk_bytes += disk_bytes
+        self.flops_to_do[stage.kind] += self.flops_of[stage.id]
+        self.tokens += work.pretraining_tokens
+        self.tokens_again += work.pretraining_tokens if work is not spec else 0
+        self.disk_bytes += spec.disk_bytes(size)
 
 
 def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float) -> Plan:
@@ -146,16 +156,10 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
     picked_later = search.name == "optuna"
     points = [{}] * (search.num_trials or 0) if picked_later else list(space.points())
     finished = store.finished_ids()
-    total = _Sum(set() if picked_later else finished, once=not picked_later)
-    memory = state_bytes = 0
+    total = _Sum(resources, set() if picked_later else finished, once=not picked_later)
     for point in points:
         for seed in space.declared.seeds:
-            trial = space.trial(point, seed)
-            total.add(trial)
-            if size := size_of(trial):
-                for recipe in recipes_of(trial):
-                    memory = max(memory, training_memory_bytes(recipe, size, resources))
-                    state_bytes = max(state_bytes, state_disk_bytes(recipe, size, resources))
+            total.add(space.trial(point, seed))
     seconds, num_measured = _seconds(total, store, finished, resources)
     flops = float(sum(total.flops_to_do.values()))
     return Plan(
@@ -169,18 +173,18 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
         tokens=total.tokens,
         tokens_seen=total.tokens_seen,
         flops=flops,
-        memory_bytes_per_worker=memory,
+        memory_bytes_per_worker=total.memory_bytes,
         gpu_hours=flops / (mfu * peak_flops) / 3600,
         mfu=mfu,
         peak_flops=peak_flops,
         flatness_rse=total.rse,
         disk_bytes=total.disk_bytes,
-        state_bytes=state_bytes if total.tokens else 0,
+        state_bytes=total.state_bytes if total.tokens else 0,
         seconds=seconds,
         wall_seconds=_wall_seconds(seconds, total.wide, resources) if seconds else None,
         num_measured=num_measured,
         columns=space.columns(),
-        warnings=(*space.warnings, *machine_warnings(resources, memory)),
+        warnings=(*space.warnings, *machine_warnings(resources, total.memory_bytes)),
         note=_note(space, known_sizes=bool(total.sizes), tokens_again=total.tokens_again),
     )
 
@@ -261,7 +265,7 @@ def machine_warnings(resources: Resources, memory_bytes: int) -> list[str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if not resources.gpus_per_worker and workers * memory_bytes > memory:
         warnings.append(
-            f"memory: {workers} worker(s) take about {workers * memory_bytes / 2**30:.1f} GiB in pretraining, and this "
+            f"memory: {workers} worker(s) take about {workers * memory_bytes / 2**30:.1f} GiB at once, and this "
             f"machine has {memory / 2**30:.1f}: lower sequence_length or batch_sequences, or set "
             "resources.micro_batch_sequences or gradient_checkpointing"
         )

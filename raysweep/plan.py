@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
@@ -17,11 +17,10 @@ from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.objectives.heads import Head
 from raysweep.scores import MEANS, Column, Result, checkpoint_metrics, finetuning_runs, open_sides
-from raysweep.spec import Metric, Spec, StageSpec, canonical, check_name, fingerprint
+from raysweep.spec import Metric, Spec, canonical, check_name, fingerprint
+from raysweep.stages.base import StageSpec, Subject
 from raysweep.stages.fetch import Existing, Fetch
-from raysweep.stages.flatness import Flatness
 from raysweep.stages.heldout import Heldout
-from raysweep.stages.indicators import Indicators
 from raysweep.stages.optimizer_state import OptimizerState
 from raysweep.stages.phases import Reading, segments
 from raysweep.stages.pretrain import Pretrain, Recipe
@@ -102,18 +101,26 @@ class Trial:
 
     def columns_at(self, step: int) -> tuple[Column, ...]:
         """Those of the checkpoint at `step`, in the order of `checkpoint_metrics`."""
-        corpora = {stage.id: stage.spec.corpus for stage in self.stages if isinstance(stage.spec, Tokenize)}
-        *_, last = corpora.values()
         declared = {mean.column.name: mean.column for mean in MEANS}
         results = []
         for stage in self.stages:
             if stage.step != step:
                 continue
-            metrics = stage.spec.metrics(corpora.get(stage.inputs.get("tokens", ""), last))
+            metrics = stage.spec.metrics(self.corpus_of(stage))
             columns = [Column(stage.kind, metric, stage.task) for metric in metrics]
             declared |= {column.name: column for column in columns}
             results.append(_assumed(stage, metrics))
         return tuple(declared[name] for name in checkpoint_metrics(results))
+
+    def corpus_of(self, stage: Stage) -> Corpus:
+        """The text that a stage reads; of one that reads none the last phase's."""
+        *_, last = self._corpora.values()
+        return self._corpora.get(stage.inputs.get("tokens", ""), last)
+
+    @cached_property
+    def _corpora(self) -> Mapping[str, Corpus]:
+        """By the id of the stage that makes tokens of it."""
+        return {stage.id: stage.spec.corpus for stage in self.stages if isinstance(stage.spec, Tokenize)}
 
     def widened(self, results: Mapping[str, Result]) -> Trial:
         """With the fine-tuning stages that `sft.lrs: auto` adds, now that `results` (by stage id) are known.
@@ -255,23 +262,27 @@ def _bound(task: Task, corpus: Corpus, head: Head) -> Task:
 def chain(
     pretrain: Recipe | Existing,
     *,
-    flatness: Flatness | None,
-    indicators: Indicators | None,
+    measurements: Iterable[StageSpec],
     sft: Finetuning | None,
     seed: int,
 ) -> tuple[Stage, ...]:
     """The stages of a trial, each after those it needs; checkpoint by checkpoint, so that a trial can be pruned.
 
+    Args:
+        pretrain: where the checkpoints come from.
+        measurements: what is measured on each, beside its held-out loss; yet to be bound.
+        sft: what each is fine-tuned on.
+        seed: of pretraining.
+
     Raises:
-        RaysweepError: if a task and the corpus, or flatness and the objective, do not go together.
+        RaysweepError: if a task and the corpus, or a measurement and the objective, do not go together.
     """
     stages: list[Stage] = []
     for part in _existing(pretrain) if isinstance(pretrain, Existing) else _trained(pretrain, seed):
         tasks = sft.bind(part.corpus, part.objective.head) if sft else {}
-        mix, sequence_length = part.corpus.mix, part.sequence_length
-        heldout = Heldout(objective=part.objective, mix=mix, sequence_length=sequence_length)
-        untuned = indicators.with_(tasks=tasks) if indicators else None
-        curvature = flatness and flatness.bind(part.objective).with_(mix=mix, sequence_length=sequence_length)
+        heldout = Heldout(objective=part.objective, mix=part.corpus.mix, sequence_length=part.sequence_length)
+        subject = Subject(part.corpus, part.objective, part.sequence_length, tasks)
+        measured = [heldout, *(each.bind(subject) for each in measurements)]
         split = list(_finetunings(sft, tasks)) if sft else []
         stages += [stage for stage in part.opening if stage not in stages]
         for step, (checkpoint, *beside) in part.checkpoints:
@@ -279,11 +290,7 @@ def chain(
             where: dict[str, Any] = {"step": step, "checkpoint": checkpoint.id}
             alone = {"checkpoint": checkpoint.id}
             on_text = {**alone, "tokens": part.tokens.id}
-            stages.append(Stage(heldout, on_text, **where))
-            if untuned:
-                stages.append(Stage(untuned, alone, **where))
-            if curvature:
-                stages.append(Stage(curvature, on_text, **where))
+            stages += [Stage(spec, on_text if spec.reads_text else alone, **where) for spec in measured]
             stages += [Stage(spec, alone, task=name, **where) for name, spec in split]
         stages += part.closing
     return tuple(stages)

@@ -33,7 +33,7 @@ def print_plan(plan: Plan) -> None:
         span = f"{least:,}" if least == most else f"{least:,} to {most:,}"
         console.print(f"parameters         {span}")
     if plan.memory_bytes_per_worker:
-        console.print(f"memory per worker  about {_size(plan.memory_bytes_per_worker)} in pretraining")
+        console.print(f"memory per worker  about {_size(plan.memory_bytes_per_worker)} at most")
     console.print(
         f"disk to take       about {_size(plan.disk_bytes)}, and {_size(plan.state_bytes)} a gang while training"
     )

@@ -28,6 +28,7 @@ from raysweep.plan import Trial, chain, objective_of
 from raysweep.scores import Column
 from raysweep.search import Axis, LogUniform, RandInt, Uniform
 from raysweep.spec import Spec, canonical, fingerprint
+from raysweep.stages.base import Subject
 from raysweep.stages.fetch import Existing
 from raysweep.stages.phases import segments
 from raysweep.stages.pretrain import Recipe
@@ -131,16 +132,14 @@ class SearchSpace:
         return Trial(
             point=dict(point),
             seed=seed,
-            stages=chain(
-                pretrain, flatness=declared.flatness, indicators=declared.indicators, sft=declared.sft, seed=seed
-            ),
+            stages=chain(pretrain, measurements=declared.measurements.values(), sft=declared.sft, seed=seed),
             auto_lrs=declared.sft is not None and declared.sft.lrs == "auto",
         )
 
     def bind(self, point: Point) -> Recipe | Existing:
         """The pretrain section of a variant, seen to go together with what follows. Raises a RaysweepError if not."""
         pretrain = self._pretrain(point) if point else self.declared.pretrain
-        sft, flatness = self.declared.sft, self.declared.flatness
+        sft = self.declared.sft
         measured: list[Recipe | Existing] = [pretrain]
         if isinstance(pretrain, Recipe):
             [made] = collect([(("pretrain",), partial(segments, pretrain))])
@@ -149,7 +148,9 @@ class SearchSpace:
         for each in measured:
             objective = objective_of(each)
             parts += [(("sft",), partial(sft.bind, each.data, objective.head))] if sft else []
-            parts += [(("flatness",), partial(flatness.bind, objective))] if flatness else []
+            # Without tasks, which may be what is wrong: all that does not go together is told at once.
+            subject = Subject(each.data, objective, each.sequence_length, tasks={})
+            parts += [((name,), partial(spec.bind, subject)) for name, spec in self.declared.measurements.items()]
         collect(parts)
         return pretrain
 

@@ -9,18 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
-
-if TYPE_CHECKING:
-    from raysweep.data.corpora import Corpus
-    from raysweep.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -88,45 +82,6 @@ class Metric:
     name: str
     direction: Direction | None = None
     unit: str = ""
-
-
-class StageSpec(Spec):
-    """What one kind of stage does: declared as fields, done by `run`.
-
-    `kind` opens the stage's id. A *wide* stage runs on all ranks of the gang at once; any other runs on one rank,
-    beside its siblings on the other ranks.
-    """
-
-    kind: ClassVar[str]
-    wide: ClassVar[bool] = True
-
-    @property
-    def state_key(self) -> str | None:
-        """Names resumable state that several stages hand on, as the checkpoints of one trajectory do."""
-        return None
-
-    @abstractmethod
-    def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """Do the work.
-
-        Args:
-            inputs: role -> read-only folder of the stage that plays it.
-            out: an empty folder. In a wide stage all ranks see it, and rank 0 writes what others do not have to.
-            worker: the process this runs in; in a split stage a worker of its own, of world size 1.
-
-        Returns:
-            metric name -> number, the same on every rank. NaN where a score could not be had.
-
-        Raises:
-            Diverged: if training left the finite numbers.
-        """
-
-    @abstractmethod
-    def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
-        """The metrics that `run` gives where the pretraining text is `corpus`: what a search may ask for.
-
-        Without those in seconds or per second, which are kept as provenance.
-        """
 
 
 def check_name(what: str, name: str) -> None:

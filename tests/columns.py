@@ -3,7 +3,7 @@
 from raysweep.data.pcfg import PCFG
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.scores import MEANS, Column
-from raysweep.spec import StageSpec
+from raysweep.stages.base import StageSpec
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.heldout import Heldout
 from raysweep.stages.indicators import Indicators
@@ -20,7 +20,7 @@ RECIPE = Recipe(data=CORPUS, model=Llama(), optimizer=AdamW(lr=1), steps=1, batc
 OF_MODELS: tuple[StageSpec, ...] = (
     Pretrain(recipe=RECIPE, seed=0, step=1),
     Heldout(objective=CausalLM(), mix={}, sequence_length=33),
-    Flatness(own_samples=2),
+    Flatness(own_samples=2, sequence_length=33),
     Indicators(tasks={"t": TASK}),
 )
 OF_TASKS: tuple[StageSpec, ...] = (Probe(task=TASK, seed=0), Sft(task=TASK, lr=1, seed=0))

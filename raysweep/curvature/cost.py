@@ -14,6 +14,12 @@ Only the first says nothing of single parameters; only the last needs attention 
 COST: Mapping[str, float] = {"logit_differences": 1.0, "gradient_differences": 2.0, "exact": 3.0, "fisher": 0.9}
 """Gradients that a unit costs: a forward pass is a third of one, the rest was measured."""
 
+COPIES: Mapping[str, float] = {"logit_differences": 3.0, "gradient_differences": 6.0, "exact": 6.0}
+"""Tensors of the size of the weights that a product holds: the weights, their copy, the probe vector, and gradients."""
+
+LOGITS = 4
+"""Tensors of the size of the logits that a product holds: here, ahead and behind, and probabilities."""
+
 PILOT_FISHER = 4
 """Label draws of a first round that takes any: with fewer their variance is not known."""
 

@@ -90,9 +90,9 @@ def attempt(stage: Stage, store: Store, worker: Worker) -> Outcome:
             metrics = {"diverged_step": float(outcome.step), "diverged_loss": outcome.loss}
         if worker.rank > 0:
             return record
-        measured = {name: value for name, value in metrics.items() if name.endswith(("_seconds", "_per_second"))}
-        metrics = {name: value for name, value in metrics.items() if name not in measured}
-        known = measured | provenance(
+        timings = {metric.name: metrics[metric.name] for metric in spec.timings if metric.name in metrics}
+        metrics = {name: value for name, value in metrics.items() if name not in timings}
+        known = timings | provenance(
             started=started, finished=time.time(), world_size=worker.world_size, device=worker.device
         )
         record = store.commit(replace(record, metrics=metrics, provenance=known), out)

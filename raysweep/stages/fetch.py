@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from raysweep.costs import UNKNOWN, Size, size_of_folder
 from raysweep.data import hub, pinned
 from raysweep.data.corpora import Corpus
 from raysweep.data.digests import Digests
@@ -19,7 +20,9 @@ from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.objectives.heads import SUPPORTED, Head, known_head, read_config
 from raysweep.objectives.masked_lm import MaskedLM
-from raysweep.spec import Metric, Neutral, Provenance, Spec, StageSpec
+from raysweep.search import Resources
+from raysweep.spec import Metric, Neutral, Provenance, Spec
+from raysweep.stages.base import StageSpec
 from raysweep.train.checkpoints import load_model, reads_ahead
 from raysweep.worker import Worker
 
@@ -137,3 +140,20 @@ class Fetch(StageSpec):
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
         """The size of what was taken."""
         return (Metric("num_parameters"),)
+
+    @property
+    def model_size(self) -> Size | None:
+        """Of the checkpoint, where it is a folder; of a hub id nothing is known before it is taken."""
+        return size_of_folder(Path(self.source))
+
+    def flops(self, size: Size, corpus: Corpus) -> float:
+        """None to speak of: two rows of eight tokens, to see that a causal model does not read ahead."""
+        return 0.0
+
+    def memory_bytes(self, size: Size, resources: Resources) -> int:
+        """The weights, which are loaded once to be sure that they can be."""
+        return (self.model_size or UNKNOWN).weights_bytes
+
+    def disk_bytes(self, size: Size) -> int:
+        """The checkpoint's own files; `size` is that of the model that is trained, which may be another."""
+        return (self.model_size or UNKNOWN).num_bytes

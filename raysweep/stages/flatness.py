@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from raysweep.curvature.cost import COST, first_draws, predicted
+from raysweep.costs import Size
+from raysweep.curvature.cost import COPIES, COST, LOGITS, first_draws, predicted
 from raysweep.curvature.dealing import Deal, Item, Value
 from raysweep.curvature.settings import ShapeSettings, TraceSettings
 from raysweep.data.corpora import Corpus
@@ -22,7 +23,9 @@ from raysweep.errors import SpaceError, StageError
 from raysweep.objectives.base import ObjectiveSpec
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
-from raysweep.spec import Metric, Neutral, Provenance, StageSpec
+from raysweep.search import Resources
+from raysweep.spec import Metric, Neutral, Provenance
+from raysweep.stages.base import StageSpec, Subject
 from raysweep.stages.specials import checkpoint_specials
 from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
@@ -81,6 +84,8 @@ class Flatness(TraceSettings, StageSpec):
 
     kind: ClassVar[str] = "flatness"
     VERSION: ClassVar[int] = 2
+    reads_text: ClassVar[bool] = True
+    filled: ClassVar[frozenset[str]] = frozenset({"mix", "sequence_length", "loss"})
 
     num_sequences: int = Field(default=512, ge=2)
     """Held-out sequences to measure on, each domain's share by its mix."""
@@ -108,12 +113,13 @@ class Flatness(TraceSettings, StageSpec):
             raise ValueError("1 sequence gives no error bar; take 2 at least (256 are few), or 0 for none")
         return num
 
-    def bind(self, objective: ObjectiveSpec) -> Flatness:
-        """With the objective whose loss is measured, of a model that is trained by `objective`.
+    def bind(self, subject: Subject) -> Flatness:
+        """With the text, and the objective whose loss is measured, of a model that is trained by the subject's.
 
         Raises:
             SpaceError: if a model that is trained so has no such loss, or no samples of its own.
         """
+        objective = subject.objective
         loss = CausalLM() if self.objective == "causal_lm" else objective
         if loss.head != objective.head:
             raise SpaceError(
@@ -125,12 +131,39 @@ class Flatness(TraceSettings, StageSpec):
             raise SpaceError(
                 f"{self.own_samples}: {loss.name} is no distribution of texts, to draw from; set 0", ("own_samples",)
             )
-        return self.with_(loss=loss)  # type: ignore[no-any-return]
+        text = {"mix": subject.corpus.mix, "sequence_length": subject.sequence_length}
+        return self.with_(loss=loss, **text)  # type: ignore[no-any-return]
 
     @property
     def input_length(self) -> int:
         """Tokens of a row that the model reads."""
         return self.loss.input_length(self.sequence_length)
+
+    @property
+    def expected_rse(self) -> float:
+        """Of the Hessian's trace, within the budget of units."""
+        return self.predict()[1]
+
+    def flops(self, size: Size, corpus: Corpus) -> float:
+        """Gradients of the tokens that the target is expected to take."""
+        return size.gradient_flops(self.predict()[0], self.input_length)
+
+    def memory_bytes(self, size: Size, resources: Resources) -> int:
+        """Weights, what stands beside them for a product, and a batch's logits and activations, all in 32 bits.
+
+        Under ZeRO-3 weights and vectors are sharded, but not where samples or shape are measured too.
+        """
+        is_whole = self.products == "exact" or self.own_samples or self.shape
+        shards = resources.workers if resources.zero_stage == 3 and not is_whole else 1
+        length, token = self.input_length, float(size.forward_bytes)
+        if self.products != "logit_differences" or self.parts:  # What is differentiated backward keeps all layers.
+            token = size.activation_bytes(length, in_half=False, are_recomputed=False)
+        batch = self.batch_sequences * length * (token + 4 * LOGITS * size.vocab_size)
+        return int(size.weights_bytes * COPIES[self.products] / shards + batch)
+
+    def disk_bytes(self, size: Size) -> int:
+        """Values of units, and of single parameters: some kilobytes."""
+        return 0
 
     def predict(self) -> tuple[float, float]:
         """What is expected before anything runs: tokens of gradients to compute, and the relative standard error."""

@@ -9,12 +9,16 @@ from typing import ClassVar
 
 import numpy as np
 
+from raysweep.costs import Size
 from raysweep.data.corpora import Corpus, read_law
 from raysweep.data.packing import Tokens
 from raysweep.objectives.families import Objective
-from raysweep.spec import Metric, StageSpec
+from raysweep.search import Resources
+from raysweep.spec import Metric
+from raysweep.stages.base import StageSpec
 from raysweep.stages.specials import checkpoint_specials
 from raysweep.train.checkpoints import load_model
+from raysweep.train.evaluate import BATCH
 from raysweep.worker import Worker
 
 # What an objective draws on held-out text comes from this, and not from the seed of a run.
@@ -33,6 +37,7 @@ class Heldout(StageSpec):
     """
 
     kind: ClassVar[str] = "heldout"
+    reads_text: ClassVar[bool] = True
 
     objective: Objective
     """Whose loss it is."""
@@ -75,6 +80,21 @@ class Heldout(StageSpec):
             *(ENTROPY_GAP if is_known else ()),
             *((Metric("bits_per_byte", "min", "bits/byte"),) if self.objective.is_likelihood and not is_known else ()),
         )
+
+    def flops(self, size: Size, corpus: Corpus) -> float:
+        """A forward pass over each domain's sequences, as many as there may be."""
+        row = self.objective.input_length(self.sequence_length)
+        return size.forward_flops(self.max_sequences * row * len(corpus.domains), row)
+
+    def memory_bytes(self, size: Size, resources: Resources) -> int:
+        """Weights, one layer's activations and the logits of a batch, all in 32 bits and on each worker alike."""
+        row = self.objective.input_length(self.sequence_length)
+        rows = min(BATCH, self.max_sequences)
+        return size.weights_bytes + rows * row * (size.forward_bytes + 4 * size.vocab_size)
+
+    def disk_bytes(self, size: Size) -> int:
+        """Nothing but its record."""
+        return 0
 
     def _measure(
         self, checkpoint: Path, tokens: Tokens, worker: Worker

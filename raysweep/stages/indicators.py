@@ -10,11 +10,17 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
 from raysweep.data.tokenizers import load_tokenizer
-from raysweep.spec import Metric, StageSpec
+from raysweep.search import Resources
+from raysweep.spec import Metric
+from raysweep.stages.base import StageSpec, Subject
 from raysweep.tasks.families import Task
+from raysweep.tasks.files import TYPICAL_LENGTH
+from raysweep.tasks.rows import MAX_LENGTH, MAX_TOKENS
 from raysweep.train.checkpoints import load_model
+from raysweep.train.evaluate import ROWS_OF_STATES
 from raysweep.worker import Worker
 
 
@@ -33,6 +39,11 @@ class Indicators(StageSpec):
     """Of each task, from a split that no fine-tuning trains, validates or tests on."""
     tasks: dict[str, Task] = Field(default_factory=dict)
     """Filled from sft.tasks."""
+    filled: ClassVar[frozenset[str]] = frozenset({"tasks"})
+
+    def bind(self, subject: Subject) -> Indicators:
+        """With the tasks that checkpoints are fine-tuned on."""
+        return self.with_(tasks=dict(subject.tasks))  # type: ignore[no-any-return]
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """See the class."""
@@ -52,6 +63,33 @@ class Indicators(StageSpec):
         """A score of each task without and with solved examples, and the mean of the latter."""
         names = [name for name, _, _ in self._pieces()]
         return tuple(Metric(name, "max", "share") for name in (*names, "kshot_mean"))
+
+    def flops(self, size: Size, corpus: Corpus) -> float:
+        """A forward pass over each task's examples, with solved ones before them: of typical length, as no file is
+        read for a plan."""
+        scored = self.max_examples * len(self.tasks) * self._typical_length
+        return size.forward_flops(scored, self._typical_length)
+
+    def memory_bytes(self, size: Size, resources: Resources) -> int:
+        """Weights, and one layer's activations of the largest batch, all in 32 bits."""
+        tokens = max(map(self._tokens_of_batch, self.tasks.values()), default=0)
+        return size.weights_bytes + tokens * size.forward_bytes
+
+    def disk_bytes(self, size: Size) -> int:
+        """Nothing but its record."""
+        return 0
+
+    @property
+    def _typical_length(self) -> int:
+        """Tokens of a row: solved examples, the question and its answer."""
+        return min(MAX_LENGTH, (2 + self.kshot) * TYPICAL_LENGTH)
+
+    def _tokens_of_batch(self, task: Task) -> int:
+        if task.num_classes is None:
+            return min(MAX_TOKENS, self.max_examples * self._typical_length)
+        # Of each class, examples to go by; and then those that are asked for.
+        rows = max(self.kshot * task.num_classes, self.max_examples)
+        return min(ROWS_OF_STATES, rows) * task.workload().length
 
     def _pieces(self) -> list[tuple[str, Task, int]]:
         """(name, task, shots) of every score."""

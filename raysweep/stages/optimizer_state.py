@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
-from raysweep.spec import Metric, StageSpec
+from raysweep.search import Resources
+from raysweep.spec import Metric
+from raysweep.stages.base import StageSpec
 from raysweep.stages.pretrain import Pretrain
 from raysweep.stages.trajectory import OPTIMIZER, Trajectory
 from raysweep.worker import Worker
@@ -39,3 +42,25 @@ class OptimizerState(StageSpec):
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
         """None: it measures nothing."""
         return ()
+
+    @property
+    def repeated(self) -> Pretrain:
+        """The pretraining from its beginning: none of its checkpoints keeps what the optimizer needs to go on."""
+        recipe = self.pretrain.recipe
+        return self.pretrain.with_(recipe=recipe.with_(checkpoints=()))  # type: ignore[no-any-return]
+
+    def flops(self, size: Size, corpus: Corpus) -> float:
+        """None right after its pretraining; where that was finished before, those of what is `repeated`."""
+        return 0.0
+
+    def memory_bytes(self, size: Size, resources: Resources) -> int:
+        """Its pretraining's, whose engine it sets up anew."""
+        return self.pretrain.memory_bytes(size, resources)
+
+    def disk_bytes(self, size: Size) -> int:
+        """The optimizer's numbers of each weight, in 32 bits."""
+        return 4 * self.pretrain.recipe.optimizer.state_floats * size.num_parameters
+
+    def state_bytes(self, size: Size, resources: Resources) -> int:
+        """Its pretraining's, which it goes on from or leaves anew."""
+        return self.pretrain.state_bytes(size, resources)

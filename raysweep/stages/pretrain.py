@@ -13,19 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
 from raysweep.data.sources import AS_SOURCE, Source
 from raysweep.errors import Place, collect
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.objectives.heads import Head
-from raysweep.spec import Metric, Neutral, Provenance, Spec, StageSpec, fingerprint
+from raysweep.search import Resources
+from raysweep.spec import Metric, Neutral, Provenance, Spec, fingerprint
+from raysweep.stages.base import StageSpec
 from raysweep.stages.fetch import OBJECTIVE_FILE
 from raysweep.stages.phases import Before, Phase
 from raysweep.stages.trajectory import Trajectory
 from raysweep.train.models import Model
 from raysweep.train.optimizers import Optimizer
-from raysweep.train.precision import Precision
+from raysweep.train.precision import Precision, settled
 from raysweep.train.schedules import Cosine, Schedule
 from raysweep.worker import Worker
 
@@ -177,6 +180,7 @@ class Pretrain(StageSpec):
     """
 
     kind: ClassVar[str] = "pretrain"
+    timings: ClassVar[tuple[Metric, ...]] = (Metric("tokens_per_second", "max", "tokens/s"),)
 
     recipe: Recipe
     seed: int
@@ -223,6 +227,56 @@ class Pretrain(StageSpec):
             Metric("num_predicted_tokens", unit="tokens"),
             Metric("num_parameters"),
         )
+
+    @property
+    def model_size(self) -> Size | None:
+        """Of the recipe's model, its checkpoint in 32 bits; of one that starts from a checkpoint, that one's."""
+        if (model := self.recipe.model) is None:
+            return None
+        vocab_size = self.recipe.data.vocab_size
+        num = model.num_parameters(vocab_size)
+        return Size(num, *model.dimensions(), vocab_size=vocab_size, num_bytes=4 * num)
+
+    @property
+    def pretraining_tokens(self) -> int:
+        """Of the part of the trajectory between the checkpoint before and this one."""
+        before = [step for step in self.recipe.checkpoint_steps if step < self.step]
+        return (self.step - (before[-1] if before else 0)) * self.recipe.batch_sequences * self.recipe.sequence_length
+
+    def flops(self, size: Size, corpus: Corpus) -> float:
+        """Gradients of all rows since the checkpoint before; a row may be longer than its text."""
+        length = self.recipe.input_length
+        read = self.pretraining_tokens / self.recipe.sequence_length * length
+        return size.gradient_flops(read, length)
+
+    def memory_bytes(self, size: Size, resources: Resources) -> int:
+        """What training holds, as ZeRO shards it, and a micro-batch's activations and logits, with these' gradient.
+
+        The logits count in 32 bits, and as if all tokens were predicted.
+        """
+        recipe, workers, in_half = self.recipe, resources.workers, self._in_half(resources)
+        held = size.training_bytes(
+            optimizer_floats=recipe.optimizer.state_floats,
+            in_half=in_half,
+            zero_stage=resources.zero_stage,
+            num_workers=workers,
+        )
+        share = -(-recipe.batch_sequences // workers)
+        batch, length = min(resources.micro_batch_sequences or share, share), recipe.input_length
+        token = size.activation_bytes(length, in_half=in_half, are_recomputed=resources.gradient_checkpointing)
+        return int(held + batch * length * (token + 8 * size.vocab_size))
+
+    def disk_bytes(self, size: Size) -> int:
+        """The checkpoint."""
+        return size.num_bytes
+
+    def state_bytes(self, size: Size, resources: Resources) -> int:
+        """Weights and the optimizer's state in 32 bits, and the weights that are multiplied where they are in 16."""
+        each = 4 + 4 * self.recipe.optimizer.state_floats + (2 if self._in_half(resources) else 0)
+        return each * size.num_parameters
+
+    def _in_half(self, resources: Resources) -> bool:
+        return settled(self.recipe.precision, on_gpu=resources.gpus_per_worker > 0) == "bf16"
 
     def _curve_lines(self, training: Training) -> Iterator[dict[str, float]]:
         recipe, before = self.recipe, self.before.steps if self.before else 0

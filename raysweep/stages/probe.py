@@ -9,11 +9,15 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
 from raysweep.data.tokenizers import load_tokenizer
-from raysweep.spec import Metric, StageSpec
+from raysweep.search import Resources
+from raysweep.spec import Metric
+from raysweep.stages.base import StageSpec
 from raysweep.tasks.families import Task
 from raysweep.train.checkpoints import load_model
+from raysweep.train.evaluate import ROWS_OF_STATES
 from raysweep.worker import Worker
 
 
@@ -68,3 +72,21 @@ class Probe(StageSpec):
             Metric("score_stderr", unit="share"),
             Metric("train_loss_nats", unit="nats"),
         )
+
+    def flops(self, size: Size, corpus: Corpus) -> float:
+        """Features of all tokens, and a linear classifier's epochs on them."""
+        load = self.task.workload()
+        features = size.forward_flops((load.num_train + load.num_indicator) * load.length, load.length)
+        weights = load.num_states * size.hidden_size * (self.task.num_classes or 0)
+        return features + 6.0 * weights * load.num_train * self.epochs
+
+    def memory_bytes(self, size: Size, resources: Resources) -> int:
+        """Weights, the training examples' features, as they are and standardised, and a batch that is read for them."""
+        load = self.task.workload()
+        features = 2 * 4 * load.num_train * load.num_states * size.hidden_size
+        rows = min(ROWS_OF_STATES, load.num_train)
+        return size.weights_bytes + features + rows * load.length * size.forward_bytes
+
+    def disk_bytes(self, size: Size) -> int:
+        """Nothing but its record."""
+        return 0

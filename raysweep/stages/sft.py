@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
 from raysweep.data.tokenizers import load_tokenizer
 from raysweep.objectives.base import Arrays, Loss
-from raysweep.spec import Metric, Spec, StageSpec
+from raysweep.search import Resources
+from raysweep.spec import Metric, Spec
+from raysweep.stages.base import StageSpec
 from raysweep.tasks.families import Task
 from raysweep.train.checkpoints import load_model
 from raysweep.train.optimizers import AdamW
@@ -87,6 +90,35 @@ class Sft(StageSpec):
             Metric("num_test_examples", unit="examples"),
         )
 
+    def flops(self, size: Size, corpus: Corpus) -> float:
+        """Training, and scoring of validation and test examples."""
+        load = self.task.workload()
+        trained = size.gradient_flops(self.hyperparameters.epochs * load.num_train * load.length, load.length)
+        return trained + size.forward_flops((load.num_valid + load.num_test) * load.scored_length, load.length)
+
+    def memory_bytes(self, size: Size, resources: Resources) -> int:
+        """What training holds, whole on the one worker, and the activations of a micro-batch of typical length.
+
+        Of the logits, which are made for the few tokens of an answer or for classes, none are counted.
+        """
+        load, in_half = self.task.workload(), self._in_half(on_gpu=resources.gpus_per_worker > 0)
+        batch = min(self.hyperparameters.batch_sequences, load.num_train)
+        batch = min(resources.micro_batch_sequences or batch, batch)
+        held = size.training_bytes(optimizer_floats=self._optimizer.state_floats, in_half=in_half)
+        token = size.activation_bytes(load.length, in_half=in_half, are_recomputed=resources.gradient_checkpointing)
+        return int(held + batch * load.length * token)
+
+    def disk_bytes(self, size: Size) -> int:
+        """Predictions, of some kilobytes: the weights are not kept."""
+        return 0
+
+    @property
+    def _optimizer(self) -> AdamW:
+        return AdamW(lr=self.lr, weight_decay=self.hyperparameters.weight_decay, betas=(0.9, 0.999))
+
+    def _in_half(self, *, on_gpu: bool) -> bool:
+        return settled(self.hyperparameters.precision, on_gpu=on_gpu) == "bf16"
+
     def _train(
         self,
         model: torch.nn.Module,
@@ -115,10 +147,10 @@ class Sft(StageSpec):
             model,
             batch_at,
             objective=loss,
-            optimizer=AdamW(lr=self.lr, weight_decay=given.weight_decay, betas=(0.9, 0.999)),
+            optimizer=self._optimizer,
             schedule=Cosine(warmup=given.warmup, final=0.0),
             num_steps=max(1, round(given.epochs * per_epoch)),
             seed=self.seed,
-            bf16=settled(given.precision, on_gpu=worker.device.startswith("cuda")) == "bf16",
+            bf16=self._in_half(on_gpu=worker.device.startswith("cuda")),
             worker=worker,
         ).losses

@@ -6,9 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
+from raysweep.costs import UNKNOWN, Size, size_of_folder
 from raysweep.data.corpora import Corpus
+from raysweep.data.packing import dtype_of
 from raysweep.objectives.causal_lm import CausalLM
-from raysweep.spec import Metric, StageSpec
+from raysweep.search import Resources
+from raysweep.spec import Metric
+from raysweep.stages.base import StageSpec
 from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
@@ -37,3 +43,22 @@ class Tokenize(StageSpec):
         is_known = corpus.knows_optimum(CausalLM())
         least = (Metric("optimal_loss_nats_per_token", unit="nats/token"),) if is_known else ()
         return (Metric("num_tokens", unit="tokens"), *least)
+
+    def flops(self, size: Size, corpus: Corpus) -> float:
+        """Of a model that writes the text, which reads all of it; to read what people wrote takes none to speak of."""
+        if self.corpus.sampler is None:
+            return 0.0
+        num_tokens = self.corpus.tokens_bytes() // np.dtype(dtype_of(self.corpus.vocab_size)).itemsize
+        return self._sampler_size().forward_flops(num_tokens, self.corpus.row_length or 0)
+
+    def memory_bytes(self, size: Size, resources: Resources) -> int:
+        """The weights of a model that writes the text; people's text goes through in pieces."""
+        return self._sampler_size().weights_bytes
+
+    def disk_bytes(self, size: Size) -> int:
+        """The tokens folder."""
+        return self.corpus.tokens_bytes()
+
+    def _sampler_size(self) -> Size:
+        sampler = self.corpus.sampler
+        return (size_of_folder(Path(sampler.source)) if sampler else None) or UNKNOWN

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 512
 """Tokens of a row; a longer prompt loses its beginning."""
+MAX_TOKENS = 4096
+"""Tokens of a batch of rows that are only read, padding included."""
 
 
 def context_length(model: PreTrainedModel) -> int:
@@ -43,7 +45,9 @@ def pad(rows: Sequence[Sequence[int]], *, value: int, left: bool = False) -> tup
     return values, mask
 
 
-def in_batches(lengths: Sequence[int], run: Callable[[list[int]], list[Any]], *, max_tokens: int = 4096) -> list[Any]:
+def in_batches(
+    lengths: Sequence[int], run: Callable[[list[int]], list[Any]], *, max_tokens: int = MAX_TOKENS
+) -> list[Any]:
     """`run` over batches of rows of like length, each of about `max_tokens`; results in the order of the rows.
 
     Args:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from raysweep.objectives.base import IGNORED, Arrays, Ints, Loss
+from raysweep.train.evaluate import ROWS_OF_STATES
 
 Pooling = Literal["all", "mean"]
 
@@ -82,7 +83,7 @@ def pooled_states(
 
 
 def batches(
-    arrays: Arrays, *, device: torch.device, batch_size: int = 128
+    arrays: Arrays, *, device: torch.device, batch_size: int = ROWS_OF_STATES
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """(token ids, attention mask or None) of a batch on the host, `batch_size` rows at a time, without padding that no
     row of them needs."""

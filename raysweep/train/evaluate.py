@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Rows of a forward pass, and of a piece that an error bar reckons with.
 BATCH = 16
+# Rows of one of which the last layer's states alone are read: without logits, more fit.
+ROWS_OF_STATES = 128
 
 
 @dataclass(frozen=True)

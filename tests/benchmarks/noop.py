@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
-from raysweep.spec import Metric, StageSpec
+from raysweep.search import Resources
+from raysweep.spec import Metric
+from raysweep.stages.base import StageSpec
 from raysweep.worker import Worker
 
 
@@ -23,6 +26,15 @@ class WideNoop(StageSpec):
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
         return (Metric("zero"),)
+
+    def flops(self, size: Size, corpus: Corpus) -> float:
+        return 0.0
+
+    def memory_bytes(self, size: Size, resources: Resources) -> int:
+        return 0
+
+    def disk_bytes(self, size: Size) -> int:
+        return 0
 
 
 class SplitNoop(WideNoop):

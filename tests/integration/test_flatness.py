@@ -15,6 +15,7 @@ from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
+from raysweep.stages.base import Subject
 from raysweep.stages.flatness import Flatness, Shape
 from raysweep.stages.indicators import Indicators
 from raysweep.stages.pretrain import Pretrain, Recipe
@@ -158,7 +159,7 @@ def test_a_sharded_model_gives_the_traces_of_its_own_objective(objective, model,
     shutil.rmtree(inputs["checkpoint"])
     pretrain(recipe_of(grammar, model=model, objective=objective), inputs["tokens"], inputs["checkpoint"])
     given = {"num_sequences": 24, "batch_sequences": 3, "min_units": 6, "max_units": 8}
-    spec = Flatness(**given, **MEASURES).bind(objective)
+    spec = Flatness(**given).bind(Subject(grammar, objective, 5, tasks={}))
     whole = spec.run(inputs, tmp_path, Worker())
     spawn(2, str(tmp_path), 3, spec.model_dump_json(by_alias=True))
     (sharded,) = json.loads((tmp_path / "found-2-0.json").read_text())

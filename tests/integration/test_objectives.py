@@ -17,6 +17,7 @@ from raysweep.objectives.prefix_lm import PrefixLM
 from raysweep.objectives.ul2 import UL2
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
+from raysweep.stages.base import Subject
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.heldout import DRAW, Heldout
 from raysweep.stages.pretrain import Pretrain, Recipe
@@ -84,14 +85,19 @@ def test_a_resumed_training_has_drawn_and_counted_the_same(grammar, tokens_dir, 
 def test_flatness_asks_the_objective(grammar, tokens_dir, tmp_path):
     pretrain(grammar, tokens_dir, tmp_path / "out", step=12)
     inputs = {"tokens": tokens_dir, "checkpoint": tmp_path / "out"}
-    flatness = Flatness(num_sequences=40, max_units=20, **MEASURES)
-    own = flatness.bind(OBJECTIVE).run(inputs, tmp_path, Worker())
+    flatness = Flatness(num_sequences=40, max_units=20)
+    subject = Subject(grammar, OBJECTIVE, 5, tasks={})
+    own = flatness.bind(subject).run(inputs, tmp_path, Worker())
     units = [json.loads(line) for line in (tmp_path / "units.jsonl").read_text().splitlines()]
     assert all(1 <= each["values"]["num_tokens"] <= 4 for each in units)
-    of_causal_lm = flatness.with_(objective="causal_lm").bind(OBJECTIVE).run(inputs, tmp_path, Worker())
+    of_causal_lm = (
+        flatness.with_(objective="causal_lm")
+        .bind(Subject(grammar, OBJECTIVE, 5, tasks={}))
+        .run(inputs, tmp_path, Worker())
+    )
     assert own["hessian_trace"] != of_causal_lm["hessian_trace"]
     # Of another loss than the model's own, by the same numbers as if it had been trained by it.
-    assert of_causal_lm == flatness.run(inputs, tmp_path, Worker())
+    assert of_causal_lm == flatness.with_(**MEASURES).run(inputs, tmp_path, Worker())
 
 
 MASKED = MaskedLM(name="masked_lm", mask="one")
@@ -124,7 +130,11 @@ def test_a_masked_model_is_trained_and_measured_in_place(grammar, tokens_dir, tm
     heldout = Heldout(objective=MASKED, **MEASURES).run(inputs, tmp_path, Worker())
     assert heldout["loss_nats_per_token"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert heldout["entropy_gap_nats_per_token"] == pytest.approx(np.mean(losses) - np.mean(lowest), abs=1e-4)
-    flatness = Flatness(num_sequences=40, max_units=20, **MEASURES).bind(MASKED).run(inputs, tmp_path, Worker())
+    flatness = (
+        Flatness(num_sequences=40, max_units=20)
+        .bind(Subject(grammar, MASKED, 5, tasks={}))
+        .run(inputs, tmp_path, Worker())
+    )
     assert flatness["num_tokens"] <= 40
     units = [json.loads(line) for line in (tmp_path / "units.jsonl").read_text().splitlines()]
     assert {each["values"]["num_tokens"] for each in units} == {1.0}
@@ -137,7 +147,7 @@ def test_a_loss_that_is_not_the_labels_cross_entropy_has_no_flatness(grammar, to
     monkeypatch.setattr(PrefixLM, "loss_sum", lambda *given: 1.1 * own(*given))
     inputs = {"tokens": tokens_dir, "checkpoint": tmp_path / "out"}
     with pytest.raises(StageError, match=r"whose curvature is measured, is .*set flatness\.objective: causal_lm"):
-        Flatness(num_sequences=8, **MEASURES).bind(OBJECTIVE).run(inputs, tmp_path, Worker())
+        Flatness(num_sequences=8).bind(Subject(grammar, OBJECTIVE, 5, tasks={})).run(inputs, tmp_path, Worker())
 
 
 def gradient_of(objective, worker, *, bf16):

@@ -1,18 +1,20 @@
 """What a plan says, against what a run took."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
+from benchmarks.curvature.memory import peak_of_tensors
 from tiny import TINY
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from raysweep.cli import main
-from raysweep.costs import size_of, stage_flops
-from raysweep.estimates import estimate, machine_warnings
+from raysweep.estimates import estimate, machine_warnings, size_of
 from raysweep.runners import run_sweep
 from raysweep.search import Resources
 from raysweep.space import load
+from raysweep.worker import Worker
 
 
 def plan_of(path, store):
@@ -88,7 +90,7 @@ sft: {tasks: {quiz: {form: multiple_choice, train: quiz.jsonl, test: quiz.jsonl}
     size = size_of(trial)
     assert size.num_parameters == model.num_parameters()
     assert (size.num_layers, size.hidden_size) == (1, 16)
-    flops = {stage.kind: stage_flops(stage, size, space.declared.pretrain.data) for stage in trial.stages}
+    flops = {stage.kind: stage.spec.flops(size, trial.corpus_of(stage)) for stage in trial.stages}
     assert flops["sft"] > 0
     assert flops["flatness"] > 0
     plan = estimate(space, store, mfu=0.5, peak_flops=1e12)
@@ -106,6 +108,26 @@ def test_a_gang_beyond_this_machine_is_said(monkeypatch):
     assert cpus.startswith("resources: a gang of 8 worker(s) takes 8 CPUs, and this machine has 4")
     assert "takes 4 GPUs, and this machine has 2" in gpus
     (memory,) = machine_warnings(Resources(), 2**50)
-    assert memory.startswith("memory: 1 worker(s) take about 1048576.0 GiB in pretraining")
+    assert memory.startswith("memory: 1 worker(s) take about 1048576.0 GiB at once")
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert machine_warnings(Resources(workers=800), 0) == []
+
+
+def test_memory_is_that_of_the_stages(sweep_file, store, tmp_path):
+    """Attention is short here, as the plan counts scores that fused attention does not keep."""
+    text = TINY.replace("hidden_size: 16, num_layers: 1", "hidden_size: 128, num_layers: 2").replace("[6, 12]", "[2]")
+    text = text.replace("vocabulary: 16", "vocabulary: 1000").replace("sentence_length: 4", "sentence_length: 32")
+    text = text.replace("sequence_length: 5", "sequence_length: 33").replace("num_train: 40", "num_train: 64")
+    trial = load(sweep_file(text.replace("batch_sequences: 8", "batch_sequences: 16"))).trial({}, 0)
+    size = size_of(trial)
+    measured, folders = {}, {}
+    for stage in trial.stages:
+        if stage.kind in measured:
+            continue
+        folders[stage.id] = tmp_path / stage.id
+        folders[stage.id].mkdir()
+        inputs = {role: folders[stage_id] for role, stage_id in stage.inputs.items()}
+        peak = peak_of_tensors(partial(stage.spec.run, inputs, folders[stage.id], Worker()))
+        measured[stage.kind] = stage.spec.memory_bytes(size, Resources()) / max(peak, 1)
+    del measured["tokenize"]
+    assert all(0.7 < ratio < 1.5 for ratio in measured.values()), sorted(measured.items())

@@ -6,10 +6,10 @@ import pytest
 from pydantic import ValidationError
 from tiny import TINY
 
-from raysweep.costs import Size, pretraining_tokens, recipes_of, size_of, stage_flops, training_memory_bytes
+from raysweep.costs import Size
 from raysweep.curvature.cost import COST
 from raysweep.errors import SpaceError
-from raysweep.estimates import estimate
+from raysweep.estimates import estimate, size_of
 from raysweep.objectives.span_corruption import SpanCorruption
 from raysweep.plan import FIRST_LRS, LADDER, Finetuning, Stage
 from raysweep.scores import Result, finetuning_runs, pick
@@ -36,8 +36,7 @@ def test_a_chain_goes_checkpoint_by_checkpoint(tiny_space):
 
 def test_equal_optimizers_of_other_kinds_have_other_ids(tiny_space):
     def id_of(optimizer):
-        recipe = recipes_of(tiny_space.trial({}, 0))[0].with_(optimizer=optimizer)
-        return fingerprint(recipe)
+        return fingerprint(tiny_space.declared.pretrain.with_(optimizer=optimizer))
 
     assert id_of(AdamW(lr=1e-3)) != id_of(SGD(name="sgd", lr=1e-3))
     assert id_of(AdamW(lr=1e-3)) == id_of(AdamW(lr=1e-3, betas=(0.9, 0.95)))
@@ -90,16 +89,15 @@ def test_costs_add_up(tiny_space, store):
     assert plan.stages_done == {}
     assert plan.tokens == 2 * 12 * 8 * 5
     assert plan.gpu_hours == pytest.approx(plan.flops / (0.5 * 1e12) / 3600)
-    recipe = recipes_of(tiny_space.trial({}, 0))[0]
     size = size_of(tiny_space.trial({}, 0))
-    assert plan.flops > size.gradient_flops(plan.tokens, recipe.sequence_length)
+    assert plan.flops > size.gradient_flops(plan.tokens, 5)
     assert plan.num_parameters == (size.num_parameters, size.num_parameters)
 
 
 def test_zero_shards_what_it_says(tiny_space):
     trial = tiny_space.trial({}, 0)
-    recipe, size = recipes_of(trial)[0], size_of(trial)
-    sizes = [training_memory_bytes(recipe, size, Resources(workers=2, zero_stage=stage)) for stage in range(4)]
+    pretrain, size = next(stage.spec for stage in trial.stages if stage.kind == "pretrain"), size_of(trial)
+    sizes = [pretrain.memory_bytes(size, Resources(workers=2, zero_stage=stage)) for stage in range(4)]
     # In float32 with AdamW: 8 bytes of optimizer, 4 of gradients, 4 of weights, each halved in turn.
     assert sizes[0] - sizes[1] == pytest.approx(size.num_parameters * 4)
     assert sizes[1] - sizes[2] == pytest.approx(size.num_parameters * 2)
@@ -220,10 +218,10 @@ def test_costs_count_what_the_model_reads(grammar):
     causal = Recipe(sequence_length=5, **given)
     spans = Recipe(sequence_length=5, objective=SpanCorruption(name="span_corruption", num_sentinels=4), **given)
     assert (causal.input_length, spans.input_length) == (5, 8)
-    size = Size(num_parameters=1000, num_layers=1, hidden_size=4, num_heads=2, num_bytes=4000)
-    stages = [Stage(Pretrain(recipe=recipe, seed=0, step=3), {}) for recipe in (causal, spans)]
-    assert [pretraining_tokens(stage) for stage in stages] == [30, 30]
-    flops = [stage_flops(stage, size, grammar) for stage in stages]
+    size = Size(num_parameters=1000, num_layers=1, hidden_size=4, num_heads=2, vocab_size=50, num_bytes=4000)
+    stages = [Pretrain(recipe=recipe, seed=0, step=3) for recipe in (causal, spans)]
+    assert [stage.pretraining_tokens for stage in stages] == [30, 30]
+    flops = [stage.flops(size, grammar) for stage in stages]
     assert flops == [size.gradient_flops(3 * 2 * 5, 5), size.gradient_flops(3 * 2 * 8, 8)]
     flatness = [Flatness(sequence_length=5, loss=recipe.objective) for recipe in (causal, spans)]
     assert flatness[1].predict()[0] > flatness[0].predict()[0]

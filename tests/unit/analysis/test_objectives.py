@@ -1,7 +1,7 @@
 """The report says what a perplexity is of, and that those of several objectives do not compare."""
 
 import pytest
-from columns import COLUMNS
+from columns import COLUMNS, CORPUS
 
 from raysweep.analysis.findings import cautions, how_to_read
 from raysweep.analysis.objectives import FLATNESS_OF, PERPLEXITY_OF, losses_of
@@ -10,6 +10,7 @@ from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
 from raysweep.spec import canonical
+from raysweep.stages.base import Subject
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.heldout import Heldout
 
@@ -22,12 +23,14 @@ HIDDEN = "masked_lm (one token of a sequence, hidden, from all that is left)"
 def test_recorded_specs_say_it(objective, words):
     heldout = Heldout(objective=objective, mix={}, sequence_length=8)
     assert losses_of("heldout", canonical(heldout)) == {PERPLEXITY_OF: words}
-    assert losses_of("flatness", canonical(Flatness().bind(objective))) == {FLATNESS_OF: words}
+    assert losses_of("flatness", canonical(Flatness().bind(Subject(CORPUS, objective, 33, tasks={})))) == {
+        FLATNESS_OF: words
+    }
     assert losses_of("sft", {}) == {}
 
 
 def test_flatness_of_causal_lm_is_called_so():
-    spec = canonical(Flatness(objective="causal_lm").bind(PrefixLM(name="prefix_lm")))
+    spec = canonical(Flatness(objective="causal_lm").bind(Subject(CORPUS, PrefixLM(name="prefix_lm"), 33, tasks={})))
     assert losses_of("flatness", spec) == {FLATNESS_OF: NEXT}
 
 

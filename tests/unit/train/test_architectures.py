@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 from tiny import TINY
 
-from raysweep.costs import size_of
 from raysweep.errors import DataError, SpaceError, StageError
+from raysweep.estimates import size_of
 from raysweep.space import load
 from raysweep.train.architectures import configured, described
 from raysweep.train.models import Transformers

@@ -1,0 +1,139 @@
+"""What every kind of stage owes: its work, the metrics that it reports, and what it costs.
+
+Nothing else knows which kinds there are: gangs run them, plans add them up and tables show their metrics by these
+methods alone. A member that leaves one of the abstract methods out is refused as its class is made.
+
+To add a stage that measures each checkpoint: a `StageSpec` in a file here, and its section in `raysweep/declared.py`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+from raysweep.costs import Size
+from raysweep.data.corpora import Corpus
+from raysweep.objectives.families import Objective
+from raysweep.search import Resources
+from raysweep.spec import Metric, Spec
+from raysweep.tasks.families import Task
+from raysweep.worker import Worker
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The pretraining whose checkpoints are measured: what a measurement may be filled from."""
+
+    corpus: Corpus
+    objective: Objective
+    """That the checkpoints were trained by."""
+    sequence_length: int
+    """Tokens of a sequence of the text."""
+    tasks: Mapping[str, Task]
+    """What the checkpoints are fine-tuned on, by name."""
+
+
+class StageSpec(Spec):
+    """What one kind of stage does: declared as fields, done by `run`.
+
+    `kind` opens the stage's id. A *wide* stage runs on all ranks of the gang at once; any other runs on one rank,
+    beside its siblings on the other ranks.
+
+    A stage that measures each checkpoint is a section of the sweep file. Its inputs are the "checkpoint", and, where it
+    `reads_text`, the "tokens" that this was pretrained on.
+    """
+
+    kind: ClassVar[str]
+    wide: ClassVar[bool] = True
+    timings: ClassVar[tuple[Metric, ...]] = ()
+    """What `run` returns beside its `metrics` of how the work went, such as its speed.
+
+    It differs from run to run, so that it is kept with a record's provenance and takes no part in any result.
+    """
+    reads_text: ClassVar[bool] = False
+    """Of a measurement: whether it reads held-out text."""
+    filled: ClassVar[frozenset[str]] = frozenset()
+    """Of a measurement: fields that `bind` fills, which a sweep file leaves out."""
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
+        """Do the work.
+
+        Args:
+            inputs: role -> read-only folder of the stage that plays it.
+            out: an empty folder. In a wide stage all ranks see it, and rank 0 writes what others do not have to.
+            worker: the process this runs in; in a split stage a worker of its own, of world size 1.
+
+        Returns:
+            metric name -> number, the same on every rank: those of `metrics` and `timings`. NaN where a score could not
+            be had.
+
+        Raises:
+            Diverged: if training left the finite numbers.
+        """
+
+    @abstractmethod
+    def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
+        """The metrics that `run` gives where the pretraining text is `corpus`: what a search may ask for."""
+
+    @abstractmethod
+    def flops(self, size: Size, corpus: Corpus) -> float:
+        """Floating-point operations of `run`, those of all workers together.
+
+        Args:
+            size: of the model; `UNKNOWN`, by which the formulas of `Size` give 0, where it is not known.
+            corpus: the pretraining text.
+        """
+
+    @abstractmethod
+    def memory_bytes(self, size: Size, resources: Resources) -> int:
+        """Bytes that one worker holds at its peak in tensors; the accelerator's own context is not counted.
+
+        Args:
+            size: of the model; `UNKNOWN` where it is not known.
+            resources: of the gang. A stage that is not wide has one worker, which shards nothing.
+        """
+
+    @abstractmethod
+    def disk_bytes(self, size: Size) -> int:
+        """Bytes that it leaves in the store: tokens or weights. Measurements, of some kilobytes, are not counted."""
+
+    def bind(self, subject: Subject) -> Self:
+        """Of a measurement: with what it takes from pretraining.
+
+        Raises:
+            SpaceError: if it and pretraining do not go together.
+        """
+        return self
+
+    @property
+    def state_key(self) -> str | None:
+        """Names resumable state that several stages hand on, as the checkpoints of one trajectory do."""
+        return None
+
+    def state_bytes(self, size: Size, resources: Resources) -> int:
+        """Bytes of resumable state that stand in the store while it runs, where they are as many as a checkpoint's."""
+        return 0
+
+    @property
+    def model_size(self) -> Size | None:
+        """Of the model that it leaves; None if it leaves none, or that is of the size of its input "start"."""
+        return None
+
+    @property
+    def pretraining_tokens(self) -> int:
+        """Tokens of text that it trains a model on, from the checkpoint before on; of a measurement none."""
+        return 0
+
+    @property
+    def repeated(self) -> StageSpec | None:
+        """What it trains once more, at that cost, where its "checkpoint" was finished by an earlier run."""
+        return None
+
+    @property
+    def expected_rse(self) -> float | None:
+        """Relative standard error that its estimate is expected to have; None where nothing is estimated."""
+        return None

@@ -1,0 +1,68 @@
+"""What stages say they cost: every kind says it, and a kind that does not is refused."""
+
+import math
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from columns import CORPUS, OF_MODELS, OF_TASKS, RECIPE
+
+import raysweep.stages
+from raysweep.costs import UNKNOWN, Size
+from raysweep.search import Resources
+from raysweep.stages.base import StageSpec
+from raysweep.stages.fetch import Fetch
+from raysweep.stages.optimizer_state import OptimizerState
+from raysweep.stages.pretrain import Pretrain
+from raysweep.stages.tokenize import Tokenize
+
+SIZE = Size(num_parameters=1000, num_layers=2, hidden_size=8, num_heads=2, vocab_size=50, num_bytes=4000)
+STATE = OptimizerState(pretrain=Pretrain(recipe=RECIPE, seed=0, step=1))
+EVERY = (*OF_MODELS, *OF_TASKS, STATE, Tokenize(corpus=CORPUS), Fetch(source="hub/model@1", fingerprint="1"))
+# Why they take none: tokens are drawn or read without a model, a checkpoint is copied, a state is there already.
+WITHOUT_FLOPS = {"tokenize", "fetch", "optimizer_state"}
+WITHOUT_MEMORY = {"tokenize", "fetch"}
+LEAVE = {"pretrain": 4000, "optimizer_state": 2 * 4 * 1000, "tokenize": CORPUS.tokens_bytes()}
+
+
+def test_no_kind_of_stage_is_missing_here():
+    files = {path.stem for path in Path(raysweep.stages.__path__[0]).glob("*.py")}
+    assert {spec.kind for spec in EVERY} <= files
+    named = {kind.__name__ for kind in StageSpec.__subclasses__() if kind.__module__.startswith("raysweep.")}
+    assert {type(spec).__name__ for spec in EVERY} == named
+
+
+@pytest.mark.parametrize("spec", EVERY, ids=lambda spec: spec.kind)
+def test_every_kind_says_what_it_costs(spec):
+    flops, memory = spec.flops(SIZE, CORPUS), spec.memory_bytes(SIZE, Resources())
+    assert math.isfinite(flops)
+    assert (flops > 0) == (spec.kind not in WITHOUT_FLOPS)
+    # Whoever opens a model holds its weights.
+    assert (memory >= SIZE.weights_bytes) == (spec.kind not in WITHOUT_MEMORY)
+    assert spec.disk_bytes(SIZE) == LEAVE.get(spec.kind, 0)
+
+
+@pytest.mark.parametrize("spec", EVERY, ids=lambda spec: spec.kind)
+def test_nothing_is_counted_of_a_model_that_is_not_known(spec):
+    assert spec.flops(UNKNOWN, CORPUS) == 0
+    assert spec.state_bytes(UNKNOWN, Resources()) == 0
+    assert spec.disk_bytes(UNKNOWN) == (CORPUS.tokens_bytes() if spec.kind == "tokenize" else 0)
+
+
+@pytest.mark.parametrize("missing", ["flops", "memory_bytes", "disk_bytes", "metrics", "run", "kind"])
+def test_a_stage_that_leaves_something_out_is_refused(missing):
+    whole = {name: getattr(Tokenize, name) for name in ("flops", "memory_bytes", "disk_bytes", "metrics", "run")}
+    given = {name: value for name, value in whole.items() if name != missing}
+    kind = {} if missing == "kind" else {"kind": "new", "__annotations__": {"kind": ClassVar[str]}}
+    with pytest.raises(TypeError, match=f"New lacks {missing}, which StageSpec asks for"):
+        type("New", (StageSpec,), {"__module__": __name__, **kind, **given})
+
+
+def test_stages_of_one_worker_shard_nothing():
+    gang = Resources(workers=4, zero_stage=3)
+    one = Resources()
+    for spec in OF_TASKS:
+        assert spec.memory_bytes(SIZE, gang) == spec.memory_bytes(SIZE, one)
+    pretrain = STATE.pretrain
+    assert pretrain.memory_bytes(SIZE, gang) < pretrain.memory_bytes(SIZE, one)
+    assert STATE.memory_bytes(SIZE, gang) == pretrain.memory_bytes(SIZE, gang)
