@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from raysweep.errors import Finding, Place
 from raysweep.plan import Finetuning
-from raysweep.search import Axis, Choice, Grid, Resources, Search
+from raysweep.search import Axis, Resources, Search, Zip, labels, paths_of
 from raysweep.spec import Provenance, Spec, check_name
 from raysweep.stages.base import StageSpec
 from raysweep.stages.fetch import Existing
@@ -60,7 +61,8 @@ class Declared(Spec):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     """Of pretraining; each runs every point."""
     sweep: dict[str, Axis] = Field(default_factory=dict)
-    """Axes: a path under pretrain, such as pretrain.optimizer.lr, to the values it takes."""
+    """Axes: a path under pretrain, such as pretrain.optimizer.lr, to the values it takes; or a name of your own to a
+    zip of paths that move together."""
 
     @field_validator("name")
     @classmethod
@@ -101,57 +103,69 @@ class Section(Spec):
     pretrain: PretrainSection
 
 
-def named_values(axis: Axis | None) -> tuple[Any, ...] | dict[str, Any] | None:
-    """The values of a grid or choice axis, or its labels with the values behind them; None for a range."""
-    if isinstance(axis, Grid):
-        return axis.grid
-    return axis.choice if isinstance(axis, Choice) else None
-
-
-def kind_of(axis: Axis) -> str:
-    """grid, choice, uniform, ..."""
-    return next(iter(type(axis).model_fields))
-
-
-def axis_values(axis: Axis) -> dict[Place, Any]:
-    """Place below the axis -> value: every value of a grid or choice, the bounds of a range."""
-    kind = kind_of(axis)
-    values = getattr(axis, kind)
-    pairs = values.items() if isinstance(values, dict) else enumerate(values)
-    return {(kind, place): value for place, value in pairs}
-
-
 def axis_findings(declared: Declared) -> Iterator[Finding]:
     """What is wrong with the axes as such."""
-    for path, axis in declared.sweep.items():
-        loc = ("sweep", path)
-        if not path.startswith("pretrain."):
-            yield loc, "a sweep path starts with 'pretrain.'; what is measured is equal for all variants"
-        elif path == "pretrain.from" and isinstance(declared.pretrain, Recipe):
-            yield loc, "pretrain is a recipe; to sweep checkpoints that exist, write pretrain: {from: ..., data: ...}"
-        elif _PHASE.sub("", path) == "pretrain.checkpoints":
-            yield loc, "checkpoints is a list of one trajectory's steps, not an axis: write it under pretrain"
-        elif _PHASE.sub("", path) == "pretrain.name":
-            yield loc, "the name of a phase is no axis: it is part of no result"
-        elif _PHASE.sub("", path).startswith("pretrain.data.domains"):
-            yield loc, "a part of the domains cannot be swept: sweep pretrain.data (named values) or pretrain.data.mix"
-        elif _PHASE.sub("", path).startswith("pretrain.data.model"):
-            yield loc, "the model that writes the text cannot be swept by itself: sweep pretrain.data (named values)"
-        elif path == "pretrain.model.config":
-            yield loc, "a configuration cannot be swept by itself: sweep pretrain.model (named values)"
-        elif declared.search.name == "grid" and not isinstance(axis, Grid | Choice):
+    for name, axis in declared.sweep.items():
+        loc: Place = ("sweep", name)
+        for path in paths_of(name, axis):
+            where = (*loc, "zip", path) if isinstance(axis, Zip) else loc
+            yield from ((where, text) for text in _path_findings(declared, path))
+        if isinstance(axis, Zip):
+            yield from ((loc, text) for text in _zip_name_findings(name))
+        values = labels(axis)
+        if declared.search.name == "grid" and not values:
             yield loc, "a grid search needs grid: [...] here, or set search.name to random or optuna"
-        values = named_values(axis)
-        if isinstance(values, tuple) and len(set(map(repr, values))) != len(values):
+        if len(set(map(repr, values))) != len(values):
             yield loc, f"names a value twice: {list(values)}"
+    yield from _overlap_findings(declared)
     if declared.search.name == "optuna" and len(declared.seeds) > 1:
         yield ("seeds",), f"optuna compares single trials, so seeds holds one, not {len(declared.seeds)}"
     yield from _size_findings(declared)
 
 
+def _path_findings(declared: Declared, path: str) -> Iterator[str]:
+    """Why no axis can vary a path."""
+    inside = _PHASE.sub("", path)
+    if not path.startswith("pretrain."):
+        yield "a sweep path starts with 'pretrain.'; what is measured is equal for all variants"
+    elif path == "pretrain.from" and isinstance(declared.pretrain, Recipe):
+        yield "pretrain is a recipe; to sweep checkpoints that exist, write pretrain: {from: ..., data: ...}"
+    elif inside == "pretrain.checkpoints":
+        yield "checkpoints is a list of one trajectory's steps, not an axis: write it under pretrain"
+    elif inside == "pretrain.name":
+        yield "the name of a phase is no axis: it is part of no result"
+    elif inside.startswith("pretrain.data.domains"):
+        yield "a part of the domains cannot be swept: sweep pretrain.data (named values) or pretrain.data.mix"
+    elif inside.startswith("pretrain.data.model"):
+        yield "the model that writes the text cannot be swept by itself: sweep pretrain.data (named values)"
+    elif path == "pretrain.model.config":
+        yield "a configuration cannot be swept by itself: sweep pretrain.model (named values)"
+
+
+def _zip_name_findings(name: str) -> Iterator[str]:
+    """Names that no zip can have: it becomes a column of tables, beside the trial's seed and paths."""
+    if name.partition(".")[0] in ("pretrain", "seed"):
+        yield f"a zip goes by a name of its own, such as size, not {name!r}; its paths stand below zip"
+    try:
+        check_name("zip", name)
+    except ValueError as error:
+        yield str(error)
+
+
+def _overlap_findings(declared: Declared) -> Iterator[Finding]:
+    """Axes that undo what another one sets: each is put onto what those before it have made."""
+    varied = [(name, path) for name, axis in declared.sweep.items() for path in paths_of(name, axis)]
+    for (first, path), (second, over) in itertools.combinations(varied, 2):
+        where: Place = ("sweep", second)
+        if path == over:
+            yield where, f"{path} is varied by {first} already; leave it in one of them"
+        elif path.startswith(f"{over}."):
+            yield where, f"{over} replaces what {path} sets before it; let {over} come first"
+
+
 def _size_findings(declared: Declared) -> Iterator[Finding]:
     """A sweep that multiplies to more than could be run, or even listed."""
-    axes = {path: len(named_values(axis) or ()) for path, axis in declared.sweep.items()}
+    axes = {path: len(labels(axis)) for path, axis in declared.sweep.items()}
     factors = axes | {"seeds": len(declared.seeds)}
     if declared.search.name != "grid":
         factors = {"num_trials": declared.search.num_trials or 0, "seeds": len(declared.seeds)}

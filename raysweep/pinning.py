@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from raysweep.data.sources import published_config
-from raysweep.declared import Declared, Section, axis_values, kind_of, named_values
+from raysweep.declared import Declared, Section
 from raysweep.errors import Finding, Place, RaysweepError, SpaceError, below
+from raysweep.search import Axis, Setting, settings
 from raysweep.spec import Spec
 from raysweep.stages.fetch import Existing
 from raysweep.stages.phases import Phase, segments
@@ -72,19 +73,12 @@ def pinned(declared: Declared, pretrain: Mapping[str, Any], pins: Pins) -> Pinne
             section = section.with_(phases=tuple(validate(Phase, phase) for phase in base["phases"]))
     sweep = dict(declared.sweep)
     checkpoints: dict[str, Mapping[str, Any]] = {}
-    for path, axis in declared.sweep.items():
-        named = named_values(axis)
-        for place, value in axis_values(axis).items():
-            where: Place = ("sweep", path, *place)
-            if path in SOURCES:
-                # Each `from` has an objective of its own, unless the file says one for all.
-                own = {"objective": pretrain.get("objective")} if path == "pretrain.from" else {}
-                if source := parsed(base | own | {path.rpartition(".")[2]: value}):
-                    label = str(place[-1] if isinstance(named, dict) else value)
-                    checkpoints[label] = _source(pins(where, source, partial(source.pin_source, pins.folder)))
-            elif isinstance(named, dict):
-                named = named | {str(place[-1]): _pinned_value(base, path, value, pins, where)}
-                sweep[path] = axis.with_(**{kind_of(axis): named})
+    for name, axis in declared.sweep.items():
+        for setting in settings(name, axis):
+            values, source = _pinned_setting(base, pretrain, setting, pins, ("sweep", name))
+            checkpoints |= {str(setting.label): source} if source else {}
+            for path in values:
+                sweep[name] = _with_value(sweep[name], setting.places[path], values[path])
     return Pinned(declared.with_(pretrain=section, sft=sft, sweep=sweep), base, checkpoints)
 
 
@@ -101,21 +95,56 @@ def with_models_read(declared: Any, pins: Pins, place: Place = ()) -> Any:
     return pins(place, whole, partial(with_config_read, whole, partial(published_config, base=pins.folder)))
 
 
-def _pinned_value(base: Mapping[str, Any], path: str, value: Any, pins: Pins, where: Place) -> Any:
-    """A named value of an axis, with what of it names data pinned."""
-    if path == "pretrain.data":
-        section = parsed({**base, "data": value})
-        return _plain(pins(where, section.data, partial(section.data.pin, pins.folder))) if section else value
-    if not path.startswith("pretrain.phases"):
-        return value
+def _pinned_setting(
+    base: Mapping[str, Any], pretrain: Mapping[str, Any], setting: Setting, pins: Pins, axis: Place
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Path -> value with the data in it pinned; and what the setting's checkpoint, if any, is in the pretrain section.
+
+    All that a setting sets is put onto the base first: a corpus may be valid only beside what moves with it.
+    """
+    where = {path: (*axis, *setting.places[path]) for path, value in setting.values.items() if _names_data(path, value)}
     changed = copy.deepcopy(dict(base))
+    if "pretrain.from" in where:  # Each has an objective of its own, unless the file says one for all.
+        changed["objective"] = pretrain.get("objective")
+    section = _with_setting(changed, setting) if where else None
+    if section is None:
+        return {}, {}
+    source: Mapping[str, Any] = {}
+    for path, place in where.items():
+        if path in SOURCES:
+            source = _source(pins(place, section, partial(section.pin_source, pins.folder)))
+        elif path == "pretrain.data":
+            changed["data"] = _plain(pins(place, section.data, partial(section.data.pin, pins.folder)))
+    if phases := [place for path, place in where.items() if path.startswith("pretrain.phases")]:
+        changed["phases"] = _pinned_phases(changed, pins, phases[0])
+    held = {path: _place(changed, path) for path in where if path not in SOURCES}
+    return {path: holder[key] for path, (holder, key) in held.items()}, source
+
+
+def _names_data(path: str, value: Any) -> bool:
+    inside_phases = path.startswith("pretrain.phases") and isinstance(value, dict | list)
+    return inside_phases or path in (*SOURCES, "pretrain.data")
+
+
+def _with_setting(data: dict[str, Any], setting: Setting) -> Recipe | Existing | None:
+    """Put a setting into the section `data`; None if that is not valid, which is said with the values of axes."""
     try:
-        put(changed, path, value)
-        changed["phases"] = _pinned_phases(changed, pins, where)
+        for path, value in setting.values.items():
+            put(data, path, value)
     except RaysweepError:
-        return value  # Said with the other findings of this value.
-    holder, key = _place(changed, path)
-    return holder[key]
+        return None
+    return parsed(data)
+
+
+def _with_value(axis: Axis, place: Place, value: Any) -> Axis:
+    """The axis with another value at a place below it."""
+    fields = axis.model_dump()
+    holder: Any = fields
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    changed: Axis = type(axis)(**fields)
+    return changed
 
 
 def _pinned_phases(base: Mapping[str, Any], pins: Pins, where: Place) -> list[dict[str, Any]]:

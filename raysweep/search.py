@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from raysweep.errors import Place
 from raysweep.spec import Spec
 
 Scalar = str | int | float | bool | None
@@ -65,12 +68,45 @@ class RandInt(Spec):
         return self
 
 
+class Zip(Spec):
+    """Paths that move together: the first value of each, then the second of each. One axis, under a name of its own."""
+
+    zip: Annotated[dict[str, AxisValues], Field(min_length=1)]
+    """Path to its values, as many for each; mappings name them, with the same names in the same order."""
+
+    @model_validator(mode="after")
+    def _in_step(self) -> Zip:
+        numbers = {path: len(values) for path, values in self.zip.items()}
+        if len(set(numbers.values())) > 1:
+            counted = ", ".join(f"{path} {number}" for path, number in numbers.items())
+            raise ValueError(f"a zip has as many values for each path, and here are: {counted}")
+        names = {path: tuple(values) for path, values in self.zip.items() if isinstance(values, dict)}
+        if len(set(names.values())) > 1:
+            listed = "; ".join(f"{path}: {', '.join(each)}" for path, each in names.items())
+            raise ValueError(f"a zip names its values alike for each path, in one order, and here are: {listed}")
+        if twice := [label for index, label in enumerate(self.labels) if label in self.labels[:index]]:
+            raise ValueError(f"a zip sets the same values twice: {', '.join(twice)}")
+        return self
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What stands for each of its settings in points and tables: its name, or else the values, as "256 / 8"."""
+        names = next((tuple(values) for values in self.zip.values() if isinstance(values, dict)), None)
+        rows = zip(*self.zip.values(), strict=True)
+        return names or tuple(" / ".join(map(_written, row)) for row in rows)
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _check_bounds(name: str, bounds: tuple[float, float]) -> None:
     if bounds[0] >= bounds[1]:
         raise ValueError(f"{name} {list(bounds)}: write [low, high] with low below high")
 
 
-KINDS = ("grid", "choice", "uniform", "loguniform", "randint")
+KINDS = dict.fromkeys(("grid", "choice", "uniform", "loguniform", "randint"), "[...]") | {"zip": "{path: [...], ...}"}
+"""Kind of axis -> how its values are written."""
 
 
 def _kind(value: Any) -> str | None:
@@ -82,15 +118,72 @@ def _kind(value: Any) -> str | None:
 Axis = Annotated[
     Annotated[Grid, Tag("grid")]
     | Annotated[Choice, Tag("choice")]
+    | Annotated[Zip, Tag("zip")]
     | Annotated[Uniform, Tag("uniform")]
     | Annotated[LogUniform, Tag("loguniform")]
     | Annotated[RandInt, Tag("randint")],
     Discriminator(
         _kind,
         custom_error_type="axis",
-        custom_error_message="an axis is one of: " + ", ".join(f"{kind}: [...]" for kind in KINDS),
+        custom_error_message="an axis is one of: " + ", ".join(f"{kind}: {form}" for kind, form in KINDS.items()),
     ),
 ]
+
+
+class Setting(NamedTuple):
+    """What one value of an axis sets; of a zip, one value of each path."""
+
+    label: Any
+    """What stands for it in a point: its name, or the value itself."""
+    values: Mapping[str, Any]
+    """Dotted path -> value."""
+    places: Mapping[str, Place]
+    """Dotted path -> where that value stands, below the axis."""
+
+    @property
+    def place(self) -> Place:
+        """Where it stands, below the axis. Those of a zip stand nowhere in one piece, and go by their label."""
+        return next(iter(self.places.values())) if len(self.places) == 1 else ("zip", self.label)
+
+
+def settings(name: str, axis: Axis) -> list[Setting]:
+    """Every setting of the axis that the sweep file calls `name`, of a range its two bounds; a grid is a zip of one."""
+    kind, is_zip = kind_of(axis), isinstance(axis, Zip)
+    written: Mapping[str, AxisValues] = axis.zip if isinstance(axis, Zip) else {name: getattr(axis, kind)}
+    above: Mapping[str, Place] = {path: (kind, path) if is_zip else (kind,) for path in written}
+    labels: tuple[Any, ...] = axis.labels if isinstance(axis, Zip) else tuple(written[name])
+    rows = zip(*(_keyed(values).items() for values in written.values()), strict=True)
+    return [
+        Setting(
+            label,
+            values={path: value for path, (_, value) in zip(written, row, strict=True)},
+            places={path: (*above[path], key) for path, (key, _) in zip(written, row, strict=True)},
+        )
+        for label, row in zip(labels, rows, strict=True)
+    ]
+
+
+def _keyed(values: AxisValues) -> Mapping[Any, Any]:
+    return values if isinstance(values, dict) else dict(enumerate(values))
+
+
+def kind_of(axis: Axis) -> str:
+    """grid, choice, zip, uniform, ..."""
+    return next(iter(type(axis).model_fields))
+
+
+def labels(axis: Axis) -> tuple[Any, ...]:
+    """What an axis puts into points: its values or their names; of a range, nothing that could be listed."""
+    if isinstance(axis, Zip):
+        return axis.labels
+    if isinstance(axis, Grid):
+        return tuple(axis.grid)
+    return tuple(axis.choice) if isinstance(axis, Choice) else ()
+
+
+def paths_of(name: str, axis: Axis) -> tuple[str, ...]:
+    """What an axis varies: the path that it is called by, or those of a zip."""
+    return tuple(axis.zip) if isinstance(axis, Zip) else (name,)
 
 
 class Goal(Spec):

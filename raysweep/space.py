@@ -13,20 +13,20 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from raysweep.data.corpora import Corpus
-from raysweep.declared import Declared, Section, axis_findings, axis_values, named_values
+from raysweep.declared import Declared, Section, axis_findings
 from raysweep.document import Document, nearest, read_document
 from raysweep.errors import DataError, Finding, Place, RaysweepError, SpaceError, below, collect, dotted
 from raysweep.pinning import SOURCES, Pins, pinned, put, with_models_read
 from raysweep.plan import Trial, chain, objective_of
 from raysweep.scores import Column
-from raysweep.search import Axis, LogUniform, RandInt, Uniform
+from raysweep.search import Axis, LogUniform, RandInt, Uniform, Zip, kind_of, labels, paths_of, settings
 from raysweep.spec import Spec, canonical, fingerprint
 from raysweep.stages.base import Subject
 from raysweep.stages.fetch import Existing
@@ -38,7 +38,7 @@ from raysweep.validation import findings, validate
 T = TypeVar("T")
 
 Point = Mapping[str, Any]
-"""Dotted path -> value (or label of a named value)."""
+"""Axis -> its value here, or the name of a value. A zip goes by its own name, any other axis by its path."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class SearchSpace:
         """`name-` and eight hex digits of the identity: an edited sweep is another run of the same store."""
         return f"{self.name}-{fingerprint(self.identity())[:8]}"
 
-    def values(self, path: str) -> list[Any]:
-        """The values of a grid or choice axis, a named one by its label; none of a path that is no such axis."""
-        return list(named_values(self.declared.sweep.get(path)) or ())
+    def values(self, name: str) -> list[Any]:
+        """What a grid, choice or zip puts into points: values, or their names; nothing of a range."""
+        return list(labels(self.declared.sweep[name]))
 
     def points(self) -> Iterator[Point]:
         """The points of a grid or random search; Optuna picks its own."""
@@ -109,12 +109,13 @@ class SearchSpace:
 
     def _kinds_of_trial(self) -> Iterator[Trial]:
         """A trial for all that decides which metrics there are: the domains of text, and whose loss is measured."""
-        decisive = [path for path in self.declared.sweep if {"data", "objective"} & {*path.split(".")}]
+        words = {name: ".".join(paths_of(name, axis)).split(".") for name, axis in self.declared.sweep.items()}
+        decisive = [name for name in words if {"data", "objective"} & {*words[name]}]
         points = self.points()
         if self.declared.search.name == "optuna":  # Whatever it may pick.
-            values = {path: found for path in decisive if (found := self.values(path))}
+            values = {name: listed for name in decisive if (listed := self.values(name))}
             points = (dict(zip(values, each, strict=True)) for each in itertools.product(*values.values()))
-        kinds = {tuple(repr(point.get(path)) for path in decisive): point for point in points}
+        kinds = {tuple(repr(point.get(name)) for name in decisive): point for point in points}
         return (self.trial(point, self.declared.seeds[0]) for point in kinds.values())
 
     def trial(self, point: Point, seed: int) -> Trial:
@@ -156,20 +157,31 @@ class SearchSpace:
 
     def _pretrain(self, point: Point) -> Recipe | Existing:
         data = copy.deepcopy(dict(self.base))
-        for path, value in point.items():
-            put(data, path, self._meant(path, value))
+        meant = [(path, value, label) for name, label in point.items() for path, value in self._meant(name, label)]
+        # A checkpoint brings an objective of its own, which an axis may change.
+        for path, value, label in sorted(meant, key=lambda change: change[0] not in SOURCES):
+            put(data, path, value)
             if path in SOURCES:
-                data |= self.checkpoints.get(value, {})
+                data |= self.checkpoints.get(label, {})
         try:
             return validate(Section, {"pretrain": data}).pretrain
         except ValidationError as error:
             said = (f"{dotted(at)}: {text}" for at, text in findings(Section, {"pretrain": data}, error))
             raise SpaceError("; ".join(said)) from error
 
-    def _meant(self, path: str, value: Any) -> Any:
-        """The value behind a label."""
-        named = named_values(self.declared.sweep.get(path))
-        return named[value] if isinstance(named, dict) else value
+    def _meant(self, name: str, label: Any) -> Iterable[tuple[str, Any]]:
+        """The paths and values that an axis' part of a point stands for."""
+        named = self._named.get(name)
+        return named[label].items() if named else [(name, label)]
+
+    @cached_property
+    def _named(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+        """Axis whose values have names -> name -> path -> value."""
+        return {
+            name: {setting.label: setting.values for setting in settings(name, axis)}
+            for name, axis in self.declared.sweep.items()
+            if isinstance(axis, Zip) or isinstance(getattr(axis, kind_of(axis)), dict)
+        }
 
 
 def load(path: str | Path) -> SearchSpace:
@@ -240,13 +252,12 @@ def _value_findings(space: SearchSpace) -> Iterator[Finding]:
     except RaysweepError as error:
         yield from below((), error)
         return
-    for path, axis in space.declared.sweep.items():
-        for place, value in axis_values(axis).items():
-            point = {path: place[-1] if isinstance(named_values(axis), dict) else value}
+    for name, axis in space.declared.sweep.items():
+        for setting in settings(name, axis):
             try:
-                space.bind(point)
+                space.bind({name: setting.label})
             except RaysweepError as error:
-                yield from ((("sweep", path, *place), text) for _, text in error.findings)
+                yield from ((("sweep", name, *setting.place), text) for _, text in error.findings)
 
 
 def _indicator_findings(space: SearchSpace) -> Iterator[Finding]:
@@ -292,7 +303,7 @@ def _schedule_warnings(space: SearchSpace) -> Iterator[Finding]:
 
 def _checkpoint_warnings(space: SearchSpace) -> Iterator[Finding]:
     """Steps beyond the last checkpoint, of the base or else of the first value of an axis that leaves some."""
-    alone = [{path: value} for path in space.declared.sweep for value in space.values(path)]
+    alone = [{name: value} for name in space.declared.sweep for value in space.values(name)]
     for point in [{}, *alone]:
         pretrain = space.bind(point)
         if not isinstance(pretrain, Recipe):
@@ -300,7 +311,7 @@ def _checkpoint_warnings(space: SearchSpace) -> Iterator[Finding]:
         recipe = segments(pretrain)[-1].recipe
         if left := recipe.num_steps - recipe.checkpoint_steps[-1]:
             last, of = f"{recipe.checkpoint_steps[-1]:,}", f"{recipe.num_steps:,}"
-            variant = "".join(f" with {path} = {value}" for path, value in point.items())
+            variant = "".join(f" with {name} = {value}" for name, value in point.items())
             text = (
                 f"the last is step {last} of {of}{variant}: the {left:,} after it are not trained, and the "
                 f"{recipe.schedule.name} schedule does not come to its end; 1.0 is the end"
@@ -311,18 +322,23 @@ def _checkpoint_warnings(space: SearchSpace) -> Iterator[Finding]:
 
 def _text_findings(space: SearchSpace) -> Iterator[Finding]:
     """Text that cannot hold even one sequence."""
-    sweep = space.declared.sweep
-    lengths: dict[Place, int] = {("pretrain", "sequence_length"): space.declared.pretrain.sequence_length}
-    if axis := sweep.get("pretrain.sequence_length"):
-        lengths = {("sweep", "pretrain.sequence_length", *place): value for place, value in axis_values(axis).items()}
-    corpora: dict[Place, Corpus] = {("pretrain", "data"): space.declared.pretrain.data}
-    if axis := sweep.get("pretrain.data"):
-        corpora = {
-            ("sweep", "pretrain.data", *place): space.bind({"pretrain.data": place[-1]}).data
-            for place in axis_values(axis)
-        }
-    for place, corpus in corpora.items():
-        yield from corpus.length_findings(place, lengths)
+    lengths = _alone(space, "pretrain.sequence_length")
+    for place, point in _alone(space, "pretrain.data"):
+        # Where one zip varies both, a corpus meets the length of its own setting only.
+        met = [(at, other) for at, other in lengths if other.keys() != point.keys() or other == point]
+        asked = {at: space.bind(other).sequence_length for at, other in met}
+        yield from space.bind(point).data.length_findings(place, asked)
+
+
+def _alone(space: SearchSpace, path: str) -> list[tuple[Place, Point]]:
+    """Each value that axes give a path, or else the base's: its place, and the point that has nothing else swept."""
+    swept: list[tuple[Place, Point]] = [
+        (("sweep", name, *setting.places[path]), {name: setting.label})
+        for name, axis in space.declared.sweep.items()
+        for setting in settings(name, axis)
+        if path in setting.places
+    ]
+    return swept or [(tuple(path.split(".")), {})]
 
 
 def _metric_findings(space: SearchSpace) -> Iterator[Finding]:

@@ -70,7 +70,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._begin(config)
 
     def _begin(self, config: Mapping[str, Any]) -> None:
-        point = {path: value for path, value in config.items() if path.startswith("pretrain.")}
+        point = {name: config[name] for name in self._space.declared.sweep if name in config}
         trial = self._space.trial(point, config.get("seed", self._space.declared.seeds[0]))
         self._current = trial.id
         self._stop_after = self._pruned.get(trial.id)

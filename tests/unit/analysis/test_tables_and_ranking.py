@@ -65,6 +65,19 @@ def test_rate_is_picked_by_validation_and_ties_go_to_the_smaller(store):
     assert list(table["sft/mean_score"]) == pytest.approx(list(table["sft/t/score"]))
 
 
+def test_a_zip_is_one_column_and_one_config_row(store):
+    """What moves together cannot be told apart: two columns of it would share what one of them knows."""
+    rows = build(store, num_trials=6).trials()
+    run = Run.create(store, "zipped", sweep_text="", identity="{}")
+    for number, row in enumerate(rows):
+        run.add_trial(replace(row, point={"size": ("128 / 2", "256 / 4")[number // 3], "pretrain.x": f"v{number % 3}"}))
+    ranking = rank(checkpoint_table(run), columns=COLUMNS)
+    assert list(ranking.checkpoints["point.size"]) == ["256 / 4"] * 3 + ["128 / 2"] * 3
+    config = [item.indicator for item in ranking.associations if item.source == "config"]
+    assert config.count("point.size") == 1
+    assert "size 256 / 4" in format_terminal(ranking)
+
+
 def test_missing_and_diverged_are_counted(store):
     run = build(store)
     put(store, "pretrain-9", {"diverged_step": 3.0, "diverged_loss": math.nan}, status="diverged")
