@@ -52,8 +52,7 @@ def pin(given: str, base: Path, files: Callable[[Path], Sequence[Path]]) -> Pinn
         raise DataError(problem)
     name, revision = name_and_revision(given)
     # A branch or a tag may move; a commit is what it is, and needs no network.
-    is_commit = revision is not None and re.fullmatch("[0-9a-f]{40}", revision)
-    commit, config = (revision, {}) if is_commit else _looked_up(name, revision)
+    commit, config = (revision, {}) if is_commit(revision) else _looked_up(name, revision)
     return PinnedSource(f"{name}@{commit}", f"hub:{name}@{commit}", {}, config)
 
 
@@ -74,6 +73,11 @@ def name_and_revision(hub_id: str) -> tuple[str, str | None]:
     """Of name@revision; no revision is None."""
     name, _, revision = hub_id.partition("@")
     return name, revision or None
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision cannot move, as a branch or a tag may."""
+    return revision is not None and re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def is_dataset(path: str) -> bool:
@@ -204,12 +208,27 @@ def _looked_up(name: str, revision: str | None) -> tuple[str, Mapping[str, Any]]
 
 def download(hub_id: str, name: str) -> Path:
     """One file of a hub id. Raises DataError."""
-    from huggingface_hub import hf_hub_download
+    path = download_if_there(hub_id, name)
+    if path is None:
+        raise DataError(f"{hub_id!r} has no {name}; correct the id")
+    return path
+
+
+def download_if_there(hub_id: str, name: str) -> Path | None:
+    """One file of a hub id; None if it has none, as the hub says, or said of this commit before. Raises DataError."""
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     owner_and_name, revision = name_and_revision(hub_id)
     try:
+        is_known = try_to_load_from_cache(owner_and_name, name, revision=revision) is _CACHED_NO_EXIST
+        if is_known and is_commit(revision):
+            return None
         return Path(hf_hub_download(owner_and_name, name, revision=revision))
     except Exception as error:  # As above.
+        # The other kind says that the hub could not be asked.
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
         raise DataError(
             f"{hub_id!r} is no folder here, and {name} cannot be had of it as a hub id ({type(error).__name__}); "
             "correct the path or the id"

@@ -48,8 +48,8 @@ class Existing(Spec):
     sequence_length: int = Field(default=512, gt=1)
     """Tokens of a sequence, of the checkpoint's own tokenizer."""
     objective: Annotated[Objective | None, Provenance()] = None
-    """Whose perplexity and flatness are measured; left out: that which a folder's objective.json says it was trained
-    by, else causal_lm, or masked_lm of a masked model."""
+    """Whose perplexity and flatness are measured; left out: that which the checkpoint's objective.json says it was
+    trained by, else causal_lm, or masked_lm of a masked model."""
 
     @model_validator(mode="after")
     def _has_text(self) -> Existing:
@@ -87,9 +87,14 @@ class Existing(Spec):
 
 
 def _recorded(found: hub.PinnedSource) -> Objective | None:
-    """The objective that a folder says it was trained by. Raises DataError if that cannot be read."""
-    path = Path(found.source) / OBJECTIVE_FILE
-    if OBJECTIVE_FILE not in found.digests:
+    """The objective that a checkpoint says it was trained by. Raises DataError if that cannot be read."""
+    path: Path | None = Path(found.source) / OBJECTIVE_FILE if OBJECTIVE_FILE in found.digests else None
+    if not found.digests:
+        try:
+            path = hub.download_if_there(found.source, OBJECTIVE_FILE)
+        except DataError as error:
+            raise DataError(f"{error}, or say by pretrain.objective what it was trained by") from error
+    if path is None:
         return None
     try:
         objective: Objective = TypeAdapter(Objective).validate_json(path.read_bytes())
