@@ -24,7 +24,7 @@ PILOT_FISHER = 4
 """Label draws of a first round that takes any: with fewer their variance is not known."""
 
 SPREAD_AT_128_TOKENS = 0.25
-"""Relative standard deviation of one probe's estimate on one sequence of 128 tokens, probe and text together.
+"""Relative standard deviation of one probe's estimate on a batch that predicts 128 tokens, probe and text together.
 
 Assumed for plans: 0.15 to 0.27 was measured on Llamas of 2 and 5 M parameters, trained on 1.6 and 2.4 M tokens.
 """
@@ -41,8 +41,15 @@ def first_draws(products: Products, *, parts: bool, min_units: int) -> int:
     return 0 if products == "logit_differences" else PILOT_FISHER
 
 
-def predicted(rse: float, *, tokens_of_batch: int, min_units: int, max_units: int) -> tuple[int, float]:
-    """Probe units that a target will take, within a budget, and the relative standard error after them."""
-    spread = SPREAD_AT_128_TOKENS * (128 / tokens_of_batch) ** 0.5
+def predicted(rse: float, *, num_predicted: float, min_units: int, max_units: int) -> tuple[int, float]:
+    """Probe units that a target will take, within a budget, and the relative standard error after them.
+
+    Args:
+        rse: the target.
+        num_predicted: tokens that a batch predicts; the variance of a unit is as its inverse.
+        min_units: that are taken in any case.
+        max_units: at most.
+    """
+    spread = SPREAD_AT_128_TOKENS * (128 / num_predicted) ** 0.5
     units = min(max(-int(-((spread / rse) ** 2) // 1), min_units), max_units)
     return units, spread / units**0.5

@@ -122,6 +122,16 @@ class ObjectiveSpec(Loss):
         """
 
     @abstractmethod
+    def mean_predicted(self, sequence_length: int) -> float:
+        """Tokens of a row that are predicted, on average over what `prepare` draws.
+
+        A plan goes by it: the error of a measurement falls with the tokens that it predicts, not with those it reads.
+
+        Args:
+            sequence_length: tokens L of a text without reserved tokens.
+        """
+
+    @abstractmethod
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
         """Inputs and labels from text; what is drawn comes from `draw` alone.
 

@@ -40,6 +40,10 @@ class CausalLM(DecoderObjective):
         """As many: a row is the text."""
         return sequence_length
 
+    def mean_predicted(self, sequence_length: int) -> float:
+        """All but the first."""
+        return sequence_length - 1
+
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
         """The text, of which every token but the first is predicted."""
         return {"input_ids": ids, "labels": ids}

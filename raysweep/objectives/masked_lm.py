@@ -48,6 +48,10 @@ class MaskedLM(MaskedObjective):
         """As many: what is hidden stays in its place."""
         return sequence_length
 
+    def mean_predicted(self, sequence_length: int) -> float:
+        """As many in every row."""
+        return float(self._num_hidden(np.array(sequence_length)))
+
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
         """The text with masks, or with BERT's replacements, and the hidden tokens as labels.
 

@@ -66,6 +66,11 @@ class Mixture(DecoderObjective):
         """The longest of any. Raises ValueError if one cannot make rows of it."""
         return max(each.input_length(sequence_length) for each in self.objectives.values())
 
+    def mean_predicted(self, sequence_length: int) -> float:
+        """By the weights of the objectives."""
+        counts = [each.mean_predicted(sequence_length) for each in self.objectives.values()]
+        return float(np.average(counts, weights=self._weights))
+
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
         """Each row as by its objective, then padded on the right; see `mixed`."""
         makers = [partial(each.prepare, specials=specials) for each in self.objectives.values()]

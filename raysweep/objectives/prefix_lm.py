@@ -53,6 +53,10 @@ class PrefixLM(DecoderObjective):
         """As many: a row is the text."""
         return sequence_length
 
+    def mean_predicted(self, sequence_length: int) -> float:
+        """What a prefix leaves, whose lengths are all as likely."""
+        return sequence_length - sum(self._prefix_lengths(sequence_length)) / 2
+
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
         """The text, with labels from a cut on.
 
@@ -65,7 +69,7 @@ class PrefixLM(DecoderObjective):
             input_ids and labels [n, L]; prefix_lengths [n] where a prefix is seen both ways.
         """
         num, length = ids.shape
-        shortest, longest = (int(np.clip(round(part * length), 1, length - 1)) for part in self.prefix)
+        shortest, longest = self._prefix_lengths(length)
         prefix_lengths = draw.integers(shortest, longest + 1, size=(num,))
         labels = np.where(np.arange(length) < prefix_lengths[:, None], IGNORED, ids)
         rows: Arrays = {"input_ids": ids, "labels": labels}
@@ -75,3 +79,8 @@ class PrefixLM(DecoderObjective):
     def has_optimum(self) -> bool:
         """Each token that is predicted has its conditional probability."""
         return True
+
+    def _prefix_lengths(self, length: int) -> tuple[int, int]:
+        """Tokens of the shortest and of the longest prefix of a row."""
+        shortest, longest = (int(np.clip(round(part * length), 1, length - 1)) for part in self.prefix)
+        return shortest, longest

@@ -55,6 +55,10 @@ class SpanCorruption(DecoderObjective):
         check_sentinels(self.num_sentinels, num_spans, sequence_length)
         return sequence_length + 2 * num_spans + 1
 
+    def mean_predicted(self, sequence_length: int) -> float:
+        """What was cut out, a sentinel before each span, and the last one: as many in every row."""
+        return sum(count_noise(sequence_length, density=self.density, mean_span_length=self.mean_span_length)) + 1
+
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
         """Rows of one length, with as many spans and as many tokens cut out in each; see `corrupted`.
 

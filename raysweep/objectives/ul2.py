@@ -113,6 +113,15 @@ class UL2(DecoderObjective):
         check_sentinels(self.num_sentinels, num_spans, sequence_length)
         return 1 + sequence_length + 2 * num_spans + 1
 
+    def mean_predicted(self, sequence_length: int) -> float:
+        """By the weights of the denoisers; of each as by `SpanCorruption`."""
+        return float(
+            np.average(
+                [sum(each.count_noise(sequence_length)) + 1 for each in self.denoisers],
+                weights=[each.weight for each in self.denoisers],
+            )
+        )
+
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
         """Each row as by its denoiser, then padded on the right.
 

@@ -168,7 +168,10 @@ class Flatness(TraceSettings, StageSpec):
     def predict(self) -> tuple[float, float]:
         """What is expected before anything runs: tokens of gradients to compute, and the relative standard error."""
         tokens = self.batch_sequences * self.input_length
-        units, rse = predicted(self.rse, tokens_of_batch=tokens, min_units=self.min_units, max_units=self.max_units)
+        num_predicted = self.batch_sequences * self.loss.mean_predicted(self.sequence_length)
+        units, rse = predicted(
+            self.rse, num_predicted=num_predicted, min_units=self.min_units, max_units=self.max_units
+        )
         draws: float = first_draws(self.products, parts=self.parts, min_units=self.min_units)
         if draws:  # In the end they are about a fifth as many as probes.
             draws = min(max(draws, units / 5), self.max_units)

@@ -58,6 +58,9 @@ def declared_and_reported(path, store) -> set[str]:
         record = store.get(stage.id)
         assert record is not None, f"{stage.kind} failed"
         assert sorted(metric.name for metric in stage.spec.metrics(corpus)) == sorted(record.metrics), stage.kind
+        # Beside what a record holds of every stage, how it went by this stage's own clock.
+        own = {name for name in record.provenance if name.endswith(("_per_second", "_seconds"))} - {"wall_seconds"}
+        assert own == {metric.name for metric in stage.spec.timings}, stage.kind
     for leg in legs:
         assert sorted(leg.metrics) == sorted(column.name for column in trial.columns_at(leg.step))
     return {stage.kind for stage in trial.stages}
@@ -68,6 +71,12 @@ def test_every_stage_reports_what_it_declares(sweep_file, folder, store):
     assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "flatness", "probe", "sft"}
     kinds = declared_and_reported(sweep_file(TEXT), store)
     assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "sft"}
+
+
+def test_phases_report_what_they_declare(sweep_file, store):
+    phases = "phases: [{name: on, steps: 2}, {name: off, steps: 1}]"
+    text = TINY[: TINY.index("indicators:")].replace("steps: 12", phases).replace("  checkpoints: [6, 12]\n", "")
+    assert "optimizer_state" in declared_and_reported(sweep_file(text), store)
 
 
 def test_a_checkpoint_that_exists_reports_what_it_declares(sweep_file, folder, store):

@@ -1,6 +1,8 @@
 """Chains, legs, identity, costs."""
 
 import math
+from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 from pydantic import ValidationError
@@ -8,17 +10,22 @@ from tiny import TINY
 
 from raysweep.costs import Size
 from raysweep.curvature.cost import COST
+from raysweep.declared import Declared
 from raysweep.errors import SpaceError
 from raysweep.estimates import estimate, size_of
+from raysweep.objectives.causal_lm import CausalLM
+from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.span_corruption import SpanCorruption
 from raysweep.plan import FIRST_LRS, LADDER, Finetuning, Stage
 from raysweep.scores import Result, finetuning_runs, pick
 from raysweep.search import Resources
 from raysweep.space import load
-from raysweep.spec import Neutral, Provenance, Spec, canonical, fingerprint
+from raysweep.spec import Metric, Neutral, Provenance, Spec, canonical, fingerprint
+from raysweep.stages.base import StageSpec
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.tasks.spans import PCFGSpan
+from raysweep.train.checkpoints import load_model
 from raysweep.train.models import Llama
 from raysweep.train.optimizers import SGD, AdamW
 
@@ -116,13 +123,65 @@ def test_optuna_plans_count_the_base(sweep_file, store):
 def test_flatness_counts_the_label_draws_that_parts_take():
     def draws(**given):
         with_parts, without = (
-            Flatness(sequence_length=128, parts=parts, **given).predict()[0] for parts in (True, False)
+            Flatness(sequence_length=129, parts=parts, **given).predict()[0] for parts in (True, False)
         )
-        return (with_parts - without) / (128 * COST["fisher"])
+        return (with_parts - without) / (129 * COST["fisher"])
 
     assert draws(min_units=12) == pytest.approx(12)
     assert draws(rse=0.02, min_units=12) == pytest.approx(157 / 5)  # (0.25 / 0.02)^2 probes.
     assert draws(min_units=12, max_units=8) == pytest.approx(8)
+
+
+def test_the_error_of_flatness_goes_by_what_is_predicted():
+    def expected(objective, **given):
+        return Flatness(sequence_length=129, loss=objective, max_units=16, **given).expected_rse
+
+    one = MaskedLM(name="masked_lm", mask="one")
+    assert expected(CausalLM()) == pytest.approx(0.25 / 4)  # 16 probes on 128 predicted tokens.
+    assert expected(one) == pytest.approx(0.25 * 128**0.5 / 4)
+    assert expected(one, batch_sequences=128) == pytest.approx(expected(CausalLM()))
+
+
+class Norms(StageSpec):
+    """A measurement as a contributor writes one: it takes nothing from pretraining but its checkpoints."""
+
+    kind: ClassVar[str] = "norms"
+
+    def run(self, inputs, out, worker):
+        squares = (float(weight.square().sum()) for weight in load_model(inputs["checkpoint"]).parameters())
+        return {"weights": sum(squares) ** 0.5}
+
+    def metrics(self, corpus):
+        return (Metric("weights", "min"),)
+
+    def flops(self, size, corpus):
+        return 2.0 * size.num_parameters
+
+    def memory_bytes(self, size, resources):
+        return size.weights_bytes
+
+    def disk_bytes(self, size):
+        return 0
+
+
+class WithNorms(Declared):
+    """A sweep file with a section for it."""
+
+    norms: Norms | None = None
+
+
+def test_a_measurement_is_its_file_and_its_section(tiny_space, store):
+    without = tiny_space.declared
+    sections = {name: getattr(without, name) for name in type(without).model_fields}
+    space = replace(tiny_space, declared=WithNorms(**sections, norms=Norms()))
+    trial = space.trial({}, 0)
+    added = [stage for stage in trial.stages if stage.kind == "norms"]
+    assert [dict(stage.inputs) for stage in added] == [{"checkpoint": stage.checkpoint} for stage in added]
+    assert [stage for stage in trial.stages if stage not in added] == list(tiny_space.trial({}, 0).stages)
+    assert set(space.metric_names()) - set(tiny_space.metric_names()) == {"norms/weights"}
+    plan, before = (estimate(each, store, mfu=0.5, peak_flops=1e12) for each in (space, tiny_space))
+    assert plan.flops - before.flops == pytest.approx(4 * 2 * plan.num_parameters[0])
+    assert plan.stages == before.stages | {"norms": 4}
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def test_a_member_that_forgets_to_count_is_refused():
             predicts = CausalLM.predicts
             extra_tokens = CausalLM.extra_tokens
             input_length = CausalLM.input_length
+            mean_predicted = CausalLM.mean_predicted
             prepare = CausalLM.prepare
             loss_sum = CausalLM.loss_sum
 
@@ -80,6 +81,7 @@ def test_a_member_that_names_no_model_is_refused():
             predicts = CausalLM.predicts
             extra_tokens = CausalLM.extra_tokens
             input_length = CausalLM.input_length
+            mean_predicted = CausalLM.mean_predicted
             prepare = CausalLM.prepare
             num_predicted = CausalLM.num_predicted
             loss_sum = CausalLM.loss_sum
@@ -93,6 +95,18 @@ def test_rows_are_whole(objective):
     assert all(values.dtype == np.int64 for values in rows.values())
     assert objective.num_predicted(rows) > 0
     assert rows["labels"].max() < NUM_WORDS + len(objective.extra_tokens())
+
+
+@pytest.mark.parametrize("length", [2, 12, 33])
+@pytest.mark.parametrize("objective", [*OBJECTIVES, MaskedLM(name="masked_lm", mask="one")], ids=lambda each: each.name)
+def test_a_row_predicts_as_many_as_a_plan_says(objective, length):
+    ids = np.random.default_rng(0).integers(1, NUM_WORDS, size=(2000, length))
+    rows = objective.prepare(ids, np.random.default_rng(1), specials_for(objective))
+    labels = rows["labels"][:, 1:] if objective.head == "causal" else rows["labels"]
+    counts = (labels != IGNORED).sum(axis=1)
+    # Within four standard errors of the mean of what was drawn; exact where each row predicts as many.
+    room = 4 * counts.std() / len(counts) ** 0.5
+    assert objective.mean_predicted(length) == pytest.approx(counts.mean(), abs=room + 1e-9)
 
 
 def test_nothing_is_predicted_that_is_seen(objective):
