@@ -17,10 +17,10 @@ from raysweep.data.sources import checkpoint_files
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model."""
+    """What the costs of a stage are reckoned by: the size of its model, and of the checkpoint that it leaves."""
 
     num_parameters: int
-    """Tied ones once."""
+    """Tied ones counted once."""
     num_layers: int
     hidden_size: int
     num_heads: int
@@ -60,6 +60,7 @@ class Size:
             zero_stage: what is sharded over the workers: 1 the optimizer's state, 2 gradients too, 3 weights too.
             num_workers: that it is sharded over.
         """
+        # Without ZeRO nothing is in 16 bits but what autocast makes: the same 16 bytes of a weight with AdamW.
         weights, gradients = (2, 2) if in_half else (4, 4)
         optimizer = 4 * optimizer_floats + (4 if in_half else 0)
         return self.num_parameters * (
@@ -99,6 +100,7 @@ def size_of_folder(folder: Path) -> Size | None:
     try:
         config = json.loads((folder / "config.json").read_text())
         num = sum(_num_weights(path) for path in files if path.suffix == ".safetensors")
+        # By the names of Llama and BERT, of GPT-2, and of T5 and its kin.
         layers = next(config[name] for name in ("num_hidden_layers", "n_layer", "num_layers") if name in config)
         hidden = next(config[name] for name in ("hidden_size", "n_embd", "d_model") if name in config)
         heads = next(config[name] for name in ("num_attention_heads", "n_head", "num_heads") if name in config)

@@ -62,7 +62,7 @@ class Plan:
     note: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """As JSON values, with the sums of stages, and columns as they are declared."""
         total, done = sum(self.stages.values()), sum(self.stages_done.values())
         columns = [
             {"name": column.name, "direction": column.metric.direction, "unit": column.metric.unit}
@@ -99,9 +99,9 @@ class _Sum:
     stages: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
     flops_to_do: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """By kind."""
+    """By kind; of stages that are not finished."""
     flops_of: dict[str, float] = field(default_factory=dict)
-    """By stage id."""
+    """By stage id; of finished ones too, whose time tells the seconds of a FLOP."""
     wide: set[str] = field(default_factory=set)
     """Kinds that take a whole gang."""
     sizes: set[int] = field(default_factory=set)
@@ -156,6 +156,7 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
     picked_later = search.name == "optuna"
     points = [{}] * (search.num_trials or 0) if picked_later else list(space.points())
     finished = store.finished_ids()
+    # Where points are picked later, the base stands for each: its own stages being finished says nothing of them.
     total = _Sum(resources, set() if picked_later else finished, once=not picked_later)
     for point in points:
         for seed in space.declared.seeds:
@@ -230,6 +231,7 @@ def _seconds(total: _Sum, store: Store, finished: set[str], resources: Resources
             others.setdefault(kind, []).append(ran["wall_seconds"])
     found: dict[str, float] = {}
     for kind in total.stages:
+        # By FLOPs where this sweep has measured, as variants differ in size; by the mean where only others have.
         to_do = total.stages[kind] - total.done[kind]
         if kind in own:
             spent, flops = (sum(column) for column in zip(*own[kind], strict=True))
@@ -262,6 +264,7 @@ def machine_warnings(resources: Resources, memory_bytes: int) -> list[str]:
         for name, num in asked.items()
         if num > here[name]
     ]
+    # Without GPUs all workers share the machine's memory; that of a GPU is not known to who only plans.
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if not resources.gpus_per_worker and workers * memory_bytes > memory:
         warnings.append(
@@ -273,6 +276,7 @@ def machine_warnings(resources: Resources, memory_bytes: int) -> list[str]:
 
 
 def _num_gpus() -> int:
+    # Not by torch, which takes seconds to import.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])

@@ -123,11 +123,12 @@ class Fetch(StageSpec):
             DataError: if a file was changed since it was pinned, the weights are not whole, or the model is of another
                 head: a causal one must not read ahead.
         """
-        if self.digests:
+        if self.digests:  # A folder: each file is compared with its digest as it is copied.
             pinned.copy(Path(self.source), out, self.digests)
         else:
             from huggingface_hub import snapshot_download
 
+            # The revision is a commit, which is its content: nothing else has to be compared.
             name, revision = hub.name_and_revision(self.source)
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
             for path in checkpoint_files(folder):
@@ -143,7 +144,7 @@ class Fetch(StageSpec):
         return {"num_parameters": float(model.num_parameters())}
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
-        """The size of what was taken."""
+        """The size of what was taken, which tables show where there is no pretraining to tell it."""
         return (Metric("num_parameters"),)
 
     @property

@@ -98,9 +98,9 @@ class Flatness(TraceSettings, StageSpec):
     shape: Annotated[Shape | None, Neutral(None)] = None
     """What is measured beyond traces; left out: nothing."""
     mix: dict[str, float] = Field(default_factory=dict)
-    """Filled from pretrain.data."""
+    """Domain to its share of the sequences; filled from pretrain.data."""
     sequence_length: int = 0
-    """Filled from pretrain."""
+    """Tokens of a sequence of text; filled from pretrain."""
     objective: Annotated[Literal["own", "causal_lm"], Provenance()] = "own"
     """Whose loss it is the flatness of: the pretraining objective's own, or that of predicting every next token."""
     loss: Annotated[Objective, Neutral(CausalLM())] = CausalLM()
@@ -169,6 +169,7 @@ class Flatness(TraceSettings, StageSpec):
         """What is expected before anything runs: tokens of gradients to compute, and the relative standard error."""
         tokens = self.batch_sequences * self.input_length
         num_predicted = self.batch_sequences * self.loss.mean_predicted(self.sequence_length)
+        # What is read and not predicted costs time, and makes no estimate surer.
         units, rse = predicted(
             self.rse, num_predicted=num_predicted, min_units=self.min_units, max_units=self.max_units
         )
@@ -176,7 +177,7 @@ class Flatness(TraceSettings, StageSpec):
         if draws:  # In the end they are about a fifth as many as probes.
             draws = min(max(draws, units / 5), self.max_units)
         work = tokens * (units * COST[self.products] + draws * COST["fisher"])
-        if self.own_samples:
+        if self.own_samples:  # The same measurement again, to the same target.
             work *= 2
         if self.shape:
             products = self.shape.num_steps * (self.shape.num_vectors + 2)
@@ -189,6 +190,7 @@ class Flatness(TraceSettings, StageSpec):
         from raysweep.curvature.operators import choose_parameters
 
         text = self._text(Tokens(inputs["tokens"]), inputs["checkpoint"], worker.device)
+        # Exact products differentiate twice and in forward mode: for these each rank holds the model whole.
         is_sharded = worker.zero_stage == 3 and worker.world_size > 1 and self.products != "exact"
         if is_sharded:
             measured = self._measure_sharded(inputs["checkpoint"], text, worker)
@@ -229,7 +231,7 @@ class Flatness(TraceSettings, StageSpec):
         from raysweep.curvature.samples import sample_sequences
 
         start = start_of_text(load_tokenizer(checkpoint))
-        if start is None:
+        if start is None:  # A text without a beginning has no distribution to draw from.
             raise ValueError("own_samples: the checkpoint's tokenizer has no token that a text could begin with")
         given: dict[str, Any] = {"length": self.sequence_length, "start": start, "seed": self.seed}
         ids = sample_sequences(model, self.own_samples, deal=_RankDeal(worker, "samples"), **given)

@@ -93,7 +93,7 @@ class Heldout(StageSpec):
         return size.weights_bytes + rows * row * (size.forward_bytes + 4 * size.vocab_size)
 
     def disk_bytes(self, size: Size) -> int:
-        """Nothing but its record."""
+        """None: its numbers stand in its record."""
         return 0
 
     def _measure(

@@ -38,7 +38,7 @@ class Indicators(StageSpec):
     max_examples: int = Field(default=200, ge=1)
     """Of each task, from a split that no fine-tuning trains, validates or tests on."""
     tasks: dict[str, Task] = Field(default_factory=dict)
-    """Filled from sft.tasks."""
+    """Name to task; filled from sft.tasks."""
     filled: ClassVar[frozenset[str]] = frozenset({"tasks"})
 
     def bind(self, subject: Subject) -> Indicators:
@@ -46,9 +46,10 @@ class Indicators(StageSpec):
         return self.with_(tasks=dict(subject.tasks))  # type: ignore[no-any-return]
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """See the class."""
+        """A score of each task without and, where `kshot` examples can be shown, with them; NaN where none was left."""
         model = load_model(inputs["checkpoint"]).to(worker.device).eval()
         tokenizer = load_tokenizer(inputs["checkpoint"])
+        # Each piece whole on one rank: a score does not hang on how its examples would be batched over ranks.
         pieces = self._pieces()
         mine = {
             name: self._score(model, tokenizer, task, shots)
@@ -76,7 +77,7 @@ class Indicators(StageSpec):
         return size.weights_bytes + tokens * size.forward_bytes
 
     def disk_bytes(self, size: Size) -> int:
-        """Nothing but its record."""
+        """None: its numbers stand in its record."""
         return 0
 
     @property

@@ -29,18 +29,18 @@ class OptimizerState(StageSpec):
 
     @property
     def state_key(self) -> str:
-        """The trajectory's."""
+        """That of its pretraining, whose saved state it finds there if it runs right after it."""
         return self.pretrain.state_key
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Writes optimizer.safetensors: each state of a weight, as `<weight>.<state>`."""
         spec = self.pretrain
         Trajectory(spec.recipe, spec.seed, spec.before, inputs).train(spec.step, worker, optimizer_out=out / OPTIMIZER)
-        worker.barrier()
+        worker.barrier()  # Rank 0 has written the file: the stage is not finished on any rank before.
         return {}
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
-        """None: it measures nothing."""
+        """None: it measures nothing of a checkpoint, and its file is read by the next phase alone."""
         return ()
 
     @property

@@ -67,9 +67,9 @@ class Before(Spec):
     """What a phase goes on from, in numbers, all of them counted from the first phase's beginning."""
 
     steps: int
-    """Optimizer steps taken."""
+    """Optimizer steps taken, by which what is drawn in a step goes on."""
     tokens: int
-    """Tokens read."""
+    """Tokens of text read, by all phases together."""
     sequences: int
     """Training sequences read in the order that this phase goes on in; 0 where data or sequence length changed."""
     read: dict[str, int]
@@ -99,6 +99,8 @@ class Reading:
 
     def begin(self, tokens_id: str, mix: Mapping[str, float], sequence_length: int) -> Before:
         """What comes before a phase that reads such sequences."""
+        # Other tokens, lengths or shares are another order; the same sequences are read in it from its beginning, but
+        # for those of each domain that were read before.
         order = (tokens_id, sequence_length, dict(mix))
         if order != self._order:
             if self._order is not None:
@@ -119,7 +121,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Segment:
-    """A phase, compiled."""
+    """A phase, compiled: all that it inherits written out, so that its stages know of no other phase."""
 
     name: str
     """Empty where the recipe has no phases, or has steps of its own before them."""
@@ -153,6 +155,7 @@ def segments(recipe: Recipe) -> tuple[Segment, ...]:
         inherited = merged(inherited, {key: value for key, value in written.items() if key not in OWN})
         keeps = bool(parts) and phase.optimizer_state == "keep"
         whole = {**inherited, **{key: written[key] for key in OWN if key in written}}
+        # With its running means an optimizer goes on at the rate of its schedule, without a second warm-up.
         if keeps and "warmup" not in (phase.schedule or {}) and isinstance(whole["schedule"], dict):
             whole["schedule"] = {**whole["schedule"], "warmup": 0.0}
         try:

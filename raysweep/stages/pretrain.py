@@ -52,9 +52,9 @@ class Recipe(Spec):
     """A checkpoint to train on from, in place of a model: a folder, relative to the sweep file, or a hub id, with an
     optional @commit; safetensors only. Its tokenizer reads the data, and the optimizer is fresh."""
     optimizer: Optimizer
-    """How weights move."""
+    """How gradients become steps, and at which peak rate."""
     objective: Objective = CausalLM()
-    """What is minimised."""
+    """What of a text is predicted from what; its loss is minimised."""
     schedule: Schedule = Cosine()
     """How the learning rate goes over steps."""
     steps: int | None = Field(default=None, ge=1)
@@ -240,6 +240,7 @@ class Pretrain(StageSpec):
     @property
     def pretraining_tokens(self) -> int:
         """Of the part of the trajectory between the checkpoint before and this one."""
+        # Earlier checkpoints of the trajectory leave its state, so that each stage trains its own part only.
         before = [step for step in self.recipe.checkpoint_steps if step < self.step]
         return (self.step - (before[-1] if before else 0)) * self.recipe.batch_sequences * self.recipe.sequence_length
 
@@ -261,13 +262,14 @@ class Pretrain(StageSpec):
             zero_stage=resources.zero_stage,
             num_workers=workers,
         )
+        # The rank with most of the batch; a micro-batch is never larger than that.
         share = -(-recipe.batch_sequences // workers)
         batch, length = min(resources.micro_batch_sequences or share, share), recipe.input_length
         token = size.activation_bytes(length, in_half=in_half, are_recomputed=resources.gradient_checkpointing)
         return int(held + batch * length * (token + 8 * size.vocab_size))
 
     def disk_bytes(self, size: Size) -> int:
-        """The checkpoint."""
+        """The checkpoint, its weights in 32 bits."""
         return size.num_bytes
 
     def state_bytes(self, size: Size, resources: Resources) -> int:

@@ -40,7 +40,7 @@ class Hyperparameters(Spec):
     warmup: float = Field(default=0.06, ge=0, le=1)
     """Fraction of the steps."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's, on matrices."""
+    """AdamW's, on matrices alone."""
     precision: Precision = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
 
@@ -62,6 +62,7 @@ class Sft(StageSpec):
         task = self.task
         model, tokenizer = load_model(inputs["checkpoint"]), load_tokenizer(inputs["checkpoint"])
         fitted = task.fit(model, tokenizer, partial(self._train, worker=worker), seed=self.seed)
+        # The rate is picked by the first, and the second is shown: who picks by what is shown flatters it.
         valid, test = (task.score(fitted.model, tokenizer, split) for split in ("valid", "test"))
         with (out / "predictions.jsonl").open("w") as file:
             for name, row in zip(task.ids("test"), test, strict=True):
@@ -73,6 +74,7 @@ class Sft(StageSpec):
             "score_stderr": spread / math.sqrt(len(test)),
             "chance_score": task.chance(),
             "valid_score": float(np.mean([row.scores["score"] for row in valid])),
+            # Of the last tenth of the steps: that of a single batch says little.
             "loss_nats_per_token": float(np.mean(fitted.losses[-max(1, len(fitted.losses) // 10) :])),
             "num_steps": float(len(fitted.losses)),
             "num_test_examples": float(len(test)),
@@ -114,6 +116,7 @@ class Sft(StageSpec):
 
     @property
     def _optimizer(self) -> AdamW:
+        # The betas of BERT's fine-tuning (Devlin et al., 2019), where pretraining's second is 0.95.
         return AdamW(lr=self.lr, weight_decay=self.hyperparameters.weight_decay, betas=(0.9, 0.999))
 
     def _in_half(self, *, on_gpu: bool) -> bool:
@@ -133,9 +136,10 @@ class Sft(StageSpec):
 
         given = self.hyperparameters
         size = min(given.batch_sequences, num_examples)
+        # What fills no batch is left out, other examples in each epoch.
         per_epoch = num_examples // size
 
-        @lru_cache(maxsize=1)
+        @lru_cache(maxsize=1)  # Of one epoch at a time, for all its steps.
         def order(epoch: int) -> Any:
             return np.random.default_rng([self.seed, epoch]).permutation(num_examples)
 

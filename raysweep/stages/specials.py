@@ -17,6 +17,7 @@ def checkpoint_specials(checkpoint: Path, objective: ObjectiveSpec) -> Specials:
     """
     tokenizer = load_tokenizer(checkpoint)
     num_known = len(tokenizer)
+    # What it lacks is added behind all it knows, so that the number tells which were there.
     specials = add_extra_tokens(tokenizer, objective)
     if missing := [token for token, number in specials.ids.items() if number >= num_known]:
         raise DataError(

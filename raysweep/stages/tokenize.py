@@ -31,10 +31,11 @@ class Tokenize(StageSpec):
     corpus: Corpus
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """See `CorpusSpec.build`."""
+        """Writes a tokens folder by `CorpusSpec.build`; a sampled text is drawn on this worker's device."""
         if SAMPLER in inputs:
             sampler = load_model(inputs[SAMPLER]).to(worker.device).eval()
             return self.corpus.build(out, tokenizer_dir=inputs[SAMPLER], sampler=sampler)
+        # A later phase reads with the tokenizer of the first: the model's embedding knows no other.
         earlier = inputs["tokens"] / "tokenizer" if "tokens" in inputs else None
         return self.corpus.build(out, tokenizer_dir=inputs.get("checkpoint", earlier))
 
@@ -56,7 +57,7 @@ class Tokenize(StageSpec):
         return self._sampler_size().weights_bytes
 
     def disk_bytes(self, size: Size) -> int:
-        """The tokens folder."""
+        """The tokens folder, by what is declared and the sizes of files."""
         return self.corpus.tokens_bytes()
 
     def _sampler_size(self) -> Size:

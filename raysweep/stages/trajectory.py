@@ -88,6 +88,7 @@ class Trajectory:
 
     def _batch(self, step: int) -> Arrays:
         ids = self._order.batch(step, self.recipe.batch_sequences)
+        # By the step counted over all phases: a run that goes on draws what it would have drawn in one piece.
         draw = np.random.default_rng([self.seed, 4, self._steps_before + step])
         return self.recipe.objective.prepare(ids, draw, self._specials)
 
@@ -100,9 +101,11 @@ class Trajectory:
         length = recipe.input_length
         if self.start is None:
             assert recipe.model
+            # A corpus may declare more rows than its tokenizer has come to use.
             rows = max(self.tokens.meta.vocab_size, len(self.tokenizer))
             return recipe.model.build(vocab_size=rows, sequence_length=length, seed=self.seed)
         model = load_model(self.start)
+        # Rows for tokens that this phase's objective adds, drawn from the seed: the same on every rank.
         if model.get_input_embeddings().num_embeddings < len(self.tokenizer):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
