@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from raysweep.results import Results
@@ -23,11 +24,19 @@ if TYPE_CHECKING:
 __all__ = ["Results", "Store", "load", "rank", "run"]
 
 
-def load(path: str | Path) -> SearchSpace:
-    """Read, validate and pin a sweep file. Raises SpaceError or DataError with every finding."""
+def load(path: str | Path, overrides: Sequence[str] = ()) -> SearchSpace:
+    """Read, validate and pin a sweep file.
+
+    Args:
+        path: of the file.
+        overrides: values in place of the file's, as `raysweep run` takes them: ["pretrain.steps=200"].
+
+    Raises:
+        SpaceError: with every finding; a DataError if all of them are of data.
+    """
     from raysweep.space import load
 
-    return load(path)
+    return load(path, overrides)
 
 
 def run(space: SearchSpace, *, store: str | Path, runner: str = "tune", name: str | None = None) -> Results:

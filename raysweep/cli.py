@@ -30,7 +30,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = _parsed(argv)
     logs = logging.StreamHandler(sys.stderr)
     logs.setFormatter(_Printable("%(levelname)s %(message)s"))
     logging.basicConfig(handlers=[logs], level=logging.INFO if args.verbose else logging.WARNING)
@@ -52,6 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = error.filename or "the disk"
         text = f"{where} cannot be written: {os.strerror(error.errno)}; make room, and run the same command again"
         return _mistake(StoreError(text), as_json=args.json)
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, others = parser.parse_known_args(argv)
+    # argparse gives all places to what comes before the next option, and leaves over what comes after it.
+    if not hasattr(args, "overrides") or any(other.startswith("-") for other in others):
+        others and parser.error(f"unrecognized arguments: {' '.join(others)}")
+    else:
+        args.overrides = [*args.overrides, *others]
+    return args
 
 
 def _mistake(error: RaysweepError, *, as_json: bool) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,24 @@ UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 _TAG = "tag:yaml.org,2002:"
 
+Origin = Callable[[int], str]
+"""Line of a text, counted from 1 -> where a person finds it, as `file:line`."""
+
 
 @dataclass(frozen=True)
 class Document:
-    """A YAML 1.2 mapping as plain values, that knows the line of each key."""
+    """A YAML 1.2 mapping as plain values, that knows where each key is written."""
 
     path: Path
     text: str
     data: dict[str, Any]
-    lines: Mapping[Place, int]
+    origins: Mapping[Place, str]
+    """Of each key and item: `file:line`, or that it comes from the command line."""
 
     def at(self, place: Place) -> str:
-        """`file:line: dotted.path`, the line of the deepest part of `place` that stands in the file."""
-        known = next(place[:end] for end in range(len(place), -1, -1) if place[:end] in self.lines)
-        return f"{self.path.name}:{self.lines[known]}: {dotted(place)}" if place else self.path.name
+        """`file:line: dotted.path`, the line of the deepest part of `place` that is written anywhere."""
+        known = next(place[:end] for end in range(len(place), -1, -1) if place[:end] in self.origins)
+        return f"{self.origins[known]}: {dotted(place)}" if place else self.path.name
 
 
 def read_document(path: Path) -> Document:
@@ -50,6 +54,21 @@ def read_document(path: Path) -> Document:
         SpaceError: if the file is missing, is no YAML mapping of plain values, names a key twice or is too large.
     """
     text = _text(path)
+    data, origins = read_yaml(text, lambda line: f"{path.name}:{line}")
+    if not isinstance(data, dict):
+        kind = "empty" if data is None else "a list" if isinstance(data, list) else "a single value"
+        raise SpaceError(
+            f"{path.name}: a sweep file is a mapping of sections (name: ..., pretrain: ...); this is {kind}"
+        )
+    return Document(path=path, text=text, data=data, origins=origins)
+
+
+def read_yaml(text: str, origin: Origin, place: Place = ()) -> tuple[Any, dict[Place, str]]:
+    """YAML as plain values, and where each key and item of it is written; `place` is where the whole belongs.
+
+    Raises:
+        SpaceError: if it is no YAML of plain values, names a key twice or is too large.
+    """
     # ruamel: YAML 1.2, so 1e-3 is a number and `on` a word. The nodes are read here, not by its constructors: these
     # would make objects of tags, take merge keys in, and of what an alias stands for make no copy.
     yaml = YAML(typ="safe", pure=True)
@@ -58,19 +77,21 @@ def read_document(path: Path) -> Document:
         tree = yaml.compose(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise SpaceError(f"{path.name}:{line}: not valid YAML: {_in_words(error.problem)}") from error
+        raise _mistake(origin(line), place, f"not valid YAML: {_in_words(error.problem)}") from error
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise SpaceError(f"{path.name}:{line}: not valid YAML: a control character, U+{error.character:04X}") from error
+        control = f"a control character, U+{error.character:04X}"
+        raise _mistake(origin(line), place, f"not valid YAML: {control}") from error
     except YAMLError as error:
-        raise SpaceError(f"{path.name}: not valid YAML: {_in_words(str(error))}") from error
-    if not isinstance(tree, MappingNode):
-        kind = "empty" if tree is None else "a list" if isinstance(tree, SequenceNode) else "a single value"
-        raise SpaceError(
-            f"{path.name}: a sweep file is a mapping of sections (name: ..., pretrain: ...); this is {kind}"
-        )
-    reader = _Reader(path.name, yaml.constructor)
-    return Document(path=path, text=text, data=reader.value(tree, ()), lines=reader.lines)
+        raise _mistake(origin(1), place, f"not valid YAML: {_in_words(str(error))}") from error
+    reader = _Reader(origin, yaml.constructor)
+    reader.origins[place] = origin(1)
+    return (None if tree is None else reader.value(tree, place)), reader.origins
+
+
+def _mistake(origin: str, place: Place, text: str) -> SpaceError:
+    where = f" {dotted(place)}:" if place else ""
+    return SpaceError(f"{origin}:{where} {text}")
 
 
 def _text(path: Path) -> str:
@@ -119,11 +140,11 @@ class _BoundedComposer(Composer):
 
 
 class _Reader:
-    """YAML's nodes as plain JSON values, noting the line of each key and item."""
+    """YAML's nodes as plain JSON values, noting where each key and item is written."""
 
-    def __init__(self, name: str, constructor: Any) -> None:
-        self.lines: dict[Place, int] = {(): 1}
-        self._name = name
+    def __init__(self, origin: Origin, constructor: Any) -> None:
+        self.origins: dict[Place, str] = {}
+        self._origin = origin
         self._constructor = constructor
         self._num_values = 0
 
@@ -141,7 +162,9 @@ class _Reader:
         if isinstance(node, MappingNode):
             return {key: self.value(item, (*place, key)) for key, item in self._items(node, place)}
         if isinstance(node, SequenceNode):
-            self.lines |= {(*place, index): item.start_mark.line + 1 for index, item in enumerate(node.value)}
+            self.origins |= {
+                (*place, index): self._origin(item.start_mark.line + 1) for index, item in enumerate(node.value)
+            }
             return [self.value(item, (*place, index)) for index, item in enumerate(node.value)]
         assert isinstance(node, ScalarNode)
         return self._scalar(node, place)
@@ -159,7 +182,8 @@ class _Reader:
             name = self._written(key, place)
             if name in seen:
                 raise self._error(key, (*place, name), f"duplicate key, first on line {seen[name]}")
-            seen[name] = self.lines[*place, name] = line
+            seen[name] = line
+            self.origins[*place, name] = self._origin(line)
             yield name, item
 
     def _scalar(self, node: ScalarNode, place: Place) -> Any:
@@ -199,8 +223,7 @@ class _Reader:
         )
 
     def _error(self, node: Node, place: Place, text: str) -> SpaceError:
-        where = f" {dotted(place)}:" if place else ""
-        return SpaceError(f"{self._name}:{node.start_mark.line + 1}:{where} {text}")
+        return _mistake(self._origin(node.start_mark.line + 1), place, text)
 
 
 def nearest(word: str, known: Sequence[str], *, most: int = 3) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep.errors import SpaceError
 from raysweep.runners import run_sweep
 from raysweep.runs import Run
 from raysweep.scores import Column
@@ -29,20 +30,23 @@ class Results:
     run: Run
 
     @staticmethod
-    def open(run: str | Path, *, store: str | Path | None = None) -> Results:
+    def open(run: str | Path, *, store: str | Path | None = None, overrides: Sequence[str] = ()) -> Results:
         """The results of a run that was started before.
 
         Args:
             run: its name or folder, or its sweep file.
             store: folder or fsspec URL; None: that of the run's folder, else "raysweep-store".
+            overrides: `key=value` that the sweep file was run with.
 
         Raises:
             StoreError: if there is no such run; the message lists those there are.
-            SpaceError: if the sweep file is not one.
+            SpaceError: if the sweep file is not one, or overrides are given without one.
         """
         path = Path(run).absolute()
         if path.suffix in (".yaml", ".yml") and os.path.isfile(path):
-            return Results(Run.find(Store(store or DEFAULT_ROOT), load(path).run_name()))
+            return Results(Run.find(Store(store or DEFAULT_ROOT), load(path, overrides).run_name()))
+        if overrides:
+            raise SpaceError(f"{overrides[0]!r} changes a sweep file, and {str(run)!r} is none; name the run alone")
         # Not Path.is_file, which raises where a name is too long to be one.
         if store is None and os.path.isfile(path / "sweep.yaml"):
             return Results(Run.find(Store(path.parent.parent), path.name))

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from raysweep.data.corpora import Corpus
 from raysweep.declared import Declared, Section, axis_findings
 from raysweep.document import Document, nearest, read_document
 from raysweep.errors import DataError, Finding, Place, RaysweepError, SpaceError, below, collect, dotted
+from raysweep.overrides import with_overrides
 from raysweep.pinning import SOURCES, Pins, pinned, put, with_models_read
 from raysweep.plan import Trial, chain, objective_of
 from raysweep.scores import Column
@@ -49,7 +50,7 @@ class SearchSpace:
     base: Mapping[str, Any]
     """The pretrain section as plain values, as written, its data pinned."""
     text: str
-    """The sweep file."""
+    """The sweep file, with the values given in place of its own."""
     checkpoints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Value of a `pretrain.from` or `pretrain.start` axis -> what the pinned checkpoint is in the pretrain section."""
     warnings: tuple[str, ...] = ()
@@ -184,14 +185,17 @@ class SearchSpace:
         }
 
 
-def load(path: str | Path) -> SearchSpace:
+def load(path: str | Path, overrides: Sequence[str] = ()) -> SearchSpace:
     """Read a sweep file, validate all of it and pin its data.
+
+    Args:
+        overrides: `key=value` in place of what the file says: see `with_overrides`.
 
     Raises:
         SpaceError: with every finding, a line each: file, line, field, value, and what would be right.
         DataError: if nothing else is wrong than that data it names is missing, empty or malformed.
     """
-    document = read_document(Path(path))
+    document = with_overrides(read_document(Path(path)), overrides)
     folder = document.path.absolute().parent
     pins = Pins(folder)
     document = replace(document, data=with_models_read(document.data, pins))

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 RUN_HELP = "name or folder of a run, or its sweep file"
 
 
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """`key=value` after a sweep file."""
+    text = "after a sweep file: in place of what it says, such as pretrain.steps=200 or 'sweep.size.grid=[1, 2]'"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=text)
+
+
 def store_of(args: argparse.Namespace) -> Store:
     """The store of `--store`. Raises StoreError if it would not outlive the command."""
     from raysweep.store import DEFAULT_ROOT, Store
@@ -29,7 +35,7 @@ def results_of(args: argparse.Namespace) -> Results:
     """The results of the run that RUN names."""
     from raysweep.results import Results
 
-    return Results.open(args.run, store=args.store)
+    return Results.open(args.run, store=args.store, overrides=args.overrides)
 
 
 def count(text: str) -> int:

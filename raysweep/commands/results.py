@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from raysweep.commands.arguments import RUN_HELP, results_of
+from raysweep.commands.arguments import RUN_HELP, add_overrides, results_of
 from raysweep.commands.output import print_json, print_ranking
 from raysweep.printable import printable
 
@@ -20,6 +20,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     ):
         sub = commands.add_parser(name, parents=[common], help=text)
         sub.add_argument("run", metavar="RUN", help=RUN_HELP)
+        add_overrides(sub)
         sub.set_defaults(command=command)
     sub.add_argument("--to", required=True, metavar="DIR", help="a folder that is new or empty, or hub:owner/name")
     sub.add_argument(

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from raysweep.commands.arguments import above_zero, named, store_of
+from raysweep.commands.arguments import above_zero, add_overrides, named, store_of
 from raysweep.commands.output import print_json, print_ranking
 from raysweep.printable import printable
 
@@ -24,6 +24,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     run = commands.add_parser("run", parents=[common], help="run a sweep, or go on with it")
     for sub in (plan, run):
         sub.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
+        add_overrides(sub)
     run.add_argument("--runner", choices=["tune", "inline"], default="tune", help="inline: in this process, no Ray")
     run.add_argument("--run", type=named, metavar="NAME", help="name of the run (default: sweep name and identity)")
     run.set_defaults(command=_run)
@@ -34,7 +35,7 @@ def _plan(args: argparse.Namespace) -> int:
     from raysweep.screen import print_plan
     from raysweep.space import load
 
-    space = load(args.sweep)
+    space = load(args.sweep, args.overrides)
     plan = estimate(space, store_of(args), mfu=args.mfu, peak_flops=args.peak_tflops * 1e12)
     if args.json:
         print_json(plan.to_dict())
@@ -50,7 +51,7 @@ def _run(args: argparse.Namespace) -> int:
     from raysweep.runs import status
     from raysweep.space import load
 
-    space, store = load(args.sweep), store_of(args)
+    space, store = load(args.sweep, args.overrides), store_of(args)
     with Board(space) as board:
         results = Results(run_sweep(space, store, runner=args.runner, name=args.run, show=board.show))
     failures = results.failures

@@ -53,6 +53,7 @@ pretrain:
 sweep:
   pretrain.optimizer: {choice: {a: {name: sgd, lr: 1}, b: {name: adamw, lr: 1}}}
   pretrain.batch_sequences: {randint: [2, 4]}
+  size: {zip: {pretrain.model.hidden_size: {s: 16, l: 32}, pretrain.model.num_heads: [2, 4]}}
 flatness: {shape: {num_steps: 4}, own_samples: 4}
 indicators: {}
 sft:
@@ -191,6 +192,19 @@ def test_sweep_files(folder, data):
     path = written(folder / "x.yaml", data.draw(st.sampled_from(SWEEPS).flatmap(sweep_texts)))
     with in_its_own_words():
         estimate(load(path), Store(folder / "store"), mfu=0.4, peak_flops=1e15)
+
+
+@cases(0.1)
+@given(st.data())
+def test_overrides(folder, data):
+    text = data.draw(st.sampled_from(SWEEPS))
+    keys = [".".join(map(str, place)) for place in places(YAML(typ="safe", pure=True).load(text))]
+    key = st.sampled_from(keys).flatmap(lambda key: st.just(key) | spliced(key))
+    value = VALUES.map(json.dumps) | st.sampled_from(["{grid: [1]}", "{zip: {a: [1]}}", "[1, 2]"]).flatmap(spliced)
+    given = data.draw(st.lists(st.tuples(key, value).map("=".join), min_size=1, max_size=3))
+    with in_its_own_words():
+        space = load(written(folder / "x.yaml", text), given)
+        assert load(written(folder / "y.yaml", space.text)).run_name() == space.run_name()
 
 
 DEEP = ["[" * 20_000, '{"a":' * 20_000, '{"text": ' + "1" * 5000 + "}"]
