@@ -93,6 +93,46 @@ def test_a_label_stands_for_a_folder(folder):
     assert load(path).trial({"pretrain.from": "second"}, 0).id == listed.id
 
 
+def ids_of(path, text, point):
+    path.write_text(text)
+    return [stage.id for stage in load(path).trial(point, 0).stages]
+
+
+def test_a_zip_moves_checkpoints_together_with_what_suits_them(folder):
+    path, axis = folder / "theirs.yaml", "pretrain.from: {grid: [one, two]}"
+    zipped = SWEEP.replace(axis, "both: {zip: {pretrain.from: {a: one, b: two}, pretrain.sequence_length: [16, 8]}}")
+    by_hand = SWEEP.replace("from: one", "from: two").replace("sequence_length: 16", "sequence_length: 8")
+    assert ids_of(path, zipped, {"both": "b"}) == ids_of(path, by_hand.replace(axis, "{}"), {})
+    path.write_text(zipped.replace("b: two", "b: three"))
+    with pytest.raises(DataError, match=r"theirs.yaml:7: sweep\.both\.zip\.pretrain\.from\.b: .*three"):
+        load(path)
+
+
+def test_a_zip_moves_what_training_starts_from(folder):
+    path = folder / "theirs.yaml"
+    base = SWEEP.replace(
+        "from: one", "start: one\n  optimizer: {name: adamw, lr: 1e-3}\n  steps: 4\n  batch_sequences: 2"
+    )
+    zipped = base.replace("pretrain.from: {grid:", "both: {zip: {pretrain.optimizer.lr: [1e-3, 1e-2], pretrain.start:")
+    by_hand = base.replace("start: one", "start: two").replace("1e-3", "1e-2").replace("sweep:\n", "sweep: {}\n")
+    by_hand = by_hand.replace("  pretrain.from: {grid: [one, two]}\n", "")
+    ids = ids_of(path, zipped.replace("[one, two]}", "[one, two]}}"), {"both": "0.01 / two"})
+    assert ids == ids_of(path, by_hand, {})
+
+
+def test_an_axis_of_objectives_holds_wherever_it_stands(folder):
+    """A checkpoint brings an objective of its own, which may not take the place of the axis'."""
+    objectives = "pretrain.objective: {grid: {next: {name: causal_lm}, prefix: {name: prefix_lm}}}"
+    axis = "pretrain.from: {grid: [one, two]}"
+    point = {"pretrain.objective": "prefix", "pretrain.from": "two"}
+    first, last = (
+        ids_of(folder / "theirs.yaml", SWEEP.replace(axis, "\n  ".join(axes)), dict(order))
+        for axes, order in (((objectives, axis), point.items()), ((axis, objectives), reversed(point.items())))
+    )
+    assert first == last
+    assert first != ids_of(folder / "theirs.yaml", SWEEP, {"pretrain.from": "two"})
+
+
 def test_pickled_weights_are_refused(folder):
     (folder / "one" / "model.safetensors").rename(folder / "one" / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"no \*\.safetensors.*never read: pytorch_model\.bin"):
