@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 
@@ -47,6 +47,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def below(folder: Path, name: str) -> Path:
+    """The path of a name that somebody else has written down. Raises ValueError if it would lead out of the folder."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\0" in name:
+        raise ValueError(f"the name {name!r} leads out of its folder")
+    return folder / name
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:

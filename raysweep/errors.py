@@ -49,6 +49,17 @@ class UnreachableError(StoreError):
     """What the store lies on did not do as it was asked; it may do so later: a stage that met it is tried again."""
 
 
+class LostError(StoreError):
+    """A finished stage is gone from the store, or damaged: whatever needs it can go on once it is made again."""
+
+    def __init__(self, stage_id: str, message: str) -> None:
+        super().__init__(message)
+        self.stage_id = stage_id
+
+    def __reduce__(self) -> tuple[type["LostError"], tuple[str, str]]:
+        return type(self), (self.stage_id, str(self))
+
+
 class ClusterError(RaysweepError):
     """The cluster cannot give what the sweep file asks for."""
 

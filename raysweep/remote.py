@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from raysweep.durable import replacing
 from raysweep.errors import StoreError, UnreachableError
@@ -55,18 +57,31 @@ class Remote:
             return {entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(f"{self._root}/{name}", detail=False)}
         return set()
 
-    def walk(self, name: str) -> list[str]:
-        """Names, under the root, of all objects below a folder."""
+    def stamps(self, name: str) -> dict[str, str | None]:
+        """Name, under the root, of each object below a folder -> what changes with its content.
+
+        That is all that the file system tells of an object, such as its ETag and when it was put; None where it tells
+        no more than the size.
+        """
         base = f"{self._root}/"
         with self._asked("listed"), contextlib.suppress(FileNotFoundError):
             self._fs.invalidate_cache()
-            return [path.removeprefix(base).removeprefix("/") for path in self._fs.find(f"{self._root}/{name}")]
-        return []
+            objects = self._fs.find(f"{self._root}/{name}", detail=True)
+            return {path.removeprefix(base).removeprefix("/"): _stamp(told) for path, told in objects.items()}
+        return {}
 
     def remove(self, name: str) -> None:
         """Delete one object, if it is there."""
         with self._asked("written"), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(f"{self._root}/{name}")
+
+    def move(self, name: str, copy: Path, to: str) -> None:
+        """Put an object elsewhere, unless it is no longer what its copy here holds: it was made anew meanwhile."""
+        with self._asked("read"):
+            is_same = self._fs.cat_file(f"{self._root}/{name}") == copy.read_bytes()
+        if is_same:
+            self.put(copy, to)
+            self.remove(name)
 
     @contextlib.contextmanager
     def _written(self, name: str) -> Iterator[str]:
@@ -93,6 +108,13 @@ class Remote:
             raise
         except Exception as error:  # Each file system has errors of its own.
             raise UnreachableError(f"store {self._url!r} cannot be {what}: {_said(error)}") from error
+
+
+def _stamp(told: Mapping[str, Any]) -> str | None:
+    told = {key: value for key, value in told.items() if key not in ("name", "Key", "type", "StorageClass")}
+    if told.keys() <= {"size", "Size"}:
+        return None
+    return hashlib.sha256(repr(sorted(told.items(), key=str)).encode()).hexdigest()[:16]
 
 
 def _said(error: Exception) -> str:

@@ -20,9 +20,10 @@ from typing import Any
 
 from raysweep.durable import parse_object, write_text
 from raysweep.errors import StoreError
+from raysweep.record import difference, is_id
 from raysweep.scores import Column
 from raysweep.spec import Metric
-from raysweep.store import Store, difference
+from raysweep.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +122,11 @@ class Run:
     @staticmethod
     def all(store: Store) -> list[Run]:
         """Every run of a store, oldest first."""
-        store.pull(store.root / "runs")
-        try:
-            files = sorted((store.root / "runs").glob("*/sweep.yaml"), key=lambda path: path.stat().st_mtime)
-        except OSError as error:
-            raise StoreError(f"store {store.url!r} cannot be read: {error.strerror}") from error
-        return [Run(store, path.parent.name) for path in files if NAME.fullmatch(path.parent.name)]
+        runs = [Run(store, name) for name in store.run_names() if NAME.fullmatch(name)]
+        for run in runs:
+            store.pull(run.folder)
+        started = [run for run in runs if os.path.isfile(run.folder / "sweep.yaml")]
+        return sorted(started, key=lambda run: (run.folder / "sweep.yaml").stat().st_mtime)
 
     @property
     def sweep_text(self) -> str:
@@ -225,7 +225,7 @@ class Run:
         (self.folder / "failures" / f"{stage_id}.json").unlink(missing_ok=True)
 
     def publish(self) -> None:
-        """Bring the run's folder to the store's URL, where it has one; Tune's own files stay behind."""
+        """Bring what changed of the run to the store's URL, where it has one; Tune's own files stay behind."""
         shutil.rmtree(self.folder / "tune", ignore_errors=True)
         self.store.push(self.folder)
 
@@ -290,12 +290,13 @@ def _trial_row(line: bytes) -> TrialRow:
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
         raise ValueError("no list of stages")
     row = TrialRow(**data, stages=tuple(StageRow(**stage) for stage in stages))
-    texts = (row.trial, row.variant, *(text for stage in row.stages for text in (stage.id, stage.kind)))
+    texts = (row.trial, row.variant, *(stage.kind for stage in row.stages))
     mappings = (row.point, *(stage.inputs for stage in row.stages))
     maybe_texts = [text for stage in row.stages for text in (stage.checkpoint, stage.task)]
     maybe_numbers = [stage.step for stage in row.stages]
     if not (
-        all(isinstance(text, str) for text in texts)
+        all(is_id(stage.id) for stage in row.stages)
+        and all(isinstance(text, str) for text in texts)
         and all(isinstance(each, dict) for each in mappings)
         and all(text is None or isinstance(text, str) for text in maybe_texts)
         and all(number is None or isinstance(number, int) for number in maybe_numbers)
@@ -306,8 +307,8 @@ def _trial_row(line: bytes) -> TrialRow:
 
 
 def _is_failure(value: dict[str, Any]) -> bool:
-    texts = all(isinstance(value.get(name), str) for name in ("stage", "kind", "trial", "cause", "log"))
-    return texts and isinstance(value.get("attempts"), int)
+    texts = all(isinstance(value.get(name), str) for name in ("kind", "trial", "cause", "log"))
+    return texts and is_id(value.get("stage")) and isinstance(value.get("attempts"), int)
 
 
 def _is_counts(value: Any) -> bool:

@@ -12,7 +12,6 @@ the last put. Nothing is ever unpickled.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fcntl
 import hashlib
 import json
@@ -21,13 +20,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from raysweep.durable import cache_dir, parse_object, sync
-from raysweep.errors import StoreError
+from raysweep.durable import cache_dir, sync
+from raysweep.errors import LostError, StoreError, UnreachableError
+from raysweep.mirror import Mirror
+from raysweep.record import Record, difference, is_id
 from raysweep.remote import Remote
 
 logger = logging.getLogger(__name__)
@@ -35,47 +36,6 @@ logger = logging.getLogger(__name__)
 RECORD = "record.json"
 DEFAULT_ROOT = "raysweep-store"
 """Of the store of commands and calls that name none."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """The outcome of one finished stage.
-
-    `status` is "done" or "diverged" (training left the finite numbers: final, and without files). `files` maps a
-    path in the stage's folder to its {"bytes", "sha256"}; `provenance` says when, where and with what it ran.
-    """
-
-    id: str
-    kind: str
-    status: str
-    spec: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    metrics: Mapping[str, float]
-    provenance: Mapping[str, Any]
-    files: Mapping[str, Mapping[str, Any]]
-
-    def to_json(self) -> str:
-        """One JSON document that carries its own checksum."""
-        body = asdict(self)
-        return json.dumps(body | {"checksum": _checksum(body)}, indent=1, sort_keys=True)
-
-    @staticmethod
-    def from_json(text: str | bytes) -> Record:
-        """Raises ValueError if the text is not a record, or was altered."""
-        body = parse_object(text)
-        if body.pop("checksum", None) != _checksum(body):
-            raise ValueError("the record does not match its checksum")
-        return Record(**body)
-
-
-def difference(have: str, asked: str) -> str:
-    """Of two indented JSON texts, the lines that differ, at most six: `-` is there, `+` is asked for."""
-    lines = difflib.unified_diff(have.splitlines(), asked.splitlines(), lineterm="", n=0)
-    return "; ".join([line for line in lines if not line.startswith(("---", "+++", "@@"))][:6])
-
-
-def _checksum(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class Store:
@@ -114,26 +74,9 @@ class Store:
         Raises:
             StoreError: if the record cannot be read, or holds another spec than `asked`, a canonical one.
         """
-        path = self._stage_dir(stage_id) / RECORD
-        if self._remote and not path.exists():
-            self._remote.get(f"stages/{stage_id}/{RECORD}", path)
-        try:
-            text = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        record = self._record(stage_id)
+        if record is None:
             return None
-        except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}") from error
-        try:
-            record = Record.from_json(text)
-            if record.id != stage_id:
-                raise ValueError(f"its {RECORD} is that of {record.id}")
-            if self.is_local:
-                self._check_files(record)
-        except (ValueError, TypeError) as error:
-            self._forget(stage_id, str(error))
-            return None
-        except OSError as error:
-            raise StoreError(f"cannot read {error.filename}: {error.strerror}") from error
         if asked is not None and record.spec != asked:
             have, want = (json.dumps(spec, indent=1, sort_keys=True) for spec in (record.spec, asked))
             raise StoreError(
@@ -141,6 +84,30 @@ class Store:
                 "use another --store, or move the stage's folder away to have it made again"
             )
         return record
+
+    def _record(self, stage_id: str) -> Record | None:
+        """See `get`. What is damaged in the cache of a store at a URL is downloaded again before it counts as lost."""
+        path = self._stage_dir(stage_id) / RECORD
+        is_cached = self._remote is not None and path.exists()
+        if self._remote and not is_cached:
+            self._remote.get(f"stages/{stage_id}/{RECORD}", path)
+        try:
+            record = Record.from_json(path.read_bytes())
+            if record.id != stage_id:
+                raise ValueError(f"its {RECORD} is that of {record.id}")
+            if self.is_local:
+                self._check_files(record)
+            return record
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, TypeError) as error:
+            if is_cached:
+                self._drop_cached(stage_id, str(error))
+                return self._record(stage_id)
+            self._forget(stage_id, str(error))
+            return None
+        except OSError as error:
+            raise StoreError(f"cannot read {error.filename}: {error.strerror}") from error
 
     def provenance(self, stage_id: str) -> Mapping[str, Any] | None:
         """When, where and how long a finished stage ran, its files not checked; None if that is not known here."""
@@ -170,21 +137,37 @@ class Store:
         """A local folder with the verified files of a finished stage, to be read only.
 
         Raises:
-            StoreError: if there is no such stage, or a file was altered; it has then been moved aside.
+            LostError: if there is no such stage, or a file was altered; it has then been moved aside.
+            StoreError: if it cannot be read.
         """
+        record = self._present(stage_id)
+        if self._remote is None:
+            return self._stage_dir(stage_id)
+        try:
+            return self._downloaded(record)
+        except ValueError as error:
+            # Damaged in the cache, or downloaded when another machine had not yet made it anew.
+            self._drop_cached(stage_id, str(error))
+        try:
+            return self._downloaded(self._present(stage_id))
+        except ValueError as error:
+            self._forget(stage_id, str(error))
+            raise LostError(stage_id, f"stage {stage_id}: {error}; run its sweep again to re-make it") from error
+
+    def _present(self, stage_id: str) -> Record:
         record = self.get(stage_id)
         if record is None:
-            raise StoreError(f"stage {stage_id} is not in {self.url}; run its sweep again to make it")
-        folder = self._stage_dir(stage_id)
-        if self._remote:
-            for name in record.files:
-                if not (folder / name).exists():
-                    self._remote.get(f"stages/{stage_id}/{name}", folder / name)
-            try:
-                self._check_files(record)
-            except ValueError as error:
-                self._forget(stage_id, str(error))
-                raise StoreError(f"stage {stage_id}: {error}; run its sweep again to re-make it") from error
+            raise LostError(stage_id, f"stage {stage_id} is not in {self.url}; run its sweep again to make it")
+        return record
+
+    def _downloaded(self, record: Record) -> Path:
+        """The folder of a record's files in the cache. Raises ValueError if one is not as the record says."""
+        assert self._remote
+        folder = self._stage_dir(record.id)
+        for name in record.files:
+            if not (folder / name).exists():
+                self._remote.get(f"stages/{record.id}/{name}", folder / name)
+        self._check_files(record)
         return folder
 
     def location(self, stage_id: str) -> str:
@@ -271,17 +254,25 @@ class Store:
             os.rename(path, aside)
 
     def push(self, folder: Path) -> None:
-        """Upload a folder under the root, where the root stands for a URL; nothing to do on a local store."""
+        """Bring what was changed or deleted in a folder under the root to the URL, where the root stands for one."""
         if self._remote:
-            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                self._remote.put(path, path.relative_to(self.root).as_posix())
+            Mirror(self._remote, self.root, folder.relative_to(self.root).as_posix()).push()
 
     def pull(self, folder: Path) -> None:
-        """Download what `push` uploaded, but for files that are here already."""
+        """Bring what others changed of a folder under the root here, where the root stands for a URL."""
         if self._remote:
-            for name in self._remote.walk(folder.relative_to(self.root).as_posix()):
-                if not (self.root / name).exists():
-                    self._remote.get(name, self.root / name)
+            Mirror(self._remote, self.root, folder.relative_to(self.root).as_posix()).pull()
+
+    def run_names(self) -> list[str]:
+        """Names that may be those of runs, by one listing."""
+        if self._remote:
+            return sorted(self._remote.names("runs"))
+        try:
+            return sorted(entry.name for entry in os.scandir(self.root / "runs"))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise StoreError(f"store {self.url!r} cannot be read: {error.strerror}") from error
 
     def check_writable(self) -> None:
         """Write a file and delete it again. Raises StoreError if that cannot be."""
@@ -298,6 +289,8 @@ class Store:
             ) from error
 
     def _stage_dir(self, stage_id: str) -> Path:
+        if not is_id(stage_id):
+            raise StoreError(f"{stage_id[:80]!r} is the id of no stage: letters, digits, '_', '-' and '.'")
         return self.root / "stages" / stage_id
 
     def _check_files(self, record: Record) -> None:
@@ -316,10 +309,23 @@ class Store:
                     raise ValueError(f"{name} was altered: its SHA-256 differs from the record's")
                 self._intact.add(key)
 
+    def _drop_cached(self, stage_id: str, reason: str) -> None:
+        """Delete this machine's copy of a stage, which is downloaded again."""
+        logger.warning("the copy of stage %s on this machine is damaged, and fetched again: %s", stage_id, reason)
+        shutil.rmtree(self._stage_dir(stage_id))
+
     def _forget(self, stage_id: str, reason: str) -> None:
-        self.set_aside(self._stage_dir(stage_id), reason)
-        if self._remote:
-            self._remote.remove(f"stages/{stage_id}/{RECORD}")
+        """Move aside what is damaged in the store itself: a local stage's folder, or the record behind the URL."""
+        if self._remote is None:
+            self.set_aside(self._stage_dir(stage_id), reason)
+            return
+        logger.warning("stage %s in %s is not used and will be re-made: %s", stage_id, self.url, reason)
+        record = self._stage_dir(stage_id) / RECORD
+        # The store may be one that can only be read, which is all that is asked of it.
+        with contextlib.suppress(UnreachableError, FileNotFoundError):
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+            self._remote.move(f"stages/{stage_id}/{RECORD}", record, f"altered/{stage_id}-{stamp}.json")
+        shutil.rmtree(self._stage_dir(stage_id), ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from raysweep.runs import Run
-from raysweep.store import Record, Store
+from raysweep.record import Record
+from raysweep.runs import Run, StageRow, TrialRow
+from raysweep.store import Store
 
 TINY = """\
 name: tiny
@@ -50,3 +51,9 @@ def put(store: Store, stage_id: str = "x-1", text: str = "weights") -> Record:
         (out / "sub").mkdir()
         (out / "sub" / "file").write_text(text)
         return store.commit(replace(EMPTY, id=stage_id), out)
+
+
+def row(trial: str) -> TrialRow:
+    """A started trial of one stage."""
+    stage = StageRow(id="x-1", kind="x", step=None, checkpoint=None, task=None, inputs={})
+    return TrialRow(trial=trial, variant="v", point={"a": 1}, seed=0, stages=(stage,))

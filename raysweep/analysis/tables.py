@@ -15,10 +15,11 @@ from raysweep.analysis.objectives import FLATNESS_OF, PERPLEXITY_OF, losses_of
 from raysweep.analysis.samples import read_noise
 from raysweep.analysis.uncertainty import EstimateArrays, TaskNoise, mean_estimates
 from raysweep.durable import replacing
+from raysweep.record import Record
 from raysweep.runs import Run, StageRow, TrialRow
 from raysweep.scores import Column, Result, checkpoint_metrics, column_name, finetuning_runs, mean_over_tasks, pick
 from raysweep.spec import Metric
-from raysweep.store import Record, Store
+from raysweep.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from raysweep.errors import Diverged, RaysweepError, UnreachableError
 from raysweep.plan import Stage
 from raysweep.provenance import provenance
+from raysweep.record import Record
 from raysweep.spec import canonical
-from raysweep.store import Record, Store
+from raysweep.store import Store
 from raysweep.worker import Worker
 
 logger = logging.getLogger(__name__)

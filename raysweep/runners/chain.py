@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from raysweep.plan import Stage, Trial
+from raysweep.record import Record
 from raysweep.runners.attempts import Failure
 from raysweep.runners.gang import Gang, GangBroken
 from raysweep.runners.journal import trial_row
 from raysweep.scores import Result, checkpoint_metrics
 from raysweep.spec import canonical
-from raysweep.store import Record, Store
+from raysweep.store import Store
 
 Report = Callable[[Mapping[str, Any]], None]
 

@@ -161,11 +161,12 @@ def stages(folder: Path) -> dict[str, Any]:
 
 def empty_trials(folder: Path) -> dict[str, Any]:
     """Trials whose stages are all in the store, sent through Tune one by one all the same."""
+    from raysweep.record import Record
     from raysweep.runners.journal import Journal
     from raysweep.runners.tune import run_tune
     from raysweep.runs import Run
     from raysweep.space import load
-    from raysweep.store import Record, Store
+    from raysweep.store import Store
 
     num = 200
     path = folder / "empty.yaml"

@@ -15,6 +15,7 @@ from raysweep.cli import main
 from raysweep.errors import StoreError, UnreachableError
 from raysweep.plan import Stage
 from raysweep.runners.gang import Failure
+from raysweep.runs import Run
 from raysweep.store import Store
 
 
@@ -55,8 +56,10 @@ class Buckets(MemoryFileSystem):
     def rm_file(self, path):
         self.store.pop(self._strip_protocol(path), None)
 
-    def find(self, path, **kwargs):
-        return sorted(name for name in self.store if name.startswith(f"{self._strip_protocol(path)}/"))
+    def find(self, path, detail=False, **kwargs):
+        """Tells nothing of an object but its size."""
+        names = sorted(name for name in self.store if name.startswith(f"{self._strip_protocol(path)}/"))
+        return {name: {"name": name, "size": len(self.store[name])} for name in names} if detail else names
 
     def ls(self, path, detail=False, **kwargs):
         base = f"{self._strip_protocol(path)}/"
@@ -131,6 +134,16 @@ def test_a_store_in_a_bucket(tmp_path):
     assert again.finished_ids() == {"x-1"}
     assert again.get("x-1") == record
     assert (again.folder("x-1") / "sub" / "file").read_text() == "weights"
+
+
+def test_a_run_where_nothing_tells_of_a_change_is_downloaded_anew(tmp_path, monkeypatch):
+    run = Run.create(Store("buckets://mine/store"), "r", sweep_text="x", identity="{}")
+    run.publish()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    other = Store("buckets://mine/store")
+    assert Run.find(other, "r").sweep_text == "x"
+    Buckets.store["mine/store/runs/r/sweep.yaml"] = b"y"
+    assert Run.find(other, "r").sweep_text == "y"
 
 
 def test_a_stage_that_met_an_endpoint_that_was_down_is_tried_again(tiny_space):

@@ -11,6 +11,7 @@ from tiny import TINY
 
 from raysweep.analysis.tables import checkpoint_table, columns_of
 from raysweep.data.pcfg import PCFG
+from raysweep.record import Record
 from raysweep.runners.chain import leg_metrics
 from raysweep.runners.journal import trial_row
 from raysweep.runs import Run
@@ -26,7 +27,7 @@ from raysweep.scores import (
 )
 from raysweep.space import load
 from raysweep.spec import Metric
-from raysweep.store import Record, Store
+from raysweep.store import Store
 
 KNOWN = {"started": "2026-01-01T00:00:00+00:00", "wall_seconds": 1.0}
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import put
+from tiny import put, row
 
 from raysweep.errors import StoreError
-from raysweep.runs import Run, StageRow, TrialRow
+from raysweep.runs import Run
 from raysweep.store import Store
 
 
@@ -135,11 +135,6 @@ def test_a_relative_store_is_the_same_from_elsewhere(tmp_path, monkeypatch):
 def test_no_store_at_an_unknown_url():
     with pytest.raises(StoreError, match="nosuch"):
         Store("nosuch://bucket")
-
-
-def row(trial: str) -> TrialRow:
-    stage = StageRow(id="x-1", kind="x", step=None, checkpoint=None, task=None, inputs={})
-    return TrialRow(trial=trial, variant="v", point={"a": 1}, seed=0, stages=(stage,))
 
 
 def test_run_keeps_trials_once_and_survives_a_cut_line(store):

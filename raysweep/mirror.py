@@ -1,0 +1,120 @@
+"""A folder of this machine that stands for one behind a URL: what was changed on either side goes over to the other."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from raysweep.durable import below, parse_object, write_text
+from raysweep.remote import Remote
+
+logger = logging.getLogger(__name__)
+
+# What both sides held when they were last alike; like every name that begins with a dot, it stays on this machine.
+_ALIKE = ".mirror.json"
+
+
+class _Alike(NamedTuple):
+    """A file as it was when it was the same on both sides."""
+
+    stamp: str | None
+    """Of the object: see `Remote.stamps`."""
+    num_bytes: int
+    mtime_ns: int
+
+
+class Mirror:
+    """One folder, here and behind a URL.
+
+    A side that has not changed since both were alike takes the other's. Where both have, `pull` lets the URL's stand:
+    it is what others have seen.
+
+    Args:
+        remote: the root behind the URL.
+        root: its place on this machine.
+        name: of the folder, below either.
+    """
+
+    def __init__(self, remote: Remote, root: Path, name: str) -> None:
+        self._remote, self._name = remote, name
+        self._folder = root / name
+
+    def pull(self) -> None:
+        """Download what others changed; delete what they deleted, unless it was changed here."""
+        alike, there = self._alike(), self._stamps()
+        for name, stamp in there.items():
+            path = self._folder / name
+            known = alike.get(name)
+            if known is None or stamp is None or known.stamp != stamp or not path.exists():
+                self._remote.get(f"{self._name}/{name}", path)
+                if state := _state(path):  # Else it was deleted since it was listed.
+                    alike[name] = _Alike(stamp, *state)
+        for name in alike.keys() - there.keys():
+            if _state(self._folder / name) == alike.pop(name)[1:]:
+                (self._folder / name).unlink()
+        self._note(alike)
+
+    def push(self) -> None:
+        """Upload what was changed here since both sides were alike, and delete there what was deleted here."""
+        alike, sent = self._alike(), {}
+        for name, path in self._files():
+            state = _state(path)
+            if state and (name not in alike or alike[name][1:] != state):
+                self._remote.put(path, f"{self._name}/{name}")
+                sent[name] = state
+        for name in [name for name in alike if not (self._folder / name).exists()]:
+            self._remote.remove(f"{self._name}/{name}")
+            del alike[name]
+        if sent:
+            there = self._stamps()
+            alike |= {name: _Alike(there.get(name), *state) for name, state in sent.items()}
+        self._note(alike)
+
+    def _files(self) -> Iterator[tuple[str, Path]]:
+        for path in sorted(self._folder.rglob("*")):
+            name = path.relative_to(self._folder).as_posix()
+            if path.is_file() and not _is_own(name):
+                yield name, path
+
+    def _stamps(self) -> dict[str, str | None]:
+        """Name in the folder -> stamp of its object; names that would lead out of the folder are left out."""
+        stamps: dict[str, str | None] = {}
+        for path, stamp in self._remote.stamps(self._name).items():
+            name = path.removeprefix(f"{self._name}/")
+            try:
+                below(self._folder, name)
+            except ValueError as error:
+                logger.warning("object %r of %s is left out: %s", name, self._name, error)
+                continue
+            if not _is_own(name):
+                stamps[name] = stamp
+        return stamps
+
+    def _alike(self) -> dict[str, _Alike]:
+        """What was noted; nothing where that is lost: then all that lies behind the URL stands."""
+        try:
+            noted = parse_object((self._folder / _ALIKE).read_bytes())
+            return {name: _Alike(*known) for name, known in noted.items() if not _is_own(name)}
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def _note(self, alike: dict[str, _Alike]) -> None:
+        if self._folder.is_dir():
+            write_text(self._folder / _ALIKE, json.dumps(alike, indent=1))
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file is this machine's own: a lock, a note, or half written."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Changes with a file's content; None if there is no file."""
+    try:
+        stat = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return stat.st_size, stat.st_mtime_ns
