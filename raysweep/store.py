@@ -19,7 +19,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -140,16 +140,27 @@ class Store:
             LostError: if there is no such stage, or a file was altered; it has then been moved aside.
             StoreError: if it cannot be read.
         """
+        return self._verified(stage_id, lambda name: True)
+
+    def file(self, stage_id: str, name: str) -> Path:
+        """The path of one verified file of a finished stage, where it left one; no other is downloaded for it.
+
+        Raises as `folder` does.
+        """
+        return self._verified(stage_id, lambda other: other == name) / name
+
+    def _verified(self, stage_id: str, wanted: Callable[[str], bool]) -> Path:
+        """The folder of a finished stage, its files of these names as they should be."""
         record = self._present(stage_id)
         if self._remote is None:
             return self._stage_dir(stage_id)
         try:
-            return self._downloaded(record)
+            return self._downloaded(record, wanted)
         except ValueError as error:
             # Damaged in the cache, or downloaded when another machine had not yet made it anew.
             self._drop_cached(stage_id, str(error))
         try:
-            return self._downloaded(self._present(stage_id))
+            return self._downloaded(self._present(stage_id), wanted)
         except ValueError as error:
             self._forget(stage_id, str(error))
             raise LostError(stage_id, f"stage {stage_id}: {error}; run its sweep again to re-make it") from error
@@ -160,10 +171,11 @@ class Store:
             raise LostError(stage_id, f"stage {stage_id} is not in {self.url}; run its sweep again to make it")
         return record
 
-    def _downloaded(self, record: Record) -> Path:
+    def _downloaded(self, record: Record, wanted: Callable[[str], bool]) -> Path:
         """The folder of a record's files in the cache. Raises ValueError if one is not as the record says."""
         assert self._remote
         folder = self._stage_dir(record.id)
+        record = replace(record, files={name: entry for name, entry in record.files.items() if wanted(name)})
         for name in record.files:
             if not (folder / name).exists():
                 self._remote.get(f"stages/{record.id}/{name}", folder / name)

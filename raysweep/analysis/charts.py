@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,14 @@ from raysweep.analysis.findings import direction_text, half_width, score_text
 from raysweep.analysis.pareto import Front
 from raysweep.analysis.ranking import Ranking, is_missing, row_key
 from raysweep.analysis.sections import indicator_names
+from raysweep.errors import LostError
 from raysweep.printable import printable
 from raysweep.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 MAX_POINTS = 400
 """Of one loss curve in the page."""
@@ -143,7 +147,11 @@ def _loss(run: Run, stages: pd.DataFrame, colors: Mapping[str, Color]) -> Chart 
     finished = trained[trained["status"] == "done"].sort_values("step")
     traces = []
     for _, row in finished.groupby("trial", sort=True).tail(1).sort_values("trial").iterrows():
-        path = run.store.folder(row["id"]) / "curve.jsonl"
+        try:
+            path = run.store.file(row["id"], "curve.jsonl")
+        except LostError as error:
+            logger.warning("%s; its loss is not drawn", error)
+            continue
         if not path.exists():
             continue
         lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -12,6 +12,7 @@ import numpy as np
 
 from raysweep.analysis.pairwise import Floats
 from raysweep.analysis.uncertainty import Sample, TaskNoise, recorded, sample, task_noise
+from raysweep.errors import LostError
 from raysweep.scores import Result, finetuning_runs, pick
 from raysweep.store import Store
 
@@ -77,12 +78,21 @@ def _sample(store: Store, checkpoint: str, results: Sequence[Result], task: str)
     metrics = {result.id: result.metrics for result in results}
     if any(math.isnan(metrics[run.id].get("score", math.nan)) for run in picked.runs):
         return None
-    found = [read_scores(store.folder(run.id) / "predictions.jsonl") for run in picked.runs]
+    found = [_scores_of(store, run.id) for run in picked.runs]
     seeds = [run.seed for run in picked.runs]
     there = [each for each in found if each is not None]
     if len(there) == len(found) and len({(examples, len(scores)) for examples, scores in there}) == 1:
         return sample(checkpoint, seeds=seeds, scores=np.stack([each for _, each in there]), examples=there[0][0])
     return _from_records(checkpoint, seeds, [metrics[run.id] for run in picked.runs])
+
+
+def _scores_of(store: Store, stage_id: str) -> tuple[str, Floats] | None:
+    """Those of its predictions; None if they are lost: its score is still in its record."""
+    try:
+        return read_scores(store.file(stage_id, "predictions.jsonl"))
+    except LostError as error:
+        logger.warning("%s", error)
+        return None
 
 
 def _from_records(checkpoint: str, seeds: Sequence[int], metrics: Sequence[Mapping[str, float]]) -> Sample:

@@ -8,7 +8,7 @@ import time
 import traceback
 from dataclasses import dataclass, replace
 
-from raysweep.errors import Diverged, RaysweepError, UnreachableError
+from raysweep.errors import Diverged, LostError, RaysweepError, UnreachableError
 from raysweep.plan import Stage
 from raysweep.provenance import provenance
 from raysweep.record import Record
@@ -21,12 +21,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a stage failed. `final`: trying again cannot help."""
+    """Why a stage failed. `final`: trying again cannot help; `lost`: id of a finished stage to be made again."""
 
     stage: Stage
     cause: str
     log: str
     final: bool
+    lost: str | None = None
 
     @staticmethod
     def of(stage: Stage, error: BaseException) -> Failure:
@@ -34,8 +35,9 @@ class Failure:
         cause = f"{type(error).__name__}: {error}" if not isinstance(error, RaysweepError) else str(error)
         log = "".join(traceback.format_exception(error))
         # A user's mistake stays one. Whatever else it was (a full disk, memory, a lost file) may have passed.
-        final = isinstance(error, RaysweepError) and not isinstance(error, UnreachableError)
-        return Failure(stage=stage, cause=cause.strip(), log=log, final=final)
+        final = isinstance(error, RaysweepError) and not isinstance(error, UnreachableError | LostError)
+        lost = error.stage_id if isinstance(error, LostError) else None
+        return Failure(stage=stage, cause=cause.strip(), log=log, final=final, lost=lost)
 
 
 Outcome = Record | Failure

@@ -121,6 +121,8 @@ def _run_batch(
                 report(_failed(broken.failure, trial, retry=True))
             raise
         todo = []
+        # Finished stages that somebody deleted or damaged while the run went on: made again before what needs them.
+        lost: set[str | None] = set()
         for outcome in outcomes:
             if isinstance(outcome, Record):
                 stage = next(stage for stage in stages if stage.id == outcome.id)
@@ -131,6 +133,9 @@ def _run_batch(
             report(_failed(outcome, trial, retry=retry))
             if retry:
                 todo.append(outcome.stage)
+                lost |= {outcome.lost} - {None}
+        for stage in [stage for stage in trial.stages if stage.id in lost]:
+            yield from _run_batch([stage], trial, gang, max_retries=max_retries, report=report)
 
 
 def told(event: Literal["found", "finished"], record: Record, stage: Stage, trial: Trial) -> dict[str, Any]:

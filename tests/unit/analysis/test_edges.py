@@ -37,11 +37,12 @@ def put(store: Store, stage_id: str, metrics: dict[str, float], *, status: str =
 
 def add_checkpoint(run: Run, name: str, fine_tuned: list[dict], **metrics: float) -> None:
     """A trial of one checkpoint: `fine_tuned` has task, lr, seed, score, valid, and status where it is not done."""
-    checkpoint = f"pretrain-{name}"
+    plain = re.sub(r"\W", "_", name)  # Ids are folders' names; what a point says may be anything.
+    checkpoint = f"pretrain-{plain}"
     put(run.store, checkpoint, metrics)
     stages = [StageRow(checkpoint, "pretrain", 1, checkpoint, None, {})]
     for number, one in enumerate(fine_tuned):
-        stage = StageRow(f"sft-{name}{number}", "sft", 1, checkpoint, one.get("task", "t"), {})
+        stage = StageRow(f"sft-{plain}{number}", "sft", 1, checkpoint, one.get("task", "t"), {})
         status = one.get("status", "done")
         if status == "failed":
             run.add_failure(stage.id, kind="sft", trial=name, cause="out of memory", log="x.log")
