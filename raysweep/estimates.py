@@ -120,6 +120,7 @@ class _Sum:
         if size:
             self.sizes.add(size.num_parameters)
         for stage in trial.stages:
+            # Seen by each trial that shares a beginning; computed once, below.
             self.tokens_seen += stage.spec.pretraining_tokens
             if not (self.once and stage.id in self.flops_of):
                 self._count(stage, size or UNKNOWN, trial.corpus_of(stage))
@@ -130,7 +131,7 @@ class _Sum:
         self.stages[stage.kind] += 1
         self.memory_bytes = max(self.memory_bytes, spec.memory_bytes(size, self.resources))
         self.state_bytes = max(self.state_bytes, spec.state_bytes(size, self.resources))
-        if spec.expected_rse is not None:
+        if spec.expected_rse is not None:  # The plan shows the least sure of all variants.
             self.rse = max(self.rse or 0.0, spec.expected_rse)
         if spec.wide:
             self.wide.add(stage.kind)

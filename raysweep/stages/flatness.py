@@ -236,6 +236,7 @@ class Flatness(TraceSettings, StageSpec):
         given: dict[str, Any] = {"length": self.sequence_length, "start": start, "seed": self.seed}
         ids = sample_sequences(model, self.own_samples, deal=_RankDeal(worker, "samples"), **given)
         measured = self.with_(parts=False)._measure(model, {"input_ids": ids}, _RankDeal(worker, "units-of-samples"))
+        # Other text than the one they are compared with: the errors of both add up, none is paired.
         off, error = distance(measured, on_text)
         traces = {f"samples_{name}": value for name, value in measured.metrics().items() if "trace" in name}
         return traces | {"samples_relative_distance": off, "samples_relative_distance_stderr": error}
@@ -341,6 +342,7 @@ class _RankDeal:
 
     def __call__(self, items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
         worker = self._worker
+        # In the same order on every rank, so that each knows without a word which are its own.
         missing = [item for item in items if str(item) not in self._saved]
         mine = missing if self._together else missing[worker.rank :: worker.world_size]
         found: dict[str, Any] = {}

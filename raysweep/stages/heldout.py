@@ -106,6 +106,7 @@ class Heldout(StageSpec):
         law, specials = read_law(tokens.folder, self.objective), checkpoint_specials(checkpoint, self.objective)
         mine = {}
         for index, domain in enumerate(sorted(tokens.domains)):
+            # A domain is read whole by one rank: its loss is a sum in one order, whatever the number of workers.
             if index % worker.world_size == worker.rank:
                 length = self.sequence_length
                 ids = tokens.valid(domain, sequence_length=length, max_sequences=self.max_sequences)
@@ -119,6 +120,7 @@ class Heldout(StageSpec):
 
     def _bits_per_byte(self, losses: Mapping[str, float], tokens: Tokens) -> float:
         """Mixed by domains; a token's bits over the bytes of text that stand behind a token."""
+        # By each domain's own bytes a token: a tokenizer packs some kinds of text more densely.
         total = 0.0
         for name, loss in losses.items():
             size = tokens.meta.domains[name]

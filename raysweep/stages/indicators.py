@@ -66,10 +66,8 @@ class Indicators(StageSpec):
         return tuple(Metric(name, "max", "share") for name in (*names, "kshot_mean"))
 
     def flops(self, size: Size, corpus: Corpus) -> float:
-        """A forward pass over each task's examples, with solved ones before them: of typical length, as no file is
-        read for a plan."""
-        scored = self.max_examples * len(self.tasks) * self._typical_length
-        return size.forward_flops(scored, self._typical_length)
+        """A forward pass over each task's examples, and over those that they are solved by."""
+        return sum(size.forward_flops(num * length, length) for num, length in map(self._rows, self.tasks.values()))
 
     def memory_bytes(self, size: Size, resources: Resources) -> int:
         """Weights, and one layer's activations of the largest batch, all in 32 bits."""
@@ -80,17 +78,20 @@ class Indicators(StageSpec):
         """None: its numbers stand in its record."""
         return 0
 
-    @property
-    def _typical_length(self) -> int:
-        """Tokens of a row: solved examples, the question and its answer."""
-        return min(MAX_LENGTH, (2 + self.kshot) * TYPICAL_LENGTH)
+    def _rows(self, task: Task) -> tuple[int, int]:
+        """Rows that are read for a task, and tokens of each.
+
+        A text is of typical length, as no file is read for a plan, with its solved examples before it and an answer.
+        """
+        if task.num_classes is None:
+            return self.max_examples, min(MAX_LENGTH, (2 + self.kshot) * TYPICAL_LENGTH)
+        # Of each class examples to go by, read once; and then those that are asked for.
+        load = task.workload()
+        return self.kshot * task.num_classes + min(self.max_examples, load.num_indicator), load.length
 
     def _tokens_of_batch(self, task: Task) -> int:
-        if task.num_classes is None:
-            return min(MAX_TOKENS, self.max_examples * self._typical_length)
-        # Of each class, examples to go by; and then those that are asked for.
-        rows = max(self.kshot * task.num_classes, self.max_examples)
-        return min(ROWS_OF_STATES, rows) * task.workload().length
+        num, length = self._rows(task)
+        return min(MAX_TOKENS, num * length) if task.num_classes is None else min(ROWS_OF_STATES, num) * length
 
     def _pieces(self) -> list[tuple[str, Task, int]]:
         """(name, task, shots) of every score."""

@@ -141,7 +141,7 @@ class Recipe(Spec):
 
     def _step_of(self, checkpoint: int | float | str) -> int:
         """Of a part the nearest step, of tokens the first at which they have been seen."""
-        if isinstance(checkpoint, int):
+        if isinstance(checkpoint, int):  # 1 is a step, and 1.0 all of the trajectory.
             return checkpoint
         if isinstance(checkpoint, float):
             return max(1, round(checkpoint * self.num_steps)) if checkpoint > 0 else 0

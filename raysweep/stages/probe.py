@@ -43,6 +43,7 @@ class Probe(StageSpec):
         tokenizer = load_tokenizer(inputs["checkpoint"])
         features, labels = self.task.features(model, tokenizer, "train")
         mean, spread = features.mean(dim=0), features.std(dim=0) + 1e-6
+        # By the training split's mean and spread, and so is what is tested: of that nothing is known beforehand.
         features = (features - mean) / spread
         num_classes = self.task.num_classes
         assert num_classes is not None  # Such a task has no features.

@@ -4,12 +4,13 @@ import math
 from typing import ClassVar
 
 import pytest
-from columns import CORPUS, OF_MODELS, OF_TASKS, RECIPE
+from columns import CORPUS, OF_MODELS, OF_TASKS, RECIPE, TASK
 
 from raysweep.costs import UNKNOWN, Size
 from raysweep.search import Resources
 from raysweep.stages.base import StageSpec
 from raysweep.stages.fetch import Fetch
+from raysweep.stages.indicators import Indicators
 from raysweep.stages.optimizer_state import OptimizerState
 from raysweep.stages.pretrain import Pretrain
 from raysweep.stages.tokenize import Tokenize
@@ -62,3 +63,9 @@ def test_stages_of_one_worker_shard_nothing():
     pretrain = STATE.pretrain
     assert pretrain.memory_bytes(SIZE, gang) < pretrain.memory_bytes(SIZE, one)
     assert STATE.memory_bytes(SIZE, gang) == pretrain.memory_bytes(SIZE, gang)
+
+
+def test_indicators_read_sentences_as_long_as_they_are():
+    classes, length = TASK.num_classes, CORPUS.row_length
+    indicators = Indicators(kshot=2, max_examples=10, tasks={"t": TASK})
+    assert indicators.flops(SIZE, CORPUS) == SIZE.forward_flops((2 * classes + 10) * length, length)
