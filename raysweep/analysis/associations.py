@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from raysweep.analysis.baselines import credit, design
 from raysweep.analysis.indicators import is_config
+from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import (
     Comparison,
     Flags,
@@ -35,6 +37,8 @@ Statistic = Callable[[Floats, Floats, Floats], Floats]
 TOGETHER = "all together"
 """The baseline of all config columns at once."""
 
+UNKNOWN = IntervalEstimate(math.nan)
+
 MAX_GROUPS = 16
 """Groups of variants that a baseline is fitted anew without: what is left out of the pairs alone would leave the fit as
 it was, and its intervals too narrow (79 to 93 % in place of 95 where the sweep file tells nothing)."""
@@ -53,14 +57,17 @@ class Association:
     num_missing: int
     """Scored checkpoints left out, for want of the indicator."""
     accuracy: IntervalEstimate
-    """Share of all pairs ordered as by the target, ties half; a config column by its levels on other variants."""
+    """Share of pairs ordered as by the target, ties half; a config column by its levels on other variants.
+
+    NaN where no two checkpoints compare by it, as by the losses of different objectives.
+    """
     clear_accuracy: IntervalEstimate
     """The same over pairs whose target difference is clear."""
     spearman: IntervalEstimate
-    """NaN for config, whose order is another one for every pair."""
+    """NaN for config, whose order is another one for every pair, and where not all checkpoints compare."""
     kendall: IntervalEstimate
     gain: IntervalEstimate
-    """`accuracy` minus that of the best config baseline, on the same checkpoints."""
+    """`accuracy` minus that of the best config baseline, on the same pairs of checkpoints."""
     pairs: PairCounts
     same_order_as: str | None
     """An indicator listed before, with the same order of the same checkpoints (perplexity and its loss)."""
@@ -71,8 +78,10 @@ class _Row:
     association: Association
     have: Flags
     """[n]: the checkpoints that the indicator was measured on."""
-    left: Floats
-    """[groups]: its accuracy without each group of variants."""
+    comparable: Flags
+    """[have, have]: the pairs of these whose values are of one quantity."""
+    accuracy: Callable[[Flags], tuple[float, Floats]]
+    """Pairs [have, have] -> its accuracy on these, and [groups] the same without each group of variants."""
     order: Hashable
     """The same for indicators that order the same checkpoints alike."""
 
@@ -98,8 +107,8 @@ def associate(
                 skipped[name] = "no stage of this run declares it"
         elif table[name].nunique() < 2:
             skipped[name] = "fewer than two different values"
-        elif direction:
-            rows.append(_measured(table, name, direction, target=target, clear=clear))
+        elif column and direction:
+            rows.append(_measured(table, name, column, target=target, clear=clear))
         else:
             config.append(name)
     whole = [name for name in config if table[name].notna().all()]
@@ -112,22 +121,30 @@ def associate(
     return _ordered(rows), skipped
 
 
-def _measured(table: pd.DataFrame, name: str, direction: Direction, *, target: str, clear: Flags) -> _Row:
-    values = _numbers(table[name])
+def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, clear: Flags) -> _Row:
+    direction, values = column.metric.direction, _numbers(table[name])
     have = np.isfinite(values)
+    groups = loss_groups(table[have], column)
+    comparable = groups[:, None] == groups
     scores, oriented = _numbers(table[target])[have], values[have] * (-1 if direction == "min" else 1)
     variants = list(table["variant"][have])
     weights = leave_one_out(variants)
-    pairs = compare(oriented, scores, clear=clear[np.ix_(have, have)])
+    pairs = compare(oriented, scores, clear=clear[np.ix_(have, have)], comparable=comparable)
     association = replace(
         _association(name, "measured", direction, pairs, have=have),
         accuracy=interval(_once(pairs.accuracy, scores), pairs.accuracy(weights)),
         clear_accuracy=interval(_once(pairs.clear_accuracy, scores), pairs.clear_accuracy(weights)),
-        spearman=_correlation(spearman, oriented, scores, weights),
-        kendall=_correlation(kendall, oriented, scores, weights),
+        # Ranks among all checkpoints say nothing where some do not compare.
+        spearman=_correlation(spearman, oriented, scores, weights) if comparable.all() else UNKNOWN,
+        kendall=_correlation(partial(kendall, comparable=comparable), oriented, scores, weights),
     )
-    left = pairs.accuracy(leave_one_out(_groups(variants)))
-    return _Row(association, have=have, left=left, order=("measured", tuple(_places(oriented, have))))
+
+    def accuracy(among: Flags) -> tuple[float, Floats]:
+        on_these = partial(pairs.accuracy, among=among)
+        return _once(on_these, scores), on_these(leave_one_out(_groups(variants)))
+
+    order = ("measured", tuple(_places(oriented, have)), comparable.tobytes())
+    return _Row(association, have=have, comparable=comparable, accuracy=accuracy, order=order)
 
 
 def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: str, clear: Flags) -> _Row:
@@ -143,23 +160,33 @@ def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: s
         blocks = [design(there[column][rows]) for column in columns]
         block = None if name == TOGETHER else len(blocks) - 1
         shares = credit(blocks, scores[rows], list(variants[rows]), block=block)
-        undecided = int((shares[scores[rows][:, None] != scores[rows]] == 0.5).sum()) // 2
-        return comparison(shares, scores[rows], clear=apart[np.ix_(rows, rows)], num_indicator_ties=undecided)
+        undecided = (shares == 0.5) & (scores[rows][:, None] != scores[rows])
+        return comparison(shares, scores[rows], clear=apart[np.ix_(rows, rows)], undecided=undecided)
 
     pairs = pairs_of(np.ones(len(scores), dtype=bool))
-    without = [pairs_of(kept) for kept in leave_one_out(_groups(list(variants))).astype(bool)]
-    left = np.array([_once(each.accuracy, each.every) for each in without])
-    clear_left = np.array([_once(each.clear_accuracy, each.every) for each in without])
+    kept = leave_one_out(_groups(list(variants))).astype(bool)
+    without = [pairs_of(rows) for rows in kept]
+    clear_left = np.array([_once(fewer.clear_accuracy, fewer.every) for fewer in without])
+
+    def accuracy(among: Flags) -> tuple[float, Floats]:
+        left = [
+            _once(partial(fewer.accuracy, among=among[np.ix_(rows, rows)]), fewer.every)
+            for fewer, rows in zip(without, kept, strict=True)
+        ]
+        return _once(partial(pairs.accuracy, among=among), scores), np.array(left)
+
+    every = np.ones((len(scores), len(scores)), dtype=bool)
     direction: Direction | None = None
     if name != TOGETHER and pd.api.types.is_numeric_dtype(there[name]) and there[name].nunique() > 1:
         rising = kendall(_numbers(there[name]), scores, np.ones((1, len(scores))))[0] >= 0
         direction = "max" if rising else "min"
     association = replace(
         _association(name, "config", direction, pairs, have=have),
-        accuracy=interval(_once(pairs.accuracy, scores), left),
+        accuracy=interval(*accuracy(every)),
         clear_accuracy=interval(_once(pairs.clear_accuracy, scores), clear_left),
     )
-    return _Row(association, have=have, left=left, order=("config", have.tobytes(), pairs.credit.tobytes()))
+    order = ("config", have.tobytes(), pairs.credit.tobytes())
+    return _Row(association, have=have, comparable=every, accuracy=accuracy, order=order)
 
 
 def _groups(variants: Sequence[str]) -> list[str]:
@@ -193,11 +220,11 @@ def _association(
         direction=direction,
         num_checkpoints=int(have.sum()),
         num_missing=int((~have).sum()),
-        accuracy=IntervalEstimate(math.nan),
-        clear_accuracy=IntervalEstimate(math.nan),
-        spearman=IntervalEstimate(math.nan),
-        kendall=IntervalEstimate(math.nan),
-        gain=IntervalEstimate(math.nan),
+        accuracy=UNKNOWN,
+        clear_accuracy=UNKNOWN,
+        spearman=UNKNOWN,
+        kendall=UNKNOWN,
+        gain=UNKNOWN,
         pairs=pairs.counts,
         same_order_as=None,
     )
@@ -211,19 +238,25 @@ def _correlation(function: Statistic, oriented: Floats, scores: Floats, weights:
 
 def _ordered(rows: Sequence[_Row]) -> tuple[Association, ...]:
     """Best first, with the gain over the best config baseline, and repetitions of an order marked."""
-    rows = sorted(rows, key=lambda row: (-row.association.accuracy.value, row.association.indicator))
+    rows = sorted(rows, key=_place_in_order)
     baseline = next((row for row in rows if row.association.source == "config"), None)
     seen: dict[Hashable, str] = {}
     ordered = []
     for row in rows:
         gain = row.association.gain
-        # Over other checkpoints than the baseline's, a difference would compare two things at once.
+        # Over other pairs than the indicator's, a difference would compare two things at once.
         if baseline and row.association.source == "measured" and (row.have == baseline.have).all():
-            value = row.association.accuracy.value - baseline.association.accuracy.value
-            gain = interval(value, row.left - baseline.left, low=-1.0)
+            ours, theirs = (each.accuracy(row.comparable) for each in (row, baseline))
+            gain = interval(ours[0] - theirs[0], ours[1] - theirs[1], low=-1.0)
         ordered.append(replace(row.association, gain=gain, same_order_as=seen.get(row.order)))
         seen.setdefault(row.order, row.association.indicator)
     return tuple(ordered)
+
+
+def _place_in_order(row: _Row) -> tuple[bool, float, str]:
+    """Sorts by falling accuracy, an unknown one last, and equal ones by name."""
+    accuracy = row.association.accuracy.value
+    return math.isnan(accuracy), -accuracy, row.association.indicator
 
 
 def _numbers(column: pd.Series) -> Floats:

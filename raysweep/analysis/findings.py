@@ -44,8 +44,8 @@ def headline(ranking: Ranking) -> str:
         f"({direction_text(top)} is better) orders the most pairs right: {formats.with_interval(top.accuracy)}"
     )
     # Its interval is over variants: noise of the test examples, which all checkpoints share, may agree with it.
-    if ranking.num_comparisons and not ranking.num_clear and ranking.errors != "unknown":
-        text += f" of {ranking.num_comparisons}, none of which is clear of noise"
+    if top.pairs.num_pairs and not top.pairs.num_clear and ranking.errors != "unknown":
+        text += f" of {top.pairs.num_pairs}, none of which is clear of noise"
     config = next((item for item in ranking.associations if item.source == "config"), None)
     if math.isnan(top.accuracy.low):
         text += ", with too few variants for an interval"

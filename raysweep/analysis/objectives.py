@@ -1,4 +1,8 @@
-"""What a checkpoint's perplexity and flatness are of, in words: losses of different objectives do not compare."""
+"""What a checkpoint's perplexity and flatness are of, in words, and which checkpoints they compare.
+
+A loss of one objective and a loss of another are two quantities: the cross-entropy of hidden tokens is no smaller or
+larger than that of next tokens in any sense that a ranking could use.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,25 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
+from raysweep.scores import Column
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PERPLEXITY_OF, FLATNESS_OF = "perplexity_of", "flatness_of"
-"""Columns of the checkpoint table."""
+TRAINING_LOSS_OF, PERPLEXITY_OF, FLATNESS_OF = "training_loss_of", "perplexity_of", "flatness_of"
+"""Columns of the checkpoint table: an objective in words, whose loss a checkpoint's numbers of a kind are."""
 _WHAT = {PERPLEXITY_OF: "Held-out loss and perplexity", FLATNESS_OF: "Traces and other numbers of flatness"}
 
 _OBJECTIVE: TypeAdapter[Any] = TypeAdapter(Objective)
+
+_LOSS_OF = {"pretrain": TRAINING_LOSS_OF, "heldout": PERPLEXITY_OF, "flatness": FLATNESS_OF}
+"""Kind of stage -> the column that says whose loss its metrics are of."""
 
 
 def losses_of(kind: str, spec: Mapping[str, Any]) -> dict[str, str]:
@@ -26,9 +36,25 @@ def losses_of(kind: str, spec: Mapping[str, Any]) -> dict[str, str]:
 
     A field that a spec leaves out had its neutral value: causal_lm.
     """
+    if kind == "pretrain":
+        return {TRAINING_LOSS_OF: _words(spec.get("recipe", {}).get("objective"))}
     if kind == "heldout":
         return {PERPLEXITY_OF: _words(spec.get("objective"))}
     return {FLATNESS_OF: _words(spec.get("loss"))} if kind == "flatness" else {}
+
+
+def loss_groups(checkpoints: pd.DataFrame, column: Column) -> NDArray[np.int64]:
+    """[rows]: equal numbers for checkpoints whose values of a metric are of one quantity, and so compare.
+
+    Those are all checkpoints, unless it is a metric of the loss of an objective (flatness under `flatness.objective:
+    own` is); a checkpoint whose objective is not known has a number of its own.
+    """
+    words = _LOSS_OF.get(column.kind)
+    if words not in checkpoints:
+        return np.zeros(len(checkpoints), dtype=np.int64)
+    codes, objectives = checkpoints[words].factorize()
+    groups: NDArray[np.int64] = np.where(codes < 0, len(objectives) + np.arange(len(codes)), codes)
+    return groups
 
 
 def _words(objective: Mapping[str, Any] | None) -> str:
@@ -59,8 +85,8 @@ def objective_cautions(checkpoints: pd.DataFrame) -> list[str]:
         if len(counts := _counts(checkpoints, column)) > 1:
             names = sorted({words.split(" ")[0] for words in counts})
             lines.append(
-                f"{what} are of {len(counts)} objectives ({', '.join(names)}), whose losses do not compare: an order "
-                "of all checkpoints by them is also one of objectives."
+                f"{what} are of {len(counts)} objectives ({', '.join(names)}), whose losses do not compare: pairs of "
+                "checkpoints of different objectives are not counted for them, and #n is a place within one objective."
             )
     return lines
 

@@ -51,27 +51,35 @@ class Comparison:
     credit: Floats
     """[n, n]: 1 where the two orders of a pair agree, 0 where they do not, 1/2 where either is tied."""
     every: Floats
-    """[n, n]: 1 for each pair that counts, 0 on the diagonal."""
+    """[n, n]: 1 for each pair that counts: both values are of one quantity; 0 on the diagonal."""
     clear: Floats
     """[n, n]: 1 for each pair whose target difference is clear."""
     counts: PairCounts
 
-    def accuracy(self, weights: Floats) -> Floats:
-        """Share of pairs ordered alike, ties half, for weights [rows, n] -> [rows]."""
-        return _ratio(_pairs(weights, self.credit * self.every), _pairs(weights, self.every))
+    def accuracy(self, weights: Floats, *, among: Flags | None = None) -> Floats:
+        """Share of pairs ordered alike, ties half, for weights [rows, n] -> [rows].
+
+        Args:
+            among: [n, n], the pairs that are looked at; None: all that count.
+        """
+        every = self.every if among is None else self.every * among
+        return _ratio(_pairs(weights, self.credit * every), _pairs(weights, every))
 
     def clear_accuracy(self, weights: Floats) -> Floats:
         """The same over clear pairs alone."""
         return _ratio(_pairs(weights, self.credit * self.clear), _pairs(weights, self.clear))
 
 
-def compare(indicator: Floats, target: Floats, *, clear: Flags | None = None) -> Comparison:
+def compare(
+    indicator: Floats, target: Floats, *, clear: Flags | None = None, comparable: Flags | None = None
+) -> Comparison:
     """Compare the order of every pair, higher being better in both.
 
     Args:
         indicator: [n], finite; negated if lower is better.
         target: [n], finite.
         clear: [n, n], the pairs whose target difference is beyond noise; None: all of them.
+        comparable: [n, n], the pairs whose two values of the indicator are of one quantity; None: all of them.
 
     Raises:
         ValueError: if a value is missing, or the lengths differ.
@@ -79,27 +87,40 @@ def compare(indicator: Floats, target: Floats, *, clear: Flags | None = None) ->
     if indicator.shape != target.shape or not (np.isfinite(indicator).all() and np.isfinite(target).all()):
         raise ValueError("indicator and target must be finite and of one length; leave missing values out first")
     ours, theirs = _signs(indicator), _signs(target)
-    return comparison((1 + ours * theirs) / 2, target, clear=clear, num_indicator_ties=_half(ours == 0, len(target)))
+    return comparison((1 + ours * theirs) / 2, target, clear=clear, comparable=comparable, undecided=ours == 0)
 
 
-def comparison(credit: Floats, target: Floats, *, clear: Flags | None, num_indicator_ties: int) -> Comparison:
-    """From the credit of every pair [n, n]: 1 where it is ordered as by the target, 0 where not, 1/2 for no order."""
-    every = 1.0 - np.eye(len(target))
+def comparison(
+    credit: Floats, target: Floats, *, clear: Flags | None, comparable: Flags | None = None, undecided: Flags
+) -> Comparison:
+    """From the credit of every pair, all arguments but the target being [n, n].
+
+    Args:
+        credit: 1 where a pair is ordered as by the target, 0 where not, 1/2 for no order.
+        target: [n], finite.
+        clear: see `compare`.
+        comparable: see `compare`.
+        undecided: the pairs that the indicator does not order.
+    """
+    counted = ~np.eye(len(target), dtype=bool)
+    if comparable is not None:
+        counted &= comparable
     tied = target[:, None] == target
-    apart = ~tied if clear is None else clear & ~tied
+    apart = counted & ~tied if clear is None else counted & ~tied & clear
     counts = PairCounts(
-        num_pairs=int(every.sum()) // 2,
-        num_within_noise=_half(~tied & ~apart, 0),
-        num_target_ties=_half(tied, len(target)),
-        num_indicator_ties=num_indicator_ties,
-        num_clear=_half(apart, 0),
+        num_pairs=_half(counted),
+        num_within_noise=_half(counted & ~tied & ~apart),
+        num_target_ties=_half(counted & tied),
+        num_indicator_ties=_half(counted & undecided),
+        num_clear=_half(apart),
     )
-    return Comparison(credit=credit, every=every, clear=apart * every, counts=counts)
+    return Comparison(credit=credit, every=counted * 1.0, clear=apart * 1.0, counts=counts)
 
 
-def kendall(indicator: Floats, target: Floats, weights: Floats) -> Floats:
-    """Kendall's tau-b of each expanded sample, weights [rows, n] -> [rows]."""
-    ours, theirs = _signs(indicator), _signs(target)
+def kendall(indicator: Floats, target: Floats, weights: Floats, *, comparable: Flags | None = None) -> Floats:
+    """Kendall's tau-b of each expanded sample, over the comparable pairs [n, n], weights [rows, n] -> [rows]."""
+    among = 1.0 if comparable is None else comparable * 1.0
+    ours, theirs = _signs(indicator) * among, _signs(target) * among
     scale = np.sqrt(_pairs(weights, np.abs(ours)) * _pairs(weights, np.abs(theirs)))
     return _ratio(_pairs(weights, ours * theirs), scale)
 
@@ -159,6 +180,6 @@ def _ratio(top: Floats, bottom: Floats) -> Floats:
     return np.where(fine, top / np.where(fine, bottom, 1.0), np.nan)
 
 
-def _half(flags: Flags, num_diagonal: int) -> int:
-    """Of a symmetric matrix, how many unordered pairs are set, without the diagonal's."""
-    return (int(flags.sum()) - num_diagonal) // 2
+def _half(flags: Flags) -> int:
+    """Of a symmetric matrix whose diagonal is not set, how many unordered pairs are."""
+    return int(flags.sum()) // 2

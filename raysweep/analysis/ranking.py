@@ -13,6 +13,7 @@ from raysweep.analysis import formats
 from raysweep.analysis.associations import Association, associate
 from raysweep.analysis.differences import Differences, between
 from raysweep.analysis.indicators import HESSIAN_TRACE, KSHOT, NUM_TOKENS, PPL
+from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.uncertainty import TaskNoise
 from raysweep.scores import Column, Side, column_name
@@ -63,8 +64,8 @@ class Ranking:
     """Checkpoints and indicators, each best first.
 
     `checkpoints` is the checkpoint table by falling target, with `rank` and, for each measured indicator,
-    `rank/<indicator>` (1 is best; equal values share the smaller rank). `skipped` says of each column why it is
-    no indicator here.
+    `rank/<indicator>` (1 is best; equal values share the smaller rank; a loss has its rank among those of its
+    objective, and none if it is alone there). `skipped` says of each column why it is no indicator here.
     """
 
     target: str
@@ -168,12 +169,13 @@ def rank(
         checkpoints=list(scored["checkpoint"]),
     )
     clear = differences.clear()
-    associations, skipped = associate(scored, target=target, clear=clear, columns={each.name: each for each in columns})
+    by_name = {column.name: column for column in columns}
+    associations, skipped = associate(scored, target=target, clear=clear, columns=by_name)
     places: dict[str, Any] = {"rank": _ranks(-scores)}
     for item in associations:
         if item.source == "measured":
-            values = table[item.indicator]
-            places[f"rank/{item.indicator}"] = _ranks(values if item.direction == "min" else -values)
+            values = table[item.indicator] * (1 if item.direction == "min" else -1)
+            places[f"rank/{item.indicator}"] = _ranks(values, loss_groups(table, by_name[item.indicator]))
     labels = checkpoint_labels(table)
     estimates = differences.from_first() if len(scored) else []
     is_other = list(scored["checkpoint"] != scored["checkpoint"].iloc[0]) if len(scored) else []
@@ -313,10 +315,15 @@ def varying_points(table: pd.DataFrame) -> list[str]:
     return [name for name in table.columns if name.startswith("point.") and table[name].nunique(dropna=False) > 1]
 
 
-def _ranks(values: Any) -> Any:
+def _ranks(values: Any, groups: Any = None) -> Any:
+    """1 for the smallest; within each group, where there are `groups`, none for a member that is alone."""
     import pandas as pd
 
-    return pd.Series(values).rank(method="min").astype("Int64")
+    values = pd.Series(values)
+    if groups is None:
+        return values.rank(method="min").astype("Int64")
+    by_group = values.groupby(groups)
+    return by_group.rank(method="min").where(by_group.transform("count") > 1).astype("Int64")
 
 
 def is_missing(value: Any) -> bool:

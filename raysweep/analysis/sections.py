@@ -165,7 +165,7 @@ def alike_text(ranking: Ranking, indicator: str) -> str:
 def agreement_table(ranking: Ranking) -> Table:
     """Indicators, best first; those of one order as one row."""
     short = indicator_names(ranking)
-    titles = ("pairs right", "clear pairs right", "Spearman", "Kendall", "over best config", "checkpoints")
+    titles = ("pairs right", "clear pairs right", "pairs", "Spearman", "Kendall", "over best config", "checkpoints")
     rows = []
     for item in ranking.associations:
         if item.same_order_as:
@@ -179,8 +179,9 @@ def agreement_table(ranking: Ranking) -> Table:
             ),
             cell(direction_text(item)),
         ]
-        for value in (item.accuracy, item.clear_accuracy, item.spearman, item.kendall, item.gain):
-            cells.append(cell(value.value, lambda _, value=value: formats.with_interval(value)))  # type: ignore[misc]
+        estimates = [item.accuracy, item.clear_accuracy, item.spearman, item.kendall, item.gain]
+        cells += [cell(each.value, lambda _, each=each: formats.with_interval(each)) for each in estimates]  # type: ignore[misc]
+        cells.insert(4, cell(item.pairs.num_pairs, formats.number, title=f"{item.pairs.num_clear} of them clear"))
         missing = f"{item.num_missing} missing" if item.num_missing else ""
         rows.append(Row([*cells, cell(item.num_checkpoints, formats.number, mark=missing)]))
     columns = [Heading("indicator"), Heading("better"), *(Heading(title, numeric=True) for title in titles)]

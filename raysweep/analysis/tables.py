@@ -11,7 +11,7 @@ from statistics import variance
 from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis.indicators import DERIVED, NUM_PARAMETERS
-from raysweep.analysis.objectives import FLATNESS_OF, PERPLEXITY_OF, losses_of
+from raysweep.analysis.objectives import FLATNESS_OF, PERPLEXITY_OF, TRAINING_LOSS_OF, losses_of
 from raysweep.analysis.samples import read_noise
 from raysweep.analysis.uncertainty import EstimateArrays, TaskNoise, mean_estimates
 from raysweep.durable import replacing
@@ -45,7 +45,10 @@ _OF_MEAN = (
     Metric("num_tasks_missing"),
 )
 _DIVERGED = (Metric("diverged_step", unit="steps"), Metric("diverged_loss", unit="nats/token"))
-_CHECKPOINT = ("trial", "variant", "seed", "checkpoint", "step", "status", "location", PERPLEXITY_OF, FLATNESS_OF)
+_CHECKPOINT = (
+    *("trial", "variant", "seed", "checkpoint", "step", "status", "location"),
+    *(TRAINING_LOSS_OF, PERPLEXITY_OF, FLATNESS_OF),
+)
 
 
 def stage_table(run: Run) -> pd.DataFrame:
@@ -84,13 +87,13 @@ def noise_of(store: Store, stages: pd.DataFrame) -> dict[str, TaskNoise]:
 def checkpoint_table(run: Run) -> pd.DataFrame:
     """One row per checkpoint, with all that was measured on it.
 
-    Columns: trial, variant, seed, checkpoint (its stage id), step, status, location, perplexity_of and flatness_of (in
-    words, the objective whose loss they are of), `point.<path>`; metrics of whole models as `<kind>/<metric>` and of
-    tasks as `<kind>/<task>/<metric>` (mean over seeds). Of fine-tuning, `sft/<task>/`: `score` (test, mean over SFT
-    seeds, at the learning rate with the best mean validation score), `score_sd` and `num_seeds` over these,
-    `score_stderr` with `score_low` and `score_high` (a 95 % interval, over test examples and seeds), `lr`, and
-    `lr_edge` (-1 where that is the lowest of its grid, 1 the highest, else 0); and over tasks `sft/mean_score` with its
-    `_stderr`, `_low` and `_high`, NaN where a task is missing, and `sft/num_tasks_missing`.
+    Columns: trial, variant, seed, checkpoint (its stage id), step, status, location; training_loss_of, perplexity_of
+    and flatness_of (in words, the objective whose loss these numbers are of); `point.<path>`; metrics of whole models
+    as `<kind>/<metric>` and of tasks as `<kind>/<task>/<metric>` (mean over seeds). Of fine-tuning, `sft/<task>/`:
+    `score` (test, mean over SFT seeds, at the learning rate with the best mean validation score), `score_sd` and
+    `num_seeds` over these, `score_stderr` with `score_low` and `score_high` (a 95 % interval, over test examples and
+    seeds), `lr`, and `lr_edge` (-1 where that is the lowest of its grid, 1 the highest, else 0); and over tasks
+    `sft/mean_score` with its `_stderr`, `_low` and `_high`, NaN where a task is missing, and `sft/num_tasks_missing`.
     """
     stages = stage_table(run)
     return checkpoints_of(stages, noise_of(run.store, stages))
@@ -164,7 +167,8 @@ def _checkpoint_row(
     row["location"] = made.get("location") if made else None
     row |= {name: value for name, value in measured[0].items() if str(name).startswith("point.")}
     for other in [*([made] if made else []), *measured]:
-        row.update(losses_of(other["kind"], json.loads(other.get("settings") or "{}")))
+        if "settings" in other:  # Else it is not finished.
+            row.update(losses_of(other["kind"], json.loads(other["settings"])))
     known = {other["id"] for other in measured}
     results = [_result(other) for other in [*([made] if made and made["id"] not in known else []), *measured]]
     row.update(checkpoint_metrics(results))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 140
 """Columns of the tables where stdout is no terminal."""
-INDICATOR_COLUMNS = 5
+INDICATOR_COLUMNS = 6
 """Of the report's table of indicators, those that a terminal has room for."""
 
 

@@ -36,9 +36,10 @@ class MaskedLM(MaskedObjective):
     10 % the token itself, as in BERT."""
 
     def predicts(self) -> str:
-        """Hidden tokens and how many, in words; see `ObjectiveSpec.predicts`."""
+        """Hidden tokens, how many and what stands there, in words; see `ObjectiveSpec.predicts`."""
         hidden = "one token" if self.mask == "one" else f"{self.mask:.3g} of the tokens"
-        return f"{hidden} of a sequence, hidden, from all that is left"
+        how = "" if self.replacement == "mask" else f" ({self.replacement})"
+        return f"{hidden} of a sequence, hidden{how}, from all that is left"
 
     def extra_tokens(self) -> tuple[str, ...]:
         """The mask; of a tokenizer that has one, its own."""

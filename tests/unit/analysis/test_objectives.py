@@ -1,11 +1,17 @@
-"""The report says what a perplexity is of, and that those of several objectives do not compare."""
+"""The report says what a perplexity is of, and those of several objectives are not compared."""
+
+import math
+from itertools import combinations
 
 import pytest
-from columns import COLUMNS, CORPUS
+from columns import COLUMNS, CORPUS, RECIPE
 
-from raysweep.analysis.findings import cautions, how_to_read
+from raysweep.analysis.baselines import credit, design
+from raysweep.analysis.findings import cautions, headline, how_to_read
 from raysweep.analysis.objectives import FLATNESS_OF, PERPLEXITY_OF, losses_of
 from raysweep.analysis.ranking import rank
+from raysweep.analysis.sections import agreement_table
+from raysweep.analysis.terminal import format_terminal
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
@@ -13,6 +19,7 @@ from raysweep.spec import canonical
 from raysweep.stages.base import Subject
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.heldout import Heldout
+from raysweep.stages.pretrain import Pretrain
 
 MASKED = MaskedLM(name="masked_lm", mask="one")
 NEXT = "causal_lm (every token but the first, from those before it)"
@@ -35,6 +42,10 @@ def test_flatness_of_causal_lm_is_called_so():
 
 
 def test_what_another_version_declared_is_named():
+    recipe = RECIPE.with_(objective=PrefixLM(name="prefix_lm"))
+    assert losses_of("pretrain", canonical(Pretrain(recipe=recipe, seed=0, step=1)))["training_loss_of"].startswith(
+        "prefix"
+    )
     assert losses_of("heldout", {"objective": {"name": "of_later_days", "rate": 3}}) == {PERPLEXITY_OF: "of_later_days"}
 
 
@@ -63,3 +74,80 @@ def test_several_objectives_do_not_compare():
     assert line in how_to_read(ranking)
     [caution] = [line for line in cautions(ranking) if "do not compare" in line]
     assert caution.startswith("Held-out loss and perplexity are of 2 objectives (causal_lm, masked_lm)")
+
+
+def two_objectives(flatness_of):
+    """Perplexity and trace order the checkpoints of each objective rightly, and those of different ones wrongly."""
+    import pandas as pd
+
+    words, names = [NEXT] * 5 + [HIDDEN] * 4 + [None], [f"c{index}" for index in range(10)]
+    falling = [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.5]
+    table = pd.DataFrame({"trial": names, "variant": names, "checkpoint": names, "status": "done", "step": 1})
+    table["sft/mean_score"] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.1, 0.2, 0.3, 0.4, 0.05]
+    table["heldout/ppl"] = table["flatness/hessian_trace"] = table["indicators/kshot_mean"] = falling
+    table["point.x"] = ["a", "a", "b", "b", "b", "a", "a", "b", "b", "a"]
+    return rank(table.assign(**{PERPLEXITY_OF: words, FLATNESS_OF: flatness_of or words}), columns=COLUMNS)
+
+
+def test_pairs_of_two_objectives_are_not_counted_for_their_losses():
+    ranking = two_objectives(flatness_of=None)
+    of = {item.indicator: item for item in ranking.associations}
+    for name in ("heldout/ppl", "flatness/hessian_trace"):
+        # 10 pairs of the five and 6 of the four, all in order; the one of an unknown objective is in none.
+        assert (of[name].accuracy.value, of[name].clear_accuracy.value, of[name].kendall.value) == (1, 1, 1)
+        assert (of[name].pairs.num_pairs, of[name].pairs.num_clear) == (16, 16)
+        assert math.isnan(of[name].spearman.value)
+    # A few-shot score is one quantity for all: 16 of 45 pairs are in order the other way round.
+    assert of["indicators/kshot_mean"].pairs.num_pairs == 45
+    assert of["indicators/kshot_mean"].accuracy.value == pytest.approx(29 / 45)
+    places = ranking.checkpoints.set_index("checkpoint")["rank/heldout/ppl"]
+    assert list(places[["c4", "c0", "c8", "c5"]]) == [1, 5, 1, 4]
+    assert places.isna()["c9"]
+
+
+def test_flatness_of_one_common_objective_compares_all_checkpoints():
+    ranking = two_objectives(flatness_of=[NEXT] * 10)
+    of = {item.indicator: item for item in ranking.associations}
+    assert of["flatness/hessian_trace"].pairs.num_pairs == 45
+    assert of["flatness/hessian_trace"].accuracy.value == pytest.approx(16 / 45)
+    assert of["heldout/ppl"].pairs.num_pairs == 16
+
+
+def test_the_gain_over_the_sweep_file_is_on_the_same_pairs():
+    ranking = two_objectives(flatness_of=None)
+    table = ranking.checkpoints
+    shares = credit([design(table["point.x"])], table["sft/mean_score"].to_numpy(), list(table["variant"]), block=0)
+    words = table[PERPLEXITY_OF].to_numpy()
+    pairs = [(i, j) for i, j in combinations(range(10), 2) if words[i] is not None and words[i] == words[j]]
+    baseline = sum(shares[pair] for pair in pairs) / len(pairs)
+    [perplexity] = [item for item in ranking.associations if item.indicator == "heldout/ppl"]
+    [config] = [item for item in ranking.associations if item.indicator == "point.x"]
+    assert len(pairs) == 16
+    assert perplexity.gain.value == pytest.approx(1 - baseline)
+    assert config.pairs.num_pairs == 45
+    assert config.accuracy.value != pytest.approx(baseline)
+
+
+def test_tables_say_how_many_pairs_are_compared():
+    table = agreement_table(two_objectives(flatness_of=None))
+    at = [heading.name for heading in table.columns].index("pairs")
+    assert {row.cells[0].sort: row.cells[at].text for row in table.rows}["flatness/hessian_trace"] == "16"
+    assert "pairs" in format_terminal(two_objectives(flatness_of=None), width=140, color=False)
+
+
+def test_where_every_checkpoint_has_its_own_objective_no_pair_is_compared():
+    import pandas as pd
+
+    table = pd.DataFrame({"trial": list("ab"), "variant": list("ab"), "checkpoint": list("ab"), "status": "done"})
+    values = {"step": 1, "sft/mean_score": [0.1, 0.2], "heldout/ppl": [2.0, 1.0], PERPLEXITY_OF: [NEXT, HIDDEN]}
+    ranking = rank(table.assign(**values), columns=COLUMNS)
+    [perplexity] = ranking.associations
+    assert perplexity.pairs.num_pairs == 0
+    assert math.isnan(perplexity.accuracy.value)
+    assert "no indicator was measured on enough checkpoints" in headline(ranking)
+    assert ranking.to_dict()["indicators"][0]["accuracy"]["value"] is None
+
+
+def test_how_tokens_are_hidden_is_part_of_what_is_predicted():
+    bert = MaskedLM(name="masked_lm", replacement="80/10/10")
+    assert bert.predicts() == "0.15 of the tokens of a sequence, hidden (80/10/10), from all that is left"
