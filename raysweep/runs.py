@@ -18,7 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raysweep.durable import parse_object, write_text
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from raysweep.durable import parse_object, sync, write_text
 from raysweep.errors import StoreError
 from raysweep.record import difference, is_id
 from raysweep.scores import Column
@@ -33,10 +35,15 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 _COLUMN = {"kind", "task", "name", "direction", "unit"}
 
+_EXACTLY = ConfigDict(strict=True, extra="forbid")
+"""A line of trials.jsonl is one only with all fields, no others, and each of its very type."""
+
 
 @dataclass(frozen=True)
 class StageRow:
     """A stage of a started trial. `checkpoint` is the stage id of what it measures, `step` that checkpoint's step."""
+
+    __pydantic_config__ = _EXACTLY
 
     id: str
     kind: str
@@ -50,11 +57,16 @@ class StageRow:
 class TrialRow:
     """A started trial: variant x seed."""
 
+    __pydantic_config__ = _EXACTLY
+
     trial: str
     variant: str
     point: Mapping[str, Any]
     seed: int
     stages: tuple[StageRow, ...]
+
+
+_TRIAL_ROW = TypeAdapter(TrialRow)
 
 
 class Run:
@@ -182,8 +194,7 @@ class Run:
             with (self.folder / "trials.jsonl").open("a") as file:
                 # A leading newline too: a kill may have cut the line before off.
                 file.write("\n" + json.dumps(asdict(row)) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            sync(self.folder / "trials.jsonl")
             self._noted[row.trial] = row
 
     def trials(self) -> list[TrialRow]:
@@ -204,7 +215,7 @@ class Run:
                 if line.strip():
                     row = _trial_row(line)
                     rows[row.trial] = row
-            except (ValueError, TypeError) as error:
+            except ValueError as error:
                 damaged.append(f"{path}:{number}: {error}")
         for finding in damaged:
             if finding not in self._told:
@@ -284,25 +295,16 @@ class Run:
 
 
 def _trial_row(line: bytes) -> TrialRow:
-    """Raises ValueError or TypeError if the line is none."""
-    data = parse_object(line)
-    stages = data.pop("stages", None)
-    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
-        raise ValueError("no list of stages")
-    row = TrialRow(**data, stages=tuple(StageRow(**stage) for stage in stages))
-    texts = (row.trial, row.variant, *(stage.kind for stage in row.stages))
-    mappings = (row.point, *(stage.inputs for stage in row.stages))
-    maybe_texts = [text for stage in row.stages for text in (stage.checkpoint, stage.task)]
-    maybe_numbers = [stage.step for stage in row.stages]
-    if not (
-        all(is_id(stage.id) for stage in row.stages)
-        and all(isinstance(text, str) for text in texts)
-        and all(isinstance(each, dict) for each in mappings)
-        and all(text is None or isinstance(text, str) for text in maybe_texts)
-        and all(number is None or isinstance(number, int) for number in maybe_numbers)
-        and isinstance(row.seed, int)
-    ):
-        raise ValueError("not the fields of a trial")
+    """Raises ValueError if the line is none."""
+    try:
+        row = _TRIAL_ROW.validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the line"
+        raise ValueError(f"not the fields of a trial: {place}: {first['msg']}") from None
+    for stage in row.stages:
+        if not is_id(stage.id):
+            raise ValueError(f"not the fields of a trial: {stage.id!r} is no id of a stage")
     return row
 
 
