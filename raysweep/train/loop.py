@@ -239,17 +239,18 @@ class _Cutter:
 
 def _groups(rows: Any, lengths: Any, *, overhead: int) -> list[Any]:
     """`rows`, by rising length, cut where that is cheapest: a group costs its tokens with padding, and `overhead`."""
-    costs, starts = [0], [0]
-    for stop in range(1, len(rows) + 1):
-        longest = int(lengths[rows[stop - 1]])
-        cost, start = min((costs[start] + (stop - start) * longest + overhead, start) for start in range(stop))
-        costs.append(cost)
-        starts.append(start)
-    groups = []
-    stop = len(rows)
-    while stop:
-        groups.append(rows[starts[stop] : stop])
-        stop = starts[stop]
+    # A group never ends between rows of one length, so only ends of lengths are looked at: as many as lengths differ.
+    longest = np.asarray(lengths)[rows].astype(np.int64)
+    ends = np.concatenate([[0], np.flatnonzero(np.diff(longest, append=-1)) + 1])
+    costs, before = np.zeros(len(ends), np.int64), np.zeros(len(ends), np.int64)
+    for at in range(1, len(ends)):
+        options = costs[:at] + (ends[at] - ends[:at]) * longest[ends[at] - 1] + overhead
+        before[at] = options.argmin()
+        costs[at] = options[before[at]]
+    groups, at = [], len(ends) - 1
+    while at:
+        groups.append(rows[ends[before[at]] : ends[at]])
+        at = int(before[at])
     return groups[::-1]
 
 
