@@ -30,7 +30,7 @@ class Check:
 
 def checks(store: Store) -> list[Check]:
     """All findings, in an order of what needs what."""
-    found = []
+    results = []
     for name, look in (
         ("python", _python),
         ("packages", _packages),
@@ -41,10 +41,10 @@ def checks(store: Store) -> list[Check]:
         ("store", lambda: _store(store)),
     ):
         try:
-            found.append(Check(name, *look()))
+            results.append(Check(name, *look()))
         except Exception as error:  # A broken installation is what is looked for.
-            found.append(Check(name, False, f"{type(error).__name__}: {error}"))
-    return found
+            results.append(Check(name, False, f"{type(error).__name__}: {error}"))
+    return results
 
 
 Verdict = tuple[bool, str]

@@ -211,8 +211,8 @@ class _Reader:
 
     def _written(self, node: ScalarNode, place: Place) -> str:
         text = str(node.value)
-        if found := UNWRITABLE.search(text):
-            what = "a NUL character" if found[0] == "\0" else "half of a surrogate pair, which is no text"
+        if unwritable := UNWRITABLE.search(text):
+            what = "a NUL character" if unwritable[0] == "\0" else "half of a surrogate pair, which is no text"
             raise self._error(node, place, f"holds {what}")
         return text
 

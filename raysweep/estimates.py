@@ -230,16 +230,16 @@ def _seconds(total: _Sum, store: Store, finished: set[str], resources: Resources
             own.setdefault(kind, []).append((ran["wall_seconds"], total.flops_of[stage_id]))
         else:
             others.setdefault(kind, []).append(ran["wall_seconds"])
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for kind in total.stages:
         # By FLOPs where this sweep has measured, as variants differ in size; by the mean where only others have.
         to_do = total.stages[kind] - total.done[kind]
         if kind in own:
             spent, flops = (sum(column) for column in zip(*own[kind], strict=True))
-            found[kind] = spent / flops * total.flops_to_do[kind] if flops else spent / len(own[kind]) * to_do
+            seconds[kind] = spent / flops * total.flops_to_do[kind] if flops else spent / len(own[kind]) * to_do
         elif kind in others:
-            found[kind] = sum(others[kind]) / len(others[kind]) * to_do
-    return found, sum(len(own.get(kind) or others[kind]) for kind in found)
+            seconds[kind] = sum(others[kind]) / len(others[kind]) * to_do
+    return seconds, sum(len(own.get(kind) or others[kind]) for kind in seconds)
 
 
 def _is_alike(ran: Mapping[str, Any], resources: Resources, *, wide: bool) -> bool:

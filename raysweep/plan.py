@@ -137,7 +137,7 @@ class Trial:
         if not any(more.values()):
             return self
         stages = tuple(each for stage in self.stages for each in (stage, *more.get(stage.id, ())))
-        added = {stage.id for found in more.values() for stage in found}
+        added = {stage.id for group in more.values() for stage in group}
         return replace(self, stages=stages, added=self.added | added)
 
     def legs(self) -> Iterator[tuple[int | None, list[list[Stage]]]]:
@@ -171,8 +171,8 @@ def _independent(stage: Stage, batches: Sequence[Sequence[Stage]]) -> bool:
 
 def _further(stages: Sequence[Stage], results: Mapping[str, Result]) -> list[Stage]:
     """Of the fine-tuning stages of one checkpoint and task: those of the next rates, none while one is unfinished."""
-    found = [results[stage.id] for stage in stages if stage.id in results]
-    runs = finetuning_runs(found, str(stages[0].task))
+    finished = [results[stage.id] for stage in stages if stage.id in results]
+    runs = finetuning_runs(finished, str(stages[0].task))
     if len(runs) < len(stages):
         return []
     tried = sorted({run.lr for run in runs})

@@ -262,8 +262,8 @@ class Run:
     def failures(self) -> list[dict[str, Any]]:
         """What failed and is not finished yet, by stage id."""
         names = sorted(path.name for path in (self.folder / "failures").glob("*.json"))
-        found = [self._read(f"failures/{name}", _is_failure) for name in names]
-        return [failure for failure in found if failure is not None]
+        noted = [self._read(f"failures/{name}", _is_failure) for name in names]
+        return [failure for failure in noted if failure is not None]
 
     def _read(self, name: str, is_right: Callable[[Any], bool] = lambda value: True) -> dict[str, Any] | None:
         """A JSON object of the run; None if there is none, or it was damaged: named then, and moved aside.

@@ -113,31 +113,31 @@ def open_sides(runs: Iterable[FinetuningRun]) -> tuple[Side, ...]:
     grid = _by_rate(runs)
     valid = _validation_scores(grid)
     if not valid:
-        return ("lowest",) if any(run.diverged for found in grid.values() for run in found) else ()
+        return ("lowest",) if any(run.diverged for runs_of_rate in grid.values() for run in runs_of_rate) else ()
     if len(valid) == len(grid) and len(set(valid.values())) == 1:
         return ("lowest", "highest")
-    picked = pick(run for found in grid.values() for run in found)
+    picked = pick(run for runs_of_rate in grid.values() for run in runs_of_rate)
     return (picked.edge,) if picked and picked.edge else ()
 
 
 def _by_rate(runs: Iterable[FinetuningRun]) -> dict[float, tuple[FinetuningRun, ...]]:
     ordered = sorted(runs, key=lambda run: (run.lr, run.seed))
-    return {lr: tuple(found) for lr, found in groupby(ordered, key=lambda run: run.lr)}
+    return {lr: tuple(runs_of_rate) for lr, runs_of_rate in groupby(ordered, key=lambda run: run.lr)}
 
 
 def _validation_scores(grid: Mapping[float, Sequence[FinetuningRun]]) -> dict[float, float]:
     """Of the rates that may be picked: mean over seeds."""
     return {
-        lr: fmean(run.valid_score for run in found)
-        for lr, found in grid.items()
-        if not any(run.diverged or math.isnan(run.valid_score) for run in found)
+        lr: fmean(run.valid_score for run in runs_of_rate)
+        for lr, runs_of_rate in grid.items()
+        if not any(run.diverged or math.isnan(run.valid_score) for run in runs_of_rate)
     }
 
 
 def mean_over_tasks(scores: Iterable[float]) -> float:
     """Mean of a score of each task; NaN if one is missing, as means over different tasks do not compare."""
-    found = list(scores)
-    return fmean(found) if found else math.nan
+    of_tasks = list(scores)
+    return fmean(of_tasks) if of_tasks else math.nan
 
 
 @dataclass(frozen=True)

@@ -100,10 +100,10 @@ def print_status(status: Mapping[str, Any]) -> None:
         console.print(Text(printable(text), style="red"))
 
 
-def print_traces(found: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]]) -> None:
+def print_traces(measured: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]]) -> None:
     """What `raysweep trace` has measured, on stdout."""
     console = _console(soft_wrap=True)
-    for each in found:
+    for each in measured:
         share = (
             ""
             if each["num_parameters_measured"] == each["num_parameters"]

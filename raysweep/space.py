@@ -205,24 +205,24 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> SearchSpace:
         declared = validate(Declared, document.data)
     except ValidationError as error:
         # What can be looked at all the same is told at once, so that it need not be mended twice.
-        found = [*findings(Declared, document.data, error), *_data_findings(document.data, folder)]
-        raise _told(document, SpaceError, found) from error
-    if found := list(axis_findings(declared)):
-        raise _told(document, SpaceError, found)
+        problems = [*findings(Declared, document.data, error), *_data_findings(document.data, folder)]
+        raise _told(document, SpaceError, problems) from error
+    if problems := list(axis_findings(declared)):
+        raise _told(document, SpaceError, problems)
     declared, base, checkpoints = pinned(declared, document.data["pretrain"], pins)
     space = SearchSpace(declared=declared, base=base, text=document.text, checkpoints=checkpoints)
-    found = list(_value_findings(space))
-    if not found and not pins.findings:
+    problems = list(_value_findings(space))
+    if not problems and not pins.findings:
         pins.findings += [*_text_findings(space), *_indicator_findings(space)]
-        found += _metric_findings(space)
-    if found or pins.findings:
-        raise _told(document, SpaceError if found else DataError, [*pins.findings, *found])
+        problems += _metric_findings(space)
+    if problems or pins.findings:
+        raise _told(document, SpaceError if problems else DataError, [*pins.findings, *problems])
     return replace(space, warnings=tuple(f"{document.at(place)}: {text}" for place, text in _warnings(space)))
 
 
-def _told(document: Document, kind: type[RaysweepError], found: Iterable[Finding]) -> RaysweepError:
+def _told(document: Document, kind: type[RaysweepError], problems: Iterable[Finding]) -> RaysweepError:
     """One error of all findings, each with its line of the sweep file."""
-    lines = (f"{document.at(place)}: {line}" for place, text in found for line in text.splitlines())
+    lines = (f"{document.at(place)}: {line}" for place, text in problems for line in text.splitlines())
     return kind("\n".join(dict.fromkeys(lines)))
 
 

@@ -99,7 +99,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelTraces:
     """One model's traces: on the text, on its own samples, or on both."""
 
     model: str
@@ -118,16 +118,16 @@ class Found:
     @property
     def main(self) -> Measured:
         """On the text, where there is one."""
-        found = self.on_text or self.on_samples
-        assert found is not None
-        return found
+        measured = self.on_text or self.on_samples
+        assert measured is not None
+        return measured
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; traces are of the mean loss over predicted tokens, in nats, intervals of 95 %."""
         from raysweep.curvature.measure import distance
 
         main = self.main
-        found: dict[str, Any] = {
+        document: dict[str, Any] = {
             "model": self.model,
             "measured_on": "text" if self.on_text else "samples",
             "objective": self.objective,
@@ -141,17 +141,17 @@ class Found:
             "seconds": self.seconds,
         }
         if self.with_parts:
-            found["blocks"] = {name: _part(part) for name, part in main.parts("block").items()}
-            found["layers"] = {name: _part(part) for name, part in main.parts("layer").items()}
+            document["blocks"] = {name: _part(part) for name, part in main.parts("block").items()}
+            document["layers"] = {name: _part(part) for name, part in main.parts("layer").items()}
         if self.on_text and self.on_samples:
             off, error = distance(self.on_samples, self.on_text)
-            found["samples"] = _metrics(self.on_samples) | {
+            document["samples"] = _metrics(self.on_samples) | {
                 "relative_distance": off,
                 "relative_distance_stderr": error,
             }
         if self.shape:
-            found["shape"] = dict(self.shape)
-        return found
+            document["shape"] = dict(self.shape)
+        return document
 
 
 @dataclass(frozen=True)
@@ -164,17 +164,19 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; intervals are of 95 %."""
-        found: dict[str, Any] = {"model": self.model, "less": self.less}
+        document: dict[str, Any] = {"model": self.model, "less": self.less}
         for name, estimate in (("hessian", self.traces.hessian), ("fisher", self.traces.fisher)):
-            found |= {
+            document |= {
                 f"{name}_trace_difference": estimate.mean,
                 f"{name}_trace_difference_stderr": estimate.stderr,
                 f"{name}_trace_difference_interval": list(estimate.interval()),
             }
-        return found
+        return document
 
 
-def measure(request: Request, *, show: Show = lambda line: None) -> tuple[list[Found], list[Difference], list[str]]:
+def measure(
+    request: Request, *, show: Show = lambda line: None
+) -> tuple[list[ModelTraces], list[Difference], list[str]]:
     """Measure the models one after another, then the difference of each from the first where the text is the same.
 
     What fails while others are measured is told last, and does not take their results along.
@@ -195,16 +197,16 @@ def measure(request: Request, *, show: Show = lambda line: None) -> tuple[list[F
     for each in checkpoints:
         if request.num_samples and (each.head == "masked" or start_of_text(each.tokenizer) is None):
             raise DataError(f"--samples {request.num_samples}: {each.name!r} has no text of its own to draw")
-    found: list[tuple[Arrays, Found]] = []
+    measured: list[tuple[Arrays, ModelTraces]] = []
     failures: list[str] = []
     for checkpoint, text in zip(checkpoints, texts, strict=True):
         try:
-            found.append((text, _measure_one(request, checkpoint, text, show)))
+            measured.append((text, _measure_one(request, checkpoint, text, show)))
         except DataError as error:
             failures.append(str(error))
-    if not found:
+    if not measured:
         raise DataError("\n".join(failures))
-    (first_text, first), *others = found
+    (first_text, first), *others = measured
     differences = []
     for text, other in others:
         if first.on_text and other.on_text and _same(text, first_text):
@@ -213,7 +215,7 @@ def measure(request: Request, *, show: Show = lambda line: None) -> tuple[list[F
             differences.append(Difference(other.model, first.model, paired_difference(other.on_text, first.on_text)))
         elif other.on_text:
             show(f"{other.model} and {first.model} read other tokens: no difference of their own error is given")
-    return [each for _, each in found], differences, failures
+    return [each for _, each in measured], differences, failures
 
 
 def _text(request: Request, checkpoint: Checkpoint, paths: Sequence[str]) -> Arrays:
@@ -225,7 +227,7 @@ def _text(request: Request, checkpoint: Checkpoint, paths: Sequence[str]) -> Arr
         raise DataError(f"{error}; give more text, or another --sequence-length") from error
 
 
-def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: Show) -> Found:
+def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: Show) -> ModelTraces:
     import torch
 
     from raysweep.curvature.language import equal_batches, prepare
@@ -279,7 +281,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
             )
         except ValueError as error:
             raise DataError(f"{checkpoint.name!r}, --shape: {error}") from error
-    return Found(
+    return ModelTraces(
         checkpoint.name,
         "masked_lm" if checkpoint.head == "masked" else "causal_lm",
         model.num_parameters(),
@@ -299,11 +301,11 @@ def _shape(
     from raysweep.curvature.shape import measure_shape
 
     def deal(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
-        found = []
+        outcomes = []
         for item in items:
             show(str(item).replace("_", " "))
-            found.append(run(item))
-        return found
+            outcomes.append(run(item))
+        return outcomes
 
     batch = {name: rows[: shape.num_sequences].to(model.device) for name, rows in text.items()}
     return measure_shape(model, [batch], shape, seed=traces.seed, products=traces.products, deal=deal)[1]

@@ -71,8 +71,8 @@ def memory(value: float) -> str:
 def short_names(names: Sequence[str]) -> dict[str, str]:
     """Dotted path, or column `kind/metric`, -> its shortest ending, of whole words, that no other of them has."""
     endings = {name: _endings(name) for name in names}
-    taken = Counter(ending for found in endings.values() for ending in set(found))
-    return {name: next((end for end in found if taken[end] == 1), name) for name, found in endings.items()}
+    taken = Counter(ending for candidates in endings.values() for ending in set(candidates))
+    return {name: next((end for end in candidates if taken[end] == 1), name) for name, candidates in endings.items()}
 
 
 def _endings(name: str) -> list[str]:

@@ -189,7 +189,7 @@ def _provenance(run: Run, stages: pd.DataFrame) -> list[tuple[str, str]]:
         ("hosts", values("host")),
         ("devices", values("device")),
         ("raysweep commit", values("git_commit")),
-        *((package, ", ".join(sorted(found))) for package, found in sorted(versions.items())),
+        *((package, ", ".join(sorted(numbers))) for package, numbers in sorted(versions.items())),
     ]
 
 

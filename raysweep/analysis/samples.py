@@ -31,10 +31,10 @@ def read_noise(store: Store, results: Mapping[str, Sequence[Result]]) -> dict[st
     Args:
         results: checkpoint -> what its stages gave.
     """
-    tasks = sorted({str(result.task) for found in results.values() for result in found if result.kind == "sft"})
+    tasks = sorted({str(result.task) for own in results.values() for result in own if result.kind == "sft"})
     noise = {}
     for task in tasks:
-        samples = [_sample(store, checkpoint, found, task) for checkpoint, found in sorted(results.items())]
+        samples = [_sample(store, checkpoint, own, task) for checkpoint, own in sorted(results.items())]
         noise[task] = task_noise([each for each in samples if each is not None], num_tasks=len(tasks))
     return noise
 
@@ -78,10 +78,10 @@ def _sample(store: Store, checkpoint: str, results: Sequence[Result], task: str)
     metrics = {result.id: result.metrics for result in results}
     if any(math.isnan(metrics[run.id].get("score", math.nan)) for run in picked.runs):
         return None
-    found = [_scores_of(store, run.id) for run in picked.runs]
+    by_seed = [_scores_of(store, run.id) for run in picked.runs]
     seeds = [run.seed for run in picked.runs]
-    there = [each for each in found if each is not None]
-    if len(there) == len(found) and len({(examples, len(scores)) for examples, scores in there}) == 1:
+    there = [each for each in by_seed if each is not None]
+    if len(there) == len(by_seed) and len({(examples, len(scores)) for examples, scores in there}) == 1:
         return sample(checkpoint, seeds=seeds, scores=np.stack([each for _, each in there]), examples=there[0][0])
     return _from_records(checkpoint, seeds, [metrics[run.id] for run in picked.runs])
 

@@ -299,11 +299,13 @@ def _frame(rows: Sequence[RowValues], *, first: Sequence[str], last: Sequence[st
 
 def _plain(values: pd.Series) -> pd.Series:
     """Numbers, booleans or text as they are; anything else, or a mixture, as JSON text."""
-    found = [value for value in values if value is not None]
-    if found and all(isinstance(value, int | float) and not isinstance(value, bool) for value in found):
-        return values.astype("float64") if any(isinstance(value, float) for value in found) else values.astype("Int64")
-    if found and all(isinstance(value, bool) for value in found):
+    present = [value for value in values if value is not None]
+    if present and all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
+        return (
+            values.astype("float64") if any(isinstance(value, float) for value in present) else values.astype("Int64")
+        )
+    if present and all(isinstance(value, bool) for value in present):
         return values.astype("boolean")
-    if all(isinstance(value, str) for value in found):
+    if all(isinstance(value, str) for value in present):
         return values.astype("string")
     return values.map(lambda value: None if value is None else json.dumps(value, sort_keys=True)).astype("string")

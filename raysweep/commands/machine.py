@@ -28,10 +28,10 @@ def _schema(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     from raysweep.doctor import checks
 
-    found = checks(store_of(args))
+    results = checks(store_of(args))
     if args.json:
-        print_json([check.to_dict() for check in found])
+        print_json([check.to_dict() for check in results])
     else:
-        for check in found:
+        for check in results:
             print(printable(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}"))
-    return 0 if all(check.ok for check in found) else 2
+    return 0 if all(check.ok for check in results) else 2

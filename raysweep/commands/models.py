@@ -69,8 +69,8 @@ def _trace(args: argparse.Namespace) -> int:
         shape=Shape(num_sequences=args.shape) if args.shape else None,
         parameters=tuple(args.parameters),
     )
-    found, differences, failures = measure(request, show=lambda line: print(printable(line), file=sys.stderr))
-    documents = [each.to_dict() for each in found], [each.to_dict() for each in differences]
+    measured, differences, failures = measure(request, show=lambda line: print(printable(line), file=sys.stderr))
+    documents = [each.to_dict() for each in measured], [each.to_dict() for each in differences]
     if not args.json:
         print_traces(*documents)
     elif len(args.models) == 1:

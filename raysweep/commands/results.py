@@ -32,12 +32,12 @@ def _status(args: argparse.Namespace) -> int:
     from raysweep.runs import status
     from raysweep.screen import print_status
 
-    found = status(results_of(args).run)
+    counts = status(results_of(args).run)
     if args.json:
-        print_json(found)
+        print_json(counts)
     else:
-        print_status(found)
-    return 1 if found["failures"] else 0
+        print_status(counts)
+    return 1 if counts["failures"] else 0
 
 
 def _rank(args: argparse.Namespace) -> int:

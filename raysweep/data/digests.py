@@ -44,18 +44,18 @@ def kept_digests(paths: Iterable[str]) -> Digests:
     """
     paths = list(paths)
     known = _known(paths)
-    found: Digests = {}
+    digests: Digests = {}
     fresh: list[tuple[str, str, str]] = []
     try:
         for path in paths:
             before = _state(path)
             state, sha256 = known.get(path, ("", ""))
-            found[path] = sha256 if state == before else digest(path)
+            digests[path] = sha256 if state == before else digest(path)
             if state != before and _state(path) == before and _is_settled(path):
-                fresh.append((path, before, found[path]))
+                fresh.append((path, before, digests[path]))
     finally:  # Ctrl-C in the middle of a terabyte keeps what has been read.
         _keep(fresh)
-    return found
+    return digests
 
 
 def content_fingerprint(digests: Iterable[str]) -> str:

@@ -38,12 +38,12 @@ def resolve(patterns: Globs, base: Path) -> tuple[str, ...]:
     Raises:
         DataError: if there is no pattern, or one matches no file.
     """
-    found: set[str] = set()
+    files: set[str] = set()
     if not listed(patterns):
         raise DataError("an empty list names no file")
     for pattern in listed(patterns):
-        found.update(hub.dataset_files(pattern) if hub.is_dataset(pattern) else _matching(pattern, base))
-    return tuple(sorted(found))
+        files.update(hub.dataset_files(pattern) if hub.is_dataset(pattern) else _matching(pattern, base))
+    return tuple(sorted(files))
 
 
 def digests_of(paths: Iterable[str]) -> Digests:

@@ -63,9 +63,10 @@ def expanded(path: str) -> str:
 
 def unset(path: str) -> str | None:
     """What to say of a path that is not there, if an expanded one still holds a variable."""
-    found = re.search(r"\$(\w+)|\$\{([^}]*)\}", path)
+    variable = re.search(r"\$(\w+)|\$\{([^}]*)\}", path)
     return (
-        found and f"{path!r}: the environment variable {found[1] or found[2]} is not set; set it, or write the path out"
+        variable
+        and f"{path!r}: the environment variable {variable[1] or variable[2]} is not set; set it, or write the path out"
     )
 
 

@@ -37,9 +37,12 @@ class Source(Spec):
             DataError: if it is neither a folder with a safetensors checkpoint nor a hub id that can be resolved, or is
                 no language model.
         """
-        found = hub.pin(self.source, base, checkpoint_files)
+        checkpoint = hub.pin(self.source, base, checkpoint_files)
         return self.with_(  # type: ignore[no-any-return]
-            source=found.source, fingerprint=found.fingerprint, digests=found.digests, head=head_of_pinned(found)
+            source=checkpoint.source,
+            fingerprint=checkpoint.fingerprint,
+            digests=checkpoint.digests,
+            head=head_of_pinned(checkpoint),
         )
 
 
@@ -49,9 +52,9 @@ AS_SOURCE = BeforeValidator(
 """Takes a path where a `Source` is declared."""
 
 
-def head_of_pinned(found: hub.PinnedSource) -> Head | None:
+def head_of_pinned(checkpoint: hub.PinnedSource) -> Head | None:
     """What it predicts, as far as its config.json is known. Raises DataError if no tokens."""
-    return known_head(read_config(Path(found.source)) if found.digests else found.config)
+    return known_head(read_config(Path(checkpoint.source)) if checkpoint.digests else checkpoint.config)
 
 
 def published_config(given: str, base: Path) -> dict[str, Any]:
@@ -66,9 +69,9 @@ def checkpoint_files(folder: Path) -> list[Path]:
     Raises:
         DataError: if weights as safetensors, config.json or the tokenizer are missing, or weights are cut short.
     """
-    found = {path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()}
+    paths = {path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()}
     # A checkpoint of a store has a record beside it, which is no part of it: it tells when and where it was made.
-    files = sorted(path for path in found if path.name != "record.json")
+    files = sorted(path for path in paths if path.name != "record.json")
     names = {path.name for path in files}
     if not any(name.endswith(".safetensors") for name in names):
         pickled = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "none either"

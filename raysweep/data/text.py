@@ -77,11 +77,13 @@ class Domain(Spec):
             DataError: if a pattern matches no file, or a file does not begin as text; with all such findings.
         """
         given = {"train": self.train} | ({} if self.valid is None else {"valid": self.valid})
-        found = collect(((split,), partial(sampled, globs, base, column=self.column)) for split, globs in given.items())
-        digests = digests_of(itertools.chain(*found))
+        by_split = collect(
+            ((split,), partial(sampled, globs, base, column=self.column)) for split, globs in given.items()
+        )
+        digests = digests_of(itertools.chain(*by_split))
         # In the order of the files, which is that of the tokens.
-        whole = ":".join(content_fingerprint(digests[path] for path in paths) for paths in found)
-        return self.with_(**dict(zip(given, found, strict=True)), fingerprint=whole, digests=digests)  # type: ignore[no-any-return]
+        whole = ":".join(content_fingerprint(digests[path] for path in paths) for paths in by_split)
+        return self.with_(**dict(zip(given, by_split, strict=True)), fingerprint=whole, digests=digests)  # type: ignore[no-any-return]
 
     def most_tokens(self, split: TextSplit, enough: int) -> int:
         """No tokenizer makes more tokens of "train" or "valid" than this; counted only until it is `enough`."""

@@ -76,8 +76,8 @@ class Pretrained(Spec):
         Raises:
             DataError: if it is neither a folder with a tokenizer nor a hub id that can be looked up.
         """
-        [found] = collect([(("path",), partial(hub.pin, self.path, base, tokenizer_files))])
-        return self.with_(path=found.source, fingerprint=found.fingerprint, digests=found.digests)  # type: ignore[no-any-return]
+        [tokenizer] = collect([(("path",), partial(hub.pin, self.path, base, tokenizer_files))])
+        return self.with_(path=tokenizer.source, fingerprint=tokenizer.fingerprint, digests=tokenizer.digests)  # type: ignore[no-any-return]
 
     def build(self, texts: Callable[[int], Iterator[str]]) -> PreTrainedTokenizerBase:
         """Load it. Raises DataError if a file was changed since it was pinned."""

@@ -33,7 +33,7 @@ def trackers(run: Run, sweep: str) -> list[Tracker]:
     """TensorBoard; W&B if WANDB_PROJECT is set, MLflow if MLFLOW_TRACKING_URI is. What is asked for and not installed,
     or cannot be reached, is warned of: a run does not end for want of a tracker.
     """
-    found: list[Tracker] = [_Guarded("tensorboard", TensorBoard(run.folder / "tensorboard"))]
+    enabled: list[Tracker] = [_Guarded("tensorboard", TensorBoard(run.folder / "tensorboard"))]
     optional: tuple[tuple[str, str, Callable[[Run, str], Tracker]], ...] = (
         ("WANDB_PROJECT", "wandb", Wandb),
         ("MLFLOW_TRACKING_URI", "mlflow", MLflow),
@@ -42,14 +42,14 @@ def trackers(run: Run, sweep: str) -> list[Tracker]:
         if os.environ.get(variable):
             try:
                 importlib.import_module(package)
-                found.append(_Guarded(package, tracker(run, sweep)))
+                enabled.append(_Guarded(package, tracker(run, sweep)))
             except ImportError:
                 logger.warning(
                     "%s is set, but %s is not installed: pip install 'raysweep[tracking]'", variable, package
                 )
             except Exception as error:
                 logger.warning("%s is left out: %s: %s", package, type(error).__name__, error)
-    return found
+    return enabled
 
 
 class _Guarded:

@@ -73,25 +73,29 @@ class Existing(Spec):
 
     def pin_source(self, base: Path) -> Existing:
         """With the checkpoint's fingerprint, its data as it is."""
-        found = hub.pin(self.from_, base, checkpoint_files)
-        head = head_of_pinned(found)
+        checkpoint = hub.pin(self.from_, base, checkpoint_files)
+        head = head_of_pinned(checkpoint)
         usual = MaskedLM(name="masked_lm") if head == "masked" else CausalLM()
-        objective = self.objective or _recorded(found) or usual
+        objective = self.objective or _recorded(checkpoint) or usual
         if head and objective.head != head:
             raise DataError(
                 f"objective {objective.name} needs a {objective.head} model, and {self.from_} is a {head} one: "
                 "change either"
             )
-        pinned = {"from_": found.source, "fingerprint": found.fingerprint, "digests": found.digests}
+        pinned = {
+            "from_": checkpoint.source,
+            "fingerprint": checkpoint.fingerprint,
+            "digests": checkpoint.digests,
+        }
         return self.with_(objective=objective, **pinned)  # type: ignore[no-any-return]
 
 
-def _recorded(found: hub.PinnedSource) -> Objective | None:
+def _recorded(checkpoint: hub.PinnedSource) -> Objective | None:
     """The objective that a checkpoint says it was trained by. Raises DataError if that cannot be read."""
-    path: Path | None = Path(found.source) / OBJECTIVE_FILE if OBJECTIVE_FILE in found.digests else None
-    if not found.digests:
+    path: Path | None = Path(checkpoint.source) / OBJECTIVE_FILE if OBJECTIVE_FILE in checkpoint.digests else None
+    if not checkpoint.digests:
         try:
-            path = hub.download_if_there(found.source, OBJECTIVE_FILE)
+            path = hub.download_if_there(checkpoint.source, OBJECTIVE_FILE)
         except DataError as error:
             raise DataError(f"{error}, or say by pretrain.objective what it was trained by") from error
     if path is None:

@@ -250,9 +250,9 @@ class Flatness(TraceSettings, StageSpec):
             for start in range(0, num, self.batch_sequences)
         ]
         deal = _RankDeal(worker, "shape")
-        found, metrics = measure_shape(model, batches, shape, seed=self.seed, products=self.products, deal=deal)
+        document, metrics = measure_shape(model, batches, shape, seed=self.seed, products=self.products, deal=deal)
         if worker.rank == 0:
-            (out / "shape.json").write_text(json.dumps(found, indent=1))
+            (out / "shape.json").write_text(json.dumps(document, indent=1))
         return metrics
 
     def _measure(self, model: Any, text: Batch, deal: Deal) -> Measured:
@@ -345,14 +345,14 @@ class _RankDeal:
         # In the same order on every rank, so that each knows without a word which are its own.
         missing = [item for item in items if str(item) not in self._saved]
         mine = missing if self._together else missing[worker.rank :: worker.world_size]
-        found: dict[str, Any] = {}
+        outcomes: dict[str, Any] = {}
         for item in mine:
-            found[str(item)] = self._together([item], run)[0] if self._together else run(item)
+            outcomes[str(item)] = self._together([item], run)[0] if self._together else run(item)
             if not self._together or worker.rank == 0:
-                self._save(str(item), found[str(item)])
+                self._save(str(item), outcomes[str(item)])
             self._num += 1
             worker.report({"step": self._num * (1 if self._together else worker.world_size)})
-        for part in worker.gather(found):
+        for part in worker.gather(outcomes):
             self._saved |= part
         return [self._saved[str(item)] for item in items]
 
@@ -365,12 +365,12 @@ class _RankDeal:
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
     """What earlier attempts have saved; a line that was cut off is left out."""
-    found: dict[str, Any] = {}
+    outcomes: dict[str, Any] = {}
     for path in sorted(folder.glob(f"{name}-[0-9]*.jsonl")):
         for line in path.read_text().splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            found[entry["item"]] = entry["value"]
-    return found
+            outcomes[entry["item"]] = entry["value"]
+    return outcomes

@@ -144,7 +144,7 @@ def segments(recipe: Recipe) -> tuple[Segment, ...]:
         alone = recipe.with_(phases=(), leave_optimizer_state=False)
     if not recipe.phases:
         return (Segment("", alone, keeps_optimizer=False, measured=recipe.checkpoint_steps),)
-    found = list(_name_findings(recipe))
+    problems = list(_name_findings(recipe))
     parts: list[Segment] = []
     if recipe.num_steps:
         parts.append(Segment("", alone, keeps_optimizer=False, measured=_listed(alone)))
@@ -161,14 +161,14 @@ def segments(recipe: Recipe) -> tuple[Segment, ...]:
         try:
             made = validate(type(recipe), whole)
         except ValidationError as error:
-            found += [((*place, *at), text) for at, text in findings(type(recipe), whole, error)]
+            problems += [((*place, *at), text) for at, text in findings(type(recipe), whole, error)]
             break  # What comes after would inherit the mistake.
         is_last = index == len(recipe.phases) - 1
-        found += [((*place, *at), text) for at, text in _change_findings(parts, phase, made)]
+        problems += [((*place, *at), text) for at, text in _change_findings(parts, phase, made)]
         parts.append(Segment(phase.name, made, keeps, made.checkpoint_steps if is_last else _listed(made)))
-    if found:
+    if problems:
         together = SpaceError()
-        together.findings = tuple(found)
+        together.findings = tuple(problems)
         raise together
     return tuple(parts)
 

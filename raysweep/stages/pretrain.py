@@ -145,11 +145,11 @@ class Recipe(Spec):
             return checkpoint
         if isinstance(checkpoint, float):
             return max(1, round(checkpoint * self.num_steps)) if checkpoint > 0 else 0
-        if not (found := _TOKENS.fullmatch(checkpoint)):
+        if not (tokens := _TOKENS.fullmatch(checkpoint)):
             raise ValueError(
                 f'checkpoints: {checkpoint!r} is none; write a step (300), a part (0.5) or tokens ("2e9 tokens")'
             )
-        return math.ceil(float(found[1]) / (self.batch_sequences * self.sequence_length))
+        return math.ceil(float(tokens[1]) / (self.batch_sequences * self.sequence_length))
 
     def pin_source(self, base: Path) -> Recipe:
         """With what it starts from pinned, its data as it is."""

@@ -164,13 +164,13 @@ class FileTask(TaskSpec):
         return _read_pinned(_Files(type(self), tuple(paths), digests, reader=self._parse))
 
     def _parse(self, paths: Sequence[str]) -> Sequence[Example]:
-        found: list[tuple[str, Example]] = []
+        lines: list[tuple[str, Example]] = []
         for path in paths:
             for number, line in read_jsonl(path, self.digests.get(path)):
                 if problem := self.check(line):
                     raise DataError(f"{path}:{number}: {problem}")
-                found.append((self._digest(line), line))
-        return tuple(line for _, line in sorted(found, key=lambda pair: pair[0]))
+                lines.append((self._digest(line), line))
+        return tuple(line for _, line in sorted(lines, key=lambda pair: pair[0]))
 
     def _digest(self, example: Example) -> str:
         text = f"{example.get('id', '')}{self.prompt(example)}{self.answer(example)}"

@@ -131,12 +131,12 @@ def _class_of(architecture: str) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
-    found = getattr(transformers, architecture, None)
-    if head_of({"architectures": [architecture]}) is None or not hasattr(found, "config_class"):
+    model_class = getattr(transformers, architecture, None)
+    if head_of({"architectures": [architecture]}) is None or not hasattr(model_class, "config_class"):
         close = nearest(architecture, [*CAUSAL.values(), *MASKED.values()], most=1)
         meant = f", did you mean {close[0]!r}" if close else ""
         raise ValueError(f"architecture: transformers has no language model {architecture!r}{meant}")
-    return found
+    return model_class
 
 
 @cache

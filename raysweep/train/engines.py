@@ -235,13 +235,13 @@ class DeepSpeedEngine:
 
     def optimizer_state(self) -> Tensors:
         """See `PlainEngine.optimizer_state`; to be called by every rank, used by rank 0."""
-        found: Tensors = {}
+        state: Tensors = {}
         for name, (stepped, piece) in self._stepped.items():
             for key, value in self._base.state[stepped].items():
                 # A number, such as AdamW's count of steps, is the same for all elements.
                 whole = piece.join(value)[0] if piece and value.dim() else value
-                found[f"{name}.{key}"] = whole.detach().cpu().clone()
-        return found
+                state[f"{name}.{key}"] = whole.detach().cpu().clone()
+        return state
 
     def set_optimizer_state(self, state: Tensors) -> None:
         """See `PlainEngine.set_optimizer_state`."""

@@ -321,7 +321,7 @@ def _latest(states: Path | None, stop: int, worker: Worker) -> Path | None:
     """The latest saved state at or before `stop` that was saved on such a gang."""
     if states is None:
         return None
-    found = None
+    latest = None
     if worker.rank == 0 and states.is_dir():
         for folder in sorted(states.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-"))):
             try:
@@ -338,5 +338,5 @@ def _latest(states: Path | None, stop: int, worker: Worker) -> Path | None:
             if not same:
                 logger.warning("state %s was saved on another shape of gang and is not used", folder)
             elif len(layout["losses"]) <= stop:
-                found = folder
-    return worker.gather(found)[0]  # type: ignore[no-any-return]
+                latest = folder
+    return worker.gather(latest)[0]  # type: ignore[no-any-return]
