@@ -99,7 +99,7 @@ class Board:
 
 def _text(leader: Leader) -> str:
     """`67.0 %  lr 0.003 · step 600`."""
-    from raysweep.analysis.formats import point_text
+    from raysweep.analysis.formatting import point_text
 
     point = {path.removeprefix("pretrain."): value for path, value in leader.point.items()}
     parts = ([point_text(point)] if point else []) + ([f"step {leader.step}"] if leader.step else [])

@@ -81,7 +81,7 @@ def _deepspeed() -> Verdict:
 
     if torch.cuda.is_available():
         return True, "on GPUs nothing is compiled for ZeRO"
-    from raysweep.train.operators import load_cpu_operator
+    from raysweep.train.deepspeed_ops import load_cpu_operator
 
     # Compiled here once, and kept, rather than in front of the first training step.
     load_cpu_operator(logger.warning)

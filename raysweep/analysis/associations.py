@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from raysweep.analysis.baselines import credit, design
-from raysweep.analysis.indicators import is_config
+from raysweep.analysis.derived import is_config
 from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import (
     Comparison,

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from raysweep.analysis import formats
+from raysweep.analysis import formatting
 from raysweep.analysis.colors import Color
 from raysweep.analysis.findings import direction_text, half_width, score_text
 from raysweep.analysis.pareto import Front
@@ -67,7 +67,7 @@ def _scatter(ranking: Ranking, colors: Mapping[str, Color]) -> Chart | None:
                 "y_error": _numbers(100 * half_width(row, ranking.target) for row in group.to_dict("records")),
                 "text": [
                     [
-                        _text(f"{label}\nscore {score} %\n{name} {formats.number(value)}")
+                        _text(f"{label}\nscore {score} %\n{name} {formatting.number(value)}")
                         for label, score, value in zip(labels, scores, group[name], strict=True)
                     ]
                     for name in names
@@ -97,7 +97,7 @@ def _front(front: Front, ranking: Ranking, colors: Mapping[str, Color]) -> Chart
             "text": [
                 _text(
                     ranking.labels[row_key(row)]
-                    + "".join(f"\n{goal.metric} {formats.number(row[goal.metric])}" for goal in front.goals)
+                    + "".join(f"\n{goal.metric} {formatting.number(row[goal.metric])}" for goal in front.goals)
                 )
             ],
         }
@@ -132,7 +132,7 @@ def _agreement(ranking: Ranking) -> Chart | None:
                     "text": [
                         _text(
                             f"{item.indicator} ({direction_text(item)})\n"
-                            f"{formats.with_interval(item.accuracy)} of pairs right"
+                            f"{formatting.with_interval(item.accuracy)} of pairs right"
                         )
                         for item in part
                     ],
@@ -161,7 +161,7 @@ def _loss(run: Run, stages: pd.DataFrame, colors: Mapping[str, Color]) -> Chart 
         steps = [part[-1]["step"] for part in parts]
         color = colors[row["variant"]]
         text = [
-            _text(f"{color.label}\nseed {row['seed']}\nstep {step}: {formats.number(loss)}")
+            _text(f"{color.label}\nseed {row['seed']}\nstep {step}: {formatting.number(loss)}")
             for step, loss in zip(steps, means, strict=True)
         ]
         # A row about any checkpoint of the trajectory finds its line.

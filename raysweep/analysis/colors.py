@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raysweep.analysis import formats
+from raysweep.analysis import formatting
 from raysweep.analysis.ranking import Ranking, is_missing, varying_points
 
 # Told apart on white and on black, also by most who see fewer colours; then again in another shape.
@@ -30,6 +30,6 @@ def variant_colors(ranking: Ranking) -> dict[str, Color]:
         if row["variant"] not in colors:
             point = {name.removeprefix("point."): row[name] for name in points if not is_missing(row[name])}
             shape, hue = divmod(len(colors), len(HUES))
-            label = formats.point_text(point) or "base"
+            label = formatting.point_text(point) or "base"
             colors[row["variant"]] = Color(HUES[hue], SHAPES[shape % len(SHAPES)], label)
     return colors

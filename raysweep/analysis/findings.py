@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from raysweep.analysis import formats
+from raysweep.analysis import formatting
 from raysweep.analysis.associations import TOGETHER, Association
-from raysweep.analysis.indicators import HESSIAN_TRACE
+from raysweep.analysis.derived import HESSIAN_TRACE
 from raysweep.analysis.objectives import objective_cautions, objective_lines
 from raysweep.analysis.pairwise import MIN_CLUSTERS, IntervalEstimate
 from raysweep.analysis.ranking import MEAN_SCORE, PROBE_MEAN, Ranking, Tie, is_missing, row_key, score
@@ -41,7 +41,7 @@ def headline(ranking: Ranking) -> str:
     top = measured[0]
     text += (
         f"; of {len([item for item in measured if item.same_order_as is None])} distinct indicators, {top.indicator} "
-        f"({direction_text(top)} is better) orders the most pairs right: {formats.with_interval(top.accuracy)}"
+        f"({direction_text(top)} is better) orders the most pairs right: {formatting.with_interval(top.accuracy)}"
     )
     # Its interval is over variants: noise of the test examples, which all checkpoints share, may agree with it.
     if top.pairs.num_pairs and not top.pairs.num_clear and ranking.errors != "unknown":
@@ -63,7 +63,7 @@ def cautions(ranking: Ranking) -> list[str]:
     """What a reader must know before believing the ranking, a sentence each; none in a good sweep."""
     lines = []
     if 2 * ranking.num_near_chance > ranking.num_against_chance:
-        levels = ", ".join(f"{task} {formats.percent(level)} %" for task, level in sorted(ranking.chance.items()))
+        levels = ", ".join(f"{task} {formatting.percent(level)} %" for task, level in sorted(ranking.chance.items()))
         lines.append(
             f"{ranking.num_near_chance} of {ranking.num_against_chance} scores are not clearly above chance ({levels}),"
             " so the ranking is mostly of noise. Fine-tune on more examples or longer, or take easier tasks."
@@ -79,10 +79,10 @@ def cautions(ranking: Ranking) -> list[str]:
         both = table[[probe, ranking.target]].dropna()
         above = int((both[probe] > both[ranking.target]).sum())
         if 2 * above > len(both):
+            probed, tuned = (formatting.percent(both[name].mean()) for name in (probe, ranking.target))
             lines.append(
                 f"A linear probe scores above fine-tuning on {above} of {len(both)} checkpoints "
-                f"({formats.percent(both[probe].mean())} against {formats.percent(both[ranking.target].mean())} % on "
-                "average): fine-tuning is too short, or its rates too small."
+                f"({probed} against {tuned} % on average): fine-tuning is too short, or its rates too small."
             )
     return lines
 
@@ -126,8 +126,8 @@ def how_to_read(ranking: Ranking) -> list[str]:
 def score_text(row: Mapping[Any, Any], target: str) -> str:
     """`61.2 ± 1.4`, in percent: the half width of the 95 % interval, on its longer side where it ends at 0 or 100."""
     half = half_width(row, target)
-    text = formats.percent(row[target])
-    return text if math.isnan(half) else f"{text} ± {formats.percent(half)}"
+    text = formatting.percent(row[target])
+    return text if math.isnan(half) else f"{text} ± {formatting.percent(half)}"
 
 
 def half_width(row: Mapping[Any, Any], target: str) -> float:
@@ -139,7 +139,7 @@ def half_width(row: Mapping[Any, Any], target: str) -> float:
 def points_text(difference: IntervalEstimate) -> str:
     """`1.3 [-0.4, 3.0] points`."""
     if math.isnan(difference.low):
-        return f"{formats.percent(difference.value)} points"
+        return f"{formatting.percent(difference.value)} points"
     return f"{100 * difference.value:.1f} [{100 * difference.low:.1f}, {100 * difference.high:.1f}] points"
 
 
@@ -152,7 +152,7 @@ def cost_text(tie: Tie) -> str:
     """`at half the tokens`; empty where the cost is the same or not known."""
     if math.isnan(tie.cost_ratio) or tie.cost_ratio == 1:
         return ""
-    return "at half the tokens" if tie.cost_ratio == 0.5 else f"at {formats.number(tie.cost_ratio)} times the tokens"
+    return "at half the tokens" if tie.cost_ratio == 0.5 else f"at {formatting.number(tie.cost_ratio)} times the tokens"
 
 
 def tie_text(tie: Tie) -> str:
@@ -223,7 +223,7 @@ def _flatness_lines(checkpoints: pd.DataFrame) -> list[str]:
     errors = (missed[TRACE_ERROR] / missed[HESSIAN_TRACE]).abs()
     return [
         f"Flatness is less sure than flatness.rse asks for on {len(missed)} of {len(measured)} checkpoints (standard "
-        f"error of the Hessian trace: {formats.percent(errors.median())} % of it, in the median), so an order by it "
+        f"error of the Hessian trace: {formatting.percent(errors.median())} % of it, in the median), so an order by it "
         "may be noise. Raise flatness.num_sequences or max_units."
     ]
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from raysweep.analysis import formats
+from raysweep.analysis import formatting
 from raysweep.analysis.associations import Association, associate
-from raysweep.analysis.differences import Differences, between
-from raysweep.analysis.indicators import HESSIAN_TRACE, KSHOT, NUM_TOKENS, PPL
+from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, NUM_TOKENS, PPL
 from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
+from raysweep.analysis.score_differences import Differences, between
 from raysweep.analysis.uncertainty import TaskNoise
 from raysweep.scores import Column, Side, column_name
 
@@ -301,7 +301,7 @@ def checkpoint_labels(table: pd.DataFrame) -> dict[Key, str]:
     labels = {}
     for row in table.to_dict("records"):
         point = {name.removeprefix("point."): row[name] for name in points if not is_missing(row[name])}
-        parts = [formats.point_text(point)] if point else []
+        parts = [formatting.point_text(point)] if point else []
         if not is_missing(row["step"]):
             parts.append(f"step {int(row['step'])}")
         if several_seeds:

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep.analysis import charts, formats
+from raysweep.analysis import charts, formatting
 from raysweep.analysis.colors import variant_colors
 from raysweep.analysis.findings import cautions, headline, how_to_read, points_text, score_text, tie_text
 from raysweep.analysis.pareto import Front, front_of
@@ -142,7 +142,7 @@ def _front_table(front: Front, ranking: Ranking) -> Table:
         Row(
             [
                 cell(ranking.labels[row_key(row)]),
-                *(cell(row[goal.metric], formats.number) for goal in front.goals),
+                *(cell(row[goal.metric], formatting.number) for goal in front.goals),
             ],
             checkpoint=row["checkpoint"],
         )
@@ -163,7 +163,7 @@ def _facts(stages: pd.DataFrame, ranking: Ranking) -> list[tuple[str, str]]:
         ("variants", str(stages["variant"].nunique())),
         ("checkpoints", str(len(ranking.checkpoints))),
         ("stages done", f"{num_of('done')} of {len(unique)}"),
-        ("stage time", formats.seconds(float(unique["wall_seconds"].sum()))),
+        ("stage time", formatting.seconds(float(unique["wall_seconds"].sum()))),
         *((status, str(number)) for status in ("failed", "diverged", "pruned") if (number := num_of(status))),
     ]
     if distances is not None and distances.notna().any():

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raysweep.analysis import formats
+from raysweep.analysis import formatting
 from raysweep.analysis.colors import Color
+from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, PPL
 from raysweep.analysis.findings import direction_text, score_text
-from raysweep.analysis.indicators import HESSIAN_TRACE, KSHOT, PPL
 from raysweep.analysis.ranking import MEAN_SCORE, PROBE_MEAN, Ranking, is_missing, row_key, score, shown_indicators
 from raysweep.runs import Run
 from raysweep.scores import column_name, mean_over_tasks
@@ -87,7 +87,7 @@ def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bo
         marks = [] if row["status"] == "done" else [row["status"]]
         marks += ["≈"] if key in ties else []
         cells = [
-            cell(row["rank"], formats.number),
+            cell(row["rank"], formatting.number),
             cell(ranking.labels[key], mark=" · ".join(marks), color=colors.get(row["variant"])),
             cell(row[target], lambda _, row=row: score_text(row, target)),  # type: ignore[misc]
         ]
@@ -102,8 +102,8 @@ def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bo
                     title=why,
                 )
             )
-        cells += [cell(row[name], formats.percent, mark=_place(row, name)) for name in extra]
-        cells += [cell(row[name], formats.number, mark=_place(row, name)) for name in shown]
+        cells += [cell(row[name], formatting.percent, mark=_place(row, name)) for name in extra]
+        cells += [cell(row[name], formatting.number, mark=_place(row, name)) for name in shown]
         rows.append(Row(cells, checkpoint=row["checkpoint"], is_best=row["rank"] == 1))
     return Table(columns, rows, _chance_cells(ranking, tasks, width=len(columns)))
 
@@ -131,7 +131,7 @@ def _chance_cells(ranking: Ranking, tasks: Sequence[str], *, width: int) -> list
     levels = {score(task): level for task, level in ranking.chance.items()}
     levels[MEAN_SCORE] = mean_over_tasks(ranking.chance.get(task, math.nan) for task in _tasks(ranking))
     columns = [ranking.target, *(score(task) for task in tasks)]
-    known = [cell(levels.get(name), formats.percent) for name in columns]
+    known = [cell(levels.get(name), formatting.percent) for name in columns]
     cells = [Cell(""), Cell("chance", title="guessing, or always giving the commonest answer"), *known]
     return cells + [Cell("")] * (width - len(cells))
 
@@ -149,7 +149,7 @@ def indicator_names(ranking: Ranking) -> dict[str, str]:
     known = {name: next((each for each in _KNOWN if each in group), name) for name, group in groups.items()}
     # A score of fine-tuning has the first claim on a name.
     scores = [MEAN_SCORE, *map(score, ranking.tasks)]
-    short = formats.short_names(list(dict.fromkeys([*known.values(), *shown_indicators(ranking), *scores])))
+    short = formatting.short_names(list(dict.fromkeys([*known.values(), *shown_indicators(ranking), *scores])))
     return {name: short[shown] for name, shown in known.items()} | {
         name: short[name] for name in shown_indicators(ranking)
     }
@@ -180,10 +180,10 @@ def agreement_table(ranking: Ranking) -> Table:
             cell(direction_text(item)),
         ]
         estimates = [item.accuracy, item.clear_accuracy, item.spearman, item.kendall, item.gain]
-        cells += [cell(each.value, lambda _, each=each: formats.with_interval(each)) for each in estimates]  # type: ignore[misc]
-        cells.insert(4, cell(item.pairs.num_pairs, formats.number, title=f"{item.pairs.num_clear} of them clear"))
+        cells += [cell(each.value, lambda _, each=each: formatting.with_interval(each)) for each in estimates]  # type: ignore[misc]
+        cells.insert(4, cell(item.pairs.num_pairs, formatting.number, title=f"{item.pairs.num_clear} of them clear"))
         missing = f"{item.num_missing} missing" if item.num_missing else ""
-        rows.append(Row([*cells, cell(item.num_checkpoints, formats.number, mark=missing)]))
+        rows.append(Row([*cells, cell(item.num_checkpoints, formatting.number, mark=missing)]))
     columns = [Heading("indicator"), Heading("better"), *(Heading(title, numeric=True) for title in titles)]
     return Table(columns, rows)
 
@@ -197,8 +197,8 @@ def failure_table(run: Run, stages: pd.DataFrame) -> Table:
         failure = failures.get(row["id"], {})
         cause = failure.get("cause", "")
         if row["status"] == "diverged":
-            loss = formats.number(row.get(f"{row['kind']}/diverged_loss"))
-            step = formats.number(row.get(f"{row['kind']}/diverged_step"))
+            loss = formatting.number(row.get(f"{row['kind']}/diverged_loss"))
+            step = formatting.number(row.get(f"{row['kind']}/diverged_step"))
             cause = f"loss {loss} nats per token at step {step}"
         log = str(failure.get("log", ""))
         rows.append(Row([cell(row["status"]), cell(row["id"]), Cell(cause, cause, log=log)]))
@@ -224,12 +224,12 @@ def cost_table(stages: pd.DataFrame) -> Table:
         wall = group["wall_seconds"]
         cells = [
             cell(str(kind)),
-            cell(len(group), formats.number),
-            cell(float(wall.sum()), formats.seconds),
-            cell(float(wall.mean()), formats.seconds),
-            cell(float((wall * group["world_size"].astype("float64")).sum()), formats.seconds),
-            cell(float(group["num_tokens"].sum()) or math.nan, formats.count),
-            cell(float(group["peak_memory_bytes"].astype("Float64").max()), formats.memory),
+            cell(len(group), formatting.number),
+            cell(float(wall.sum()), formatting.seconds),
+            cell(float(wall.mean()), formatting.seconds),
+            cell(float((wall * group["world_size"].astype("float64")).sum()), formatting.seconds),
+            cell(float(group["num_tokens"].sum()) or math.nan, formatting.count),
+            cell(float(group["peak_memory_bytes"].astype("Float64").max()), formatting.memory),
         ]
         rows.append(Row(cells))
     *kinds, total = rows or [Row([])]

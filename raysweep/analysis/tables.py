@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import variance
 from typing import TYPE_CHECKING, Any
 
-from raysweep.analysis.indicators import DERIVED, NUM_PARAMETERS
+from raysweep.analysis.derived import DERIVED, NUM_PARAMETERS
 from raysweep.analysis.objectives import FLATNESS_OF, PERPLEXITY_OF, TRAINING_LOSS_OF, losses_of
-from raysweep.analysis.samples import read_noise
+from raysweep.analysis.predictions import read_noise
 from raysweep.analysis.uncertainty import EstimateArrays, TaskNoise, mean_estimates
 from raysweep.durable import replacing
 from raysweep.record import Record

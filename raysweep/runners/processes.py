@@ -60,7 +60,7 @@ def join_process_group(worker: Worker, resources: Resources, address: str, port:
     import torch.distributed as dist
 
     if worker.device == "cpu":
-        from raysweep.train.operators import load_cpu_operator
+        from raysweep.train.deepspeed_ops import load_cpu_operator
 
         # Here, and not in the first step that needs it: whoever compiles it elsewhere may take minutes.
         load_cpu_operator(lambda message: worker.report({"event": "note", "message": message}))

@@ -14,8 +14,8 @@ import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from raysweep.analysis.differences import between
 from raysweep.analysis.pairwise import compare, interval, kendall, leave_one_out, spearman
+from raysweep.analysis.score_differences import between
 from raysweep.analysis.uncertainty import mean_estimates, sample, task_noise
 
 Floats = np.ndarray

@@ -8,8 +8,8 @@ import pytest
 from columns import COLUMNS
 
 from raysweep.analysis.findings import cautions, headline, how_to_read, score_text
+from raysweep.analysis.predictions import read_scores
 from raysweep.analysis.ranking import rank
-from raysweep.analysis.samples import read_scores
 from raysweep.analysis.tables import checkpoints_of
 from raysweep.analysis.uncertainty import recorded, task_noise
 from raysweep.record import Record

@@ -11,7 +11,7 @@ from columns import COLUMNS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysweep.analysis import formats
+from raysweep.analysis import formatting
 from raysweep.analysis.colors import HUES, variant_colors
 from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.pareto import front_of, undominated
@@ -182,7 +182,9 @@ def test_the_front_is_what_its_definition_says(points):
 
 
 def test_short_names_are_the_shortest_that_are_unique():
-    assert formats.short_names(["a/ppl", "b/ppl", "a/x", "pretrain.model.lr", "pretrain.optimizer.lr", "c/v.w_s"]) == {
+    assert formatting.short_names(
+        ["a/ppl", "b/ppl", "a/x", "pretrain.model.lr", "pretrain.optimizer.lr", "c/v.w_s"]
+    ) == {
         "a/ppl": "a/ppl",
         "b/ppl": "b/ppl",
         "a/x": "x",
@@ -197,7 +199,7 @@ def test_short_names_are_the_shortest_that_are_unique():
     [(0.00123456, "x 0.001235"), (3e-3, "x 0.003"), (1e-5, "x 1e-5"), (12, "x 12"), ("[/]", "x [/]"), ([1], "x [1]")],
 )
 def test_a_point_has_four_digits(value, text):
-    assert formats.point_text({"a.x": value}) == text
+    assert formatting.point_text({"a.x": value}) == text
 
 
 def test_variants_have_colours_of_their_own():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from raysweep.analysis.differences import benjamini_hochberg, between
+from raysweep.analysis.score_differences import benjamini_hochberg, between
 from raysweep.analysis.uncertainty import LEAST_SHARE, recorded, sample, task_noise
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from raysweep.train.operators import alone
+from raysweep.train.deepspeed_ops import alone
 
 # Takes the lock as torch does, and says so.
 HOLD = """
@@ -67,9 +67,9 @@ def test_a_compiler_that_outlived_its_parent_is_waited_for(tmp_path):
 
 
 def test_a_lock_that_changes_is_another_machines(tmp_path, monkeypatch):
-    from raysweep.train import operators
+    from raysweep.train import deepspeed_ops
 
-    monkeypatch.setattr(operators, "QUIET_SECONDS", 1.0)
+    monkeypatch.setattr(deepspeed_ops, "QUIET_SECONDS", 1.0)
     (tmp_path / "lock").touch()
     told, began = [], time.monotonic()
     with alone(tmp_path, told.append):
@@ -99,7 +99,7 @@ def test_a_stale_lock_does_not_hold_deepspeed_up(tmp_path):
     holder.kill()
     holder.wait()
     long_ago(build / "lock")
-    code = "from raysweep.train.operators import load_cpu_operator; load_cpu_operator(print)"
+    code = "from raysweep.train.deepspeed_ops import load_cpu_operator; load_cpu_operator(print)"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert f"{build / 'lock'} was left by a process that died as it compiled: removed" in done.stdout
