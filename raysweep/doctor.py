@@ -17,14 +17,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Check:
-    """One finding."""
+    """What was looked at, whether it will do for a sweep, and what was found or should be mended."""
 
     name: str
     ok: bool
     message: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The three fields, as `raysweep doctor --json` prints them."""
         return asdict(self)
 
 

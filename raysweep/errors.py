@@ -25,7 +25,7 @@ class RaysweepError(Exception):
         self.findings: tuple[Finding, ...] = ((at, message),)
 
     def __str__(self) -> str:
-        """One line a finding."""
+        """Each finding on a line, behind its place where that is known."""
         return "\n".join(f"{dotted(at)}: {text}" if at else text for at, text in self.findings)
 
 

@@ -33,7 +33,7 @@ class Exported:
     to: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The three fields, as `raysweep export --json` prints them."""
         return asdict(self)
 
 
@@ -107,7 +107,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _upload(folder: Path, name: str) -> str:
-    """The address of the page."""
+    """Upload a checkpoint to a repository without files; the address of its page. Raises StoreError."""
     from huggingface_hub import HfApi
 
     api = HfApi()

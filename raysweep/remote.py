@@ -40,7 +40,7 @@ class Remote:
             self._fs.get_file(f"{self._root}/{name}", str(aside))
 
     def put(self, path: Path, name: str) -> None:
-        """Upload one file."""
+        """Upload a file as the object `name`, in the place of one that is there. Raises StoreError."""
         with self._written(name) as target:
             self._fs.put_file(str(path), target)
 

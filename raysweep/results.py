@@ -54,7 +54,7 @@ class Results:
 
     @cached_property
     def stages(self) -> pd.DataFrame:
-        """One row per stage result."""
+        """One row per stage of each started trial: status, metrics, settings, time; see `stage_table`."""
         from raysweep.analysis.tables import stage_table
 
         return stage_table(self.run)
@@ -82,14 +82,14 @@ class Results:
 
     @cached_property
     def ranking(self) -> Ranking:
-        """Checkpoints and indicators, best first."""
+        """Checkpoints by mean fine-tuned score and indicators by agreement with it, best first."""
         from raysweep.analysis.ranking import rank
 
         return rank(self.checkpoints, columns=self.columns, noise=self.noise)
 
     @property
     def failures(self) -> list[dict[str, Any]]:
-        """What failed, with its cause."""
+        """What failed and is not finished yet: stage, kind, trial, cause, attempts and log of each."""
         return self.run.failures()
 
     def write_report(self) -> Path:
@@ -108,5 +108,5 @@ class Results:
 
 
 def run(space: SearchSpace, *, store: str | Path, runner: Any = "tune", name: str | None = None) -> Results:
-    """See `raysweep.run`."""
+    """Run what of a sweep is not finished yet, and look at the results; see `raysweep.run`."""
     return Results(run_sweep(space, Store(store), runner=runner, name=name))

@@ -70,7 +70,7 @@ _TRIAL_ROW = TypeAdapter(TrialRow)
 
 
 class Run:
-    """One sweep in one store."""
+    """One sweep in one store: what its folder holds, read and written whole; see the module."""
 
     def __init__(self, store: Store, name: str) -> None:
         """Raises StoreError if a folder cannot have the name."""

@@ -36,7 +36,7 @@ class Column:
 
     @property
     def name(self) -> str:
-        """See `column_name`."""
+        """`kind/metric`, or `kind/task/metric`: what a search and a table call it."""
         return column_name(self.kind, self.metric.name, self.task)
 
 

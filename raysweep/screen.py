@@ -16,7 +16,7 @@ from raysweep.scores import Column
 
 
 def print_plan(plan: Plan) -> None:
-    """A plan, on stdout."""
+    """Print a plan on stdout: stages by kind, metrics to ask for, costs and warnings."""
     console = _console()
     table = Table(
         title=f"{printable(plan.name)}: {plan.num_variants} variants, {plan.num_trials} trials", title_justify="left"
@@ -85,7 +85,7 @@ def _size(num_bytes: float) -> str:
 
 
 def print_status(status: Mapping[str, Any]) -> None:
-    """A status, on stdout."""
+    """Print on stdout what `runs.status` counts: stages by kind, and what failed."""
     console = _console()
     title = f"run {status['run']}: {status['num_trials']} of {status['num_trials_planned']} trials started"
     table = Table(title=printable(title), title_justify="left")

@@ -128,7 +128,7 @@ class Store:
             raise StoreError(f"store {self.url!r} cannot be read: {error.strerror}") from error
 
     def records(self) -> Iterator[Record]:
-        """All intact records, by id."""
+        """The records of all finished stages, in the order of their ids; a damaged one is moved aside, as by `get`."""
         for stage_id in sorted(self.finished_ids()):
             if record := self.get(stage_id):
                 yield record
@@ -200,7 +200,7 @@ class Store:
             yield
 
     def partial_dir(self, stage_id: str) -> Path:
-        """Where `stage_id` is being made."""
+        """The folder that `stage_id` is made in, by the holder of its claim; there until `commit`, or the next try."""
         return self.root / "partial" / f"{stage_id}.out"
 
     def work_dir(self, stage_id: str) -> Path:

@@ -9,11 +9,11 @@ from typing import Any
 
 
 def ignore(event: Mapping[str, Any]) -> None:
-    """Nobody listens."""
+    """Drop a progress event: the `report` of a worker whose progress nobody follows."""
 
 
 def never() -> bool:
-    """Nobody asks."""
+    """False: the `save_asked` of a worker that is never asked to save early."""
     return False
 
 
@@ -61,7 +61,7 @@ class Worker:
         return tensor
 
     def barrier(self) -> None:
-        """Wait for the other ranks."""
+        """Wait until every rank has come here; at once in a gang of one."""
         if self.world_size > 1:
             import torch.distributed as dist
 

@@ -213,7 +213,7 @@ def _association(
     *,
     have: Flags,
 ) -> Association:
-    """Without what is estimated yet."""
+    """An association whose statistics are still to be estimated."""
     return Association(
         indicator=name,
         source=source,

@@ -137,7 +137,7 @@ def half_width(row: Mapping[Any, Any], target: str) -> float:
 
 
 def points_text(difference: IntervalEstimate) -> str:
-    """`1.3 [-0.4, 3.0] points`."""
+    """`1.3 [-0.4, 3.0] points`: a difference of shares, in hundredths, with its interval where there is one."""
     if math.isnan(difference.low):
         return f"{formatting.percent(difference.value)} points"
     return f"{100 * difference.value:.1f} [{100 * difference.low:.1f}, {100 * difference.high:.1f}] points"

@@ -39,7 +39,7 @@ def with_interval(estimate: IntervalEstimate) -> str:
 
 
 def seconds(value: float) -> str:
-    """With the unit that suits."""
+    """`41 s`, `12.5 min`, `3.2 h`: the larger unit from two of it on; a dash for NaN."""
     if math.isnan(value):
         return "—"
     for unit, size in (("h", 3600), ("min", 60)):
@@ -49,7 +49,7 @@ def seconds(value: float) -> str:
 
 
 def count(value: float) -> str:
-    """`1.31 M`."""
+    """`1.31 M`: three digits and a decimal prefix; a dash for NaN."""
     if math.isnan(value):
         return "—"
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -59,7 +59,7 @@ def count(value: float) -> str:
 
 
 def memory(value: float) -> str:
-    """Bytes, in binary units."""
+    """Bytes as `1.5 GiB`: three digits and a binary unit; a dash for NaN."""
     if math.isnan(value):
         return "—"
     for unit, size in (("GiB", 2**30), ("MiB", 2**20)):

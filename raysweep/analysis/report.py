@@ -52,7 +52,7 @@ def write_report(run: Run, stages: pd.DataFrame, ranking: Ranking) -> Path:
 
 
 def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
-    """The page as text."""
+    """The page as text: one HTML document with its style, scripts and data inside."""
     from markupsafe import Markup
 
     colors = variant_colors(ranking)

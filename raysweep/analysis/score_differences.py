@@ -40,7 +40,7 @@ class Differences:
 
     @property
     def num_pairs(self) -> int:
-        """Of unordered pairs."""
+        """Number of unordered pairs, n (n - 1) / 2."""
         return len(self.value) * (len(self.value) - 1) // 2
 
     @property

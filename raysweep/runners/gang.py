@@ -40,7 +40,11 @@ class GangBroken(Exception):  # noqa: N818 - says what became of the gang
 
 
 class Gang:
-    """A gang of one."""
+    """A gang of one: this process, on which every stage runs.
+
+    Raises:
+        ClusterError: if `resources` ask for a GPU and there is none.
+    """
 
     def __init__(
         self,
@@ -72,7 +76,7 @@ class Gang:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def close(self) -> None:
-        """Give the processes back."""
+        """Leave the process group; no stage may run after it."""
         leave_process_group()
 
 
@@ -151,7 +155,7 @@ class RayGang(Gang):
         return [outcomes[index] for index in range(len(stages))]
 
     def close(self) -> None:
-        """End the other ranks."""
+        """End the processes of the other ranks, and leave the process group."""
         import ray
 
         for actor in self._others:
@@ -178,7 +182,7 @@ class RankActor:
         start_beats(address, this_process(gang, rank), every_seconds=every_seconds)
 
     def join(self, store_url: str, resources: Resources, rank: int, address: str, port: int) -> None:
-        """Enter the process group."""
+        """Enter the process group of rank 0, at `address` and `port`; returns when all ranks have."""
         self._store = Store(store_url)
         self._worker = make_worker(resources, rank=rank, world_size=resources.workers)
         join_process_group(self._worker, resources, address, port)

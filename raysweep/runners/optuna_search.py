@@ -60,7 +60,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         """Nothing: goals belong to the last checkpoint, and Optuna's own pruners are not used."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study."""
+        """Tell the study a trial's last metrics, or that it has none: it was stopped, failed or diverged."""
         self._beginnings.end(trial_id)
         if result and not error and not result.get("last"):
             # A scheduler stopped it: its metrics are an earlier checkpoint's.
@@ -75,7 +75,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         """Nothing: what is left to do is the study's to say."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: see `save`."""
+        """Nothing: the study is opened from its file, as `study_search` does."""
 
 
 class _SamplerByNumber(optuna.samplers.TPESampler):  # type: ignore[misc]

@@ -76,7 +76,7 @@ def join_process_group(worker: Worker, resources: Resources, address: str, port:
 
 
 def leave_process_group() -> None:
-    """Undo `join_process_group`."""
+    """Leave the group that `join_process_group` made, and drop what DeepSpeed keeps of it; nothing if there is none."""
     import torch.distributed as dist
 
     # A thread of gloo's may still be waiting for the interpreter to let its last tensors go. If the process ends

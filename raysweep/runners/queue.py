@@ -37,11 +37,11 @@ class Beginnings:
         return [trial for _, trial in sorted(shared, key=lambda each: -each[0])]
 
     def start(self, key: str, trial: Trial) -> None:
-        """A trial is handed out."""
+        """Note that a trial is handed out, under a `key` for `end`: until then, others wait for what it trains."""
         self._makers[key] = set(self._to_train(trial))
 
     def end(self, key: str) -> None:
-        """It has ended, however it did: what it left undone is for another."""
+        """Note that the trial of `key` has ended, however it did: what it left undone is for another."""
         self._makers.pop(key, None)
 
     def take(self, event: Mapping[str, object]) -> None:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Takes scalars by trial."""
+    """What shows the scalars of trials while they run: TensorBoard, W&B, MLflow."""
 
     def add(self, row: TrialRow, step: int, scalars: Mapping[str, float]) -> None:
         """Numbers of a trial at a step of its pretraining."""
@@ -85,7 +85,7 @@ class TensorBoard:
         self._files: dict[str, IO[bytes]] = {}
 
     def add(self, row: TrialRow, step: int, scalars: Mapping[str, float]) -> None:
-        """See `Tracker`."""
+        """Append an event to the trial's own file, flushed at once."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -105,7 +105,7 @@ class TensorBoard:
         self._files[trial].flush()
 
     def close(self) -> None:
-        """See `Tracker`."""
+        """Close the files of all trials."""
         for file in self._files.values():
             file.close()
 
@@ -118,14 +118,14 @@ class Wandb:
         self._runs: dict[str, Any] = {}
 
     def add(self, row: TrialRow, step: int, scalars: Mapping[str, float]) -> None:
-        """See `Tracker`."""
+        """Log the numbers to the trial's W&B run, begun at its first ones."""
         if row.trial not in self._runs:
             self._runs[row.trial] = self._start(row)
         # A step of its own: W&B drops what comes with an earlier one than the last.
         self._runs[row.trial].log({**scalars, "step": step})
 
     def close(self) -> None:
-        """See `Tracker`."""
+        """Finish the W&B runs of all trials, which uploads what is left."""
         for run in self._runs.values():
             run.finish()
 
@@ -160,7 +160,7 @@ class MLflow:
         self._runs: dict[str, str] = {}
 
     def add(self, row: TrialRow, step: int, scalars: Mapping[str, float]) -> None:
-        """See `Tracker`."""
+        """Log the numbers to the trial's MLflow run, begun at its first ones or found from an earlier try."""
         from mlflow.entities import Metric
 
         if row.trial not in self._runs:
@@ -170,7 +170,7 @@ class MLflow:
         self._client.log_batch(self._runs[row.trial], metrics=metrics)
 
     def close(self) -> None:
-        """See `Tracker`."""
+        """Mark the MLflow runs of all trials as finished."""
         for run_id in self._runs.values():
             self._client.set_terminated(run_id)
 

@@ -123,7 +123,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         """Nothing: the store is what a trial goes on from."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: see `save_checkpoint`."""
+        """Nothing: the stages that are in the store are taken from there."""
 
     def _progress(self, event: Mapping[str, Any]) -> None:
         self._events.tell({"event": "progress", "trial": self._current, **event})
@@ -174,7 +174,7 @@ class Points(Searcher):  # type: ignore[misc]
         """Nothing: what is left to do is the store's to say."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: see `save`."""
+        """Nothing: trials that are finished are not handed out, as the store has them."""
 
 
 class _WarmGangsTakeNew:

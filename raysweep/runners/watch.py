@@ -88,7 +88,7 @@ class Watch:
         self._left.set()
 
     def hear(self, beat: Beat) -> None:
-        """Take a sign of life."""
+        """Take a sign of life: the process is not silent, and idle on if its stage is the same and its load low."""
         with self._lock:
             life = self._lives.setdefault(beat.process, _Life(beat))
             waits = beat.stage != "" and beat.stage == life.beat.stage and beat.load < IDLE_LOAD
@@ -96,7 +96,7 @@ class Watch:
             life.beat, life.silent_seconds = beat, 0.0
 
     def forget(self, process: Process) -> None:
-        """A process has ended."""
+        """Watch a process no longer, as it has ended by itself."""
         with self._lock:
             self._lives.pop(process, None)
 
