@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from raysweep.errors import Finding, Place
-from raysweep.plan import Finetuning
+from raysweep.finetuning import Finetuning
 from raysweep.search import Axis, Resources, Search, Zip, labels, paths_of
 from raysweep.spec import Provenance, Spec, check_name
 from raysweep.stages.base import StageSpec

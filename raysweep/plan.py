@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import groupby
-from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Discriminator, Field, Tag, field_validator
+from typing import Any
 
 from raysweep.data.corpora import Corpus
-from raysweep.errors import collect
+from raysweep.finetuning import Finetuning
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
-from raysweep.objectives.heads import Head
 from raysweep.scores import MEANS, Column, Result, checkpoint_metrics, finetuning_runs, open_sides
-from raysweep.spec import Metric, Spec, canonical, check_name, fingerprint
+from raysweep.spec import Metric, canonical, fingerprint
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.stages.fetch import Existing, Fetch
 from raysweep.stages.heldout import Heldout
@@ -25,14 +21,12 @@ from raysweep.stages.optimizer_state import OptimizerState
 from raysweep.stages.phases import Reading, segments
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.stages.probe import Probe
-from raysweep.stages.sft import Hyperparameters, Sft
+from raysweep.stages.sft import Sft
 from raysweep.stages.tokenize import SAMPLER, Tokenize
 from raysweep.tasks.families import Task
 
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """The fine-tuning rates that `sft.lrs: auto` may come to."""
-FIRST_LRS = (1e-4, 3e-4, 1e-3)
-"""Those it begins with."""
 
 
 @dataclass(frozen=True)
@@ -182,81 +176,6 @@ def _further(stages: Sequence[Stage], results: Mapping[str, Result]) -> list[Sta
     # Each seed once: the stages of any one rate.
     seeds = [stage for stage in stages if isinstance(stage.spec, Sft) and stage.spec.lr == tried[0]]
     return [replace(stage, spec=stage.spec.with_(lr=lr)) for lr in lrs for stage in seeds]
-
-
-def _rates_or_word(lrs: Any) -> str | None:
-    return "word" if lrs == "auto" else "rates" if isinstance(lrs, list | tuple) else None
-
-
-Rates = Annotated[
-    Annotated[tuple[float, ...], Tag("rates")] | Annotated[Literal["auto"], Tag("word")],
-    Discriminator(
-        _rates_or_word,
-        custom_error_type="rates",
-        custom_error_message="write a list of rates, such as [1e-4, 3e-4, 1e-3], or auto",
-    ),
-]
-
-
-class Finetuning(Spec):
-    """What every checkpoint is fine-tuned on: tasks x seeds x learning rates, the rate picked by validation score."""
-
-    tasks: dict[str, Task] = Field(min_length=1)
-    """Name to downstream task; names become metric columns."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
-    """Of fine-tuning; each task is trained once with each."""
-    lrs: Rates = (3e-4,)
-    """Learning rates, of which that with the best validation score counts, for each checkpoint and task by itself; or
-    auto: 1e-4, 3e-4 and 1e-3, and then lower and higher ones, until the best is inside."""
-    hyperparameters: Hyperparameters = Hyperparameters()
-    """What all fine-tuning runs share."""
-    linear_probe: bool = True
-    """Whether tasks with labels also get a linear probe on frozen features."""
-
-    @field_validator("tasks")
-    @classmethod
-    def _plain_names(cls, tasks: dict[str, Task]) -> dict[str, Task]:
-        for name in tasks:
-            check_name("task", name)
-        return tasks
-
-    @property
-    def first_lrs(self) -> tuple[float, ...]:
-        """The rates to begin with, whatever comes out."""
-        return FIRST_LRS if isinstance(self.lrs, str) else self.lrs
-
-    @field_validator("seeds", "lrs")
-    @classmethod
-    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if isinstance(values, tuple) and len(set(values)) != len(values):
-            raise ValueError(f"{list(values)} holds one twice")
-        return values
-
-    @field_validator("lrs")
-    @classmethod
-    def _positive(cls, values: tuple[float, ...] | str) -> tuple[float, ...] | str:
-        if not isinstance(values, str) and min(values, default=0.0) <= 0:
-            raise ValueError(f"{list(values)}: give one or more learning rates above 0, or auto")
-        return values
-
-    def pin(self, base: Path) -> Finetuning:
-        """With every task's data found, checked and fingerprinted."""
-        tasks = collect((("tasks", name), partial(task.pin, base)) for name, task in self.tasks.items())
-        return self.with_(tasks=dict(zip(self.tasks, tasks, strict=True)))  # type: ignore[no-any-return]
-
-    def bind(self, corpus: Corpus, head: Head) -> dict[str, Task]:
-        """Its tasks, each with what it takes from the corpus, for a model that predicts so.
-
-        Raises:
-            RaysweepError: with all that do not go together.
-        """
-        bound = collect((("tasks", name), partial(_bound, task, corpus, head)) for name, task in self.tasks.items())
-        return dict(zip(self.tasks, bound, strict=True))
-
-
-def _bound(task: Task, corpus: Corpus, head: Head) -> Task:
-    task.check_head(head)
-    return task.bind(corpus)
 
 
 def chain(

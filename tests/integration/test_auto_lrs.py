@@ -4,7 +4,7 @@ import pytest
 from tiny import TINY, results_of
 
 from raysweep.analysis.tables import checkpoint_table
-from raysweep.plan import FIRST_LRS
+from raysweep.finetuning import FIRST_LRS
 from raysweep.runners import run_sweep
 from raysweep.runs import Run, status
 from raysweep.scores import FinetuningRun, pick

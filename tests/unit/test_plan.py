@@ -13,10 +13,11 @@ from raysweep.curvature.cost import COST
 from raysweep.declared import Declared
 from raysweep.errors import SpaceError
 from raysweep.estimates import estimate, size_of
+from raysweep.finetuning import FIRST_LRS, Finetuning
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.span_corruption import SpanCorruption
-from raysweep.plan import FIRST_LRS, LADDER, Finetuning, Stage
+from raysweep.plan import LADDER, Stage
 from raysweep.scores import Result, finetuning_runs, pick
 from raysweep.search import Resources
 from raysweep.space import load

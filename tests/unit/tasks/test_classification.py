@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from raysweep.data.pcfg import PCFG
 from raysweep.data.text import Text
 from raysweep.errors import DataError, SpaceError
-from raysweep.plan import Finetuning
+from raysweep.finetuning import Finetuning
 from raysweep.stages.probe import Probe
 from raysweep.stages.sft import Hyperparameters, Sft
 from raysweep.tasks.classification import Classification
