@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raysweep.analysis.ranking import Key, Ranking, row_key
+from raysweep.analysis.labels import Key, row_key
+from raysweep.analysis.ranking import Ranking
 from raysweep.data.sources import checkpoint_files
 from raysweep.document import nearest
 from raysweep.errors import StoreError

@@ -37,7 +37,7 @@ Statistic = Callable[[Floats, Floats, Floats], Floats]
 TOGETHER = "all together"
 """The baseline of all config columns at once."""
 
-UNKNOWN = IntervalEstimate(math.nan)
+NO_ESTIMATE = IntervalEstimate(math.nan)
 
 MAX_GROUPS = 16
 """Groups of variants that a baseline is fitted anew without: what is left out of the pairs alone would leave the fit as
@@ -135,7 +135,7 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
         accuracy=interval(_once(pairs.accuracy, scores), pairs.accuracy(weights)),
         clear_accuracy=interval(_once(pairs.clear_accuracy, scores), pairs.clear_accuracy(weights)),
         # Ranks among all checkpoints say nothing where some do not compare.
-        spearman=_correlation(spearman, oriented, scores, weights) if comparable.all() else UNKNOWN,
+        spearman=_correlation(spearman, oriented, scores, weights) if comparable.all() else NO_ESTIMATE,
         kendall=_correlation(partial(kendall, comparable=comparable), oriented, scores, weights),
     )
 
@@ -220,11 +220,11 @@ def _association(
         direction=direction,
         num_checkpoints=int(have.sum()),
         num_missing=int((~have).sum()),
-        accuracy=UNKNOWN,
-        clear_accuracy=UNKNOWN,
-        spearman=UNKNOWN,
-        kendall=UNKNOWN,
-        gain=UNKNOWN,
+        accuracy=NO_ESTIMATE,
+        clear_accuracy=NO_ESTIMATE,
+        spearman=NO_ESTIMATE,
+        kendall=NO_ESTIMATE,
+        gain=NO_ESTIMATE,
         pairs=pairs.counts,
         same_order_as=None,
     )

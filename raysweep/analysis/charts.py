@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from raysweep.analysis import formatting
 from raysweep.analysis.colors import Color
 from raysweep.analysis.findings import direction_text, half_width, score_text
+from raysweep.analysis.labels import is_missing, row_key
 from raysweep.analysis.pareto import Front
-from raysweep.analysis.ranking import Ranking, is_missing, row_key
+from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.sections import indicator_names
 from raysweep.errors import LostError
 from raysweep.printable import printable

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raysweep.analysis import formatting
-from raysweep.analysis.ranking import Ranking, is_missing, varying_points
+from raysweep.analysis.labels import is_missing, varying_points
+from raysweep.analysis.ranking import Ranking
 
 # Told apart on white and on black, also by most who see fewer colours; then again in another shape.
 HUES = ("#3b76e8", "#e8743b", "#19a979", "#c04cd0", "#d8a800", "#13a4b4", "#e0425e", "#7b61d9", "#7c8a3a", "#8c6d5a")

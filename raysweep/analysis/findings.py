@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from raysweep.analysis import formatting
 from raysweep.analysis.associations import TOGETHER, Association
 from raysweep.analysis.derived import HESSIAN_TRACE
+from raysweep.analysis.labels import is_missing, row_key
 from raysweep.analysis.objectives import objective_cautions, objective_lines
 from raysweep.analysis.pairwise import MIN_CLUSTERS, IntervalEstimate
-from raysweep.analysis.ranking import MEAN_SCORE, PROBE_MEAN, Ranking, Tie, is_missing, row_key, score
+from raysweep.analysis.ranking import MEAN_SCORE, PROBE_MEAN, Ranking, Tie, score
 from raysweep.scores import column_name
 
 if TYPE_CHECKING:

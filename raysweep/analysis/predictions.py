@@ -18,7 +18,7 @@ from raysweep.store import Store
 
 logger = logging.getLogger(__name__)
 
-UNKNOWN = 10**6
+MANY_EXAMPLES = 10**6
 """Test examples of a record that does not say how many: enough for the normal quantile."""
 
 
@@ -101,5 +101,5 @@ def _from_records(checkpoint: str, seeds: Sequence[int], metrics: Sequence[Mappi
         seeds=seeds,
         means=[each["score"] for each in metrics],
         errors=[each.get("score_stderr", math.nan) for each in metrics],
-        num_examples=min(int(each.get("num_test_examples", UNKNOWN)) for each in metrics),
+        num_examples=min(int(each.get("num_test_examples", MANY_EXAMPLES)) for each in metrics),
     )

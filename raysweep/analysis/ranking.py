@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from raysweep.analysis import formatting
 from raysweep.analysis.associations import Association, associate
 from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, NUM_TOKENS, PPL
+from raysweep.analysis.labels import Key, checkpoint_labels, is_missing, row_key
 from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.score_differences import Differences, between
@@ -26,10 +26,6 @@ PROBE_MEAN = column_name("probe", "mean_score")
 
 Errors = Literal["paired", "paired, one seed", "unpaired", "unknown"]
 """What the errors of differences hold: test examples and seeds; examples alone; or of each score by itself."""
-
-
-Key = tuple[str, str]
-"""Trial and checkpoint: a checkpoint that exists may be measured by several trials, on other text."""
 
 
 @dataclass(frozen=True)
@@ -289,32 +285,6 @@ def score(task: str, kind: str = "sft") -> str:
     return column_name(kind, "score", task)
 
 
-def row_key(row: Mapping[Any, Any] | pd.Series) -> Key:
-    """What tells a row of a checkpoint table from the others."""
-    return row["trial"], row["checkpoint"]
-
-
-def checkpoint_labels(table: pd.DataFrame) -> dict[Key, str]:
-    """Trial and checkpoint id -> what tells it from the others: the point's values that vary, the step, the seed."""
-    points = varying_points(table)
-    several_seeds = table["seed"].nunique() > 1 if "seed" in table else False
-    labels = {}
-    for row in table.to_dict("records"):
-        point = {name.removeprefix("point."): row[name] for name in points if not is_missing(row[name])}
-        parts = [formatting.point_text(point)] if point else []
-        if not is_missing(row["step"]):
-            parts.append(f"step {int(row['step'])}")
-        if several_seeds:
-            parts.append(f"seed {row['seed']}")
-        labels[row_key(row)] = " · ".join(parts) or str(row["checkpoint"])
-    return labels
-
-
-def varying_points(table: pd.DataFrame) -> list[str]:
-    """Columns of the swept values that are not the same for all."""
-    return [name for name in table.columns if name.startswith("point.") and table[name].nunique(dropna=False) > 1]
-
-
 def _ranks(values: Any, groups: Any = None) -> Any:
     """1 for the smallest; within each group, where there are `groups`, none for a member that is alone."""
     import pandas as pd
@@ -324,11 +294,6 @@ def _ranks(values: Any, groups: Any = None) -> Any:
         return values.rank(method="min").astype("Int64")
     by_group = values.groupby(groups)
     return by_group.rank(method="min").where(by_group.transform("count") > 1).astype("Int64")
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a table's cell holds nothing: None, NaN or pandas' NA."""
-    return value is None or value != value or str(value) == "<NA>"
 
 
 def _json(value: Any) -> Any:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from raysweep.analysis import charts, formatting
 from raysweep.analysis.colors import variant_colors
 from raysweep.analysis.findings import cautions, headline, how_to_read, points_text, score_text, tie_text
+from raysweep.analysis.labels import is_missing, row_key
 from raysweep.analysis.pareto import Front, front_of
-from raysweep.analysis.ranking import Ranking, is_missing, row_key
+from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.sections import (
     Heading,
     Row,
@@ -128,7 +129,7 @@ def _best(run: Run, ranking: Ranking) -> dict[str, Any] | None:
 
 
 def _goals(run: Run) -> list[Goal]:
-    """Those of the sweep's search."""
+    """What the sweep's search improves; nothing where the run's identity cannot be read."""
     try:
         search = parse_object((run.folder / "identity.json").read_bytes()).get("search") or {}
         return [Goal(metric=goal["metric"], mode=goal["mode"]) for goal in search.get("objectives", ())]

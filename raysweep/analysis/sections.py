@@ -11,7 +11,8 @@ from raysweep.analysis import formatting
 from raysweep.analysis.colors import Color
 from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, PPL
 from raysweep.analysis.findings import direction_text, score_text
-from raysweep.analysis.ranking import MEAN_SCORE, PROBE_MEAN, Ranking, is_missing, row_key, score, shown_indicators
+from raysweep.analysis.labels import is_missing, row_key
+from raysweep.analysis.ranking import MEAN_SCORE, PROBE_MEAN, Ranking, score, shown_indicators
 from raysweep.runs import Run
 from raysweep.scores import column_name, mean_over_tasks
 

@@ -7,7 +7,8 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from raysweep.analysis.findings import cautions, how_to_read
-from raysweep.analysis.ranking import Ranking, is_missing
+from raysweep.analysis.labels import is_missing
+from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.sections import Cell, Row, Table, agreement_table, ranking_table
 from raysweep.printable import printable
 
