@@ -147,10 +147,10 @@ class Progress:
     def _score(self, trial: str, stage: str) -> None:
         """The score of the checkpoint that a finished stage measures, as a searcher and the report have it."""
         row = self._rows.get(trial)
-        told = next((each for each in row.stages if each.id == stage), None) if row else None
-        if row is None or told is None or told.kind != "sft":
+        scored = next((each for each in row.stages if each.id == stage), None) if row else None
+        if row is None or scored is None or scored.kind != "sft":
             return
-        group = [each for each in row.stages if each.checkpoint == told.checkpoint and each.kind == "sft"]
+        group = [each for each in row.stages if each.checkpoint == scored.checkpoint and each.kind == "sft"]
         ended = [each for each in group if each.id in self._results or each.id in self._failed]
         if len(ended) < len(group):
             return
@@ -158,4 +158,4 @@ class Progress:
         results = [self._results.get(each.id, missing[each.id]) for each in group]
         score = checkpoint_metrics(results)["sft/mean_score"]
         if not math.isnan(score):
-            self._leaders[str(told.checkpoint)] = Leader(score, row.point, row.seed, told.step)
+            self._leaders[str(scored.checkpoint)] = Leader(score, row.point, row.seed, scored.step)

@@ -53,9 +53,9 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._events = EventSource(events)
         gang, every = uuid.uuid4().hex, beat_seconds(resources.max_silence_seconds)
         start_beats(events, this_process(gang, 0), every_seconds=every, trial=lambda: self._current)
-        told: dict[str, Any] = {"report": self._progress, "save_asked": self._events.save_asked}
+        callbacks: dict[str, Any] = {"report": self._progress, "save_asked": self._events.save_asked}
         if resources.workers == 1:
-            self._gang = Gang(store, resources, **told)
+            self._gang = Gang(store, resources, **callbacks)
         else:
             start_rank = _rank_starter(resources)
 
@@ -64,7 +64,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
                 actor.beat.remote(events, gang, rank, every)
                 return actor
 
-            self._gang = RayGang(store, resources, **told, start_rank=start)
+            self._gang = RayGang(store, resources, **callbacks, start_rank=start)
         self._first_memory: int | None = None
         self._outgrown: str | None = None
         self._begin(config)
@@ -97,9 +97,8 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         # What was told is with the driver before Tune may end the run.
         self._events.wait()
         # Tune sets "done" of a trial that a scheduler stops, too; "ended" is the trial's own word.
-        told = {"checkpoint_step": leg.step, "raysweep_trial": self._current, "ended": ended, "done": ended}
-        told |= {"last": leg.last}
-        return {**leg.metrics, **told}
+        progress = {"checkpoint_step": leg.step, "raysweep_trial": self._current, "last": leg.last}
+        return {**leg.metrics, **progress, "ended": ended, "done": ended}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take another trial over, warm. If this gang's memory did not come back, `step` hands the trial on.

@@ -56,7 +56,7 @@ def alone(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def _wait_for_others(folder: Path, tell: Callable[[str], None]) -> None:
-    lock, told = folder / "lock", ""
+    lock, announced = folder / "lock", ""
     while lock.exists():
         users = _users(folder)
         quiet = time.time() - _last_change(folder)
@@ -68,9 +68,9 @@ def _wait_for_others(folder: Path, tell: Callable[[str], None]) -> None:
             return
         else:
             message = f"{lock} is held by no process here: removed if nothing changes for {QUIET_SECONDS:.0f} s"
-        if message != told:
+        if message != announced:
             tell(message)
-            told = message
+            announced = message
         time.sleep(0.5)
 
 
