@@ -60,10 +60,13 @@ class CorpusSpec(Spec):
 
     @abstractmethod
     def pin(self, base: Path) -> Self:
-        """With all that it reads found and fingerprinted. Raises DataError.
+        """With all that it reads found and fingerprinted: what is pinned has the same tokens anywhere.
 
         Args:
             base: folder of the sweep file, which paths are relative to.
+
+        Raises:
+            DataError: with all that is missing or malformed.
         """
 
     @abstractmethod

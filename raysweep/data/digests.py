@@ -48,6 +48,7 @@ def kept_digests(paths: Iterable[str]) -> Digests:
     fresh: list[tuple[str, str, str]] = []
     try:
         for path in paths:
+            # Looked at before and after the reading: a digest of a file that is being written is not kept.
             before = _state(path)
             state, sha256 = known.get(path, ("", ""))
             digests[path] = sha256 if state == before else digest(path)
@@ -59,7 +60,11 @@ def kept_digests(paths: Iterable[str]) -> Digests:
 
 
 def content_fingerprint(digests: Iterable[str]) -> str:
-    """Of the contents of files in this order, whatever their names."""
+    """Of the contents of files in this order, whatever their names: 16 hexadecimal digits.
+
+    Args:
+        digests: SHA-256 of each file, in hexadecimal.
+    """
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 

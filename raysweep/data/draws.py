@@ -16,6 +16,11 @@ Bools = npt.NDArray[np.bool_]
 def uniforms(key: Sequence[int], first: int, shape: tuple[int, ...]) -> Floats:
     """Numbers in [0, 1) of `np.random.default_rng(key)`, in `shape`, without the `first` ones.
 
+    Args:
+        key: whole numbers, not negative; equal keys give equal numbers.
+        first: numbers that are passed over, in no time.
+        shape: of the result, float64.
+
     >>> bool((uniforms([1, 2], 3, (2, 2)).ravel() == np.random.default_rng([1, 2]).random(7)[3:]).all())
     True
     """
@@ -26,7 +31,7 @@ def uniforms(key: Sequence[int], first: int, shape: tuple[int, ...]) -> Floats:
 
 
 def softmax(logits: Floats) -> Floats:
-    """Probabilities over the last axis."""
+    """e^z_i / sum_j e^z_j over the last axis, without overflow."""
     exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(exp / exp.sum(axis=-1, keepdims=True))
 
@@ -45,7 +50,7 @@ class Choices:
 
     @classmethod
     def of(cls, probabilities: Floats) -> Choices:
-        """From probabilities [rows, outcomes]."""
+        """Of probabilities [rows, outcomes], each row of which sums to 1 but for rounding."""
         sums = np.cumsum(probabilities, axis=-1)
         num = sums.shape[1]
         cumulative = np.full((len(sums), 1 << (num - 1).bit_length()), np.inf)
@@ -53,7 +58,18 @@ class Choices:
         return cls(cumulative, sums[:, -1].copy())
 
     def draw(self, rows: Ints, uniform: Floats) -> Ints:
-        """An outcome for each of `rows`, by a number in [0, 1) each, of the same shape."""
+        """An outcome for each of `rows`.
+
+        Args:
+            rows: which law each is drawn from, of any shape.
+            uniform: a number in [0, 1) each, of the same shape.
+
+        Returns:
+            Outcomes of that shape, int64: an outcome of probability 0 never comes.
+
+        >>> Choices.of(np.array([[0.25, 0.0, 0.75]])).draw(np.zeros(3, np.int64), np.array([0.0, 0.24, 0.25]))
+        array([0, 0, 2])
+        """
         scaled = uniform * self.totals[rows]
         flat, size = self.cumulative.ravel(), self.cumulative.shape[1]
         place = rows * size

@@ -64,12 +64,12 @@ class ExactCorpus(CorpusSpec):
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """One, by the corpus's name."""
+        """A single one, which bears the corpus's name."""
         return (self.name,)
 
     @property
     def mix(self) -> dict[str, float]:
-        """All of the one domain."""
+        """The one domain has all training sequences."""
         return {self.name: 1.0}
 
     @property
@@ -82,7 +82,7 @@ class ExactCorpus(CorpusSpec):
         """None: its law is written out."""
 
     def pin(self, base: Path) -> Self:
-        """Itself: it names no file."""
+        """As it is, as no file or hub id is read for it."""
         return self
 
     def source(self) -> Self:
@@ -108,18 +108,36 @@ class ExactCorpus(CorpusSpec):
 
     @abstractmethod
     def sample(self, num: int, *, seed: int, stream: int, part: slice = slice(None)) -> tuple[Ints, Any]:
-        """Sentences [num, T] of words in [0, vocabulary), and the hidden symbols; only those of `part`, if given.
+        """Sentences and their hidden symbols; a sentence depends on `num`, `seed`, `stream` and its place alone.
 
-        Sentence i is a function of `num`, `seed`, `stream` and i alone.
+        Args:
+            num: sentences of the stream.
+            seed: another one gives other sentences of the same language.
+            stream: TRAIN, VALID, TASK or INDICATOR, which share no draw.
+            part: which of the `num` sentences to make: the same as they are in the whole.
+
+        Returns:
+            Words [sentences, T] in [0, vocabulary), int64; and the symbols as the language has them.
         """
 
     def word_probabilities(self, words: Ints, *, seen: Seen, hidden: Bools | None = None) -> Floats:
-        """Exact conditional probability of every word at every place, [n, T, vocabulary].
+        """p(x_t = w | seen) = sum over symbols s of p(s_t = s | seen) p(w | s): exact, of every word at every place.
 
         Args:
-            words: [n, T].
+            words: [n, T], in [0, vocabulary).
             seen: "before": p(x_t | x_1 ... x_{t-1}); "around": p(x_t | all others).
             hidden: [n, T], true where a word is seen at no other place either, as those under a mask.
+
+        Returns:
+            [n, T, vocabulary], sums of 1 over words; 0 throughout where what is seen cannot be.
+
+        >>> from raysweep.data.hmm import HMM
+        >>> corpus = HMM(vocabulary=3, num_states=2, sentence_length=4)
+        >>> probabilities = corpus.word_probabilities(np.array([[0, 2, 1, 1]]), seen="before")
+        >>> probabilities.sum(axis=-1).round(12)
+        array([[1., 1., 1., 1.]])
+        >>> np.allclose(probabilities[0, 0], corpus.emissions.mean(axis=0))  # Before anything is seen.
+        True
         """
         probabilities = np.empty((*words.shape, self.num_words_total))
         for rows, contexts in self._parts(words, seen, hidden):
@@ -129,9 +147,12 @@ class ExactCorpus(CorpusSpec):
         return probabilities
 
     def word_losses(self, words: Ints, *, seen: Seen, hidden: Bools | None = None) -> Floats:
-        """-log of the exact conditional probability of each word, in nats, [n, T]: the lowest expected loss there is.
+        """-log p(x_t | seen) of the word that stands at each place: no model can have a lower loss on average.
 
-        Arguments are those of `word_probabilities`. Infinite where a sentence cannot be.
+        Arguments are those of `word_probabilities`, whose table of all words is not made.
+
+        Returns:
+            [n, T], in nats; infinite where a sentence cannot be.
         """
         losses = np.empty(words.shape)
         for rows, contexts in self._parts(words, seen, hidden):
@@ -147,23 +168,41 @@ class ExactCorpus(CorpusSpec):
             rows = slice(first, first + step)
             evidence = self.emissions[:, words[rows].T]
             if hidden is not None:
+                # As likely under every symbol: it tells nothing of the symbol above it.
                 evidence[:, hidden[rows].T] = 1.0
             yield rows, self.contexts(evidence, seen=seen)
 
     def token_losses(self, ids: Ints, *, seen: Seen, hidden: Bools | None = None) -> Floats:
-        """`word_losses` of token rows [n, T + 1], as `rows` makes them; the token that opens a sentence has none."""
+        """`word_losses` of token rows [n, T + 1], as `rows` makes them: 0 of the token that opens a sentence.
+
+        See `optimum.Law`; `hidden` is [n, T + 1] here, too.
+        """
         under = None if hidden is None else hidden[:, 1:]
         losses = self.word_losses(ids[:, 1:] - 1, seen=seen, hidden=under)
         return np.pad(losses, ((0, 0), (1, 0)))
 
     def log_probability(self, words: Ints) -> Floats:
-        """Exact log-probability of each sentence, in nats, [n], of words [n, T]."""
+        """log p(x_1 ... x_T) = sum_t log p(x_t | x_<t): exact, in nats, [n], of words [n, T].
+
+        >>> from raysweep.data.hmm import HMM
+        >>> every = np.array(list(np.ndindex(3, 3)))
+        >>> probabilities = np.exp(HMM(vocabulary=3, num_states=2, sentence_length=2).log_probability(every))
+        >>> round(float(probabilities.sum()), 9)  # Of all sentences that there are.
+        1.0
+        """
         return np.asarray(-self.word_losses(words, seen="before").sum(axis=1))
 
     def build(
         self, out: Path, *, tokenizer_dir: Path | None = None, sampler: PreTrainedModel | None = None
     ) -> dict[str, float]:
-        """Write the tokens folder (see packing.py): one sentence a row, opened by <s>, token 0."""
+        """Write the tokens folder (see packing.py), and LAW in it: one sentence a row, opened by <s>, token 0.
+
+        Returns:
+            `num_tokens`; and `optimal_loss_nats_per_token`, the mean over held-out sentences of -log p(words) / T.
+
+        Raises:
+            ValueError: if a tokenizer is given, as the words are its own.
+        """
         if tokenizer_dir is not None:
             raise ValueError(f"a corpus {self.name} has its own tokenizer")
         counts = {"train": self.num_train_sentences, "valid": self.num_valid_sentences}
@@ -189,7 +228,7 @@ class ExactCorpus(CorpusSpec):
         return {"optimal_loss_nats_per_token": optimum, "num_tokens": float(train + valid)}
 
     def tokens_bytes(self) -> int:
-        """All sentences, to the byte."""
+        """Of all sentences, to the byte: 2 or 4 bytes a token, by `dtype_of`."""
         num = self.num_train_sentences + self.num_valid_sentences
         return np.dtype(dtype_of(self.vocab_size)).itemsize * num * self.row_length
 
@@ -198,7 +237,7 @@ class ExactCorpus(CorpusSpec):
         return objective.has_optimum
 
     def law(self, tokens: Path) -> Self:
-        """Itself."""
+        """The corpus itself, by its `token_losses`; the folder need not be read."""
         return self
 
     def length_findings(self, place: Place, lengths: Mapping[Place, int]) -> Iterator[Finding]:
@@ -210,7 +249,7 @@ class ExactCorpus(CorpusSpec):
         return np.concatenate([np.zeros((len(words), 1), np.int64), words + 1], axis=1)
 
     def _sentences(self, num: int, stream: int) -> Iterator[Ints]:
-        """All sentences of a stream of `num`, some at a time."""
+        """All sentences of a stream of `num` [some, T], some at a time: the same as all at once; see `sample`."""
         step = max(1, _WORDS // self.sentence_length)
         for first in range(0, num, step):
             yield self.sample(num, seed=0, stream=stream, part=slice(first, first + step))[0]
@@ -229,11 +268,16 @@ class ExactCorpus(CorpusSpec):
 
 
 def check_table(field: str, num: int, num_words: int) -> None:
-    """See that emissions of `num` symbols fit into memory. Raises ValueError."""
+    """See that emissions of `num` symbols fit into memory. Raises ValueError, which calls `num` by `field`."""
     if (size := num * num_words) > MAX_NUMBERS:
         raise ValueError(f"{field} x vocabulary is {size:,}; at most {MAX_NUMBERS:,} fit into memory")
 
 
 def normalised(weights: Floats) -> Floats:
-    """Sums of 1 over the first axis; 0 stays where all are 0."""
+    """weights / sum of weights over the first axis; 0 stays where all are 0.
+
+    >>> normalised(np.array([[1.0, 0.0], [3.0, 0.0]]))
+    array([[0.25, 0.  ],
+           [0.75, 0.  ]])
+    """
     return np.asarray(weights / np.maximum(weights.sum(axis=0), np.finfo(np.float64).tiny))

@@ -28,12 +28,17 @@ _DATASET, _SPLITS = "state.json", "dataset_dict.json"
 
 
 def listed(globs: Globs | None) -> tuple[str, ...]:
-    """One or several patterns, as several."""
+    """One or several patterns, as several; none of None."""
     return (globs,) if isinstance(globs, str) else tuple(globs or ())
 
 
 def resolve(patterns: Globs, base: Path) -> tuple[str, ...]:
-    """The files that match: absolute paths, or URLs at a commit of the hub; sorted.
+    """The files that match: absolute paths, or URLs at a commit of the hub; sorted, each once.
+
+    Args:
+        patterns: globs, folders that `Dataset.save_to_disk` wrote, or hf://datasets/owner/name[@revision]/glob; with ~
+            and ${VARIABLES}.
+        base: folder that relative ones are relative to.
 
     Raises:
         DataError: if there is no pattern, or one matches no file.
@@ -68,7 +73,16 @@ def _by_place(paths: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def sampled(globs: Globs, base: Path, *, column: str = COLUMN) -> tuple[str, ...]:
-    """The files of some patterns, a few documents of each read to see that they are text. Raises DataError."""
+    """The files of some patterns, a few documents of each read to see that they are text.
+
+    Args:
+        globs: see `resolve`.
+        base: folder that relative ones are relative to.
+        column: field of JSON lines, or column of tables, that holds the text.
+
+    Raises:
+        DataError: with the findings of all files.
+    """
     paths = resolve(globs, base)
     # A hub's files are fetched when they are needed.
     collect(((), partial(_check_sample, path, column)) for path in paths if not hub.is_dataset(path))

@@ -52,7 +52,15 @@ def read_texts(
 
 
 def read_jsonl(path: str, want: str | None = None) -> Generator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line that is not blank; see `read_texts`. `want`: SHA-256 of the file."""
+    """(line number from 1, object) of each line that is not blank.
+
+    Args:
+        path: a .jsonl, .jsonl.gz or .jsonl.zst file, here or of a hub's.
+        want: SHA-256 of the file, packed as it is; None: whatever is there is right.
+
+    Raises:
+        DataError: if a line is malformed, or the file is not what `want` says; names file and line.
+    """
     with reading(path, want) as file:
         for number, raw in enumerate(file, 1):
             if (line := parsed(raw, path, number)) is not None:
@@ -75,7 +83,18 @@ def is_lines(path: str) -> bool:
 
 
 def parsed(raw: bytes, path: str, number: int) -> dict[str, Any] | None:
-    """The object of a line of JSON; None if it is blank. Raises DataError, which names file and line."""
+    """The object of a line of JSON; None if it is blank.
+
+    Args:
+        raw: the line's bytes, with or without its end.
+        path, number: of the file and the line, for errors.
+
+    Raises:
+        DataError: if it is no JSON object, or a text in it that no encoding can hold; names file and line.
+
+    >>> parsed(b'{"text": "a"}', "a.jsonl", 1)
+    {'text': 'a'}
+    """
     text = decoded(raw.removeprefix(codecs.BOM_UTF8), path, number)
     if not text.strip():
         return None
@@ -114,7 +133,11 @@ def decoded(raw: bytes, path: str, number: int) -> str:
 
 @contextlib.contextmanager
 def reading(path: str, want: str | None) -> Iterator[IO[bytes]]:
-    """The unpacked bytes of a file; see `pinned.opened`. Raises DataError if they cannot be read."""
+    """The unpacked bytes of a file, which are compared with `want` as they are read; see `pinned.opened`.
+
+    Raises:
+        DataError: if they cannot be read, or are not what `want`, a SHA-256 of the packed file, says.
+    """
     with _named_errors(path), opened(hub.located(path), want) as file:
         yield _unpacked(file, path)
 

@@ -53,7 +53,7 @@ class HMM(ExactCorpus):
 
     @cached_property
     def transitions(self) -> Floats:
-        """Probability of the next state given a state, [state, next state]."""
+        """p(s_t+1 = j | s_t = i), [i, j]: a sum of weighted permutations, so rows and columns sum to 1."""
         matrix = np.zeros((self.num_states, self.num_states))
         for weight, permutation in zip(*self._moves, strict=True):
             matrix[np.arange(self.num_states), permutation] += weight
@@ -61,7 +61,7 @@ class HMM(ExactCorpus):
 
     @cached_property
     def emissions(self) -> Floats:
-        """Probability of each word in each state, [state, vocabulary]."""
+        """p(x_t = w | s_t = s), [s, w]."""
         draw = np.random.default_rng([self.law_seed, 5926])
         return softmax(draw.standard_normal((self.num_states, self.num_words_total)) / self.emission_temperature)
 
@@ -71,7 +71,7 @@ class HMM(ExactCorpus):
         return Choices.of(self._moves[0][None]), Choices.of(self.emissions)
 
     def sample(self, num: int, *, seed: int, stream: int, part: slice = slice(None)) -> tuple[Ints, Ints]:
-        """See `ExactCorpus.sample`; states are [num, T]."""
+        """See `ExactCorpus.sample`: words [sentences, T], and the state above each, in [0, num_states)."""
         first, last, _ = part.indices(num)
         length = self.sentence_length
         # Of each sentence the first half of its numbers moves the state, the second draws words.
@@ -79,13 +79,25 @@ class HMM(ExactCorpus):
         permutation, word = self._choices
         moves = permutation.draw(np.zeros((last - first, length - 1), np.int64), uniform[:, 0, 1:])
         states = np.empty((last - first, length), np.int64)
-        states[:, 0] = uniform[:, 0, 0] * self.num_states
+        states[:, 0] = uniform[:, 0, 0] * self.num_states  # Cut to whole numbers: all states are as likely.
         for place, move in enumerate(moves.T):
             states[:, place + 1] = self._moves[1][move, states[:, place]]
         return word.draw(states, uniform[:, 1]), states
 
     def contexts(self, evidence: Floats, *, seen: Seen) -> Floats:
-        """See `ExactCorpus.contexts`: the forward algorithm, and for "around" the backward one (Rabiner, 1989, III)."""
+        """See `ExactCorpus.contexts`: the forward algorithm, and for "around" the backward one (Rabiner, 1989, III).
+
+        p(s_t | x_<t) = sum_s p(s_t | s) p(s_t-1 = s | x_<t-1) p(x_t-1 | s) / c; and p(s_t | x_<t, x_>t) is proportional
+        to p(s_t | x_<t) p(x_>t | s_t). The work is states x states x T, for each sentence.
+
+        >>> unseen = np.ones((4, 3, 1))
+        >>> HMM(num_states=4).contexts(unseen, seen="around")[:, :, 0]  # All states are as likely at every place.
+        array([[0.25, 0.25, 0.25],
+               [0.25, 0.25, 0.25],
+               [0.25, 0.25, 0.25],
+               [0.25, 0.25, 0.25]])
+        """
+        # Normalised at every place: of a long sentence the probabilities themselves are below the least float.
         contexts = np.empty_like(evidence)
         state = np.full_like(evidence[:, 0], 1 / self.num_states)
         for place in range(evidence.shape[1]):

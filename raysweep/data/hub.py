@@ -46,6 +46,7 @@ def pin(given: str, base: Path, files: Callable[[Path], Sequence[Path]]) -> Pinn
     folder = (base / where).absolute()
     if folder.is_dir():
         digests = {Path(path).name: sha256 for path, sha256 in kept_digests(map(str, files(folder))).items()}
+        # By the files' names, not their paths: a folder that is moved is the same checkpoint.
         lines = "".join(f"{name}:{content}\n" for name, content in digests.items())
         return PinnedSource(str(folder), hashlib.sha256(lines.encode()).hexdigest(), digests, {})
     if problem := unset(where):
@@ -62,7 +63,7 @@ def expanded(path: str) -> str:
 
 
 def unset(path: str) -> str | None:
-    """What to say of a path that is not there, if an expanded one still holds a variable."""
+    """What to say of a path that is not there, if an expanded one still holds a variable; else None."""
     variable = re.search(r"\$(\w+)|\$\{([^}]*)\}", path)
     return (
         variable
@@ -71,7 +72,11 @@ def unset(path: str) -> str | None:
 
 
 def name_and_revision(hub_id: str) -> tuple[str, str | None]:
-    """Of name@revision; no revision is None."""
+    """Of name@revision; no revision is None.
+
+    >>> name_and_revision("owner/name@main"), name_and_revision("owner/name")
+    (('owner/name', 'main'), ('owner/name', None))
+    """
     name, _, revision = hub_id.partition("@")
     return name, revision or None
 
@@ -208,7 +213,15 @@ def _looked_up(name: str, revision: str | None) -> tuple[str, Mapping[str, Any]]
 
 
 def download(hub_id: str, name: str) -> Path:
-    """One file of a hub id. Raises DataError."""
+    """Where one file of a hub id is on this machine, fetched into the hub's own cache once.
+
+    Args:
+        hub_id: owner/name, with an optional @revision.
+        name: of the file.
+
+    Raises:
+        DataError: if there is none, or the hub cannot be asked.
+    """
     path = download_if_there(hub_id, name)
     if path is None:
         raise DataError(f"{hub_id!r} has no {name}; correct the id")

@@ -65,7 +65,7 @@ class TokensMeta(Spec):
         return cls.model_validate_json((folder / META).read_bytes())
 
     def write(self, folder: Path) -> None:
-        """Into a tokens folder."""
+        """As `meta.json` of a tokens folder, which exists."""
         (folder / META).write_text(json.dumps(self.model_dump(mode="json"), indent=1))
 
 
@@ -84,11 +84,16 @@ class Tokens:
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """Names."""
+        """Names of the kinds of text in it, in the order in which the corpus has them."""
         return tuple(self.meta.domains)
 
     def sequences(self, domain: str, split: str, sequence_length: int) -> npt.NDArray[Any]:
-        """All sequences [n, L] of a domain, mapped.
+        """All sequences [n, L] of a domain, in the type of the file and mapped into memory; a rest is left out.
+
+        Args:
+            domain: one of `domains`.
+            split: "train" or "valid".
+            sequence_length: L, in tokens.
 
         Raises:
             DataError: if there is not even one.
@@ -103,7 +108,11 @@ class Tokens:
         return flat[: num * sequence_length].reshape(num, sequence_length)
 
     def valid(self, domain: str, *, sequence_length: int, max_sequences: int) -> Ints:
-        """Held-out sequences [n, L], n at most `max_sequences`, spread evenly over the domain."""
+        """Held-out sequences [n, L], int64, n at most `max_sequences`, spread evenly over the domain: always the same.
+
+        Raises:
+            DataError: if there is not even one.
+        """
         every = self.sequences(domain, "valid", sequence_length)
         picked = np.linspace(0, len(every) - 1, num=min(max_sequences, len(every))).astype(np.int64)
         return every[picked].astype(np.int64)
@@ -111,7 +120,17 @@ class Tokens:
     def batches(
         self, mix: Mapping[str, float], *, sequence_length: int, seed: int, begin: Begin | None = None
     ) -> Batches:
-        """Training batches of this mix, from `begin` on (None: from the beginning)."""
+        """Training batches of this mix.
+
+        Args:
+            mix: domain -> weight, of any sum; none that is not 0 makes less than one sequence in CYCLE.
+            sequence_length: L, in tokens.
+            seed: of the order.
+            begin: from where on; None: from the beginning.
+
+        Raises:
+            DataError: if a domain has too little text, or too small a weight.
+        """
         return Batches(self, mix, sequence_length=sequence_length, seed=seed, begin=begin or Begin(0, {}))
 
 
@@ -125,7 +144,11 @@ class Begin(NamedTuple):
 
 
 class Batches:
-    """Endless training batches; every sequence of a domain comes once per epoch of that domain, in a new order."""
+    """Endless training batches; every sequence of a domain comes once per epoch of that domain, in a new order.
+
+    Sequence i of the order is a function of the folder, the mix, the seed, where it begins and i alone: whoever resumes
+    asks for the step, and reads nothing of those before. A domain's own order does not depend on the others of a mix.
+    """
 
     def __init__(
         self, tokens: Tokens, mix: Mapping[str, float], *, sequence_length: int, seed: int, begin: Begin
@@ -142,10 +165,11 @@ class Batches:
                     f"mix: domain {name!r} has a share of {share:.2g}, less than one sequence in {CYCLE}; "
                     "give it a larger weight, or leave it out"
                 )
+        # A batch may lie in two epochs of a domain.
         self._order = lru_cache(maxsize=2 * len(self._names))(self._permutation)
 
     def batch(self, step: int, num_sequences: int) -> Ints:
-        """Sequences [num_sequences, L] of batch `step`, counted from 0."""
+        """Sequences [num_sequences, L] of batch `step`, counted from 0, int64; in any order of steps."""
         first = self._first + step * num_sequences
         rows = [self._row(index) for index in range(first, first + num_sequences)]
         return np.stack(rows).astype(np.int64)
@@ -170,17 +194,27 @@ class Batches:
             for which in range(len(self._slots)):
                 here = domain == which
                 before[here] = np.arange(here.sum())
-            self._cycles.clear()
+            self._cycles.clear()  # Steps are asked for in order: only the last cycle is needed again.
             self._cycles[cycle] = (domain, before)
         return self._cycles[cycle]
 
     def _permutation(self, which: int, epoch: int) -> Ints:
+        # 2 keeps the key apart from that of `_places`, and the name one domain's order from another's.
         draw = np.random.default_rng([self._seed, 2, epoch, *self._names[which].encode()])
         return draw.permutation(len(self._data[which]))
 
 
 def num_read(mix: Mapping[str, float], num_sequences: int, *, seed: int) -> dict[str, int]:
-    """How many of the first `num_sequences` training sequences of a mix are of each domain."""
+    """How many of the first `num_sequences` training sequences of a mix are of each domain; no text is read.
+
+    Args:
+        mix: domain -> weight, of any sum.
+        num_sequences: counted from the beginning of the order.
+        seed: of the order.
+
+    >>> num_read({"books": 1, "wiki": 3}, 4 * CYCLE, seed=0)
+    {'books': 1000, 'wiki': 3000}
+    """
     names = sorted(mix)
     slots = _slots(np.array([mix[name] for name in names]))
     cycles, rest = divmod(num_sequences, CYCLE)
@@ -189,12 +223,12 @@ def num_read(mix: Mapping[str, float], num_sequences: int, *, seed: int) -> dict
 
 
 def _slots(shares: npt.NDArray[np.float64]) -> Ints:
-    """Sequences of each domain in a cycle."""
+    """Sequences of each domain in a cycle [domains], which sum to CYCLE: rounded edges, not rounded shares."""
     edges: Ints = np.round(np.cumsum(shares) / shares.sum() * CYCLE).astype(np.int64)
     return np.diff(edges, prepend=0)
 
 
 def _places(slots: Ints, *, seed: int, cycle: int) -> Ints:
-    """The domain of each place of a cycle."""
+    """The domain of each place of a cycle, [CYCLE]: `slots` of each, in an order of its own for each cycle."""
     draw = np.random.default_rng([seed, 1, cycle])
     return draw.permutation(np.repeat(np.arange(len(slots)), slots))

@@ -70,6 +70,7 @@ class PCFG(ExactCorpus):
     def _laws(self) -> _Laws:
         draw = np.random.default_rng([self.grammar_seed, 2718])
         num, rules = self.num_nonterminals, self.num_rules
+        # The order of the draws is the language: any other makes another one of the same seed.
         pairs = np.stack([draw.choice(num * num, size=rules, replace=False) for _ in range(num)])
         children = np.stack([pairs // num, pairs % num], axis=-1)
         rule_probs = softmax(draw.standard_normal((num, rules)) / self.temperature)
@@ -84,7 +85,7 @@ class PCFG(ExactCorpus):
 
     @cached_property
     def emissions(self) -> Floats:
-        """Probability of each word of each non-terminal, [non-terminal, vocabulary]."""
+        """p(word | non-terminal above it), [non-terminal, vocabulary]; 0 but for its own `num_words`."""
         table = np.zeros((self.num_nonterminals, self.num_words_total))
         np.put_along_axis(table, self._laws.words, self._laws.word_probs, axis=1)
         return table
@@ -128,10 +129,19 @@ class PCFG(ExactCorpus):
     def contexts(self, evidence: Floats, *, seen: Seen) -> Floats:
         """See `ExactCorpus.contexts`: the inside-outside algorithm (Baker, 1979; Lari and Young, 1990).
 
-        What is yet to come is summed over by leaving out its inside probabilities, which are then 1: so the words
-        before each place take one pass down the tree, too, not one for each place.
+        Down the tree, p(B at a left child | seen) = sum over rules A -> B C of p(A above | seen) p(A -> B C) inside(C),
+        up to a factor, and alike for a right child. What is yet to come is summed over by leaving out its inside
+        probabilities, which are then 1: so the words before each place take one pass down the tree, too, not one for
+        each place. The work is the number of rules times T, for each sentence.
+
+        >>> corpus = PCFG(vocabulary=9, num_nonterminals=3, num_rules=2, num_words=2, sentence_length=4)
+        >>> words, spans = corpus.sample(1000, seed=0, stream=0)
+        >>> sure = corpus.contexts(np.eye(3)[:, spans[1].T], seen="around")  # All other leaves' non-terminals known.
+        >>> sure.shape, bool(np.allclose(sure.sum(axis=0), 1))
+        ((3, 4, 1000), True)
         """
         above = np.repeat(self._laws.root[:, None, None], evidence.shape[2], axis=2)
+        # From the level below the root down to the words.
         for inside in self._inside(evidence)[-2::-1]:
             left, right = inside[:, 0::2], inside[:, 1::2]
             below = np.zeros_like(inside)
@@ -144,6 +154,7 @@ class PCFG(ExactCorpus):
 
     def _inside(self, evidence: Floats) -> list[Floats]:
         """For each level from the words up: p(what is seen below | non-terminal), up to a factor, [A, nodes, n]."""
+        # Normalised at every level: of a long sentence the probabilities themselves are below the least float.
         levels = [normalised(evidence)]
         while levels[-1].shape[1] > 1:
             left, right = levels[-1][:, 0::2], levels[-1][:, 1::2]

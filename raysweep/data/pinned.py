@@ -73,7 +73,16 @@ def _compare(path: str, want: str | None) -> None:
 
 
 def copy(folder: Path, out: Path, digests: Mapping[str, str]) -> None:
-    """Copy the files named in `digests` from one folder to another. Raises DataError if one is not as it was."""
+    """Copy the files named in `digests` from one folder to another.
+
+    Args:
+        folder: holds them.
+        out: an existing folder.
+        digests: name -> SHA-256 of the file when the sweep was loaded.
+
+    Raises:
+        DataError: if one is gone or not as it was; the copy is compared, which is what will be read.
+    """
     for name, want in digests.items():
         try:
             shutil.copyfile(folder / name, out / name)

@@ -68,29 +68,29 @@ class Sampled(CorpusSpec):
 
     @property
     def vocab_size(self) -> int:
-        """See `vocab_size_`."""
+        """Rows of the embedding of what is pretrained; ValueError before `pin` if the model is to say it."""
         if self.vocab_size_ is None:
             raise ValueError("the vocabulary is known once the corpus is pinned: call pin")
         return self.vocab_size_
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """One, by the corpus's name."""
+        """A single one, which bears the corpus's name."""
         return (self.name,)
 
     @property
     def mix(self) -> dict[str, float]:
-        """All of the one domain."""
+        """The one domain has all training sequences."""
         return {self.name: 1.0}
 
     @property
     def row_length(self) -> int:
-        """Of a sequence."""
+        """Tokens of a sequence: all are of one length, and open with the same token."""
         return self.sequence_length
 
     @property
     def sampler(self) -> Source:
-        """The model that writes."""
+        """The model that writes, which the stage that builds the corpus loads and hands to `build`."""
         return self.model
 
     def pin(self, base: Path) -> Sampled:
@@ -115,13 +115,23 @@ class Sampled(CorpusSpec):
         return self.with_(model=model, vocab_size_=vocab_size)  # type: ignore[no-any-return]
 
     def source(self) -> Sampled:
-        """All of it."""
+        """What its tokens depend on: all of it."""
         return self
 
     def build(
         self, out: Path, *, tokenizer_dir: Path | None = None, sampler: PreTrainedModel | None = None
     ) -> dict[str, float]:
-        """Draw all sequences; of the held-out ones also LOSSES, which are the law of next tokens."""
+        """Draw all sequences; of the held-out ones also LOSSES, which are the law of next tokens.
+
+        Sequence i of a split is drawn by numbers that depend on `seed`, the split and i alone.
+
+        Returns:
+            `num_tokens`; and `optimal_loss_nats_per_token`, the mean of LOSSES over all tokens but the first of each.
+
+        Raises:
+            ValueError: if the model or its tokenizer is not given.
+            DataError: if the tokenizer has no token to begin with, or the model may write more tokens than declared.
+        """
         if sampler is None or tokenizer_dir is None:
             raise ValueError("sampled text needs the model that writes it, and its tokenizer")
         tokenizer = load_tokenizer(tokenizer_dir)
@@ -155,7 +165,7 @@ class Sampled(CorpusSpec):
         }
 
     def tokens_bytes(self) -> int:
-        """All sequences, to the byte."""
+        """Of all sequences, to the byte: 2 or 4 bytes a token, by `dtype_of`. LOSSES are not counted."""
         return np.dtype(dtype_of(self.vocab_size)).itemsize * sum(self._counts.values()) * self.sequence_length
 
     def knows_optimum(self, objective: ObjectiveSpec) -> bool:
@@ -164,6 +174,7 @@ class Sampled(CorpusSpec):
 
     def law(self, tokens: Path) -> SampledLaw:
         """What was written down as the held-out sequences were drawn."""
+        # By the sequence itself, so that whoever asks need not know which rows of the file were picked.
         ids = np.fromfile(tokens / f"{self.name}.valid.bin", dtype_of(self.vocab_size))
         rows = ids.astype(np.int64).reshape(-1, self.sequence_length)
         return SampledLaw(dict(zip((row.tobytes() for row in rows), np.load(tokens / LOSSES), strict=True)))
@@ -200,7 +211,12 @@ class SampledLaw:
     """A sequence's ids as bytes of int64 -> -log of each token's probability, in nats, [L]."""
 
     def token_losses(self, ids: Ints, *, seen: Literal["before", "around"], hidden: Bools | None = None) -> Floats:
-        """See `optimum.Law`; of whole held-out sequences, each token given all those before it."""
+        """See `optimum.Law`; of whole held-out sequences, each token given all those before it.
+
+        Raises:
+            ValueError: if anything else is asked for.
+            KeyError: if a sequence is none of the held-out ones.
+        """
         if seen != "before" or hidden is not None:
             raise ValueError(f"sampled text knows its next tokens alone, not what is seen {seen} with tokens hidden")
         return np.stack([self.losses[np.ascontiguousarray(row, np.int64).tobytes()] for row in ids])
@@ -217,6 +233,11 @@ def draw(model: PreTrainedModel, start: int, uniform: Floats) -> tuple[Ints, Flo
 
     Returns:
         ids [n, L], and -log of the probability of each token but the first, whose loss is 0, in nats, [n, L].
+
+    >>> ids, losses = draw(model, 1, np.random.default_rng(0).random((2, 3)))
+    >>> log_p = model(input_ids=torch.from_numpy(ids)).logits[:, :-1].log_softmax(dim=-1).detach().numpy()
+    >>> np.allclose(-losses[:, 1:], np.take_along_axis(log_p, ids[:, 1:, None], axis=2)[..., 0], atol=1e-5)
+    True
     """
     import torch
 

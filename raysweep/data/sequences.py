@@ -40,8 +40,20 @@ def sequences(tokenizer: Any, paths: Sequence[str], *, length: int, seed: int) -
 def masked_sequences(tokenizer: Any, paths: Sequence[str], *, length: int, seed: int) -> Arrays:
     """The same for a masked model: between its start and separator tokens if it has them, some tokens hidden.
 
+    Each token is hidden with probability MASKED, and one of each sequence for sure; a mask always stands in its place.
+
+    Args:
+        tokenizer: of a masked model, which has a mask token.
+        paths: files; see `formats.read_texts`.
+        length: tokens of a sequence, with those at its ends.
+        seed: of the order and of what is hidden.
+
     Returns:
         `input_ids` [n, length], and `labels` alike: the hidden tokens, -100 elsewhere.
+
+    Raises:
+        ValueError: if the text makes fewer than two sequences.
+        DataError: if a file is malformed.
     """
     ends = [each for each in (tokenizer.cls_token_id, tokenizer.sep_token_id) if each is not None]
     ends = ends if len(ends) == 2 else []
@@ -49,7 +61,8 @@ def masked_sequences(tokenizer: Any, paths: Sequence[str], *, length: int, seed:
     draw = np.random.default_rng([seed, 3])
     ids = ids[draw.permutation(len(ids))]
     hidden = draw.random(ids.shape) < MASKED
-    hidden[np.arange(len(ids)), draw.integers(ids.shape[1], size=len(ids))] = True  # A sequence without is no sequence.
+    # A sequence with nothing hidden would have no loss.
+    hidden[np.arange(len(ids)), draw.integers(ids.shape[1], size=len(ids))] = True
     inputs, labels = np.where(hidden, tokenizer.mask_token_id, ids), np.where(hidden, ids, -100)
     if ends:
         inputs = np.pad(inputs, ((0, 0), (1, 1)), constant_values=((0, 0), ends))
@@ -74,7 +87,7 @@ def _cut(tokenizer: Any, paths: Sequence[str], length: int, *, special: bool) ->
 
 
 def _tokens(tokenizer: Any, paths: Sequence[str], *, special: bool) -> Iterator[int]:
-    """Documents from all files in turn."""
+    """Token ids of documents from all files in turn, so that text which ends early is not of the first file alone."""
     readers = [read_texts([path]) for path in paths]
     while readers:
         for reader in list(readers):

@@ -53,7 +53,11 @@ AS_SOURCE = BeforeValidator(
 
 
 def head_of_pinned(checkpoint: hub.PinnedSource) -> Head | None:
-    """What it predicts, as far as its config.json is known. Raises DataError if no tokens."""
+    """What a pinned checkpoint predicts; None where its config.json is not known, as of a hub id with its commit.
+
+    Raises:
+        DataError: if it predicts no tokens.
+    """
     return known_head(read_config(Path(checkpoint.source)) if checkpoint.digests else checkpoint.config)
 
 

@@ -86,7 +86,13 @@ class Domain(Spec):
         return self.with_(**dict(zip(given, by_split, strict=True)), fingerprint=whole, digests=digests)  # type: ignore[no-any-return]
 
     def most_tokens(self, split: TextSplit, enough: int) -> int:
-        """No tokenizer makes more tokens of "train" or "valid" than this; counted only until it is `enough`."""
+        """No tokenizer makes more tokens of a split than this; counted only until it is `enough`.
+
+        A bound before there is a tokenizer, by the bytes of the documents, so that a plan can refuse too little text.
+
+        Raises:
+            DataError: if a file is malformed; names file and line.
+        """
         total = 0
         # Read in part, so not compared with what it was a moment ago; of all lengths, for quantiles are of the whole.
         some = self.with_(digests={}, length_quantiles=None)
@@ -98,13 +104,16 @@ class Domain(Spec):
         return total
 
     def documents(self, split: TextSplit) -> Generator[str]:
-        """Those of `split_documents` that are of one split."""
+        """The documents of one split; see `split_documents`."""
         with contextlib.closing(self.split_documents(split)) as documents:
             for _, text in documents:
                 yield text
 
     def split_documents(self, *splits: TextSplit) -> Generator[tuple[TextSplit, str]]:
         """(split, document) for the documents of these splits, read once, in the order of the files.
+
+        Which split a document is of follows from `valid`, or from its own content: so both can be read in one pass.
+        With `length_quantiles` all of `train` is read once before, to know the lengths.
 
         Raises:
             DataError: if a line is malformed, or a file was changed since it was pinned; names file and line.
@@ -176,7 +185,7 @@ class Text(CorpusSpec):
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """Names, as written."""
+        """Names of the domains in the order of the sweep file, those without weight among them."""
         return tuple(self.domains_)
 
     @property
@@ -188,11 +197,11 @@ class Text(CorpusSpec):
 
     @property
     def row_length(self) -> None:
-        """Running text."""
+        """None: documents follow each other, and sequences are cut out of them at any place."""
 
     @property
     def sampler(self) -> None:
-        """None: people wrote it."""
+        """None: it is read from files, not drawn from a model."""
 
     def pin(self, base: Path) -> Text:
         """With every domain and the tokenizer pinned. Raises DataError with the findings of all of them."""
@@ -212,6 +221,9 @@ class Text(CorpusSpec):
     ) -> dict[str, float]:
         """Write the tokens folder (see packing.py): each domain's documents in a row, each closed by end-of-text.
 
+        Returns:
+            `num_tokens`, of all domains and both splits, end-of-text and tags included.
+
         Raises:
             DataError: if a file is malformed or a domain has no training or no held-out text.
         """
@@ -224,6 +236,7 @@ class Text(CorpusSpec):
         encode = encoder(copy.deepcopy(tokenizer))
         tags = add_control_tokens(tokenizer, self._tags, may_grow=tokenizer_dir is None)
         tokenizer.save_pretrained(out / "tokenizer")
+        # A tokenizer in Python holds the lock all the time: more threads would only wait for each other.
         num_threads = num_cores() if tokenizer.is_fast else 1
         dtype = dtype_of(len(tokenizer))
         domains = {}
@@ -249,6 +262,7 @@ class Text(CorpusSpec):
                 valid_bytes=written["valid"].num_bytes,
             )
         meta = TokensMeta(
+            # Of a short text the tokenizer has fewer tokens than were asked for; models are of one size all the same.
             vocab_size=max(len(tokenizer), 0 if tokenizer_dir else self.vocab_size),
             dtype=dtype,
             sentence_length=None,
@@ -281,6 +295,7 @@ class Text(CorpusSpec):
         return tuple(dict.fromkeys(domain.tag for domain in self.domains_.values() if domain.tag is not None))
 
     def _training_texts(self, num_bytes: int) -> Iterator[str]:
+        """Documents for the tokenizer: about `num_bytes` of each domain whatever its weight, so mixes share it."""
         for domain in self.domains_.values():
             left = num_bytes
             with contextlib.closing(domain.documents("train")) as texts:

@@ -32,14 +32,21 @@ class Bpe(Spec):
     vocab_size: int = Field(default=8192, ge=257)
     """Tokens, the end of text and all 256 bytes among them."""
     num_training_bytes: int = Field(default=2_000_000, ge=1000)
-    """Of each domain."""
+    """About how many bytes of each domain's training text it is trained on."""
 
     def pin(self, base: Path) -> Bpe:
-        """Itself: what it is trained on is pinned with the text."""
+        """As it is: what it is trained on is pinned with the text."""
         return self
 
     def build(self, texts: Callable[[int], Iterator[str]]) -> PreTrainedTokenizerBase:
-        """Train; `texts(num_bytes)` yields the documents to train on."""
+        """Train one. Of a short text it has fewer tokens than `vocab_size`.
+
+        Args:
+            texts: takes a number of bytes, and gives the documents to train on: about so much of each domain.
+
+        Returns:
+            A fast tokenizer, whose bos, eos and pad token are END_OF_TEXT, its only special token.
+        """
         from tokenizers import ByteLevelBPETokenizer
         from transformers import PreTrainedTokenizerFast
 
@@ -80,7 +87,11 @@ class Pretrained(Spec):
         return self.with_(path=tokenizer.source, fingerprint=tokenizer.fingerprint, digests=tokenizer.digests)  # type: ignore[no-any-return]
 
     def build(self, texts: Callable[[int], Iterator[str]]) -> PreTrainedTokenizerBase:
-        """Load it. Raises DataError if a file was changed since it was pinned."""
+        """Load it; `texts` are not read.
+
+        Raises:
+            DataError: if a file was changed since it was pinned.
+        """
         if not self.digests:
             return load_tokenizer(Path(self.path))
         # From a copy of what was pinned and no more: what is compared is what is parsed.
@@ -108,6 +119,11 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 def add_control_tokens(tokenizer: Any, names: Sequence[str], *, may_grow: bool) -> dict[str, int]:
     """Name -> id of each control token, added behind the others where the tokenizer lacks it.
+
+    Args:
+        tokenizer: of the Hugging Face kind; changed.
+        names: such as <|wiki|>, each once.
+        may_grow: whether tokens may be added: not to the tokenizer of a trained model, which has no row for them.
 
     Raises:
         DataError: if it is a token of text, or lacking and the tokenizer may not grow, being that of a trained model.

@@ -94,6 +94,7 @@ def write_tokens(
         DataError: whatever `documents` raises; there is no file then.
     """
 
+    # Arrays are made by the threads, so that the one which reads and writes has little else to do.
     def encoded(batch: Sequence[SplitText]) -> list[npt.NDArray[Any]]:
         return [np.asarray([*before, *ids, *after], dtype) for ids in encode([text for _, text in batch])]
 

@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 @final
 class CausalLM(DecoderObjective):
-    """Next-token prediction: the loss is -sum_t log p(x_t | x_<t), minus the log-probability of a text after its first.
-
-    >>> CausalLM().prepare(np.array([[7, 8, 9]]), np.random.default_rng(0), Specials({}, 10))["labels"]
-    array([[7, 8, 9]])
-    >>> CausalLM().num_predicted({"labels": np.array([[7, 8, 9]])})  # Nothing stands before the first.
-    2
-    """
+    """Next-token prediction: the loss is -sum over t > 1 of log p(x_t | x_<t)."""
 
     name: Literal["causal_lm"] = "causal_lm"
     """Which objective."""
@@ -45,7 +39,13 @@ class CausalLM(DecoderObjective):
         return sequence_length - 1
 
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
-        """The text, of which every token but the first is predicted."""
+        """The text, of which every token but the first is predicted.
+
+        >>> CausalLM().prepare(np.array([[7, 8, 9]]), np.random.default_rng(0), Specials({}, 10))["labels"]
+        array([[7, 8, 9]])
+        >>> CausalLM().num_predicted({"labels": np.array([[7, 8, 9]])})  # Nothing stands before the first.
+        2
+        """
         return {"input_ids": ids, "labels": ids}
 
     @property

@@ -19,12 +19,6 @@ class MaskedLM(MaskedObjective):
 
     Places are drawn without replacement, each as likely, so that every row hides as many. Special tokens of the text,
     such as the end of a document, are read and never hidden.
-
-    >>> specials = Specials({MASK: 50}, num_text_tokens=50, reserved=(0, 50))
-    >>> half = MaskedLM(name="masked_lm", mask=0.5)
-    >>> rows = half.prepare(np.array([[0, 7, 8, 9, 6]]), np.random.default_rng(0), specials)
-    >>> rows["input_ids"], rows["labels"]
-    (array([[ 0,  7, 50, 50,  6]]), array([[-100, -100,    8,    9, -100]]))
     """
 
     name: Literal["masked_lm"]
@@ -63,6 +57,12 @@ class MaskedLM(MaskedObjective):
 
         Returns:
             input_ids and labels, [n, L].
+
+        >>> specials = Specials({MASK: 50}, num_text_tokens=50, reserved=(0, 50))
+        >>> half = MaskedLM(name="masked_lm", mask=0.5)
+        >>> rows = half.prepare(np.array([[0, 7, 8, 9, 6]]), np.random.default_rng(0), specials)
+        >>> rows["input_ids"], rows["labels"]
+        (array([[ 0,  7, 50, 50,  6]]), array([[-100, -100,    8,    9, -100]]))
         """
         is_text = ~np.isin(ids, specials.reserved)
         # Ranks of random numbers: the first so many places of a random order, of those that may be hidden.

@@ -17,11 +17,6 @@ class PrefixLM(DecoderObjective):
     """Each sequence is cut in two at random: the loss is -sum over t >= cut of log p(x_t | x_<t), the prefix given.
 
     Cuts are drawn evenly between the shortest and the longest prefix, for each row by itself.
-
-    >>> half = PrefixLM(name="prefix_lm", prefix=(0.5, 0.5))
-    >>> rows = half.prepare(np.array([[5, 6, 7, 8]]), np.random.default_rng(0), Specials({}, 10))
-    >>> rows["labels"], rows["prefix_lengths"]
-    (array([[-100, -100,    7,    8]]), array([2]))
     """
 
     name: Literal["prefix_lm"]
@@ -67,6 +62,11 @@ class PrefixLM(DecoderObjective):
 
         Returns:
             input_ids and labels [n, L]; prefix_lengths [n] where a prefix is seen both ways.
+
+        >>> half = PrefixLM(name="prefix_lm", prefix=(0.5, 0.5))
+        >>> rows = half.prepare(np.array([[5, 6, 7, 8]]), np.random.default_rng(0), Specials({}, 10))
+        >>> rows["labels"], rows["prefix_lengths"]
+        (array([[-100, -100,    7,    8]]), array([2]))
         """
         num, length = ids.shape
         shortest, longest = self._prefix_lengths(length)

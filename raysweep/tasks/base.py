@@ -39,7 +39,7 @@ class Answered:
 
 
 class Fitted(NamedTuple):
-    """What fine-tuning leaves."""
+    """A model that was fine-tuned on a task, and how that went."""
 
     model: Any
     """Whatever `TaskSpec.score` of the same task takes."""
@@ -104,15 +104,29 @@ class TaskSpec(Spec):
 
     @abstractmethod
     def pin(self, base: Path) -> Any:
-        """With its data found, checked and fingerprinted. Raises DataError."""
+        """With its data found, checked and fingerprinted: what is pinned has the same examples anywhere.
+
+        Args:
+            base: folder of the sweep file, which paths are relative to.
+
+        Raises:
+            DataError: with all that is missing or malformed.
+        """
 
     @abstractmethod
     def bind(self, corpus: Corpus) -> Any:
-        """With what it takes from the pretraining corpus. Raises SpaceError if they do not go together."""
+        """With what it takes from the pretraining corpus, such as the law that labels follow from.
+
+        Raises:
+            SpaceError: if they do not go together; names what would.
+        """
 
     @abstractmethod
     def ids(self, split: Split) -> list[str]:
-        """A name for each example of a split, unique in it and the same for every checkpoint."""
+        """A name for each example of a split, unique in it and the same for every checkpoint.
+
+        Differences between checkpoints are paired by it, example by example.
+        """
 
     @abstractmethod
     def check_indicator(self) -> None:
@@ -140,13 +154,22 @@ class TaskSpec(Spec):
             train: does the steps.
             seed: of what is drawn beside their order, such as a new head.
 
+        Returns:
+            What `score` takes, in evaluation mode, and the loss of each step.
+
         Raises:
             StageError: if the checkpoint lacks what the task needs.
         """
 
     @abstractmethod
     def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Answered]:
-        """What a fine-tuned model, that of `fit`, says to each example of a split, in the order of `ids`."""
+        """What a fine-tuned model says to each example of a split, in the order of `ids`, and how good that is.
+
+        Args:
+            model: `Fitted.model` of this task.
+            tokenizer: the checkpoint's.
+            split: whose examples are asked.
+        """
 
     @abstractmethod
     def score_untrained(
@@ -160,11 +183,19 @@ class TaskSpec(Spec):
             num_shots: solved training examples to go by: before the question, or of each class of a task with labels,
                 which needs one at least.
             max_examples: at most.
+
+        Returns:
+            The "score" of each example, in [0, 1].
         """
 
     @abstractmethod
     def features(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split) -> Features:
-        """Frozen states of the examples of a split, and their labels.
+        """Frozen states of the examples of a split, and their labels, in the order of `ids`.
+
+        Args:
+            model: in evaluation mode.
+            tokenizer: the checkpoint's.
+            split: whose examples are read.
 
         Raises:
             ValueError: if the task has no labels.
@@ -180,7 +211,11 @@ class TaskSpec(Spec):
 
 
 def numbered(names: Iterable[str]) -> list[str]:
-    """Each name, "#2" behind the second of a kind, and so on."""
+    """Each name, "#2" behind the second of a kind, and so on.
+
+    >>> numbered(["a", "b", "a"])
+    ['a', 'b', 'a#2']
+    """
     seen: Counter[str] = Counter()
     apart = []
     for name in names:

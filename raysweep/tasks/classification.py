@@ -34,11 +34,11 @@ class Classification(FileTask, LabelledTask):
 
     @property
     def num_classes(self) -> int:
-        """Labels of the training file."""
+        """Number of labels of the training file; 0 before it is pinned."""
         return len(self.classes)
 
     def check(self, line: Mapping[str, Any]) -> str | None:
-        """See `FileTask.check`."""
+        """A `text` that is not empty, and a `label`, a text or a whole number; see `FileTask.check`."""
         label = line.get("label")
         if problem := missing_text(line, "text"):
             return problem
@@ -48,7 +48,11 @@ class Classification(FileTask, LabelledTask):
         return None
 
     def pin(self, base: Path) -> Any:
-        """With its classes, too: an error, if there is but one, or a test example is of another."""
+        """With its classes, too; see `TaskSpec.pin`.
+
+        Raises:
+            DataError: also if there is but one class, or a test example is of none.
+        """
         pinned: Classification = super().pin(base)
         train, test = (
             Counter(map(pinned.answer, pinned._read(listed(paths)))) for paths in (pinned.train, pinned.test)
@@ -63,7 +67,7 @@ class Classification(FileTask, LabelledTask):
         return pinned.with_(classes=tuple(sorted(train)))
 
     def prompt(self, example: Example) -> str:
-        """The text as it is."""
+        """The text as it is: no question stands around it."""
         return str(example["text"])
 
     def answer(self, example: Example) -> str:
@@ -71,7 +75,7 @@ class Classification(FileTask, LabelledTask):
         return str(example["label"])
 
     def class_name(self, label: int) -> str:
-        """The label, as a text."""
+        """The label as it stands in the file, as a text; `label` is its index in `classes`."""
         return self.classes[label]
 
     def chance(self) -> float:
@@ -80,12 +84,16 @@ class Classification(FileTask, LabelledTask):
         return fmean(self.answer(example) == commonest for example in self.examples("test"))
 
     def encoded(self, split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Labelled:
-        """Texts framed as the tokenizer frames one, such as by [CLS] and [SEP]; long ones lose their end."""
+        """Texts framed as the tokenizer frames one, such as by [CLS] and [SEP]; long ones lose their end.
+
+        Classes are numbered in the order of `classes`.
+        """
         examples = self.examples(split)
         texts = [self.prompt(example) for example in examples]
         rows = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else []
         # A tokenizer may make nothing of a text; its mean state would be none.
         ids, mask = pad([row or [0] for row in rows], value=0)
+        # Sorted names, not the order in which labels come: the same numbers whatever the files' order.
         number = {name: index for index, name in enumerate(self.classes)}
         labels = np.array([number[self.answer(example)] for example in examples], np.int64)
         return Labelled(ids, labels, mask.sum(axis=1))

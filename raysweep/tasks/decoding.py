@@ -19,7 +19,17 @@ def first_lines(
     *,
     max_new_tokens: int,
 ) -> list[str]:
-    """The first line that is not blank of the greedy continuation of each prompt, without blanks around it."""
+    """The first line that is not blank of the greedy continuation of each prompt, without blanks around it.
+
+    Args:
+        model: a causal one, in evaluation mode.
+        tokenizer: decodes what it writes.
+        prompts: token ids, at least one each; with `max_new_tokens` more they fit into the model's positions.
+        max_new_tokens: after which an answer ends in any case.
+
+    Returns:
+        An answer for each prompt, in order; empty where the text ends before a line begins.
+    """
     decode = _decode if can_go_on(model) else _generate
 
     def run(batch: list[int]) -> list[str]:
@@ -45,6 +55,7 @@ def _decode(
     """Tokens behind each prompt, up to the one that ends the text or the first line; an answer that ended costs nothing
     while others go on."""
 
+    # By token: whether an answer's line may be over is asked after each, and decoding all of it each time is slow.
     @cache
     def breaks_line(token: int) -> bool:
         return "\n" in tokenizer.decode([token])
@@ -64,6 +75,7 @@ def _decode(
         rows = [row for row, index in enumerate(going) if not is_complete(answers[index])]
         if not rows:
             return answers
+        # Rows that are done are dropped from the cache: later steps cost as many rows as still go on.
         if len(rows) < len(going):
             kept, tokens, going = kept.select(rows), tokens[rows], [going[row] for row in rows]
         every = torch.arange(len(going), device=tokens.device)

@@ -51,7 +51,7 @@ class FileTask(TaskSpec):
 
     @abstractmethod
     def check(self, line: Mapping[str, Any]) -> str | None:
-        """What is wrong with a line of the file; None if nothing is."""
+        """What is wrong with a line of the file, in words that name the field and its value; None if nothing is."""
 
     @abstractmethod
     def prompt(self, example: Example) -> str:
@@ -100,8 +100,10 @@ class FileTask(TaskSpec):
     def examples(self, split: Split) -> Sequence[Example]:
         """Examples, at most as many as the spec says, in an order that depends on their content alone.
 
-        Those for indicators are what training and validation leave of the training file, at least as many as validate,
-        but for those whose content also stands in another split or anywhere in the test file.
+        Of the training file the first are "valid", the next "train", the last "indicator": no line is in two splits,
+        and neither the order nor the number of files moves one across. Those for indicators are what training and
+        validation leave, at least as many as validate, but for those whose content also stands in another split or
+        anywhere in the test file.
         """
         if split == "test":
             return self._read(listed(self.test))[: self.max_test_examples]
@@ -158,6 +160,7 @@ class FileTask(TaskSpec):
 
     def _read(self, paths: Sequence[str]) -> Sequence[Example]:
         digests = tuple(self.digests.get(path, "") for path in paths)
+        # A changed file must not be answered from memory, as the digests that this would be found by are the old ones.
         are_as_pinned = all(Path(path).is_file() and digest(path) == self.digests.get(path) for path in paths)
         if not are_as_pinned:  # Or not pinned yet; reading says what is wrong.
             return self._parse(paths)
@@ -170,6 +173,7 @@ class FileTask(TaskSpec):
                 if problem := self.check(line):
                     raise DataError(f"{path}:{number}: {problem}")
                 lines.append((self._digest(line), line))
+        # By a hash: an order as good as shuffled, whatever that of lines and files.
         return tuple(line for _, line in sorted(lines, key=lambda pair: pair[0]))
 
     def _digest(self, example: Example) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Examples as token rows."""
+    """Examples as token rows of one width, each with its class."""
 
     ids: Ints
     """[n, L]."""
@@ -31,7 +31,14 @@ class Labelled:
     """[n]: tokens of each before its padding, which stands on the right; None: all rows are whole."""
 
     def batch(self, rows: Sequence[int] | slice) -> Arrays:
-        """What a classifier reads of some rows, and their classes as `labels` [n]."""
+        """What a classifier reads of some rows, and their classes as `labels` [n].
+
+        Args:
+            rows: indices of examples, in any order, or a slice of them.
+
+        Returns:
+            `input_ids` [n, L], and where rows are padded `lengths` [n] and `attention_mask` [n, L], 1 at what is read.
+        """
         arrays = {"input_ids": self.ids[rows], "labels": self.labels[rows]}
         if self.lengths is not None:
             lengths = self.lengths[rows]
@@ -53,14 +60,20 @@ class LabelledTask(TaskSpec):
     @property
     @abstractmethod
     def num_classes(self) -> int:
-        """Classes there are."""
+        """Number of classes that a head tells apart: labels are in [0, num_classes)."""
 
     @abstractmethod
     def encoded(self, split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Labelled:
-        """The examples of a split, in the order of `ids`; rows are cut to `max_length` tokens."""
+        """The examples of a split, in the order of `ids`.
+
+        Args:
+            split: which examples.
+            tokenizer: the checkpoint's.
+            max_length: tokens that rows are cut to, special ones included.
+        """
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Train, *, seed: int) -> Fitted:
-        """All weights, and a new linear head on the last layer's states."""
+        """All weights, and a new linear head on the last layer's states, drawn from `seed`; see `TaskSpec.fit`."""
         from raysweep.train.classifier import Classifier, LabelLoss
 
         examples = self.encoded("train", tokenizer, max_length=context_length(model))
@@ -75,7 +88,7 @@ class LabelledTask(TaskSpec):
         return label
 
     def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Answered]:
-        """Accuracy of the likeliest class."""
+        """The likeliest class of each example: 1 if it is the right one, else 0; see `TaskSpec.score`."""
         examples = self.encoded(split, tokenizer, max_length=context_length(model.base))
         said = model.predict(examples.batch(slice(None)))
         hits = (said == examples.labels).astype(float).tolist()
@@ -89,12 +102,14 @@ class LabelledTask(TaskSpec):
     ) -> list[float]:
         """Hits of the class whose `num_shots` examples' mean state is nearest (Snell et al., 2017).
 
-        A class without an example in the training split is never predicted.
+        Near is by Euclidean distance, of one state for each example: see `_summaries`. A class without an example in
+        the training split is never predicted.
         """
         import torch
 
         max_length = context_length(model)
         train = self.encoded("train", tokenizer, max_length=max_length)
+        # The first of each class in the order of the split, which no checkpoint has a say in.
         chosen = train[
             np.concatenate([np.flatnonzero(train.labels == label)[:num_shots] for label in np.unique(train.labels)])
         ]
@@ -107,7 +122,7 @@ class LabelledTask(TaskSpec):
         return [float(hit) for hit in (picked.numpy() == asked.labels)]
 
     def features(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split) -> Features:
-        """What a head reads: see `pooling`."""
+        """What a head reads, flat: all states [n, L x hidden], or their means [n, hidden]; see `TaskSpec.features`."""
         import torch
 
         examples = self.encoded(split, tokenizer, max_length=context_length(model))

@@ -17,7 +17,17 @@ TokenIds = Sequence[int]
 def mean_log_likelihoods(
     model: PreTrainedModel, prompts: Sequence[TokenIds], choices: Sequence[Sequence[TokenIds]]
 ) -> list[list[float]]:
-    """Mean log-probability, in nats per token, of each of a prompt's choices: token ids, at least one each."""
+    """(1 / |c|) sum_t log p(c_t | prompt, c_<t) of each of a prompt's choices c, in nats per token.
+
+    Args:
+        model: a causal one, in evaluation mode.
+        prompts: token ids, at least one each.
+        choices: of each prompt, of any number: token ids, at least one each; with the prompt they fit into the model's
+            positions.
+
+    Returns:
+        A value for each choice of each prompt, in order.
+    """
     likelihoods = _behind_prompts if can_go_on(model) else _in_full
 
     def run(batch: list[int]) -> list[list[float]]:
@@ -35,6 +45,7 @@ def _behind_prompts(
 ) -> list[float]:
     """Mean log-likelihood of each answer behind the prompt at its place in `owners`."""
     logits, kept = read(model, prompts)
+    # The first token of every choice is predicted by what the prompt gave; only longer choices are read at all.
     first = torch.tensor([answer[0] for answer in answers], device=model.device)
     sums = _log_probabilities(logits, first, rows=torch.tensor(owners, device=model.device))
 
@@ -49,6 +60,7 @@ def _behind_prompts(
         return sums_of_rest.index_add(0, rows, _log_probabilities(of_answers, rest)).tolist()
 
     longer = [at for at, answer in enumerate(answers) if len(answer) > 1]
+    # The prompt counts, too: its keys and values are copied for every choice.
     width = kept.mask.shape[1]
     of_rest = in_batches([width + len(answers[at]) for at in longer], lambda batch: run([longer[at] for at in batch]))
     totals = dict(enumerate(sums.tolist()))
@@ -60,7 +72,7 @@ def _behind_prompts(
 def _in_full(
     model: PreTrainedModel, prompts: Sequence[TokenIds], owners: Sequence[int], answers: Sequence[TokenIds]
 ) -> list[float]:
-    """As `_behind_prompts`, with the prompt read again for each answer, one after another."""
+    """As `_behind_prompts`, with the prompt read again for each answer: of models whose cache cannot be copied."""
     means = []
     for owner, answer in zip(owners, answers, strict=True):
         prompt = prompts[owner]

@@ -26,7 +26,7 @@ class MultipleChoice(TextTask):
     """Which form of task."""
 
     def check(self, line: Mapping[str, Any]) -> str | None:
-        """See `FileTask.check`."""
+        """A `question`, two `choices` or more, and in `answer` the index of one, from 0; see `FileTask.check`."""
         choices, answer = line.get("choices"), line.get("answer")
         if problem := missing_text(line, "question"):
             return problem
@@ -41,11 +41,11 @@ class MultipleChoice(TextTask):
         return None
 
     def prompt(self, example: Example) -> str:
-        """See `FileTask.prompt`."""
+        """The question, and what an answer follows; the choices are not shown."""
         return f"Question: {example['question']}\nAnswer:"
 
     def answer(self, example: Example) -> str:
-        """See `FileTask.answer`."""
+        """The right choice, behind a blank."""
         return f" {example['choices'][example['answer']]}"
 
     def content(self, example: Example) -> str:
@@ -54,7 +54,7 @@ class MultipleChoice(TextTask):
 
     @property
     def typical_scored_length(self) -> int:
-        """Of all choices."""
+        """Tokens read to score an example, assumed for a plan: as if each choice were read behind its own prompt."""
         return TYPICAL_LENGTH * TYPICAL_CHOICES
 
     def chance(self) -> float:
@@ -70,13 +70,18 @@ class MultipleChoice(TextTask):
         max_length: int,
         shots: Sequence[Example] = (),
     ) -> list[Answered]:
-        """Accuracy of the choice whose tokens have the highest mean log-likelihood after the prompt."""
+        """Accuracy of the choice whose tokens have the highest mean log-likelihood after the prompt.
+
+        Per token, so that a long choice is not held against it; of equal ones the first. See `TextTask.evaluate`.
+        """
         from raysweep.tasks.likelihoods import mean_log_likelihoods
 
         before = self.shot_text(shots)
         prompts = token_ids(tokenizer, [before + self.prompt(example) for example in examples])
+        # With the blank before them, which most tokenizers make part of a word, as in what is trained on.
         texts = token_ids(tokenizer, [f" {choice}" for example in examples for choice in example["choices"]])
         tokens = iter(texts)
+        # At least one token of the prompt has to stand before a choice.
         choices = [[next(tokens)[: max_length - 1] for _ in example["choices"]] for example in examples]
         # All choices follow the same prompt, so it is cut for the longest.
         kept = [fit(prompt, max(of, key=len), max_length) for prompt, of in zip(prompts, choices, strict=True)]

@@ -19,6 +19,7 @@ def can_go_on(model: PreTrainedModel) -> bool:
 
     Not so with sliding windows, recurrent states, or a model that keeps nothing.
     """
+    # What follows padding has to say at which position it stands.
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return False
     with torch.inference_mode():
@@ -26,6 +27,7 @@ def can_go_on(model: PreTrainedModel) -> bool:
     cache = getattr(output, "past_key_values", None)
     if not isinstance(cache, DynamicCache) or not cache.layers:
         return False
+    # The very class: what derives from it may keep the last tokens alone, or something else.
     return all(type(layer) is DynamicLayer and layer.is_initialized for layer in cache.layers)
 
 
@@ -72,7 +74,12 @@ class Prompts:
 
 
 def read(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, Prompts]:
-    """Logits [n, vocabulary] of the token after each prompt, and what the model keeps of them."""
+    """Logits [n, vocabulary] of the token after each prompt, and what the model keeps of them.
+
+    Args:
+        model: one for which `can_go_on` holds, in evaluation and inference mode.
+        prompts: token ids, at least one each, of any lengths.
+    """
     # Padded to the right, which no token before it attends to: there is no mask to compute with.
     ids, mask = (torch.from_numpy(part).to(model.device) for part in pad(prompts, value=0))
     lengths = mask.sum(dim=1)

@@ -33,7 +33,7 @@ class QA(TextTask):
     """Of the answer; at most half of what prompt and answer may have together."""
 
     def check(self, line: Mapping[str, Any]) -> str | None:
-        """See `FileTask.check`."""
+        """A `question`, one or more `answers`, and a `context` that is not empty, if any; see `FileTask.check`."""
         answers = line.get("answers")
         if problem := missing_text(line, "question"):
             return problem
@@ -44,12 +44,12 @@ class QA(TextTask):
         return None
 
     def prompt(self, example: Example) -> str:
-        """See `FileTask.prompt`."""
+        """The context, if any, the question, and what an answer follows."""
         context = f"Context: {example['context']}\n" if "context" in example else ""
         return f"{context}Question: {example['question']}\nAnswer:"
 
     def answer(self, example: Example) -> str:
-        """See `FileTask.answer`."""
+        """The first of the right answers, behind a blank: what is trained on, though any is right."""
         return f" {example['answers'][0]}"
 
     @property
@@ -80,7 +80,7 @@ class QA(TextTask):
         from raysweep.tasks.decoding import first_lines
 
         before = self.shot_text(shots)
-        num_new = min(self.max_new_tokens, max_length // 2)
+        num_new = min(self.max_new_tokens, max_length // 2)  # A model of few positions must see some of the question.
         texts = [before + self.prompt(example) for example in examples]
         prompts = [fit(ids, [], max_length - num_new)[0] for ids in token_ids(tokenizer, texts)]
         answers = first_lines(model, tokenizer, prompts, max_new_tokens=num_new)
@@ -90,13 +90,23 @@ class QA(TextTask):
 
 
 def normalise(text: str) -> str:
-    """Lower case, without punctuation, articles and spare blanks: SQuAD's normalisation."""
+    """Lower case, without punctuation, articles and spare blanks: SQuAD's normalisation (Rajpurkar et al., 2016).
+
+    >>> normalise("The  Eiffel Tower!")
+    'eiffel tower'
+    """
     text = "".join(char for char in text.lower() if char not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def token_f1(answer: str, right: str) -> float:
-    """F1 of the words two answers share, after normalisation."""
+    """2 shared / (words of one + words of the other), after normalisation: F1 of precision and recall, in [0, 1].
+
+    A word counts as often as it stands in both. Of an answer without words 1 if the other has none either, else 0.
+
+    >>> token_f1("the red house", "a house")  # 1 of 2 words is right, and 1 of 1 is there.
+    0.6666666666666666
+    """
     ours, theirs = normalise(answer).split(), normalise(right).split()
     if not ours or not theirs:
         return float(ours == theirs)

@@ -25,14 +25,34 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
 
 
 def fit(prompt: Sequence[int], answer: Sequence[int], max_length: int) -> tuple[list[int], int]:
-    """(token ids, how many of them are prompt): the prompt loses its beginning where both are too long."""
+    """(token ids, how many of them are prompt): the prompt loses its beginning where both are too long.
+
+    At least the prompt's last token is kept, which an answer is predicted from, and the answer loses its end for it.
+
+    Args:
+        prompt, answer: token ids.
+        max_length: tokens of both.
+
+    >>> fit([1, 2, 3], [8, 9], 4)
+    ([2, 3, 8, 9], 2)
+    """
     room = max(1, max_length - len(answer))
     kept = list(prompt)[-room:]
     return [*kept, *answer][:max_length], len(kept)
 
 
 def pad(rows: Sequence[Sequence[int]], *, value: int, left: bool = False) -> tuple[Any, Any]:
-    """(values [n, longest], mask of what is no padding [n, longest]), both int64 numpy arrays."""
+    """(values [n, longest], mask of what is no padding [n, longest]), both int64 numpy arrays.
+
+    Args:
+        rows: at least one, of any lengths.
+        value: of padding.
+        left: whether padding stands before a row, not behind it.
+
+    >>> pad([[5], [6, 7]], value=0)[0]
+    array([[5, 0],
+           [6, 7]])
+    """
     import numpy as np
 
     width = max(len(row) for row in rows)
@@ -54,12 +74,16 @@ def in_batches(
         lengths: tokens of each row.
         run: takes the indices of a batch's rows, and gives a result for each.
         max_tokens: of a batch, padding included; a row alone may have more.
+
+    >>> in_batches([9, 2, 2], lambda rows: [f"in {rows}"] * len(rows), max_tokens=10)
+    ['in [0]', 'in [1, 2]', 'in [1, 2]']
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     results: dict[int, Any] = {}
     start = 0
     while start < len(order):
         stop = start + 1
+        # Lengths rise, so the last row's is the width of all.
         while stop < len(order) and (stop - start + 1) * lengths[order[stop]] <= max_tokens:
             stop += 1
         results |= zip(order[start:stop], run(order[start:stop]), strict=True)

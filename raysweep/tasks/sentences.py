@@ -46,10 +46,18 @@ class SentenceTask(LabelledTask):
 
     @abstractmethod
     def labelled(self, num: int, *, stream: int) -> tuple[Ints, Ints]:
-        """Words [num, T] of sentences of a stream, by `seed`, and the class of each [num]."""
+        """Sentences of the language, by the task's own `seed`, and their classes.
+
+        Args:
+            num: sentences of the stream.
+            stream: TASK or INDICATOR; see `ExactCorpus.sample`.
+
+        Returns:
+            Words [num, T] in [0, vocabulary), and classes [num] in [0, num_classes); both int64.
+        """
 
     def pin(self, base: Path) -> Self:
-        """Itself: it names no file."""
+        """As it is, as no file is read for it."""
         return self
 
     def check_size(self, numbers: int, by: str) -> None:
@@ -71,6 +79,7 @@ class SentenceTask(LabelledTask):
         if split == "indicator":
             return self._indicator_examples()
         counts = {"train": self.num_train, "valid": self.num_valid, "test": self.num_test}
+        # One draw, cut in three: no sentence's place is in two splits, though its words may be, of a small language.
         words, labels = self.labelled(sum(counts.values()), stream=TASK)
         first = {"train": 0, "valid": self.num_train, "test": self.num_train + self.num_valid}[split]
         part = slice(first, first + counts[split])
@@ -83,6 +92,7 @@ class SentenceTask(LabelledTask):
     def _indicator_examples(self) -> tuple[Ints, Ints]:
         words, labels = self.labelled(self.num_test, stream=INDICATOR)
         ids = self.language.rows(words)
+        # Another stream shares no draw, but a small language has few sentences, and draws them again.
         known = {row.tobytes() for split in TARGET_SPLITS for row in self.examples(split)[0]}
         apart = np.array([row.tobytes() not in known for row in ids])
         return ids[apart], labels[apart]
@@ -108,7 +118,7 @@ class SentenceTask(LabelledTask):
         yield from ()
 
     def workload(self) -> Workload:
-        """Sentences are read whole."""
+        """Exact numbers of examples and tokens: sentences are of one length and read whole."""
         length = self.language.row_length
         return Workload(self.num_train, self.num_valid, self.num_test, self.num_test, length, length, num_states=length)
 

@@ -26,7 +26,11 @@ class PCFGSpan(SentenceTask):
     """Filled from pretrain.data."""
 
     def bind(self, corpus: Corpus) -> PCFGSpan:
-        """With the corpus's grammar."""
+        """With the corpus's grammar, which the labels follow from.
+
+        Raises:
+            SpaceError: if the corpus is no grammar, its trees have no such span, or the sentences take too much memory.
+        """
         if corpus.label_form != self.form:
             raise SpaceError(f"form pcfg_span needs pretrain.data pcfg, not {corpus.name}")
         bound: PCFGSpan = self.with_(grammar=corpus)
@@ -38,17 +42,17 @@ class PCFGSpan(SentenceTask):
 
     @property
     def num_classes(self) -> int:
-        """Non-terminals of the grammar."""
+        """As many as the grammar has non-terminals, whichever of them stand there."""
         return self.language.num_nonterminals
 
     @property
     def language(self) -> PCFG:
-        """The grammar."""
+        """The pretraining corpus's grammar; ValueError before `bind`."""
         if self.grammar is None:
             raise ValueError("the task is not bound to a corpus yet: call bind")
         return self.grammar
 
     def labelled(self, num: int, *, stream: int) -> tuple[Ints, Ints]:
-        """See `SentenceTask.labelled`."""
+        """Classes are the non-terminals above each sentence's last `span` words; see `SentenceTask.labelled`."""
         words, spans = self.language.sample(num, seed=self.seed, stream=stream)
         return words, spans[self.span][:, -1]

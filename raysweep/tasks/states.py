@@ -24,7 +24,11 @@ class HMMState(SentenceTask):
     """Filled from pretrain.data."""
 
     def bind(self, corpus: Corpus) -> HMMState:
-        """With the corpus's chain."""
+        """With the corpus's chain, which the labels follow from.
+
+        Raises:
+            SpaceError: if the corpus is no chain, its sentences are too short, or they take too much memory.
+        """
         if corpus.label_form != self.form:
             raise SpaceError(f"form hmm_state needs pretrain.data hmm, not {corpus.name}")
         bound: HMMState = self.with_(chain=corpus)
@@ -36,17 +40,17 @@ class HMMState(SentenceTask):
 
     @property
     def num_classes(self) -> int:
-        """States of the chain."""
+        """As many as the chain has states, whichever of them come."""
         return self.language.num_states
 
     @property
     def language(self) -> HMM:
-        """The chain."""
+        """The pretraining corpus's chain; ValueError before `bind`."""
         if self.chain is None:
             raise ValueError("the task is not bound to a corpus yet: call bind")
         return self.chain
 
     def labelled(self, num: int, *, stream: int) -> tuple[Ints, Ints]:
-        """See `SentenceTask.labelled`."""
+        """Classes are the hidden states at `position`; see `SentenceTask.labelled`."""
         words, states = self.language.sample(num, seed=self.seed, stream=stream)
         return words, states[:, self.position - 1]

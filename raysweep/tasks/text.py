@@ -35,14 +35,28 @@ class TextTask(FileTask):
         max_length: int,
         shots: Sequence[Example] = (),
     ) -> list[Answered]:
-        """Answer and score examples, with `shots` solved before each; prompts longer than fits lose their beginning."""
+        """Answer and score examples.
+
+        Args:
+            model: a causal one, in evaluation mode.
+            tokenizer: the checkpoint's.
+            examples: of a file of the task.
+            max_length: tokens of a prompt and its answer; a longer prompt loses its beginning.
+            shots: solved examples that stand before each prompt.
+
+        Returns:
+            In the order of the examples.
+        """
 
     @property
     def num_classes(self) -> None:
-        """None: answers are no classes."""
+        """None: an answer is any text, so there is no class for a linear probe."""
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Train, *, seed: int) -> Fitted:
-        """All weights, on the answers and the token that ends them."""
+        """All weights, on the answers and the token that ends them, each behind its prompt; see `TaskSpec.fit`.
+
+        Nothing is drawn here, so `seed` is not used.
+        """
         if tokenizer.eos_token_id is None:
             raise StageError("the checkpoint's tokenizer has no eos_token, which ends an answer; set it in the folder")
         max_length = context_length(model)
@@ -55,6 +69,7 @@ class TextTask(FileTask):
         ]
 
         def batch(rows: Sequence[int]) -> Arrays:
+            # Any token will do as padding: behind a row, nothing that has a label attends to it.
             ids, mask = pad([pairs[row][0] for row in rows], value=0)
             labels = np.where(mask == 1, ids, IGNORED)
             for index, row in enumerate(rows):
@@ -66,7 +81,7 @@ class TextTask(FileTask):
         return Fitted(model, losses)
 
     def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Answered]:
-        """See `evaluate`."""
+        """Answers without solved examples before them, as in fine-tuning; see `evaluate`."""
         return self.evaluate(model, tokenizer, self.examples(split), max_length=context_length(model))
 
     def score_untrained(
@@ -83,7 +98,7 @@ class TextTask(FileTask):
         return [row.scores["score"] for row in rows]
 
     def features(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split) -> Features:
-        """None: a ValueError."""
+        """There are none of answers in words: ValueError."""
         raise ValueError(f"a task of form {self.form} has no labels to fit a linear probe to")
 
     def shot_text(self, shots: Sequence[Example]) -> str:

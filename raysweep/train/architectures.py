@@ -30,7 +30,11 @@ class Sketch(NamedTuple):
 def described(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The class, and the fields that differ from its configuration's defaults, of what a config.json says.
 
-    Fields are those of the transformers that is installed: what an older one has written is read as that reads it.
+    Fields are those of the transformers that is installed: what an older one has written is read as that reads it, so
+    two files that say the same in other words have one id.
+
+    Args:
+        config: the content of a config.json.
 
     Raises:
         ValueError: if it is no language model, or no configuration of its kind.
@@ -61,7 +65,16 @@ def described(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 def configured(
     architecture: str, fields: Mapping[str, Any], vocab_size: int
 ) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
-    """The class and the configuration of a model of this vocabulary, which has no padding. Raises ValueError."""
+    """The class and the configuration of a model of this vocabulary, which has no padding.
+
+    Args:
+        architecture: name of a class of transformers, such as GPT2LMHeadModel.
+        fields: of its configuration, by the names that transformers takes.
+        vocab_size: rows of its embedding.
+
+    Raises:
+        ValueError: if there is no such class or field, or a field is the tokenizer's to say; names it.
+    """
     model_class = _class_of(architecture)
     known = {**_defaults(model_class.config_class), **dict.fromkeys(model_class.config_class.attribute_map)}
     for name in fields:
@@ -84,10 +97,18 @@ def configured(
 
 @cache
 def sketch(architecture: str, fields: str) -> Sketch:
-    """Of a model whose `fields` are given as JSON; it is made, and run, without any weight. Raises ValueError."""
+    """What is known of a model before it has weights; it is made, and run on two tokens, on the meta device.
+
+    Args:
+        architecture: see `configured`.
+        fields: as JSON with sorted keys, so that what is made once is kept.
+
+    Raises:
+        ValueError: if it cannot be made, or does not read text without padding.
+    """
     import torch
 
-    model = _skeleton(architecture, fields, 8)
+    model = _skeleton(architecture, fields, 8)  # Of a vocabulary of 8: nothing that is asked here depends on it.
     ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
     try:
         model(input_ids=ids)

@@ -17,7 +17,11 @@ OTHER_HEADS = (".pooler.", "cls.seq_relationship.", "sop_classifier.", "discrimi
 
 
 def reads_ahead(model: PreTrainedModel) -> bool:
-    """Whether another last token changes what is predicted before it."""
+    """Whether another last token changes what is predicted before it: tried on one sequence of 8 tokens.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+    """
     import torch
 
     ids = torch.arange(8).remainder(model.config.get_text_config().vocab_size).repeat(2, 1)

@@ -38,12 +38,19 @@ class Classifier(torch.nn.Module):
         width = num_states * model.config.hidden_size
         generator = torch.Generator().manual_seed(seed)
         self.head = torch.nn.Linear(width, num_classes)
+        # 0.02 as new weights of language models have it; the more states are read, the less each counts, so that logits
+        # begin as small for rows of any length.
         with torch.no_grad():
             self.head.weight.copy_(torch.randn(num_classes, width, generator=generator) * 0.02 / num_states**0.5)
             self.head.bias.zero_()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Class logits [n, num_classes] of token ids [n, L]; see `pooled_states`."""
+        """Class logits [n, num_classes].
+
+        Args:
+            input_ids: [n, L].
+            attention_mask: [n, L], 0 at padding; None: there is none.
+        """
         states = pooled_states(self.base, input_ids, attention_mask, pooling=self._pooling)
         return self.head(states.flatten(1))  # type: ignore[no-any-return]
 
@@ -52,7 +59,11 @@ class Classifier(torch.nn.Module):
         self.base.gradient_checkpointing_enable(**settings)
 
     def predict(self, arrays: Arrays) -> Ints:
-        """The likeliest class of each row of a batch on the host, [n]."""
+        """The likeliest class of each row, [n], int64.
+
+        Args:
+            arrays: `input_ids` [n, L] on the host, and `lengths` and `attention_mask` where rows are padded.
+        """
         with torch.inference_mode():
             parts = [self(*inputs).argmax(dim=-1).cpu() for inputs in batches(arrays, device=self.head.weight.device)]
         return torch.cat(parts).numpy()
@@ -85,8 +96,13 @@ def pooled_states(
 def batches(
     arrays: Arrays, *, device: torch.device, batch_size: int = ROWS_OF_STATES
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """(token ids, attention mask or None) of a batch on the host, `batch_size` rows at a time, without padding that no
-    row of them needs."""
+    """(token ids, attention mask or None) of `batch_size` rows at a time, without padding that no row of them needs.
+
+    Args:
+        arrays: `input_ids` [n, L] on the host, and `lengths` [n] and `attention_mask` [n, L] where rows are padded.
+        device: to bring them to.
+        batch_size: rows at a time; the last ones may be fewer.
+    """
     for start in range(0, len(arrays["input_ids"]), batch_size):
         rows = slice(start, start + batch_size)
         width = int(arrays["lengths"][rows].max()) if "lengths" in arrays else arrays["input_ids"].shape[1]
@@ -97,15 +113,15 @@ def batches(
 
 @final
 class LabelLoss(Loss):
-    """Cross-entropy of the class: `labels` [n]."""
+    """-log p(class of a text): cross-entropy of `Classifier`'s logits, with `labels` [n] in [0, num_classes)."""
 
     name: Literal["label_loss"] = "label_loss"
 
     def num_predicted(self, batch: Mapping[str, Any]) -> int:
-        """Rows with a class."""
+        """Number of rows that have a class: not the one that stands in on a rank without rows."""
         return int((batch["labels"] != IGNORED).sum())
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """In nats, summed over rows."""
+        """Cross-entropy in nats, summed over rows, in float32."""
         logits = model(batch["input_ids"], batch.get("attention_mask")).float()
         return F.cross_entropy(logits, batch["labels"], ignore_index=IGNORED, reduction="sum")

@@ -1,6 +1,7 @@
 """How a gradient step is taken: plain torch in one process, or DeepSpeed under accelerate on a gang.
 
-Both take weights that are the same on every rank, and give losses and full weights back; `loop.py` drives them.
+Both take weights that are the same on every rank, and give losses and full weights back; `loop.py` drives them: a step
+is `accumulate`, then `apply`, so that what goes around an optimizer's step, such as a perturbation, finds its place.
 """
 
 from __future__ import annotations
@@ -38,7 +39,16 @@ class _Rates:
 
 
 class PlainEngine:
-    """One process, whatever process group it may be part of."""
+    """One process, whatever process group it may be part of: what `DeepSpeedEngine` is checked against.
+
+    Args:
+        model: moved to the worker's device; its weights are trained in place.
+        objective: gives the loss of a micro-batch.
+        optimizer: builds the optimizer of the model's trainable weights.
+        clip_norm: largest norm of a step's gradient, over all weights; None: any.
+        bf16: whether products are taken in bfloat16 (autocast); weights and gradients are float32 all the same.
+        worker: says where.
+    """
 
     def __init__(
         self,
@@ -63,7 +73,10 @@ class PlainEngine:
 
         Args:
             micro_batches: this rank's part of the global batch.
-            num_tokens: over which the mean is taken, those of all ranks.
+            num_tokens: predicted tokens that the mean is over, those of all ranks.
+
+        Returns:
+            A scalar, in nats per predicted token: the sum over ranks is the mean loss of the global batch.
         """
         total = torch.zeros((), device=self._parameters[0].device)
         for batch in micro_batches:
@@ -74,10 +87,13 @@ class PlainEngine:
         return total
 
     def apply(self, multiplier: float) -> torch.Tensor:
-        """Clip what was accumulated, step, and forget it; the norm before clipping, not waited for.
+        """Clip what was accumulated, step, and forget it.
 
         Args:
             multiplier: of each group's own peak learning rate, by the schedule.
+
+        Returns:
+            Norm over all weights of the gradient before clipping, a scalar, not waited for.
         """
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
         self._rates.set(multiplier)
@@ -86,20 +102,23 @@ class PlainEngine:
         return norm
 
     def weights(self) -> Tensors:
-        """All weights, by name."""
+        """All weights and buffers by name, as the model holds them: a later step changes them."""
         return dict(self.model.state_dict())
 
     def save(self, folder: Path) -> None:
-        """What `load` needs beside the weights."""
+        """Write the optimizer's state, `rank0.safetensors`: what `load` needs beside the weights."""
         save_file(_optimizer_tensors(self._optimizer, self._parameters), folder / "rank0.safetensors")
 
     def load(self, folder: Path) -> None:
-        """Go on from where `save` was called."""
+        """Go on from where `save` was called; the model has its weights back by then."""
         tensors = load_file(folder / "rank0.safetensors", device=str(self._parameters[0].device))
         _set_optimizer_tensors(self._optimizer, self._parameters, tensors)
 
     def optimizer_state(self) -> Tensors:
-        """Each state of a weight, by the weight's name and its own: the same on a gang of any shape."""
+        """NAME.KEY -> each state of a weight, whole: the same on a gang of any shape.
+
+        A weight of [out, in] has states of [out, in], and numbers such as AdamW's count of steps.
+        """
         return _named(_optimizer_tensors(self._optimizer, self._parameters), self._names())
 
     def set_optimizer_state(self, state: Tensors) -> None:
@@ -124,7 +143,16 @@ SUMS_IN_FP32 = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_
 
 
 class DeepSpeedEngine:
-    """A gang under DeepSpeed ZeRO 0, 1, 2 or 3, through accelerate's plugin; gradients are summed in float32."""
+    """A gang under DeepSpeed ZeRO 0, 1, 2 or 3, through accelerate's plugin; gradients are summed in float32.
+
+    Args:
+        model: the same weights on every rank.
+        objective, optimizer, clip_norm: see `PlainEngine`.
+        bf16: whether products are taken in bfloat16; what is stepped is float32 all the same.
+        worker: this rank, and the stage of ZeRO.
+        num_micro_batches: of each rank in every step.
+        micro_batch_sequences: in each of them, at most.
+    """
 
     def __init__(
         self,
@@ -200,7 +228,7 @@ class DeepSpeedEngine:
         return total
 
     def apply(self, multiplier: float) -> torch.Tensor:
-        """See `PlainEngine.apply`."""
+        """See `PlainEngine.apply`; the norm is that of the gradient summed over ranks, the same on all."""
         engine = self._engine
         if self._worker.zero_stage == 0:
             # Without ZeRO, DeepSpeed clips by this norm but does not tell it.
@@ -244,7 +272,7 @@ class DeepSpeedEngine:
         return state
 
     def set_optimizer_state(self, state: Tensors) -> None:
-        """See `PlainEngine.set_optimizer_state`."""
+        """See `PlainEngine.set_optimizer_state`; each rank is given all of it, and keeps its part."""
         for name_and_key, given in state.items():
             name, _, key = name_and_key.rpartition(".")
             stepped, piece = self._stepped[name]
@@ -295,13 +323,13 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Sequence[to
 
 
 def _named(tensors: Tensors, names: Sequence[str]) -> Tensors:
-    """state.INDEX.KEY -> NAME.KEY"""
+    """Tensors by state.INDEX.KEY, as files of one gang have them, by NAME.KEY, which holds for any."""
     split = {key: key.split(".", 2) for key in tensors}
     return {f"{names[int(split[key][1])]}.{split[key][2]}": value for key, value in tensors.items()}
 
 
 def _indexed(state: Tensors, names: Sequence[str], parameters: Sequence[torch.Tensor]) -> Tensors:
-    """NAME.KEY -> state.INDEX.KEY, on the weights' device."""
+    """The inverse of `_named`, on the weights' device; a KeyError if a name is of no weight."""
     index = {name: str(place) for place, name in enumerate(names)}
     split = {key: key.rpartition(".") for key in state}
     device = parameters[0].device

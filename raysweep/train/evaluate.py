@@ -39,11 +39,21 @@ class HeldoutLosses:
     def above(self, optimum: Floats) -> tuple[float, float]:
         """Mean loss above the lowest possible one, in nats per predicted token, and its standard error.
 
-        The error is that of a ratio of sums over batches. As both losses are of the same tokens, most of what these
-        have of chance cancels, and it is far below the error of either loss.
+        With d_b the difference of the two losses of batch b and n_b its predicted tokens, gap = sum d_b / sum n_b, and
+        its error sqrt(B / (B - 1) sum_b (d_b - gap n_b)^2) / sum n_b, that of a ratio of sums over B batches (Cochran,
+        1977, chapter 6). As both losses are of the same tokens, most of what these have of chance cancels, and it is
+        far below the error of either loss.
 
         Args:
-            optimum: lowest loss of each row in nats, summed over what is predicted, [n].
+            optimum: lowest loss of each row in nats, summed over what is predicted, [n]; in the order of the rows that
+                the losses are of.
+
+        Returns:
+            (gap, error); the error of a single batch is NaN.
+
+        >>> losses = HeldoutLosses(np.array([10.0, 30.0]), num_predicted=np.array([10, 10]))
+        >>> losses.mean, losses.above(np.full(2 * BATCH, 0.5))
+        (2.0, (1.2, 1.0))
         """
         batches = np.add.reduceat(optimum, np.arange(0, len(optimum), BATCH))
         differences, num = self.losses - batches, self.num_predicted.sum()
@@ -52,7 +62,7 @@ class HeldoutLosses:
         if size < 2:
             return float(gap), math.nan
         left = differences - gap * self.num_predicted
-        return float(gap), float(math.sqrt(size / (size - 1) * (left**2).sum()) / num)
+        return float(gap), math.sqrt(size / (size - 1) * float((left**2).sum())) / float(num)
 
 
 def heldout(model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec) -> HeldoutLosses:
@@ -60,8 +70,11 @@ def heldout(model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec) -> H
 
     Args:
         model: put back into the mode that it comes in.
-        rows: what the objective has prepared of held-out text.
+        rows: what the objective has prepared of held-out text, n rows.
         objective: whose loss it is.
+
+    Returns:
+        A loss for each `BATCH` rows, and one for those that are left.
     """
     import torch
 
@@ -71,6 +84,7 @@ def heldout(model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec) -> H
     losses, num_predicted = [], []
     with torch.inference_mode():
         for start in range(0, len(rows["input_ids"]), BATCH):
+            # Without `lengths`, by which only the training loop sorts: padding has no label, and none attends to it.
             part = {name: values[start : start + BATCH] for name, values in rows.items() if name != "lengths"}
             batch = {name: torch.from_numpy(values).to(device) for name, values in part.items()}
             losses.append(float(objective.loss_sum(model, batch).double()))
@@ -80,5 +94,9 @@ def heldout(model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec) -> H
 
 
 def perplexity(loss: float) -> float:
-    """e to the loss in nats per token; infinite rather than an overflow."""
+    """e to the loss in nats per token; infinite rather than an overflow, and NaN of NaN.
+
+    >>> perplexity(0.0), perplexity(1e4)
+    (1.0, inf)
+    """
     return math.inf if loss >= 700 else math.exp(loss)

@@ -18,6 +18,13 @@ class Lion(torch.optim.Optimizer):
         groups: of `params`, each with its `weight_decay`.
         lr: step length of every element.
         betas: b1 and b2.
+
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
+    >>> optimizer = Lion([{"params": [weight], "weight_decay": 0.5}], lr=0.1, betas=(0.9, 0.99))
+    >>> weight.grad = torch.tensor([3.0, 0.01])
+    >>> optimizer.step()
+    >>> weight.data  # 0.95 of each, less 0.1: the size of a gradient does not count.
+    tensor([ 0.8500, -1.0500])
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> None:
@@ -25,7 +32,7 @@ class Lion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Step all weights that have a gradient."""
+        """Step all weights that have a gradient, in place; `closure` is not taken."""
         assert closure is None, "losses are computed before"
         for group in self.param_groups:
             if weights := [weight for weight in group["params"] if weight.grad is not None]:

@@ -84,14 +84,31 @@ def train(
     optimizer_from: Path | None = None,
     optimizer_out: Path | None = None,
 ) -> Training:
-    """Train `model` to `stop_step` (default: `num_steps`, over which the schedule goes).
+    """Train `model` to `stop_step`; to be called by every rank of the gang.
 
-    With `states`, a folder that all ranks see, it goes on from the last state saved there at or before `stop_step`,
-    saves one every `save_every_seconds`, when `worker.save_asked`, and at the end: on the CPU, and on as many ranks, to
-    the same bits as without a break. What a model draws in a step (dropout) follows from `seed`, the step and the rank;
-    `steps_before` are those of earlier trainings that this one goes on from, with the optimizer's state that these
-    left as `optimizer_out`, a file of full tensors by the weight's name, which a gang of any shape can read; with
-    `is_start_exact` from the very weights of `model`, where ZeRO would begin with them rounded to bfloat16.
+    With `states` it goes on from the last state saved there at or before `stop_step`, and saves one every
+    `save_every_seconds`, when `worker.save_asked`, and at the end: on the CPU, and on as many ranks, to the same bits
+    as without a break. What a model draws in a step (dropout) follows from `seed`, the step and the rank alone.
+
+    Args:
+        model: a Hugging Face language model or a `Classifier`, with the same weights on every rank; changed.
+        batches: gives the global batch of each step from 0, the same on every rank.
+        objective: what is minimised.
+        optimizer: how weights move, at its peak rate.
+        schedule: factor on that rate at each step.
+        num_steps: over which the schedule goes.
+        seed: of what the model draws.
+        steps_before: those of earlier trainings that this one goes on from: its step 0 draws as the next one of these.
+        stop_step: number of steps after which to stop; None: num_steps.
+        clip_norm: largest norm of a step's gradient, over all weights; None: any.
+        bf16: whether products are taken in bfloat16; the optimizer's weights are float32 all the same.
+        worker: this rank, and how many sequences it takes at a time; in another shape of gang sums are rounded
+            otherwise, and dropout draws otherwise.
+        states: a folder that all ranks see; None: nothing is saved on the way.
+        save_every_seconds: at least so long between two states, but for the last and those that are asked for.
+        is_start_exact: whether to begin with the very weights of `model`, where ZeRO would round them to bfloat16.
+        optimizer_from: the optimizer's state to begin with, of a file that a training left as `optimizer_out`.
+        optimizer_out: where to write it at the end: full tensors by the weight's name, for a gang of any shape.
 
     Raises:
         Diverged: on every rank, if a loss or gradient is not finite, or the loss runs away.
@@ -107,6 +124,7 @@ def train(
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     exact = is_start_exact and bf16 and worker.zero_stage > 0
     weights = {name: each.detach().clone() for name, each in model.named_parameters()} if exact else {}
+    # DeepSpeed is told the number of micro-batches before the first; all batches have as many sequences.
     cutter = _Cutter(worker, num_sequences=len(batches(0)["input_ids"]))
     settings: dict[str, Any] = {
         "objective": objective,
@@ -136,10 +154,12 @@ def train(
         last_save = time.monotonic()
         window: list[tuple[torch.Tensor, torch.Tensor]] = []
         for step in range(first, stop):
+            # Anew at each step, so that a run that is resumed draws what one without a break does.
             torch.manual_seed(_draws_seed(seed, step=steps_before + step, rank=worker.rank))
             batch = batches(step)
             num_tokens += _num_read(batch)
             log.num_predicted.append(objective.num_predicted(batch))
+            # At least 1: a batch in which nothing is predicted has no loss and no gradient.
             loss = engine.accumulate(cutter.cut(batch), num_tokens=max(1, log.num_predicted[-1]))
             window.append((loss, engine.apply(schedule.multiplier(step, num_steps))))
             if step == stop - 1 or step % LOOK_EVERY == LOOK_EVERY - 1:
@@ -204,7 +224,7 @@ class _Cutter:
 
     def __init__(self, worker: Worker, *, num_sequences: int) -> None:
         self._worker = worker
-        share = -(-num_sequences // worker.world_size)
+        share = -(-num_sequences // worker.world_size)  # Rounded up, as below.
         self.micro_sequences = min(worker.micro_batch_sequences or share, share)
         self.num_micro = -(-share // self.micro_sequences)
 
@@ -268,6 +288,7 @@ class _Log:
         Raises:
             Diverged: see `train`.
         """
+        # One wait for the device and one collective for the whole window.
         losses = torch.stack([loss for loss, _ in window]).double()
         norms = [float(norm) for _, norm in window]
         shared = torch.cat([losses, torch.tensor([float(due and worker.rank == 0)], device=losses.device).double()])
@@ -339,4 +360,5 @@ def _latest(states: Path | None, stop: int, worker: Worker) -> Path | None:
                 logger.warning("state %s was saved on another shape of gang and is not used", folder)
             elif len(layout["losses"]) <= stop:
                 latest = folder
+    # What rank 0 found: others may see a folder that is older or newer by a moment.
     return worker.gather(latest)[0]  # type: ignore[no-any-return]

@@ -45,11 +45,11 @@ class ModelSpec(Spec):
 
     @abstractmethod
     def dimensions(self) -> Dimensions:
-        """Of its blocks."""
+        """Number, width and attention heads of its blocks."""
 
     @abstractmethod
     def num_parameters(self, vocab_size: int) -> int:
-        """Tied weights counted once."""
+        """Exact number of weights of a model of this vocabulary, tied ones counted once; none is made for it."""
 
     @abstractmethod
     def configure(self, *, vocab_size: int, sequence_length: int) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
@@ -61,7 +61,15 @@ class ModelSpec(Spec):
         """
 
     def build(self, *, vocab_size: int, sequence_length: int, seed: int) -> PreTrainedModel:
-        """A model with weights drawn from `seed`, in float32 on the CPU: the same on every rank."""
+        """A model with weights drawn from `seed`, in float32 on the CPU: the same on every rank.
+
+        torch's own random numbers go on afterwards as if none had been drawn.
+
+        Args:
+            vocab_size: rows of its embedding.
+            sequence_length: tokens of the longest input.
+            seed: of the weights.
+        """
         import torch
 
         model_class, config = self.configure(vocab_size=vocab_size, sequence_length=sequence_length)
@@ -97,31 +105,32 @@ class Llama(ModelSpec):
 
     @property
     def inner_size(self) -> int:
-        """Width of the feed-forward layers."""
+        """Width of the feed-forward layers, as declared or by the default ratio."""
         return self.intermediate_size or -(-8 * self.hidden_size // 3 // 16) * 16
 
     @property
     def head(self) -> Head:
-        """Next tokens."""
+        """Causal: a decoder predicts next tokens."""
         return "causal"
 
     @property
     def max_length(self) -> int | None:
-        """Rotary positions have no end."""
+        """None: rotary positions have no end."""
         return None
 
     def dimensions(self) -> Dimensions:
-        """See `ModelSpec.dimensions`."""
+        """As they are declared; see `ModelSpec.dimensions`."""
         return Dimensions(self.num_layers, self.hidden_size, self.num_heads)
 
     def num_parameters(self, vocab_size: int) -> int:
-        """See `ModelSpec.num_parameters`."""
+        """By a formula for this architecture; see `ModelSpec.num_parameters`."""
         hidden = self.hidden_size
+        # Attention's four matrices, SwiGLU's three, two norms.
         layer = 4 * hidden**2 + 3 * hidden * self.inner_size + 2 * hidden
         return (1 if self.tie_embeddings else 2) * vocab_size * hidden + self.num_layers * layer + hidden
 
     def configure(self, *, vocab_size: int, sequence_length: int) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
-        """See `ModelSpec.configure`."""
+        """A `LlamaForCausalLM`, each head with keys and values of its own; see `ModelSpec.configure`."""
         from transformers import LlamaConfig, LlamaForCausalLM
 
         return LlamaForCausalLM, LlamaConfig(
@@ -170,25 +179,25 @@ class Bert(ModelSpec):
 
     @property
     def head(self) -> Head:
-        """Tokens in place."""
+        """Masked: it predicts tokens in place."""
         return "masked"
 
     @property
     def max_length(self) -> int | None:
-        """Its learned positions."""
+        """As many tokens as it has learned positions."""
         return self.num_positions
 
     @property
     def inner_size(self) -> int:
-        """Width of the feed-forward layers."""
+        """Width of the feed-forward layers, as declared or by the default ratio."""
         return self.intermediate_size or 4 * self.hidden_size
 
     def dimensions(self) -> Dimensions:
-        """See `ModelSpec.dimensions`."""
+        """As they are declared; see `ModelSpec.dimensions`."""
         return Dimensions(self.num_layers, self.hidden_size, self.num_heads)
 
     def num_parameters(self, vocab_size: int) -> int:
-        """See `ModelSpec.num_parameters`."""
+        """By a formula for this architecture; see `ModelSpec.num_parameters`."""
         hidden, inner = self.hidden_size, self.inner_size
         # Tokens, positions, one kind of segment; a norm.
         embeddings = (vocab_size + self.num_positions + 1) * hidden + 2 * hidden
@@ -199,7 +208,7 @@ class Bert(ModelSpec):
         return embeddings + self.num_layers * (attention + feed_forward) + output
 
     def configure(self, *, vocab_size: int, sequence_length: int) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
-        """See `ModelSpec.configure`."""
+        """A `BertForMaskedLM` of one kind of segment, whatever the input's length; see `ModelSpec.configure`."""
         from transformers import BertConfig, BertForMaskedLM
 
         return BertForMaskedLM, BertConfig(
@@ -244,7 +253,7 @@ class Transformers(ModelSpec):
 
     @property
     def head(self) -> Head:
-        """By its class."""
+        """What its class predicts: next tokens of ...ForCausalLM, tokens in place of ...ForMaskedLM; see `head_of`."""
         return self._sketch.head
 
     @property
@@ -253,7 +262,7 @@ class Transformers(ModelSpec):
         return self._sketch.max_length
 
     def dimensions(self) -> Dimensions:
-        """See `ModelSpec.dimensions`."""
+        """As its configuration says; see `ModelSpec.dimensions`."""
         return Dimensions(self._sketch.num_layers, self._sketch.hidden_size, self._sketch.num_heads)
 
     def num_parameters(self, vocab_size: int) -> int:
@@ -261,7 +270,11 @@ class Transformers(ModelSpec):
         return architectures.num_parameters(self.architecture, self._written, vocab_size)
 
     def configure(self, *, vocab_size: int, sequence_length: int) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
-        """See `ModelSpec.configure`."""
+        """Its class, with its fields and this vocabulary; see `ModelSpec.configure`.
+
+        Raises:
+            ValueError: if the class takes no such fields.
+        """
         return architectures.configured(self.architecture, self.fields, vocab_size)
 
     def build(self, *, vocab_size: int, sequence_length: int, seed: int) -> PreTrainedModel:

@@ -13,6 +13,11 @@ from raysweep.train.partitions import Piece
 class MuonAdamW(torch.optim.Optimizer):
     """`torch.optim.Muon` on its matrices, `torch.optim.AdamW` on its weights.
 
+    With gradient G, momentum M, rate lr and decay w of a matrix W [rows, columns] (Jordan et al., 2024):
+    M = mu M + (1 - mu) G;  W = (1 - lr w) W - lr 0.2 sqrt(max(rows, columns)) O((1 - mu) G + mu M), where O(USV') is
+    about UV', by five Newton-Schulz steps in bfloat16. 0.2 and the root give a step the size of AdamW's (Liu et al.,
+    2025).
+
     Muon steps a matrix by its momentum, orthogonalised as a whole. Where ranks hold flat partitions, each matrix is put
     together, on the ranks that hold some of it, for the time of its own step: the same bits as without partitions, and
     the state stays sharded. Those that lie within a partition are stepped by their rank alone; of the cut ones, few
@@ -32,13 +37,20 @@ class MuonAdamW(torch.optim.Optimizer):
         self._matrices = [matrix for group in muon.param_groups for matrix in group["params"]]
 
     def partition(self, pieces: Mapping[torch.Tensor, Piece]) -> None:
-        """From now on the groups hold partitions, of which `pieces` are the weights that the groups held."""
+        """From now on the groups hold partitions, not weights.
+
+        Args:
+            pieces: each weight that a group held -> where it lies in this rank's partition; see `partitions.pieces_of`.
+        """
         for matrix in self._matrices:
             self._pieces.setdefault(pieces[matrix].master, []).append(pieces[matrix])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Step all weights that its groups hold now: DeepSpeed takes groups and partitions in and out."""
+        """Step all weights that its groups hold now: DeepSpeed takes groups and partitions in and out.
+
+        Under ZeRO to be called by every rank: cut matrices are put together in the same order on all.
+        """
         assert closure is None, "losses are computed before"
         self._run(self._adamw, [group for group in self.param_groups if not group["is_muon"]], self.state)
         for group in self.param_groups:
@@ -73,9 +85,14 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def hidden_matrices(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The matrices of a language model but for those that embed tokens or positions, or predict tokens."""
+    """The matrices of a language model but for those that embed tokens or positions, or predict tokens.
+
+    >>> len(hidden_matrices(model))  # A Llama of 2 layers: 4 matrices of attention and 3 of feed-forward in each.
+    14
+    """
     output = getattr(model, "get_output_embeddings", lambda: None)()
     outer = [module for module in model.modules() if isinstance(module, torch.nn.Embedding) or module is output]
+    # By identity: an output layer that is tied to the embedding is the same parameter.
     left_out = {id(parameter) for module in outer for parameter in module.parameters()}
     return [
         parameter

@@ -17,7 +17,7 @@ DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerSpec(Spec):
-    """What every optimizer owes."""
+    """A declared optimizer: it builds torch's own or ours, and says how much state that keeps."""
 
     state_floats: ClassVar[int]
     """Numbers kept per parameter, at most."""
@@ -27,7 +27,9 @@ class OptimizerSpec(Spec):
 
     @abstractmethod
     def build(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of a model's weights, at peak learning rates, each group at its own.
+        """The optimizer of a model's trainable weights, at peak learning rates, each group at its own.
+
+        A schedule multiplies the rates of all groups alike, so they keep their ratios.
 
         Under ZeRO its groups hold flat partitions of their weights later on: what steps more than single elements has
         to put these together again, as `MuonAdamW` does.
@@ -51,7 +53,7 @@ class AdamW(OptimizerSpec):
     state_floats: ClassVar[int] = 2
 
     def build(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """See `OptimizerSpec.build`."""
+        """torch's own, which decays weights apart from the gradient (decoupled), in one fused operation."""
         import torch
 
         groups = decay_groups(model.parameters(), self.weight_decay)
@@ -73,7 +75,7 @@ class SGD(OptimizerSpec):
     state_floats: ClassVar[int] = 1
 
     def build(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """See `OptimizerSpec.build`."""
+        """torch's own, whose decay is part of the gradient, so of the momentum too; in one fused operation."""
         import torch
 
         groups = decay_groups(model.parameters(), self.weight_decay)
@@ -98,7 +100,7 @@ class Lion(OptimizerSpec):
     state_floats: ClassVar[int] = 1
 
     def build(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """See `OptimizerSpec.build`."""
+        """Ours: see `lion.Lion`; torch has none."""
         from raysweep.train import lion
 
         return lion.Lion(decay_groups(model.parameters(), self.weight_decay), lr=self.lr, betas=self.betas)
@@ -120,9 +122,9 @@ class Muon(OptimizerSpec):
     adamw_lr: float | None = Field(default=None, gt=0)
     """Peak learning rate of the others; None: lr."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)
-    """AdamW's."""
+    """Of AdamW: decay rates of the running means of gradients and of their squares."""
     eps: float = Field(default=1e-8, gt=0)
-    """AdamW's."""
+    """Of AdamW: added to the root of the second mean."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Times the learning rate: the part of a matrix, embeddings among them, taken off at a step."""
 
@@ -130,7 +132,7 @@ class Muon(OptimizerSpec):
     state_floats: ClassVar[int] = 2
 
     def build(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """See `OptimizerSpec.build`."""
+        """torch's Muon and AdamW as one optimizer: see `muon.MuonAdamW`."""
         import torch
 
         from raysweep.train.muon import MuonAdamW, hidden_matrices
@@ -151,7 +153,16 @@ class Muon(OptimizerSpec):
 
 
 def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices with weight decay, vectors (norms, biases) without; empty groups left out."""
+    """Groups for an optimizer: matrices with weight decay, vectors (norms, biases) without; empty groups left out.
+
+    Args:
+        parameters: those that take no gradient are left out.
+        weight_decay: of whatever has two dimensions or more, embeddings among them.
+
+    >>> groups = decay_groups(torch.nn.Linear(2, 3).parameters(), weight_decay=0.1)
+    >>> [(tuple(group["params"][0].shape), group["weight_decay"]) for group in groups]
+    [((3, 2), 0.1), ((3,), 0.0)]
+    """
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.requires_grad:

@@ -30,14 +30,20 @@ class Piece:
     """Whether more ranks than one hold parts of the weight; the same on all of them."""
 
     def place(self, *flats: torch.Tensor) -> torch.Tensor:
-        """Of each of `flats`, laid out like `master`, this part in its place, among zeros: [len(flats), *shape]."""
+        """Of each of `flats`, laid out like `master`, this part in its place, among zeros: [len(flats), *shape].
+
+        >>> partition = torch.tensor([5.0, 6.0, 7.0])  # Begins with the last two elements of a 2 x 2 weight.
+        >>> Piece(partition, torch.Size([2, 2]), start=2, offset=0, numel=2, is_cut=True).place(partition)
+        tensor([[[0., 0.],
+                 [5., 6.]]])
+        """
         rows = flats[0].new_zeros(len(flats), self.shape.numel())
         for row, flat in zip(rows, flats, strict=True):
             row[self.start : self.start + self.numel] = self._own(flat)
         return rows.view(-1, *self.shape)
 
     def join(self, *flats: torch.Tensor) -> torch.Tensor:
-        """The parts of all ranks in one: [len(flats), *shape]. To be called by every rank."""
+        """The parts of all ranks in one: [len(flats), *shape], to the bit. To be called by every rank."""
         rows = self.place(*flats)
         # Each element comes from one rank, the others add zeros: sums are exact.
         dist.all_reduce(rows)

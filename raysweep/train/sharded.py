@@ -16,7 +16,12 @@ from raysweep.worker import Worker
 def sharded_model(checkpoint: Path, worker: Worker) -> Iterator[tuple[Any, Callable[[], None]]]:
     """While in it, a float32 model of which each worker holds its shard of every parameter, and no more.
 
-    With it comes what lets go of weights that a backward pass may have left gathered.
+    Args:
+        checkpoint: see `checkpoints.load_model`, which loads each rank's shards.
+        worker: this rank, of a gang whose process group is made.
+
+    Yields:
+        The model, and a function that lets go of weights which a backward pass may have left gathered.
     """
     import deepspeed
     import torch
@@ -31,7 +36,7 @@ def sharded_model(checkpoint: Path, worker: Worker) -> Iterator[tuple[Any, Calla
             "stage3_max_live_parameters": 0,
             "stage3_max_reuse_distance": 0,
         },
-        "steps_per_print": 10**9,
+        "steps_per_print": 10**9,  # Never: it would print on every rank.
     }
     linear = torch.nn.functional.linear  # Replaced for good otherwise, as in `engines.DeepSpeedEngine`.
     try:
