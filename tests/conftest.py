@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny import TINY
+from tiny import TINY, tokens_of
 
 # One thread a process: the tests' own processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,9 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from raysweep.data.pcfg import PCFG
 from raysweep.space import SearchSpace, load
-from raysweep.stages.tokenize import Tokenize
 from raysweep.store import Store
-from raysweep.worker import Worker
 
 
 @pytest.fixture
@@ -35,10 +33,7 @@ def grammar() -> PCFG:
 @pytest.fixture
 def tokens_dir(grammar: PCFG, tmp_path: Path) -> Path:
     """The tokens folder of `grammar`."""
-    folder = tmp_path / "tokens"
-    folder.mkdir()
-    Tokenize(corpus=grammar).run({}, folder, Worker())
-    return folder
+    return tokens_of(grammar, tmp_path / "tokens")
 
 
 @pytest.fixture

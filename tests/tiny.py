@@ -1,10 +1,17 @@
-"""A sweep that takes seconds, and what of a run must not depend on how it went."""
+"""A sweep that takes seconds, its stages one by one, and what of a run must not depend on how it went."""
 
 from dataclasses import replace
+from pathlib import Path
 
+from raysweep.data.corpora import Corpus
 from raysweep.record import Record
 from raysweep.runs import Run, StageRow, TrialRow
+from raysweep.stages.pretrain import Pretrain, Recipe
+from raysweep.stages.tokenize import Tokenize
 from raysweep.store import Store
+from raysweep.train.models import Llama
+from raysweep.train.optimizers import AdamW
+from raysweep.worker import Worker
 
 TINY = """\
 name: tiny
@@ -27,6 +34,38 @@ sft:
   lrs: [1e-3, 1e-2]
   hyperparameters: {epochs: 1}
 """
+
+TRUNK = TINY[: TINY.index("  steps:")] + TINY[TINY.index("  batch_sequences:") : TINY.index("  checkpoints:")]
+"""Of it what is pretrained, without a number of steps."""
+
+
+def recipe_of(corpus: Corpus, **changes: object) -> Recipe:
+    """A recipe of seconds, for sentences of four words."""
+    given = {
+        "data": corpus,
+        "model": Llama(hidden_size=16, num_layers=2, num_heads=2),
+        "optimizer": AdamW(lr=1e-2),
+        "steps": 12,
+        "batch_sequences": 6,
+        "sequence_length": 5,
+    }
+    return Recipe(**(given | changes))
+
+
+def tokens_of(corpus: Corpus, folder: Path) -> Path:
+    """A new tokens folder."""
+    folder.mkdir()
+    Tokenize(corpus=corpus).run({}, folder, Worker())
+    return folder
+
+
+def pretrain(
+    recipe: Recipe, tokens: Path, out: Path, *, step: int, state: Path | None = None, worker: Worker | None = None
+) -> dict[str, float]:
+    """The stage's metrics; the checkpoint is in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    worker = replace(worker or Worker(), state_dir=state)
+    return Pretrain(recipe=recipe, seed=0, step=step).run({"tokens": tokens}, out, worker)
 
 
 def results_of(run: Run) -> dict[str, object]:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
-from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
+from raysweep.runners.processes import free_port, join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.stages.base import Subject
 from raysweep.stages.flatness import Flatness, Shape
@@ -81,10 +80,7 @@ def inputs(grammar, tokens_dir, tmp_path):
 
 
 def spawn(world_size: int, *args: object) -> None:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(rank_main, (world_size, port, *args), nprocs=world_size)
+    mp.spawn(rank_main, (world_size, free_port(), *args), nprocs=world_size)
 
 
 @pytest.mark.slow

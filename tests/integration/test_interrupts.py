@@ -8,18 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny import TRUNK
 
-ENDLESS = """\
-name: endless
-pretrain:
-  data: {name: pcfg, vocabulary: 16, num_nonterminals: 4, num_rules: 2, num_words: 3, sentence_length: 4,
-         num_train_sentences: 400, num_valid_sentences: 40}
-  model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
-  optimizer: {name: adamw, lr: 1e-2}
-  steps: 1000000
-  batch_sequences: 8
-  sequence_length: 5
-"""
+ENDLESS = TRUNK + "  steps: 1000000\n"
 
 
 class Sweep:

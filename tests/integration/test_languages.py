@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from tiny import results_of
+from tiny import pretrain, results_of, tokens_of
 
 from raysweep.data.hmm import HMM
 from raysweep.objectives.causal_lm import CausalLM
@@ -11,7 +11,7 @@ from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.runners import run_sweep
 from raysweep.space import load
 from raysweep.stages.heldout import Heldout
-from raysweep.stages.pretrain import Pretrain, Recipe
+from raysweep.stages.pretrain import Recipe
 from raysweep.train.models import Bert, Llama
 from raysweep.train.optimizers import AdamW
 from raysweep.train.schedules import WSD
@@ -73,10 +73,7 @@ def test_a_model_that_is_trained_long_enough_reaches_its_objectives_lowest_loss(
         num_train_sentences=600_000,
         num_valid_sentences=4_000,
     )
-    tokens, checkpoint, out = (tmp_path / name for name in ("tokens", "checkpoint", "out"))
-    for folder in (tokens, checkpoint, out):
-        folder.mkdir()
-    language.build(tokens)
+    tokens, checkpoint = tokens_of(language, tmp_path / "tokens"), tmp_path / "checkpoint"
     recipe = Recipe(
         data=language,
         model=model,
@@ -87,9 +84,9 @@ def test_a_model_that_is_trained_long_enough_reaches_its_objectives_lowest_loss(
         batch_sequences=256,
         sequence_length=7,
     )
-    Pretrain(recipe=recipe, seed=0, step=2_000).run({"tokens": tokens}, checkpoint, Worker())
+    pretrain(recipe, tokens, checkpoint, step=2_000)
     measure = Heldout(objective=objective, mix=language.mix, sequence_length=7, max_sequences=4_000)
-    metrics = measure.run({"tokens": tokens, "checkpoint": checkpoint}, out, Worker())
+    metrics = measure.run({"tokens": tokens, "checkpoint": checkpoint}, tmp_path, Worker())
     gap, stderr = metrics["entropy_gap_nats_per_token"], metrics["entropy_gap_stderr"]
     # Far below what the context tells (0.2 nats and more), and below the error of the held-out loss itself, 0.006.
     assert abs(gap) < 0.002

@@ -2,11 +2,11 @@
 
 import json
 import math
-import socket
 
 import numpy as np
 import pytest
 import torch
+from tiny import pretrain, recipe_of
 from transformers import AutoTokenizer
 
 from raysweep.data.packing import Tokens
@@ -15,16 +15,15 @@ from raysweep.objectives.base import MASK, Specials
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
 from raysweep.objectives.ul2 import UL2
-from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
+from raysweep.runners.processes import free_port, join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.stages.base import Subject
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.heldout import DRAW, Heldout
-from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.train.checkpoints import load_model
 from raysweep.train.loop import train
 from raysweep.train.models import Bert, Llama
-from raysweep.train.optimizers import SGD, AdamW
+from raysweep.train.optimizers import SGD
 from raysweep.train.schedules import Constant
 from raysweep.worker import Worker
 
@@ -32,26 +31,13 @@ OBJECTIVE = PrefixLM(name="prefix_lm")
 MEASURES = {"mix": {"pcfg": 1.0}, "sequence_length": 5}
 
 
-def recipe_of(grammar, objective, **changes):
-    given = {
-        "data": grammar,
-        "model": Llama(hidden_size=16, num_layers=2, num_heads=2),
-        "optimizer": AdamW(lr=1e-2),
-        "steps": 12,
-        "batch_sequences": 6,
-        "sequence_length": 5,
-    }
-    return Recipe(objective=objective, **given | changes)
+@pytest.fixture
+def recipe(grammar):
+    return recipe_of(grammar, objective=OBJECTIVE)
 
 
-def pretrain(grammar, tokens, out, *, step, state=None):
-    out.mkdir()
-    stage = Pretrain(recipe=recipe_of(grammar, OBJECTIVE), seed=0, step=step)
-    return stage.run({"tokens": tokens}, out, Worker(state_dir=state))
-
-
-def test_heldout_loss_is_the_objectives_own(grammar, tokens_dir, tmp_path):
-    trained = pretrain(grammar, tokens_dir, tmp_path / "out", step=12)
+def test_heldout_loss_is_the_objectives_own(grammar, recipe, tokens_dir, tmp_path):
+    trained = pretrain(recipe, tokens_dir, tmp_path / "out", step=12)
     heldout = Heldout(objective=OBJECTIVE, **MEASURES)
     metrics = heldout.run({"tokens": tokens_dir, "checkpoint": tmp_path / "out"}, tmp_path, Worker())
     ids = Tokens(tokens_dir).valid("pcfg", sequence_length=5, max_sequences=256)
@@ -73,17 +59,17 @@ def test_heldout_loss_is_the_objectives_own(grammar, tokens_dir, tmp_path):
     assert set(metrics) == {metric.name for metric in heldout.metrics(grammar)}
 
 
-def test_a_resumed_training_has_drawn_and_counted_the_same(grammar, tokens_dir, tmp_path):
-    whole = pretrain(grammar, tokens_dir, tmp_path / "whole", step=12)
-    pretrain(grammar, tokens_dir, tmp_path / "half", step=5, state=tmp_path / "state")
-    resumed = pretrain(grammar, tokens_dir, tmp_path / "resumed", step=12, state=tmp_path / "state")
+def test_a_resumed_training_has_drawn_and_counted_the_same(recipe, tokens_dir, tmp_path):
+    whole = pretrain(recipe, tokens_dir, tmp_path / "whole", step=12)
+    pretrain(recipe, tokens_dir, tmp_path / "half", step=5, state=tmp_path / "state")
+    resumed = pretrain(recipe, tokens_dir, tmp_path / "resumed", step=12, state=tmp_path / "state")
     for part in (whole, resumed):
         del part["tokens_per_second"]
     assert whole == resumed
 
 
-def test_flatness_asks_the_objective(grammar, tokens_dir, tmp_path):
-    pretrain(grammar, tokens_dir, tmp_path / "out", step=12)
+def test_flatness_asks_the_objective(grammar, recipe, tokens_dir, tmp_path):
+    pretrain(recipe, tokens_dir, tmp_path / "out", step=12)
     inputs = {"tokens": tokens_dir, "checkpoint": tmp_path / "out"}
     flatness = Flatness(num_sequences=40, max_units=20)
     subject = Subject(grammar, OBJECTIVE, 5, tasks={})
@@ -101,9 +87,8 @@ MASKED = MaskedLM(name="masked_lm", mask="one")
 
 def test_a_masked_model_is_trained_and_measured_in_place(grammar, tokens_dir, tmp_path):
     """One hidden word of each sentence, given all others: by the loss, the optimum and the curvature alike."""
-    recipe = recipe_of(grammar, MASKED, model=Bert(name="bert", hidden_size=16, num_layers=2, num_heads=2))
-    (tmp_path / "out").mkdir()
-    metrics = Pretrain(recipe=recipe, seed=0, step=12).run({"tokens": tokens_dir}, tmp_path / "out", Worker())
+    recipe = recipe_of(grammar, objective=MASKED, model=Bert(name="bert", hidden_size=16, num_layers=2, num_heads=2))
+    metrics = pretrain(recipe, tokens_dir, tmp_path / "out", step=12)
     assert (metrics["num_tokens"], metrics["num_predicted_tokens"]) == (12 * 6 * 5, 12 * 6)
     model, mask = load_model(tmp_path / "out"), 17
     ids = Tokens(tokens_dir).valid("pcfg", sequence_length=5, max_sequences=256)
@@ -137,8 +122,10 @@ def test_a_masked_model_is_trained_and_measured_in_place(grammar, tokens_dir, tm
     assert AutoTokenizer.from_pretrained(tmp_path / "out").mask_token_id == mask
 
 
-def test_a_loss_that_is_not_the_labels_cross_entropy_has_no_flatness(grammar, tokens_dir, tmp_path, monkeypatch):
-    pretrain(grammar, tokens_dir, tmp_path / "out", step=1)
+def test_a_loss_that_is_not_the_labels_cross_entropy_has_no_flatness(
+    grammar, recipe, tokens_dir, tmp_path, monkeypatch
+):
+    pretrain(recipe, tokens_dir, tmp_path / "out", step=1)
     own = PrefixLM.loss_sum
     monkeypatch.setattr(PrefixLM, "loss_sum", lambda *given: 1.1 * own(*given))
     inputs = {"tokens": tokens_dir, "checkpoint": tmp_path / "out"}
@@ -183,10 +170,7 @@ def test_every_engine_has_the_gradient_of_the_objective(objective):
     for zero_stage in (0, 2, 3):
         resources = Resources(zero_stage=zero_stage, micro_batch_sequences=8)
         worker = make_worker(resources, rank=0, world_size=1)
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
-        join_process_group(worker, resources, "127.0.0.1", port)
+        join_process_group(worker, resources, "127.0.0.1", free_port())
         try:
             # float32 sums in another order
             assert error(worker, bf16=False) < 2e-6, zero_stage

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import results_of
+from tiny import TRUNK, results_of
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -24,16 +24,10 @@ from raysweep.runs import Run
 from raysweep.space import load
 from raysweep.store import Store
 
-BASE = """\
-name: phases
-pretrain:
-  data: {name: pcfg, vocabulary: 16, num_nonterminals: 4, num_rules: 2, num_words: 3, sentence_length: 4,
-         num_train_sentences: 90, num_valid_sentences: 20}
-  model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
-  optimizer: {name: adamw, lr: 1e-2}
-  batch_sequences: 8
-  sequence_length: 5
-"""
+# Few sentences: a phase begins within an epoch of them and ends in another.
+BASE = TRUNK.replace(
+    "num_train_sentences: 400, num_valid_sentences: 40", "num_train_sentences: 90, num_valid_sentences: 20"
+)
 WHOLE = BASE + "  schedule: {name: constant, warmup: 0.125}\n  steps: 16\n"
 PHASED = (
     BASE

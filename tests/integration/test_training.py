@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from tiny import pretrain, recipe_of
 
 from raysweep.errors import Diverged
 from raysweep.objectives.causal_lm import CausalLM
-from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
+from raysweep.runners.processes import free_port, join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.stages.heldout import Heldout
 from raysweep.stages.optimizer_state import OptimizerState
@@ -29,18 +29,6 @@ from raysweep.train.schedules import Constant
 from raysweep.worker import Worker
 
 
-def recipe_of(grammar, **changes) -> Recipe:
-    given = {
-        "data": grammar,
-        "model": Llama(hidden_size=16, num_layers=2, num_heads=2),
-        "optimizer": AdamW(lr=1e-2),
-        "steps": 12,
-        "batch_sequences": 6,
-        "sequence_length": 5,
-    }
-    return Recipe(**(given | changes))
-
-
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -50,12 +38,6 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def same(left: Path, right: Path) -> bool:
     ours, theirs = weights_of(left), weights_of(right)
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def pretrain(recipe: Recipe, tokens: Path, out: Path, *, step: int, state: Path | None, worker: Worker | None = None):
-    out.mkdir(parents=True, exist_ok=True)
-    worker = replace(worker or Worker(), state_dir=state)
-    return Pretrain(recipe=recipe, seed=0, step=step).run({"tokens": tokens}, out, worker)
 
 
 def rank_main(rank: int, port: int, zero_stage: int, recipe_json: str, folder: str) -> None:
@@ -101,12 +83,6 @@ def phases_main(rank: int, port: int, zero_stage: int, recipe_json: str, folder:
 def made(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     return folder
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
 
 
 def gang(zero_stage: int, recipe: Recipe, folder: Path) -> dict:

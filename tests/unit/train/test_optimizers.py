@@ -1,13 +1,12 @@
 """Optimizers, by their formulas and torch's own; Muon also where its matrices are cut over ranks."""
 
-import socket
-
 import pytest
 import torch
 import torch.multiprocessing as mp
 from tiny_models import build
 
 from raysweep.objectives.causal_lm import CausalLM
+from raysweep.runners.processes import free_port
 from raysweep.train.engines import PlainEngine
 from raysweep.train.models import Llama
 from raysweep.train.muon import MuonAdamW, hidden_matrices
@@ -161,10 +160,7 @@ def partitioned_main(rank: int, port: int, folder: str) -> None:
 
 
 def test_muon_of_matrices_cut_over_ranks_is_torchs_to_the_bit(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(partitioned_main, (port, str(tmp_path)), nprocs=2)
+    mp.spawn(partitioned_main, (free_port(), str(tmp_path)), nprocs=2)
     matrices = [torch.nn.Parameter(torch.ones(shape)) for shape in SHAPES]
     muon = torch.optim.Muon(matrices, lr=0.1)
     for step in range(3):
