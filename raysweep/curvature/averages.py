@@ -73,7 +73,7 @@ class Estimate:
 
     @property
     def rse(self) -> float:
-        """Relative standard error; infinite for a mean of nought."""
+        """Relative standard error; infinite for a mean of 0."""
         return self.stderr / abs(self.mean) if self.mean else math.inf
 
 
@@ -144,7 +144,7 @@ def summarize(done: Mapping[Unit, Values]) -> Traces:
     variance, weight = moments.now
     spread = _probe_variance(probes, weight, moments.tokens_of_batch)
     tokens = {unit.batch: values["num_tokens"] for unit, values in sorted(done.items())}
-    df = moments.num_probe - 1
+    df = moments.num_probe - 1  # Batches are what is independent, however many probe vectors each has.
     trace = moments.hessian + weight * (moments.fisher - moments.gauss_newton)
     return Traces(
         hessian=Estimate(trace, math.sqrt(variance), df),
@@ -252,6 +252,7 @@ class Moments:
 
 def _least(constant: float, slope: float, square: float) -> tuple[float, float]:
     """Least value of `constant + 2 w slope + w^2 square` for w from 0 to 1, and that w."""
+    # `square` is the variance of f - g: where it is 0 or not known, no weight is better than another.
     if not 0 < square < math.inf:
         return constant, 0.0
     weight = min(max(-slope / square, 0.0), 1.0)
@@ -275,6 +276,7 @@ def _ratio(sums: Mapping[int, float], tokens: Mapping[int, float]) -> tuple[floa
     """Sum over tokens, and what each batch differs by, such that its variance over batches is that of the ratio."""
     mean = math.fsum(sums.values()) / math.fsum(tokens.values())
     size = math.fsum(tokens.values()) / len(tokens)
+    # S / T to first order: d(S / T) = (dS - S/T dT) / T.
     return mean, {batch: (value - mean * tokens[batch]) / size for batch, value in sums.items()}
 
 
@@ -290,12 +292,14 @@ def _probe_variance(probes: Mapping[Unit, Values], weight: float, tokens_of_batc
     """The part of the variance of the mean that comes from probe vectors, told by batches with several; NaN if none."""
     draws: dict[int, list[float]] = {}
     for unit, values in probes.items():
+        # What of h + w (f - g) depends on the probe vector: h - w g, with h = g + residual.
         value = values["residual"] + (1 - weight) * values["gauss_newton"]
         draws.setdefault(unit.batch, []).append(value / tokens_of_batch)
     squares = math.fsum((x - math.fsum(xs) / len(xs)) ** 2 for xs in draws.values() for x in xs)
     freedom = sum(len(xs) - 1 for xs in draws.values())
     if freedom == 0:
         return math.nan
+    # The variance of one draw, pooled over batches, in a mean over batches of means over their draws.
     return squares / freedom * math.fsum(1 / len(xs) for xs in draws.values()) / len(draws) ** 2
 
 
@@ -316,6 +320,7 @@ def _difference_error(probes: Mapping[Unit, Values], trace: float) -> float:
     seen = math.fsum(values["gauss_newton"] for values in checked)
     if not trace or not seen:
         return 0.0
+    # Only a few probes are checked; of the others the error is reckoned by how far they move the logits.
     usual = seen / math.fsum(values["num_tokens"] for values in checked)
     weighted = math.fsum(
         values["gauss_newton"] * max(1.0, values["gauss_newton"] / values["num_tokens"] / usual)

@@ -20,5 +20,5 @@ class Deal(Protocol):
 
 
 def one_after_another(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
-    """A `Deal` of one process."""
+    """A `Deal` of one process: each item in turn, results in the same order."""
     return [run(item) for item in items]

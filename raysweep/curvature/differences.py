@@ -43,7 +43,7 @@ def logit_response(model: Any, batch: Batch, vector: Mapping[str, Tensor], movab
     The step s is the longest that `step_for` would choose, so that rounding is nothing beside the difference.
 
     Raises:
-        ValueError: if all parameters are nought.
+        ValueError: if all parameters are 0.
     """
     movable.step = SHIFT_WEIGHTS * movable.rms
     if not movable.step:

@@ -85,6 +85,7 @@ def hutch_plus_plus(operator: Operator, *, num_products: int, seed: int = 0) -> 
     basis = torch.linalg.qr(operator.columns(random_block(operator, rank, seed=key(seed, "low rank")))).Q
     trace = float((basis * operator.columns(basis)).sum(dtype=torch.float64))
     probes = random_block(operator, rest, seed=key(seed, "rest"))
+    # x = (I - QQ')v, so that x'Ax is the form of what is left, with no product more.
     probes -= basis @ (basis.T @ probes)
     estimate = Estimate.of(_forms(probes, operator.columns(probes)))
     return Estimate(trace + estimate.mean, estimate.stderr, estimate.df)
@@ -120,13 +121,15 @@ def xtrace(operator: Operator, *, num_products: int, seed: int = 0) -> Estimate:
     y = operator.columns(omega)
     factors = torch.linalg.qr(y)
     q, r = factors.Q, factors.R.double()
-    # Singular where the vectors span all of the range; what is left of it is then nought.
+    # Singular where the vectors span all of the range; what is left of it is then zero.
     r = r + torch.eye(num, dtype=r.dtype, device=r.device) * torch.finfo(y.dtype).eps * r.norm()
+    # Column i is orthogonal to all columns of R but the i-th: the direction that only vector i has brought.
     s = torch.linalg.inv(r).T
     s = s / s.norm(dim=0)
     h = (q.T @ operator.columns(q)).double()
     w = (q.T @ omega).double()
     x = w - s * (s * w).sum(dim=0)
+    # x'Hx - 2 r'x + w'r is v'(I - P) A (I - P) v of each vector v, P the others' projection; A v = Q r is at hand.
     forms = (w * r).sum(dim=0) - 2 * (r * x).sum(dim=0) + (x * (h @ x)).sum(dim=0)
     left = omega.double().square().sum(dim=0) - x.square().sum(dim=0)
     forms = forms * (operator.size - num + 1) / left

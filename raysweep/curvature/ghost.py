@@ -98,6 +98,7 @@ class GhostNorms:
         by_weight: dict[int, list[tuple[_Call, Tensor]]] = {}
 
         def add(parameter: Tensor, terms: Callable[[], Tensor]) -> None:
+            # Under the parameter's first name, which a tied one has once; frozen ones have none, and cost nothing.
             if (name := self._names.get(id(parameter))) is not None:
                 squares[name] = squares[name] + terms() if name in squares else terms()
 
@@ -128,7 +129,7 @@ def _layers(model: Any) -> dict[str, nn.Module]:
 
 
 def _kind(layer: nn.Module) -> str | None:
-    """Which rule a layer follows."""
+    """Which rule of `_weight_terms` a layer follows, by its class; None: there is none for it."""
     if isinstance(layer, nn.Linear):
         return "linear"
     if isinstance(layer, nn.Embedding):
@@ -146,13 +147,14 @@ def _weight_terms(call: _Call, g: Tensor) -> Tensor:
     layer: Any = call.layer
     if kind == "embedding":
         ids = call.x.expand(len(g), -1)
-        # A padding row of an embedding is never trained: its gradient is nought.
+        # A padding row of an embedding is never trained: its gradient is 0.
         if layer.padding_idx is not None:
             g = g * (ids != layer.padding_idx)[..., None]
         same = (ids[:, :, None] == ids[:, None, :]).to(g.dtype)
         return (same * (g @ g.mT)).double().sum(dim=(1, 2))
     if kind == "linear":
         x = call.x
+        # Gram matrices take T^2 numbers a sequence, the gradient in x out.
         if x.shape[1] ** 2 <= x.shape[2] * g.shape[2]:
             return ((x @ x.mT) * (g @ g.mT)).double().sum(dim=(1, 2))
         # Long sequences of narrow layers: the gradient itself is the smaller thing.

@@ -138,7 +138,7 @@ def token_logits(model: Any, batch: Batch) -> Tensor:
 
 
 def slope(p: Tensor, labels: Tensor) -> Tensor:
-    """Gradient of the summed cross-entropy with respect to the logits: p less the one-hot label, nought where ignored.
+    """Gradient of the summed cross-entropy with respect to the logits: p less the one-hot label, 0 where ignored.
 
     Args:
         p: softmax of the logits [..., vocabulary].

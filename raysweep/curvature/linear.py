@@ -110,6 +110,7 @@ def curvature_operator(
 
     def columns(block: Tensor) -> Tensor:
         vectors = _Columns(block, parameters)
+        # A row for each vector, so that each is contiguous; the transpose that is returned is a view.
         total = torch.empty(len(vectors), len(block), dtype=block.dtype, device=block.device)
         for index, (piece, count) in enumerate(pieces):
             for row, product in zip(total, products_of(piece, vectors), strict=True):

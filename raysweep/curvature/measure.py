@@ -135,6 +135,7 @@ def measure_traces(
         missing = [unit for unit in units if unit not in known]
         known |= dict(zip(missing, deal(missing, run), strict=True))
         done |= {unit: known[unit] for unit in units}
+    # Those that were taken as probes, too, are in the number of probes below.
     if products == "logit_differences":
         cost_of_step -= len(found.keys() & done.keys()) * COST[products]
     traces = summarize(done)
@@ -170,6 +171,7 @@ def _find_step(
 
     chosen = attempt()
     while chosen.error > TOLERANCE * rse and len(tries) < MAX_ATTEMPTS:
+        # The error falls as the square of the step: aim at half of what is tolerated, by tenfold at most at once.
         shorter = min(0.5, max(0.1, math.sqrt(0.5 * TOLERANCE * rse / chosen.error)))
         movable.step = chosen.step * shorter
         last = attempt()
@@ -181,6 +183,7 @@ def _find_step(
             chosen = attempt()
             break
         chosen = last
+    # Forward passes: two for the response, and of each probe one at the weights and two with each of two steps.
     passes = 2 + 5 * num_batches * len(tries)
     return {Unit("probe", batch, 0): each for batch, each in enumerate(chosen.probes)}, passes / 3
 
@@ -198,7 +201,7 @@ class _Try:
 
     @property
     def error(self) -> float:
-        """Relative to v'Gv."""
+        """Of v'Hv by truncation, relative to v'Gv: a third of what twice the step changes."""
         return math.fsum(abs(change_of_step(each)) for each in self.probes) / 3 / self.gauss_newton
 
     def follows(self, longer: _Try) -> bool:

@@ -144,6 +144,7 @@ def each_product(
             raise ValueError(
                 f"an operation has no second derivative ({error}); use gradient or logit differences"
             ) from error
+        # Zero is right for a parameter that the loss is linear in; but a graph that was cut looks the same.
         if any(part is None for part in parts):
             _refuse_delayed_errors(gradients)
         yield like(parameters, parts)
@@ -158,7 +159,7 @@ def like(parameters: Mapping[str, Tensor], parts: Sequence[Tensor | None]) -> Te
 
 
 def _refuse_delayed_errors(gradients: Sequence[Tensor]) -> None:
-    """A custom function that is differentiable once cuts the graph: a product through it would be nought, silently."""
+    """A custom function that is differentiable once cuts the graph: a product through it would be 0, silently."""
     waiting, seen = [gradient.grad_fn for gradient in gradients], set()
     while waiting:
         node = waiting.pop()
@@ -264,6 +265,7 @@ class MovableParameters:
         """While in it, `move(vector, times)` makes the parameters w + times * step * vector, wherever they were."""
 
         def move(vector: Mapping[str, Tensor], times: float) -> None:
+            # From the copy, not from where they are: moves forth and back would add up rounding.
             for name, parameter in self._parameters.items():
                 torch.add(self._home[name], vector[name], alpha=times * self.step, out=parameter.data)
 

@@ -54,7 +54,7 @@ def probe_vector(
 def probe_part(
     stream: int, num: int, *, like: torch.Tensor, distribution: Distribution = "rademacher", start: int = 0
 ) -> torch.Tensor:
-    """Entries of a parameter's probe from `start` on, as many as `like` has; nought past the last.
+    """Entries of a parameter's probe from `start` on, as many as `like` has; 0 past the last.
 
     Args:
         stream: key of the parameter's own random stream.

@@ -56,7 +56,7 @@ def worst_sharpness(
     for step in range(num_steps):
         with movable.moves() as move:
             move(_times(sizes, place), 1)
-            ascent = _times(sizes, loss.gradient(parameters))
+            ascent = _times(sizes, loss.gradient(parameters))  # By the chain rule, in the coordinates of e.
         # A step of the radius first, then of half of it, back onto the ball.
         length = rho if step == 0 else rho / 2
         norm = math.sqrt(inner(ascent, ascent))

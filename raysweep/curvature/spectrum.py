@@ -61,9 +61,10 @@ def lanczos(operator: Operator, start: Tensor, *, num_steps: int) -> Tridiagonal
         found = operator.product(basis[step])
         diagonal.append(float((found * basis[step]).sum(dtype=torch.float64)))
         scale = max(scale, float(found.norm()))
-        for _ in range(2):
+        for _ in range(2):  # Once leaves what rounding left along the basis; twice is enough (see the module).
             found = found - basis[: step + 1].T @ (basis[: step + 1] @ found)
         rest = float(found.norm())
+        # Nothing is left outside but rounding: the basis spans an invariant subspace, whose eigenvalues are exact.
         if step + 1 == len(basis) or rest <= 10 * torch.finfo(operator.dtype).eps * scale:
             break
         beside.append(rest)
@@ -138,7 +139,7 @@ class Density:
 
     @staticmethod
     def of(rows: Sequence[tuple[Array, Array]], size: int) -> Density:
-        """From the nodes and weights of each vector; shorter rows are filled up with noughts."""
+        """From the nodes and weights of each vector; shorter rows are filled up with zeros, of weight 0."""
         width = max(len(nodes) for nodes, _ in rows)
         nodes, weights = (
             np.array([np.pad(each, (0, width - len(each))) for each in part]) for part in zip(*rows, strict=True)

@@ -97,6 +97,7 @@ def probe_unit(
         return _finite(values, unit)
     counted = targets(model, batch) != IGNORED
 
+    # v'Gv is the variance of J v under the model's distribution over labels, summed over tokens.
     def forms(product: Tensors, logits: Tensor, along: Tensor) -> dict[str, float]:
         p = logits.softmax(dim=-1)
         variance = (p * (along - (p * along).sum(dim=-1, keepdim=True)).square()).sum(dim=-1)[counted]
@@ -106,6 +107,7 @@ def probe_unit(
 
     if products == "exact":
         of_mean, logits, along = reverse_over_forward_product(model, batch, vector)
+        # Of the mean loss; values are sums, so that batches of different numbers of tokens can be added.
         product = {name: part.mul_(values["num_tokens"]) for name, part in of_mean.items()}
         values |= forms(product, logits, along)
         if check:
@@ -133,6 +135,7 @@ def _confirm(exact: Mapping[str, float], fine: Forms, coarse: Forms | None, unit
     assert coarse is not None
     by_graph = exact["gauss_newton"] + exact["residual"]
     by_steps, by_long_steps = (forms.gauss_newton + forms.residual for forms in (fine, coarse))
+    # Of v'Gv, too, as v'Hv is near 0 where its parts cancel; and what a longer step changes is no fault of the graph.
     room = 0.05 * max(abs(fine.gauss_newton), abs(by_steps)) + abs(by_long_steps - by_steps)
     if abs(by_graph - by_steps) > room:
         raise ValueError(
@@ -198,6 +201,7 @@ def fisher_unit(
         given = [_row_seed(seed, unit, row) for row in _rows(batch)]
         cotangents = _cotangents(ghost.logits.detach(), wanted, given, labels=labels, sampling=sampling)
         squares = ghost.squared_norms(cotangents, last=True)
+    # One position of `counts` was drawn, each as likely.
     weights = counts.double() if sampling == "token" else torch.ones_like(counts, dtype=torch.float64)
     parts = {f"parameter/{name}": float((square * weights).sum()) for name, square in squares.items()}
     values = {"num_tokens": float(counts.sum()), "fisher": math.fsum(parts.values()), **parts}
@@ -217,7 +221,7 @@ def _row_seed(seed: int, unit: Unit, row: int) -> int:
 def _cotangents(logits: Tensor, wanted: Tensor, seeds: Sequence[int], *, labels: Labels, sampling: Sampling) -> Tensor:
     """Gradient of each sequence's summed cross-entropy with respect to its logits [n, T, vocabulary]."""
     counted = wanted != IGNORED
-    drawn = wanted.clamp(min=0)
+    drawn = wanted.clamp(min=0)  # -100 is no index; such positions are masked below.
     p = logits.softmax(dim=-1)
     if labels == "model":
         drawn = torch.stack([sample_labels(row, seed=seed) for row, seed in zip(p, seeds, strict=True)])

@@ -72,6 +72,7 @@ class MovableShards(MovableParameters):
             assert parameter.grad is not None
             shard, start = self._parameters[name], self._starts[name]
             part = self._reduce(parameter.grad.flatten())[start : start + shard.numel()]
+            # The last shard is filled up to the size of the others.
             found[name] = F.pad(part, (0, shard.numel() - part.numel()))
             parameter.grad = None
 
@@ -119,7 +120,7 @@ class SummedDeal:
         self._gather = gather
 
     def __call__(self, items: Sequence[Item], run: Callable[[Item], Any]) -> list[Any]:
-        """See `dealing.Deal`."""
+        """See `dealing.Deal`; every worker has to call it with the same items."""
         found = []
         for item in items:
             mine: Mapping[str, float] = run(item)
