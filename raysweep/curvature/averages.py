@@ -142,7 +142,8 @@ def summarize(done: Mapping[Unit, Values]) -> Traces:
     fishers = {unit: done[unit] for unit in sorted(done) if unit.kind == "fisher"}
     moments = Moments.of(done)
     variance, weight = moments.now
-    spread = _probe_variance(probes, weight, moments.tokens_of_batch)
+    # Told by a few batches, it may be more than the whole by chance. Where it is not known (NaN), neither part is.
+    spread = min(_probe_variance(probes, weight, moments.tokens_of_batch), variance)
     tokens = {unit.batch: values["num_tokens"] for unit, values in sorted(done.items())}
     df = moments.num_probe - 1  # Batches are what is independent, however many probe vectors each has.
     trace = moments.hessian + weight * (moments.fisher - moments.gauss_newton)
@@ -151,8 +152,8 @@ def summarize(done: Mapping[Unit, Values]) -> Traces:
         fisher=moments.both_fishers,
         gauss_newton=Estimate(moments.gauss_newton, math.sqrt(moments.gg / moments.num_probe), df),
         residual=Estimate(moments.hessian - moments.gauss_newton, math.sqrt(moments.rr / moments.num_probe), df),
-        stderr_probe=math.sqrt(min(spread, variance)),
-        stderr_data=math.sqrt(max(0.0, variance - spread)),
+        stderr_probe=math.sqrt(spread),
+        stderr_data=math.sqrt(variance - spread),
         weight=weight,
         num_probes=len(probes),
         num_fisher_draws=len(fishers),

@@ -100,6 +100,13 @@ def test_probe_and_data_variance_are_told_apart():
             assert traces.stderr_probe > 0.3 * traces.hessian.stderr
 
 
+def test_neither_part_of_an_error_is_known_without_a_second_draw():
+    values = {batch: {"num_tokens": 10.0, "gauss_newton": 1.0 + batch, "residual": 0.0} for batch in range(4)}
+    traces = summarize({Unit("probe", batch, 0): each for batch, each in values.items()})
+    assert traces.hessian.stderr > 0
+    assert np.isnan([traces.stderr_probe, traces.stderr_data]).all()
+
+
 def test_more_text_is_asked_for_when_its_own_variance_is_too_large():
     made = Synthetic(1, residual=0.0, num_batches=12)
     done = made.run(TraceSettings(rse=0.001, max_units=1024))
