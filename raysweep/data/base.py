@@ -102,7 +102,11 @@ class CorpusSpec(Spec):
 
     @abstractmethod
     def law(self, tokens: Path) -> Law | None:
-        """The true law of the rows of a tokens folder that it built; None if nobody knows it."""
+        """The true law of the rows of a tokens folder that it built; None if nobody knows it.
+
+        Args:
+            tokens: the folder, as `build` has left it.
+        """
 
     @abstractmethod
     def length_findings(self, place: Place, lengths: Mapping[Place, int]) -> Iterator[Finding]:

@@ -17,7 +17,12 @@ Corpus = Annotated[PCFG | HMM | Text | Sampled, Field(discriminator="name")]
 
 
 def read_law(tokens: Path, objective: ObjectiveSpec) -> Law | None:
-    """The true law of the rows of a tokens folder; None if nobody knows it, or not what an objective asks of it."""
+    """The true law of the rows of a tokens folder; None if nobody knows it, or not what an objective asks of it.
+
+    Args:
+        tokens: whatever corpus it is of: that is read from LAW in it.
+        objective: whose lowest loss is wanted; see `CorpusSpec.knows_optimum`.
+    """
     if not (path := tokens / LAW).is_file():
         return None
     corpus: Corpus = TypeAdapter(Corpus).validate_json(path.read_bytes())

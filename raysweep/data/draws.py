@@ -53,6 +53,7 @@ class Choices:
         """Of probabilities [rows, outcomes], each row of which sums to 1 but for rounding."""
         sums = np.cumsum(probabilities, axis=-1)
         num = sums.shape[1]
+        # A power of two of them, so that each step of `draw` decides a bit of the outcome.
         cumulative = np.full((len(sums), 1 << (num - 1).bit_length()), np.inf)
         cumulative[:, : num - 1] = sums[:, :-1]
         return cls(cumulative, sums[:, -1].copy())
@@ -75,6 +76,7 @@ class Choices:
         place = rows * size
         step = size // 2
         while step:
+            # Beyond the first `step` of the outcomes that are left, or among them.
             place += step * (scaled >= flat[place + step - 1])
             step //= 2
         return np.asarray(place - rows * size)

@@ -163,6 +163,7 @@ class ExactCorpus(CorpusSpec):
 
     def _parts(self, words: Ints, seen: Seen, hidden: Bools | None) -> Iterator[tuple[slice, Floats]]:
         """Rows, and the contexts of their sentences, [symbols, T, rows]."""
+        # A sentence's table of evidence is symbols x T numbers.
         step = max(1, _TABLE // self.emissions.shape[0] // words.shape[1])
         for first in range(0, len(words), step):
             rows = slice(first, first + step)

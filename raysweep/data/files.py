@@ -52,13 +52,21 @@ def resolve(patterns: Globs, base: Path) -> tuple[str, ...]:
 
 
 def digests_of(paths: Iterable[str]) -> Digests:
-    """Path -> SHA-256 of each file; of the hub's, as the hub says, so that nothing is fetched for it."""
+    """Path -> SHA-256 of each file; of the hub's, as the hub says, so that no large one is fetched for it.
+
+    Args:
+        paths: as `resolve` gives them.
+
+    Raises:
+        OSError: if a file cannot be read.
+        DataError: if the hub cannot be asked.
+    """
     here, there = _by_place(paths)
     return kept_digests(here) | hub.dataset_digests(there)
 
 
 def sizes_of(paths: Iterable[str]) -> dict[str, int]:
-    """Path -> bytes of each file."""
+    """Path -> bytes of each file, packed as it is; paths are as `resolve` gives them. Nothing is read."""
     here, there = _by_place(paths)
     return {path: os.path.getsize(path) for path in here} | hub.dataset_sizes(there)
 

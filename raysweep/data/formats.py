@@ -114,7 +114,16 @@ def parsed(raw: bytes, path: str, number: int) -> dict[str, Any] | None:
 
 
 def text_of(line: Mapping[str, Any] | None, path: str, number: int, column: str) -> str:
-    """The document of a line. Raises DataError if it has none."""
+    """The document of a line; empty of a blank line.
+
+    Args:
+        line: see `parsed`.
+        path, number: of the file and the line, for errors.
+        column: the field that holds it.
+
+    Raises:
+        DataError: if there is no such field, or no string in it; names those that there are.
+    """
     text = line.get(column) if line is not None else ""
     if not isinstance(text, str):
         raise DataError(f"{path}:{number}: no field {column!r} with a string; fields: {', '.join(line or ())}")
@@ -122,7 +131,16 @@ def text_of(line: Mapping[str, Any] | None, path: str, number: int, column: str)
 
 
 def decoded(raw: bytes, path: str, number: int) -> str:
-    """Bytes that begin with line `number` of a file, as text. Raises DataError if they are not UTF-8."""
+    """Bytes of a file as text.
+
+    Args:
+        raw: whole lines.
+        path: for errors.
+        number: of the first of the lines.
+
+    Raises:
+        DataError: if they are not UTF-8; names the line, and the byte in it.
+    """
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -112,6 +112,7 @@ def dataset_files(pattern: str) -> list[str]:
     if not matches:
         there = ", ".join(sorted(files)[:5])
         raise DataError(f"no file matches {pattern!r}; of {len(files)} files there are: {there}")
+    # At the commit that was listed: a branch may move before its files are read.
     return [str(url._replace(revision=info.sha, path=match)) for match in matches]
 
 
@@ -162,7 +163,14 @@ def _repository_infos(name: str, commit: str | None, paths: tuple[str, ...]) -> 
 
 
 def located(path: str) -> str:
-    """The path of a file on this machine; one of the hub is fetched into its own cache, once. Raises DataError."""
+    """The path of a file on this machine; one of the hub is fetched into its own cache, once.
+
+    Args:
+        path: of this machine, which it stays, or a URL of a hub's data set at a commit.
+
+    Raises:
+        DataError: if it cannot be fetched.
+    """
     if not is_dataset(path):
         return path
     from huggingface_hub import hf_hub_download

@@ -114,6 +114,7 @@ class Tokens:
             DataError: if there is not even one.
         """
         every = self.sequences(domain, "valid", sequence_length)
+        # Not the first ones: files are often in the order of source or date.
         picked = np.linspace(0, len(every) - 1, num=min(max_sequences, len(every))).astype(np.int64)
         return every[picked].astype(np.int64)
 
@@ -178,6 +179,7 @@ class Batches:
         cycle, place = divmod(index, CYCLE)
         domain, before = self._cycle(cycle)
         which = int(domain[place])
+        # Of all sequences of its domain that were read: earlier orders, whole cycles, then this one.
         nth = self._num_read[which] + cycle * int(self._slots[which]) + int(before[place])
         epoch, position = divmod(nth, len(self._data[which]))
         return np.asarray(self._data[which][self._order(which, epoch)[position]])

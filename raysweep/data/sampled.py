@@ -103,6 +103,7 @@ class Sampled(CorpusSpec):
         if model.head == "masked":
             raise DataError(f"{model.source}: a masked model writes no text; name a causal one", ("model",))
         config: Mapping[str, Any] = read_config(Path(model.source)) if model.digests else {}
+        # Where a model reads more than text, its language model is described apart.
         config = config.get("text_config", config)
         vocab_size = self.vocab_size_ or config.get("vocab_size")
         if vocab_size is None:

@@ -204,7 +204,11 @@ class Text(CorpusSpec):
         """None: it is read from files, not drawn from a model."""
 
     def pin(self, base: Path) -> Text:
-        """With every domain and the tokenizer pinned. Raises DataError with the findings of all of them."""
+        """With every domain and the tokenizer pinned; see `CorpusSpec.pin`.
+
+        Raises:
+            DataError: with the findings of all of them.
+        """
         pins: list[tuple[Place, Callable[[], Any]]] = [
             (("domains", name), partial(domain.pin, base)) for name, domain in self.domains_.items()
         ]

@@ -110,7 +110,11 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """A tokenizer of a folder (or a hub id, with an optional @commit), without running code of its own."""
+    """A tokenizer, without running code of its own.
+
+    Args:
+        path: a folder, or a hub id with an optional @commit.
+    """
     from transformers import AutoTokenizer
 
     name, revision = (str(path), None) if path.is_dir() else hub.name_and_revision(str(path))

@@ -50,7 +50,10 @@ def num_cores() -> int:
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
-    """Token ids of documents, without special tokens around them; may be called from several threads at once.
+    """What makes token ids of documents, without special tokens around them; several threads may call it at once.
+
+    Args:
+        tokenizer: one written in Rust has its truncation and padding taken out.
 
     What is written in Rust is asked directly: the layer above it sets the padding at each call, which another thread
     cannot bear, and copies what nobody reads here.

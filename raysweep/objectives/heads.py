@@ -16,7 +16,11 @@ SUPPORTED = "causal (...ForCausalLM, ...LMHeadModel) and masked (...ForMaskedLM)
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
-    """The config.json of a folder. Raises DataError if it is none."""
+    """The config.json of a checkpoint's folder.
+
+    Raises:
+        DataError: if there is none, or it holds no JSON object.
+    """
     path = checkpoint / "config.json"
     try:
         return parse_object(path.read_bytes())
@@ -28,6 +32,14 @@ def head_of(config: Mapping[str, Any]) -> Head | None:
     """What a model predicts, by its config.json; None if it predicts no tokens, or is of no kind that is known here.
 
     A file that names no architecture is of the one its kind is pretrained as.
+
+    Args:
+        config: the content of config.json; `architectures` and `model_type` of it are read.
+
+    >>> head_of({"architectures": ["GPT2LMHeadModel"]}), head_of({"architectures": ["BertForMaskedLM"]})
+    ('causal', 'masked')
+    >>> head_of({"architectures": ["BertForSequenceClassification"]}) is None
+    True
     """
     kind = str(config.get("model_type", ""))
     architecture = architecture_of(config)
@@ -57,7 +69,11 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 
 
 def known_head(config: Mapping[str, Any]) -> Head | None:
-    """What a model predicts; None where its configuration is empty, so not known. Raises DataError if no tokens."""
+    """What a model predicts; None where its configuration is empty, so not known.
+
+    Raises:
+        DataError: if it predicts no tokens.
+    """
     head = head_of(config)
     if config and head is None:
         named = architecture_of(config) or f"model_type {config.get('model_type')!r}"

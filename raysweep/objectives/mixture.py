@@ -63,7 +63,11 @@ class Mixture(DecoderObjective):
         return tuple(dict.fromkeys(token for each in self.objectives.values() for token in each.extra_tokens()))
 
     def input_length(self, sequence_length: int) -> int:
-        """The longest of any. Raises ValueError if one cannot make rows of it."""
+        """The longest of any of the objectives, those without weight among them.
+
+        Raises:
+            ValueError: if one of them cannot make rows of so many tokens.
+        """
         return max(each.input_length(sequence_length) for each in self.objectives.values())
 
     def mean_predicted(self, sequence_length: int) -> float:

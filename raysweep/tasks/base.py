@@ -202,7 +202,14 @@ class TaskSpec(Spec):
         """
 
     def check_head(self, head: Head) -> None:
-        """See that a model that predicts so can be fine-tuned on it. Raises SpaceError."""
+        """See that a model can be fine-tuned on the task.
+
+        Args:
+            head: what the model predicts.
+
+        Raises:
+            SpaceError: if it cannot; names the models that can.
+        """
         if head not in self.heads:
             raise SpaceError(
                 f"form {self.form} needs a {' or '.join(self.heads)} model, and pretrain's is a {head} one; "

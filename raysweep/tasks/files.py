@@ -82,7 +82,11 @@ class FileTask(TaskSpec):
         return self.prompt(example)
 
     def pin(self, base: Path) -> Any:
-        """With absolute paths and fingerprint; every line is checked. Raises DataError with all files' findings."""
+        """With absolute paths and fingerprint; every line is checked. See `TaskSpec.pin`.
+
+        Raises:
+            DataError: with the first finding of each of train and test; names file and line.
+        """
         splits: tuple[Split, ...] = ("train", "test")
         train, test = collect(((split,), partial(self._checked, split, base)) for split in splits)
         digests = kept_digests((*train, *test))
@@ -91,7 +95,11 @@ class FileTask(TaskSpec):
         return self.with_(train=train, test=test, fingerprint=whole, digests=digests)
 
     def bind(self, corpus: Corpus) -> Any:
-        """Itself; the made-up words of a formal language cannot spell its text."""
+        """As it is: it takes nothing from the corpus.
+
+        Raises:
+            SpaceError: if the corpus is no natural language, whose made-up words cannot spell the task's text.
+        """
         if not corpus.is_natural_language:
             fits = f" ({corpus.label_form} fits)" if corpus.label_form else ""
             raise SpaceError(f"a task in English needs pretrain.data text, not a {corpus.name}{fits}")
@@ -109,6 +117,7 @@ class FileTask(TaskSpec):
             return self._read(listed(self.test))[: self.max_test_examples]
         every = self._read(listed(self.train))
         num_valid = min(self.max_valid_examples, max(1, round(self.valid_fraction * len(every))))
+        # As many for the indicators as validate, but one is left to train on.
         num_left = max(0, min(num_valid, len(every) - num_valid - 1))
         end = min(num_valid + self.max_train_examples, len(every) - num_left)
         if split != "indicator":
@@ -198,7 +207,7 @@ def _read_pinned(files: _Files) -> Sequence[Example]:
 
 
 def missing_text(line: Mapping[str, Any], *names: str) -> str | None:
-    """Which of these fields is not there, or is not a string with something in it."""
+    """What is wrong with the first of these fields that is missing or holds no text; None if nothing is."""
     for name in names:
         if not isinstance(line.get(name), str) or not line[name].strip():
             return f"field {name!r} must be a text that is not empty, not {line.get(name)!r}; fields: {', '.join(line)}"

@@ -50,10 +50,11 @@ def _behind_prompts(
     sums = _log_probabilities(logits, first, rows=torch.tensor(owners, device=model.device))
 
     def run(batch: list[int]) -> list[float]:
+        # Without the last token of each, behind which nothing is asked for.
         given, mask = (
             torch.from_numpy(part).to(model.device) for part in pad([answers[at][:-1] for at in batch], value=0)
         )
-        rows, columns = mask.nonzero(as_tuple=True)
+        rows, columns = mask.nonzero(as_tuple=True)  # Row by row, in the order of `rest`.
         of_answers, _ = kept.select([owners[at] for at in batch]).extend(given, rows=rows, columns=columns)
         rest = torch.tensor([token for at in batch for token in answers[at][1:]], device=model.device)
         sums_of_rest = torch.zeros(len(batch), dtype=torch.float64, device=model.device)

@@ -72,7 +72,8 @@ class MultipleChoice(TextTask):
     ) -> list[Answered]:
         """Accuracy of the choice whose tokens have the highest mean log-likelihood after the prompt.
 
-        Per token, so that a long choice is not held against it; of equal ones the first. See `TextTask.evaluate`.
+        log p(choice | prompt) / tokens of the choice, so that its length does not count; of equal ones the first.
+        A prompt is cut for its longest choice, so that all choices are read behind the same. See `TextTask.evaluate`.
         """
         from raysweep.tasks.likelihoods import mean_log_likelihoods
 

@@ -43,7 +43,11 @@ class Prompts:
     """[n], without padding."""
 
     def select(self, rows: Sequence[int]) -> Prompts:
-        """A copy of these, in this order; a row may come several times, or not at all."""
+        """A copy of some of the prompts: what extends it leaves these as they are.
+
+        Args:
+            rows: indices, in this order; one may come several times, or not at all.
+        """
         index = torch.tensor(rows, device=self.mask.device)
         cache = DynamicCache()
         for number, layer in enumerate(self.cache.layers):
@@ -51,10 +55,15 @@ class Prompts:
         return Prompts(self.model, cache, self.mask[index], self.lengths[index])
 
     def extend(self, ids: torch.Tensor, *, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, Prompts]:
-        """Read `ids` [n, k] behind the prompts; logits [j, vocabulary] at (rows[j], columns[j]), and all so far.
+        """Read tokens behind the prompts.
 
-        What follows the last column asked for of a row is padding. The memory of the prompts goes over into what is
-        returned: they are not to be used again.
+        Args:
+            ids: [n, k], one row for each prompt.
+            rows, columns: int64 [j], of the tokens whose logits are wanted; behind the last one of a row is padding.
+
+        Returns:
+            Logits [j, vocabulary] at (rows[j], columns[j]), of the token after each; and all that was read so far, into
+            which the memory of these prompts goes over: they are not to be used again.
         """
         mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
         # Padding shares a position that is read anyway: a model may have none beyond.

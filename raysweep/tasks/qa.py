@@ -63,6 +63,7 @@ class QA(TextTask):
         return fmean(self._score(answer, example)["score"] for example in self.examples("test"))
 
     def _score(self, answer: str, example: Example) -> dict[str, float]:
+        # Any right answer will do: the best over them, as in SQuAD's own script.
         match = max(float(normalise(answer) == normalise(right)) for right in example["answers"])
         f1 = max(token_f1(answer, right) for right in example["answers"])
         return {"score": f1 if self.primary == "f1" else match, "exact_match": match, "f1": f1}
@@ -76,7 +77,10 @@ class QA(TextTask):
         max_length: int,
         shots: Sequence[Example] = (),
     ) -> list[Answered]:
-        """Exact match and F1 of the first line of the greedy answer, the best over the right answers."""
+        """Exact match and F1 of the first line of the greedy answer, the best over the right answers.
+
+        Prompts are cut so that a whole answer fits behind them. See `TextTask.evaluate`.
+        """
         from raysweep.tasks.decoding import first_lines
 
         before = self.shot_text(shots)

@@ -87,7 +87,7 @@ class TextTask(FileTask):
     def score_untrained(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, num_shots: int, max_examples: int
     ) -> list[float]:
-        """The same with `num_shots` solved examples before the prompt."""
+        """The same with the first `num_shots` training examples, solved, before each prompt; 0: with none."""
         rows = self.evaluate(
             model,
             tokenizer,
@@ -102,5 +102,5 @@ class TextTask(FileTask):
         raise ValueError(f"a task of form {self.form} has no labels to fit a linear probe to")
 
     def shot_text(self, shots: Sequence[Example]) -> str:
-        """Solved examples, to stand before a prompt."""
+        """Solved examples, to stand before a prompt: an empty line follows each."""
         return "".join(f"{self.prompt(shot)}{self.answer(shot)}\n\n" for shot in shots)

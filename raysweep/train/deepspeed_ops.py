@@ -43,7 +43,12 @@ def load_cpu_operator(tell: Callable[[str], None]) -> None:
 
 @contextlib.contextmanager
 def alone(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
-    """Hold a build folder among raysweep's processes, once nobody else compiles in it; a stale `lock` is removed."""
+    """Hold a build folder among raysweep's processes, once nobody else compiles in it; a stale `lock` is removed.
+
+    Args:
+        folder: where torch compiles an operator.
+        tell: takes a line for the user: what is waited for, or that a stale lock is removed.
+    """
     # A lock that the system frees when its holder dies.
     with folder.with_name(f"{folder.name}.raysweep").open("w") as held:
         try:

@@ -323,7 +323,11 @@ def with_config_read(model: Mapping[str, Any], read: Callable[[str], Mapping[str
 
 
 def fuse_norms(model: PreTrainedModel) -> None:
-    """Have torch compute Llama's norms: the same function, in one operation where the device has one for it."""
+    """Have torch compute Llama's norms: the same function, in one operation where the device has one for it.
+
+    Args:
+        model: changed in place; one without such norms is left as it is.
+    """
     import torch.nn.functional as F
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
