@@ -95,7 +95,7 @@ class Trajectory:
     def _first_model(self) -> PreTrainedModel:
         import torch
 
-        from raysweep.train.checkpoints import load_model
+        from raysweep.train.checkpoints import load_model, max_tokens
 
         recipe = self.recipe
         length = recipe.input_length
@@ -110,7 +110,7 @@ class Trajectory:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
                 model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
-        positions = getattr(model.config, "max_position_embeddings", None) or length
+        positions = max_tokens(model) or length
         if length > positions:
             if not getattr(model.config, "rope_parameters", None):
                 raise DataError(

@@ -16,7 +16,9 @@ MAX_TOKENS = 4096
 
 def context_length(model: PreTrainedModel) -> int:
     """Tokens that a row may have: as many as the model has positions, at most `MAX_LENGTH`."""
-    return min(MAX_LENGTH, getattr(model.config, "max_position_embeddings", MAX_LENGTH))
+    from raysweep.train.checkpoints import max_tokens
+
+    return min(MAX_LENGTH, max_tokens(model) or MAX_LENGTH)
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

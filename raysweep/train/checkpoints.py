@@ -32,6 +32,15 @@ def reads_ahead(model: PreTrainedModel) -> bool:
     return bool((logits[0] - logits[1]).abs().max() > 1e-4 * logits.abs().max())
 
 
+def max_tokens(model: PreTrainedModel) -> int | None:
+    """Tokens of the longest row that a model can read; None if its configuration names no number of positions."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            # RoBERTa and its kind count positions from behind the padding token's id: rows up to it are never read.
+            return int(module.num_embeddings - module.padding_idx - 1)
+    return getattr(model.config, "max_position_embeddings", None)
+
+
 def load_model(checkpoint: Path | str, *, name: str | None = None) -> PreTrainedModel:
     """A language model of a folder or a hub id, in float32 on the CPU, with every tensor its checkpoint's.
 

@@ -4,10 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import build
+from transformers import RobertaConfig, RobertaForMaskedLM
 
 from raysweep.errors import DataError
 from raysweep.objectives.heads import head_of, known_head, read_config
-from raysweep.train.checkpoints import load_model, reads_ahead
+from raysweep.tasks.rows import context_length
+from raysweep.train.checkpoints import load_model, max_tokens, reads_ahead
 
 
 @pytest.fixture(params=["llama", "gpt2", "gpt_neox", "bert"])
@@ -130,3 +132,18 @@ def test_a_damaged_configuration_is_named(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(DataError, match=r"config\.json: not a configuration"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(("style", "most"), [("llama", 2048), ("gpt2", 64), ("bert", 64)])
+def test_a_model_reads_as_many_tokens_as_it_has_positions(style, most):
+    assert max_tokens(build(style)) == most
+
+
+def test_positions_that_are_counted_from_behind_the_padding_token_are_fewer():
+    """RoBERTa's: of 18 rows those up to the padding token's id, 1, are never read."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    model = RobertaForMaskedLM(RobertaConfig(vocab_size=9, max_position_embeddings=18, pad_token_id=1, **sizes))
+    assert max_tokens(model) == context_length(model) == context_length(model.base_model) == 16
+    model(input_ids=torch.full((1, 16), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, 17), 5))
