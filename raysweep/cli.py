@@ -58,9 +58,11 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     args, others = parser.parse_known_args(argv)
     # argparse gives all places to what comes before the next option, and leaves over what comes after it.
-    if not hasattr(args, "overrides") or any(other.startswith("-") for other in others):
-        others and parser.error(f"unrecognized arguments: {' '.join(others)}")
-    else:
+    takes_overrides = hasattr(args, "overrides")
+    if others and (not takes_overrides or any(other.startswith("-") for other in others)):
+        mend = "; what the sweep file says is given without dashes: pretrain.steps=200" if takes_overrides else ""
+        parser.error(f"unrecognized arguments: {' '.join(others)}{mend}")
+    if takes_overrides:
         args.overrides = [*args.overrides, *others]
     return args
 

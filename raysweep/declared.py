@@ -41,7 +41,7 @@ PretrainSection = Annotated[
 
 
 class Declared(Spec):
-    """A sweep file, as declared."""
+    """All sections of a sweep file, valid each by itself; whether they go together, `space.load` finds out."""
 
     name: str
     """Opens the run's name; of letters, digits, '_', '-' and '.'."""
@@ -112,6 +112,8 @@ def axis_findings(declared: Declared) -> Iterator[Finding]:
             yield from ((where, text) for text in _path_findings(declared, path))
         if isinstance(axis, Zip):
             yield from ((loc, text) for text in _zip_name_findings(name))
+        elif "." not in name:
+            yield loc, f"{name!r} is no path; only a zip has a name of its own: zip: {{pretrain...: [...], ...}}"
         values = labels(axis)
         if declared.search.name == "grid" and not values:
             yield loc, "a grid search needs grid: [...] here, or set search.name to random or optuna"
@@ -143,8 +145,8 @@ def _path_findings(declared: Declared, path: str) -> Iterator[str]:
 
 
 def _zip_name_findings(name: str) -> Iterator[str]:
-    """Names that no zip can have: it becomes a column of tables, beside the trial's seed and paths."""
-    if name.partition(".")[0] in ("pretrain", "seed"):
+    """Names that no zip can have: beside it in tables and trackers stand the seed, the trial and paths."""
+    if name.partition(".")[0] in ("pretrain", "seed", "trial"):
         yield f"a zip goes by a name of its own, such as size, not {name!r}; its paths stand below zip"
     try:
         check_name("zip", name)

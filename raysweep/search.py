@@ -24,14 +24,14 @@ class Grid(Spec):
 
 
 class Choice(Spec):
-    """One of these values."""
+    """Values that a random or Optuna search picks from; a grid search takes them as `grid`."""
 
     choice: AxisValues
     """The values; a mapping names them."""
 
 
 class Uniform(Spec):
-    """A number between two bounds."""
+    """A number drawn evenly between two bounds, for random and Optuna searches."""
 
     uniform: tuple[float, float]
     """[low, high]"""
@@ -91,6 +91,7 @@ class Zip(Spec):
     @property
     def labels(self) -> tuple[str, ...]:
         """What stands for each of its settings in points and tables: its name, or else the values, as "256 / 8"."""
+        # Texts in any case: Optuna's study and Parquet columns hold no tuples.
         names = next((tuple(values) for values in self.zip.values() if isinstance(values, dict)), None)
         rows = zip(*self.zip.values(), strict=True)
         return names or tuple(" / ".join(map(_written, row)) for row in rows)
@@ -152,6 +153,7 @@ def settings(name: str, axis: Axis) -> list[Setting]:
     written: Mapping[str, AxisValues] = axis.zip if isinstance(axis, Zip) else {name: getattr(axis, kind)}
     above: Mapping[str, Place] = {path: (kind, path) if is_zip else (kind,) for path in written}
     labels: tuple[Any, ...] = axis.labels if isinstance(axis, Zip) else tuple(written[name])
+    # Keys say where in the file a value stands: an index of a list, or a name.
     rows = zip(*(_keyed(values).items() for values in written.values()), strict=True)
     return [
         Setting(
@@ -168,7 +170,7 @@ def _keyed(values: AxisValues) -> Mapping[Any, Any]:
 
 
 def kind_of(axis: Axis) -> str:
-    """grid, choice, zip, uniform, ..."""
+    """The word that the sweep file has for it: grid, choice, zip, uniform, ..."""
     return next(iter(type(axis).model_fields))
 
 

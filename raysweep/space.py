@@ -58,7 +58,7 @@ class SearchSpace:
 
     @property
     def name(self) -> str:
-        """The sweep's name."""
+        """As the file has it; runs add eight digits of the identity."""
         return self.declared.name
 
     def identity(self) -> str:

@@ -16,7 +16,7 @@ RUN_HELP = "name or folder of a run, or its sweep file"
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """`key=value` after a sweep file."""
+    """Let a command take `key=value` after its sweep file, wherever its options stand: see `cli.main`."""
     text = "after a sweep file: in place of what it says, such as pretrain.steps=200 or 'sweep.size.grid=[1, 2]'"
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=text)
 
@@ -39,14 +39,14 @@ def results_of(args: argparse.Namespace) -> Results:
 
 
 def count(text: str) -> int:
-    """At least 2."""
+    """A whole number of 2 or more: one draw has no error bar, and one token predicts none."""
     if (number := int(text)) < 2:
         raise argparse.ArgumentTypeError(f"{number}: at least 2")
     return number
 
 
 def seed(text: str) -> int:
-    """At least 0."""
+    """A whole number of 0 or more, as generators take it."""
     if (number := int(text)) < 0:
         raise argparse.ArgumentTypeError(f"{number}: must be 0 or more")
     return number

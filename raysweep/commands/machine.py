@@ -11,7 +11,7 @@ from raysweep.printable import printable
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
-    """`schema` and `doctor`."""
+    """Give the parser `schema` and `doctor`; `common` holds the options of all commands."""
     schema = commands.add_parser("schema", parents=[common], help="JSON Schema of the sweep file")
     schema.set_defaults(command=_schema)
     doctor = commands.add_parser("doctor", parents=[common], help="check this machine")

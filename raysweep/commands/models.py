@@ -15,7 +15,7 @@ from raysweep.printable import printable
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
-    """`trace`."""
+    """Give the parser `trace`; `common` holds the options of all commands."""
     trace = commands.add_parser("trace", parents=[common], help="flatness of language models: traces of the Hessian")
     trace.add_argument("models", nargs="+", metavar="MODEL", help="folder or hub id; several are compared")
     trace.add_argument(

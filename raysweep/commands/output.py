@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def print_json(document: Any) -> None:
-    """One JSON document, on stdout."""
+    """What a command with --json prints: one document on stdout, where what has no JSON form is its text."""
     print(json.dumps(document, indent=1, sort_keys=False, default=str))
 
 

@@ -11,7 +11,7 @@ from raysweep.printable import printable
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
-    """`status`, `rank`, `report` and `export`."""
+    """Give the parser `status`, `rank`, `report` and `export`; `common` holds the options of all commands."""
     for name, command, text in (
         ("status", _status, "stages done, running and failed"),
         ("rank", _rank, "which checkpoint is best, and which indicator tells"),

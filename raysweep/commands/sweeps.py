@@ -13,7 +13,7 @@ from raysweep.printable import printable
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
-    """`plan` and `run`."""
+    """Give the parser `plan` and `run`; `common` holds the options of all commands."""
     plan = commands.add_parser("plan", parents=[common], help="what a sweep would run, and its cost; computes nothing")
     plan.add_argument("--mfu", type=above_zero, default=0.4, help="model FLOPs utilization assumed (default: 0.4)")
     plan.add_argument(

@@ -174,7 +174,9 @@ def test_mistakes_of_the_command_line_end_it(sweep_file, capsys):
     for wrong in (["plan", path, "--pretrain.steps", "5"], ["schema", "a=1"]):
         with pytest.raises(SystemExit, match="2"):
             main(wrong)
-        assert "unrecognized arguments: " + " ".join(wrong[2:] or wrong[1:]) in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "unrecognized arguments: " + " ".join(wrong[2:] or wrong[1:]) in said
+        assert ("given without dashes: pretrain.steps=200" in said) == (wrong[0] == "plan")
 
 
 def test_a_run_is_found_by_what_it_was_run_with(sweep_file, tmp_path, capsys):

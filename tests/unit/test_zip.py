@@ -110,7 +110,7 @@ def test_words_and_flags_are_labelled_as_written(sweep_file):
         ("  size: {zip: [pretrain.steps]}\n", "12: sweep.size.zip: must be a mapping (key: value)"),
         ("  size: {zip: {pretrain.steps: 12}}\n", "12: sweep.size.zip.pretrain.steps: must be a list or a mapping"),
         ("  size: {zap: {pretrain.steps: [12]}}\n", "12: sweep.size: an axis is one of: grid: [...]"),
-        ("  size: {grid: [1, 2]}\n", "12: sweep.size: a sweep path starts with 'pretrain.'"),
+        ("  size: {grid: [1, 2]}\n", "12: sweep.size: 'size' is no path; only a zip has a name of its own"),
         (
             "  size: {zip: {pretrain.optimizer.lr: [1, 2]}}\n" + AXIS,
             "13: sweep.pretrain.optimizer.lr: pretrain.optimizer.lr is varied by size already; leave it in one",
