@@ -250,3 +250,23 @@ def test_identity_holds_what_a_zip_sets(sweep_file):
     one, other = (load(sweep_file(zipped(SIZE.replace("[2, 4]", heads)))) for heads in ("[2, 4]", "[2, 8]"))
     assert json.loads(one.identity())["sweep"]["size"]["zip"]["pretrain.model.num_heads"] == [2, 4]
     assert one.run_name() != other.run_name()
+
+
+def test_data_of_phases_within_a_zip_is_pinned(sweep_file, folder):
+    base = TEXT[: TEXT.index("sweep:")].replace(
+        "  steps: 4\n", "  phases: [{name: trunk, steps: 4}, {name: end, steps: 2}]\n"
+    )
+    axis = (
+        "sweep:\n  end:\n    zip:\n      pretrain.phases.end.steps: [2, 3]\n"
+        "      pretrain.phases.end.data:\n"
+        "        a: {domains: {a: {train: a.txt, valid: a.txt}}}\n"
+        "        b: {domains: {a: {train: b.txt, valid: b.txt}}}\n"
+    )
+    space = load(sweep_file(base + axis))
+    ends = [space.trial(point, 0).stages[-1].id for point in space.points()]
+    (folder / "b.txt").write_text("Other words. " * 400)
+    again = [load(sweep_file(base + axis)).trial(point, 0).stages[-1].id for point in space.points()]
+    assert ends[0] == again[0]
+    assert ends[1] != again[1]
+    lines = findings(sweep_file(base + axis.replace("b.txt, valid", "c.txt, valid")), DataError)
+    assert any("sweep.end.zip.pretrain.phases.end.data.b" in line and "c.txt" in line for line in lines), lines
