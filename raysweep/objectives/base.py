@@ -184,7 +184,7 @@ class DecoderObjective(ObjectiveSpec):
         return int((batch["labels"][:, 1:] != IGNORED).sum())
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Cross-entropy in nats, summed over the labelled tokens."""
+        """-sum over labelled t > 1 of log p(label t | inputs before t), in nats; see `Loss.loss_sum`."""
         return labelled_loss_sum(model, batch, batch["labels"][:, 1:], use_cache=False)
 
     def optimal_losses(self, law: Law, ids: Ints, rows: Arrays, specials: Specials) -> Floats:
@@ -208,7 +208,7 @@ class MaskedObjective(ObjectiveSpec):
         return int((batch["labels"] != IGNORED).sum())
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Cross-entropy in nats, summed over the labelled tokens."""
+        """-sum over labelled t of log p(label t | all inputs), in nats; see `Loss.loss_sum`."""
         return labelled_loss_sum(model, batch, batch["labels"])
 
     def optimal_losses(self, law: Law, ids: Ints, rows: Arrays, specials: Specials) -> Floats:

@@ -35,7 +35,7 @@ class CausalLM(DecoderObjective):
         return sequence_length
 
     def mean_predicted(self, sequence_length: int) -> float:
-        """All but the first."""
+        """L - 1, exactly: nothing stands before the first token that it could be predicted from."""
         return sequence_length - 1
 
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:

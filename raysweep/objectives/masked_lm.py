@@ -44,7 +44,7 @@ class MaskedLM(MaskedObjective):
         return sequence_length
 
     def mean_predicted(self, sequence_length: int) -> float:
-        """As many in every row."""
+        """`mask` times L, rounded to whole tokens, at least one: exact, as every row hides as many."""
         return float(self._num_hidden(np.array(sequence_length)))
 
     def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:

@@ -71,7 +71,7 @@ class Mixture(DecoderObjective):
         return max(each.input_length(sequence_length) for each in self.objectives.values())
 
     def mean_predicted(self, sequence_length: int) -> float:
-        """By the weights of the objectives."""
+        """Mean over the objectives by their weights, which rows are drawn by."""
         counts = [each.mean_predicted(sequence_length) for each in self.objectives.values()]
         return float(np.average(counts, weights=self._weights))
 

@@ -131,7 +131,15 @@ def sketch(architecture: str, fields: str) -> Sketch:
 
 @cache
 def num_parameters(architecture: str, fields: str, vocab_size: int) -> int:
-    """Counted on a model without any weight, tied ones once; see `sketch`."""
+    """Number of weights, counted on the meta device, tied ones once.
+
+    Args:
+        architecture, fields: see `sketch`.
+        vocab_size: rows of its embedding.
+
+    Raises:
+        ValueError: if it cannot be made.
+    """
     return int(_skeleton(architecture, fields, vocab_size).num_parameters())
 
 

@@ -106,7 +106,11 @@ class PlainEngine:
         return dict(self.model.state_dict())
 
     def save(self, folder: Path) -> None:
-        """Write the optimizer's state, `rank0.safetensors`: what `load` needs beside the weights."""
+        """Write the optimizer's state, `rank0.safetensors`: what `load` needs beside the weights.
+
+        Args:
+            folder: an existing one, in which `load` finds it.
+        """
         save_file(_optimizer_tensors(self._optimizer, self._parameters), folder / "rank0.safetensors")
 
     def load(self, folder: Path) -> None:
@@ -122,7 +126,11 @@ class PlainEngine:
         return _named(_optimizer_tensors(self._optimizer, self._parameters), self._names())
 
     def set_optimizer_state(self, state: Tensors) -> None:
-        """Go on with what `optimizer_state` gave, of these weights."""
+        """Go on with what `optimizer_state` gave, of these weights.
+
+        Raises:
+            KeyError: if a name is of no trainable weight.
+        """
         tensors = _indexed(state, self._names(), self._parameters)
         _set_optimizer_tensors(self._optimizer, self._parameters, tensors)
 
@@ -250,7 +258,7 @@ class DeepSpeedEngine:
         return weights
 
     def save(self, folder: Path) -> None:
-        """What `load` needs beside the weights, by rank."""
+        """Write this rank's part of the optimizer's state and of what it steps, `rank<rank>.safetensors`."""
         save_file(self._shard(), folder / f"rank{self._worker.rank}.safetensors")
 
     def load(self, folder: Path) -> None:
