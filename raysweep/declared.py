@@ -160,7 +160,7 @@ def _overlap_findings(declared: Declared) -> Iterator[Finding]:
     for (first, path), (second, over) in itertools.combinations(varied, 2):
         where: Place = ("sweep", second)
         if path == over:
-            yield where, f"{path} is varied by {first} already; leave it in one of them"
+            yield where, f"{path} is varied by the axis {first} already; leave it in one of them"
         elif path.startswith(f"{over}."):
             yield where, f"{over} replaces what {path} sets before it; let {over} come first"
 

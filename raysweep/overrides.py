@@ -45,8 +45,8 @@ def with_overrides(document: Document, overrides: Sequence[str]) -> Document:
         for end in range(1, len(place)):
             origins.setdefault(place[:end], COMMAND_LINE)
         written[place] = text
-    for place in written:
-        _refuse_swept(data, place)
+    for place, text in written.items():
+        _refuse_swept(data, place, text)
     return replace(document, data=data, origins=origins, text=_text_with(document.text, written, data))
 
 
@@ -111,17 +111,18 @@ def _put(tree: Any, place: Place, value: Any) -> None:
     tree[place[-1]] = value
 
 
-def _refuse_swept(data: Mapping[str, Any], place: Place) -> None:
+def _refuse_swept(data: Mapping[str, Any], place: Place, text: str) -> None:
     """A value that an axis sets in every variant would change nothing."""
     path = ".".join(_named_parts(data, place))
     for name, axis in data["sweep"].items() if isinstance(data.get("sweep"), dict) else ():
         zipped = axis.get("zip") if isinstance(axis, dict) else None
         for swept in zipped if isinstance(zipped, dict) else [name]:
             if f"{path}.".startswith(f"{swept}."):
+                values = f"{{grid: [{text}]}}" if path == name else "..."
                 raise _error(
                     path,
-                    f"every variant has a value of its own, of the axis sweep.{name}: give that one, such as "
-                    f"'sweep.{name}={{grid: [...]}}', or sweep={{}} for the base alone",
+                    f"every variant has a value of its own, of the axis sweep.{name}: give that one, as "
+                    f"'sweep.{name}={values}', or sweep={{}} for the base alone",
                 )
 
 

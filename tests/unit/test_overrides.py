@@ -135,7 +135,9 @@ def test_what_is_wrong_in_the_file_keeps_its_line(sweep_file):
 def test_what_an_axis_sets_is_not_given_beside_it(sweep_file):
     text = TINY.replace(f"  {LR}: {{grid: [1e-2, 3e-3]}}", f"  a: {{zip: {{{LR}: [1, 2]}}}}")
     (line,) = refused(sweep_file(text), f"{LR}=1")
-    assert f"{LR}: every variant has a value of its own, of the axis sweep.a" in line
+    assert f"{LR}: every variant has a value of its own, of the axis sweep.a: give that one, as 'sweep.a=...'" in line
+    (line,) = refused(sweep_file(), f"{LR}=1")
+    assert f"give that one, as 'sweep.{LR}={{grid: [1]}}', or sweep={{}} for the base alone" in line
     swept = PHASED.replace(f"  {LR}", "  pretrain.phases.decay.optimizer.lr")
     (line,) = refused(sweep_file(swept), "pretrain.phases.1.optimizer.lr=1")
     assert "pretrain.phases.decay.optimizer.lr: every variant has a value of its own" in line

@@ -113,7 +113,7 @@ def test_words_and_flags_are_labelled_as_written(sweep_file):
         ("  size: {grid: [1, 2]}\n", "12: sweep.size: 'size' is no path; only a zip has a name of its own"),
         (
             "  size: {zip: {pretrain.optimizer.lr: [1, 2]}}\n" + AXIS,
-            "13: sweep.pretrain.optimizer.lr: pretrain.optimizer.lr is varied by size already; leave it in one",
+            "13: sweep.pretrain.optimizer.lr: pretrain.optimizer.lr is varied by the axis size already; leave",
         ),
         (
             AXIS + "  pretrain.optimizer: {grid: {a: {name: sgd, lr: 1}}}\n",
