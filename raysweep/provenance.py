@@ -12,15 +12,27 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from raysweep.worker import Worker
 
-def provenance(*, started: float, finished: float, world_size: int, device: str) -> dict[str, Any]:
-    """When, where and with what a stage ran: recorded, never part of an id. `started`, `finished`: seconds of epoch."""
+# Those that compute; triton compiles for GPUs, and liger has kernels of its own.
+_PACKAGES = ("raysweep", "torch", "transformers", "accelerate", "deepspeed", "ray", "triton", "liger-kernel")
+
+
+def provenance(*, started: float, finished: float, worker: Worker) -> dict[str, Any]:
+    """When, where and with what a stage ran: recorded, never part of an id. `started`, `finished`: seconds of epoch.
+
+    Of the worker, that by which sums are rounded: in which order they are taken, and by whose kernels.
+    """
     return {
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"),
         "wall_seconds": round(finished - started, 6),
-        "peak_memory_bytes": _peak_memory_bytes(device),
-        "world_size": world_size,
-        "device": device,
+        "peak_memory_bytes": _peak_memory_bytes(worker.device),
+        "world_size": worker.world_size,
+        "device": worker.device,
+        "zero_stage": worker.zero_stage,
+        "micro_batch_sequences": worker.micro_batch_sequences,
+        "gradient_checkpointing": worker.gradient_checkpointing,
+        "compile": worker.compile,
         **_host(),
     }
 
@@ -28,7 +40,7 @@ def provenance(*, started: float, finished: float, world_size: int, device: str)
 @cache
 def _host() -> dict[str, Any]:
     versions = {"python": platform.python_version()}
-    for package in ("raysweep", "torch", "transformers", "accelerate", "deepspeed", "ray"):
+    for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {"host": socket.gethostname(), "git_commit": _git_commit(), "versions": versions}

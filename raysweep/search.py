@@ -254,6 +254,9 @@ class Resources(Spec):
     """Recompute activations in the backward pass: less memory, a third more work."""
     micro_batch_sequences: int | None = Field(default=None, ge=1)
     """Sequences per forward pass of a worker; None: its whole share of the batch."""
+    compile: bool | None = None
+    """Whether torch compiles a model's blocks for pretraining, once for all variants of a shape: faster, and rounded
+    otherwise, as with another number of workers; None: on GPUs, but for zero_stage 3, which does not take it."""
     max_concurrent: int | None = Field(default=None, ge=1)
     """Gangs at once; None: as many as fit."""
     max_retries: int = Field(default=2, ge=0)
@@ -267,3 +270,17 @@ class Resources(Spec):
         if gpus > 1 and gpus != int(gpus):
             raise ValueError(f"{gpus:g} GPUs: more than one must be a whole number; less may be a fraction")
         return gpus
+
+    @model_validator(mode="after")
+    def _compilable(self) -> Resources:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile true: zero_stage 3 gathers each weight as it is used, between pieces too small to compile; "
+                "set zero_stage to 2, or remove compile"
+            )
+        return self
+
+    @property
+    def compiles(self) -> bool:
+        """What `compile` comes to."""
+        return self.gpus_per_worker > 0 and self.zero_stage < 3 if self.compile is None else self.compile

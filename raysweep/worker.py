@@ -21,7 +21,7 @@ def never() -> bool:
 class Worker:
     """One process of a gang. The process group (nccl or gloo) is made before any stage runs.
 
-    None of this may change a result: it says where and how fast, never what.
+    None of this may change a result, but for how its sums are rounded: it says where and how fast, never what.
     """
 
     rank: int = 0
@@ -31,6 +31,8 @@ class Worker:
     gradient_checkpointing: bool = False
     micro_batch_sequences: int | None = None
     """Sequences per forward pass; None: as many as the rank's share of the global batch."""
+    compile: bool = False
+    """Whether a model's blocks are compiled for training, where all batches have one shape."""
     state_dir: Path | None = None
     """Folder for resumable state, seen by all ranks, that outlives a killed gang. None: nothing is saved midway."""
     report: Callable[[Mapping[str, Any]], None] = field(default=ignore, compare=False)

@@ -59,10 +59,14 @@ class CausalLM(DecoderObjective):
 
         from raysweep.objectives.cross_entropy import cross_entropy_sum
         from raysweep.objectives.inputs import model_inputs
+        from raysweep.objectives.output_loss import loss_in_output
 
-        logits = model(**model_inputs(model, batch), use_cache=False).logits
         # The labels are shifted, not the logits: these are large, and a slice of them would be a copy.
         labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+        inputs = model_inputs(model, batch) | {"use_cache": False}
+        if (loss := loss_in_output(model, labels, inputs)) is not None:
+            return loss
+        logits = model(**inputs).logits
         return cross_entropy_sum(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignored=IGNORED)
 
 

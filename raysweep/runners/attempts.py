@@ -96,9 +96,7 @@ def attempt(stage: Stage, store: Store, worker: Worker) -> Outcome:
         # What is no result must not stand among results: it would differ each time the stage is made again.
         timings = {metric.name: metrics[metric.name] for metric in spec.timings if metric.name in metrics}
         metrics = {name: value for name, value in metrics.items() if name not in timings}
-        known = timings | provenance(
-            started=started, finished=time.time(), world_size=worker.world_size, device=worker.device
-        )
+        known = timings | provenance(started=started, finished=time.time(), worker=worker)
         record = store.commit(replace(record, metrics=metrics, provenance=known), out)
         if stage.state_key is None:  # What several stages hand on is dropped with the trial.
             store.drop_state(stage.id)

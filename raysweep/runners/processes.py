@@ -48,6 +48,7 @@ def make_worker(
         zero_stage=resources.zero_stage,
         gradient_checkpointing=resources.gradient_checkpointing,
         micro_batch_sequences=resources.micro_batch_sequences,
+        compile=resources.compiles,
         report=report,
         save_asked=save_asked,
     )

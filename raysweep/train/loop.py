@@ -25,6 +25,8 @@ from safetensors.torch import load_file, save_file
 from raysweep.durable import sync
 from raysweep.errors import Diverged
 from raysweep.objectives.base import IGNORED, Loss
+from raysweep.objectives.output_loss import use_loss_layer
+from raysweep.train.compiled import compile_blocks
 from raysweep.train.engines import Batch, DeepSpeedEngine, PlainEngine, Tensors
 from raysweep.train.models import fuse_norms
 from raysweep.train.optimizers import Optimizer
@@ -119,13 +121,21 @@ def train(
         model.load_state_dict(load_file(saved / "model.safetensors"))
     if worker.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    fuse_norms(model)
+    first_batch = batches(0)
+    if worker.device.startswith("cuda"):
+        # On a CPU, where memory is seldom short, the loss of all logits at once is as fast.
+        use_loss_layer(model)
+    # Compiled blocks want batches of one shape; and they fuse norms by themselves.
+    if worker.compile and "lengths" not in first_batch:
+        compile_blocks(model)
+    else:
+        fuse_norms(model)
     model.train()
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     exact = is_start_exact and bf16 and worker.zero_stage > 0
     weights = {name: each.detach().clone() for name, each in model.named_parameters()} if exact else {}
     # DeepSpeed is told the number of micro-batches before the first; all batches have as many sequences.
-    cutter = _Cutter(worker, num_sequences=len(batches(0)["input_ids"]))
+    cutter = _Cutter(worker, num_sequences=len(first_batch["input_ids"]))
     settings: dict[str, Any] = {
         "objective": objective,
         "optimizer": optimizer,
@@ -253,8 +263,13 @@ class _Cutter:
             tensor = torch.from_numpy(values[rows, :width] if values.ndim > 1 else values[rows])
             if idle and name == "labels":
                 tensor = torch.full_like(tensor, IGNORED)
-            tensors[name] = tensor.to(self._worker.device, non_blocking=True)
+            tensors[name] = self._move(tensor)
         return tensors
+
+    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
+        # From pinned memory a GPU fetches it in its own time; from any other, the host waits for all work before it.
+        pinned = tensor.pin_memory() if self._worker.device.startswith("cuda") else tensor
+        return pinned.to(self._worker.device, non_blocking=True)
 
 
 def _groups(rows: Any, lengths: Any, *, overhead: int) -> list[Any]:
