@@ -50,13 +50,13 @@ def headline(ranking: Ranking) -> str:
     config = next((item for item in ranking.associations if item.source == "config"), None)
     if math.isnan(top.accuracy.low):
         text += ", with too few variants for an interval"
-        if config and config.accuracy.value >= top.accuracy.value:
-            text += f", and no more than {_known_before(config)}"
+        if config and top.gain.value <= 0:
+            text += f", and no more than {_known_before(config, top)}"
         return f"{text}."
     verdict = "" if top.accuracy.low > 0.5 else ", which is not shown to be better than chance"
     if config and not math.isnan(top.gain.low) and top.gain.low <= 0:
         joined = " nor" if verdict else ", though not shown to be better"
-        verdict += f"{joined} than {_known_before(config)}"
+        verdict += f"{joined} than {_known_before(config, top)}"
     return f"{text}{verdict} (picked as the best, for which the interval does not correct)."
 
 
@@ -161,10 +161,10 @@ def tie_text(tie: Tie) -> str:
     return f"{tie.label} ({', '.join(filter(None, (f'{points_text(tie.difference)} below', cost_text(tie))))})"
 
 
-def _known_before(config: Association) -> str:
-    """`the sweep file alone (0.88)`: what needs no measurement, and how many pairs it orders right."""
+def _known_before(config: Association, indicator: Association) -> str:
+    """`the sweep file alone (0.88)`: what needs no measurement, and the share of the same pairs that it has right."""
     name = "the sweep file" if config.indicator == TOGETHER else config.indicator
-    return f"{name} alone ({config.accuracy.value:.2f})"
+    return f"{name} alone ({indicator.accuracy.value - indicator.gain.value:.2f})"
 
 
 def _beside(ranking: Ranking) -> str:
