@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,12 +57,12 @@ class Mirror:
                 (self._folder / name).unlink()
         self._note(alike)
 
-    def push(self) -> None:
+    def push(self, *, without: Sequence[str] = ()) -> None:
         """Upload what was changed here since both sides were alike, and delete there what was deleted here."""
         alike, sent = self._alike(), {}
         for name, path in self._files():
             state = _state(path)
-            if state and (name not in alike or alike[name][1:] != state):
+            if state and name.split("/")[0] not in without and (name not in alike or alike[name][1:] != state):
                 self._remote.put(path, f"{self._name}/{name}")
                 sent[name] = state
         for name in [name for name in alike if not (self._folder / name).exists()]:

@@ -44,10 +44,20 @@ class Remote:
         with self._written(name) as target:
             self._fs.put_file(str(path), target)
 
+    def read(self, name: str) -> bytes | None:
+        """The content of a small object; None if there is none."""
+        with self._asked("read"), contextlib.suppress(FileNotFoundError):
+            return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+        return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put a small object."""
+        with self._written(name) as target:
+            self._fs.pipe_file(target, content)
+
     def check_writable(self) -> None:
         """Put an object and remove it again."""
-        with self._written("partial/check") as target:
-            self._fs.pipe_file(target, b"raysweep")
+        self.write("partial/check", b"raysweep")
         self.remove("partial/check")
 
     def names(self, name: str) -> set[str]:
@@ -77,9 +87,7 @@ class Remote:
 
     def move(self, name: str, copy: Path, to: str) -> None:
         """Put an object elsewhere, unless it is no longer what its copy here holds: it was made anew meanwhile."""
-        with self._asked("read"):
-            is_same = self._fs.cat_file(f"{self._root}/{name}") == copy.read_bytes()
-        if is_same:
+        if self.read(name) == copy.read_bytes():
             self.put(copy, to)
             self.remove(name)
 

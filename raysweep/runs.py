@@ -13,15 +13,19 @@ import math
 import os
 import re
 import shutil
+import signal
+import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from raysweep.durable import parse_object, sync, write_text
 from raysweep.errors import StoreError
+from raysweep.lease import Holder
 from raysweep.record import difference, is_id
 from raysweep.scores import Column
 from raysweep.spec import Metric
@@ -84,6 +88,8 @@ class Run:
         self.folder: Path = store.root / "runs" / name
         self._noted: dict[str, TrialRow] | None = None
         self._told: set[str] = set()
+        self._sending = threading.Lock()
+        self._taken_by: str | None = None
 
     @staticmethod
     def create(store: Store, name: str, *, sweep_text: str, identity: str) -> Run:
@@ -147,13 +153,30 @@ class Run:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the run alone; its holder's death frees it. Raises StoreError if another driver is at it."""
+        """Hold the run alone, on this machine and among all that use the store's URL; its holder's death frees it.
+
+        While it is held, what is noted goes over to the URL with each renewal, so that another machine can go on.
+
+        Raises:
+            StoreError: if another driver is at it, or has taken it over from this one, which was cut off for long.
+        """
         with (self.folder / ".lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StoreError(f"run {self.name!r} is under way in another process; wait for it, or end it") from None
-            yield
+            key, what = f"run-{self.name}", f"run {self.name!r}"
+            try:
+                with self.store.lease(key, _holder(lock), what=what, renewed=self._send, lost=self._lose):
+                    yield
+            except KeyboardInterrupt:
+                if not self._taken_by:
+                    raise
+            if self._taken_by:
+                raise StoreError(
+                    f"{what} was taken over by {self._taken_by}: this process gave no sign of life for long; what it "
+                    "finished is kept, and the other goes on"
+                )
 
     def note_planned(self, counts: Mapping[str, Any]) -> None:
         """Note how many trials and stages (by kind) the sweep asks for, so that what is not started can be counted."""
@@ -238,7 +261,21 @@ class Run:
     def publish(self) -> None:
         """Bring what changed of the run to the store's URL, where it has one; Tune's own files stay behind."""
         shutil.rmtree(self.folder / "tune", ignore_errors=True)
-        self.store.push(self.folder)
+        self._send()
+
+    def _send(self) -> None:
+        with self._sending:
+            if not self._taken_by:
+                self.store.push(self.folder, without=["tune"])
+
+    def _lose(self, taker: str) -> None:
+        """Another holds the run now: end what this process does, and take nothing back."""
+        self._taken_by = taker
+        logger.error("run %r was taken over by %s; ending this process's work on it", self.name, taker)
+        # As Ctrl-C would, though it may be ignored, as in the background of a shell.
+        asked = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
+        if asked:
+            signal.pthread_kill(threading.main_thread().ident or 0, asked[0])
 
     def add_pruned(self, trial: str, step: int) -> None:
         """Note that a scheduler stopped a trial after its checkpoint at `step`: a resumed run stops it there too."""
@@ -292,6 +329,13 @@ class Run:
                 f"run {self.name!r} in {self.store.url} has lost its identity.json, and its sweep.yaml is another than "
                 "this sweep file: give this one another --run, or delete that sweep.yaml if they are the same sweep"
             )
+
+
+def _holder(lock: IO[str]) -> Holder:
+    """This process; the lock that it holds is one of this machine since it was started."""
+    stat = os.fstat(lock.fileno())
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return Holder(socket.gethostname(), os.getpid(), f"{boot}:{stat.st_dev}:{stat.st_ino}")
 
 
 def _trial_row(line: bytes) -> TrialRow:

@@ -19,7 +19,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any
 
 from raysweep.durable import cache_dir, sync
 from raysweep.errors import LostError, StoreError, UnreachableError
+from raysweep.lease import Holder, Lease, Pace
 from raysweep.mirror import Mirror
 from raysweep.record import Record, difference, is_id
 from raysweep.remote import Remote
@@ -59,6 +60,8 @@ class Store:
             # Work and downloads of a remote store live beside other caches of this machine, one folder per URL.
             self.root = cache_dir() / hashlib.sha256(self.url.encode()).hexdigest()[:12]
             self._remote = Remote(self.url)
+        self.pace = Pace()
+        """Of holders of runs, where the store is behind a URL."""
         # (path, bytes, mtime_ns) of files found intact: hashed once per process, again if touched.
         self._intact: set[tuple[str, int, int]] = set()
 
@@ -199,6 +202,21 @@ class Store:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
+    def lease(
+        self,
+        key: str,
+        holder: Holder,
+        *,
+        what: str,
+        renewed: Callable[[], None],
+        lost: Callable[[str], None],
+    ) -> contextlib.AbstractContextManager[object]:
+        """Hold `key` alone among all machines that use the store's URL; see `Lease`. A local store has its locks."""
+        if self._remote is None:
+            return contextlib.nullcontext()
+        name = f"partial/{key}.held"
+        return Lease(self._remote, name, holder, what=what, pace=self.pace, renewed=renewed, lost=lost)
+
     def partial_dir(self, stage_id: str) -> Path:
         """The folder that `stage_id` is made in, by the holder of its claim; there until `commit`, or the next try."""
         return self.root / "partial" / f"{stage_id}.out"
@@ -265,10 +283,13 @@ class Store:
             aside.parent.mkdir(parents=True, exist_ok=True)
             os.rename(path, aside)
 
-    def push(self, folder: Path) -> None:
-        """Bring what was changed or deleted in a folder under the root to the URL, where the root stands for one."""
+    def push(self, folder: Path, *, without: Sequence[str] = ()) -> None:
+        """Bring what was changed or deleted in a folder under the root to the URL, where the root stands for one.
+
+        `without`: names in the folder that stay on this machine.
+        """
         if self._remote:
-            Mirror(self._remote, self.root, folder.relative_to(self.root).as_posix()).push()
+            Mirror(self._remote, self.root, folder.relative_to(self.root).as_posix()).push(without=without)
 
     def pull(self, folder: Path) -> None:
         """Bring what others changed of a folder under the root here, where the root stands for a URL."""

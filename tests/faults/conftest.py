@@ -19,11 +19,11 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture(params=["local", "s3"])
 def url(request, tmp_path, monkeypatch) -> str:
     """An empty store's URL."""
-    if request.param == "memory":
-        return f"memory://{tmp_path.name}"
+    if request.param == "local":
+        return f"local://{tmp_path}/url"  # To a store a URL like any other.
     address = request.getfixturevalue("s3")
     import boto3
     import s3fs

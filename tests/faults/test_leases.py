@@ -1,0 +1,153 @@
+"""One driver a run among all machines of a URL, whoever is killed, is frozen, or comes at the same time."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import fsspec
+import pytest
+
+from raysweep.errors import StoreError
+from raysweep.lease import Pace
+from raysweep.runs import Run
+from raysweep.store import Store
+
+PACE = Pace(beat_seconds=0.2, expiry_seconds=2.0)
+DRIVER = """\
+import sys, time
+from raysweep.errors import StoreError
+from raysweep.lease import Pace
+from raysweep.runs import Run
+from raysweep.store import Store
+from tiny import row
+store = Store(sys.argv[1])
+store.pace = Pace(beat_seconds=0.2, expiry_seconds=2.0)
+run = Run.create(store, "r", sweep_text="x", identity="{}")
+try:
+    with run.held():
+        run.add_trial(row(sys.argv[2]))
+        print("holds", flush=True)
+        sys.stdin.readline()
+        run.publish()
+except StoreError as error:
+    print(error, flush=True)
+"""
+
+
+class Driver:
+    """A process that drives the run on a machine of some name, until it is told to end."""
+
+    def __init__(self, url: str, folder, name: str) -> None:
+        environment = {**os.environ, "XDG_CACHE_HOME": str(folder / name), "PYTHONPATH": os.pathsep.join(sys.path)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, url, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+
+    def says(self) -> str:
+        return self._process.stdout.readline().strip()
+
+    def end(self) -> None:
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+    def send(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> None:
+        self._process.wait(60)
+
+
+@pytest.fixture
+def drive(url, tmp_path) -> Iterator:
+    """Starts a driver."""
+    drivers: list[Driver] = []
+
+    def start(name: str) -> Driver:
+        drivers.append(Driver(url, tmp_path, name))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.send(signal.SIGKILL)
+        driver.wait()
+
+
+@pytest.fixture
+def here(machine) -> Run:
+    """The run, as a further machine opens it."""
+    store = machine("here")
+    store.pace = PACE
+    return Run.create(store, "r", sweep_text="x", identity="{}")
+
+
+def notes(url: str) -> list[str]:
+    fs, root = fsspec.core.url_to_fs(url)
+    fs.invalidate_cache()
+    return fs.find(f"{root}/partial")
+
+
+def trials(store: Store) -> list[str]:
+    return [trial.trial for run in Run.all(store) for trial in run.trials()]
+
+
+def test_a_second_machine_is_refused_while_the_first_lives(drive, here, url):
+    first = drive("one")
+    assert first.says() == "holds"
+    with (
+        pytest.raises(StoreError, match=r"run 'r' is under way in process \d+ on .*; wait for it, or end it"),
+        here.held(),
+    ):
+        pass
+    first.end()
+    first.wait()
+    with here.held():
+        pass
+    assert notes(url) == []
+
+
+def test_of_two_that_come_at_once_one_holds_at_most(drive):
+    both = [drive("one"), drive("two")]
+    said = [driver.says() for driver in both]
+    assert said.count("holds") <= 1
+    assert all(word == "holds" or "run 'r' is" in word for word in said)
+
+
+def test_a_killed_driver_is_taken_over_from_with_what_it_had_noted(drive, here, url, machine, caplog):
+    killed = drive("one")
+    assert killed.says() == "holds"
+    deadline = time.monotonic() + 30
+    while trials(machine("two")) != ["one"] and time.monotonic() < deadline:
+        time.sleep(0.1)  # Until it has been sent with a renewal.
+    killed.send(signal.SIGKILL)
+    killed.wait()
+    # On its own machine the lock that it held is free, which tells at once.
+    again = drive("one")
+    assert again.says() == "holds"
+    again.send(signal.SIGKILL)
+    again.wait()
+    start = time.monotonic()
+    with here.held():
+        assert time.monotonic() - start >= PACE.expiry_seconds
+    assert "gave no sign of life for 2 s, and is taken over from" in caplog.text
+    assert notes(url) == []
+    assert trials(machine("three")) == ["one"]
+
+
+def test_a_driver_that_was_frozen_ends_and_takes_nothing_back(drive, here, url, machine):
+    frozen = drive("one")
+    assert frozen.says() == "holds"
+    frozen.send(signal.SIGSTOP)
+    with here.held():
+        (here.folder / "pruned.json").write_text('{"t": 1}')
+        here.publish()
+        frozen.send(signal.SIGCONT)
+        assert frozen.says().startswith("run 'r' was taken over by process")
+        assert Run.find(machine("two"), "r").pruned() == {"t": 1}
+    assert notes(url) == []
