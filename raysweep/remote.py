@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
-from collections.abc import Iterator, Mapping
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raysweep.durable import replacing
 from raysweep.errors import StoreError, UnreachableError
+from raysweep.printable import duration
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Between two tries of what fails, doubled each time.
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 20.0
 
 
 class Remote:
@@ -30,30 +43,41 @@ class Remote:
             raise StoreError(f"store {url!r} cannot be opened: {_said(error)}") from error
         # Other workers write too: a listing kept from before would hide their records.
         self._fs.use_listings_cache = False
+        self.patience_seconds = 0.0
+        """How long what fails is tried again; see `Store.be_patient`."""
+        self.tell: Callable[[str], None] = logger.warning
+        self._lock = threading.Lock()
+        self._down_since: float | None = None
         # In a bucket there are no folders to make, and asking for one would make the bucket.
         self._has_folders = self._root.startswith("/")
 
     def get(self, name: str, path: Path) -> None:
         """Download, whole or not at all; nothing happens if there is no such object."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self._asked("read"), contextlib.suppress(FileNotFoundError), replacing(path) as aside:
-            self._fs.get_file(f"{self._root}/{name}", str(aside))
+
+        def download() -> None:
+            with contextlib.suppress(FileNotFoundError), replacing(path) as aside:
+                self._fs.get_file(f"{self._root}/{name}", str(aside))
+
+        self._ask("read", download)
 
     def put(self, path: Path, name: str) -> None:
         """Upload a file as the object `name`, in the place of one that is there. Raises StoreError."""
-        with self._written(name) as target:
-            self._fs.put_file(str(path), target)
+        self._write(name, lambda target: self._fs.put_file(str(path), target))
 
     def read(self, name: str) -> bytes | None:
         """The content of a small object; None if there is none."""
-        with self._asked("read"), contextlib.suppress(FileNotFoundError):
-            return bytes(self._fs.cat_file(f"{self._root}/{name}"))
-        return None
+
+        def read() -> bytes | None:
+            with contextlib.suppress(FileNotFoundError):
+                return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+            return None
+
+        return self._ask("read", read)
 
     def write(self, name: str, content: bytes) -> None:
         """Put a small object."""
-        with self._written(name) as target:
-            self._fs.pipe_file(target, content)
+        self._write(name, lambda target: self._fs.pipe_file(target, content))
 
     def check_writable(self) -> None:
         """Put an object and remove it again."""
@@ -62,10 +86,15 @@ class Remote:
 
     def names(self, name: str) -> set[str]:
         """Names directly under a folder; none if there is no such folder."""
-        with self._asked("listed"), contextlib.suppress(FileNotFoundError):
-            self._fs.invalidate_cache()
-            return {entry.rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(f"{self._root}/{name}", detail=False)}
-        return set()
+
+        def names() -> set[str]:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.invalidate_cache()
+                entries = self._fs.ls(f"{self._root}/{name}", detail=False)
+                return {entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries}
+            return set()
+
+        return self._ask("listed", names)
 
     def stamps(self, name: str) -> dict[str, str | None]:
         """Name, under the root, of each object below a folder -> what changes with its content.
@@ -74,16 +103,24 @@ class Remote:
         no more than the size.
         """
         base = f"{self._root}/"
-        with self._asked("listed"), contextlib.suppress(FileNotFoundError):
-            self._fs.invalidate_cache()
-            objects = self._fs.find(f"{self._root}/{name}", detail=True)
-            return {path.removeprefix(base).removeprefix("/"): _stamp(told) for path, told in objects.items()}
-        return {}
+
+        def stamps() -> dict[str, str | None]:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.invalidate_cache()
+                objects = self._fs.find(f"{self._root}/{name}", detail=True)
+                return {path.removeprefix(base).removeprefix("/"): _stamp(told) for path, told in objects.items()}
+            return {}
+
+        return self._ask("listed", stamps)
 
     def remove(self, name: str) -> None:
         """Delete one object, if it is there."""
-        with self._asked("written"), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(f"{self._root}/{name}")
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(f"{self._root}/{name}")
+
+        self._ask("written", remove)
 
     def move(self, name: str, copy: Path, to: str) -> None:
         """Put an object elsewhere, unless it is no longer what its copy here holds: it was made anew meanwhile."""
@@ -91,31 +128,60 @@ class Remote:
             self.put(copy, to)
             self.remove(name)
 
-    @contextlib.contextmanager
-    def _written(self, name: str) -> Iterator[str]:
-        """The path of an object that is about to be put."""
+    def _write(self, name: str, put: Callable[[str], object]) -> None:
         target = f"{self._root}/{name}"
-        with self._asked("written"):
+
+        def write() -> None:
             if self._has_folders:
                 self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-            try:
-                yield target
-            except FileNotFoundError as error:
-                bucket = self._root.split("/")[0]
-                raise StoreError(
-                    f"store {self._url!r} cannot be written: {_said(error)}; correct the URL, or create the bucket "
-                    f"{bucket!r} first: raysweep creates none"
-                ) from error
+            put(target)
 
-    @contextlib.contextmanager
-    def _asked(self, what: str) -> Iterator[None]:
-        """What the file system raises is told in the store's words."""
         try:
-            yield
-        except StoreError:
-            raise
-        except Exception as error:  # Each file system has errors of its own.
-            raise UnreachableError(f"store {self._url!r} cannot be {what}: {_said(error)}") from error
+            self._ask("written", write)
+        except FileNotFoundError as error:
+            bucket = self._root.split("/")[0]
+            raise StoreError(
+                f"store {self._url!r} cannot be written: {_said(error)}; correct the URL, or create the bucket "
+                f"{bucket!r} first: raysweep creates none"
+            ) from error
+
+    def _ask(self, what: str, call: Callable[[], T]) -> T:
+        """What a call gives, tried again for as long as patience lasts; FileNotFoundError is an answer.
+
+        Raises:
+            UnreachableError: in the store's words, what the file system raises.
+        """
+        started, wait_seconds = time.monotonic(), FIRST_WAIT_SECONDS
+        while True:
+            try:
+                answer = call()
+            except FileNotFoundError:
+                raise
+            except Exception as error:  # Each file system has errors of its own.
+                problem = f"store {self._url!r} cannot be {what}: {_said(error)}"
+                left = started + self.patience_seconds - time.monotonic()
+                # A refusal stays one, as of a store that can only be read.
+                if left <= 0 or isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+                    raise UnreachableError(problem) from error
+                self._note_down(f"{problem}; trying again for up to {duration(left)}")
+                time.sleep(min(wait_seconds, left))
+                wait_seconds = min(2 * wait_seconds, LONGEST_WAIT_SECONDS)
+            else:
+                self._note_up()
+                return answer
+
+    def _note_down(self, message: str) -> None:
+        """Say once, whatever else is asked meanwhile, that the store does not answer."""
+        with self._lock:
+            if self._down_since is None:
+                self._down_since = time.monotonic()
+                self.tell(message)
+
+    def _note_up(self) -> None:
+        with self._lock:
+            if self._down_since is not None:
+                self.tell(f"store {self._url!r} answers again, after {duration(time.monotonic() - self._down_since)}")
+                self._down_since = None
 
 
 def _stamp(told: Mapping[str, Any]) -> str | None:

@@ -264,6 +264,9 @@ class Resources(Spec):
     max_silence_seconds: float = Field(default=120, gt=0)
     """A gang is replaced if a worker gives no sign of life for so long or, without GPUs, all use no processor."""
 
+    max_store_wait_seconds: float = Field(default=600, ge=0)
+    """How long to wait for a store that does not answer, or has no room, before what needs it fails."""
+
     @field_validator("gpus_per_worker")
     @classmethod
     def _whole_above_one(cls, gpus: float) -> float:

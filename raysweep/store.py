@@ -60,6 +60,7 @@ class Store:
             # Work and downloads of a remote store live beside other caches of this machine, one folder per URL.
             self.root = cache_dir() / hashlib.sha256(self.url.encode()).hexdigest()[:12]
             self._remote = Remote(self.url)
+        self.patience_seconds = 0.0
         self.pace = Pace()
         """Of holders of runs, where the store is behind a URL."""
         # (path, bytes, mtime_ns) of files found intact: hashed once per process, again if touched.
@@ -67,6 +68,16 @@ class Store:
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.url,)
+
+    def be_patient(self, seconds: float, tell: Callable[[str], None] = logger.warning) -> None:
+        """Wait for so long, from now on, for a URL that does not answer or takes nothing; each call by itself.
+
+        Not from the beginning, as the URL of a command may be mistyped. `tell` is told of it in a line, and once more
+        when it answers again. A local disk is waited for by who runs stages.
+        """
+        self.patience_seconds = seconds
+        if self._remote:
+            self._remote.patience_seconds, self._remote.tell = seconds, tell
 
     def get(self, stage_id: str, *, asked: Mapping[str, Any] | None = None) -> Record | None:
         """The record of a finished stage, its files intact; None if it has to be made.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
+import os
+import shutil
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from raysweep.errors import Diverged, LostError, RaysweepError, UnreachableError
 from raysweep.plan import Stage
+from raysweep.printable import duration
 from raysweep.provenance import provenance
 from raysweep.record import Record
 from raysweep.spec import canonical
@@ -21,13 +26,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a stage failed. `final`: trying again cannot help; `lost`: id of a finished stage to be made again."""
+    """Why a stage failed. `final`: trying again cannot help; `lost`: id of a finished stage to be made again.
+
+    `no_room`: a disk was full.
+    """
 
     stage: Stage
     cause: str
     log: str
     final: bool
     lost: str | None = None
+    no_room: bool = False
 
     @staticmethod
     def of(stage: Stage, error: BaseException) -> Failure:
@@ -37,10 +46,33 @@ class Failure:
         # A user's mistake stays one. Whatever else it was (a full disk, memory, a lost file) may have passed.
         final = isinstance(error, RaysweepError) and not isinstance(error, UnreachableError | LostError)
         lost = error.stage_id if isinstance(error, LostError) else None
-        return Failure(stage=stage, cause=cause.strip(), log=log, final=final, lost=lost)
+        # Writers of weights have errors of their own, which quote it.
+        no_room = os.strerror(errno.ENOSPC) in str(error)
+        return Failure(stage=stage, cause=cause.strip(), log=log, final=final, lost=lost, no_room=no_room)
 
 
 Outcome = Record | Failure
+
+# A disk with more room than this was filled by something else, or is not the one that is full.
+LITTLE_ROOM_BYTES = 2**27
+
+
+def wait_for_room(store: Store, tell: Callable[[str], None]) -> bool:
+    """After a disk was full: wait until a local store's has got room again. False if that takes too long."""
+    if not store.is_local or (before := _free_bytes(store)) > LITTLE_ROOM_BYTES or not store.patience_seconds:
+        return False
+    tell(f"store {store.url!r} has no room: make some; waiting for it for up to {duration(store.patience_seconds)}")
+    deadline = time.monotonic() + store.patience_seconds
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, store.patience_seconds))
+        if _free_bytes(store) >= before + 2**20:
+            tell(f"store {store.url!r} has room again")
+            return True
+    return False
+
+
+def _free_bytes(store: Store) -> int:
+    return shutil.disk_usage(store.root).free
 
 
 def make(stage: Stage, store: Store, worker: Worker) -> Outcome:

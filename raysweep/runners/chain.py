@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from raysweep.plan import Stage, Trial
 from raysweep.record import Record
-from raysweep.runners.attempts import Failure
+from raysweep.runners.attempts import Failure, wait_for_room
 from raysweep.runners.gang import Gang, GangBroken
 from raysweep.runners.journal import trial_row
 from raysweep.scores import Result, checkpoint_metrics
@@ -109,9 +110,8 @@ def _run_batch(
             yield record
         else:
             todo.append(stage)
-    for attempt in range(1 + max_retries):
-        if not todo:
-            return
+    attempt = 0
+    while todo:
         for stage in todo:
             report({"event": "started", "trial": trial.id, "stage": stage.id, "kind": stage.kind})
         try:
@@ -123,6 +123,7 @@ def _run_batch(
         todo = []
         # Finished stages that somebody deleted or damaged while the run went on: made again before what needs them.
         lost: set[str | None] = set()
+        no_room = False
         for outcome in outcomes:
             if isinstance(outcome, Record):
                 stage = next(stage for stage in stages if stage.id == outcome.id)
@@ -134,8 +135,16 @@ def _run_batch(
             if retry:
                 todo.append(outcome.stage)
                 lost |= {outcome.lost} - {None}
+                no_room |= outcome.no_room
         for stage in [stage for stage in trial.stages if stage.id in lost]:
             yield from _run_batch([stage], trial, gang, max_retries=max_retries, report=report)
+        # A full disk is no failing of the stage's.
+        if not (no_room and wait_for_room(gang.store, partial(_note, report))):
+            attempt += 1
+
+
+def _note(report: Report, message: str) -> None:
+    report({"event": "note", "message": message})
 
 
 def told(event: Literal["found", "finished"], record: Record, stage: Stage, trial: Trial) -> dict[str, Any]:

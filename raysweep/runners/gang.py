@@ -184,6 +184,7 @@ class RankActor:
     def join(self, store_url: str, resources: Resources, rank: int, address: str, port: int) -> None:
         """Enter the process group of rank 0, at `address` and `port`; returns when all ranks have."""
         self._store = Store(store_url)
+        self._store.be_patient(resources.max_store_wait_seconds)
         self._worker = make_worker(resources, rank=rank, world_size=resources.workers)
         join_process_group(self._worker, resources, address, port)
 

@@ -49,23 +49,35 @@ class Journal:
         self._trackers = trackers
         self._rows: dict[str, TrialRow] = {}
         self._failed = {failure["stage"] for failure in run.failures()}
+        self._unkept: list[Mapping[str, Any]] = []
         self._reserve = run.folder / ".reserve"
         self._hold_back()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Keep and show one event. A full disk loses the note, not the run; that of a failure has room held back."""
-        keep = self._keep_failure if event["event"] == "failed" else self._keep
-        try:
-            keep(event)
-        except OSError as error:
-            logger.warning("event of %s not kept: %s", event.get("stage"), error)
+        """Keep and show one event.
+
+        What finds no room on the disk is kept once there is some; the note of a failure has room held back.
+        """
+        self._unkept.append(event)
+        self._keep_all()
         self._show(event)
 
     def close(self) -> None:
         """Give back what was held of the disk, and let the trackers write what they hold, if there is room."""
         self._reserve.unlink(missing_ok=True)
+        self._keep_all()
         for tracker in self._trackers:
             tracker.close()
+
+    def _keep_all(self) -> None:
+        waiting, self._unkept = self._unkept, []
+        for event in waiting:
+            try:
+                self._keep_failure(event) if event["event"] == "failed" else self._keep(event)
+            except OSError as error:
+                if event["event"] != "progress":  # Of which there are many, and the last says all.
+                    self._unkept.append(event)
+                    logger.warning("event of %s not kept yet: %s", event.get("stage"), error)
 
     def _hold_back(self) -> None:
         for size in (RESERVE, RESERVE // 4, RESERVE // 16):

@@ -51,6 +51,9 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         resources = space.declared.resources
         store = Store(store_url)
         self._events = EventSource(events)
+        store.be_patient(
+            resources.max_store_wait_seconds, lambda message: self._events.tell({"event": "note", "message": message})
+        )
         gang, every = uuid.uuid4().hex, beat_seconds(resources.max_silence_seconds)
         start_beats(events, this_process(gang, 0), every_seconds=every, trial=lambda: self._current)
         callbacks: dict[str, Any] = {"report": self._progress, "save_asked": self._events.save_asked}

@@ -1,7 +1,6 @@
 """Finished work that is deleted or damaged while a run goes on, or behind a URL: made again, in the same run."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,21 +9,6 @@ from tiny import results_of
 from raysweep.results import Results
 from raysweep.runners import run_sweep
 from raysweep.runs import Run
-from raysweep.space import SearchSpace
-from raysweep.store import Store
-
-
-@pytest.fixture(scope="module")
-def untouched(tmp_path_factory) -> Callable[[SearchSpace], dict[str, object]]:
-    """What the sweep gives where nothing is lost; run once."""
-    known: list[dict[str, object]] = []
-
-    def results(space: SearchSpace) -> dict[str, object]:
-        if not known:
-            known.append(results_of(run_sweep(space, Store(tmp_path_factory.mktemp("untouched")), runner="inline")))
-        return known[0]
-
-    return results
 
 
 def cut_short(folder: Path) -> None:

@@ -1,0 +1,79 @@
+"""A disk that fills up, here or behind a URL: the run waits for room and goes on; a command later, where it cannot."""
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny import TINY, results_of
+
+from raysweep.cli import main
+from raysweep.runners import run_sweep
+from raysweep.runs import Run
+from raysweep.store import Store
+
+AT_ONCE = TINY + "resources: {max_store_wait_seconds: 0}\n"
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of a few pages; `remount` gives it room."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def remount(folder: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+
+
+@pytest.mark.parametrize("size", ["16k", "600k"])
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(size, small_disk, tiny_space, sweep_file, untouched, capsys):
+    remount(small_disk, size)
+    command = ["run", str(sweep_file(AT_ONCE)), "--runner", "inline", "--store", str(small_disk / "store"), "--run"]
+    assert main([*command, "r"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    [line] = [line for line in err.splitlines() if line.startswith("StoreError: ")]
+    assert "No space left on device" in line
+    remount(small_disk, "40m")
+    assert main([*command, "r"]) == 0
+    assert results_of(Run.find(Store(small_disk / "store"), "r")) == untouched(tiny_space)
+
+
+@pytest.mark.parametrize("place", ["{disk}/store", "local://{disk}/store"])
+def test_a_run_waits_for_room_and_goes_on(place, small_disk, tiny_space, untouched, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    remount(small_disk, "256k")
+    waits = {"store": "has no room: make some", "local": "trying again for up to"}[
+        "local" if "://" in place else "store"
+    ]
+    made_room = threading.Event()
+
+    def make_room() -> None:
+        while waits not in caplog.text and not any(waits in note for note in notes):
+            if made_room.wait(0.1):
+                return
+        remount(small_disk, "40m")
+
+    notes: list[str] = []
+    helper = threading.Thread(target=make_room)
+    helper.start()
+    try:
+        run = run_sweep(
+            tiny_space,
+            Store(place.format(disk=small_disk)),
+            runner="inline",
+            show=lambda event: notes.append(event["message"]) if event["event"] == "note" else None,
+        )
+    finally:
+        made_room.set()
+        helper.join()
+    assert sum(waits in text for text in [*notes, *caplog.messages]) == 1
+    assert run.failures() == []
+    assert len(run.trials()) == 2
+    assert results_of(run) == untouched(tiny_space)

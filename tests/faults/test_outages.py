@@ -1,0 +1,63 @@
+"""A server of objects that is gone for a while, or refuses: the same run waits, says so once, and goes on."""
+
+import threading
+import time
+
+import pytest
+from tiny import put, results_of
+
+from raysweep.errors import UnreachableError
+from raysweep.runners import run_sweep
+from raysweep.store import Store
+
+ON_A_SERVER = pytest.mark.parametrize("url", ["s3"], indirect=True)
+
+
+@ON_A_SERVER
+def test_a_run_waits_for_a_server_that_is_gone_for_a_while(tiny_space, machine, s3, untouched, caplog):
+    began: list[threading.Thread] = []
+
+    def goes(event) -> None:
+        if event["event"] == "finished" and event["kind"] == "pretrain" and not began:
+            s3.stop()
+            began.append(threading.Thread(target=lambda: (time.sleep(5), s3.start())))
+            began[0].start()
+
+    run = run_sweep(tiny_space, machine("one"), runner="inline", show=goes)
+    assert began
+    assert run.failures() == []
+    assert sum("; trying again for up to 10:00" in text for text in caplog.messages) == 1
+    assert sum("answers again, after 0:" in text for text in caplog.messages) == 1
+    assert results_of(run) == untouched(tiny_space)
+
+
+@ON_A_SERVER
+def test_a_server_that_stays_away_is_waited_for_as_long_as_was_said(machine, s3, caplog):
+    other = machine("one")
+    other.be_patient(3)
+    s3.stop()
+    try:
+        start = time.monotonic()
+        with pytest.raises(UnreachableError, match=r"store 's3://.*' cannot be read: "):
+            other.get("x-1")
+        assert time.monotonic() - start >= 3
+    finally:
+        s3.start()
+    assert sum("trying again" in text for text in caplog.messages) == 1
+    put(other)
+    assert other.get("x-1") is not None
+
+
+@pytest.mark.parametrize("error", [PermissionError("Access Denied"), OSError(30, "Read-only file system")])
+def test_a_refusal_is_no_outage(machine, monkeypatch, error):
+    store: Store = machine("one")
+    store.be_patient(60)
+
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(store._remote._fs, "put_file", refuse)
+    start = time.monotonic()
+    with pytest.raises(UnreachableError, match="cannot be written: "):
+        put(store)
+    assert time.monotonic() - start < 5
