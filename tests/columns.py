@@ -19,7 +19,7 @@ TASK = PCFGSpan(form="pcfg_span", span=1, grammar=CORPUS)
 RECIPE = Recipe(data=CORPUS, model=Llama(), optimizer=AdamW(lr=1), steps=1, batch_sequences=1, sequence_length=33)
 OF_MODELS: tuple[StageSpec, ...] = (
     Pretrain(recipe=RECIPE, seed=0, step=1),
-    Heldout(objective=CausalLM(), mix={}, sequence_length=33),
+    Heldout(objective=CausalLM(), mix={"text": 1.0}, sequence_length=33),
     Flatness(own_samples=2, sequence_length=33),
     Indicators(tasks={"t": TASK}),
 )

@@ -46,18 +46,23 @@ def hidden_optimum(law: Law, ids: Ints, rows: Arrays) -> Floats:
     Args:
         law: of the text.
         ids: [n, L] of text.
-        rows: `labels` [n, L]; of them only where they are not IGNORED is read.
+        rows: `input_ids` and `labels` [n, L]; where labels are not IGNORED, they are what the text is there.
 
     Returns:
         [n], in nats.
 
+    Raises:
+        ValueError: if rows are not the text but for what is hidden.
+
     >>> class Uniform:  # Over 4 words.
     ...     def token_losses(self, ids, *, seen, hidden=None):
     ...         return np.where(np.arange(ids.shape[1]) > 0, np.log(4), 0) * np.ones(ids.shape)
-    >>> hidden_optimum(Uniform(), np.array([[0, 1, 2]]), {"labels": np.array([[-100, 1, 2]])}) / np.log(4)
+    >>> rows = {"input_ids": np.array([[0, 9, 9]]), "labels": np.array([[-100, 1, 2]])}
+    >>> hidden_optimum(Uniform(), np.array([[0, 1, 2]]), rows) / np.log(4)
     array([2.])
     """
     hidden = rows["labels"] != IGNORED
+    _check_text(np.where(hidden, rows["labels"], rows["input_ids"]), ids)
     return np.asarray(np.where(hidden, law.token_losses(ids, seen="around", hidden=hidden), 0.0).sum(axis=1))
 
 
@@ -77,10 +82,14 @@ def decoder_optimum(law: Law, ids: Ints, rows: Arrays, specials: Specials) -> Fl
 
     Returns:
         [n], in nats; NaN for a row that leaves more than `MAX_WAYS` to place what is left.
+
+    Raises:
+        ValueError: if a row that is not cut does not begin with the text.
     """
     # The rows tell by themselves what was cut out of which: a mixture does not say who made a row.
     extra = np.fromiter(specials.ids.values(), np.int64, len(specials.ids))
     is_cut: Bools = np.asarray(np.isin(rows["labels"], extra).any(axis=1))
+    _check_text(rows["input_ids"][~is_cut, : ids.shape[1]], ids[~is_cut])
     optimum = _next_optimum(law, ids, rows["labels"], is_cut)
     noise = np.zeros(ids.shape, np.bool_)
     for row in np.flatnonzero(is_cut):
@@ -91,6 +100,13 @@ def decoder_optimum(law: Law, ids: Ints, rows: Arrays, specials: Specials) -> Fl
         alike = is_cut & (shapes == (num_noise, num_pieces)).all(axis=1)
         optimum[alike] = _pieces_optimum(law, ids[alike], noise[alike], num_noise, num_pieces)
     return optimum
+
+
+def _check_text(shown: Ints, ids: Ints) -> None:
+    if not np.array_equal(shown, ids):
+        raise ValueError(
+            "these rows are not the text, so this is not their lowest loss; write `optimal_losses` for them"
+        )
 
 
 def _next_optimum(law: Law, ids: Ints, labels: Ints, is_cut: Bools) -> Floats:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from pydantic import field_validator
 
 from raysweep.costs import Size
 from raysweep.data.corpora import Corpus, read_law
@@ -47,6 +48,13 @@ class Heldout(StageSpec):
     """Tokens of a sequence."""
     max_sequences: int = 256
     """Held-out sequences of each domain."""
+
+    @field_validator("mix")
+    @classmethod
+    def _shares(cls, mix: dict[str, float]) -> dict[str, float]:
+        if not math.isclose(total := sum(mix.values()), 1):
+            raise ValueError(f"mix {mix}: shares of the domains sum to {total:g}, not 1; see CorpusSpec.mix")
+        return mix
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Losses are in nats per predicted token; each domain is read whole by one rank.
@@ -100,6 +108,7 @@ class Heldout(StageSpec):
         self, checkpoint: Path, tokens: Tokens, worker: Worker
     ) -> dict[str, tuple[float, tuple[float, float] | None]]:
         """This rank's domains -> loss, and how far it is above the lowest possible one, with the error of that."""
+        from raysweep.objectives.loss_check import check_loss
         from raysweep.train.evaluate import heldout
 
         model = load_model(checkpoint).to(worker.device)
@@ -111,6 +120,7 @@ class Heldout(StageSpec):
                 length = self.sequence_length
                 ids = tokens.valid(domain, sequence_length=length, max_sequences=self.max_sequences)
                 rows = self.objective.prepare(ids, np.random.default_rng([DRAW, *domain.encode()]), specials)
+                check_loss(self.objective, rows, sequence_length=length)
                 measured = heldout(model, rows, self.objective)
                 gap = None
                 if law is not None:

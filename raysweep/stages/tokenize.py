@@ -10,7 +10,8 @@ import numpy as np
 
 from raysweep.costs import UNKNOWN, Size, size_of_folder
 from raysweep.data.corpora import Corpus
-from raysweep.data.packing import dtype_of
+from raysweep.data.packing import TokensMeta, dtype_of
+from raysweep.errors import StageError
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.search import Resources
 from raysweep.spec import Metric
@@ -31,13 +32,32 @@ class Tokenize(StageSpec):
     corpus: Corpus
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """Writes a tokens folder by `CorpusSpec.build`; a sampled text is drawn on this worker's device."""
+        """Writes a tokens folder by `CorpusSpec.build`; a sampled text is drawn on this worker's device.
+
+        Raises:
+            StageError: if what the corpus has built is not what it says of itself.
+        """
         if SAMPLER in inputs:
             sampler = load_model(inputs[SAMPLER]).to(worker.device).eval()
-            return self.corpus.build(out, tokenizer_dir=inputs[SAMPLER], sampler=sampler)
-        # A later phase reads with the tokenizer of the first: the model's embedding knows no other.
-        earlier = inputs["tokens"] / "tokenizer" if "tokens" in inputs else None
-        return self.corpus.build(out, tokenizer_dir=inputs.get("checkpoint", earlier))
+            built = self.corpus.build(out, tokenizer_dir=inputs[SAMPLER], sampler=sampler)
+        else:
+            # A later phase reads with the tokenizer of the first: the model's embedding knows no other.
+            earlier = inputs["tokens"] / "tokenizer" if "tokens" in inputs else None
+            built = self.corpus.build(out, tokenizer_dir=inputs.get("checkpoint", earlier))
+        self._check(out, built)
+        return built
+
+    def _check(self, out: Path, built: Mapping[str, float]) -> None:
+        corpus, meta = self.corpus, TokensMeta.read(out)
+        rows = None if meta.sentence_length is None else meta.sentence_length + 1
+        declared = {metric.name for metric in self.metrics(corpus)}
+        for what, found, said in (
+            ("rows", rows, corpus.row_length),
+            ("domains", sorted(meta.domains), sorted(corpus.domains)),
+            ("metrics", sorted(built), sorted(declared)),
+        ):
+            if found != said:
+                raise StageError(f"corpus {corpus.name}: its tokens have {what} {found}, and it says {said}")
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
         """How much text there is, and the least causal loss that a model can have on it, where that is known."""

@@ -56,12 +56,20 @@ class Trajectory:
         self.config, self.num_parameters = self.model.config, self.model.num_parameters()
 
     def train(self, stop_step: int, worker: Worker, *, optimizer_out: Path | None = None) -> Training:
-        """Train up to a step of this phase; see `train.loop.train`."""
-        from raysweep.objectives.inputs import check_prefixes
-        from raysweep.train.loop import train
+        """Train up to a step of this phase; see `train.loop.train`.
 
-        recipe = self.recipe
-        if "prefix_lengths" in self._batch(0):
+        Raises:
+            StageError: if the objective, the optimizer or the model does not do what it says; see the checks.
+        """
+        from raysweep.objectives.inputs import check_prefixes
+        from raysweep.objectives.loss_check import check_loss
+        from raysweep.train.loop import train
+        from raysweep.train.optimizer_check import check_optimizer
+
+        recipe, first = self.recipe, self._batch(0)
+        check_loss(recipe.objective, first, sequence_length=recipe.sequence_length)
+        check_optimizer(recipe.optimizer, is_cut=worker.zero_stage > 0)
+        if "prefix_lengths" in first:
             check_prefixes(self.model)
         return train(
             self.model,

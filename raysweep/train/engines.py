@@ -15,9 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raysweep.objectives.base import Loss
-from raysweep.train.muon import MuonAdamW
 from raysweep.train.optimizers import Optimizer
-from raysweep.train.partitions import Piece, masters_of, pieces_of
+from raysweep.train.partitions import PartitionedOptimizer, Piece, masters_of, pieces_of
 from raysweep.worker import Worker
 
 Batch = Mapping[str, torch.Tensor]
@@ -111,19 +110,19 @@ class PlainEngine:
         Args:
             folder: an existing one, in which `load` finds it.
         """
-        save_file(_optimizer_tensors(self._optimizer, self._parameters), folder / "rank0.safetensors")
+        save_file(optimizer_tensors(self._optimizer, self._parameters), folder / "rank0.safetensors")
 
     def load(self, folder: Path) -> None:
         """Go on from where `save` was called; the model has its weights back by then."""
         tensors = load_file(folder / "rank0.safetensors", device=str(self._parameters[0].device))
-        _set_optimizer_tensors(self._optimizer, self._parameters, tensors)
+        set_optimizer_tensors(self._optimizer, self._parameters, tensors)
 
     def optimizer_state(self) -> Tensors:
         """NAME.KEY -> each state of a weight, whole: the same on a gang of any shape.
 
         A weight of [out, in] has states of [out, in], and numbers such as AdamW's count of steps.
         """
-        return _named(_optimizer_tensors(self._optimizer, self._parameters), self._names())
+        return _named(optimizer_tensors(self._optimizer, self._parameters), self._names())
 
     def set_optimizer_state(self, state: Tensors) -> None:
         """Go on with what `optimizer_state` gave, of these weights.
@@ -132,7 +131,7 @@ class PlainEngine:
             KeyError: if a name is of no trainable weight.
         """
         tensors = _indexed(state, self._names(), self._parameters)
-        _set_optimizer_tensors(self._optimizer, self._parameters, tensors)
+        set_optimizer_tensors(self._optimizer, self._parameters, tensors)
 
     def _names(self) -> list[str]:
         return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
@@ -216,7 +215,7 @@ class DeepSpeedEngine:
         if worker.zero_stage:
             pieces = pieces_of(self._engine.optimizer, weights.values())
             self._stepped = {name: (piece.master, piece) for name, piece in zip(weights, pieces, strict=True)}
-            if isinstance(self._base, MuonAdamW):
+            if isinstance(self._base, PartitionedOptimizer):
                 self._base.partition(dict(zip(weights.values(), pieces, strict=True)))
 
     def accumulate(self, micro_batches: Sequence[Batch], *, num_tokens: int) -> torch.Tensor:
@@ -267,7 +266,7 @@ class DeepSpeedEngine:
         masters = masters_of(self._engine.optimizer)
         for index, master in enumerate(masters):
             master.data.copy_(tensors.pop(f"master.{index}"))
-        _set_optimizer_tensors(self._base, masters, tensors)
+        set_optimizer_tensors(self._base, masters, tensors)
 
     def optimizer_state(self) -> Tensors:
         """See `PlainEngine.optimizer_state`; to be called by every rank, used by rank 0."""
@@ -308,7 +307,7 @@ class DeepSpeedEngine:
 
     def _shard(self) -> Tensors:
         masters = masters_of(self._engine.optimizer)
-        tensors = _optimizer_tensors(self._base, masters)
+        tensors = optimizer_tensors(self._base, masters)
         return tensors | {f"master.{index}": master.detach().clone() for index, master in enumerate(masters)}
 
 
@@ -321,7 +320,8 @@ def _forget_accelerate() -> None:
     GradientState._reset_state()
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor]) -> Tensors:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor]) -> Tensors:
+    """All that is saved of an optimizer, as state.INDEX.KEY; `parameters` are what it steps."""
     return {
         f"state.{index}.{name}": torch.as_tensor(value).detach().clone()
         for index, parameter in enumerate(parameters)
@@ -344,9 +344,10 @@ def _indexed(state: Tensors, names: Sequence[str], parameters: Sequence[torch.Te
     return {f"state.{index[split[key][0]]}.{split[key][2]}": value.to(device) for key, value in state.items()}
 
 
-def _set_optimizer_tensors(
+def set_optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor], tensors: Mapping[str, torch.Tensor]
 ) -> None:
+    """Go on with what `optimizer_tensors` gave."""
     for key, value in tensors.items():
         _, index, name = key.split(".", 2)
         optimizer.state.setdefault(parameters[int(index)], {})[name] = value

@@ -61,7 +61,7 @@ class ModelSpec(Spec):
         """
 
     def build(self, *, vocab_size: int, sequence_length: int, seed: int) -> PreTrainedModel:
-        """A model with weights drawn from `seed`, in float32 on the CPU: the same on every rank.
+        """A model with weights drawn from `seed`, in float32 on the CPU and evaluation mode: the same on every rank.
 
         torch's own random numbers go on afterwards as if none had been drawn.
 
@@ -69,13 +69,26 @@ class ModelSpec(Spec):
             vocab_size: rows of its embedding.
             sequence_length: tokens of the longest input.
             seed: of the weights.
+
+        Raises:
+            StageError: if a causal model sees the tokens that it is to predict, or it has not `num_parameters`.
         """
         import torch
 
         model_class, config = self.configure(vocab_size=vocab_size, sequence_length=sequence_length)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return model_class(config)
+            model: PreTrainedModel = model_class(config).eval()
+        if (num := model.num_parameters()) != (said := self.num_parameters(vocab_size)):
+            raise StageError(
+                f"model {self.name}: it has {num:,} parameters, and num_parameters, which plans go by, says {said:,}"
+            )
+        if self.head == "causal" and reads_ahead(model):
+            raise StageError(
+                f"pretrain.model: what follows a token changes what {model_class.__name__} predicts; if its fields "
+                "have is_decoder, set it to true"
+            )
+        return model
 
 
 class Llama(ModelSpec):
@@ -276,20 +289,6 @@ class Transformers(ModelSpec):
             ValueError: if the class takes no such fields.
         """
         return architectures.configured(self.architecture, self.fields, vocab_size)
-
-    def build(self, *, vocab_size: int, sequence_length: int, seed: int) -> PreTrainedModel:
-        """See `ModelSpec.build`.
-
-        Raises:
-            StageError: if a causal model sees the tokens that it is to predict.
-        """
-        model = super().build(vocab_size=vocab_size, sequence_length=sequence_length, seed=seed)
-        if self.head == "causal" and reads_ahead(model.eval()):
-            raise StageError(
-                f"pretrain.model: what follows a token changes what {self.architecture} predicts; if its fields have "
-                "is_decoder, set it to true"
-            )
-        return model
 
     @property
     def _sketch(self) -> architectures.Sketch:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from raysweep.train.partitions import Piece
+from raysweep.train.partitions import PartitionedOptimizer, Piece
 
 
-class MuonAdamW(torch.optim.Optimizer):
+class MuonAdamW(PartitionedOptimizer):
     """`torch.optim.Muon` on its matrices, `torch.optim.AdamW` on its weights.
 
     With gradient G, momentum M, rate lr and decay w of a matrix W [rows, columns] (Jordan et al., 2024):
@@ -37,11 +37,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._matrices = [matrix for group in muon.param_groups for matrix in group["params"]]
 
     def partition(self, pieces: Mapping[torch.Tensor, Piece]) -> None:
-        """From now on the groups hold partitions, not weights.
-
-        Args:
-            pieces: each weight that a group held -> where it lies in this rank's partition; see `partitions.pieces_of`.
-        """
+        """See `PartitionedOptimizer.partition`."""
         for matrix in self._matrices:
             self._pieces.setdefault(pieces[matrix].master, []).append(pieces[matrix])
 

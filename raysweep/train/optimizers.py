@@ -31,8 +31,9 @@ class OptimizerSpec(Spec):
 
         A schedule multiplies the rates of all groups alike, so they keep their ratios.
 
-        Under ZeRO its groups hold flat partitions of their weights later on: what steps more than single elements has
-        to put these together again, as `MuonAdamW` does.
+        Its steps go by each group's `lr`, and what they leave is in its `state`, by weight: tensors of the weight's
+        shape, or numbers. Under ZeRO its groups hold flat partitions of their weights later on: what steps more than
+        single elements is a `PartitionedOptimizer`. `optimizer_check` sees to all this before a run trains.
         """
 
 

@@ -6,7 +6,8 @@ one part, and few are cut. ZeRO-3 cuts every weight over all ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,18 @@ class Piece:
 
     def _own(self, flat: torch.Tensor) -> torch.Tensor:
         return flat.detach()[self.offset : self.offset + self.numel]
+
+
+class PartitionedOptimizer(torch.optim.Optimizer, ABC):
+    """An optimizer that steps more than single elements of a weight, so that it has to know where weights lie."""
+
+    @abstractmethod
+    def partition(self, pieces: Mapping[torch.Tensor, Piece]) -> None:
+        """From now on the groups hold partitions, not weights.
+
+        Args:
+            pieces: each weight that a group held -> where it lies in this rank's partition; see `pieces_of`.
+        """
 
 
 def masters_of(optimizer: Any) -> list[torch.Tensor]:

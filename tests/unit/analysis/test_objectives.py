@@ -29,7 +29,7 @@ HIDDEN = "masked_lm (one token of a sequence, hidden, from all that is left)"
 
 @pytest.mark.parametrize(("objective", "words"), [(CausalLM(), NEXT), (MASKED, HIDDEN)])
 def test_recorded_specs_say_it(objective, words):
-    heldout = Heldout(objective=objective, mix={}, sequence_length=8)
+    heldout = Heldout(objective=objective, mix={"text": 1.0}, sequence_length=8)
     assert losses_of("heldout", canonical(heldout)) == {PERPLEXITY_OF: words}
     assert losses_of("flatness", canonical(Flatness().bind(Subject(CORPUS, objective, 33, tasks={})))) == {
         FLATNESS_OF: words

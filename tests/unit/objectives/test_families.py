@@ -11,6 +11,7 @@ from raysweep.curvature.language import mean_token_loss
 from raysweep.objectives.base import IGNORED, ObjectiveSpec, Specials, add_extra_tokens
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Mixture, Objective
+from raysweep.objectives.loss_check import check_loss
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
 from raysweep.objectives.span_corruption import SpanCorruption
@@ -114,6 +115,10 @@ def test_nothing_is_predicted_that_is_seen(objective):
     if "prefix_lengths" in rows:
         in_prefix = np.arange(rows["labels"].shape[1]) < rows["prefix_lengths"][:, None]
         assert (rows["labels"][in_prefix] == IGNORED).all()
+
+
+def test_the_check_before_training_passes(objective):
+    check_loss(objective, prepared(objective), sequence_length=LENGTH)
 
 
 def test_what_is_drawn_follows_from_the_generator(objective):

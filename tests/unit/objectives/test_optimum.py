@@ -115,3 +115,12 @@ def test_of_too_many_ways_to_place_what_is_left_it_says_nothing(monkeypatch):
 
 def test_bert_masking_has_no_optimum():
     assert not MaskedLM(name="masked_lm", replacement="80/10/10").has_optimum
+
+
+def test_rows_that_are_not_the_text_have_no_optimum_of_its_law():
+    """As those of an objective that reads a text backwards and inherits what is known of its base."""
+    ids = sentences_of(GRAMMAR)[:4]
+    backwards = {"input_ids": ids[:, ::-1], "labels": ids[:, ::-1]}
+    for objective in (CausalLM(), MaskedLM(name="masked_lm")):
+        with pytest.raises(ValueError, match=r"these rows are not the text.*write `optimal_losses`"):
+            objective.optimal_losses(GRAMMAR, ids, backwards, Specials({}, 4))

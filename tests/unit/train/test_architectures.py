@@ -10,7 +10,7 @@ from raysweep.errors import DataError, SpaceError, StageError
 from raysweep.estimates import size_of
 from raysweep.space import load
 from raysweep.train.architectures import configured, described
-from raysweep.train.models import Transformers
+from raysweep.train.models import Llama, Transformers
 
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -147,3 +147,12 @@ def test_mistakes_are_named_with_their_line(sweep_file, tmp_path, monkeypatch, m
     (tmp_path / "theirs" / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(kind, match=words):
         load(sweep_file(with_model(model)))
+
+
+def test_a_model_whose_formula_is_not_of_its_weights_is_refused():
+    class Miscounted(Llama):
+        def num_parameters(self, vocab_size):
+            return super().num_parameters(vocab_size) + 1
+
+    with pytest.raises(StageError, match=r"model llama: it has [\d,]+ parameters, and num_parameters, .* says"):
+        Miscounted(hidden_size=16, num_layers=1, num_heads=2).build(vocab_size=20, sequence_length=8, seed=0)
