@@ -60,6 +60,8 @@ class Probe(StageSpec):
         tested, right = self.task.features(model, tokenizer, "indicator")
         with torch.no_grad():
             hits = (F.linear((tested - mean) / spread, weight, bias).argmax(dim=1) == right).float().cpu().numpy()
+        if not math.isfinite(float(loss.detach())):  # States that are no numbers: class 0 would be picked each time.
+            hits[:] = math.nan
         return {
             "score": float(hits.mean()),
             "score_stderr": float(hits.std(ddof=1) / math.sqrt(len(hits))) if len(hits) > 1 else math.nan,

@@ -15,6 +15,7 @@ from pydantic import Field
 from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
 from raysweep.data.tokenizers import load_tokenizer
+from raysweep.errors import Diverged, StageError
 from raysweep.objectives.base import Arrays, Loss
 from raysweep.search import Resources
 from raysweep.spec import Metric, Spec
@@ -58,12 +59,22 @@ class Sft(StageSpec):
     hyperparameters: Hyperparameters = Hyperparameters()
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """Writes predictions.jsonl: a line for each test example with its id, what the model said, and its scores."""
+        """Writes predictions.jsonl: a line for each test example with its id, what the model said, and its scores.
+
+        Raises:
+            Diverged: also if the last step left no numbers to score.
+            StageError: if the task scores otherwise than it says.
+        """
         task = self.task
         model, tokenizer = load_model(inputs["checkpoint"]), load_tokenizer(inputs["checkpoint"])
         fitted = task.fit(model, tokenizer, partial(self._train, worker=worker), seed=self.seed)
         # The rate is picked by the first, and the second is shown: who picks by what is shown flatters it.
         valid, test = (task.score(fitted.model, tokenizer, split) for split in ("valid", "test"))
+        for row in (*valid, *test):
+            if set(row.scores) != set(task.score_names):
+                raise StageError(f"form {task.form}: scores are {sorted(row.scores)}, not {sorted(task.score_names)}")
+            if math.isnan(row.scores["score"]):
+                raise Diverged(len(fitted.losses), math.nan)
         with (out / "predictions.jsonl").open("w") as file:
             for name, row in zip(task.ids("test"), test, strict=True):
                 file.write(json.dumps({"id": name, "output": row.output, **row.scores}) + "\n")

@@ -6,6 +6,7 @@ class is made.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +36,12 @@ class Answered:
     output: str | int
     """A text, the name of a class, or the number of a choice or class."""
     scores: Mapping[str, float]
-    """Metric name -> value in [0, 1]; "score" is the one that counts."""
+    """Metric name -> value in [0, 1]; "score" is the one that counts. NaN where the model's numbers are none."""
+
+    def __post_init__(self) -> None:
+        for name, value in self.scores.items():
+            if not (0 <= value <= 1 or math.isnan(value)):
+                raise ValueError(f"score {name!r} is {value}; scores of all tasks lie in [0, 1], higher is better")
 
 
 class Fitted(NamedTuple):

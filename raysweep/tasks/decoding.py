@@ -11,6 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from raysweep.tasks.prompts import can_go_on, read
 from raysweep.tasks.rows import in_batches, pad
 
+NO_TOKEN = -1
+"""What stands in place of a token, and ends an answer, where no logit is a number."""
+
 
 def first_lines(
     model: PreTrainedModel,
@@ -18,7 +21,7 @@ def first_lines(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-) -> list[str]:
+) -> list[str | None]:
     """The first line that is not blank of the greedy continuation of each prompt, without blanks around it.
 
     Args:
@@ -28,14 +31,18 @@ def first_lines(
         max_new_tokens: after which an answer ends in any case.
 
     Returns:
-        An answer for each prompt, in order; empty where the text ends before a line begins.
+        An answer for each prompt, in order; empty where the text ends before a line begins, None where the model's
+        numbers are none, so that no token is the likeliest.
     """
     decode = _decode if can_go_on(model) else _generate
 
-    def run(batch: list[int]) -> list[str]:
+    def run(batch: list[int]) -> list[str | None]:
         rows = [prompts[index] for index in batch]
         made = decode(model, tokenizer, rows, max_new_tokens=max_new_tokens)
-        return [_first_line(text) for text in tokenizer.batch_decode(made, skip_special_tokens=True)]
+        texts = tokenizer.batch_decode(
+            [[token for token in row if token != NO_TOKEN] for row in made], skip_special_tokens=True
+        )
+        return [None if NO_TOKEN in row else _first_line(text) for row, text in zip(made, texts, strict=True)]
 
     with torch.inference_mode():
         return in_batches([len(prompt) for prompt in prompts], run)
@@ -61,7 +68,7 @@ def _decode(
         return "\n" in tokenizer.decode([token])
 
     def is_complete(answer: list[int]) -> bool:
-        if answer[-1] == tokenizer.eos_token_id or len(answer) == max_new_tokens:
+        if answer[-1] in (NO_TOKEN, tokenizer.eos_token_id) or len(answer) == max_new_tokens:
             return True
         return breaks_line(answer[-1]) and "\n" in tokenizer.decode(answer, skip_special_tokens=True).lstrip()
 
@@ -69,7 +76,7 @@ def _decode(
     answers: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
     while True:
-        tokens = logits.argmax(dim=-1)
+        tokens = logits.argmax(dim=-1).where(~logits.isnan().any(dim=-1), NO_TOKEN)
         for index, token in zip(going, tokens.tolist(), strict=True):
             answers[index].append(token)
         rows = [row for row, index in enumerate(going) if not is_complete(answers[index])]

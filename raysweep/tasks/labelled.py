@@ -88,12 +88,12 @@ class LabelledTask(TaskSpec):
         return label
 
     def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Answered]:
-        """The likeliest class of each example: 1 if it is the right one, else 0; see `TaskSpec.score`."""
+        """The likeliest class of each example: 1 if it is the right one, else 0, NaN where no logit is a number."""
         examples = self.encoded(split, tokenizer, max_length=context_length(model.base))
         said = model.predict(examples.batch(slice(None)))
-        hits = (said == examples.labels).astype(float).tolist()
+        hits = np.where(said < 0, np.nan, said == examples.labels).tolist()
         return [
-            Answered(self.class_name(label), {"score": hit, "accuracy": hit})
+            Answered(self.class_name(label) if label >= 0 else label, {"score": hit, "accuracy": hit})
             for label, hit in zip(said.tolist(), hits, strict=True)
         ]
 
@@ -118,8 +118,9 @@ class LabelledTask(TaskSpec):
         given = torch.from_numpy(chosen.labels)
         centroids = torch.stack([states[(given == label).to(states.device)].mean(dim=0) for label in classes])
         asked = self.encoded("indicator", tokenizer, max_length=max_length)[:max_examples]
-        picked = classes[torch.cdist(self._summaries(model, asked), centroids).argmin(dim=1).cpu()]
-        return [float(hit) for hit in (picked.numpy() == asked.labels)]
+        distances = torch.cdist(self._summaries(model, asked), centroids).cpu()
+        hits = classes[distances.argmin(dim=1)].numpy() == asked.labels
+        return np.where(distances.isnan().any(dim=1).numpy(), np.nan, hits).tolist()  # type: ignore[no-any-return]
 
     def features(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split) -> Features:
         """What a head reads, flat: all states [n, L x hidden], or their means [n, hidden]; see `TaskSpec.features`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
@@ -72,7 +73,8 @@ class MultipleChoice(TextTask):
     ) -> list[Answered]:
         """Accuracy of the choice whose tokens have the highest mean log-likelihood after the prompt.
 
-        log p(choice | prompt) / tokens of the choice, so that its length does not count; of equal ones the first.
+        log p(choice | prompt) / tokens of the choice, so that its length does not count; of equal ones the first;
+        NaN where it is no number.
         A prompt is cut for its longest choice, so that all choices are read behind the same. See `TextTask.evaluate`.
         """
         from raysweep.tasks.likelihoods import mean_log_likelihoods
@@ -90,6 +92,8 @@ class MultipleChoice(TextTask):
         answered = []
         for example, values in zip(examples, likelihoods, strict=True):
             picked = max(range(len(values)), key=values.__getitem__)
-            right = float(picked == example["answer"])
+            # Of what is no number nothing is the largest: the first choice would be picked.
+            is_known = math.isfinite(values[picked]) and not any(map(math.isnan, values))
+            right = float(picked == example["answer"]) if is_known else math.nan
             answered.append(Answered(picked, {"score": right, "accuracy": right}))
         return answered

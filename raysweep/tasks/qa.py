@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
@@ -62,7 +63,9 @@ class QA(TextTask):
         (answer, _), *_ = Counter(example["answers"][0] for example in self.examples("train")).most_common(1)
         return fmean(self._score(answer, example)["score"] for example in self.examples("test"))
 
-    def _score(self, answer: str, example: Example) -> dict[str, float]:
+    def _score(self, answer: str | None, example: Example) -> dict[str, float]:
+        if answer is None:
+            return dict.fromkeys(self.score_names, math.nan)
         # Any right answer will do: the best over them, as in SQuAD's own script.
         match = max(float(normalise(answer) == normalise(right)) for right in example["answers"])
         f1 = max(token_f1(answer, right) for right in example["answers"])
@@ -89,7 +92,8 @@ class QA(TextTask):
         prompts = [fit(ids, [], max_length - num_new)[0] for ids in token_ids(tokenizer, texts)]
         answers = first_lines(model, tokenizer, prompts, max_new_tokens=num_new)
         return [
-            Answered(answer, self._score(answer, example)) for example, answer in zip(examples, answers, strict=True)
+            Answered(answer or "", self._score(answer, example))
+            for example, answer in zip(examples, answers, strict=True)
         ]
 
 

@@ -59,14 +59,14 @@ class Classifier(torch.nn.Module):
         self.base.gradient_checkpointing_enable(**settings)
 
     def predict(self, arrays: Arrays) -> Ints:
-        """The likeliest class of each row, [n], int64.
+        """The likeliest class of each row, [n], int64; -1 where a logit is no number.
 
         Args:
             arrays: `input_ids` [n, L] on the host, and `lengths` and `attention_mask` where rows are padded.
         """
         with torch.inference_mode():
-            parts = [self(*inputs).argmax(dim=-1).cpu() for inputs in batches(arrays, device=self.head.weight.device)]
-        return torch.cat(parts).numpy()
+            logits = torch.cat([self(*inputs) for inputs in batches(arrays, device=self.head.weight.device)])
+            return logits.argmax(dim=-1).where(~logits.isnan().any(dim=-1), -1).cpu().numpy()
 
 
 def pooled_states(

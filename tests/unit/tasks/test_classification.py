@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -105,6 +106,15 @@ def test_untrained_scores_are_those_of_the_nearest_class(task, tokenizer):
     means = torch.stack([train.states[train.labels == label][:5].mean(dim=0) for label in range(2)])
     nearest = (asked.states[:20, None] - means).square().sum(dim=-1).argmin(dim=1)
     assert hits == (nearest == asked.labels[:20]).double().tolist()
+
+
+def test_a_model_whose_numbers_are_none_gets_no_score(task, tokenizer):
+    """Not that of always naming the first class."""
+    model = build("bert")
+    torch.nn.init.constant_(next(model.base_model.encoder.parameters()), math.nan)
+    classifier = Classifier(model, length=None, num_classes=2, seed=0).eval()
+    assert all(math.isnan(row.scores["score"]) for row in task.score(classifier, tokenizer, "test"))
+    assert all(map(math.isnan, task.score_untrained(model, tokenizer, num_shots=5, max_examples=20)))
 
 
 def test_long_texts_lose_their_end_and_texts_of_no_tokens_have_a_state(tmp_path, tokenizer):

@@ -1,6 +1,7 @@
 """Task forms: scoring does not depend on batches, answers are scored as published, labels are the grammar's."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -46,6 +47,26 @@ def test_choices_are_ranked_by_mean_likelihood(model, tokenizer):
     ]
     scores = [row.scores["score"] for row in task.evaluate(model, tokenizer, examples, max_length=64)]
     assert sorted(scores) == [0.0, 0.0, 1.0]
+
+
+def test_a_model_whose_numbers_are_none_gets_no_score(model, tokenizer):
+    """Not that of always picking the first choice."""
+    broken = LlamaForCausalLM(model.config).eval()
+    torch.nn.init.constant_(broken.model.norm.weight, math.nan)
+    choices = MultipleChoice(form="multiple_choice", train="x", test="x")
+    words = QA(form="qa", train="x", test="x")
+    for task, example in (
+        (choices, {"question": "the cat", "choices": ["sat", "on"], "answer": 0}),
+        (words, {"question": "the cat", "answers": ["sat"]}),
+    ):
+        [row] = task.evaluate(broken, tokenizer, [example], max_length=64)
+        assert row.scores.keys() == set(task.score_names)
+        assert all(map(math.isnan, row.scores.values()))
+
+
+def test_a_score_is_a_share():
+    with pytest.raises(ValueError, match=r"score 'score' is -1\.5; scores of all tasks lie in \[0, 1\]"):
+        Answered("3", {"score": -1.5})
 
 
 @pytest.mark.parametrize(
