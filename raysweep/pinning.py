@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
+from raysweep.data.corpora import Corpus
 from raysweep.data.sources import published_config
 from raysweep.declared import Declared, Section
 from raysweep.errors import Finding, Place, RaysweepError, SpaceError, below
@@ -75,6 +76,7 @@ def pinned(declared: Declared, pretrain: Mapping[str, Any], pins: Pins) -> Pinne
     checkpoints: dict[str, Mapping[str, Any]] = {}
     for name, axis in declared.sweep.items():
         for setting in settings(name, axis):
+            _check_content(section.data, base, setting, pins, ("sweep", name))
             values, source = _pinned_setting(base, pretrain, setting, pins, ("sweep", name))
             checkpoints |= {str(setting.label): source} if source else {}
             for path in values:
@@ -119,6 +121,18 @@ def _pinned_setting(
         changed["phases"] = _pinned_phases(changed, pins, phases[0])
     held = {path: _place(changed, path) for path in where if path not in SOURCES}
     return {path: holder[key] for path, (holder, key) in held.items()}, source
+
+
+def _check_content(corpus: Corpus, base: Mapping[str, Any], setting: Setting, pins: Pins, axis: Place) -> None:
+    """Note a setting below `pretrain.data` that names files or a hub id: only a whole corpus is pinned."""
+    inside = [path for path in setting.values if path.startswith("pretrain.data.")]
+    varied = _with_setting(copy.deepcopy(dict(base)), setting) if inside else None
+    if varied is None or varied.data.source() == corpus.source():
+        return
+    place = (*axis, *setting.places[inside[0]])
+    if pins(place, varied.data, partial(varied.data.pin, pins.folder)) != varied.data:
+        text = f"{inside[0]} names data, whose content would not be seen: sweep pretrain.data (named values)"
+        pins.findings.append((place, text))
 
 
 def _names_data(path: str, value: Any) -> bool:

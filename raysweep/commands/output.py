@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from typing import TYPE_CHECKING, Any
 
 from raysweep.printable import printable
@@ -25,3 +26,10 @@ def print_ranking(results: Results) -> None:
     if results.ranking.best is not None:
         store = shlex.quote(results.run.store.url)
         print(printable(f"to take it along: raysweep export {results.run.name} --store {store} --to DIR"))
+
+
+def exit_code_of(results: Results) -> int:
+    """1 if stages of a run failed, which stderr then tells with their causes; else 0."""
+    for failure in results.failures:
+        print(printable(f"FAILED {failure['stage']}: {failure['cause']}"), file=sys.stderr)
+    return 1 if results.failures else 0

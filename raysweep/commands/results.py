@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from raysweep.commands.arguments import RUN_HELP, add_overrides, results_of
-from raysweep.commands.output import print_json, print_ranking
+from raysweep.commands.output import exit_code_of, print_json, print_ranking
 from raysweep.printable import printable
 
 
@@ -46,16 +46,17 @@ def _rank(args: argparse.Namespace) -> int:
         print_json(results.ranking.to_dict())
     else:
         print_ranking(results)
-    return 0
+    return exit_code_of(results)
 
 
 def _report(args: argparse.Namespace) -> int:
-    path = results_of(args).write_report()
+    results = results_of(args)
+    path = results.write_report()
     if args.json:
         print_json({"report": str(path)})
     else:
         print(printable(path))
-    return 0
+    return exit_code_of(results)
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from raysweep.commands.arguments import above_zero, add_overrides, named, store_of
-from raysweep.commands.output import print_json, print_ranking
+from raysweep.commands.output import exit_code_of, print_json, print_ranking
 from raysweep.printable import printable
 
 
@@ -54,15 +53,13 @@ def _run(args: argparse.Namespace) -> int:
     space, store = load(args.sweep, args.overrides), store_of(args)
     with Board(space) as board:
         results = Results(run_sweep(space, store, runner=args.runner, name=args.run, show=board.show))
-    failures = results.failures
+    # First what needs no room on the disk.
     if not args.json:
-        # First what needs no room on the disk.
         print_ranking(results)
-        for failure in failures:
-            print(printable(f"FAILED {failure['stage']}: {failure['cause']}"), file=sys.stderr)
+    code = exit_code_of(results)
     report = results.write_report()
     if args.json:
         print_json({**status(results.run), "ranking": results.ranking.to_dict(), "report": str(report)})
     else:
         print(printable(f"report: {report}"))
-    return 1 if failures else 0
+    return code

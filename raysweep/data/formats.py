@@ -82,6 +82,11 @@ def is_lines(path: str) -> bool:
     return path.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst"))
 
 
+def is_document(path: str) -> bool:
+    """Whether a file is one document, whatever it holds."""
+    return _reader(path) is _read_document
+
+
 def parsed(raw: bytes, path: str, number: int) -> dict[str, Any] | None:
     """The object of a line of JSON; None if it is blank.
 

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from raysweep.data.base import CorpusSpec
 from raysweep.data.digests import Digests, content_fingerprint
 from raysweep.data.files import Globs, digests_of, listed, sampled, sizes_of
-from raysweep.data.formats import COLUMN, is_packed, read_texts
+from raysweep.data.formats import COLUMN, is_document, is_packed, read_texts
 from raysweep.data.packing import DomainMeta, TokensMeta, dtype_of
 from raysweep.data.tokenizers import Bpe, Tokenizer, add_control_tokens, load_tokenizer
 from raysweep.data.tokenizing import encoder, num_cores, write_tokens
@@ -82,7 +82,7 @@ class Domain(Spec):
         )
         digests = digests_of(itertools.chain(*by_split))
         # In the order of the files, which is that of the tokens.
-        whole = ":".join(content_fingerprint(digests[path] for path in paths) for paths in by_split)
+        whole = ":".join(content_fingerprint(_as_read(path, digests[path]) for path in paths) for paths in by_split)
         return self.with_(**dict(zip(given, by_split, strict=True)), fingerprint=whole, digests=digests)  # type: ignore[no-any-return]
 
     def most_tokens(self, split: TextSplit, enough: int) -> int:
@@ -308,6 +308,11 @@ class Text(CorpusSpec):
                     left -= len(text.encode())
                     if left <= 0:
                         break
+
+
+def _as_read(path: str, sha256: str) -> str:
+    """A file's digest, and whether it is one document, as which lines of JSON may be read, too."""
+    return f"{sha256} whole" if is_document(path) else sha256
 
 
 def _domain_findings(place: Place, domain: Domain, split: TextSplit, lengths: Mapping[Place, int]) -> Iterator[Finding]:

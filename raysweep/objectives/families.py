@@ -12,5 +12,8 @@ from raysweep.objectives.span_corruption import SpanCorruption
 from raysweep.objectives.ul2 import UL2
 
 # A mixture is of any of them: its fields are known only once they all are.
-Objective = Annotated[CausalLM | MaskedLM | PrefixLM | SpanCorruption | UL2 | Mixture, Field(discriminator="name")]
+Objective = Annotated[
+    CausalLM | MaskedLM | PrefixLM | SpanCorruption | UL2 | Mixture,
+    Field(discriminator="name"),
+]
 Mixture.model_rebuild()

@@ -351,3 +351,37 @@ def test_a_tokenizer_of_a_folder_is_pinned_to_its_content(folder, tmp_path, hub)
     nothing = Text.model_validate(declared | {"tokenizer": declared["tokenizer"] | {"path": "empty"}})
     with pytest.raises(DataError, match=r"empty: no tokenizer; save it there"):
         nothing.pin(folder)
+
+
+BY_TOKENIZER = """\
+name: axis
+pretrain:
+  data: {name: text, domains: {notes: {train: notes.txt, valid: notes.txt}}, tokenizer: TOKENIZER}
+  model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
+  optimizer: {name: adamw, lr: 1e-3}
+  steps: 2
+  batch_sequences: 2
+  sequence_length: 16
+sweep: {AXIS}
+"""
+
+
+def test_an_axis_over_a_part_of_the_data_that_names_files_is_refused(folder):
+    """By its path alone, a tokenizer that is changed later would go unseen; that of a whole corpus is pinned."""
+    one, two = (f"{{name: pretrained, path: {name}, vocab_size: 300}}" for name in ("one", "two"))
+
+    def num_points(axis):
+        (folder / "axis.yaml").write_text(BY_TOKENIZER.replace("TOKENIZER", one).replace("AXIS", axis))
+        return len(list(load(folder / "axis.yaml").points()))
+
+    for axis in (
+        "pretrain.data.tokenizer.path: {grid: [one, two]}",
+        f"pretrain.data.tokenizer: {{grid: {{a: {two}, b: {{name: bpe}}}}}}",
+    ):
+        with pytest.raises(
+            DataError, match=r"names data, whose content would not be seen: sweep pretrain\.data \(named"
+        ):
+            num_points(axis)
+    assert num_points("pretrain.data.tokenizer.vocab_size: {grid: [300, 400]}") == 2
+    text = "{name: text, domains: {notes: {train: notes.txt, valid: notes.txt}}, tokenizer: %s}"
+    assert num_points(f"pretrain.data: {{grid: {{a: {text % one}, b: {text % two}}}}}") == 2

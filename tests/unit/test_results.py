@@ -64,6 +64,14 @@ def test_the_best_checkpoints_folder_is_everywhere(results, capsys):
     assert best in results.write_report().read_text()
 
 
+def test_a_run_of_which_stages_failed_is_told_by_every_exit_code(results, capsys):
+    run = results.run
+    run.add_failure("sft-cold", kind="sft", trial="cold", cause="no room", log="")
+    for command in ("status", "rank", "report"):
+        assert main([command, str(run.folder)]) == 1, command
+    assert capsys.readouterr().err.count("FAILED sft-cold: no room") == 2  # `status` tells it in its table.
+
+
 def test_a_stage_of_a_url_lies_below_it():
     assert Store("memory://bucket/sweeps/").location("sft-1") == "memory://bucket/sweeps/stages/sft-1"
 

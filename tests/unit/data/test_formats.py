@@ -113,6 +113,15 @@ def test_the_column_is_named(tmp_path):
         Domain(train="a.parquet", column="id").pin(tmp_path)
 
 
+def test_a_name_by_which_the_same_bytes_are_read_otherwise_is_identity(folder):
+    """A line each, or one document."""
+    (folder / "a.txt").write_bytes((folder / "a.jsonl").read_bytes())
+    (folder / "b.jsonl").write_bytes((folder / "a.jsonl").read_bytes())
+    of_lines, renamed, of_one = (Domain(train=name).pin(folder) for name in ("a.jsonl", "b.jsonl", "a.txt"))
+    assert fingerprint(renamed) == fingerprint(of_lines)
+    assert fingerprint(of_one) != fingerprint(of_lines)
+
+
 def test_fields_that_are_left_out_change_no_identity(folder):
     plain = Domain(train="a.jsonl").pin(folder)
     assert fingerprint(plain) == fingerprint(plain.with_(column="text", tag=None, length_quantiles=None))
