@@ -72,8 +72,9 @@ class Pick:
     """The learning rate that counts for a checkpoint on a task, and its runs, by seed.
 
     `edge` says at which end of the grid the rate stands, if no rate within does as well: a better one may lie beyond.
-    A rate at which a run diverged bounds the grid like any other, so that the best rate below it is inside. None also
-    where there was no choice.
+    A rate at which a run diverged bounds the grid like any other, so that the best rate below it is inside. Where all
+    score alike, as they do where none has learnt anything, nothing bounds the grid: the lowest is picked, and said to
+    be at the edge. None also where there was no choice.
     """
 
     lr: float
@@ -99,7 +100,8 @@ def pick(runs: Iterable[FinetuningRun]) -> Pick | None:
     best = max(valid, key=lambda lr: (valid[lr], -lr))
     lowest, *within, highest = sorted(grid) if len(grid) > 1 else (best, best)
     edge: Side | None = None
-    if lowest < highest and not any(valid.get(lr) == valid[best] for lr in within):
+    is_flat = len(valid) == len(grid) and len(set(valid.values())) == 1
+    if lowest < highest and (is_flat or not any(valid.get(lr) == valid[best] for lr in within)):
         edge = "lowest" if best == lowest else "highest"
     return Pick(lr=best, runs=grid[best], edge=edge)
 

@@ -240,5 +240,5 @@ def _edge_lines(ranking: Ranking) -> list[str]:
     concerned = f", of the best or a tie with it in {len(leading)}" if leading else ", of none of the leaders"
     return [
         f"The fine-tuning rate picked is at an end of its grid in {len(ranking.edges)} cases ({counts}{concerned}): a "
-        "better one may lie beyond. Widen sft.lrs, or let `lrs: auto` do it."
+        "better one may lie beyond, as it may where all rates score alike. Widen sft.lrs, or let `lrs: auto` do it."
     ]

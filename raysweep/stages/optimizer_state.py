@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +15,8 @@ from raysweep.stages.base import StageSpec
 from raysweep.stages.pretrain import Pretrain
 from raysweep.stages.trajectory import OPTIMIZER, Trajectory
 from raysweep.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 
 class OptimizerState(StageSpec):
@@ -35,6 +38,12 @@ class OptimizerState(StageSpec):
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Writes optimizer.safetensors: each state of a weight, as `<weight>.<state>`."""
         spec = self.pretrain
+        if worker.rank == 0 and not any((worker.state_dir or out).glob("step-*")):
+            logger.warning(
+                "%s steps are trained once more: a finished run's optimizer state was not kept "
+                "(pretrain.leave_optimizer_state)",
+                f"{spec.step:,}",
+            )
         Trajectory(spec.recipe, spec.seed, spec.before, inputs).train(spec.step, worker, optimizer_out=out / OPTIMIZER)
         worker.barrier()  # Rank 0 has written the file: the stage is not finished on any rank before.
         return {}

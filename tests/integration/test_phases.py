@@ -122,6 +122,14 @@ def test_a_later_phase_goes_on_from_its_own_saved_state(run_of, store):
     assert steps_computed(told) == 16, "each checkpoint goes on from the one before"
 
 
+def test_what_is_trained_once_more_is_told_as_it_happens(run_of, store, caplog):
+    """A finished run keeps no optimizer's state unless it is asked to; a phase that wants it trains it again."""
+    trunk = BASE + "  schedule: {name: constant, warmup: 0.25}\n  steps: 8\n"
+    run_of(trunk, store)
+    run_of(trunk + "  phases: [{name: end, steps: 3}]\n", store)
+    assert "8 steps are trained once more: a finished run's optimizer state was not kept" in caplog.text
+
+
 def run_and_die(path: str, store: str, told: Path, kinds: list[tuple[str, str]]) -> None:
     """Runs a sweep inline, and is killed at the first event of one of these kinds; notes what stages tell."""
 

@@ -63,6 +63,7 @@ def test_a_rate_at_which_a_seed_diverged_is_not_picked():
         (((1, 0.1), (2, 0.3), (3, None)), None),  # What diverged bounds the grid.
         (((1, 0.3), (2, None)), "lowest"),
         (((1, 0.3),), None),  # One rate is no choice.
+        (((1, 0.0), (2, 0.0), (3, 0.0)), "lowest"),  # Nothing was learnt: the smallest, and it is said.
     ],
 )
 def test_a_rate_at_the_edge_of_its_grid(grid, edge):
