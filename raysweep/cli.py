@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from raysweep.commands import machine, models, results, sweeps
+from raysweep.commands import machine, models, results, running, stores, sweeps
 from raysweep.commands.arguments import named
 from raysweep.commands.output import print_json
 from raysweep.errors import RaysweepError, StoreError
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--store", type=named, metavar="ROOT", help="folder or URL (default: raysweep-store)")
     common.add_argument("-v", "--verbose", action="store_true", help="log what happens")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (sweeps, results, models, machine):
+    for module in (sweeps, running, results, stores, models, machine):
         module.add(commands, common)
     return parser
 

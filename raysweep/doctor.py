@@ -1,4 +1,4 @@
-"""Whether this machine can run a sweep: versions, devices, compiler, store."""
+"""Whether this machine can run a sweep (versions, devices, compiler, store), and whether a cluster can."""
 
 from __future__ import annotations
 
@@ -7,25 +7,12 @@ import logging
 import os
 import shutil
 import sys
-from dataclasses import asdict, dataclass
-from typing import Any
 
+from raysweep.errors import ClusterError
+from raysweep.runners.node_facts import Check
 from raysweep.store import Store
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Check:
-    """What was looked at, whether it will do for a sweep, and what was found or should be mended."""
-
-    name: str
-    ok: bool
-    message: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """The three fields, as `raysweep doctor --json` prints them."""
-        return asdict(self)
 
 
 def checks(store: Store) -> list[Check]:
@@ -45,6 +32,18 @@ def checks(store: Store) -> list[Check]:
         except Exception as error:  # A broken installation is what is looked for.
             results.append(Check(name, False, f"{type(error).__name__}: {error}"))
     return results
+
+
+def cluster_checks(store: Store) -> list[Check]:
+    """All findings on the cluster of RAY_ADDRESS; takes a GPU of each node for some seconds, where there are any."""
+    from raysweep.runners.cluster_checks import bandwidth, quick_checks
+    from raysweep.runners.ray_cluster import connect
+
+    try:
+        connect()
+        return [*quick_checks(store), bandwidth()]
+    except ClusterError as error:
+        return [Check("cluster", False, str(error))]
 
 
 Verdict = tuple[bool, str]

@@ -113,6 +113,21 @@ class Remote:
 
         return self._ask("listed", stamps)
 
+    def sizes(self, name: str) -> dict[str, int]:
+        """Name, under the root, of each object below a folder -> its bytes."""
+        base = f"{self._root}/"
+
+        def sizes() -> dict[str, int]:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.invalidate_cache()
+                objects = self._fs.find(f"{self._root}/{name}", detail=True)
+                return {
+                    path.removeprefix(base).removeprefix("/"): int(told["size"] or 0) for path, told in objects.items()
+                }
+            return {}
+
+        return self._ask("listed", sizes)
+
     def remove(self, name: str) -> None:
         """Delete one object, if it is there."""
 
@@ -127,6 +142,15 @@ class Remote:
         if self.read(name) == copy.read_bytes():
             self.put(copy, to)
             self.remove(name)
+
+    def remove_all(self, name: str) -> None:
+        """Delete an object, or all below a folder, if there is any."""
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm(f"{self._root}/{name}", recursive=True)
+
+        self._ask("written", remove)
 
     def _write(self, name: str, put: Callable[[str], object]) -> None:
         target = f"{self._root}/{name}"

@@ -43,6 +43,9 @@ _EXACTLY = ConfigDict(strict=True, extra="forbid")
 """A line of trials.jsonl is one only with all fields, no others, and each of its very type."""
 
 
+UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True)
 class StageRow:
     """A stage of a started trial. `checkpoint` is the stage id of what it measures, `step` that checkpoint's step."""
@@ -55,6 +58,8 @@ class StageRow:
     checkpoint: str | None
     task: str | None
     inputs: Mapping[str, str]
+    state_key: str | None = UNKNOWN
+    """Of the resumable state that it shares with others; UNKNOWN in rows of before this was noted."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +200,45 @@ class Run:
         """What `note_columns` noted; none if that is lost, until the next run."""
         rows = (self._read("columns.json", _has_columns) or {"columns": []})["columns"]
         return tuple(Column(row.pop("kind"), task=row.pop("task"), metric=Metric(**row)) for row in rows)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a driver is at it, as far as this file system tells."""
+        try:
+            with (self.folder / ".lock").open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def note_driver(self, driver: Mapping[str, Any]) -> None:
+        """Note which process holds the run, for others to end it."""
+        write_text(self.folder / "driver.json", json.dumps(driver, indent=1))
+
+    def driver(self) -> dict[str, Any]:
+        """What `note_driver` noted: host, pid, and job where it is a Ray job; empty if none ever held the run."""
+        return self._read("driver.json", _is_driver) or {}
+
+    def note_event(self, event: Mapping[str, Any]) -> None:
+        """Add a line to the run's log."""
+        with (self.folder / "events.jsonl").open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Lines of the run's log, oldest first; one that a kill has cut off is left out."""
+        try:
+            with (self.folder / "events.jsonl").open("rb") as file:
+                for line in file:
+                    with contextlib.suppress(ValueError):
+                        yield parse_object(line)
+        except FileNotFoundError:
+            return
+
+    def rows_are_whole(self) -> bool:
+        """Whether every line of its trials can be read: else it may need stages that are not known here."""
+        return self._trials()[1]
 
     def start_attempt(self) -> None:
         """Count tries afresh: running a sweep again tries again what failed. Damaged notes of trials are left out."""
@@ -355,6 +399,10 @@ def _trial_row(line: bytes) -> TrialRow:
 def _is_failure(value: dict[str, Any]) -> bool:
     texts = all(isinstance(value.get(name), str) for name in ("kind", "trial", "cause", "log"))
     return texts and is_id(value.get("stage")) and isinstance(value.get("attempts"), int)
+
+
+def _is_driver(value: dict[str, Any]) -> bool:
+    return isinstance(value.get("host"), str) and isinstance(value.get("pid"), int)
 
 
 def _is_counts(value: Any) -> bool:

@@ -100,6 +100,28 @@ def print_status(status: Mapping[str, Any]) -> None:
         console.print(Text(printable(text), style="red"))
 
 
+def print_runs(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Runs of a store, on stdout."""
+    table = _numbers("run", "state", "trials", "last active (UTC)", "size")
+    for run in runs:
+        trials = f"{run['num_trials_done']}/{run['num_trials']}"
+        when = run["last_active"].removesuffix("+00:00").replace("T", " ")
+        table.add_row(printable(run["name"]), run["state"], trials, when, _size(run["num_bytes"]))
+    _console().print(table if runs else "no runs yet")
+
+
+def print_garbage(garbage: Sequence[Mapping[str, Any]], *, deleted: bool) -> None:
+    """What may go, or went, on stdout."""
+    console = _console(soft_wrap=True)
+    for each in garbage:
+        text = f"{each['kind']:8} {_size(each['num_bytes']):>9}  {each['name']}: {each['reason']}"
+        console.print(Text(printable(text)))
+    total = _size(sum(each["num_bytes"] for each in garbage))
+    console.print(
+        f"{total} in {len(garbage)} {'deleted' if deleted else 'can be deleted'}" if garbage else "nothing to free"
+    )
+
+
 def print_traces(measured: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]]) -> None:
     """What `raysweep trace` has measured, on stdout."""
     console = _console(soft_wrap=True)

@@ -19,6 +19,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -123,12 +124,48 @@ class Store:
         except OSError as error:
             raise StoreError(f"cannot read {error.filename}: {error.strerror}") from error
 
-    def provenance(self, stage_id: str) -> Mapping[str, Any] | None:
-        """When, where and how long a finished stage ran, its files not checked; None if that is not known here."""
+    def peek(self, stage_id: str) -> Record | None:
+        """The record of a finished stage, its files not checked; None if there is none that can be read here."""
         try:
-            return Record.from_json((self._stage_dir(stage_id) / RECORD).read_bytes()).provenance
+            return Record.from_json((self._stage_dir(stage_id) / RECORD).read_bytes())
         except (OSError, ValueError, TypeError):
             return None
+
+    def provenance(self, stage_id: str) -> Mapping[str, Any] | None:
+        """When, where and how long a finished stage ran, its files not checked; None if that is not known here."""
+        record = self.peek(stage_id)
+        return record.provenance if record else None
+
+    def stage_bytes(self) -> dict[str, int]:
+        """Stage id -> bytes that its folder takes, whether it is finished or not, by listings alone."""
+        if self._remote:
+            sizes: Counter[str] = Counter()
+            for name, size in self._remote.sizes("stages").items():
+                sizes[name.split("/")[1]] += size
+            return dict(sizes)
+        try:
+            return {entry.name: folder_bytes(Path(entry.path)) for entry in os.scandir(self.root / "stages")}
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise StoreError(f"store {self.url!r} cannot be read: {error.strerror}") from error
+
+    def discard(self, stage_id: str) -> None:
+        """Delete a stage, its record first: half of it is never taken for the whole."""
+        folder = self._stage_dir(stage_id)
+        (folder / RECORD).unlink(missing_ok=True)
+        if self._remote:
+            self._remote.remove(f"stages/{stage_id}/{RECORD}")
+        self.remove(folder)
+
+    def remove(self, path: Path) -> None:
+        """Delete a file or folder under the root, at the URL too, if the store is at one."""
+        if self._remote:
+            self._remote.remove_all(path.relative_to(self.root).as_posix())
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
     def finished_ids(self) -> set[str]:
         """Ids of all stages that have a record, by one listing."""
@@ -370,6 +407,15 @@ class Store:
             stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
             self._remote.move(f"stages/{stage_id}/{RECORD}", record, f"altered/{stage_id}-{stamp}.json")
         shutil.rmtree(self._stage_dir(stage_id), ignore_errors=True)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Of all files in a folder, or of a file; what goes away meanwhile counts nothing."""
+    total = 0
+    for path in [folder, *folder.rglob("*")]:
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size if not path.is_dir() else 0
+    return total
 
 
 def _sha256(path: Path) -> str:

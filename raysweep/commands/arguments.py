@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from typing import TYPE_CHECKING
 
 from raysweep.errors import StoreError
@@ -36,6 +37,20 @@ def results_of(args: argparse.Namespace) -> Results:
     from raysweep.results import Results
 
     return Results.open(args.run, store=args.store, overrides=args.overrides)
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """`--address`, of a Ray cluster."""
+    parser.add_argument(
+        "--address", type=named, metavar="A", help="of a Ray cluster, as IP:PORT or auto (default: RAY_ADDRESS)"
+    )
+
+
+def use_address(args: argparse.Namespace) -> bool:
+    """Make `--address` the cluster of this process; says whether there is one."""
+    if args.address:
+        os.environ["RAY_ADDRESS"] = args.address
+    return "RAY_ADDRESS" in os.environ
 
 
 def count(text: str) -> int:

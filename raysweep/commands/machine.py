@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from raysweep.commands.arguments import store_of
+from raysweep.commands.arguments import add_address, store_of, use_address
 from raysweep.commands.output import print_json
 from raysweep.printable import printable
 
@@ -14,7 +14,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     """Give the parser `schema` and `doctor`; `common` holds the options of all commands."""
     schema = commands.add_parser("schema", parents=[common], help="JSON Schema of the sweep file")
     schema.set_defaults(command=_schema)
-    doctor = commands.add_parser("doctor", parents=[common], help="check this machine")
+    doctor = commands.add_parser("doctor", parents=[common], help="check this machine, and a cluster")
+    add_address(doctor)
     doctor.set_defaults(command=_doctor)
 
 
@@ -26,9 +27,12 @@ def _schema(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from raysweep.doctor import checks
+    from raysweep.doctor import checks, cluster_checks
 
-    results = checks(store_of(args))
+    store = store_of(args)
+    results = checks(store)
+    if use_address(args):
+        results += cluster_checks(store)
     if args.json:
         print_json([check.to_dict() for check in results])
     else:

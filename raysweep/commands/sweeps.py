@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from raysweep.commands.arguments import above_zero, add_overrides, named, store_of
+from raysweep.commands.arguments import above_zero, add_address, add_overrides, named, store_of, use_address
 from raysweep.commands.output import exit_code_of, print_json, print_ranking
+from raysweep.errors import ClusterError
 from raysweep.printable import printable
 
 
@@ -26,6 +27,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         add_overrides(sub)
     run.add_argument("--runner", choices=["tune", "inline"], default="tune", help="inline: in this process, no Ray")
     run.add_argument("--run", type=named, metavar="NAME", help="name of the run (default: sweep name and identity)")
+    add_address(run)
     run.set_defaults(command=_run)
 
 
@@ -50,6 +52,9 @@ def _run(args: argparse.Namespace) -> int:
     from raysweep.runs import status
     from raysweep.space import load
 
+    if args.address and args.runner == "inline":
+        raise ClusterError(f"--address {args.address}: the inline runner uses no cluster; leave one of the two out")
+    use_address(args)
     space, store = load(args.sweep, args.overrides), store_of(args)
     with Board(space) as board:
         results = Results(run_sweep(space, store, runner=args.runner, name=args.run, show=board.show))

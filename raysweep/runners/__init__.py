@@ -9,6 +9,7 @@ from typing import Any, Literal
 from raysweep.plan import Trial
 from raysweep.progress import Progress
 from raysweep.runners.chain import recall, told
+from raysweep.runners.drivers import this_driver
 from raysweep.runners.journal import Journal, quiet_libraries, trial_row
 from raysweep.runners.tracking import trackers
 from raysweep.runs import Run
@@ -41,6 +42,7 @@ def run_sweep(
         logger.warning(warning)
     run = Run.create(store, name or space.run_name(), sweep_text=space.text, identity=space.identity())
     with run.held():
+        run.note_driver(this_driver())
         run.note_planned(Progress(space).counts())
         run.note_columns(space.columns())
         run.start_attempt()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +20,23 @@ logger = logging.getLogger(__name__)
 RESERVE = 2**16
 
 
+LOGGED = ("started", "finished", "failed", "note")
+LOGGED_FIELDS = (
+    "time",
+    "event",
+    "stage",
+    "kind",
+    "trial",
+    "status",
+    "step",
+    "wall_seconds",
+    "cause",
+    "retry",
+    "message",
+)
+"""What of an event goes into the run's log. Of one that gangs tell, the time is theirs."""
+
+
 def trial_row(trial: Trial) -> TrialRow:
     """A trial as it is kept in the run."""
     stages = tuple(
@@ -29,6 +48,7 @@ def trial_row(trial: Trial) -> TrialRow:
             checkpoint=stage.id if stage.kind == "pretrain" and stage.step is not None else stage.checkpoint,
             task=stage.task,
             inputs=dict(stage.inputs),
+            state_key=stage.state_key,
         )
         for stage in trial.stages
     )
@@ -60,6 +80,11 @@ class Journal:
         """
         self._unkept.append(event)
         self._keep_all()
+        if event["event"] in LOGGED:
+            with contextlib.suppress(OSError):  # Said already.
+                self._run.note_event(
+                    {"time": time.time()} | {name: event[name] for name in LOGGED_FIELDS if event.get(name) is not None}
+                )
         self._show(event)
 
     def close(self) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
 from raysweep.errors import ClusterError
 from raysweep.runners.interrupts import keeping_sigterm
@@ -18,6 +20,12 @@ from raysweep.search import Resources
 # They would only import beside the gang's: measured on 2 cores, 10 s to the first gang with them, 5.4 s without.
 LOCAL_RAY = {"prestart_worker_first_driver": False, "enable_worker_prestart": False}
 """System configuration of a Ray that is started here, on one machine."""
+
+
+TOKEN_MEND = (
+    "copy ~/.ray/auth_token of its head to this machine, or set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, and leave "
+    "RAY_AUTH_MODE unset or set it to token"
+)
 
 
 class Cluster(NamedTuple):
@@ -52,14 +60,10 @@ def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> Cluster:
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # A traceback each; `_Ends` says it in a line.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local = "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
-    if not ray.is_initialized():
-        with keeping_sigterm():
-            ray.init(
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({"address": "local", "_system_config": LOCAL_RAY} if local else {}),
-            )
+    if local:
+        _init(address="local", include_dashboard=False, _system_config=LOCAL_RAY)
+    elif not ray.is_initialized():
+        connect()
     # On one machine waiting brings nothing; a cluster may still be scaling up.
     deadline = time.monotonic() + (wait_seconds if "RAY_ADDRESS" in os.environ else 0)
     while True:
@@ -71,6 +75,56 @@ def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> Cluster:
         if time.monotonic() >= deadline:
             raise ClusterError(_too_small(nodes, room, resources))
         time.sleep(1.0)
+
+
+def connect() -> None:
+    """Connect to the cluster of RAY_ADDRESS, with its token where there is one on this machine.
+
+    Raises:
+        ClusterError: if there is no such cluster, or it does not take this process; says which, and what to do.
+    """
+    address = os.environ["RAY_ADDRESS"]
+    if "://" in address:
+        raise ClusterError(
+            f"Ray at {address!r}: a sweep's driver is a process on a node of the cluster: run the command there with "
+            "--address auto, or send it there with raysweep submit"
+        )
+    if ":" in address:
+        _probe(address)
+    # Ray itself does so for "auto" alone: at any other address a cluster with a token, as every head has been since
+    # there is one in ~/.ray, would be said to be unreachable. A cluster without a token takes no notice of ours.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    try:
+        _init(address=address)
+    except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+        raise ClusterError(f"Ray at {address!r} {_why_not(address, error)}") from error
+
+
+def _probe(address: str) -> None:
+    """Ray itself would try for a minute where nobody listens."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"Ray at {address!r} cannot be reached ({error}): give the IP and port of its head, as ray start --head "
+            "printed them"
+        ) from error
+
+
+def _init(**how: Any) -> None:
+    with keeping_sigterm():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **how)
+
+
+def _why_not(address: str, error: Exception) -> str:
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, ray.exceptions.AuthenticationError):
+        return f"does not take this machine's token: {TOKEN_MEND}"
+    if not isinstance(error, ConnectionError) or address == "auto":
+        return f"cannot be joined: {first_line}"
+    mode = os.environ.get("RAY_AUTH_MODE", "unset")
+    return f"listens, but does not let this process in (RAY_AUTH_MODE is {mode}); if it asks for a token, {TOKEN_MEND}"
 
 
 def _room(node: Mapping[str, float], resources: Resources) -> int:

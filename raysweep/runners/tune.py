@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from raysweep.plan import Trial
 from raysweep.runners.chain import Leg, Report, run_chain
+from raysweep.runners.cluster_checks import refuse_unfit
 from raysweep.runners.events import Address, EventSink, EventSource, one_at_a_time
 from raysweep.runners.gang import Gang, RankActor, RayGang
 from raysweep.runners.heartbeat import start_beats, this_process
@@ -243,7 +244,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
     """Run trials on Ray: those given, or whatever Optuna suggests if None.
 
     Raises:
-        ClusterError: if the cluster cannot hold one gang.
+        ClusterError: if the cluster cannot hold one gang, or its nodes do not go together.
     """
     search, resources = space.declared.search, space.declared.resources
     beginnings = Beginnings(store.finished_ids())
@@ -256,6 +257,8 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
     if num_trials == 0:
         return
     cluster = start_ray(resources)
+    if cluster.may_grow:
+        refuse_unfit(store)
     report = one_at_a_time(report)
     watch = Watch(
         max_silence_seconds=resources.max_silence_seconds,

@@ -1,0 +1,76 @@
+"""Which process drives a run, noted in the run, and how it is asked to stop: it saves what is being trained first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from raysweep.errors import StoreError
+from raysweep.runners.interrupts import SAVE_SECONDS
+from raysweep.runs import Run
+
+JOB_ID, JOB_ADDRESS = "RAYSWEEP_JOB_ID", "RAYSWEEP_JOB_ADDRESS"
+"""Environment of a driver that was submitted as a Ray job: its id, and the job server that it was submitted to."""
+
+# Beyond the saving: gangs end, the report is brought to the store.
+END_SECONDS = SAVE_SECONDS + 60.0
+
+
+def this_driver() -> dict[str, Any]:
+    """What a run notes of the process that holds it."""
+    noted: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
+    if JOB_ID in os.environ:
+        noted["job"] = {"id": os.environ[JOB_ID], "address": os.environ.get(JOB_ADDRESS, "")}
+    return noted
+
+
+def cancel(run: Run, *, stop_job: Callable[[str, str], None], wait_seconds: float = END_SECONDS) -> str:
+    """Ask the driver of a run to stop, and wait until it has; returns what was done, in a line.
+
+    Args:
+        run: to be stopped.
+        stop_job: given an id and an address, stops a Ray job and waits for its end.
+        wait_seconds: how long a process of this machine may take.
+
+    Raises:
+        StoreError: if it runs elsewhere and is no job, or does not stop.
+    """
+    driver = run.driver()
+    if job := driver.get("job"):
+        stop_job(job["id"], job["address"])
+        return f"run {run.name}: job {job['id']} has stopped"
+    if not run.is_held:
+        return f"run {run.name} is not under way"
+    pid = driver.get("pid", 0)
+    if driver.get("host") != socket.gethostname() or not _has_open(pid, run.folder / ".lock"):
+        where = f"on {driver['host']} as process {pid}" if driver else "elsewhere"
+        raise StoreError(f"run {run.name!r} is under way {where}: run raysweep cancel there, or kill -TERM {pid} there")
+    os.kill(pid, signal.SIGTERM)
+    if not _wait_until(lambda: not run.is_held, wait_seconds):
+        raise StoreError(
+            f"run {run.name!r}: process {pid} has not stopped in {wait_seconds:g} s; kill -KILL {pid} loses "
+            "what was trained since its last save"
+        )
+    return f"run {run.name}: process {pid} has stopped"
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    """Whether a process of this machine has a file open: pids are given anew, and mean nothing in another container."""
+    try:
+        return any(os.path.samefile(link, path) for link in Path(f"/proc/{pid}/fd").iterdir() if link.exists())
+    except OSError:
+        return False
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True

@@ -1,0 +1,92 @@
+"""A Ray cluster of real raylets on this machine; a node may have an environment and, as root, folders of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
+CAN_UNSHARE = os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+"""Whether nodes can have folders of their own here."""
+
+
+class RealCluster:
+    """Nodes started with `ray start`, as a user would. `env`: for processes that are to reach it."""
+
+    def __init__(self, home: Path) -> None:
+        (home / "auth_token").write_text("a-token-of-these-tests-alone")
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self.env |= {"RAY_AUTH_TOKEN_PATH": str(home / "auth_token"), "PYTHONPATH": str(Path(__file__).parents[1])}
+        self._nodes: list[subprocess.Popen[bytes]] = []
+        self._log = home / "nodes.log"
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        self.ip = _own_ip()
+        self.address = f"{self.ip}:{port}"
+        self._start("--head", f"--port={port}", f"--node-ip-address={self.ip}", "--include-dashboard=false")
+        self.wait_for(1)
+
+    def add(self, env: Mapping[str, str] | None = None, hidden: Path | None = None) -> None:
+        """One more node; `hidden`: a folder that is another, empty one to it."""
+        before: tuple[str, ...] = ()
+        if hidden is not None:
+            before = ("unshare", "-m", "sh", "-c", f'mount -t tmpfs none {hidden} && exec "$@"', "sh")
+        count = len(self._nodes)
+        self._start(f"--address={self.address}", f"--node-ip-address={self.ip}", env=env or {}, before=before)
+        self.wait_for(count + 1)
+
+    def run(self, code: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """A Python program that may connect to the cluster."""
+        command = [sys.executable, "-c", code, *arguments]
+        # Elsewhere: Ray has workers import from the driver's folder, too.
+        return subprocess.run(
+            command, env=self.env | dict(env or {}), cwd=self._log.parent, capture_output=True, text=True, timeout=300
+        )
+
+    def wait_for(self, num_nodes: int) -> None:
+        """Until so many nodes are there."""
+        deadline = time.monotonic() + 60
+        while self._log.read_text().count("Ray runtime started") < num_nodes:
+            ended = [node.args for node in self._nodes if node.poll() is not None]
+            assert not ended, self._log.read_text()[-3000:]
+            assert time.monotonic() < deadline, self._log.read_text()[-3000:]
+            time.sleep(0.5)
+
+    def close(self) -> None:
+        """End all nodes."""
+        for node in reversed(self._nodes):
+            node.terminate()
+        for node in self._nodes:
+            node.wait(timeout=60)
+
+    def _start(self, *arguments: str, env: Mapping[str, str] | None = None, before: tuple[str, ...] = ()) -> None:
+        command = [*before, *RAY, "start", "--num-cpus=1", "--object-store-memory=100000000", "--block", *arguments]
+        # Of a node that joins, Ray does not look for a token by itself.
+        env = self.env | {"RAY_AUTH_MODE": "token"} | dict(env or {})
+        with self._log.open("ab") as log:
+            node = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+        self._nodes.append(node)
+
+
+def _own_ip() -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # Sends nothing.
+        return str(probe.getsockname()[0])
+    return "127.0.0.1"
+
+
+@contextlib.contextmanager
+def real_cluster(home: Path) -> Iterator[RealCluster]:
+    """A cluster of one node, ended at the end."""
+    cluster = RealCluster(home)
+    try:
+        yield cluster
+    finally:
+        cluster.close()

@@ -1,0 +1,116 @@
+"""Who drives a run, and how it is stopped; what a run's log says."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from tiny import put
+
+from raysweep.cli import main
+from raysweep.errors import StoreError
+from raysweep.runners.drivers import JOB_ADDRESS, JOB_ID, cancel, this_driver
+from raysweep.runners.journal import Journal
+from raysweep.runs import Run
+from raysweep.store import Store
+
+HOLDER = """
+import signal, sys, time
+from raysweep.runners.drivers import this_driver
+from raysweep.runs import Run
+from raysweep.store import Store
+
+run = Run(Store(sys.argv[1]), "r")
+with run.held():
+    run.note_driver(this_driver())
+    print("held", flush=True)
+    try:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        time.sleep(60)
+    finally:
+        time.sleep(0.5)  # It saves.
+        (run.folder / "saved").write_text("")
+"""
+
+
+def no_job(job_id: str, address: str) -> None:
+    raise AssertionError("no job")
+
+
+@pytest.fixture
+def run(store: Store) -> Run:
+    return Run.create(store, "r", sweep_text="x", identity="{}")
+
+
+def test_a_run_of_this_machine_is_stopped_once_it_has_saved(run):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, run.store.url], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    assert f"process {holder.pid} has stopped" in cancel(run, stop_job=no_job)
+    assert (run.folder / "saved").exists()
+    assert holder.wait(timeout=30) == 143
+    assert cancel(run, stop_job=no_job) == "run r is not under way"
+
+
+def test_a_process_that_does_not_hold_the_run_is_let_be(run):
+    with run.held():
+        for driver in ({"host": "elsewhere", "pid": os.getpid()}, {"host": socket.gethostname(), "pid": os.getppid()}):
+            run.note_driver(driver)
+            with pytest.raises(StoreError, match=f"is under way on {driver['host']} as process {driver['pid']}"):
+                cancel(run, stop_job=no_job)
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            run.note_driver(this_driver())
+            with pytest.raises(StoreError, match=r"has not stopped in 0\.1 s"):
+                cancel(run, stop_job=no_job, wait_seconds=0.1)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def test_a_job_is_stopped_by_its_job_server(run, monkeypatch):
+    monkeypatch.setenv(JOB_ID, "raysweep-x-1")
+    monkeypatch.setenv(JOB_ADDRESS, "http://head:8265")
+    run.note_driver(this_driver())
+    stopped = []
+    assert "job raysweep-x-1" in cancel(run, stop_job=lambda *job: stopped.append(job))
+    assert stopped == [("raysweep-x-1", "http://head:8265")]
+
+
+def test_the_log_says_what_happened_and_why_a_stage_failed(run, capsys):
+    journal = Journal(run, lambda event: None)
+    journal({"event": "started", "trial": "t", "stage": "sft-12ab", "kind": "sft", "time": 1_800_000_000.0})
+    failed = {"event": "failed", "trial": "t", "stage": "sft-12ab", "kind": "sft", "cause": "\x1b[2J full"}
+    journal(failed | {"log": "Traceback: disk full", "retry": True})
+    journal({"event": "started", "trial": "t", "stage": "probe-9", "kind": "probe"})
+    journal({"event": "progress", "trial": "t", "stage": "probe-9", "kind": "probe", "step": 3})
+    journal.close()
+    (run.folder / "events.jsonl").open("a").write('{"event": "cut o')
+    store = ["--store", run.store.url]
+    assert main(["logs", "r", *store]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("2027-01-15 08:00:00 started  sft-12ab\n")
+    assert "\\x1b[2J full (tried again)" in said
+    assert "probe-9" in said
+    assert "Traceback" not in said
+    assert main(["logs", "r", "sft-1", *store]) == 0
+    said = capsys.readouterr().out
+    assert "Traceback: disk full" in said
+    assert "probe-9" not in said
+    assert main(["logs", "r", "--json", *store]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [event["event"] for event in document["events"]] == ["started", "failed", "started"]
+    assert main(["logs", "r", "nothing", *store]) == 2
+
+
+def test_a_disk_without_room_for_the_log_loses_no_failure(run, monkeypatch):
+    def full(event):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "note_event", full)
+    journal = Journal(run, lambda event: None)
+    put(run.store, "x-1")
+    journal({"event": "failed", "trial": "t", "stage": "x-2", "kind": "x", "cause": "c", "log": "l", "retry": False})
+    assert [failure["attempts"] for failure in run.failures()] == [1]

@@ -1,0 +1,129 @@
+"""Runs of a store, and what of it may go."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from tiny import EMPTY, put
+
+from raysweep.cli import main
+from raysweep.errors import StoreError
+from raysweep.inventory import find_garbage, free, held_runs, list_runs
+from raysweep.runs import UNKNOWN, Run, StageRow, TrialRow
+from raysweep.store import Store
+
+
+def stage(stage_id: str, *inputs: str, state_key: str | None = None) -> StageRow:
+    kind = stage_id.split("-")[0]
+    return StageRow(stage_id, kind, 1, None, None, {str(n): name for n, name in enumerate(inputs)}, state_key)
+
+
+def start(store: Store, name: str, *stages: StageRow, trial: str = "t") -> Run:
+    run = Run.create(store, name, sweep_text=name, identity=json.dumps({"name": name}))
+    run.note_planned({"num_trials": 1, "stages": {}})
+    run.add_trial(TrialRow(trial=f"{trial}-{name}", variant="v", point={}, seed=0, stages=stages))
+    return run
+
+
+def garbage(store: Store, **how) -> dict[str, str]:
+    with held_runs(store) as runs:
+        return {each.name: each.kind for each in find_garbage(store, runs, **how)}
+
+
+@pytest.fixture(params=["folder", "url"])
+def any_store(request, tmp_path, monkeypatch) -> Store:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "store"
+    return Store(root) if request.param == "folder" else Store(f"local://{root}")
+
+
+def test_runs_are_listed_with_how_far_they_are(any_store):
+    put(any_store, "tokenize-1")
+    put(any_store, "pretrain-1", text="w" * 1000)
+    start(any_store, "whole", stage("tokenize-1"), stage("pretrain-1", "tokenize-1")).publish()
+    begun = start(any_store, "begun", stage("tokenize-1"), stage("pretrain-2", "tokenize-1"))
+    begun.publish()
+    rows = {row.name: row for row in list_runs(any_store)}
+    assert (rows["whole"].state, rows["whole"].num_trials_done, rows["whole"].num_trials) == ("done", 1, 1)
+    assert (rows["begun"].state, rows["begun"].num_trials_done) == ("unfinished", 0)
+    assert rows["whole"].num_bytes > 1000 > rows["begun"].num_bytes
+    begun.add_failure("pretrain-2", kind="pretrain", trial="t", cause="c", log="l")
+    with begun.held():
+        assert {row.name: row.state for row in list_runs(any_store)} == {"whole": "done", "begun": "under way"}
+    assert {row.name: row.state for row in list_runs(any_store)}["begun"] == "failed"
+
+
+def test_a_trial_that_diverged_waits_for_nothing(store):
+    put(store, "tokenize-1")
+    out = store.work_dir("pretrain-1")
+    store.commit(replace(EMPTY, id="pretrain-1", status="diverged"), out)
+    later = stage("pretrain-2", "tokenize-1", state_key="trajectory-a")
+    first = replace(later, id="pretrain-1")
+    start(store, "r", stage("tokenize-1"), first, later, stage("sft-1", "pretrain-2"))
+    assert list_runs(store)[0].state == "done"
+
+
+def test_only_what_no_run_refers_to_goes(any_store):
+    for name in ("tokenize-1", "pretrain-1", "pretrain-2", "sft-9"):
+        put(any_store, name)
+    start(any_store, "a", stage("tokenize-1"), stage("pretrain-1", "tokenize-1")).publish()
+    start(any_store, "b", stage("tokenize-1"), stage("pretrain-2", "tokenize-1")).publish()
+    stages = {name: kind for name, kind in garbage(any_store).items() if kind == "stage"}
+    assert stages == {"sft-9": "stage"}
+    found = garbage(any_store, forget=["b"])
+    assert {name for name, kind in found.items() if kind == "stage"} == {"sft-9", "pretrain-2"}
+    with held_runs(any_store) as runs:
+        assert free(any_store, find_garbage(any_store, runs, forget=["b"])) > 0
+    assert any_store.finished_ids() == {"tokenize-1", "pretrain-1"}
+    assert [run.name for run in Run.all(any_store)] == ["a"]
+    # What is left is whole, in the cache or fetched again.
+    assert (any_store.folder("pretrain-1") / "sub" / "file").read_text() == "weights"
+
+
+def test_state_stays_as_long_as_a_trajectory_is_unfinished(store):
+    put(store, "tokenize-1")
+    put(store, "pretrain-1")
+    for key in ("trajectory-a", "trajectory-b", "sft-1", "sft-2"):
+        (store.state_dir(key) / "step").write_text("x")
+    (store.partial_dir("pretrain-1")).mkdir(parents=True)
+    open_trial = [stage("pretrain-1", state_key="trajectory-a"), stage("pretrain-2", state_key="trajectory-a")]
+    run = start(store, "r", *open_trial, stage("sft-1", "pretrain-2"))
+    states = {name for name, kind in garbage(store).items() if kind == "state"}
+    assert states == {"trajectory-b.state", "sft-2.state"}
+    assert garbage(store)["pretrain-1.out"] == "attempt"
+    # Stopped by a scheduler before the stage that is missing: nobody goes on from it.
+    run.add_pruned("t-r", 0)
+    assert garbage(store)["trajectory-a.state"] == "state"
+
+
+def test_state_stays_where_it_is_not_known_whose_it_is(store):
+    (store.state_dir("trajectory-a") / "step").write_text("x")
+    start(store, "r", stage("pretrain-2", state_key=UNKNOWN))
+    assert "trajectory-a.state" not in garbage(store)
+
+
+def test_nothing_goes_while_a_run_is_under_way_or_cannot_be_read(store):
+    put(store, "sft-9")
+    run = start(store, "r", stage("tokenize-1"))
+    with run.held(), pytest.raises(StoreError, match="under way"):
+        garbage(store)
+    (run.folder / "trials.jsonl").open("a").write('{"trial": "cut o')
+    with pytest.raises(StoreError, match="damaged, so what it refers to is not known"):
+        garbage(store)
+
+
+def test_gc_deletes_with_yes_alone(store, capsys):
+    put(store, "sft-9")
+    start(store, "r", stage("tokenize-1"))
+    assert main(["gc", "--store", store.url]) == 0
+    said = capsys.readouterr()
+    assert "sft-9: no run refers to it" in said.out
+    assert "--yes" in said.err
+    assert store.finished_ids() == {"sft-9"}
+    assert main(["gc", "--store", store.url, "--json", "--yes"]) == 0
+    assert json.loads(capsys.readouterr().out)["deleted"]
+    assert store.finished_ids() == set()
+    assert main(["gc", "--store", store.url]) == 0
+    assert "nothing to free" in capsys.readouterr().out
+    assert main(["ls", "--store", store.url]) == 0
+    assert "0/1" in capsys.readouterr().out
