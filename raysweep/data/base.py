@@ -28,6 +28,8 @@ class CorpusSpec(Spec):
     """Whether downstream tasks in a natural language can be spelt in its tokens."""
     takes_tokenizer: ClassVar[bool]
     """Whether another tokenizer than its own can read it, such as that of a checkpoint that exists already."""
+    counts_bytes: ClassVar[bool]
+    """Whether a tokens folder says of how many bytes of text its tokens are, so that a loss makes bits per byte."""
     label_form: ClassVar[str | None]
     """The form of the downstream tasks that ask for labels of its sentences; None if it has none."""
 

@@ -47,6 +47,7 @@ class ExactCorpus(CorpusSpec):
 
     is_natural_language: ClassVar[bool] = False
     takes_tokenizer: ClassVar[bool] = False
+    counts_bytes: ClassVar[bool] = False
 
     num_words_total: int = Field(default=200, ge=2, le=1_000_000, alias="vocabulary")
     """Words there are."""

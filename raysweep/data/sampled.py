@@ -48,6 +48,7 @@ class Sampled(CorpusSpec):
 
     is_natural_language: ClassVar[bool] = True
     takes_tokenizer: ClassVar[bool] = False
+    counts_bytes: ClassVar[bool] = False
     label_form: ClassVar[str | None] = None
 
     name: Literal["sampled"]

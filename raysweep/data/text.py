@@ -156,6 +156,7 @@ class Text(CorpusSpec):
 
     is_natural_language: ClassVar[bool] = True
     takes_tokenizer: ClassVar[bool] = True
+    counts_bytes: ClassVar[bool] = True
     label_form: ClassVar[str | None] = None
 
     name: Literal["text"] = "text"

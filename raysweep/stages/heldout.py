@@ -81,12 +81,13 @@ class Heldout(StageSpec):
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
         """Loss and perplexity, mixed and of each domain, and how far they are from the best where that is known."""
         is_known = corpus.knows_optimum(self.objective)
+        has_bytes = self.objective.is_likelihood and corpus.counts_bytes
         return (
             Metric("loss_nats_per_token", "min", "nats/token"),
             Metric("ppl", "min"),
             *(Metric(f"ppl_{name}", "min") for name in sorted(corpus.domains)),
             *(ENTROPY_GAP if is_known else ()),
-            *((Metric("bits_per_byte", "min", "bits/byte"),) if self.objective.is_likelihood and not is_known else ()),
+            *((Metric("bits_per_byte", "min", "bits/byte"),) if has_bytes else ()),
         )
 
     def flops(self, size: Size, corpus: Corpus) -> float:

@@ -50,10 +50,12 @@ class Tokenize(StageSpec):
     def _check(self, out: Path, built: Mapping[str, float]) -> None:
         corpus, meta = self.corpus, TokensMeta.read(out)
         rows = None if meta.sentence_length is None else meta.sentence_length + 1
+        counts_bytes = all(domain.valid_bytes for domain in meta.domains.values())
         declared = {metric.name for metric in self.metrics(corpus)}
         for what, found, said in (
             ("rows", rows, corpus.row_length),
             ("domains", sorted(meta.domains), sorted(corpus.domains)),
+            ("numbers of bytes", counts_bytes, corpus.counts_bytes),
             ("metrics", sorted(built), sorted(declared)),
         ):
             if found != said:

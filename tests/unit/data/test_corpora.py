@@ -1,9 +1,12 @@
 """A corpus that builds other tokens than it says, or whose shares are none, is refused before anything reads it."""
 
+from typing import ClassVar
+
 import pytest
 
 from raysweep.data.exact import ExactCorpus
 from raysweep.data.pcfg import PCFG
+from raysweep.data.text import Text
 from raysweep.errors import StageError
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.stages.heldout import Heldout
@@ -25,6 +28,10 @@ class OtherDomain(PCFG):
         return ("grammar",)
 
 
+class WithBytes(PCFG):
+    counts_bytes: ClassVar[bool] = True
+
+
 class WithoutLeast(PCFG):
     def build(self, out, **given):
         metrics = super().build(out, **given)
@@ -37,6 +44,7 @@ class WithoutLeast(PCFG):
     [
         (LongRows, "corpus pcfg: its tokens have rows 5, and it says 8"),
         (OtherDomain, r"its tokens have domains \['pcfg'\], and it says \['grammar'\]"),
+        (WithBytes, "its tokens have numbers of bytes False, and it says True"),
         (WithoutLeast, r"metrics \['num_tokens'\], and it says \['num_tokens', 'optimal_loss_nats_per_token'\]"),
     ],
 )
@@ -58,3 +66,13 @@ def test_a_corpus_that_leaves_something_out_is_refused():
 def test_shares_that_are_not_of_a_whole_are_refused():
     with pytest.raises(ValueError, match=r"shares of the domains sum to 0\.7, not 1; see CorpusSpec\.mix"):
         Heldout(objective=CausalLM(), mix={"a": 0.5, "b": 0.2}, sequence_length=4)
+
+
+def test_bits_per_byte_are_announced_of_text_alone():
+    """A search by a metric that never comes would find nothing."""
+    heldout = Heldout(objective=CausalLM(), mix={"a": 1.0}, sequence_length=4)
+    named = {
+        corpus.name: "bits_per_byte" in {metric.name for metric in heldout.metrics(corpus)}
+        for corpus in (PCFG(), Text(domains_={"a": {"train": "x"}}))
+    }
+    assert named == {"pcfg": False, "text": True}
