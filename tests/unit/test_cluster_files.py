@@ -1,0 +1,244 @@
+"""Each file of cluster/ through a parser of its own kind; mistakes that are planted are found."""
+
+import copy
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+KUBERAY = json.loads((Path(__file__).parents[1] / "data" / "kuberay.json").read_text())
+SCRIPTS = ["slurm/raysweep.sbatch", "ssh/up.sh"]
+KUBERNETES = "1.34"
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((CLUSTER / "kuberay" / name).read_text()))
+
+
+def check_kubernetes(document: Mapping[str, Any]) -> None:
+    """Raises ValidationError of jsonschema."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    if document["kind"] not in KUBERAY:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        return
+    jsonschema.Draft202012Validator(KUBERAY[document["kind"]]).validate(document)
+    for template in templates(document["spec"]):
+        pod = {"apiVersion": "v1", "kind": "PodTemplate", "template": template}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def templates(value: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, list):
+        for item in value:
+            yield from templates(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from [item] if name in ("template", "submitterPodTemplate") else templates(item)
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+def test_manifests_are_what_their_kinds_take(name):
+    found = documents(name)
+    assert {"NetworkPolicy"} <= {document["kind"] for document in found}
+    for document in found:
+        check_kubernetes(document)
+    # What the claims are made of, in both.
+    (ray,) = [document for document in found if document["kind"] in KUBERAY]
+    spec = ray["spec"].get("rayClusterSpec", ray["spec"])
+    assert spec["authOptions"] == {"mode": "token", "secretName": "ray-token"}
+    assert spec["enableInTreeAutoscaling"]
+    (policy,) = [document for document in found if document["kind"] == "NetworkPolicy"]
+    selected = policy["spec"]["podSelector"]["matchLabels"]
+    for template in templates(spec):
+        assert selected.items() <= template["metadata"]["labels"].items()
+        assert {"store", "shm"} <= {volume["name"] for volume in template["spec"]["volumes"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("spec.enableInTreeAutoscaler", True),
+        ("spec.authOptions.secret", "x"),
+        ("spec.authOptions.mode", "tokens"),
+        ("spec.headGroupSpec.rayStartParams.num-cpus", 0),
+        ("spec.workerGroupSpecs.0.maxReplica", 3),
+        ("spec.workerGroupSpecs.0.minReplicas", "0"),
+        ("spec.workerGroupSpecs.0.template.spec.containers.0.resource", {}),
+        ("spec.workerGroupSpecs.0.template.spec.volumes.1.emptyDir.mediun", "Memory"),
+        ("spec.workerGroupSpecs.0.template.spec.terminationGracePeriodSeconds", "60"),
+    ],
+)
+def test_a_misspelt_field_or_another_type_is_found(path, value):
+    document = copy.deepcopy(documents("raycluster.yaml")[0])
+    place: Any = document
+    *parents, last = path.split(".")
+    for name in parents:
+        place = place[int(name)] if name.isdigit() else place[name]
+    place[last] = value
+    with pytest.raises(jsonschema.ValidationError):
+        check_kubernetes(document)
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp", "local"])
+def test_ray_up_takes_its_files(name):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((CLUSTER / "ray-up" / f"{name}.yaml").read_text())
+    validate_config(prepare_config(copy.deepcopy(config)))
+    commands = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
+    started = [line for line in commands if "ray start" in line]
+    assert len(started) == 2
+    assert all(line.startswith("RAY_AUTH_MODE=token ") for line in started)
+    for wrong in ({"idle_timeout_minute": 5}, {"idle_timeout_minutes": "5"}):
+        with pytest.raises(jsonschema.ValidationError, match=next(iter(wrong))):
+            validate_config(prepare_config(copy.deepcopy(config) | wrong))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_parse_and_have_no_finding(name):
+    subprocess.run(["bash", "-n", CLUSTER / name], check=True)
+    if (shellcheck := shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")) is None:
+        pytest.skip("no shellcheck here")
+    subprocess.run([shellcheck, CLUSTER / name], check=True)
+    broken = (CLUSTER / name).read_text().replace('"$store"', "$store").replace('"$token"', "$token")
+    assert subprocess.run([shellcheck, "-"], input=broken, text=True, capture_output=True).returncode == 1
+
+
+class Stubs:
+    """Programs of a cluster, as shell scripts that note what they are called with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log = folder, folder / "log"
+        self.log.touch()
+        (folder / "bin").mkdir()
+        self.env = os.environ | {
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HOME": str(folder / "home"), "LOG": str(self.log)
+        }  # fmt: skip
+        (folder / "home" / ".ray").mkdir(parents=True)
+
+    def add(self, name: str, body: str) -> None:
+        path = self.folder / "bin" / name
+        path.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >>"$LOG"\n{body}\n')
+        path.chmod(0o755)
+
+    def calls(self, name: str) -> list[str]:
+        return [line for line in self.log.read_text().splitlines() if line.startswith(name + " ")]
+
+
+def wait_for(condition: Any, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def slurm(tmp_path) -> Stubs:
+    """Of two nodes. `raysweep run` works for $WORK seconds and ends with $CODE; cancelled, it saves and gives 143."""
+    stubs = Stubs(tmp_path)
+    stubs.env |= {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_CPUS_ON_NODE": "8", "WORK": "0"}
+    stubs.env |= {"SLURM_GPUS_ON_NODE": "4", "CODE": "0", "OVERSUBSCRIBE": "NO"}
+    stubs.add("scontrol", 'case "$*" in *hostnames*) printf "node-a\\nnode-b\\n" ;; "show job"*) '
+              'echo "   OverSubscribe=$OVERSUBSCRIBE Contiguous=0" ;; esac')  # fmt: skip
+    # The first node's part of a step runs here: of symmetric-run, what stands after its `--`.
+    stubs.add(
+        "srun",
+        """while [[ $1 == -* ]]; do shift; done
+while [[ " $* " == *" -- "* ]]; do shift; done
+"$@" """,
+    )
+    stubs.add("ray", 'if [ "$1" = start ]; then exec sleep 30; fi')
+    stubs.add(
+        "raysweep",
+        """if [ "$1" = cancel ]; then kill -TERM "$(cat "$HOME/pid")"; exit; fi
+trap 'echo saved >>"$LOG"; exit 143' TERM
+echo $$ >"$HOME/pid"
+sleep "$WORK" &
+wait $!
+exit "$CODE" """,
+    )
+    return stubs
+
+
+def sbatch(stubs: Stubs, **env: str) -> subprocess.Popen[str]:
+    command = ["bash", str(CLUSTER / "slurm" / "raysweep.sbatch"), "s.yaml", "/shared", "r"]
+    return subprocess.Popen(command, env=stubs.env | env, stderr=subprocess.PIPE, text=True)
+
+
+def test_slurm_on_nodes_of_its_own_is_one_command(slurm):
+    job = sbatch(slurm, CODE="1")
+    assert job.wait(timeout=30) == 1, job.stderr and job.stderr.read()
+    (call,) = slurm.calls("srun")
+    assert "--nodes=2 --ntasks-per-node=1" in call
+    assert "ray symmetric-run --address node-a:20042 --min-nodes 2 --num-cpus 8 --num-gpus 4 -- raysweep run" in call
+    assert slurm.calls("raysweep") == ["raysweep run s.yaml --store /shared --run r --address auto"]
+    assert slurm.calls("ray") == ["ray get-auth-token --generate"]
+    assert not [call for call in slurm.calls("scontrol") if "requeue" in call]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_slurm_saves_on_the_signal_and_goes_back_into_the_queue(slurm, shared):
+    job = sbatch(slurm, WORK="30", OVERSUBSCRIBE="OK" if shared else "NO")
+    wait_for((slurm.folder / "home" / "pid").exists)
+    time.sleep(0.2)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=30) == 143
+    lines = slurm.log.read_text().splitlines()
+    assert lines[-1] == "scontrol requeue 42"
+    assert lines.index("raysweep cancel r --store /shared") < lines.index("saved")
+    if shared:
+        other, head = sorted(call for call in slurm.calls("ray") if "start" in call)
+        assert head == "ray start --head --port 20042 --temp-dir /tmp/ray-42 --block --num-cpus 8 --num-gpus 4"
+        assert other.startswith("ray start --address node-a:20042 --block")
+        assert "--address node-a:20042" in slurm.calls("raysweep")[0]
+        assert not slurm.calls("ray stop")
+
+
+def test_slurm_says_what_it_needs(slurm):
+    done = subprocess.run(
+        ["bash", CLUSTER / "slurm" / "raysweep.sbatch"], env=slurm.env, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "usage: sbatch" in done.stderr
+
+
+def test_ssh_starts_the_head_first_with_the_token_and_ends_what_it_started(tmp_path):
+    stubs = Stubs(tmp_path)
+    env = tmp_path / "venv"
+    (env / "bin").mkdir(parents=True)
+    stubs.env |= {"RAYSWEEP_ENV": str(env), "HOSTS": str(tmp_path / "hosts")}
+    stubs.add("ssh", 'host=${@: -2:1}; mkdir -p "$HOSTS/$host"; HOME="$HOSTS/$host" bash -c "${@: -1}"')
+    stubs.add("hostname", 'echo "10.0.0.1 172.17.0.1"')
+    (env / "bin" / "ray").write_text('#!/usr/bin/env bash\necho "ray $* $RAY_AUTH_MODE" >>"$LOG"\n'
+                                     'if [ "$1" = start ]; then sleep 60; fi\n')  # fmt: skip
+    (env / "bin" / "ray").chmod(0o755)
+    up = [str(CLUSTER / "ssh" / "up.sh"), "up", "a", "b"]
+    done = subprocess.run(up, env=stubs.env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--address 10.0.0.1:6379" in done.stdout
+    wait_for(lambda: len([call for call in stubs.calls("ray") if "start" in call]) == 2)
+    head, other = [call for call in stubs.calls("ray") if "start" in call]
+    assert head == "ray start --head --node-ip-address=10.0.0.1 --port=6379 --dashboard-host=127.0.0.1 --block token"
+    assert other == "ray start --address=10.0.0.1:6379 --block token"
+    token = (tmp_path / "home" / ".ray" / "auth_token").read_text()
+    sent = [tmp_path / "hosts" / host / ".ray" / "auth_token" for host in "ab"]
+    assert [path.read_text() for path in sent] == [token, token]
+    assert len(token) == 64
+    assert {path.stat().st_mode & 0o077 for path in sent} == {0}
+    assert token not in stubs.log.read_text()  # Arguments are seen by all users of a machine.
+    pids = [int((tmp_path / "hosts" / host / ".ray" / "raysweep.pid").read_text()) for host in "ab"]
+    down = [str(CLUSTER / "ssh" / "up.sh"), "down", "a", "b"]
+    subprocess.run(down, env=stubs.env, check=True, timeout=60)
+    wait_for(lambda: not [pid for pid in pids if Path(f"/proc/{pid}").exists()])
+    assert subprocess.run([CLUSTER / "ssh" / "up.sh", "up"], env=stubs.env, capture_output=True).returncode == 2
