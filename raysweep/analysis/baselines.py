@@ -34,7 +34,7 @@ def design(column: pd.Series) -> Floats:
 
     codes, levels = pd.factorize(column, sort=True)
     parts = [(codes[:, None] == np.arange(len(levels))).astype(np.float64)]
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+    if len(column) and pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
         ranks = column.rank().to_numpy(dtype=np.float64)
         parts.append((ranks[:, None] - ranks.mean()) / max(float(ranks.std()), SMALL))
     return np.concatenate(parts, axis=1)
@@ -49,6 +49,8 @@ def credit(blocks: Sequence[Floats], scores: Floats, variants: Sequence[str], *,
         variants: of each checkpoint.
         block: the column whose part of the prediction decides; None: the whole of it.
     """
+    if not len(scores):  # Without its only variant, nothing is left of a sweep.
+        return np.zeros((0, 0))
     hat, part = _smoothers(blocks, block)
     predicted = _left_two_out(hat, part, scores, variants)
     lead = predicted - predicted.T

@@ -103,3 +103,9 @@ def test_many_variants_are_left_out_in_groups_of_like_size():
     assert len(groups) <= MAX_GROUPS
     assert max(groups.values()) == 12
     assert _groups(["b", "a", "a"]) == ["b", "a", "a"]
+
+
+def test_of_a_single_variant_nothing_is_left_to_fit():
+    scores = {"variant": ["a", "a"], "step": [6, 12], "sft/mean_score": [0.4, 0.5]}
+    rows, _ = associate(pd.DataFrame(scores), clear=np.ones((2, 2), dtype=bool), target="sft/mean_score", columns={})
+    assert not any(np.isfinite(row.accuracy.low) for row in rows)
