@@ -1,7 +1,9 @@
 """What a plan says, against what a run took."""
 
 import json
+import os
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,9 @@ from raysweep.runners import run_sweep
 from raysweep.search import Resources
 from raysweep.space import load
 from raysweep.worker import Worker
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("RAYSWEEP_DATA", "nowhere"))
 
 
 def plan_of(path, store):
@@ -131,3 +136,13 @@ def test_memory_is_that_of_the_stages(sweep_file, store, tmp_path):
         measured[stage.kind] = stage.spec.memory_bytes(size, Resources()) / max(peak, 1)
     del measured["tokenize"]
     assert all(0.7 < ratio < 1.5 for ratio in measured.values()), sorted(measured.items())
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason="RAYSWEEP_DATA names no data pack")
+def test_the_shipped_sweep_of_1b_fits_gpus_of_80_gb(store):
+    plan = plan_of(ROOT / "search_spaces/scale_1b.yaml", store)
+    assert plan.num_parameters == (974_333_952, 974_333_952)
+    assert plan.memory_bytes_per_worker < 80e9
+    assert plan.stages["pretrain"] == 12
+    assert plan.stages["sft"] == 12 * 2 * 3 * 3
