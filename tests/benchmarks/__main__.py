@@ -13,12 +13,13 @@ import prepare_throughput
 import pretrain_throughput
 import sampling
 import score_coverage
+import tokenizing
 
 if __name__ == "__main__":
     print("| what | result |\n| --- | --- |")
     modules = (
         *(gang_overhead, pretrain_throughput, first_step, plan_speed, score_coverage),
-        *(prepare_throughput, exact_languages, sampling),
+        *(prepare_throughput, exact_languages, sampling, tokenizing),
     )
     for module in modules:
         for what, result in module.main():
