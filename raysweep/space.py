@@ -358,6 +358,18 @@ def _metric_findings(space: SearchSpace) -> Iterator[Finding]:
         if metric not in known:
             close = ", ".join(nearest(metric, known)) or ", ".join(known[:3]) + ", ..."
             yield loc, f"no stage of this sweep reports {metric!r}, did you mean: {close}; `raysweep plan` lists all"
+        elif len(words := _losses_of(space, metric)) > 1:
+            text = f"{metric} would compare losses of {len(words)} objectives, which differ by what they predict"
+            yield loc, f"{text} ({'; '.join(words[:2])}); search by a score instead, such as sft/mean_score"
+
+
+def _losses_of(space: SearchSpace, metric: str) -> list[str]:
+    """What a metric of trials' last checkpoints is the loss of, each in words; none for what all compare by."""
+    kind = metric.partition("/")[0]
+    alone = [{name: each.label} for name, axis in space.declared.sweep.items() for each in settings(name, axis)]
+    stages = [space.trial(point, space.declared.seeds[0]).stages for point in [{}, *alone]]
+    last = [next((stage.spec.loss_of for stage in reversed(each) if stage.kind == kind), None) for each in stages]
+    return list(dict.fromkeys(f"{loss.name}: {loss.predicts()}" for loss in last if loss))
 
 
 def _sample(axis: Axis, values: list[Any], draw: random.Random) -> Any:

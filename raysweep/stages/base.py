@@ -134,6 +134,11 @@ class StageSpec(Spec):
         return None
 
     @property
+    def loss_of(self) -> Objective | None:
+        """The objective whose loss its metrics are of, so that those of another do not compare; None: all compare."""
+        return None
+
+    @property
     def expected_rse(self) -> float | None:
         """Relative standard error that its estimate is expected to have; None where nothing is estimated."""
         return None

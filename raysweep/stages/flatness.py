@@ -184,6 +184,11 @@ class Flatness(TraceSettings, StageSpec):
             work += products * self.shape.num_sequences * self.input_length * COST["exact"]
         return work, rse
 
+    @property
+    def loss_of(self) -> Objective:
+        """Its own, or causal_lm where the sweep file says so."""
+        return self.loss
+
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Traces are of the mean loss of `loss`, in nats per predicted token."""
         from raysweep.curvature.language import prepare

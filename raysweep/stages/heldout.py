@@ -56,6 +56,11 @@ class Heldout(StageSpec):
             raise ValueError(f"mix {mix}: shares of the domains sum to {total:g}, not 1; see CorpusSpec.mix")
         return mix
 
+    @property
+    def loss_of(self) -> Objective:
+        """What the model was trained by."""
+        return self.objective
+
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Losses are in nats per predicted token; each domain is read whole by one rank.
 

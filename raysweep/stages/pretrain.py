@@ -195,6 +195,11 @@ class Pretrain(StageSpec):
         recipe = self.recipe
         return f"trajectory-{fingerprint([recipe, list(recipe.checkpoint_steps), self.seed, self.VERSION])}"
 
+    @property
+    def loss_of(self) -> Objective:
+        """What it trains by."""
+        return self.recipe.objective
+
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Writes a Hugging Face checkpoint, and curve.jsonl with the loss of every step so far."""
         recipe, run = self.recipe, Trajectory(self.recipe, self.seed, self.before, inputs)

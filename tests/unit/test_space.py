@@ -226,6 +226,34 @@ def test_metrics_that_no_stage_reports(sweep_file):
     assert "did you mean: sft/mean_score" in second
 
 
+PREFIXES = "sweep:\n  pretrain.objective: {grid: {plain: {name: causal_lm}, prefix: {name: prefix_lm}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("axis", "goal"),
+    [
+        (PREFIXES, "heldout/ppl"),
+        (PREFIXES, "flatness/hessian_trace"),
+        ("sweep:\n  pretrain.objective.attention: {choice: [both_ways, causal]}\n", "heldout/ppl_pcfg"),
+    ],
+)
+def test_a_search_compares_no_losses_of_different_objectives(sweep_file, axis, goal):
+    search = f"search: {{name: optuna, num_trials: 3, objectives: [{{metric: {goal}, mode: min}}]}}\n"
+    text = TINY.replace("sweep:\n", axis) + search
+    if "attention" in axis:
+        text = text.replace("  steps: 12", "  objective: {name: prefix_lm}\n  steps: 12")
+    with pytest.raises(SpaceError) as caught:
+        load(sweep_file(text))
+    assert f"search.objectives.0.metric: {goal} would compare losses of 2 objectives" in str(caught.value)
+    assert load(sweep_file(text.replace(goal, "sft/mean_score")))
+
+
+def test_flatness_of_one_loss_compares_over_objectives(sweep_file):
+    search = "search: {name: optuna, num_trials: 3, objectives: [{metric: flatness/hessian_trace, mode: min}]}\n"
+    text = TINY.replace("sweep:\n", PREFIXES).replace("flatness: {", "flatness: {objective: causal_lm, ")
+    assert load(sweep_file(text + search))
+
+
 def steps_of(space, point) -> list[int]:
     return [stage.step for stage in space.trial(point, 0).stages if stage.kind == "pretrain"]
 
