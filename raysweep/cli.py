@@ -23,6 +23,7 @@ from raysweep.commands.arguments import named
 from raysweep.commands.output import print_json
 from raysweep.errors import RaysweepError, StoreError
 from raysweep.printable import printable
+from raysweep.secrets import without_secrets
 
 # What a file system says that is full, or has become read-only.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -68,9 +69,10 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _mistake(error: RaysweepError, *, as_json: bool) -> int:
+    message = without_secrets(str(error))
     if as_json:
-        print_json({"error": type(error).__name__, "message": str(error)})
-    for line in str(error).splitlines():
+        print_json({"error": type(error).__name__, "message": message})
+    for line in message.splitlines():
         print(printable(f"{type(error).__name__}: {line}"), file=sys.stderr)
     return 2
 
@@ -95,7 +97,7 @@ class _Printable(logging.Formatter):
     """Log lines quote what others wrote: names of files, messages of libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable(without_secrets(super().format(record)))
 
 
 class _PrintCompletion(argparse.Action):

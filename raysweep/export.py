@@ -104,7 +104,7 @@ def _copy(source: Path, target: Path) -> None:
     for path in checkpoint_files(source):
         shutil.copyfile(path, target / path.name)
     load_model(target)
-    AutoTokenizer.from_pretrained(target)
+    AutoTokenizer.from_pretrained(target, trust_remote_code=False)
 
 
 def _upload(folder: Path, name: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from raysweep.durable import replacing
 from raysweep.errors import StoreError, UnreachableError
 from raysweep.printable import duration
+from raysweep.secrets import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -217,5 +218,5 @@ def _stamp(told: Mapping[str, Any]) -> str | None:
 
 def _said(error: Exception) -> str:
     """The first line of an error, or its kind where it says nothing."""
-    text = str(error).strip()
+    text = without_secrets(str(error).strip())
     return text.splitlines()[0] if text else type(error).__name__

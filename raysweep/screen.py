@@ -93,7 +93,7 @@ def print_status(status: Mapping[str, Any]) -> None:
     for name in ("stage", *names):
         table.add_column(name.replace("_", " "), justify="left" if name == "stage" else "right")
     for kind, counts in status["stages"].items():
-        table.add_row(kind, *(str(counts[name]) for name in names))
+        table.add_row(printable(kind), *(str(counts[name]) for name in names))
     console.print(table)
     for failure in status["failures"]:
         text = f"failed: {failure['stage']} ({failure['attempts']} tries): {failure['cause']}"

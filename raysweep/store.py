@@ -32,6 +32,7 @@ from raysweep.lease import Holder, Lease, Pace
 from raysweep.mirror import Mirror
 from raysweep.record import Record, difference, is_id
 from raysweep.remote import Remote
+from raysweep.secrets import has_credentials, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,11 @@ class Store:
 
     def __init__(self, root: str | Path) -> None:
         self.url = str(root)
+        if has_credentials(self.url):
+            raise StoreError(
+                f"store {without_secrets(self.url)!r}: a URL is shown, and kept in reports: leave the password or key "
+                "out of it, and give it as its file system takes it, such as by environment variables"
+            )
         self.is_local = "://" not in self.url or self.url.startswith("file://")
         if self.is_local:
             self.root = Path(os.path.expanduser(self.url.removeprefix("file://"))).absolute()

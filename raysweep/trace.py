@@ -20,7 +20,8 @@ from raysweep.errors import DataError, collect
 from raysweep.objectives.base import Arrays
 from raysweep.objectives.heads import Head, head_of
 from raysweep.stages.flatness import Shape
-from raysweep.train.checkpoints import load_model
+from raysweep.train.checkpoints import check_size, load_model
+from raysweep.weights import check_files
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,7 @@ class Checkpoint:
         try:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             tokenizer = load_tokenizer(Path(name))
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # Whatever transformers makes of a configuration that is none.
             raise DataError(
                 f"{name!r} cannot be opened as a model and its tokenizer: {_first_line(error)}; give a folder that "
                 "save_pretrained has written, or a hub id"
@@ -87,6 +88,9 @@ class Checkpoint:
         """The model, in float32, on the GPU if there is one. Raises DataError; see `load_model`."""
         import torch
 
+        if (folder := Path(self.name)).is_dir():
+            check_files(folder, folder.glob("*.safetensors*"))
+            check_size(folder)
         model = load_model(self.name)
         return model.to("cuda" if torch.cuda.is_available() else "cpu")
 

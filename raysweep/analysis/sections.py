@@ -230,7 +230,7 @@ def cost_table(stages: pd.DataFrame) -> Table:
             cell(float(wall.mean()), formatting.seconds),
             cell(float((wall * group["world_size"].astype("float64")).sum()), formatting.seconds),
             cell(float(group["num_tokens"].sum()) or math.nan, formatting.count),
-            cell(float(group["peak_memory_bytes"].astype("Float64").max()), formatting.memory),
+            cell(float(group["peak_memory_bytes"].dropna().astype("float64").max()), formatting.memory),
         ]
         rows.append(Row(cells))
     *kinds, total = rows or [Row([])]

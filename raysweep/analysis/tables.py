@@ -288,13 +288,27 @@ def _frame(rows: Sequence[RowValues], *, first: Sequence[str], last: Sequence[st
     for name in points:
         series[name] = _plain(series[name])
     for name in columns:
+        if name.startswith("point."):
+            continue
         if "/" in name or name in ("lr", "wall_seconds", "num_tokens"):
-            series[name] = series[name].astype("float64")
+            series[name] = series[name].map(_number).astype("float64")
         elif name in ("seed", "step", "stage_seed", "peak_memory_bytes", "world_size"):
-            series[name] = series[name].astype("Int64")
-        elif not name.startswith("point."):
+            series[name] = series[name].map(_whole).astype("Int64")
+        else:
             series[name] = series[name].astype("string")
     return pd.concat([table, pd.DataFrame(series)], axis=1)
+
+
+def _number(value: object) -> float | None:
+    """None too of what a record holds in a number's place, which no stage has written."""
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:
+        return None
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and abs(value) < 2**63 else None
 
 
 def _plain(values: pd.Series) -> pd.Series:

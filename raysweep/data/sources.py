@@ -13,6 +13,7 @@ from raysweep.data.tokenizers import VOCABULARY_FILES
 from raysweep.errors import DataError
 from raysweep.objectives.heads import Head, known_head, read_config
 from raysweep.spec import Provenance, Spec
+from raysweep.weights import check_files, num_stored
 
 # Weights, configuration, tokenizer: never a pickle, nor code that would be run.
 PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja")
@@ -87,18 +88,6 @@ def checkpoint_files(folder: Path) -> list[Path]:
         raise DataError(f"checkpoint {folder}: no config.json; save it with model.save_pretrained(folder)")
     if names.isdisjoint(VOCABULARY_FILES):
         raise DataError(f"checkpoint {folder}: no tokenizer; save it there with tokenizer.save_pretrained(folder)")
-    for path in files:
-        if path.suffix == ".safetensors":
-            _check_header(path)
+    check_files(folder, files)
+    num_stored(folder)  # As long as their headers say; no tensor is read.
     return files
-
-
-def _check_header(path: Path) -> None:
-    """See that a file is as long as its header says; no tensor is read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: not whole ({error}); copy it again") from error

@@ -17,6 +17,7 @@ from raysweep.plan import Stage
 from raysweep.printable import duration
 from raysweep.provenance import provenance
 from raysweep.record import Record
+from raysweep.secrets import without_secrets
 from raysweep.spec import canonical
 from raysweep.store import Store
 from raysweep.worker import Worker
@@ -42,7 +43,7 @@ class Failure:
     def of(stage: Stage, error: BaseException) -> Failure:
         """What an exception says of the stage it came out of."""
         cause = f"{type(error).__name__}: {error}" if not isinstance(error, RaysweepError) else str(error)
-        log = "".join(traceback.format_exception(error))
+        cause, log = without_secrets(cause), without_secrets("".join(traceback.format_exception(error)))
         # A user's mistake stays one. Whatever else it was (a full disk, memory, a lost file) may have passed.
         final = isinstance(error, RaysweepError) and not isinstance(error, UnreachableError | LostError)
         lost = error.stage_id if isinstance(error, LostError) else None
@@ -134,8 +135,9 @@ def attempt(stage: Stage, store: Store, worker: Worker) -> Outcome:
             store.drop_state(stage.id)
         return record
     except Exception as error:
-        logger.warning("stage %s failed: %s: %s", stage.id, type(error).__name__, error)
-        return Failure.of(stage, error)
+        failure = Failure.of(stage, error)
+        logger.warning("stage %s failed: %s", stage.id, failure.cause)
+        return failure
     finally:
         _under_way.clear()
         if spec.wide:  # Where the large cycles are: engines, models and their graphs.

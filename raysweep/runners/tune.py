@@ -31,6 +31,7 @@ from raysweep.runners.ray_watch import ray_watched
 from raysweep.runners.watch import Process, Watch, beat_seconds
 from raysweep.runs import Run
 from raysweep.search import Resources
+from raysweep.secrets import without_secrets
 from raysweep.space import SearchSpace
 from raysweep.store import Store
 
@@ -231,11 +232,12 @@ def _cause(trial: Any) -> tuple[str, str]:
     """
     if not trial.error_file:
         return "the gang was lost", ""
-    log = Path(trial.error_file).read_text()
+    log = without_secrets(Path(trial.error_file).read_text())
     if not trial.pickled_error_file:
         return log.strip().splitlines()[-1], log
     error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-    lines = str(getattr(error, "cause", None) or error).strip().splitlines() or ["the gang was lost"]
+    text = without_secrets(str(getattr(error, "cause", None) or error))
+    lines = text.strip().splitlines() or ["the gang was lost"]
     # Of a process that failed as it was set up, Ray gives the traceback; else its own details follow the cause.
     return (lines[-1] if getattr(error, "actor_init_failed", False) else lines[0]), log
 

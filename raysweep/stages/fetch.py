@@ -23,7 +23,7 @@ from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.search import Resources
 from raysweep.spec import Metric, Neutral, Provenance, Spec
 from raysweep.stages.base import StageSpec
-from raysweep.train.checkpoints import load_model, reads_ahead
+from raysweep.train.checkpoints import check_size, load_model, reads_ahead
 from raysweep.worker import Worker
 
 OBJECTIVE_FILE = "objective.json"
@@ -139,6 +139,7 @@ class Fetch(StageSpec):
                 shutil.copyfile(path, out / path.name)
         if (head := known_head(read_config(out))) != self.head:
             raise DataError(f"checkpoint {self.source}: a {head} model, and the objective is of {self.head} ones")
+        check_size(out, name=self.source)
         model = load_model(out, name=self.source)
         if head == "causal" and reads_ahead(model):
             raise DataError(

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _OF_THE_FILE = ("architectures", "model_type", "transformers_version", "_name_or_path", "dtype")
 
 
+MAX_LAYERS = 10_000
+"""Each is made, if without weights, to see what a model is."""
+
+
 class Sketch(NamedTuple):
     """What is known of a model before its weights are made."""
 
@@ -92,6 +96,8 @@ def configured(
         text.pad_token_id = None
     except Exception as error:
         raise ValueError(f"{architecture} cannot be made of these fields: {_reason(error)}") from error
+    if (num_layers := getattr(text, "num_hidden_layers", None) or 0) > MAX_LAYERS:
+        raise ValueError(f"fields: num_hidden_layers {num_layers:,}: at most {MAX_LAYERS:,}")
     return model_class, config
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import DataError
 from raysweep.objectives.heads import architecture_of, head_of
+from raysweep.weights import num_stored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,6 +40,49 @@ def max_tokens(model: PreTrainedModel) -> int | None:
             # RoBERTa and its kind count positions from behind the padding token's id: rows up to it are never read.
             return int(module.num_embeddings - module.padding_idx - 1)
     return getattr(model.config, "max_position_embeddings", None)
+
+
+def check_size(checkpoint: Path, *, name: str | None = None) -> None:
+    """See that a folder's weights are about as many as its configuration asks for, before any is made.
+
+    What a configuration asks for beyond its weights would be drawn at random, which takes minutes and all the memory
+    there is.
+
+    Args:
+        checkpoint: a folder from elsewhere.
+        name: what errors call it; None: as it was given.
+
+    Raises:
+        DataError: says how many there are and how many are asked for.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    name = name or str(checkpoint)
+    num_tensors, num_numbers = num_stored(checkpoint)
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        text = config.get_text_config()
+        if (num_layers := getattr(text, "num_hidden_layers", None) or 0) > num_tensors:
+            raise DataError(f"checkpoint {name!r}: {num_layers:,} layers in config.json, and {num_tensors:,} tensors")
+        kind = AutoModelForMaskedLM if head_of(config.to_dict()) == "masked" else AutoModelForCausalLM
+        with torch.device("meta"):
+            asked = kind.from_config(config, trust_remote_code=False).num_parameters()
+    except DataError:
+        raise
+    except Exception as error:  # Whatever transformers and torch make of numbers that are none.
+        reason = _first_line(error)
+        raise DataError(f"checkpoint {name!r}: no model can be made of its config.json: {reason}") from error
+    # What is tied is stored once, and another task's head may lie beside it.
+    if asked > 1.5 * num_numbers:
+        raise DataError(
+            f"checkpoint {name!r}: config.json asks for {asked:,} parameters, and its weights hold {num_numbers:,}; "
+            "correct config.json, or save the model anew with model.save_pretrained(folder)"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def load_model(checkpoint: Path | str, *, name: str | None = None) -> PreTrainedModel:
@@ -76,8 +120,7 @@ def load_model(checkpoint: Path | str, *, name: str | None = None) -> PreTrained
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"checkpoint {name!r}: weights cannot be loaded: {first_line}") from error
+        raise DataError(f"checkpoint {name!r}: weights cannot be loaded: {_first_line(error)}") from error
     if findings := _findings(info, is_masked=head == "masked"):
         raise DataError(
             f"checkpoint {name!r} does not fit its own config.json ({model.config.architectures}): "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -71,17 +72,26 @@ class ModelSpec(Spec):
             seed: of the weights.
 
         Raises:
-            StageError: if a causal model sees the tokens that it is to predict, or it has not `num_parameters`.
+            StageError: if a causal model sees the tokens that it is to predict, it has not `num_parameters`,
+                or its weights alone are more than this machine's memory.
         """
         import torch
 
+        num_parameters = self.num_parameters(vocab_size)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if 4 * num_parameters > memory:
+            raise StageError(
+                f"pretrain.model: {num_parameters:,} parameters take {4 * num_parameters / 2**30:,.0f} GiB in float32, "
+                f"and this machine has {memory / 2**30:,.0f} GiB: make the model smaller"
+            )
         model_class, config = self.configure(vocab_size=vocab_size, sequence_length=sequence_length)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model: PreTrainedModel = model_class(config).eval()
-        if (num := model.num_parameters()) != (said := self.num_parameters(vocab_size)):
+        if (num := model.num_parameters()) != num_parameters:
             raise StageError(
-                f"model {self.name}: it has {num:,} parameters, and num_parameters, which plans go by, says {said:,}"
+                f"model {self.name}: it has {num:,} parameters, and num_parameters, which plans go by, says "
+                f"{num_parameters:,}"
             )
         if self.head == "causal" and reads_ahead(model):
             raise StageError(
