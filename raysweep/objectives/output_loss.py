@@ -6,34 +6,40 @@ At a vocabulary of 50,000 and 16,384 tokens, logits and their gradient take 5 GB
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from raysweep.objectives.base import IGNORED
-from raysweep.objectives.cross_entropy import cross_entropy_sum
 
 Tensor = torch.Tensor
 
-# Of the logits that are there at a time, in 32 bits: large enough to fill a GPU, small beside a model.
-CHUNK_BYTES = 2**29
+# Of the logits that are there at a time, in 32 bits. With each chunk the gradient of the weight is read and written
+# once, which would be most of the time in chunks as small as would already fill a GPU.
+CHUNK_BYTES = 2**30
 
 
 class LossLayer(torch.nn.Linear):
     """An output layer that gives logits, or where labels are laid into it their summed cross-entropy.
 
+    Not compiled, it uses liger's kernel on a GPU, where that is installed. Compiled, it does without: liger cuts into
+    some 20 chunks, and waits for the device in every micro-batch to count labels.
+
     Args:
         layer: whose weights it shares.
+        compiled: see `linear_cross_entropy_sum`.
     """
 
-    def __init__(self, layer: torch.nn.Linear) -> None:
+    def __init__(self, layer: torch.nn.Linear, *, compiled: bool = False) -> None:
         torch.nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
         self._labels: Tensor | None = None
+        self._compiled = compiled
 
     @contextmanager
     def labelled(self, labels: Tensor) -> Iterator[None]:
@@ -49,21 +55,21 @@ class LossLayer(torch.nn.Linear):
         if self._labels is None:
             return super().forward(states)
         flat, labels = states.flatten(0, -2), self._labels.flatten()
-        # Its kernels are for GPUs.
-        if states.is_cuda and find_spec("liger_kernel"):
-            return _liger_sum(flat, self.weight, self.bias, labels)
-        return linear_cross_entropy_sum(flat, self.weight, self.bias, labels)
+        if states.is_cuda and not self._compiled and find_spec("liger_kernel"):
+            return liger_sum(flat, self.weight, self.bias, labels)
+        return linear_cross_entropy_sum(flat, self.weight, self.bias, labels, compiled=self._compiled)
 
 
-def use_loss_layer(model: Any) -> None:
+def use_loss_layer(model: Any, *, compiled: bool = False) -> None:
     """Give a model a `LossLayer`, if what its output layer gives are its logits, with nothing done to them after it.
 
     Args:
         model: a Hugging Face causal language model, not wrapped by anything yet.
+        compiled: see `linear_cross_entropy_sum`.
     """
     head = _output_layer(model)
     if type(head) is torch.nn.Linear and _is_last(model, head):
-        model.set_output_embeddings(LossLayer(head))
+        model.set_output_embeddings(LossLayer(head, compiled=compiled))
 
 
 def loss_in_output(model: Any, labels: Tensor, inputs: Mapping[str, Any]) -> Tensor | None:
@@ -82,45 +88,52 @@ def loss_in_output(model: Any, labels: Tensor, inputs: Mapping[str, Any]) -> Ten
     return loss
 
 
-def linear_cross_entropy_sum(states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+def linear_cross_entropy_sum(
+    states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, compiled: bool = False
+) -> Tensor:
     """Sum of the cross-entropies of `states @ weight.T + bias` in nats; its gradient is made along with it.
 
-    Products are taken in autocast's type, where that is on, else in that of the weight; gradients of weight and bias
-    are summed over tokens in float32.
+    Products are taken in autocast's type, where that is on, else in that of the weight; what is between them, and the
+    sums over tokens of the gradients of weight and bias, in float32.
 
     Args:
         states: [n, width].
         weight: [vocabulary, width].
         bias: [vocabulary].
         labels: [n], int64; IGNORED ones do not count.
+        compiled: whether torch compiles what is between the products, which then reads the logits twice and writes
+            their gradient once, all in the products' type.
     """
-    return _Chunked.apply(states, weight, bias, labels)  # type: ignore[no-any-return, no-untyped-call]
+    return _Chunked.apply(states, weight, bias, labels, compiled)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, compiled: bool
+    ) -> Tensor:
         device = states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        # Leaves of their own, cast once for all chunks, so that a chunk's gradient is no more than a product.
-        leaves = [each.detach().to(dtype).requires_grad_() for each in (weight, bias) if each is not None]
-        sums = [torch.zeros_like(each, dtype=torch.float32) for each in leaves]
+        loss_of = _compiled_chunk_loss() if compiled else _chunk_loss
+        matrix, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
         total = torch.zeros((), dtype=torch.float32, device=states.device)
-        size = max(1, CHUNK_BYTES // (4 * len(weight)))
         of_states = torch.empty_like(states)
+        of_weight = torch.zeros_like(weight, dtype=torch.float32)
+        of_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        # Of like size, as each size is compiled.
+        num_chunks = -(-4 * len(labels) * len(weight) // CHUNK_BYTES) or 1
+        size = -(-len(labels) // num_chunks)
         chunks = (torch.split(each, size) for each in (states, labels, of_states))
         for rows, wanted, out in zip(*chunks, strict=True):
-            with torch.enable_grad():
-                part = rows.detach().to(dtype).requires_grad_()
-                logits = torch.addmm(leaves[1], part, leaves[0].T) if len(leaves) > 1 else part @ leaves[0].T
-                loss = cross_entropy_sum(logits, wanted, ignored=IGNORED)
-            gradient, *of_leaves = torch.autograd.grad(loss, [part, *leaves])
-            total += loss.detach()
-            out.copy_(gradient)
-            for sum_, each in zip(sums, of_leaves, strict=True):
-                sum_ += each
-        ctx.gradients = of_states, *sums
-        ctx.dtypes = weight.dtype, bias.dtype if bias is not None else None
+            part = rows.to(dtype)
+            loss, gradient = loss_of(torch.nn.functional.linear(part, matrix, shift), wanted)
+            total += loss
+            out.copy_(gradient @ matrix)
+            of_weight += gradient.T @ part
+            if of_bias is not None:
+                of_bias += gradient.sum(dim=0, dtype=torch.float32)
+        ctx.gradients = of_states, of_weight, of_bias
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         return total
 
     @staticmethod
@@ -128,12 +141,30 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, along: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("the gradients were scaled in place; there is no second backward pass")
-        (of_states, *of_leaves), ctx.gradients = ctx.gradients, None
-        scaled = [each.mul_(along).to(dtype) for each, dtype in zip(of_leaves, ctx.dtypes, strict=False)]
-        return of_states.mul_(along), scaled[0], scaled[1] if len(scaled) > 1 else None, None
+        (of_states, of_weight, of_bias), ctx.gradients = ctx.gradients, None
+        dtype, of_bias_dtype = ctx.dtypes
+        given = None if of_bias is None else of_bias.mul_(along).to(of_bias_dtype)
+        return of_states.mul_(along), of_weight.mul_(along).to(dtype), given, None, None
 
 
-def _liger_sum(states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+def _chunk_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed loss in float32, and its gradient in the type of the logits, [n, vocabulary]."""
+    wide, is_counted = logits.float(), (labels != IGNORED)[:, None]
+    at = labels[:, None].where(is_counted, 0)
+    total = wide.logsumexp(dim=-1, keepdim=True)
+    loss = ((total - wide.gather(-1, at)) * is_counted).sum()
+    is_label = torch.arange(wide.shape[-1], device=wide.device) == at
+    gradient = ((wide - total).exp() - is_label.float()) * is_counted
+    return loss, gradient.to(logits.dtype)
+
+
+@cache
+def _compiled_chunk_loss() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return torch.compile(_chunk_loss, dynamic=False)
+
+
+def liger_sum(states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    """`linear_cross_entropy_sum` by liger-kernel, whose kernels are for GPUs."""
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     loss = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32)

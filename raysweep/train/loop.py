@@ -124,7 +124,7 @@ def train(
     first_batch = batches(0)
     if worker.device.startswith("cuda"):
         # On a CPU, where memory is seldom short, the loss of all logits at once is as fast.
-        use_loss_layer(model)
+        use_loss_layer(model, compiled=worker.compile)
     # Compiled blocks want batches of one shape; and they fuse norms by themselves.
     if worker.compile and "lengths" not in first_batch:
         compile_blocks(model)

@@ -1,5 +1,8 @@
 """The loss within the output layer: torch's numbers, on the models that it suits, and on no others."""
 
+import os
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +17,7 @@ from raysweep.train.models import Llama
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Three tokens of twelve classes at a time, and a rest."""
+    """Three chunks of eight tokens and twelve classes, the last one smaller."""
     monkeypatch.setattr(output_loss, "CHUNK_BYTES", 4 * 12 * 3)
 
 
@@ -37,9 +40,9 @@ def both(loss_of, *, bias: bool, bf16: bool = False, dtype: torch.dtype = torch.
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("bias", [False, True])
-def test_it_is_torchs_cross_entropy(bias):
-    for theirs, ours in both(linear_cross_entropy_sum, bias=bias):
+@pytest.mark.parametrize(("bias", "compiled"), [(False, False), (True, False), (True, True)])
+def test_it_is_torchs_cross_entropy(bias, compiled):
+    for theirs, ours in both(partial(linear_cross_entropy_sum, compiled=compiled), bias=bias):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -52,15 +55,15 @@ def test_in_bfloat16_it_differs_by_rounding(bf16, dtype):
         torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="liger's kernels are for GPUs")
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET")),
+    reason="liger's kernels are for GPUs, or for Triton's interpreter (TRITON_INTERPRET=1)",
+)
 def test_ligers_is_the_same():
     pytest.importorskip("liger_kernel")
 
-    def liger(*tensors):
-        return output_loss._liger_sum(*tensors)
-
-    with torch.device("cuda"):
-        for theirs, ours in both(liger, bias=True):
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        for theirs, ours in both(output_loss.liger_sum, bias=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
