@@ -3,6 +3,9 @@
 # make bench  set up and run the benchmarks (minutes; the machine should be otherwise idle)
 # make bench-curvature  the same beside PyHessian and curvlinops (half an hour; trains a model first, once)
 # make bench-sft  fine-tuning stages beside those of an earlier revision, and beside TRL (12 minutes; likewise)
+# make gpu    the training path, the flatness and the quickstart on a machine with a GPU, torch, transformers and accelerate
+#             (also without Ray and network); PARTS=throughput-1B,flatness runs some; DEVICE=cpu all at tiny sizes
+# make wheels what `make gpu` needs beside these, fetched beforehand into ./wheels for the Python of that machine (3.12)
 
 PYTHON ?= python3
 VENV := .venv
@@ -29,6 +32,20 @@ bench-curvature: $(BENCH)/.ready
 bench-sft: $(BENCH)/.ready
 	$(BENCH)/bin/python tests/benchmarks/sft.py --store $(STORE) --trl-python $(BENCH)/bin/python
 
+# Rows are kept in GPU_TABLE, and only what is missing is measured.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_TABLE ?= gpu-table
+PARTS ?=
+DEVICE ?= cuda
+
+gpu:
+	$(GPU_PYTHON) tests/benchmarks/gpu/carry.py unpack wheels --to .wheels
+	DEVICE=$(DEVICE) HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONPATH="$(CURDIR):$(CURDIR)/.wheels" \
+	  $(GPU_PYTHON) tests/benchmarks/gpu --to "$(GPU_TABLE)" --parts "$(PARTS)"
+
+wheels: $(VENV)/.ready
+	$(BIN)/python tests/benchmarks/gpu/carry.py fetch wheels --python $(or $(FOR_PYTHON),3.12)
+
 $(BENCH)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/pip install --quiet --disable-pip-version-check "torch==2.13.0"
@@ -51,4 +68,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/raysweep doctor --store $(STORE)
 	touch $@
 
-.PHONY: run test bench bench-curvature bench-sft lint
+.PHONY: run test bench bench-curvature bench-sft gpu wheels lint

@@ -1,0 +1,56 @@
+"""ZeRO-2 and -3 of one worker beside no ZeRO; and a step's gradient, in 1 micro-batch and in 8, under each stage."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from subjects import BF16, LENGTHS, ON_GPU, SUBJECTS, Subject, worker
+from table import Numbers, Table
+from throughput import measured, ours
+
+from raysweep.objectives.causal_lm import CausalLM
+from raysweep.runners.processes import free_port, join_process_group, leave_process_group, make_worker
+from raysweep.search import Resources
+from raysweep.train.loop import train
+from raysweep.train.optimizers import AdamW
+from raysweep.train.schedules import Constant
+
+
+def main(table: Table) -> None:
+    """Rows of the largest and of the smallest model."""
+    resources = Resources(zero_stage=2, gpus_per_worker=int(ON_GPU))
+    join_process_group(make_worker(resources, rank=0, world_size=1), resources, "127.0.0.1", free_port())
+    length = LENGTHS[0]
+    for stage in (2, 3):
+        run = partial(ours, zero_stage=stage, compile=stage < 3)
+        what = f"training 1B, {length} tokens: ours under ZeRO-{stage}" + ("" if stage < 3 else ", not compiled")
+        table.measure(what, partial(measured, run, SUBJECTS["1B"], length))
+    table.measure("gradient norms of 1 and 8 micro-batches, ZeRO 0 to 3", _norms)
+    leave_process_group()
+
+
+def _norms() -> tuple[str, Numbers]:
+    subject, length = SUBJECTS["124M"], LENGTHS[-1]
+    ids = np.random.default_rng(0).integers(0, subject.vocab_size, size=(8, length))
+    found = {(stage, cut): _norm(subject, ids, stage, cut) for stage in range(4) for cut in (1, 8)}
+    whole = found[0, 1]
+    off = {key: value / whole - 1 for key, value in found.items()}
+    stage, cut = max(off, key=lambda key: abs(off[key]))
+    result = f"{whole:.4f} without ZeRO, in one; at most {off[stage, cut]:+.1e} off (ZeRO-{stage}, in {cut})"
+    return result, {f"{stage}/{cut}": value for (stage, cut), value in found.items()}
+
+
+def _norm(subject: Subject, ids: np.ndarray[Any, Any], stage: int, cut: int) -> float:
+    return train(
+        subject.model.build(vocab_size=subject.vocab_size, sequence_length=ids.shape[1], seed=0),
+        lambda step: {"input_ids": ids, "labels": ids},
+        objective=CausalLM(),
+        optimizer=AdamW(lr=1e-4),
+        schedule=Constant(name="constant", warmup=0.0),
+        num_steps=1,
+        seed=0,
+        bf16=BF16,
+        worker=worker(subject, ids.shape[1], zero_stage=stage, compile=False, micro_batch_sequences=len(ids) // cut),
+    ).grad_norms[0]
