@@ -20,7 +20,7 @@ from typing import Any
 
 from raysweep.commands import machine, models, results, running, stores, sweeps
 from raysweep.commands.arguments import named
-from raysweep.commands.output import print_json
+from raysweep.commands.output import print_json, stdout_for_documents
 from raysweep.errors import RaysweepError, StoreError
 from raysweep.printable import printable
 from raysweep.secrets import without_secrets
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.setFormatter(_Printable("%(levelname)s %(message)s"))
     logging.basicConfig(handlers=[logs], level=logging.INFO if args.verbose else logging.WARNING)
     try:
-        with _terminable() as terminated:
+        with _terminable() as terminated, stdout_for_documents() if args.json else contextlib.nullcontext():
             return int(args.command(args))
     except RaysweepError as error:
         return _mistake(error, as_json=args.json)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TextIO
 
 from raysweep.printable import printable
 
@@ -13,9 +16,24 @@ if TYPE_CHECKING:
     from raysweep.results import Results
 
 
+_documents: ContextVar[TextIO | None] = ContextVar("documents", default=None)
+"""Where documents go while stdout is kept for them."""
+
+
+@contextlib.contextmanager
+def stdout_for_documents() -> Iterator[None]:
+    """While in it, only `print_json` reaches stdout: what libraries print, as DeepSpeed its log, goes to stderr."""
+    token = _documents.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _documents.reset(token)
+
+
 def print_json(document: Any) -> None:
     """What a command with --json prints: one document on stdout, where what has no JSON form is its text."""
-    print(json.dumps(document, indent=1, sort_keys=False, default=str))
+    print(json.dumps(document, indent=1, sort_keys=False, default=str), file=_documents.get())
 
 
 def print_ranking(results: Results) -> None:
