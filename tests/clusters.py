@@ -19,18 +19,19 @@ CAN_UNSHARE = os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], ca
 class RealCluster:
     """Nodes started with `ray start`, as a user would. `env`: for processes that are to reach it."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, job_server: bool = False) -> None:
         (home / "auth_token").write_text("a-token-of-these-tests-alone")
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.env |= {"RAY_AUTH_TOKEN_PATH": str(home / "auth_token"), "PYTHONPATH": str(Path(__file__).parents[1])}
         self._nodes: list[subprocess.Popen[bytes]] = []
         self._log = home / "nodes.log"
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
+        # As in an environment that is active.
+        self.env["PATH"] = f"{Path(sys.executable).parent}:{self.env['PATH']}"
+        port, job_port = _free_ports(2)
         self.ip = _own_ip()
-        self.address = f"{self.ip}:{port}"
-        self._start("--head", f"--port={port}", f"--node-ip-address={self.ip}", "--include-dashboard=false")
+        self.address, self.job_address = f"{self.ip}:{port}", f"http://127.0.0.1:{job_port}"
+        dashboard = f"--dashboard-port={job_port}" if job_server else "--include-dashboard=false"
+        self._start("--head", f"--port={port}", f"--node-ip-address={self.ip}", dashboard)
         self.wait_for(1)
 
     def add(self, env: Mapping[str, str] | None = None, hidden: Path | None = None) -> None:
@@ -75,6 +76,14 @@ class RealCluster:
         self._nodes.append(node)
 
 
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 def _own_ip() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
         probe.connect(("192.0.2.1", 9))  # Sends nothing.
@@ -83,9 +92,9 @@ def _own_ip() -> str:
 
 
 @contextlib.contextmanager
-def real_cluster(home: Path) -> Iterator[RealCluster]:
+def real_cluster(home: Path, *, job_server: bool = False) -> Iterator[RealCluster]:
     """A cluster of one node, ended at the end."""
-    cluster = RealCluster(home)
+    cluster = RealCluster(home, job_server=job_server)
     try:
         yield cluster
     finally:

@@ -108,11 +108,7 @@ def _cancel(args: argparse.Namespace) -> int:
     from raysweep.runners.drivers import cancel
     from raysweep.runners.jobs import stop
 
-    if args.address:
-        stop(args.run, args.address)
-        said = f"job {args.run} has stopped"
-    else:
-        said = cancel(results_of(args).run, stop_job=stop)
+    said = stop(args.run, args.address) if args.address else cancel(results_of(args).run, stop_job=stop)
     if args.json:
         print_json({"message": said})
     else:

@@ -29,12 +29,12 @@ def this_driver() -> dict[str, Any]:
     return noted
 
 
-def cancel(run: Run, *, stop_job: Callable[[str, str], None], wait_seconds: float = END_SECONDS) -> str:
+def cancel(run: Run, *, stop_job: Callable[[str, str], str], wait_seconds: float = END_SECONDS) -> str:
     """Ask the driver of a run to stop, and wait until it has; returns what was done, in a line.
 
     Args:
         run: to be stopped.
-        stop_job: given an id and an address, stops a Ray job and waits for its end.
+        stop_job: given an id and an address, stops a Ray job, waits for its end and says so.
         wait_seconds: how long a process of this machine may take.
 
     Raises:
@@ -42,8 +42,7 @@ def cancel(run: Run, *, stop_job: Callable[[str, str], None], wait_seconds: floa
     """
     driver = run.driver()
     if job := driver.get("job"):
-        stop_job(job["id"], job["address"])
-        return f"run {run.name}: job {job['id']} has stopped"
+        return f"run {run.name}: {stop_job(job['id'], job['address'])}"
     if not run.is_held:
         return f"run {run.name} is not under way"
     pid = driver.get("pid", 0)

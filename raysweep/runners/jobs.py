@@ -122,15 +122,21 @@ def follow(address: str, job_id: str, show: Callable[[str], None]) -> int:
         time.sleep(POLL_SECONDS)
 
 
-def stop(job_id: str, address: str) -> None:
-    """Stop a job and wait for its end. Raises ClusterError if there is none, or it does not end."""
+def stop(job_id: str, address: str) -> str:
+    """Stop a job and wait for its end; returns what was done, in a line.
+
+    Raises:
+        ClusterError: if there is none, or it does not end.
+    """
     with _asked(address) as client:
-        client.stop_job(job_id)
+        if not client.stop_job(job_id):
+            return f"job {job_id} had ended: {client.get_job_status(job_id).value.lower()}"
         deadline = time.monotonic() + END_SECONDS + 30
         while not client.get_job_status(job_id).is_terminal():
             if time.monotonic() > deadline:
                 raise ClusterError(f"job {job_id} has not stopped: ray job stop {job_id} --address {address}")
             time.sleep(POLL_SECONDS)
+        return f"job {job_id} has stopped"
 
 
 def _exit_code(job: Any) -> int:
@@ -171,12 +177,13 @@ def _asked(address: str) -> Iterator[Any]:
     """A client of the job server at `address`. Raises ClusterError for whatever goes wrong with it."""
     if importlib.util.find_spec("aiohttp") is None:
         raise ClusterError("jobs need Ray's own client of its job server: pip install 'raysweep[submit]'")
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
     from ray.job_submission import JobSubmissionClient
+
+    from raysweep.runners.ray_cluster import use_token
 
     # It would take the place of `address`, and may be that of another cluster.
     os.environ.pop("RAY_ADDRESS", None)
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    use_token()
     try:
         yield JobSubmissionClient(address)
     except ClusterError:

@@ -91,13 +91,21 @@ def connect() -> None:
         )
     if ":" in address:
         _probe(address)
-    # Ray itself does so for "auto" alone: at any other address a cluster with a token, as every head has been since
-    # there is one in ~/.ray, would be said to be unreachable. A cluster without a token takes no notice of ours.
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    use_token()
     try:
         _init(address=address)
     except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
         raise ClusterError(f"Ray at {address!r} {_why_not(address, error)}") from error
+
+
+def use_token() -> None:
+    """Show this machine's token to a cluster that is about to be connected to, if there is one and nothing forbids it.
+
+    Ray itself does so for the address "auto" alone: at any other a cluster with a token, as every head has been since
+    there is one in ~/.ray, would be said to be unreachable. A cluster without a token takes no notice of ours.
+    """
+    logging.getLogger(maybe_enable_token_auth_if_token_available.__module__).setLevel(logging.ERROR)
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _probe(address: str) -> None:

@@ -36,7 +36,7 @@ with run.held():
 """
 
 
-def no_job(job_id: str, address: str) -> None:
+def no_job(job_id: str, address: str) -> str:
     raise AssertionError("no job")
 
 
@@ -74,9 +74,8 @@ def test_a_job_is_stopped_by_its_job_server(run, monkeypatch):
     monkeypatch.setenv(JOB_ID, "raysweep-x-1")
     monkeypatch.setenv(JOB_ADDRESS, "http://head:8265")
     run.note_driver(this_driver())
-    stopped = []
-    assert "job raysweep-x-1" in cancel(run, stop_job=lambda *job: stopped.append(job))
-    assert stopped == [("raysweep-x-1", "http://head:8265")]
+    said = cancel(run, stop_job=lambda job_id, address: f"{job_id} at {address} has stopped")
+    assert said == "run r: raysweep-x-1 at http://head:8265 has stopped"
 
 
 def test_the_log_says_what_happened_and_why_a_stage_failed(run, capsys):
