@@ -72,7 +72,17 @@ def _compiler() -> Verdict:
     missing = [name for name in ("ninja", "gcc", "g++") if shutil.which(name) is None]
     if missing:
         return False, f"{', '.join(missing)} not found: DeepSpeed compiles an operator at first use; install them"
-    return True, "ninja, gcc, g++"
+    import torch
+
+    if not torch.cuda.is_available():
+        return True, "ninja, gcc, g++"
+    try:
+        # As a first training step does: kernels are built with a C compiler, and their callers with Python's headers.
+        torch.compile(torch.square)(torch.ones(2, device="cuda"))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return False, f"torch cannot compile for GPUs ({reason}): mend that, or set resources.compile to false"
+    return True, "ninja, gcc, g++; torch compiles for GPUs"
 
 
 def _deepspeed() -> Verdict:

@@ -34,3 +34,7 @@ def test_the_inline_runner_needs_neither_ray_nor_optuna(sweep_file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)
     assert list(tmp_path.glob("store/runs/*/report.html"))
+    # What rounding depends on is no part of an id, and stands in the record.
+    for path in tmp_path.glob("store/stages/*/record.json"):
+        how = json.loads(path.read_text())["provenance"]
+        assert (how["compile"], how["zero_stage"], how["gradient_checkpointing"]) == (False, 0, False)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 import torch
-from subjects import LENGTHS, ON_GPU, SUBJECTS, Subject, worker
+from subjects import LENGTHS, ON_GPU, SUBJECTS, device_name
 from table import Numbers, Table, in_words, peak_gib, release_memory, synchronize
 
 from raysweep.curvature import (
@@ -20,12 +21,15 @@ from raysweep.curvature import (
 )
 from raysweep.curvature.language import equal_batches
 from raysweep.objectives.causal_lm import CausalLM
-from raysweep.train.loop import train
+from raysweep.train.loop import Training, train
 from raysweep.train.optimizers import AdamW
 from raysweep.train.schedules import Constant
+from raysweep.worker import Worker
 
 SUBJECT, LENGTH = SUBJECTS["1B"], LENGTHS[-1]
-NUM_SEQUENCES = 64
+NUM_SEQUENCES = 512 if ON_GPU else 64
+# Steps on text of a Zipf law, after which its curvature is that of a model that has learnt something.
+NUM_STEPS, LR = 30, 1e-3 if ON_GPU else 1e-2
 TRACE, PRODUCT, STEP = (
     f"flatness of 1B, {LENGTH} tokens: a trace to 5 %",
     f"flatness of 1B, {LENGTH} tokens: one exact v'Hv of one sequence",
@@ -41,10 +45,38 @@ def main(table: Table) -> None:
     table.measure(PRODUCT, _product)
 
 
-def _ids() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(SUBJECT.vocab_size, (NUM_SEQUENCES, LENGTH), generator=generator)
-    return ids.to("cuda" if ON_GPU else "cpu")
+def _ids(num: int, seed: int) -> Any:
+    return np.random.default_rng(seed).zipf(1.3, size=(num, LENGTH)) % SUBJECT.vocab_size
+
+
+def _held_out(num: int) -> torch.Tensor:
+    return torch.from_numpy(_ids(num, seed=0)).to(device_name())
+
+
+def _trained() -> Any:
+    """The model after some steps, in float32, as a checkpoint is measured."""
+    trained = _train(SUBJECT.build(), num_sequences=8, num_steps=NUM_STEPS).weights
+    model = SUBJECT.build()
+    model.load_state_dict(trained)
+    return model
+
+
+def _train(model: Any, *, num_sequences: int, num_steps: int) -> Training:
+    def batch_at(step: int) -> dict[str, Any]:
+        ids = _ids(num_sequences, seed=1 + step)
+        return {"input_ids": ids, "labels": ids}
+
+    return train(
+        model,
+        batch_at,
+        objective=CausalLM(),
+        optimizer=AdamW(lr=LR),
+        schedule=Constant(name="constant"),
+        num_steps=num_steps,
+        seed=0,
+        bf16=ON_GPU,
+        worker=Worker(device=device_name(), micro_batch_sequences=2),
+    )
 
 
 def _timed(run: Any) -> tuple[Any, float]:
@@ -56,9 +88,9 @@ def _timed(run: Any) -> tuple[Any, float]:
 
 
 def _trace() -> tuple[str, Numbers]:
-    model, ids = SUBJECT.build(), _ids()
+    model = _trained()
     prepare(model, twice_differentiable=False)
-    batches = equal_batches({"input_ids": ids}, 2)
+    batches = equal_batches({"input_ids": _held_out(NUM_SEQUENCES)}, 2)
     release_memory()
     found, seconds = _timed(lambda: measure_traces(model, batches, TraceSettings(rse=0.05)))
     hessian, gib = found.traces.hessian, peak_gib()
@@ -68,26 +100,15 @@ def _trace() -> tuple[str, Numbers]:
 
 
 def _step() -> tuple[str, Numbers]:
-    two = Subject(SUBJECT.model, SUBJECT.vocab_size, 2 * LENGTH, 1)
-    ids = two.ids(LENGTH)
+    model = SUBJECT.build()
     release_memory()
-    train(
-        two.build(),
-        lambda step: {"input_ids": ids, "labels": ids},
-        objective=CausalLM(),
-        optimizer=AdamW(lr=1e-4),
-        schedule=Constant(name="constant", warmup=0.0),
-        num_steps=2,
-        seed=0,
-        bf16=ON_GPU,
-        worker=worker(two, LENGTH, compile=False),
-    )
+    _train(model, num_sequences=2, num_steps=2)
     gib = peak_gib()
     return in_words(gib), {"gib": gib}
 
 
 def _product() -> tuple[str, Numbers]:
-    model, ids = SUBJECT.build(), _ids()[:1]
+    model, ids = _trained(), _held_out(1)
     prepare(model)
     parameters = named_parameters(model)
     vector = probe_vector(parameters, seed=0, probe=0)
