@@ -83,7 +83,7 @@ def _to_do(store: Store, trial: TrialRow, finished: Container[str], left_out: Co
     return [stage.id for stage in missing if stage.id not in ended]
 
 
-Kind = Literal["run", "stage", "state", "attempt", "altered", "cached"]
+Kind = Literal["run", "stage", "state", "attempt", "locks", "altered", "cached"]
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,9 @@ def free(store: Store, garbage: Iterable[Garbage]) -> int:
                 store.remove(store.root / "runs" / each.name)
             case "altered":
                 store.remove(store.root / "altered" / each.name)
+            case "locks":
+                for path in (store.root / "partial").glob("*.lock"):
+                    path.unlink(missing_ok=True)
             case "state" | "attempt":
                 store.remove(store.root / "partial" / each.name)
         freed += each.num_bytes
@@ -177,11 +180,18 @@ def _partial(store: Store, runs: Sequence[Run]) -> Iterator[Garbage]:
         for trial in run.trials():
             to_do = set(_to_do(store, trial, finished, left_out))
             waiting |= {name for stage in trial.stages if stage.id in to_do for name in (stage.id, stage.state_key)}
-    for path in _entries(store.root / "partial"):
+    paths = _entries(store.root / "partial")
+    if locks := [path for path in paths if path.suffix == ".lock"]:
+        yield Garbage("locks", f"{len(locks)} lock files", 0, "nobody is at work")
+    for path in paths:
         key = path.name.rsplit(".", 1)[0]
-        if not path.name.endswith(".state"):
+        if path.suffix == ".out":
             yield Garbage("attempt", path.name, folder_bytes(path), "cut off; made anew when tried again")
-        elif key not in waiting and not (UNKNOWN in waiting and key.startswith("trajectory-")):
+        elif (
+            path.suffix == ".state"
+            and key not in waiting
+            and not (UNKNOWN in waiting and key.startswith("trajectory-"))
+        ):
             yield Garbage("state", path.name, folder_bytes(path), "no unfinished trial goes on from it")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from raysweep.errors import RaysweepError
 from raysweep.plan import Stage
+from raysweep.runners.agreement import Agreement
 from raysweep.runners.attempts import Failure, Outcome, attempt, make
 from raysweep.runners.events import Address
 from raysweep.runners.heartbeat import start_beats, this_process
@@ -175,7 +176,17 @@ class RayGang(Gang):
 
 
 class RankActor:
-    """A rank other than 0; `ray.remote` makes an actor of it."""
+    """A rank other than 0; `ray.remote` makes an actor of it.
+
+    Raises:
+        ClusterError: if its node does not go together with the driver's.
+    """
+
+    def __init__(self, store: Store, agreement: Agreement | None) -> None:
+        import ray
+
+        if agreement:
+            agreement.check(store, node=ray.util.get_node_ip_address())
 
     def beat(self, address: Address, gang: str, rank: int, every_seconds: float) -> None:
         """Begin to give signs of life to the driver."""

@@ -49,7 +49,7 @@ def facts_here(ip: str, ray_folder: str) -> dict[str, Any]:
         "chosen_interfaces": {
             name: os.environ[name] for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name in os.environ
         },
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": versions_here(),
         "code": code_digest(),
         "gpus": gpus,
         "gpu_driver": driver,
@@ -59,6 +59,11 @@ def facts_here(ip: str, ray_folder: str) -> dict[str, Any]:
         "total_disk": disk.total,
         "free_shared_memory": shutil.disk_usage("/dev/shm").free,
     }
+
+
+def versions_here() -> dict[str, str]:
+    """Of Python and PACKAGES; `missing` where there is none."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def code_digest() -> str:

@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from raysweep.plan import Trial
+from raysweep.runners.agreement import Agreement
 from raysweep.runners.chain import Leg, Report, run_chain
 from raysweep.runners.cluster_checks import refuse_unfit
 from raysweep.runners.events import Address, EventSink, EventSource, one_at_a_time
@@ -45,13 +46,25 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
     """A trial in Tune's eyes; each `step` runs on to the next checkpoint. Its config is the point, and the seed."""
 
     def setup(
-        self, config: dict[str, Any], space: SearchSpace, store_url: str, pruned: Mapping[str, int], events: Address
+        self,
+        config: dict[str, Any],
+        space: SearchSpace,
+        store_url: str,
+        pruned: Mapping[str, int],
+        events: Address,
+        agreement: Agreement | None,
     ) -> None:
-        """Make the gang: this process is rank 0, the other ranks take the other bundles."""
+        """Make the gang: this process is rank 0, the other ranks take the other bundles.
+
+        Raises:
+            ClusterError: if this node does not go together with the driver's.
+        """
         self._space, self._pruned = space, pruned
         self._current = ""
         resources = space.declared.resources
         store = Store(store_url)
+        if agreement:
+            agreement.check(store, node=ray.util.get_node_ip_address())
         self._events = EventSource(events)
         store.be_patient(
             resources.max_store_wait_seconds, lambda message: self._events.tell({"event": "note", "message": message})
@@ -62,7 +75,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         if resources.workers == 1:
             self._gang = Gang(store, resources, **callbacks)
         else:
-            start_rank = _rank_starter(resources)
+            start_rank = _rank_starter(resources, store, agreement)
 
             def start(rank: int) -> Any:
                 actor = start_rank(rank)
@@ -133,7 +146,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._events.tell({"event": "progress", "trial": self._current, **event})
 
 
-def _rank_starter(resources: Resources) -> Callable[[int], Any]:
+def _rank_starter(resources: Resources, store: Store, agreement: Agreement | None) -> Callable[[int], Any]:
     group = ray.util.get_current_placement_group()
 
     def start(rank: int) -> Any:
@@ -145,7 +158,7 @@ def _rank_starter(resources: Resources) -> Callable[[int], Any]:
                 num_gpus=resources.gpus_per_worker,
                 scheduling_strategy=strategy,
             )
-            .remote()
+            .remote(store, agreement)
         )
 
     return start
@@ -277,7 +290,12 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
 
     sink = EventSink(cluster.host, tell, watch=watch)
     trainable = tune.with_parameters(
-        GangTrainable, space=space, store_url=store.url, pruned=run.pruned(), events=sink.address
+        GangTrainable,
+        space=space,
+        store_url=store.url,
+        pruned=run.pruned(),
+        events=sink.address,
+        agreement=Agreement.of_driver(run) if cluster.may_grow else None,
     )
     bundle = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     gang = tune.PlacementGroupFactory([bundle] * resources.workers, strategy="PACK")

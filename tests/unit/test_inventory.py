@@ -91,6 +91,7 @@ def test_state_stays_as_long_as_a_trajectory_is_unfinished(store):
     states = {name for name, kind in garbage(store).items() if kind == "state"}
     assert states == {"trajectory-b.state", "sft-2.state"}
     assert garbage(store)["pretrain-1.out"] == "attempt"
+    assert garbage(store)["2 lock files"] == "locks"
     # Stopped by a scheduler before the stage that is missing: nobody goes on from it.
     run.add_pruned("t-r", 0)
     assert garbage(store)["trajectory-a.state"] == "state"
