@@ -35,12 +35,14 @@ bench-sft: $(BENCH)/.ready
 # Rows are kept in GPU_TABLE, and only what is missing is measured.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_TABLE ?= gpu-table
+# By version: what is compiled for one Python breaks another.
+GPU_PACKAGES = $(CURDIR)/.wheels/$(shell $(GPU_PYTHON) -c "import sys; print(sys.implementation.cache_tag)")
 PARTS ?=
 DEVICE ?= cuda
 
 gpu:
-	$(GPU_PYTHON) tests/benchmarks/gpu/carry.py unpack wheels --to .wheels
-	DEVICE=$(DEVICE) HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONPATH="$(CURDIR):$(CURDIR)/.wheels" \
+	$(GPU_PYTHON) tests/benchmarks/gpu/carry.py unpack wheels --to "$(GPU_PACKAGES)"
+	DEVICE=$(DEVICE) HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONPATH="$(CURDIR):$(GPU_PACKAGES)" \
 	  $(GPU_PYTHON) tests/benchmarks/gpu --to "$(GPU_TABLE)" --parts "$(PARTS)"
 
 wheels: $(VENV)/.ready
