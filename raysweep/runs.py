@@ -317,9 +317,8 @@ class Run:
         self._taken_by = taker
         logger.error("run %r was taken over by %s; ending this process's work on it", self.name, taker)
         # As Ctrl-C would, though it may be ignored, as in the background of a shell.
-        asked = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
-        if asked:
-            signal.pthread_kill(threading.main_thread().ident or 0, asked[0])
+        number = signal.SIGINT if callable(signal.getsignal(signal.SIGINT)) else signal.SIGTERM
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
 
     def add_pruned(self, trial: str, step: int) -> None:
         """Note that a scheduler stopped a trial after its checkpoint at `step`: a resumed run stops it there too."""

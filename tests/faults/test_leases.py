@@ -17,7 +17,8 @@ from raysweep.store import Store
 
 PACE = Pace(beat_seconds=0.2, expiry_seconds=2.0)
 DRIVER = """\
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Where the tests run in the background, it is ignored.
 from raysweep.errors import StoreError
 from raysweep.lease import Pace
 from raysweep.runs import Run
