@@ -5,6 +5,7 @@ from pathlib import Path
 
 from raysweep.data.corpora import Corpus
 from raysweep.record import Record
+from raysweep.runners.room import Gangs, Shape, View
 from raysweep.runs import Run, StageRow, TrialRow
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.stages.tokenize import Tokenize
@@ -96,3 +97,11 @@ def row(trial: str) -> TrialRow:
     """A started trial of one stage."""
     stage = StageRow(id="x-1", kind="x", step=None, checkpoint=None, task=None, inputs={})
     return TrialRow(trial=trial, variant="v", point={"a": 1}, seed=0, stages=(stage,))
+
+
+ONE_CPU = Shape(workers=1, cpus=1, gpus=0)
+
+
+def roomy(max_concurrent: int | None = None) -> Gangs:
+    """A cluster with room for 64 gangs of `ONE_CPU`."""
+    return Gangs(lambda: View({"node": {"CPU": 64.0}}, {}), max_concurrent=max_concurrent, may_grow=False)

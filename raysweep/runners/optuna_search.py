@@ -21,6 +21,7 @@ from sqlalchemy.exc import DatabaseError
 from raysweep.plan import Trial
 from raysweep.runners.chain import recall
 from raysweep.runners.queue import Beginnings
+from raysweep.runners.room import Gangs, Shape
 from raysweep.search import LogUniform, RandInt, Uniform
 from raysweep.space import SearchSpace
 from raysweep.store import Store
@@ -32,7 +33,8 @@ MAX_HELD = 8
 class StudySearch(OptunaSearch):  # type: ignore[misc]
     """Tells Optuna a trial's last metrics; one without them (diverged, failed) is told as failed.
 
-    A suggestion is held back while another trial is at work on what it begins with.
+    A suggestion is held back while there is no room for its gang, and while another trial is at work on what it begins
+    with.
     """
 
     def hold(self, trial_of: Callable[[Mapping[str, Any]], Trial], beginnings: Beginnings, num_trials: int) -> None:
@@ -40,8 +42,14 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         self._trial_of, self._beginnings, self._left = trial_of, beginnings, num_trials
         self._held: dict[str, Trial] = {}
 
+    def use(self, gangs: Gangs, shape: Shape) -> None:
+        """Say where trials are handed out to, all to gangs of one shape."""
+        self._gangs, self._shape = gangs, shape
+
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next point whose beginning nobody is at work on; None if there is none yet."""
+        """The next point whose beginning nobody is at work on; None if there is none yet, or no room."""
+        if not self._gangs.has_room(self._shape):
+            return None
         trial = self._beginnings.first_ready(self._held.values())
         if trial is None and len(self._held) < min(MAX_HELD, self._left):
             trial = self._trial_of(super().suggest(trial_id))
@@ -54,6 +62,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         self._ot_trials[trial_id] = self._ot_trials.pop(asked_as)
         self._left -= 1
         self._beginnings.start(trial_id, trial)
+        self._gangs.start(trial_id, self._shape)
         return dict(trial.point)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
@@ -62,6 +71,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study a trial's last metrics, or that it has none: it was stopped, failed or diverged."""
         self._beginnings.end(trial_id)
+        self._gangs.end(trial_id)
         if result and not error and not result.get("last"):
             # A scheduler stopped it: its metrics are an earlier checkpoint's.
             super().on_trial_complete(trial_id, None, error=False)

@@ -6,14 +6,18 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.state import available_resources_per_node
+from ray.util.placement_group import placement_group_table
 
 from raysweep.errors import ClusterError
 from raysweep.runners.interrupts import keeping_sigterm
+from raysweep.runners.room import Shape, View
 from raysweep.search import Resources
 
 # Processes that Ray starts ahead never become a gang: Tune asks for its trainables' own environment, which these lack.
@@ -33,16 +37,9 @@ class Cluster(NamedTuple):
 
     host: str
     """Where gangs reach this process: loopback if Ray was started here."""
-    num_gangs: int
-    """That fit side by side, as it is now."""
+    shape: Shape
+    """Of a gang: inside one node if there is one with so much room."""
     may_grow: bool
-
-    def max_gangs(self, asked: int | None) -> int | None:
-        """How many trials may be handed out at once; None: one more than those that have found room.
-
-        Where it is known how many gangs fit, all of them may start side by side.
-        """
-        return asked if self.may_grow else min(asked or self.num_gangs, self.num_gangs)
 
 
 def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> Cluster:
@@ -57,6 +54,9 @@ def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> Cluster:
     # Tune saves a state of its own, which is never restored from: that it cannot is nobody's loss, nor traceback.
     for name in ("ray.tune.execution.experiment_state", "ray.train._internal.syncer"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(24 * 3600))
+    # Else one trial waits for its gang at a time. Ours are handed out where there is room for them, so all may start.
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "100000")
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # A traceback each; `_Ends` says it in a line.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local = "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
@@ -68,10 +68,10 @@ def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> Cluster:
     deadline = time.monotonic() + (wait_seconds if "RAY_ADDRESS" in os.environ else 0)
     while True:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = sum(_room(node, resources) for node in nodes)
+        room = sum(Shape.of(resources).workers_in(node) for node in nodes)
         if room >= resources.workers:
             host = "127.0.0.1" if local else str(ray.util.get_node_ip_address())
-            return Cluster(host, num_gangs=room // resources.workers, may_grow="RAY_ADDRESS" in os.environ)
+            return Cluster(host, _shape(resources), may_grow="RAY_ADDRESS" in os.environ)
         if time.monotonic() >= deadline:
             raise ClusterError(_too_small(nodes, room, resources))
         time.sleep(1.0)
@@ -135,17 +135,42 @@ def _why_not(address: str, error: Exception) -> str:
     return f"listens, but does not let this process in (RAY_AUTH_MODE is {mode}); if it asks for a token, {TOKEN_MEND}"
 
 
-def _room(node: Mapping[str, float], resources: Resources) -> int:
-    """How many workers a node can hold; no worker is split over nodes, and no share of a GPU over GPUs."""
-    gpus, share = node.get("GPU", 0.0), resources.gpus_per_worker
-    room = _times(node.get("CPU", 0.0), resources.cpus_per_worker)
-    if not share:
-        return room
-    return min(room, _times(gpus, share) if share >= 1 else int(gpus) * _times(1.0, share))
+def _shape(resources: Resources) -> Shape:
+    """Inside a node where one has room for a whole gang by now: what others hold there they may hold for long."""
+    whole = Shape.of(resources)
+    fits = any(whole.workers_in(free) >= whole.workers for free in available_resources_per_node().values())
+    return whole._replace(spans_nodes=not fits)
 
 
-def _times(there: float, each: float) -> int:
-    return int(there / each + 1e-9)  # 1 / 0.1 is 9.99...
+def looking(shape: Shape, *, every_seconds: float = 1.0) -> Callable[[], View]:
+    """Gives what is free of each node, and this process's gangs, all of one shape; asks Ray once in `every_seconds`."""
+    job = ray.get_runtime_context().get_job_id()
+    seen: list[tuple[float, View]] = []
+
+    def look() -> View:
+        if not seen or time.monotonic() > seen[0][0] + every_seconds:
+            seen[:] = [(time.monotonic(), _view(job, shape))]
+        return seen[0][1]
+
+    return look
+
+
+def _view(job: str, shape: Shape) -> View:
+    # What nodes have available arrives late, so what placement groups hold counts as well: that is known at once.
+    available = available_resources_per_node()
+    groups = [group for group in placement_group_table().values() if group["state"] == "CREATED"]
+    held: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for group in groups:
+        for index, node_id in group["bundles_to_node_id"].items():
+            held[node_id].update(group["bundles"][index])
+    free = {}
+    for node_id, total in ((node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]):
+        there = available.get(node_id, {})
+        free[node_id] = {
+            name: min(total.get(name, 0.0) - held[node_id][name], there.get(name, 0.0)) for name in ("CPU", "GPU")
+        }
+    ours = [group for group in groups if group["placement_group_id"].endswith(job)]
+    return View(free, gangs={shape: [Counter(group["bundles_to_node_id"].values()) for group in ours]})
 
 
 def _too_small(nodes: Sequence[Mapping[str, float]], room: int, resources: Resources) -> str:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import cloudpickle, tune
@@ -26,15 +26,19 @@ from raysweep.runners.gang import Gang, RankActor, RayGang
 from raysweep.runners.heartbeat import start_beats, this_process
 from raysweep.runners.interrupts import SAVE_SECONDS, UnsavedTraining
 from raysweep.runners.journal import trial_row
-from raysweep.runners.queue import Beginnings
-from raysweep.runners.ray_cluster import start_ray
+from raysweep.runners.queue import Beginnings, Queue
+from raysweep.runners.ray_cluster import looking, start_ray
 from raysweep.runners.ray_watch import ray_watched
+from raysweep.runners.room import Gangs
 from raysweep.runners.watch import Process, Watch, beat_seconds
 from raysweep.runs import Run
 from raysweep.search import Resources
 from raysweep.secrets import without_secrets
 from raysweep.space import SearchSpace
 from raysweep.store import Store
+
+if TYPE_CHECKING:
+    from raysweep.runners.optuna_search import StudySearch
 
 logger = logging.getLogger(__name__)
 
@@ -165,27 +169,27 @@ def _rank_starter(resources: Resources, store: Store, agreement: Agreement | Non
 
 
 class Points(Searcher):  # type: ignore[misc]
-    """Hands out trials, each once nobody else is at work on what it begins with."""
+    """Hands trials out as their queue says: where there is room, and nobody else is at work on what they begin with."""
 
-    def __init__(self, trials: Sequence[Trial], beginnings: Beginnings) -> None:
+    def __init__(self, queue: Queue, beginnings: Beginnings, gangs: Gangs) -> None:
         super().__init__()
-        self._left = beginnings.in_order(trials)
-        self._beginnings = beginnings
+        self._queue, self._beginnings, self._gangs = queue, beginnings, gangs
 
     def suggest(self, trial_id: str) -> Any:
-        """The config of the next trial; None while each that is left waits for another."""
-        if not self._left:
+        """The config of the next trial; None while each that is left waits for another, or for room."""
+        if not self._queue:
             return Searcher.FINISHED
-        trial = self._beginnings.first_ready(self._left)
+        trial = self._queue.next(self._gangs.has_room)
         if trial is None:
             return None
-        self._left.remove(trial)
         self._beginnings.start(trial_id, trial)
+        self._gangs.start(trial_id, self._queue.shape_of(trial))
         return {**trial.point, "seed": trial.seed}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """What it left undone is for another to begin with."""
         self._beginnings.end(trial_id)
+        self._gangs.end(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: what is left to do is the store's to say."""
@@ -214,14 +218,17 @@ class _Asha(_WarmGangsTakeNew, tune.schedulers.AsyncHyperBandScheduler):  # type
 
 
 class _Ends(tune.Callback):  # type: ignore[misc]
-    """Notes how Tune ended each trial."""
+    """Notes that Tune started a trial, and how it ended it."""
 
-    def __init__(self, run: Run, report: Report, *, prunes: bool) -> None:
-        self._run, self._report, self._prunes = run, report, prunes
+    def __init__(self, run: Run, report: Report, gangs: Gangs, *, prunes: bool) -> None:
+        self._run, self._report, self._gangs, self._prunes = run, report, gangs, prunes
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles callbacks into its own experiment state, which is never restored from."""
         return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._gangs.started(trial.trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
@@ -263,17 +270,25 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
     """
     search, resources = space.declared.search, space.declared.resources
     beginnings = Beginnings(store.finished_ids())
+    study: StudySearch | None = None
     if trials is None:
         from raysweep.runners.optuna_search import study_search
 
-        searcher, num_trials = study_search(space, store, run.folder, beginnings)
+        study, num_trials = study_search(space, store, run.folder, beginnings)
     else:
-        searcher, num_trials = Points(trials, beginnings), len(trials)
+        num_trials = len(trials)
     if num_trials == 0:
         return
     cluster = start_ray(resources)
     if cluster.may_grow:
         refuse_unfit(store)
+    shape = cluster.shape
+    gangs = Gangs(looking(shape), max_concurrent=resources.max_concurrent, may_grow=cluster.may_grow)
+    queue = Queue(trials or (), beginnings, lambda trial: shape)
+    searcher: Searcher = Points(queue, beginnings, gangs)
+    if study:
+        study.use(gangs, shape)
+        searcher = study
     report = one_at_a_time(report)
     watch = Watch(
         max_silence_seconds=resources.max_silence_seconds,
@@ -286,6 +301,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
     def tell(event: Mapping[str, Any]) -> None:
         training.take(event)
         beginnings.take(event)
+        queue.take(event)
         report(event)
 
     sink = EventSink(cluster.host, tell, watch=watch)
@@ -298,7 +314,8 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         agreement=Agreement.of_driver(run) if cluster.may_grow else None,
     )
     bundle = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    gang = tune.PlacementGroupFactory([bundle] * resources.workers, strategy="PACK")
+    strategy = "PACK" if shape.spans_nodes else "STRICT_PACK"
+    gang = tune.PlacementGroupFactory([bundle] * resources.workers, strategy=strategy)
     scheduler: Any = _InOrder()
     if asha := search.scheduler:
         scheduler = _Asha(
@@ -315,7 +332,6 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=num_trials,
-            max_concurrent_trials=cluster.max_gangs(resources.max_concurrent),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -324,7 +340,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.max_retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[_Ends(run, report, prunes=search.scheduler is not None)],
+            callbacks=[_Ends(run, report, gangs, prunes=search.scheduler is not None)],
         ),
     )
     with sink, watch, ray_watched() as gone:

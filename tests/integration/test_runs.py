@@ -12,7 +12,7 @@ from tiny import TINY, results_of
 
 from raysweep.errors import ClusterError, SpaceError
 from raysweep.runners import run_sweep
-from raysweep.runners.ray_cluster import _room, start_ray
+from raysweep.runners.ray_cluster import start_ray
 from raysweep.runs import Run
 from raysweep.search import Resources
 from raysweep.space import load
@@ -367,22 +367,6 @@ def test_a_worker_that_no_node_can_hold_is_refused(monkeypatch):
     finally:
         ray.shutdown()
         cluster.shutdown()
-
-
-@pytest.mark.parametrize(
-    ("node", "share", "room"),
-    [
-        ({"CPU": 8}, 0, 8),
-        ({"CPU": 8}, 1, 0),
-        ({"CPU": 8, "GPU": 4}, 1, 4),
-        ({"CPU": 8, "GPU": 2}, 0.1, 8),
-        ({"CPU": 64, "GPU": 2}, 0.1, 20),
-        ({"CPU": 8, "GPU": 3}, 2, 1),
-        ({"CPU": 8, "GPU": 2}, 0.6, 2),  # The rest of a GPU holds no second one.
-    ],
-)
-def test_room_of_a_node(node, share, room):
-    assert _room(node, Resources(gpus_per_worker=share)) == room
 
 
 def test_a_gpu_and_a_half_is_refused():
