@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import socket
@@ -24,12 +25,6 @@ from raysweep.search import Resources
 # They would only import beside the gang's: measured on 2 cores, 10 s to the first gang with them, 5.4 s without.
 LOCAL_RAY = {"prestart_worker_first_driver": False, "enable_worker_prestart": False}
 """System configuration of a Ray that is started here, on one machine."""
-
-
-TOKEN_MEND = (
-    "copy ~/.ray/auth_token of its head to this machine, or set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, and leave "
-    "RAY_AUTH_MODE unset or set it to token"
-)
 
 
 class Cluster(NamedTuple):
@@ -89,13 +84,14 @@ def connect() -> None:
             f"Ray at {address!r}: a sweep's driver is a process on a node of the cluster: run the command there with "
             "--address auto, or send it there with raysweep submit"
         )
+    use_token()
     if ":" in address:
         _probe(address)
-    use_token()
     try:
         _init(address=address)
     except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
-        raise ClusterError(f"Ray at {address!r} {_why_not(address, error)}") from error
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ClusterError(f"Ray at {address!r} cannot be joined: {first_line}") from error
 
 
 def use_token() -> None:
@@ -109,10 +105,18 @@ def use_token() -> None:
 
 
 def _probe(address: str) -> None:
-    """Ray itself would try for a minute where nobody listens."""
+    """Ray itself would try for a minute where nobody listens, and for 20 s where its token is refused."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
+        importlib.import_module("ray._raylet").GcsClient(address=address)
+    except ray.exceptions.AuthenticationError as error:
+        mode = os.environ.get("RAY_AUTH_MODE", "unset")
+        raise ClusterError(
+            f"Ray at {address!r} asks for its token (RAY_AUTH_MODE is {mode} here, which has no token or another): "
+            "copy ~/.ray/auth_token of its head to this machine, or set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, and "
+            "leave RAY_AUTH_MODE unset or set it to token"
+        ) from error
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"Ray at {address!r} cannot be reached ({error}): give the IP and port of its head, as ray start --head "
@@ -123,16 +127,6 @@ def _probe(address: str) -> None:
 def _init(**how: Any) -> None:
     with keeping_sigterm():
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **how)
-
-
-def _why_not(address: str, error: Exception) -> str:
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if isinstance(error, ray.exceptions.AuthenticationError):
-        return f"does not take this machine's token: {TOKEN_MEND}"
-    if not isinstance(error, ConnectionError) or address == "auto":
-        return f"cannot be joined: {first_line}"
-    mode = os.environ.get("RAY_AUTH_MODE", "unset")
-    return f"listens, but does not let this process in (RAY_AUTH_MODE is {mode}); if it asks for a token, {TOKEN_MEND}"
 
 
 def _shape(resources: Resources) -> Shape:
