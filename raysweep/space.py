@@ -158,7 +158,10 @@ class SearchSpace:
 
     def _pretrain(self, point: Point) -> Recipe | Existing:
         data = copy.deepcopy(dict(self.base))
-        meant = [(path, value, label) for name, label in point.items() for path, value in self._meant(name, label)]
+        # Axes as in the file, in whatever order a study or a caller names them: one may refine what is set before it.
+        order = {name: index for index, name in enumerate(self.declared.sweep)}
+        names = sorted(point, key=lambda name: order.get(name, len(order)))
+        meant = [(path, value, point[name]) for name in names for path, value in self._meant(name, point[name])]
         # A checkpoint brings an objective of its own, which an axis may change.
         for path, value, label in sorted(meant, key=lambda change: change[0] not in SOURCES):
             put(data, path, value)

@@ -139,6 +139,13 @@ def test_axes_refine_what_comes_before_them(sweep_file):
     }
 
 
+def test_a_trial_is_the_same_in_whatever_order_a_point_names_the_axes(sweep_file):
+    optimizers = "  pretrain.optimizer: {grid: {plain: {name: sgd, lr: 1}, usual: {name: adamw, lr: 1}}}\n"
+    space = load(sweep_file(zipped(optimizers, AXIS)))
+    for point in space.points():
+        assert space.trial(dict(reversed(point.items())), 0).id == space.trial(point, 0).id
+
+
 def test_a_random_search_draws_whole_settings(sweep_file):
     text = zipped(SIZE) + "search: {name: random, num_trials: 12}\n"
     space = load(sweep_file(text))
