@@ -110,8 +110,9 @@ class SearchSpace:
 
     def _kinds_of_trial(self) -> Iterator[Trial]:
         """A trial for all that decides which metrics there are: the domains of text, and whose loss is measured."""
-        words = {name: ".".join(paths_of(name, axis)).split(".") for name, axis in self.declared.sweep.items()}
-        decisive = [name for name in words if {"data", "objective"} & {*words[name]}]
+        decisive = [
+            name for name, axis in self.declared.sweep.items() if any(map(_decides_metrics, paths_of(name, axis)))
+        ]
         points = self.points()
         if self.declared.search.name == "optuna":  # Whatever it may pick.
             values = {name: listed for name in decisive if (listed := self.values(name))}
@@ -346,6 +347,13 @@ def _alone(space: SearchSpace, path: str) -> list[tuple[Place, Point]]:
         if path in setting.places
     ]
     return swept or [(tuple(path.split(".")), {})]
+
+
+def _decides_metrics(path: str) -> bool:
+    """Whether what an axis sets there may change which metrics there are: the text, or whose loss is measured."""
+    words = path.split(".")[1:]
+    # A checkpoint brings its objective with it; a phase that is set as a whole may bring both.
+    return bool({"data", "objective", "from"} & {*words}) or (words[0] == "phases" and len(words) <= 2)
 
 
 def _metric_findings(space: SearchSpace) -> Iterator[Finding]:

@@ -158,6 +158,16 @@ def test_an_axis_reaches_a_phase_or_takes_its_place(space_of):
     ]
 
 
+def test_columns_are_known_of_text_that_a_whole_phase_brings(space_of, tmp_path):
+    (tmp_path / "a.txt").write_text("A plain text. " * 400)
+    files = "{train: a.txt, valid: a.txt}"
+    corpus = SWEEP[SWEEP.index("  data:") : SWEEP.index("  model:")]
+    text = SWEEP.replace(corpus, f"  data: {{name: text, domains: {{a: {files}}}}}\n")
+    phases = f"{{more: {{steps: 2, data: {{domains: {{b: {files}}}}}}}, same: {{steps: 2}}}}"
+    space = space_of(f"{text}sweep:\n  pretrain.phases.decay: {{grid: {phases}}}\n")
+    assert {"heldout/ppl_a", "heldout/ppl_b"} < {column.name for column in space.columns()}
+
+
 def test_each_domain_goes_on_where_it_was_left():
     mixes = [{"a": 0.5, "b": 0.5}, {"a": 0.9, "b": 0.1}, {"a": 0.9, "b": 0.1}]
     reading, begins = Reading(seed=3), []
