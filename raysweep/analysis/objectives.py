@@ -61,8 +61,8 @@ def _words(objective: Mapping[str, Any] | None) -> str:
     fields = {name: value for name, value in (objective or CausalLM().model_dump()).items() if name != "VERSION"}
     try:
         made = _OBJECTIVE.validate_json(json.dumps(fields))
-    except ValidationError:  # As another version declared it: named, if not described.
-        return str(fields.get("name"))
+    except ValidationError:  # As another version declared it: told from others by its fields, if not described.
+        return f"{fields.get('name')} ({json.dumps(fields, sort_keys=True)})"
     return f"{made.name} ({made.predicts()})"
 
 

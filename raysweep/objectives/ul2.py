@@ -94,8 +94,13 @@ class UL2(DecoderObjective):
     """Whether the tokens of the corrupted text all see each other, as in an encoder, or each those before it."""
 
     def predicts(self) -> str:
-        """What each denoiser cuts out, and how the rest is seen, in words."""
-        kinds = ", ".join(each.in_words() for each in self.denoisers)
+        """What each denoiser cuts out, of which share of the rows if unlike, and how the rest is seen, in words."""
+        total = sum(each.weight for each in self.denoisers)
+        is_even = len({each.weight for each in self.denoisers}) == 1
+        kinds = ", ".join(
+            each.in_words() if is_even else f"{each.weight / total:.3g} of rows {each.in_words()}"
+            for each in self.denoisers
+        )
         cut_out = f"what {len(self.denoisers)} denoisers cut out ({kinds})"
         return f"{cut_out}, and its sentinels, from what is left of a sequence, {SEEN[self.attention]}"
 

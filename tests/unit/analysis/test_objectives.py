@@ -47,7 +47,9 @@ def test_what_another_version_declared_is_named():
     assert losses_of("pretrain", canonical(Pretrain(recipe=recipe, seed=0, step=1)))["training_loss_of"].startswith(
         "prefix"
     )
-    assert losses_of("heldout", {"objective": {"name": "of_later_days", "rate": 3}}) == {PERPLEXITY_OF: "of_later_days"}
+    one, other = ({"objective": {"name": "of_later_days", "rate": rate}} for rate in (3, 4))
+    assert losses_of("heldout", one) == {PERPLEXITY_OF: 'of_later_days ({"name": "of_later_days", "rate": 3})'}
+    assert losses_of("heldout", other) != losses_of("heldout", one)
 
 
 def ranked(words):

@@ -318,6 +318,9 @@ def test_what_is_predicted_in_words():
         "what 2 denoisers cut out (S 0.25, R 0.15 in 3s), and its sentinels, "
         "from what is left of a sequence, seen causally"
     )
+    # A loss over other shares of the rows is another quantity.
+    unequal = UL2(name="ul2", denoisers=(ways[0].with_(weight=3.0), ways[1]))
+    assert "what 2 denoisers cut out (0.75 of rows S 0.25, 0.25 of rows R 0.15 in 3s)" in unequal.predicts()
     mixture = Mixture(name="mixture", objectives={"next": CausalLM(), "spans": spans}, mix={"next": 3, "spans": 1})
     assert mixture.predicts() == (
         f"next, 0.75 of rows: {CausalLM().predicts()}; spans, 0.25 of rows: {spans.predicts()}"
