@@ -67,7 +67,9 @@ class Association:
     """NaN for config, whose order is another one for every pair, and where not all checkpoints compare."""
     kendall: IntervalEstimate
     gain: IntervalEstimate
-    """`accuracy` minus that of the best config baseline, on the same pairs of checkpoints."""
+    """`accuracy` minus that of `baseline`, on the same pairs of checkpoints."""
+    baseline: str | None
+    """The config row that orders most of these pairs right; None where the best one was known of other checkpoints."""
     pairs: PairCounts
     same_order_as: str | None
     """An indicator listed before, with the same order of the same checkpoints (perplexity and its loss)."""
@@ -225,6 +227,7 @@ def _association(
         spearman=NO_ESTIMATE,
         kendall=NO_ESTIMATE,
         gain=NO_ESTIMATE,
+        baseline=None,
         pairs=pairs.counts,
         same_order_as=None,
     )
@@ -239,18 +242,30 @@ def _correlation(function: Statistic, oriented: Floats, scores: Floats, weights:
 def _ordered(rows: Sequence[_Row]) -> tuple[Association, ...]:
     """Best first, with the gain over the best config baseline, and repetitions of an order marked."""
     rows = sorted(rows, key=_place_in_order)
-    baseline = next((row for row in rows if row.association.source == "config"), None)
+    config = [row for row in rows if row.association.source == "config"]
     seen: dict[Hashable, str] = {}
     ordered = []
     for row in rows:
-        gain = row.association.gain
-        # Over other pairs than the indicator's, a difference would compare two things at once.
-        if baseline and row.association.source == "measured" and (row.have == baseline.have).all():
+        association = replace(row.association, same_order_as=seen.get(row.order))
+        if association.source == "measured" and (baseline := _baseline(row, config)):
             ours, theirs = (each.accuracy(row.comparable) for each in (row, baseline))
             gain = interval(ours[0] - theirs[0], ours[1] - theirs[1], low=-1.0)
-        ordered.append(replace(row.association, gain=gain, same_order_as=seen.get(row.order)))
-        seen.setdefault(row.order, row.association.indicator)
+            association = replace(association, gain=gain, baseline=baseline.association.indicator)
+        ordered.append(association)
+        seen.setdefault(row.order, association.indicator)
     return tuple(ordered)
+
+
+def _baseline(row: _Row, config: Sequence[_Row]) -> _Row | None:
+    """Of config rows, best first, the one that orders most of the pairs right that an indicator orders."""
+    # Over other checkpoints than the indicator's, a difference would compare two things at once.
+    if not config or (config[0].have != row.have).any():
+        return None
+    if row.comparable.all():
+        return config[0]
+    # What tells objectives apart may be best over all pairs, and say nothing of those within one.
+    alike = [each for each in config if (each.have == row.have).all()]
+    return max(alike, key=lambda each: each.accuracy(row.comparable)[0])
 
 
 def _place_in_order(row: _Row) -> tuple[bool, float, str]:

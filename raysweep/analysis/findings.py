@@ -47,16 +47,15 @@ def headline(ranking: Ranking) -> str:
     # Its interval is over variants: noise of the test examples, which all checkpoints share, may agree with it.
     if top.pairs.num_pairs and not top.pairs.num_clear and ranking.errors != "unknown":
         text += f" of {top.pairs.num_pairs}, none of which is clear of noise"
-    config = next((item for item in ranking.associations if item.source == "config"), None)
     if math.isnan(top.accuracy.low):
         text += ", with too few variants for an interval"
-        if config and top.gain.value <= 0:
-            text += f", and no more than {_known_before(config, top)}"
+        if top.gain.value <= 0:
+            text += f", and no more than {_known_before(top)}"
         return f"{text}."
     verdict = "" if top.accuracy.low > 0.5 else ", which is not shown to be better than chance"
-    if config and not math.isnan(top.gain.low) and top.gain.low <= 0:
+    if top.gain.low <= 0:
         joined = " nor" if verdict else ", though not shown to be better"
-        verdict += f"{joined} than {_known_before(config, top)}"
+        verdict += f"{joined} than {_known_before(top)}"
     return f"{text}{verdict} (picked as the best, for which the interval does not correct)."
 
 
@@ -161,9 +160,9 @@ def tie_text(tie: Tie) -> str:
     return f"{tie.label} ({', '.join(filter(None, (f'{points_text(tie.difference)} below', cost_text(tie))))})"
 
 
-def _known_before(config: Association, indicator: Association) -> str:
+def _known_before(indicator: Association) -> str:
     """`the sweep file alone (0.88)`: what needs no measurement, and the share of the same pairs that it has right."""
-    name = "the sweep file" if config.indicator == TOGETHER else config.indicator
+    name = "the sweep file" if indicator.baseline == TOGETHER else indicator.baseline
     return f"{name} alone ({indicator.accuracy.value - indicator.gain.value:.2f})"
 
 

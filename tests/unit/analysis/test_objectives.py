@@ -135,6 +135,22 @@ def test_the_gain_over_the_sweep_file_is_on_the_same_pairs():
     assert f"not shown to be better than point.x alone ({baseline:.2f})" in text
 
 
+def test_the_gain_is_over_what_the_sweep_file_says_best_within_an_objective():
+    import pandas as pd
+
+    words, names = [NEXT] * 4 + [HIDDEN] * 4, [f"c{index}" for index in range(8)]
+    table = pd.DataFrame({"trial": names, "variant": names, "checkpoint": names, "status": "done", "step": 1})
+    table["sft/mean_score"] = [0.58, 0.58, 0.59, 0.64, 0.06, 0.14, 0.0, 0.07]
+    table["heldout/ppl"] = [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    table["point.objective"], table["point.lr"] = words, ["low", "high"] * 4
+    ranking = rank(table.assign(**{PERPLEXITY_OF: words, "point.warmup": list("xxyy") * 2}), columns=COLUMNS)
+    perplexity, *config = sorted(ranking.associations, key=lambda item: item.source == "config")
+    # Over all pairs the objective says most, and of those within one nothing: the rate says as much as perplexity.
+    assert [item.indicator for item in config] == ["all together", "point.objective", "point.lr", "point.warmup"]
+    assert perplexity.baseline == "point.lr"
+    assert perplexity.gain.value == pytest.approx(0)
+
+
 def test_tables_say_how_many_pairs_are_compared():
     table = agreement_table(two_objectives(flatness_of=None))
     at = [heading.name for heading in table.columns].index("pairs")
