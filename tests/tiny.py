@@ -1,5 +1,6 @@
 """A sweep that takes seconds, its stages one by one, and what of a run must not depend on how it went."""
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,3 +106,10 @@ ONE_CPU = Shape(workers=1, cpus=1, gpus=0)
 def roomy(max_concurrent: int | None = None) -> Gangs:
     """A cluster with room for 64 gangs of `ONE_CPU`."""
     return Gangs(lambda: View({"node": {"CPU": 64.0}}, {}), max_concurrent=max_concurrent, may_grow=False)
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -42,4 +42,4 @@ def varying_points(table: pd.DataFrame) -> list[str]:
 
 def is_missing(value: Any) -> bool:
     """Whether a table's cell holds nothing: None, NaN or pandas' NA."""
-    return value is None or value != value or str(value) == "<NA>"
+    return value is None or str(value) == "<NA>" or value != value

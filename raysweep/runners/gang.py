@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from raysweep.runners.agreement import Agreement
 from raysweep.runners.attempts import Failure, Outcome, attempt, make
 from raysweep.runners.events import Address
 from raysweep.runners.heartbeat import start_beats, this_process
-from raysweep.runners.processes import free_port, join_process_group, leave_process_group, make_worker
+from raysweep.runners.processes import LOOPBACK, join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.spec import canonical
 from raysweep.store import Store
@@ -57,7 +58,8 @@ class Gang:
     ) -> None:
         self.store = store
         self.worker = make_worker(resources, rank=0, world_size=1, report=report, save_asked=save_asked)
-        join_process_group(self.worker, resources, "127.0.0.1", free_port())
+        with socket.create_server((LOOPBACK, 0)) as listener:
+            join_process_group(self.worker, resources, LOOPBACK, listener.getsockname()[1], listener=listener)
 
     def wide(self, stage: Stage) -> Outcome:
         """Run one stage on all ranks."""
@@ -91,21 +93,21 @@ class RayGang(Gang):
         *,
         report: Callable[[Mapping[str, Any]], None],
         start_rank: Callable[[int], Any],
+        address: str = LOOPBACK,
         save_asked: Callable[[], bool] = never,
     ) -> None:
         self.store = store
         world_size = resources.workers
         self._others = [start_rank(rank) for rank in range(1, world_size)]
-        import ray
-
-        address, port = ray.util.get_node_ip_address(), free_port()
+        listener = socket.create_server((address, 0))
+        port = listener.getsockname()[1]
         joined = [
             actor.join.remote(store.url, resources, rank, address, port) for rank, actor in enumerate(self._others, 1)
         ]
         self.worker = make_worker(resources, rank=0, world_size=world_size, report=report, save_asked=save_asked)
         # A rank that dies before it has joined would be waited for for half an hour.
         with _watch(joined):
-            join_process_group(self.worker, resources, address, port)
+            join_process_group(self.worker, resources, address, port, listener=listener)
         _get(joined)
 
     def wide(self, stage: Stage) -> Outcome:

@@ -54,8 +54,21 @@ def make_worker(
     )
 
 
-def join_process_group(worker: Worker, resources: Resources, address: str, port: int) -> None:
-    """Make the process group of a gang, once for all its stages. A plain gang of one needs none."""
+LOOPBACK = "127.0.0.1"
+
+
+def join_process_group(
+    worker: Worker, resources: Resources, address: str, port: int, *, listener: socket.socket | None = None
+) -> None:
+    """Make the process group of a gang, once for all its stages. A plain gang of one needs none.
+
+    Args:
+        worker: this process.
+        resources: of the gang.
+        address: where rank 0 listens, and nowhere else: ranks are let in without a key. On loopback gloo stays there.
+        port: the same on every rank.
+        listener: of rank 0, bound there already, so that nobody else takes the port meanwhile.
+    """
     if worker.world_size == 1 and worker.zero_stage == 0:
         return
     import torch.distributed as dist
@@ -73,7 +86,21 @@ def join_process_group(worker: Worker, resources: Resources, address: str, port:
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
     }
-    dist.init_process_group("nccl" if worker.device.startswith("cuda") else "gloo")
+    if address == LOOPBACK:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    is_first = worker.rank == 0
+    if is_first:
+        listener = listener or socket.create_server((address, port))
+    meeting = dist.TCPStore(  # type: ignore[attr-defined]
+        address,
+        port,
+        worker.world_size,
+        is_master=is_first,
+        timeout=dist.default_pg_timeout,
+        master_listen_fd=listener.detach() if listener else None,
+    )
+    backend = "nccl" if worker.device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, store=meeting, rank=worker.rank, world_size=worker.world_size)
 
 
 def leave_process_group() -> None:
@@ -90,10 +117,3 @@ def leave_process_group() -> None:
             deepspeed.comm.destroy_process_group()  # With it goes what DeepSpeed keeps of the group.
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

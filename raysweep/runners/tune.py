@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray import cloudpickle, tune
+from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
@@ -26,6 +27,7 @@ from raysweep.runners.gang import Gang, RankActor, RayGang
 from raysweep.runners.heartbeat import start_beats, this_process
 from raysweep.runners.interrupts import SAVE_SECONDS, UnsavedTraining
 from raysweep.runners.journal import trial_row
+from raysweep.runners.processes import LOOPBACK
 from raysweep.runners.queue import Beginnings, Queue
 from raysweep.runners.ray_cluster import looking, start_ray
 from raysweep.runners.ray_watch import ray_watched
@@ -86,7 +88,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
                 actor.beat.remote(events, gang, rank, every)
                 return actor
 
-            self._gang = RayGang(store, resources, **callbacks, start_rank=start)
+            self._gang = RayGang(store, resources, **callbacks, start_rank=start, address=_address())
         self._first_memory: int | None = None
         self._outgrown: str | None = None
         self._begin(config)
@@ -148,6 +150,12 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
 
     def _progress(self, event: Mapping[str, Any]) -> None:
         self._events.tell({"event": "progress", "trial": self._current, **event})
+
+
+def _address() -> str:
+    """Where the ranks of this gang meet: on loopback if all are on one machine, else at its address in the cluster."""
+    places = ray.util.placement_group_table(ray.util.get_current_placement_group())["bundles_to_node_id"]
+    return LOOPBACK if len(set(places.values())) == 1 else str(ray.util.get_node_ip_address())
 
 
 def _rank_starter(resources: Resources, store: Store, agreement: Agreement | None) -> Callable[[int], Any]:
@@ -248,18 +256,24 @@ class _Ends(tune.Callback):  # type: ignore[misc]
 def _cause(trial: Any) -> tuple[str, str]:
     """What ended a trial's gang, in a line, and its log.
 
-    Read where Tune writes it. `trial.get_error` looks into the run's folder, into which it is copied later.
+    Read where Tune writes it. `trial.get_error` looks into the run's folder, into which it is copied later, and
+    unpickles what it finds there.
     """
     if not trial.error_file:
         return "the gang was lost", ""
     log = without_secrets(Path(trial.error_file).read_text())
-    if not trial.pickled_error_file:
-        return log.strip().splitlines()[-1], log
-    error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-    text = without_secrets(str(getattr(error, "cause", None) or error))
-    lines = text.strip().splitlines() or ["the gang was lost"]
-    # Of a process that failed as it was set up, Ray gives the traceback; else its own details follow the cause.
-    return (lines[-1] if getattr(error, "actor_init_failed", False) else lines[0]), log
+    return cause_of(log), log
+
+
+def cause_of(log: str) -> str:
+    """The line that says why, of what Tune has noted of each failure, the last one last."""
+    said = re.split(r"(?m)^Failure # \d+ \(occurred at .*\)$", log)[-1].strip()
+    lines = said.splitlines() or ["the gang was lost"]
+    if "ray::" not in lines[0]:  # Of an actor that died: Ray's own details follow.
+        return lines[0]
+    # A traceback, which ends in the error: its kind, and its message, which may have several lines.
+    errors = [found[1] for line in lines if (found := re.match(r"[A-Za-z_][\w.]*: (.*)", line))]
+    return errors[-1] if errors else lines[-1]
 
 
 def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, trials: Sequence[Trial] | None) -> None:

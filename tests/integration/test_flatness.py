@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
+from tiny import free_port
 
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
-from raysweep.runners.processes import free_port, join_process_group, leave_process_group, make_worker
+from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.stages.base import Subject
 from raysweep.stages.flatness import Flatness, Shape

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import pretrain, recipe_of
+from tiny import free_port, pretrain, recipe_of
 from transformers import AutoTokenizer
 
 from raysweep.data.packing import Tokens
@@ -15,7 +15,7 @@ from raysweep.objectives.base import MASK, Specials
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
 from raysweep.objectives.ul2 import UL2
-from raysweep.runners.processes import free_port, join_process_group, leave_process_group, make_worker
+from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.stages.base import Subject
 from raysweep.stages.flatness import Flatness

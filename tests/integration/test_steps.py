@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch.multiprocessing as mp
+from tiny import free_port
 
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.output_loss import use_loss_layer
-from raysweep.runners.processes import free_port, join_process_group, leave_process_group, make_worker
+from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.train.loop import train
 from raysweep.train.models import Llama
@@ -58,6 +60,8 @@ def rank_main(rank: int, port: int, folder: str) -> None:
         found[f"{stage}, 8 micro-batches, bf16"] = steps(cut, bf16=True, loss_layer=True)
     if rank == 0:
         (Path(folder) / "found.json").write_text(json.dumps(found))
+    listening = [each.laddr.ip for each in psutil.Process().net_connections() if each.status == psutil.CONN_LISTEN]
+    (Path(folder) / f"listening-{rank}.json").write_text(json.dumps(listening))
     leave_process_group()
 
 
@@ -65,6 +69,10 @@ def rank_main(rank: int, port: int, folder: str) -> None:
 def test_gradient_norms_are_equal_however_a_step_is_cut(tmp_path):
     mp.spawn(rank_main, (free_port(), str(tmp_path)), nprocs=2)
     found = json.loads((tmp_path / "found.json").read_text())
+    # Whoever reaches a rank's port is let in without a key: on one machine nobody else may.
+    listening = [json.loads((tmp_path / f"listening-{rank}.json").read_text()) for rank in range(2)]
+    assert listening[0]
+    assert {address for rank in listening for address in rank} == {"127.0.0.1"}
     alone = make_worker(Resources(), rank=0, world_size=1)
     whole, rounded = steps(alone), steps(alone, bf16=True)
     for name, given in found.items():

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from tiny import pretrain, recipe_of
+from tiny import free_port, pretrain, recipe_of
 
 from raysweep.errors import Diverged
 from raysweep.objectives.causal_lm import CausalLM
-from raysweep.runners.processes import free_port, join_process_group, leave_process_group, make_worker
+from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.stages.heldout import Heldout
 from raysweep.stages.optimizer_state import OptimizerState

@@ -1,6 +1,7 @@
-"""Whatever stands in a sweep file, a data file or a journal: raysweep loads it, or says in its own words why not.
+"""Whatever stands in a sweep file, a data file, a journal or a record: raysweep loads it, or says why not.
 
-RAYSWEEP_FUZZ=50000 tries more inputs than the 2,000 of every run.
+`RAYSWEEP_FUZZ=100000 python -m pytest tests/unit/test_fuzz.py` tries so many inputs in all, others each time, and not
+the 2,000 of every run.
 """
 
 import contextlib
@@ -16,15 +17,24 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from tiny import TINY
 
+from raysweep.analysis.terminal import format_terminal
+from raysweep.data.packing import TokensMeta
 from raysweep.data.text import Domain
 from raysweep.errors import RaysweepError
 from raysweep.estimates import estimate
+from raysweep.lease import Holder, Lease, Pace
+from raysweep.mirror import Mirror
+from raysweep.record import Record, _checksum
+from raysweep.remote import Remote
+from raysweep.results import Results
 from raysweep.runners.journal import trial_row
 from raysweep.runs import Run, status
 from raysweep.space import load
+from raysweep.spec import canonical
 from raysweep.store import Store
 from raysweep.tasks.multiple_choice import MultipleChoice
 from raysweep.tasks.qa import QA
+from raysweep.weights import check_files
 
 NUM_CASES = int(os.environ.get("RAYSWEEP_FUZZ", "2000"))
 
@@ -186,7 +196,7 @@ def written(path: Path, content: str | bytes) -> Path:
     return path
 
 
-@cases(0.6)
+@cases(0.4)
 @given(st.data())
 def test_sweep_files(folder, data):
     path = written(folder / "x.yaml", data.draw(st.sampled_from(SWEEPS).flatmap(sweep_texts)))
@@ -211,7 +221,7 @@ DEEP = ["[" * 20_000, '{"a":' * 20_000, '{"text": ' + "1" * 5000 + "}"]
 KINDS = {"quiz": (MultipleChoice, QUIZ), "ask": (QA, ASK), "texts": (Domain, DOCUMENTS)}
 
 
-@cases(0.3)
+@cases(0.25)
 @given(st.data())
 def test_task_files(folder, data):
     kind, lines = KINDS[data.draw(st.sampled_from(sorted(KINDS)))]
@@ -251,3 +261,99 @@ def test_journals(folder, tiny, data):
         run.add_failure("sft-1", kind="sft", trial="t", cause="c", log="l")
         run.add_pruned("trial-2", 6)
         run.start_attempt()
+
+
+def sealed(document: object) -> str:
+    """A record's text with a checksum that fits, as whoever can write to a store can make one."""
+    if not isinstance(document, dict):
+        return json.dumps(document)
+    body = {key: value for key, value in document.items() if key != "checksum"}
+    with contextlib.suppress(UnicodeEncodeError):
+        body["checksum"] = _checksum(body)
+    return json.dumps(body)
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tiny) -> tuple[Run, list[dict]]:
+    """A run whose stages all have a record, and these as JSON values."""
+    run = Run.create(Store(folder / "finished"), "fuzz", sweep_text=TINY, identity=tiny.identity())
+    run.note_columns(tiny.columns())
+    known = {"started": "2026-11-26T08:00:00", "wall_seconds": 1.0, "peak_memory_bytes": 2**20, "world_size": 1}
+    known |= {"device": "cpu", "host": "h", "git_commit": None, "versions": {"torch": "2"}}
+    records = []
+    for point in tiny.points():
+        trial = tiny.trial(point, 0)
+        run.add_trial(trial_row(trial))
+        for stage in trial.stages:
+            metrics = {metric.name: 0.5 for metric in stage.spec.metrics(tiny.declared.pretrain.data)}
+            metrics |= {"score": 0.5, "valid_score": 0.5} if stage.kind == "sft" else {}
+            record = Record(
+                stage.id, stage.kind, "done", canonical(stage.spec), dict(stage.inputs), metrics, known, files={}
+            )
+            with run.store.claim(stage.id):
+                run.store.commit(record, run.store.work_dir(stage.id))
+            records.append(json.loads(record.to_json()))
+    return run, records
+
+
+@cases(0.05)
+@given(st.data())
+def test_records(finished, data):
+    run, records = finished
+    document = data.draw(st.sampled_from(records))
+    text = json.dumps(document)
+    forged = changed(document).map(sealed)
+    content = data.draw(forged | forged | changed(document).map(json.dumps) | spliced(text) | st.binary(max_size=60))
+    path = run.store.root / "stages" / document["id"] / "record.json"
+    path.parent.mkdir(exist_ok=True)
+    written(path, content)
+    try:
+        with in_its_own_words():
+            status(run)
+            results = Results(run)
+            format_terminal(results.ranking)
+            results.ranking.to_dict()
+    finally:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+@cases(0.1)
+@given(st.data())
+def test_manifests(folder, data):
+    """What tells of a run's copy, of a token folder, of a checkpoint's files, and of who holds a run."""
+    alike = {"trials.jsonl": ["stamp", 10, 20], "failures/sft-1.json": [None, 1, 2]}
+    meta = {"num_train": {"all": 10}, "num_valid": {"all": 5}, "dtype": "uint16", "vocab_size": 16}
+    index = {"metadata": {"total_size": 4}, "weight_map": {"a": "model.safetensors"}}
+    note = {"host": "h", "pid": 1, "lock": "l", "holds": True, "beat": 1, "taken_from": ["a"]}
+    name, document = data.draw(
+        st.sampled_from([("alike", alike), ("meta.json", meta), ("x.safetensors.index.json", index), ("note", note)])
+    )
+    content = data.draw(changed(document).map(json.dumps) | spliced(json.dumps(document)) | st.binary(max_size=60))
+    place = folder / "manifests"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    path = written(place / name, content)
+    if name == "meta.json":
+        with contextlib.suppress(ValueError):  # What its reader says it raises.
+            TokensMeta.read(place)
+        return
+    with in_its_own_words():
+        if name == "alike":
+            remote = Remote(f"local://{folder}/url")
+            remote.write("runs/r/trials.jsonl", b"{}")
+            target = place / "runs" / "r"
+            target.mkdir(parents=True)
+            path.rename(target / ".mirror.json")
+            mirror = Mirror(remote, place, "runs/r")
+            mirror.pull()
+            mirror.push()
+        elif name == "note":
+            remote = Remote(f"local://{folder}/held")
+            remote.write("n/other", path.read_bytes())
+            holder = Holder("here", 2, "mine")
+            pace = Pace(beat_seconds=0.004, expiry_seconds=0.004)
+            with Lease(remote, "n", holder, what="it", pace=pace, renewed=lambda: None, lost=lambda who: None):
+                pass
+        else:
+            check_files(place, [path])

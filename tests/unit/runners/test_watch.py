@@ -7,11 +7,11 @@ import signal
 import time
 
 import pytest
+from tiny import free_port
 
 from raysweep.runners import attempts
 from raysweep.runners.events import Address, EventSink
 from raysweep.runners.heartbeat import start_beats
-from raysweep.runners.processes import free_port
 from raysweep.runners.watch import Beat, Process, Watch
 
 

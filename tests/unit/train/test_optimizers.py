@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.multiprocessing as mp
+from tiny import free_port
 from tiny_models import build
 
 from raysweep.objectives.causal_lm import CausalLM
-from raysweep.runners.processes import free_port
 from raysweep.train.engines import PlainEngine
 from raysweep.train.models import Llama
 from raysweep.train.muon import MuonAdamW, hidden_matrices

@@ -1,0 +1,34 @@
+"""Why a gang was lost, from what Tune writes down."""
+
+import pytest
+from ray.exceptions import RayActorError, RayTaskError
+
+from raysweep.runners.gang import GangBroken
+from raysweep.runners.tune import cause_of
+
+
+def noted(*errors: Exception) -> str:
+    """As `Trial.handle_error` of Tune writes them."""
+    return "".join(f"Failure # {n} (occurred at 2026-11-26_08-00-00)\n{error}\n" for n, error in enumerate(errors, 1))
+
+
+def failed(error: Exception) -> RayTaskError:
+    try:
+        raise error
+    except Exception as cause:
+        text = f"ray::GangTrainable.train()\n  File x, line 1\n{type(cause).__module__}.{type(cause).__name__}: {cause}"
+        return RayTaskError("train", text, cause)
+
+
+@pytest.mark.parametrize(
+    ("errors", "cause"),
+    [
+        ([RayActorError(None, "a gang grew and is replaced", False, True)], "a gang grew and is replaced"),
+        ([failed(GangBroken("1 rank(s) are stuck after: x\n\tmore"))], "1 rank(s) are stuck after: x"),
+        ([RayActorError(), failed(ValueError("the last"))], "the last"),
+        ([failed(ValueError("first")), RayActorError()], "The actor experienced an error before finishing this task."),
+        ([], "the gang was lost"),
+    ],
+)
+def test_the_cause_is_the_line_that_says_why(errors, cause):
+    assert cause_of(noted(*errors)) == cause
