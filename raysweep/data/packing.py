@@ -7,6 +7,7 @@ run of `sequence_length` tokens; sequence i of a domain is tokens [i L, (i + 1) 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from pydantic import ConfigDict
 
 from raysweep.errors import DataError
 from raysweep.spec import Spec
+
+logger = logging.getLogger(__name__)
 
 Ints = npt.NDArray[np.int64]
 
@@ -117,6 +120,32 @@ class Tokens:
         # Not the first ones: files are often in the order of source or date.
         picked = np.linspace(0, len(every) - 1, num=min(max_sequences, len(every))).astype(np.int64)
         return every[picked].astype(np.int64)
+
+    def valid_mix(self, mix: Mapping[str, float], *, sequence_length: int, num_sequences: int) -> Ints:
+        """Held-out sequences of several domains, each its share [n, L], int64, domain by domain: always the same.
+
+        n is `num_sequences` but for rounding, as each domain has one at least. Where the text of a domain is shorter
+        than its share, there are fewer of all: the shares are those of the mix.
+
+        Args:
+            mix: domain -> share, summing to 1.
+            sequence_length: L, in tokens.
+            num_sequences: that are asked for.
+
+        Raises:
+            DataError: if there is not even one of a domain.
+        """
+        there = {name: len(self.sequences(name, "valid", sequence_length)) for name in mix}
+        shortest = min(mix, key=lambda name: there[name] / mix[name])
+        num = min(float(num_sequences), there[shortest] / mix[shortest])
+        if num < min(num_sequences, sum(there.values())):  # Some are there and left out.
+            text = "%d held-out sequences in place of %d: domain %r has %d, and all are to have their shares"
+            logger.warning(text, num, num_sequences, shortest, there[shortest])
+        parts = [
+            self.valid(name, sequence_length=sequence_length, max_sequences=max(1, round(share * num)))
+            for name, share in sorted(mix.items())
+        ]
+        return np.concatenate(parts)
 
     def batches(
         self, mix: Mapping[str, float], *, sequence_length: int, seed: int, begin: Begin | None = None

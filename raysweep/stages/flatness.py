@@ -83,12 +83,12 @@ class Flatness(TraceSettings, StageSpec):
     """
 
     kind: ClassVar[str] = "flatness"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     reads_text: ClassVar[bool] = True
     filled: ClassVar[frozenset[str]] = frozenset({"mix", "sequence_length", "loss"})
 
     num_sequences: int = Field(default=512, ge=2)
-    """Held-out sequences to measure on, each domain's share by its mix."""
+    """Held-out sequences to measure on, each domain's share by its mix; fewer where a domain has not its share."""
     batch_sequences: int = Field(default=1, ge=1)
     """One is best, as each batch has a probe vector of its own, unless sequences are too short to fill a device."""
     parameters: tuple[str, ...] = ("*",)
@@ -289,14 +289,8 @@ class Flatness(TraceSettings, StageSpec):
         """Held-out sequences of all domains, as the objective prepares them: the same for all models."""
         import torch
 
-        parts = [
-            tokens.valid(
-                name, sequence_length=self.sequence_length, max_sequences=max(1, round(share * self.num_sequences))
-            )
-            for name, share in sorted(self.mix.items())
-        ]
+        every = tokens.valid_mix(self.mix, sequence_length=self.sequence_length, num_sequences=self.num_sequences)
         # Shuffled, so that each batch is a draw from the mix and batches differ by chance alone.
-        every = np.concatenate(parts)
         every = every[np.random.default_rng([self.seed, 3]).permutation(len(every))]
         specials = checkpoint_specials(checkpoint, self.loss)
         rows = self.loss.prepare(every, np.random.default_rng([self.seed, 4]), specials)

@@ -45,6 +45,17 @@ def test_shares_are_exact_over_a_cycle(tokens):
     assert (first < 1000).sum() == CYCLE // 4
 
 
+def test_held_out_shares_are_those_of_the_mix_where_text_is_short(tokens, caplog):
+    """Of both domains there are two sequences."""
+    rows = tokens.valid_mix({"b": 0.75, "a": 0.25}, sequence_length=4, num_sequences=64)
+    assert [int(first >= 1000) for first in rows[:, 0]] == [0, 1, 1]
+    assert "2 held-out sequences in place of 64: domain 'b' has 2" in caplog.text
+    caplog.clear()
+    rows = tokens.valid_mix({"b": 0.5, "a": 0.5}, sequence_length=4, num_sequences=4)
+    assert (rows == np.concatenate([tokens.valid(name, sequence_length=4, max_sequences=2) for name in "ab"])).all()
+    assert not caplog.text
+
+
 def test_batch_size_only_cuts_the_order(tokens):
     batches = tokens.batches({"a": 0.5, "b": 0.5}, sequence_length=4, seed=3)
     big = batches.batch(0, 12)
