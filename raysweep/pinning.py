@@ -172,11 +172,19 @@ def _pinned_phases(base: Mapping[str, Any], pins: Pins, where: Place) -> list[di
         if written := phase.get("data"):
             corpus, place = part.recipe.data, (*where, "phases", len(phases) - 1 - index, "data")
             whole = _plain(pins(place, corpus, partial(corpus.pin, pins.folder)))
-            # The rest stays inherited, so that an axis over it reaches this phase, too.
-            phase["data"] = {key: whole.get(key, value) for key, value in written.items()}
+            # The rest stays inherited, other domains and their weights too, so that an axis over it reaches this phase.
+            phase["data"] = {
+                key: _named(whole[key], value) if key in ("domains", "mix") else whole.get(key, value)
+                for key, value in written.items()
+            }
             if written.get("name", corpus.name) != base["data"]["name"]:
                 phase["data"] = whole
     return phases
+
+
+def _named(whole: Any, written: Any) -> Any:
+    """Of a pinned mapping by names those that are written, each whole."""
+    return {name: whole[name] for name in written} if isinstance(written, dict) else whole
 
 
 def _source(section: Recipe | Existing) -> dict[str, Any]:

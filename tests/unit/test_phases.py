@@ -168,6 +168,23 @@ def test_columns_are_known_of_text_that_a_whole_phase_brings(space_of, tmp_path)
     assert {"heldout/ppl_a", "heldout/ppl_b"} < {column.name for column in space.columns()}
 
 
+def test_an_axis_over_data_reaches_the_domains_that_a_phase_inherits(space_of, tmp_path):
+    for name in ("a", "b", "other"):
+        (tmp_path / f"{name}.txt").write_text(f"A plain text of {name}. " * 400)
+    a, b, other = (f"{{train: {name}.txt, valid: {name}.txt}}" for name in ("a", "b", "other"))
+    corpus = SWEEP[SWEEP.index("  data:") : SWEEP.index("  model:")]
+    text = SWEEP.replace(corpus, f"  data: {{name: text, domains: {{a: {a}, c: {a}}}, mix: {{a: 1, c: 1}}}}\n")
+    text = text.replace("decay, tokens", f"decay, data: {{domains: {{b: {b}}}, mix: {{b: 2}}}}, tokens")
+    corpora = f"{{x: {{name: text, domains: {{a: {other}, c: {a}}}, mix: {{a: 1, c: 5}}}}}}"
+    trial = space_of(f"{text}sweep:\n  pretrain.data: {{grid: {corpora}}}\n").trial({"pretrain.data": "x"}, 0)
+    trunk, decay = (stage.spec.recipe.data for stage in trial.stages if stage.kind == "pretrain")
+    assert list(decay.domains_) == ["a", "c", "b"]
+    assert decay.domains_["a"] == trunk.domains_["a"]
+    assert trunk.domains_["a"].fingerprint != trunk.domains_["c"].fingerprint
+    assert decay.domains_["b"].fingerprint
+    assert decay.mix_ == {"a": 1, "c": 5, "b": 2}
+
+
 def test_each_domain_goes_on_where_it_was_left():
     mixes = [{"a": 0.5, "b": 0.5}, {"a": 0.9, "b": 0.1}, {"a": 0.9, "b": 0.1}]
     reading, begins = Reading(seed=3), []
