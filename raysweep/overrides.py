@@ -105,7 +105,7 @@ def _item(items: Sequence[Any], word: str, key: str, place: Sequence[str | int])
 def _put(tree: Any, place: Place, value: Any) -> None:
     """Set the value at a place, with the mappings that lead there."""
     for part in place[:-1]:
-        if isinstance(tree, dict) and tree.get(part) is None:
+        if (tree.get(part) if isinstance(tree, dict) else tree[part]) is None:
             tree[part] = {}
         tree = tree[part]
     tree[place[-1]] = value

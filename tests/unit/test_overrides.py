@@ -132,6 +132,11 @@ def test_what_is_wrong_in_the_file_keeps_its_line(sweep_file):
     assert [line.split(" pretrain")[0] for line in found] == ["on the command line:", "tiny.yaml:8:"]
 
 
+def test_what_is_none_is_filled(sweep_file):
+    found = refused(sweep_file(), "pretrain.phases=[null]", "pretrain.phases.0.steps=5")
+    assert found == ["on the command line: pretrain.phases.0.name: is missing, and has no default"]
+
+
 def test_what_an_axis_sets_is_not_given_beside_it(sweep_file):
     text = TINY.replace(f"  {LR}: {{grid: [1e-2, 3e-3]}}", f"  a: {{zip: {{{LR}: [1, 2]}}}}")
     (line,) = refused(sweep_file(text), f"{LR}=1")
