@@ -310,6 +310,10 @@ class Store:
         sync(work_dir / RECORD)
         sync(work_dir)
         if self._remote:
+            if there := self.get(record.id):
+                # Another machine made it first, and others may be at reading it. By identity the two are equal.
+                shutil.rmtree(work_dir)
+                return there
             for name in [*files, RECORD]:
                 self._remote.put(work_dir / name, f"stages/{record.id}/{name}")
         folder = self._stage_dir(record.id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -32,6 +33,7 @@ from raysweep.analysis.sections import (
     ranking_table,
 )
 from raysweep.durable import parse_object, write_text
+from raysweep.errors import UnreachableError
 from raysweep.printable import printable
 from raysweep.runs import Run
 from raysweep.search import Goal
@@ -39,6 +41,8 @@ from raysweep.search import Goal
 if TYPE_CHECKING:
     import pandas as pd
     from jinja2 import Environment
+
+logger = logging.getLogger(__name__)
 
 MAX_TIES = 5
 """That are listed one by one."""
@@ -48,7 +52,10 @@ def write_report(run: Run, stages: pd.DataFrame, ranking: Ranking) -> Path:
     """Writes report.html into the run's folder; its path."""
     path = run.folder / "report.html"
     write_text(path, render(run, stages, ranking))
-    run.store.push(run.folder)
+    try:
+        run.store.push(run.folder)
+    except UnreachableError as error:  # Such as a store that can only be read: the page is here all the same.
+        logger.warning("the report stays on this machine: %s", error)
     return path
 
 

@@ -4,10 +4,12 @@ import threading
 import time
 
 import pytest
-from tiny import put, results_of
+from tiny import put, results_of, row
 
 from raysweep.errors import UnreachableError
+from raysweep.results import Results
 from raysweep.runners import run_sweep
+from raysweep.runs import Run
 from raysweep.store import Store
 
 ON_A_SERVER = pytest.mark.parametrize("url", ["s3"], indirect=True)
@@ -61,3 +63,18 @@ def test_a_refusal_is_no_outage(machine, monkeypatch, error):
     with pytest.raises(UnreachableError, match="cannot be written: "):
         put(store)
     assert time.monotonic() - start < 5
+
+
+def test_the_report_of_a_store_that_can_only_be_read_stays_here(machine, monkeypatch, caplog):
+    put(machine("one"))
+    run = Run.create(machine("one"), "r", sweep_text="x", identity="{}")
+    run.add_trial(row("t1"))
+    run.publish()
+    store = machine("two")
+
+    def refuse(*args, **kwargs):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(store._remote._fs, "put_file", refuse)
+    assert Results(Run.find(store, "r")).write_report().exists()
+    assert "the report stays on this machine: store" in caplog.text

@@ -62,6 +62,17 @@ def test_a_corrupt_object_is_set_aside_and_its_stage_made_again(machine, url, na
     assert (machine("three").folder("x-1") / "sub" / "file").read_text() == "weights"
 
 
+def test_of_two_machines_that_made_a_stage_the_first_stands(machine):
+    first = put(machine("one"))
+    second = machine("two")
+    with second.claim("x-1"):
+        out = second.work_dir("x-1")
+        (out / "other").write_text("of no use")
+        assert second.commit(replace(first, metrics={"m": 0.7}), out) == first
+    assert (machine("three").folder("x-1") / "sub" / "file").read_text() == "weights"
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("name", ["../../../outside", "{tmp}/outside", "sub/../../../outside"])
 def test_a_record_cannot_name_a_file_outside_of_its_folder(machine, url, tmp_path, name):
     record = put(machine("one"))
