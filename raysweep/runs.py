@@ -173,6 +173,9 @@ class Run:
             key, what = f"run-{self.name}", f"run {self.name!r}"
             try:
                 with self.store.lease(key, _holder(lock), what=what, renewed=self._send, lost=self._lose):
+                    with self._sending:  # What the holder before has sent since the run was opened here.
+                        self.store.pull(self.folder)
+                    self._noted = None
                     yield
             except KeyboardInterrupt:
                 if not self._taken_by:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import fsspec
 import pytest
+from tiny import row
 
 from raysweep.errors import StoreError
 from raysweep.lease import Pace
@@ -111,6 +112,17 @@ def test_a_second_machine_is_refused_while_the_first_lives(drive, here, url):
     with here.held():
         pass
     assert notes(url) == []
+
+
+def test_what_a_holder_sent_after_the_run_was_opened_here_is_kept(drive, here, machine):
+    first = drive("one")
+    assert first.says() == "holds"
+    first.end()
+    first.wait()
+    with here.held():
+        here.add_trial(row("here"))
+        here.publish()
+    assert trials(machine("two")) == ["one", "here"]
 
 
 def test_of_two_that_come_at_once_one_holds_at_most(drive):
