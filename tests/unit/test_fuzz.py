@@ -221,7 +221,7 @@ DEEP = ["[" * 20_000, '{"a":' * 20_000, '{"text": ' + "1" * 5000 + "}"]
 KINDS = {"quiz": (MultipleChoice, QUIZ), "ask": (QA, ASK), "texts": (Domain, DOCUMENTS)}
 
 
-@cases(0.25)
+@cases(0.28)
 @given(st.data())
 def test_task_files(folder, data):
     kind, lines = KINDS[data.draw(st.sampled_from(sorted(KINDS)))]
@@ -296,7 +296,7 @@ def finished(folder, tiny) -> tuple[Run, list[dict]]:
     return run, records
 
 
-@cases(0.05)
+@cases(0.02)
 @given(st.data())
 def test_records(finished, data):
     run, records = finished
