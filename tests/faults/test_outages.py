@@ -50,6 +50,24 @@ def test_a_server_that_stays_away_is_waited_for_as_long_as_was_said(machine, s3,
     assert other.get("x-1") is not None
 
 
+def test_a_slow_store_takes_its_time_and_one_that_times_out_is_asked_again(machine, monkeypatch, caplog):
+    store: Store = machine("one")
+    store.be_patient(60)
+    upload, tries = store._remote._fs.put_file, []
+
+    def slow(*args, **kwargs):
+        tries.append(time.sleep(0.2))
+        if len(tries) < 3:
+            raise TimeoutError("timed out")
+        return upload(*args, **kwargs)
+
+    monkeypatch.setattr(store._remote._fs, "put_file", slow)
+    put(store)
+    assert len(tries) == 4  # The file's third try, and its record's first.
+    assert sum("trying again" in text for text in caplog.messages) == 1
+    assert (machine("two").folder("x-1") / "sub" / "file").read_text() == "weights"
+
+
 @pytest.mark.parametrize("error", [PermissionError("Access Denied"), OSError(30, "Read-only file system")])
 def test_a_refusal_is_no_outage(machine, monkeypatch, error):
     store: Store = machine("one")
