@@ -319,9 +319,7 @@ class Run:
         """Another holds the run now: end what this process does, and take nothing back."""
         self._taken_by = taker
         logger.error("run %r was taken over by %s; ending this process's work on it", self.name, taker)
-        # As Ctrl-C would, though it may be ignored, as in the background of a shell.
-        number = signal.SIGINT if callable(signal.getsignal(signal.SIGINT)) else signal.SIGTERM
-        signal.pthread_kill(threading.main_thread().ident or 0, number)
+        interrupt_driver()
 
     def add_pruned(self, trial: str, step: int) -> None:
         """Note that a scheduler stopped a trial after its checkpoint at `step`: a resumed run stops it there too."""
@@ -375,6 +373,12 @@ class Run:
                 f"run {self.name!r} in {self.store.url} has lost its identity.json, and its sweep.yaml is another than "
                 "this sweep file: give this one another --run, or delete that sweep.yaml if they are the same sweep"
             )
+
+
+def interrupt_driver() -> None:
+    """Do to this process what Ctrl-C does, though that may be ignored, as in the background of a shell."""
+    number = signal.SIGINT if callable(signal.getsignal(signal.SIGINT)) else signal.SIGTERM
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 def _holder(lock: IO[str]) -> Holder:

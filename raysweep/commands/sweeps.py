@@ -27,6 +27,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         add_overrides(sub)
     run.add_argument("--runner", choices=["tune", "inline"], default="tune", help="inline: in this process, no Ray")
     run.add_argument("--run", type=named, metavar="NAME", help="name of the run (default: sweep name and identity)")
+    run.add_argument(
+        "--fail-fast", action="store_true", help="end at the first stage that fails for good; training is saved first"
+    )
     add_address(run)
     run.set_defaults(command=_run)
 
@@ -57,7 +60,8 @@ def _run(args: argparse.Namespace) -> int:
     use_address(args)
     space, store = load(args.sweep, args.overrides), store_of(args)
     with Board(space) as board:
-        results = Results(run_sweep(space, store, runner=args.runner, name=args.run, show=board.show))
+        run = run_sweep(space, store, runner=args.runner, name=args.run, show=board.show, fail_fast=args.fail_fast)
+        results = Results(run)
     # First what needs no room on the disk.
     if not args.json:
         print_ranking(results)

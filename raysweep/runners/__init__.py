@@ -12,7 +12,7 @@ from raysweep.runners.chain import recall, told
 from raysweep.runners.drivers import this_driver
 from raysweep.runners.journal import Journal, quiet_libraries, trial_row
 from raysweep.runners.tracking import trackers
-from raysweep.runs import Run
+from raysweep.runs import Run, interrupt_driver
 from raysweep.space import SearchSpace
 from raysweep.store import Store
 
@@ -28,10 +28,12 @@ def run_sweep(
     runner: Runner = "tune",
     name: str | None = None,
     show: Callable[[Mapping[str, Any]], None] = lambda event: None,
+    fail_fast: bool = False,
 ) -> Run:
     """Run what of a sweep is not finished yet; running it again is how one resumes it.
 
     `show` is called with each event as it comes, in the driver. What failed is in the run, and does not raise.
+    With `fail_fast` the first stage that fails for good ends the run as Ctrl-C does: what is being trained is saved.
 
     Raises:
         StoreError: if the run `name` belongs to another sweep, or is under way in another process.
@@ -41,24 +43,50 @@ def run_sweep(
     for warning in space.warnings:
         logger.warning(warning)
     run = Run.create(store, name or space.run_name(), sweep_text=space.text, identity=space.identity())
-    with run.held():
-        run.note_driver(this_driver())
-        run.note_planned(Progress(space).counts())
-        run.note_columns(space.columns())
-        run.start_attempt()
-        journal = Journal(run, show, trackers=trackers(run, space.name))
-        store.be_patient(space.declared.resources.max_store_wait_seconds)
-        try:
-            if runner == "inline":
-                from raysweep.runners.inline import run_inline
-
-                run_inline(space, store, journal)
-            else:
-                _run_on_ray(space, store, run, journal)
-        finally:
-            journal.close()
-            run.publish()
+    shown = _UntilFailure(show) if fail_fast else show
+    try:
+        with run.held():
+            _run(space, store, run, shown, runner=runner)
+    except KeyboardInterrupt:
+        if not isinstance(shown, _UntilFailure) or not shown.has_failed:
+            raise
+        logger.warning("ended at the first failure, as asked; the same command goes on from there")
     return run
+
+
+class _UntilFailure:
+    """Shows events, and ends the run after one that says that a stage failed for good."""
+
+    def __init__(self, show: Callable[[Mapping[str, Any]], None]) -> None:
+        self._show = show
+        self.has_failed = False
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        self._show(event)
+        if event["event"] == "failed" and not event["retry"] and not self.has_failed:
+            self.has_failed = True
+            interrupt_driver()
+
+
+def _run(
+    space: SearchSpace, store: Store, run: Run, show: Callable[[Mapping[str, Any]], None], *, runner: Runner
+) -> None:
+    run.note_driver(this_driver())
+    run.note_planned(Progress(space).counts())
+    run.note_columns(space.columns())
+    run.start_attempt()
+    journal = Journal(run, show, trackers=trackers(run, space.name))
+    store.be_patient(space.declared.resources.max_store_wait_seconds)
+    try:
+        if runner == "inline":
+            from raysweep.runners.inline import run_inline
+
+            run_inline(space, store, journal)
+        else:
+            _run_on_ray(space, store, run, journal)
+    finally:
+        journal.close()
+        run.publish()
 
 
 def _run_on_ray(space: SearchSpace, store: Store, run: Run, journal: Journal) -> None:

@@ -170,6 +170,9 @@ def test_a_stage_that_cannot_succeed_does_not_stop_the_sweep(sweep_file, store, 
     )
     space = load(sweep_file(text))
     (tmp_path / "a.jsonl").unlink()
+    run = run_sweep(space, store, runner="inline", fail_fast=True)
+    assert [failure["kind"] for failure in run.failures()] == ["tokenize"]
+    assert not list(store.records())
     run = run_sweep(space, store, runner="inline")
     failure = run.failures()[0]
     assert failure["kind"] == "tokenize"
