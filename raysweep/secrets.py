@@ -15,9 +15,11 @@ _PARAMETER = re.compile(
     r"(?:signature|credential|token))=)[^&\s\"']+",
     re.IGNORECASE,
 )
-_HEADER = re.compile(r"((?:authorization['\"]?\s*[:=]\s*['\"]?)?\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
+_HEADER = re.compile(r"((?:[Aa]uthorization['\"]?\s*[:=]\s*['\"]?(?:\w+\s+)?|\bBearer\s+))(?!\*)[\w.~+/=-]{8,}")
 _VARIABLE = re.compile(
-    r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|ACCESS_KEY|API_KEY|ACCOUNT_KEY|SAS|AUTH", re.IGNORECASE
+    r"(?:^|_)(?:TOKEN|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|SAS|APIKEY|(?:API|ACCESS|ACCOUNT|PRIVATE)_KEY)"
+    r"(?:_|$)",
+    re.IGNORECASE,
 )
 # Shorter ones are words that a text may hold by chance: "true", "token".
 _SHORTEST = 8

@@ -31,10 +31,20 @@ IN_ERRORS = ("planted-password", "planted-signature", "planted-bearer-token")
         ("Authorization: Bearer abcdefgh.ij", "Authorization: Bearer ***"),
         ("https://host:8080/path and user@host", "https://host:8080/path and user@host"),
         ("num_tokens=5 token_seconds=3", "num_tokens=5 token_seconds=3"),
+        ("'Authorization': 'Basic dXNlcjpwYXNz'", "'Authorization': 'Basic ***'"),
+        ("a basic language model", "a basic language model"),
     ],
 )
 def test_what_is_hidden_and_what_is_not(text, shown):
     assert without_secrets(text) == shown
+
+
+def test_variables_that_are_no_secrets_stay(monkeypatch):
+    values = {"RAY_AUTH_MODE": "disabled", "TOKENIZERS_PARALLELISM": "parallel", "GIT_AUTHOR_NAME": "Somebody Else"}
+    values |= {"HF_TOKEN_PATH": "/home/me/token", "MY_KEYBOARD": "english-us"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    assert without_secrets(str(values)) == str(values)
 
 
 @pytest.mark.parametrize(
