@@ -267,6 +267,9 @@ class Resources(Spec):
     max_store_wait_seconds: float = Field(default=600, ge=0)
     """How long to wait for a store that does not answer, or has no room, before what needs it fails."""
 
+    max_node_wait_seconds: float = Field(default=30, ge=0)
+    """How long to wait for a cluster to have room for a first gang; an autoscaler takes minutes to bring nodes."""
+
     @field_validator("gpus_per_worker")
     @classmethod
     def _whole_above_one(cls, gpus: float) -> float:

@@ -31,16 +31,17 @@ class RealCluster:
         self.ip = _own_ip()
         self.address, self.job_address = f"{self.ip}:{port}", f"http://127.0.0.1:{job_port}"
         dashboard = f"--dashboard-port={job_port}" if job_server else "--include-dashboard=false"
-        self._start("--head", f"--port={port}", f"--node-ip-address={self.ip}", dashboard)
+        self._start("--head", f"--port={port}", f"--node-ip-address={self.ip}", "--num-cpus=1", dashboard)
         self.wait_for(1)
 
-    def add(self, env: Mapping[str, str] | None = None, hidden: Path | None = None) -> None:
+    def add(self, env: Mapping[str, str] | None = None, hidden: Path | None = None, num_cpus: int = 1) -> None:
         """One more node; `hidden`: a folder that is another, empty one to it."""
         before: tuple[str, ...] = ()
         if hidden is not None:
             before = ("unshare", "-m", "sh", "-c", f'mount -t tmpfs none {hidden} && exec "$@"', "sh")
         count = len(self._nodes)
-        self._start(f"--address={self.address}", f"--node-ip-address={self.ip}", env=env or {}, before=before)
+        arguments = f"--address={self.address}", f"--node-ip-address={self.ip}", f"--num-cpus={num_cpus}"
+        self._start(*arguments, env=env or {}, before=before)
         self.wait_for(count + 1)
 
     def run(self, code: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -68,7 +69,7 @@ class RealCluster:
             node.wait(timeout=60)
 
     def _start(self, *arguments: str, env: Mapping[str, str] | None = None, before: tuple[str, ...] = ()) -> None:
-        command = [*before, *RAY, "start", "--num-cpus=1", "--object-store-memory=100000000", "--block", *arguments]
+        command = [*before, *RAY, "start", "--object-store-memory=100000000", "--block", *arguments]
         # Of a node that joins, Ray does not look for a token by itself.
         env = self.env | {"RAY_AUTH_MODE": "token"} | dict(env or {})
         with self._log.open("ab") as log:

@@ -41,7 +41,8 @@ def facts_here(ip: str, ray_folder: str) -> dict[str, Any]:
         ray_folder: where Ray keeps its files here.
     """
     gpus, driver = _gpus()
-    disk = shutil.disk_usage(ray_folder)
+    # A node that was given another --temp-dir lacks it: its disk is that of the folder above.
+    disk = shutil.disk_usage(next(path for path in (Path(ray_folder), *Path(ray_folder).parents) if path.exists()))
     return {
         "ip": ip,
         "hostname_ip": _hostname_ip(),

@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.state import available_resources_per_node
+from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import placement_group_table
 
 from raysweep.errors import ClusterError
 from raysweep.runners.interrupts import keeping_sigterm
 from raysweep.runners.room import Shape, View
 from raysweep.search import Resources
+
+logger = logging.getLogger(__name__)
 
 # Processes that Ray starts ahead never become a gang: Tune asks for its trainables' own environment, which these lack.
 # They would only import beside the gang's: measured on 2 cores, 10 s to the first gang with them, 5.4 s without.
@@ -37,11 +40,12 @@ class Cluster(NamedTuple):
     may_grow: bool
 
 
-def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> Cluster:
+def start_ray(resources: Resources) -> Cluster:
     """Connect to the cluster of RAY_ADDRESS, or start one on this machine; see that it can hold a gang.
 
     Raises:
-        ClusterError: if after `wait_seconds` it cannot; says what was asked and what is there.
+        ClusterError: if it cannot; says what was asked and what is there. A cluster, which may still be scaling up, is
+            waited for for `max_node_wait_seconds`; on one machine waiting brings nothing.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
@@ -59,16 +63,25 @@ def start_ray(resources: Resources, *, wait_seconds: float = 30.0) -> Cluster:
         _init(address="local", include_dashboard=False, _system_config=LOCAL_RAY)
     elif not ray.is_initialized():
         connect()
-    # On one machine waiting brings nothing; a cluster may still be scaling up.
-    deadline = time.monotonic() + (wait_seconds if "RAY_ADDRESS" in os.environ else 0)
+    on_cluster = "RAY_ADDRESS" in os.environ
+    deadline = time.monotonic() + (resources.max_node_wait_seconds if on_cluster else 0)
+    is_asked = False
     while True:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         room = sum(Shape.of(resources).workers_in(node) for node in nodes)
         if room >= resources.workers:
+            if is_asked:  # From here on the gangs that wait for room ask by themselves.
+                request_resources(bundles=[])
             host = "127.0.0.1" if local else str(ray.util.get_node_ip_address())
-            return Cluster(host, _shape(resources), may_grow="RAY_ADDRESS" in os.environ)
+            return Cluster(host, _shape(resources), may_grow=on_cluster)
         if time.monotonic() >= deadline:
             raise ClusterError(_too_small(nodes, room, resources))
+        if not is_asked:
+            logger.warning("waiting for nodes: %s", _too_small(nodes, room, resources))
+            # An autoscaler brings no node that nobody asks for; where there is none, nobody hears it.
+            bundle = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+            request_resources(bundles=[bundle] * resources.workers)
+            is_asked = True
         time.sleep(1.0)
 
 
@@ -177,5 +190,6 @@ def _too_small(nodes: Sequence[Mapping[str, float]], room: int, resources: Resou
     return (
         f"a gang of resources.workers = {workers} needs {asked}; the cluster has {has} on {len(nodes)} node(s), with "
         f"room for {room} worker(s) of {resources.cpus_per_worker:g} CPU and {resources.gpus_per_worker:g} GPU: lower "
-        "resources.workers, cpus_per_worker or gpus_per_worker, or set RAY_ADDRESS to a larger cluster"
+        "resources.workers, cpus_per_worker or gpus_per_worker, set RAY_ADDRESS to a larger cluster, or raise "
+        "resources.max_node_wait_seconds where nodes are still to come"
     )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -27,6 +28,12 @@ found["bandwidth"] = [bandwidth(num_bytes=2**20)]
 print(json.dumps({name: [check.to_dict() for check in checks] for name, checks in found.items()}))
 """
 
+WAIT = """
+from raysweep.runners.ray_cluster import start_ray
+from raysweep.search import Resources
+
+start_ray(Resources(cpus_per_worker=2, max_node_wait_seconds=120))
+"""
 LOOK_AT_THREE = """
 import json, sys
 from raysweep.doctor import cluster_checks
@@ -97,7 +104,14 @@ def test_a_sweep_on_a_store_that_is_not_shared_is_refused_in_seconds(cluster, hi
 def test_a_node_with_other_code_and_another_interface_is_named(cluster, tmp_path):
     shutil.copytree(Path(raysweep.__file__).parent, tmp_path / "other" / "raysweep")
     (tmp_path / "other" / "raysweep" / "errors.py").open("a").write("# changed\n")
-    cluster.add(env={"PYTHONPATH": str(tmp_path / "other"), "GLOO_SOCKET_IFNAME": "nosuch0"})
+    env = {"PYTHONPATH": str(tmp_path / "other"), "GLOO_SOCKET_IFNAME": "nosuch0"}
+    joining = threading.Timer(5.0, lambda: cluster.add(env=env, num_cpus=2))
+    joining.start()
+    # A node that is still to come is waited for.
+    done = cluster.run(WAIT, env={"RAY_ADDRESS": cluster.address})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "waiting for nodes: a gang of resources.workers = 1 needs 2 CPU" in done.stderr
+    joining.join()
     done = cluster.run(LOOK_AT_THREE, str(tmp_path), env={"RAY_ADDRESS": cluster.address})
     assert done.returncode == 0, done.stderr[-3000:]
     found = {check["name"]: check for check in json.loads(done.stdout)}

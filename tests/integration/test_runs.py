@@ -364,9 +364,9 @@ def test_a_worker_that_no_node_can_hold_is_refused(monkeypatch):
         cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        start_ray(Resources(workers=2, cpus_per_worker=1), wait_seconds=0)
+        start_ray(Resources(workers=2, cpus_per_worker=1, max_node_wait_seconds=0))
         with pytest.raises(ClusterError, match=r"needs 2 CPU, 0 GPU; the cluster has 2 CPU.* on 2 node.*room for 0"):
-            start_ray(Resources(workers=1, cpus_per_worker=2), wait_seconds=0)
+            start_ray(Resources(workers=1, cpus_per_worker=2, max_node_wait_seconds=0))
     finally:
         ray.shutdown()
         cluster.shutdown()
