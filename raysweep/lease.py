@@ -50,7 +50,7 @@ class Lease:
         what: is held, in words.
         holder: this process.
         pace: of all holders.
-        renewed: called after each renewal, from a thread; it may raise UnreachableError.
+        renewed: called after each renewal, from a thread; it may raise StoreError and OSError.
         lost: called once, from a thread, if another holder has taken the name; is told who.
     """
 
@@ -76,11 +76,11 @@ class Lease:
         """Take the name. Raises StoreError if another process holds it."""
         try:
             self._take()
+            self._holds = True
+            self._put()
         except BaseException:
             self._forget([self._id])
             raise
-        self._holds = True
-        self._put()
         self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
         return self
@@ -140,14 +140,14 @@ class Lease:
             try:
                 others = self._others()
                 for note in others.values():
-                    if self._id in note.get("taken_from", ()):
+                    if isinstance(taken := note.get("taken_from"), list) and self._id in taken:
                         self._lost(_told(note))
                         return
                 self._forget(others.keys() & self._taken_from)
                 self._put()
                 self._renewed()
                 is_cut_off = False
-            except UnreachableError as error:
+            except (StoreError, OSError) as error:  # Whatever fails, the note has to be renewed.
                 if not is_cut_off:
                     logger.warning("%s; going on, and trying again", error)
                 is_cut_off = True

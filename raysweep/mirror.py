@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from raysweep.durable import below, parse_object, write_text
+from raysweep.errors import StoreError
 from raysweep.remote import Remote
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,12 @@ class Mirror:
         for name, path in self._files():
             state = _state(path)
             if state and name.split("/")[0] not in without and (name not in alike or alike[name][1:] != state):
-                self._remote.put(path, f"{self._name}/{name}")
+                try:
+                    self._remote.put(path, f"{self._name}/{name}")
+                except StoreError:
+                    if path.exists():
+                        raise
+                    continue  # Deleted since it was listed.
                 sent[name] = state
         for name in [name for name in alike if not (self._folder / name).exists()]:
             self._remote.remove(f"{self._name}/{name}")

@@ -13,6 +13,8 @@ from tiny import row
 
 from raysweep.errors import StoreError
 from raysweep.lease import Pace
+from raysweep.mirror import Mirror
+from raysweep.remote import Remote
 from raysweep.runs import Run
 from raysweep.store import Store
 
@@ -164,3 +166,22 @@ def test_a_driver_that_was_frozen_ends_and_takes_nothing_back(drive, here, url, 
         assert frozen.says().startswith("run 'r' was taken over by process")
         assert Run.find(machine("two"), "r").pruned() == {"t": 1}
     assert notes(url) == []
+
+
+def test_a_note_is_renewed_whatever_else_fails(here, url, monkeypatch, caplog):
+    """As of a disk without room for the note of what was sent."""
+    calls = []
+
+    def fails(self, *, without=()):
+        calls.append(None)
+        raise [OSError(28, "No space left on device"), StoreError("no bucket")][len(calls) % 2]
+
+    with monkeypatch.context() as patched, here.held():
+        patched.setattr(Mirror, "push", fails)
+        [name] = notes(url)
+        Remote(url).write(f"{name.removeprefix(fsspec.core.url_to_fs(url)[1]).strip('/')[:-1]}x", b'{"taken_from": 1}')
+        deadline = time.monotonic() + 30
+        while len(calls) < 4 and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert len(calls) >= 4
+    assert sum("going on, and trying again" in text for text in caplog.messages) == 1
