@@ -30,7 +30,8 @@ from raysweep.runs import Run
 from raysweep.space import load
 from raysweep.store import Store
 
-NUM_NODES = 2
+NUM_NODES, CPUS = 2, 0.125
+os.environ["RAY_AUTH_MODE"] = "disabled"  # Both raylets are on loopback.
 
 
 class StandIn(tune.Trainable):
@@ -41,6 +42,9 @@ class StandIn(tune.Trainable):
         time.sleep(wait)
         self._folder = folder
         (folder / str(os.getpid())).touch()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        return True
 
     def step(self) -> dict[str, Any]:
         while len(list(self._folder.iterdir())) < self._num:
@@ -62,14 +66,13 @@ def through_tune(num_gangs: int, wait: float) -> list[float]:
         folder = Path(name)
         os.environ |= {"UP": str(folder / "up"), "GANGS": str(num_gangs), "WAIT": str(wait)}
         (folder / "up").mkdir()
-        cpus = 0.125
         values = ", ".join(f"{1e-3 + 1e-5 * index}" for index in range(num_gangs))
-        resources = f"resources: {{cpus_per_worker: {cpus}, max_silence_seconds: 3600}}\n"
+        resources = f"resources: {{cpus_per_worker: {CPUS}, max_silence_seconds: 3600}}\n"
         (folder / "sweep.yaml").write_text(TINY.replace("grid: [1e-2, 3e-3]", f"grid: [{values}]") + resources)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": num_gangs * cpus / NUM_NODES})
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 16 * CPUS / NUM_NODES})
         try:
             for _ in range(NUM_NODES - 1):
-                cluster.add_node(num_cpus=num_gangs * cpus / NUM_NODES)
+                cluster.add_node(num_cpus=16 * CPUS / NUM_NODES)
             cluster.wait_for_nodes()
             os.environ["RAY_ADDRESS"] = cluster.address
             space, store = load(folder / "sweep.yaml"), Store(folder / "store")
@@ -95,7 +98,7 @@ def plain(num_actors: int, wait: float) -> float:
     os.environ.pop("RAY_ADDRESS", None)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     began = time.monotonic()
-    actors = [ray.remote(Actor).options(num_cpus=0.125).remote() for _ in range(num_actors)]
+    actors = [ray.remote(Actor).options(num_cpus=CPUS).remote() for _ in range(num_actors)]
     ray.get([actor.up.remote() for actor in actors])
     seconds = time.monotonic() - began
     ray.shutdown()
@@ -104,7 +107,7 @@ def plain(num_actors: int, wait: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gangs", type=int, default=16)
+    parser.add_argument("--gangs", type=int, default=16, help="to start; at most 16 fit")
     parser.add_argument("--wait", type=float, default=5.0, help="seconds, in place of imports")
     parser.add_argument("--plain", action="store_true", help="actors without Tune, instead")
     given = parser.parse_args()
