@@ -37,7 +37,8 @@ def losses_of(kind: str, spec: Mapping[str, Any]) -> dict[str, str]:
     A field that a spec leaves out had its neutral value: causal_lm.
     """
     if kind == "pretrain":
-        return {TRAINING_LOSS_OF: _words(spec.get("recipe", {}).get("objective"))}
+        recipe = spec.get("recipe")
+        return {TRAINING_LOSS_OF: _words(recipe.get("objective") if isinstance(recipe, Mapping) else recipe)}
     if kind == "heldout":
         return {PERPLEXITY_OF: _words(spec.get("objective"))}
     return {FLATNESS_OF: _words(spec.get("loss"))} if kind == "flatness" else {}
@@ -57,7 +58,9 @@ def loss_groups(checkpoints: pd.DataFrame, column: Column) -> NDArray[np.int64]:
     return groups
 
 
-def _words(objective: Mapping[str, Any] | None) -> str:
+def _words(objective: Any) -> str:
+    if objective and not isinstance(objective, Mapping):  # No spec writes that.
+        return f"unknown ({json.dumps(objective)})"
     fields = {name: value for name, value in (objective or CausalLM().model_dump()).items() if name != "VERSION"}
     try:
         made = _OBJECTIVE.validate_json(json.dumps(fields))
