@@ -96,8 +96,9 @@ def _item(items: Sequence[Any], word: str, key: str, place: Sequence[str | int])
     names = [item.get("name") if isinstance(item, dict) else None for item in items]
     if word in names:
         return names.index(word)
-    if word.isdecimal() and int(word) < len(items):
-        return int(word)
+    indices = [str(index) for index in range(len(items))]  # No number is made of what may have thousands of digits.
+    if word in indices:
+        return indices.index(word)
     there = [str(name or index) for index, name in enumerate(names)]
     raise _error(key, f"{dotted(tuple(place))} has no {word!r}; there are: {', '.join(there) or 'none'}")
 

@@ -113,6 +113,7 @@ def test_a_copy_that_cannot_keep_comments_says_the_same(tmp_path, given):
         ("pretrain.optimizer={nam: sgd}", "pretrain.optimizer: name is missing; there are: adamw, sgd"),
         ("pretrain.steps.more=1", "pretrain.steps.more: pretrain.steps is 12, with nothing below it"),
         ("pretrain.checkpoints.2=12", "pretrain.checkpoints.2: pretrain.checkpoints has no '2'; there are: 0, 1"),
+        (f"pretrain.checkpoints.{'1' * 5000}=12", "pretrain.checkpoints.1111"),
         (f"sweep.{LR}.grid=[1, -1]", f"sweep.{LR}.grid.1: pretrain.optimizer.lr: must be above 0, not -1"),
         ("sweep.pretrain.optimiser.lr.grid=[1]", "sweep.pretrain.optimiser.lr.grid.0: pretrain.optimiser: no field"),
         (f"{LR}=1e-3", f"{LR}: every variant has a value of its own, of the axis sweep.{LR}: give that one"),
