@@ -369,18 +369,29 @@ def _metric_findings(space: SearchSpace) -> Iterator[Finding]:
         if metric not in known:
             close = ", ".join(nearest(metric, known)) or ", ".join(known[:3]) + ", ..."
             yield loc, f"no stage of this sweep reports {metric!r}, did you mean: {close}; `raysweep plan` lists all"
-        elif len(words := _losses_of(space, metric)) > 1:
+        elif len(words := _losses_compared(space, metric, at_each="scheduler" in loc)) > 1:
             text = f"{metric} would compare losses of {len(words)} objectives, which differ by what they predict"
             yield loc, f"{text} ({'; '.join(words[:2])}); search by a score instead, such as sft/mean_score"
 
 
-def _losses_of(space: SearchSpace, metric: str) -> list[str]:
-    """What a metric of trials' last checkpoints is the loss of, each in words; none for what all compare by."""
+def _losses_compared(space: SearchSpace, metric: str, *, at_each: bool) -> list[str]:
+    """What a metric of trials is the loss of where they are compared, each in words; none for what all compare by.
+
+    A scheduler compares their first checkpoints with each other, their second ones, and so on (`at_each`); a study the
+    last ones.
+    """
     kind = metric.partition("/")[0]
     alone = [{name: each.label} for name, axis in space.declared.sweep.items() for each in settings(name, axis)]
-    stages = [space.trial(point, space.declared.seeds[0]).stages for point in [{}, *alone]]
-    last = [next((stage.spec.loss_of for stage in reversed(each) if stage.kind == kind), None) for each in stages]
-    return list(dict.fromkeys(f"{loss.name}: {loss.predicts()}" for loss in last if loss))
+    trials = [space.trial(point, space.declared.seeds[0]) for point in [{}, *alone]]
+    losses = [
+        [stage.spec.loss_of for stage in trial.stages if stage.kind == kind and stage.step is not None]
+        for trial in trials
+    ]
+    together = itertools.zip_longest(*losses) if at_each else [[each[-1] for each in losses if each]]
+    words = (
+        list(dict.fromkeys(f"{loss.name}: {loss.predicts()}" for loss in compared if loss)) for compared in together
+    )
+    return max(words, key=len, default=[])
 
 
 def _sample(axis: Axis, values: list[Any], draw: random.Random) -> Any:

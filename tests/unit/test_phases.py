@@ -148,6 +148,19 @@ def test_mistakes_of_axes_are_named(space_of, axis, said):
         space_of(SWEEP + f"sweep:\n  {axis}\n")
 
 
+def test_a_scheduler_compares_no_losses_of_different_objectives_on_the_way(space_of):
+    text = SWEEP.replace("trunk, steps: 20", "trunk, steps: 20, checkpoints: [10]")
+    text = text.replace("decay, tokens", "decay, objective: {name: causal_lm}, tokens")
+    axis = "sweep:\n  pretrain.phases.trunk.objective: {grid: {next: {name: causal_lm}, prefix: {name: prefix_lm}}}\n"
+    asha = "search: {scheduler: {name: asha, metric: heldout/ppl, mode: min}}\n"
+    with pytest.raises(SpaceError, match=r"search.scheduler.metric: heldout/ppl would compare losses of 2 objectives"):
+        space_of(text + axis + asha)
+    # Of the last checkpoints, which a study compares, all losses are of next tokens; and of one trunk all are alike.
+    goals = "search: {name: optuna, num_trials: 2, objectives: [{metric: heldout/ppl, mode: min}]}\n"
+    assert space_of(text + axis + goals)
+    assert space_of(text.replace("trunk,", "trunk, objective: {name: prefix_lm},") + AXIS + asha)
+
+
 def test_an_axis_reaches_a_phase_or_takes_its_place(space_of):
     axis = "sweep:\n  pretrain.phases.decay: {grid: {short: {steps: 2}, hot: {steps: 4, optimizer: {lr: 1.0}}}}\n"
     space = space_of(SWEEP + axis)
