@@ -91,8 +91,8 @@ class Mirror:
         for path, stamp in self._remote.stamps(self._name).items():
             name = path.removeprefix(f"{self._name}/")
             try:
-                below(self._folder, name)
-            except ValueError as error:
+                _state(below(self._folder, name))
+            except (OSError, ValueError) as error:  # It leads out, or no file here can be called so.
                 logger.warning("object %r of %s is left out: %s", name, self._name, error)
                 continue
             if not _is_own(name):
@@ -103,6 +103,8 @@ class Mirror:
         """What was noted; nothing where that is lost: then all that lies behind the URL stands."""
         try:
             noted = parse_object((self._folder / _ALIKE).read_bytes())
+            for name in noted:
+                _state(below(self._folder, name))
             return {name: _Alike(*known) for name, known in noted.items() if not _is_own(name)}
         except (OSError, ValueError, TypeError):
             return {}

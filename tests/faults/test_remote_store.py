@@ -150,6 +150,6 @@ def test_a_damaged_note_of_what_is_alike_costs_a_download(machine):
     run = Run.create(machine("one"), "r", sweep_text="x", identity="{}")
     run.add_trial(row("t1"))
     run.publish()
-    for content in ("", "[]", '{"a": 1}', '{"../x": ["s", 1, 2]}'):
+    for content in ("", "[]", '{"a": 1}', '{"../x": ["s", 1, 2]}', json.dumps({"x" * 300: ["s", 1, 2]})):
         (run.folder / ".mirror.json").write_text(content)
         assert [trial.trial for trial in Run.find(Store(run.store.url), "r").trials()] == ["t1"]
