@@ -323,7 +323,11 @@ def _domain_findings(place: Place, domain: Domain, split: TextSplit, lengths: Ma
         yield from below(place, error)
         return
     if most == 0:
-        mend = "" if split == "train" or domain.valid else "; name files of it (valid), or give more documents"
+        mend = (
+            ""
+            if split == "train" or domain.valid
+            else "; name files of it (valid), raise valid_fraction, or give more documents"
+        )
         yield place, f"no {split} text{mend}"
         return
     for where, length in lengths.items():
