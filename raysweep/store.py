@@ -310,13 +310,15 @@ class Store:
         sync(work_dir / RECORD)
         sync(work_dir)
         if self._remote:
-            if there := self.get(record.id):
+            if there := self._behind_url(record.id):
                 # Another machine made it first, and others may be at reading it. By identity the two are equal.
                 shutil.rmtree(work_dir)
                 return there
             for name in [*files, RECORD]:
                 self._remote.put(work_dir / name, f"stages/{record.id}/{name}")
         folder = self._stage_dir(record.id)
+        if self._remote and folder.exists():
+            shutil.rmtree(folder)  # A copy of what was made before, and is lost there.
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(work_dir, folder)
@@ -330,6 +332,16 @@ class Store:
                 raise
         sync(folder.parent)
         return record
+
+    def _behind_url(self, stage_id: str) -> Record | None:
+        """The record of a stage that others see, whatever this machine has a copy of."""
+        assert self._remote
+        text = self._remote.read(f"stages/{stage_id}/{RECORD}")
+        try:
+            record = Record.from_json(text) if text is not None else None
+        except (ValueError, TypeError):
+            return None
+        return record if record and record.id == stage_id else None
 
     def set_aside(self, path: Path, reason: str) -> None:
         """Move a damaged file or folder of the store to altered/, and say so; what stood there is made again."""
