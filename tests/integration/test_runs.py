@@ -183,17 +183,18 @@ def test_a_stage_that_cannot_succeed_does_not_stop_the_sweep(sweep_file, store, 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can only be mounted by root")
 @pytest.mark.parametrize("size", ["200k", "300k"])
-def test_full_disk_fails_the_stage_and_space_brings_it_back(size, tiny_space, tmp_path):
+def test_full_disk_fails_the_stage_and_space_brings_it_back(size, sweep_file, tmp_path):
+    space = load(sweep_file(TINY + "resources: {max_store_wait_seconds: 0}\n"))
     mount = tmp_path / "small"
     mount.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mount)], capture_output=True)
     if made.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {made.stderr.decode().strip()}")
     try:
-        run = run_sweep(tiny_space, Store(mount), runner="inline")
+        run = run_sweep(space, Store(mount), runner="inline")
         assert any("No space left" in failure["cause"] for failure in run.failures())
         subprocess.run(["mount", "-o", "remount,size=50m", str(mount)], check=True)
-        run = run_sweep(tiny_space, Store(mount), runner="inline")
+        run = run_sweep(space, Store(mount), runner="inline")
         assert run.failures() == []
         results_of(run)
     finally:
