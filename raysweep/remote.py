@@ -103,31 +103,24 @@ class Remote:
         That is all that the file system tells of an object, such as its ETag and when it was put; None where it tells
         no more than the size.
         """
-        base = f"{self._root}/"
-
-        def stamps() -> dict[str, str | None]:
-            with contextlib.suppress(FileNotFoundError):
-                self._fs.invalidate_cache()
-                objects = self._fs.find(f"{self._root}/{name}", detail=True)
-                return {path.removeprefix(base).removeprefix("/"): _stamp(told) for path, told in objects.items()}
-            return {}
-
-        return self._ask("listed", stamps)
+        return {path: _stamp(told) for path, told in self._objects(name).items()}
 
     def sizes(self, name: str) -> dict[str, int]:
         """Name, under the root, of each object below a folder -> its bytes."""
+        return {path: int(told["size"] or 0) for path, told in self._objects(name).items()}
+
+    def _objects(self, name: str) -> dict[str, Mapping[str, Any]]:
+        """Name, under the root, of each object below a folder -> all that the file system tells of it."""
         base = f"{self._root}/"
 
-        def sizes() -> dict[str, int]:
+        def objects() -> dict[str, Mapping[str, Any]]:
             with contextlib.suppress(FileNotFoundError):
                 self._fs.invalidate_cache()
-                objects = self._fs.find(f"{self._root}/{name}", detail=True)
-                return {
-                    path.removeprefix(base).removeprefix("/"): int(told["size"] or 0) for path, told in objects.items()
-                }
+                found = self._fs.find(f"{self._root}/{name}", detail=True)
+                return {path.removeprefix(base).removeprefix("/"): told for path, told in found.items()}
             return {}
 
-        return self._ask("listed", sizes)
+        return self._ask("listed", objects)
 
     def remove(self, name: str) -> None:
         """Delete one object, if it is there."""
