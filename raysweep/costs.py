@@ -6,13 +6,12 @@ All of it is known before anything runs: no weight is loaded, and no tensor made
 from __future__ import annotations
 
 import json
-import math
-import struct
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from raysweep.data.sources import checkpoint_files
+from raysweep.weights import num_stored
 
 
 @dataclass(frozen=True)
@@ -99,20 +98,12 @@ def size_of_folder(folder: Path) -> Size | None:
     files = checkpoint_files(folder)
     try:
         config = json.loads((folder / "config.json").read_text())
-        num = sum(_num_weights(path) for path in files if path.suffix == ".safetensors")
+        _, num = num_stored(folder)
         # By the names of Llama and BERT, of GPT-2, and of T5 and its kin.
         layers = next(config[name] for name in ("num_hidden_layers", "n_layer", "num_layers") if name in config)
         hidden = next(config[name] for name in ("hidden_size", "n_embd", "d_model") if name in config)
         heads = next(config[name] for name in ("num_attention_heads", "n_head", "num_heads") if name in config)
         num_bytes = sum(path.stat().st_size for path in files)
         return Size(num, int(layers), int(hidden), int(heads), int(config["vocab_size"]), num_bytes)
-    except (OSError, ValueError, TypeError, KeyError, StopIteration, struct.error):
+    except (OSError, ValueError, TypeError, KeyError, StopIteration):
         return None  # Some other kind of model, or a damaged file: to load it is the stage's to try.
-
-
-def _num_weights(path: Path) -> int:
-    """By the header of a safetensors file: its length in 8 bytes, then JSON of every tensor's shape."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
