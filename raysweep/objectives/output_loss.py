@@ -55,7 +55,7 @@ class LossLayer(torch.nn.Linear):
         if self._labels is None:
             return super().forward(states)
         flat, labels = states.flatten(0, -2), self._labels.flatten()
-        if states.is_cuda and not self._compiled and find_spec("liger_kernel"):
+        if states.is_cuda and not self._compiled and _has_liger():
             return liger_sum(flat, self.weight, self.bias, labels)
         return linear_cross_entropy_sum(flat, self.weight, self.bias, labels, compiled=self._compiled)
 
@@ -161,6 +161,11 @@ def _chunk_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 @cache
 def _compiled_chunk_loss() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     return torch.compile(_chunk_loss, dynamic=False)
+
+
+@cache
+def _has_liger() -> bool:
+    return find_spec("liger_kernel") is not None
 
 
 def liger_sum(states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
