@@ -16,7 +16,6 @@ import platform
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -166,10 +165,7 @@ class _Nonces:
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / node).write_text(node)
         elif self._remote:
-            with tempfile.NamedTemporaryFile("w") as file:
-                file.write(node)
-                file.flush()
-                self._remote.put(Path(file.name), f"{self._name}/{node}")
+            self._remote.write(f"{self._name}/{node}", node.encode())
 
     def has(self, node: str) -> bool:
         if self._folder:
