@@ -60,8 +60,7 @@ def _submit(args: argparse.Namespace) -> int:
     code = 0
     if not args.no_wait:
         try:
-            out = sys.stderr if args.json else sys.stdout
-            code = follow(args.address, job_id, lambda text: print(printable(text), end="", file=out, flush=True))
+            code = follow(args.address, job_id, lambda text: print(printable(text), end="", flush=True))
         except KeyboardInterrupt:
             print(f"job {job_id} goes on; the same command follows it again", file=sys.stderr)
             return 130
