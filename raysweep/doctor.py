@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 
-from raysweep.errors import ClusterError
+from raysweep.errors import ClusterError, first_line
 from raysweep.runners.node_facts import Check
 from raysweep.store import Store
 
@@ -80,8 +80,10 @@ def _compiler() -> Verdict:
         # As a first training step does: kernels are built with a C compiler, and their callers with Python's headers.
         torch.compile(torch.square)(torch.ones(2, device="cuda"))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return False, f"torch cannot compile for GPUs ({reason}): mend that, or set resources.compile to false"
+        return (
+            False,
+            f"torch cannot compile for GPUs ({first_line(error)}): mend that, or set resources.compile to false",
+        )
     return True, "ninja, gcc, g++; torch compiles for GPUs"
 
 

@@ -77,6 +77,11 @@ class Diverged(Exception):  # noqa: N818 - an outcome of training, not a fault o
         return type(self), (self.step, self.loss)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def dotted(place: Place) -> str:
     """A place as a person writes it."""
     return ".".join(map(str, place))

@@ -16,7 +16,7 @@ from raysweep.curvature.settings import TraceSettings
 from raysweep.data.files import resolve
 from raysweep.data.sequences import masked_sequences, sequences
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
-from raysweep.errors import DataError, collect
+from raysweep.errors import DataError, collect, first_line
 from raysweep.objectives.base import Arrays
 from raysweep.objectives.heads import Head, head_of
 from raysweep.stages.flatness import Shape
@@ -74,7 +74,7 @@ class Checkpoint:
             tokenizer = load_tokenizer(Path(name))
         except Exception as error:  # Whatever transformers makes of a configuration that is none.
             raise DataError(
-                f"{name!r} cannot be opened as a model and its tokenizer: {_first_line(error)}; give a folder that "
+                f"{name!r} cannot be opened as a model and its tokenizer: {first_line(error)}; give a folder that "
                 "save_pretrained has written, or a hub id"
             ) from error
         if (head := head_of(config.to_dict())) is None:
@@ -338,7 +338,3 @@ def _part(part: Part) -> dict[str, float | None]:
         "fisher_trace": part.fisher.mean,
         "fisher_trace_stderr": part.fisher.stderr,
     }
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

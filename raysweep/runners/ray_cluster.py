@@ -17,7 +17,7 @@ from ray._private.state import available_resources_per_node
 from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import placement_group_table
 
-from raysweep.errors import ClusterError
+from raysweep.errors import ClusterError, first_line
 from raysweep.runners.interrupts import keeping_sigterm
 from raysweep.runners.room import Shape, View
 from raysweep.search import Resources
@@ -103,8 +103,7 @@ def connect() -> None:
     try:
         _init(address=address)
     except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ClusterError(f"Ray at {address!r} cannot be joined: {first_line}") from error
+        raise ClusterError(f"Ray at {address!r} cannot be joined: {first_line(error)}") from error
 
 
 def use_token() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep.errors import DataError
+from raysweep.errors import DataError, first_line
 from raysweep.objectives.heads import architecture_of, head_of
 from raysweep.weights import num_stored
 
@@ -73,7 +73,7 @@ def check_size(checkpoint: Path, *, name: str | None = None) -> None:
     except DataError:
         raise
     except Exception as error:  # Whatever transformers and torch make of numbers that are none.
-        reason = _first_line(error)
+        reason = first_line(error)
         raise DataError(f"checkpoint {name!r}: no model can be made of its config.json: {reason}") from error
     # What is tied is stored once, and another task's head may lie beside it. A head that is missing, which loading
     # names, is no more than the embedding that is there.
@@ -82,10 +82,6 @@ def check_size(checkpoint: Path, *, name: str | None = None) -> None:
             f"checkpoint {name!r}: config.json asks for {asked:,} parameters, and its weights hold {num_numbers:,}; "
             "correct config.json, or save the model anew with model.save_pretrained(folder)"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def load_model(checkpoint: Path | str, *, name: str | None = None) -> PreTrainedModel:
@@ -123,7 +119,7 @@ def load_model(checkpoint: Path | str, *, name: str | None = None) -> PreTrained
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"checkpoint {name!r}: weights cannot be loaded: {_first_line(error)}") from error
+        raise DataError(f"checkpoint {name!r}: weights cannot be loaded: {first_line(error)}") from error
     if findings := _findings(info, is_masked=head == "masked"):
         raise DataError(
             f"checkpoint {name!r} does not fit its own config.json ({model.config.architectures}): "
