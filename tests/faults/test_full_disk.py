@@ -11,6 +11,7 @@ from tiny import TINY, results_of
 from raysweep.cli import main
 from raysweep.runners import run_sweep
 from raysweep.runs import Run
+from raysweep.space import load
 from raysweep.store import Store
 
 AT_ONCE = TINY + "resources: {max_store_wait_seconds: 0}\n"
@@ -43,6 +44,18 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(size, small_disk, tiny
     remount(small_disk, "40m")
     assert main([*command, "r"]) == 0
     assert results_of(Run.find(Store(small_disk / "store"), "r")) == untouched(tiny_space)
+
+
+@pytest.mark.parametrize("size", ["200k", "300k"])
+def test_a_full_disk_fails_the_stage_and_space_brings_it_back(size, small_disk, sweep_file):
+    remount(small_disk, size)
+    space, store = load(sweep_file(AT_ONCE)), Store(small_disk)
+    run = run_sweep(space, store, runner="inline")
+    assert any("No space left" in failure["cause"] for failure in run.failures())
+    remount(small_disk, "50m")
+    run = run_sweep(space, store, runner="inline")
+    assert run.failures() == []
+    results_of(run)
 
 
 @pytest.mark.parametrize("place", ["{disk}/store", "local://{disk}/store"])

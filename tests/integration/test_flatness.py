@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
-from tiny import free_port
+from tiny import free_port, pretrain, recipe_of
 
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
@@ -18,10 +18,8 @@ from raysweep.search import Resources
 from raysweep.stages.base import Subject
 from raysweep.stages.flatness import Flatness, Shape
 from raysweep.stages.indicators import Indicators
-from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.tasks.spans import PCFGSpan
 from raysweep.train.models import Bert, Llama
-from raysweep.train.optimizers import AdamW
 from raysweep.worker import Worker
 
 MEASURES = {"mix": {"pcfg": 1.0}, "sequence_length": 5}
@@ -55,28 +53,14 @@ def rank_main(rank: int, world_size: int, port: int, folder: str, zero_stage: in
     leave_process_group()
 
 
-def recipe_of(grammar, **changes) -> Recipe:
-    given = {
-        "data": grammar,
-        "model": Llama(hidden_size=16, num_layers=1, num_heads=2),
-        "optimizer": AdamW(lr=1e-2),
-        "steps": 20,
-        "batch_sequences": 8,
-        "sequence_length": 5,
-    }
-    return Recipe(**given | changes)
-
-
-def pretrain(recipe: Recipe, tokens: Path, out: Path) -> None:
-    out.mkdir()
-    Pretrain(recipe=recipe, seed=0, step=20).run({"tokens": tokens}, out, Worker())
-    torch.set_num_threads(1)
+SMALL = {"model": Llama(hidden_size=16, num_layers=1, num_heads=2), "steps": 20, "batch_sequences": 8}
 
 
 @pytest.fixture
 def inputs(grammar, tokens_dir, tmp_path):
     """A checkpoint of a few steps, and its text."""
-    pretrain(recipe_of(grammar), tokens_dir, tmp_path / "checkpoint")
+    pretrain(recipe_of(grammar, **SMALL), tokens_dir, tmp_path / "checkpoint", step=20)
+    torch.set_num_threads(1)
     return {"checkpoint": tmp_path / "checkpoint", "tokens": tokens_dir}
 
 
@@ -154,7 +138,8 @@ def test_a_sharded_model_gives_the_same_traces(batch_sequences, with_parts, prod
 )
 def test_a_sharded_model_gives_the_traces_of_its_own_objective(objective, model, grammar, inputs, tmp_path):
     shutil.rmtree(inputs["checkpoint"])
-    pretrain(recipe_of(grammar, model=model, objective=objective), inputs["tokens"], inputs["checkpoint"])
+    recipe = recipe_of(grammar, **SMALL | {"model": model, "objective": objective})
+    pretrain(recipe, inputs["tokens"], inputs["checkpoint"], step=20)
     given = {"num_sequences": 24, "batch_sequences": 3, "min_units": 6, "max_units": 8}
     spec = Flatness(**given).bind(Subject(grammar, objective, 5, tasks={}))
     whole = spec.run(inputs, tmp_path, Worker())

@@ -181,26 +181,6 @@ def test_a_stage_that_cannot_succeed_does_not_stop_the_sweep(sweep_file, store, 
     assert finished == {"tokenize", "pretrain", "heldout", "flatness"}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can only be mounted by root")
-@pytest.mark.parametrize("size", ["200k", "300k"])
-def test_full_disk_fails_the_stage_and_space_brings_it_back(size, sweep_file, tmp_path):
-    space = load(sweep_file(TINY + "resources: {max_store_wait_seconds: 0}\n"))
-    mount = tmp_path / "small"
-    mount.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(mount)], capture_output=True)
-    if made.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {made.stderr.decode().strip()}")
-    try:
-        run = run_sweep(space, Store(mount), runner="inline")
-        assert any("No space left" in failure["cause"] for failure in run.failures())
-        subprocess.run(["mount", "-o", "remount,size=50m", str(mount)], check=True)
-        run = run_sweep(space, Store(mount), runner="inline")
-        assert run.failures() == []
-        results_of(run)
-    finally:
-        subprocess.run(["umount", "-l", str(mount)], check=False)
-
-
 @pytest.mark.slow
 def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path):
     """Kill -9 of the driver, then of a gang worker: the same tables to the bit, and nothing finished is repeated."""
