@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from model_hub import COMMIT, serving
+from hub_server import COMMIT, serving
 from safetensors.torch import load_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast

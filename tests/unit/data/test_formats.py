@@ -3,14 +3,13 @@
 import gzip
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_server import COMMIT, HubHandler, asked_instead
 
 from raysweep.data.files import digests_of, resolve, sampled, sizes_of
 from raysweep.data.formats import read_jsonl, read_texts
@@ -179,29 +178,22 @@ def test_what_the_library_itself_saves(tmp_path):
     assert list(read_texts(resolve("dict/train", tmp_path))) == TEXTS
 
 
-COMMIT = "c" * 40
-URL = "/{repo_id}/resolve/{revision}/{filename}"
-
-
 @pytest.fixture
 def hub(folder, tmp_path, monkeypatch):
     """A hub that serves one data set, by as much of the protocol as reading needs; what it was asked for."""
     files = {"data/train-0.parquet": (folder / "a.parquet").read_bytes(), "valid.jsonl": lines(TEXTS[:9])}
     asked = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(HubHandler):
         def do_GET(self):
             asked.append(f"{self.command} {self.path}")
             if self.path.startswith("/api/datasets/owner/name"):
                 siblings = [{"rfilename": name} for name in files]
-                return self._answer(json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": siblings}).encode())
+                return self.answer(json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": siblings}).encode())
             name = unquote(self.path.removeprefix(f"/datasets/owner/name/resolve/{COMMIT}/"))
             if name not in files:
-                return self._answer(b"{}", status=404)
-            return self._answer(files[name], etag=hashlib.sha256(files[name]).hexdigest())
-
-        def do_HEAD(self):
-            self.do_GET()
+                return self.answer(b"{}", status=404)
+            return self.answer_file(files[name])
 
         def do_POST(self):
             asked.append(f"POST {self.path}")
@@ -214,29 +206,10 @@ def hub(folder, tmp_path, monkeypatch):
                 if info["path"].endswith(".parquet"):
                     sha256 = hashlib.sha256(files[info["path"]]).hexdigest()
                     info["lfs"] = {"oid": sha256, "size": info["size"], "pointerSize": 1}
-            self._answer(json.dumps(infos).encode())
+            self.answer(json.dumps(infos).encode())
 
-        def _answer(self, body, *, status=200, etag="0"):
-            self.send_response(status)
-            for name, value in {"Content-Length": len(body), "ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}.items():
-                self.send_header(name, str(value))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def log_message(self, *given):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address + URL)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setenv("NO_PROXY", "*")
+    with asked_instead(Handler, monkeypatch, tmp_path / "hub"):
         yield asked
-        server.shutdown()
 
 
 def test_a_data_set_of_the_hub(hub, folder):
