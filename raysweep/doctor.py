@@ -9,7 +9,7 @@ import shutil
 import sys
 
 from raysweep.errors import ClusterError, first_line
-from raysweep.runners.node_facts import Check
+from raysweep.runners.node_facts import GIB, MIN_SHARED_MEMORY_BYTES, Check
 from raysweep.store import Store
 
 logger = logging.getLogger(__name__)
@@ -100,8 +100,9 @@ def _deepspeed() -> Verdict:
 
 
 def _shared_memory() -> Verdict:
-    free = shutil.disk_usage("/dev/shm").free / 2**30
-    return free >= 1, f"{free:.1f} GiB free in /dev/shm" + ("" if free >= 1 else ": Ray wants 1 GiB or more")
+    free = shutil.disk_usage("/dev/shm").free
+    is_enough = free >= MIN_SHARED_MEMORY_BYTES
+    return is_enough, f"{free / GIB:.1f} GiB free in /dev/shm" + ("" if is_enough else ": Ray wants 1 GiB or more")
 
 
 def _store(store: Store) -> Verdict:
