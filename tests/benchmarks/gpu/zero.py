@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from table import Numbers, Table
 from throughput import measured, ours
 
 from raysweep.objectives.causal_lm import CausalLM
-from raysweep.runners.processes import free_port, join_process_group, leave_process_group, make_worker
+from raysweep.runners.processes import LOOPBACK, join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.train.loop import train
 from raysweep.train.optimizers import AdamW
@@ -21,7 +22,14 @@ from raysweep.train.schedules import Constant
 def main(table: Table) -> None:
     """Rows of the largest and of the smallest model."""
     resources = Resources(zero_stage=2, gpus_per_worker=int(ON_GPU))
-    join_process_group(make_worker(resources, rank=0, world_size=1), resources, "127.0.0.1", free_port())
+    listener = socket.create_server((LOOPBACK, 0))
+    join_process_group(
+        make_worker(resources, rank=0, world_size=1),
+        resources,
+        LOOPBACK,
+        listener.getsockname()[1],
+        listener=listener,
+    )
     length = LENGTHS[0]
     for stage in (2, 3):
         run = partial(ours, zero_stage=stage, compile=stage < 3)

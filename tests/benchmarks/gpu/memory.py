@@ -1,0 +1,84 @@
+"""Peak memory of training beside what the plan says it will be, over sizes, lengths and ways to save memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from subjects import BF16, LENGTHS, SUBJECTS, device_name
+from table import Numbers, Table, in_words, peak_gib, release_memory
+
+from raysweep.costs import Size
+from raysweep.objectives.causal_lm import CausalLM
+from raysweep.train.loop import train
+from raysweep.train.optimizers import AdamW
+from raysweep.train.schedules import Constant
+from raysweep.worker import Worker
+
+LONG, SHORT = LENGTHS
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step of one micro-batch."""
+
+    name: str
+    length: int
+    sequences: int
+    recomputed: bool = False
+    bf16: bool = BF16
+
+    def __str__(self) -> str:
+        how = f"{self.sequences} sequences of {self.length}" + ("" if self.bf16 else ", float32")
+        return f"{self.name}, {how}" + (", gradient checkpointing" if self.recomputed else "")
+
+
+CASES = [
+    Case("124M", SHORT, 8),
+    Case("124M", SHORT, 32),
+    Case("124M", LONG, 4),
+    Case("124M", SHORT, 32, recomputed=True),
+    Case("124M", SHORT, 8, bf16=False),
+    Case("350M", SHORT, 4),
+    Case("350M", LONG, 4),
+    Case("350M", LONG, 8, recomputed=True),
+    Case("1B", LONG, 2),
+    Case("1B", LONG, 8, recomputed=True),
+    Case("1B", SHORT, 1, bf16=False),
+]
+
+
+def main(table: Table) -> None:
+    """A row of each case."""
+    for case in CASES:
+        table.measure(f"memory of a step of {case}", partial(_peak, case))
+
+
+def _peak(case: Case) -> tuple[str, Numbers]:
+    subject = SUBJECTS[case.name]
+    ids = subject.ids(case.length)[:1].repeat(case.sequences, axis=0)
+    model = subject.build()
+    release_memory()
+    train(
+        model,
+        lambda step: {"input_ids": ids, "labels": ids},
+        objective=CausalLM(),
+        optimizer=AdamW(lr=1e-4),
+        schedule=Constant(name="constant", warmup=0.0),
+        num_steps=2,
+        seed=0,
+        bf16=case.bf16,
+        worker=Worker(device=device_name(), gradient_checkpointing=case.recomputed),
+    )
+    gib, planned = peak_gib(), _planned(case) / 2**30
+    return f"{in_words(gib)}; {planned:.1f} GiB planned, {planned / gib - 1:+.0%}", {"gib": gib, "planned": planned}
+
+
+def _planned(case: Case) -> float:
+    """As `Pretrain.memory_bytes` has it."""
+    subject = SUBJECTS[case.name]
+    num = subject.model.num_parameters(subject.vocab_size)
+    size = Size(num, *subject.model.dimensions(), vocab_size=subject.vocab_size, num_bytes=0)
+    token = size.activation_bytes(case.length, in_half=case.bf16, are_recomputed=case.recomputed)
+    held = size.training_bytes(optimizer_floats=2, in_half=case.bf16)
+    return held + case.sequences * case.length * (token + 8 * subject.vocab_size)
