@@ -1,4 +1,4 @@
-"""A Ray cluster of real raylets on this machine; a node may have an environment and, as root, folders of its own."""
+"""A Ray cluster of real raylets on this machine; a node may have an environment and, as root, a host of its own."""
 
 from __future__ import annotations
 
@@ -11,38 +11,66 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from hosts import Host
+
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 CAN_UNSHARE = os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
 """Whether nodes can have folders of their own here."""
 
 
 class RealCluster:
-    """Nodes started with `ray start`, as a user would. `env`: for processes that are to reach it."""
+    """Nodes started with `ray start`, as a user would. `env`: for processes that are to reach it.
 
-    def __init__(self, home: Path, *, job_server: bool = False) -> None:
+    Args:
+        home: a folder for its token and log.
+        job_server: whether its head takes jobs.
+        ip: of this machine, where its head is; None: that by which it reaches others.
+        num_cpus: of the head.
+    """
+
+    def __init__(self, home: Path, *, job_server: bool = False, ip: str | None = None, num_cpus: int = 1) -> None:
         (home / "auth_token").write_text("a-token-of-these-tests-alone")
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.env |= {"RAY_AUTH_TOKEN_PATH": str(home / "auth_token"), "PYTHONPATH": str(Path(__file__).parents[1])}
         self._nodes: list[subprocess.Popen[bytes]] = []
+        self._on_hosts: set[subprocess.Popen[bytes]] = set()
+        self._num_lost = 0
         self._log = home / "nodes.log"
         # As in an environment that is active.
         self.env["PATH"] = f"{Path(sys.executable).parent}:{self.env['PATH']}"
         port, job_port = _free_ports(2)
-        self.ip = _own_ip()
+        self.ip = ip or _own_ip()
         self.address, self.job_address = f"{self.ip}:{port}", f"http://127.0.0.1:{job_port}"
         dashboard = f"--dashboard-port={job_port}" if job_server else "--include-dashboard=false"
-        self._start("--head", f"--port={port}", f"--node-ip-address={self.ip}", "--num-cpus=1", dashboard)
+        self._start("--head", f"--port={port}", f"--node-ip-address={self.ip}", f"--num-cpus={num_cpus}", dashboard)
         self.wait_for(1)
 
-    def add(self, env: Mapping[str, str] | None = None, hidden: Path | None = None, num_cpus: int = 1) -> None:
-        """One more node; `hidden`: a folder that is another, empty one to it."""
-        before: tuple[str, ...] = ()
+    def add(
+        self,
+        env: Mapping[str, str] | None = None,
+        hidden: Path | None = None,
+        num_cpus: int = 1,
+        host: Host | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """One more node, on this machine or another host; `hidden`: a folder that is another, empty one to it."""
+        before: tuple[str, ...] = host.command if host else ()
         if hidden is not None:
             before = ("unshare", "-m", "sh", "-c", f'mount -t tmpfs none {hidden} && exec "$@"', "sh")
         count = len(self._nodes)
-        arguments = f"--address={self.address}", f"--node-ip-address={self.ip}", f"--num-cpus={num_cpus}"
-        self._start(*arguments, env=env or {}, before=before)
+        ip = host.ip if host else self.ip
+        arguments = f"--address={self.address}", f"--node-ip-address={ip}", f"--num-cpus={num_cpus}"
+        node = self._start(*arguments, env=env or {}, before=before)
+        if host:
+            self._on_hosts.add(node)
         self.wait_for(count + 1)
+        return node
+
+    def lose(self, node: subprocess.Popen[bytes]) -> None:
+        """Kill all processes of a node that has a host of its own."""
+        node.kill()
+        node.wait(timeout=60)
+        self._nodes.remove(node)
+        self._num_lost += 1
 
     def run(self, code: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """A Python program that may connect to the cluster."""
@@ -55,7 +83,7 @@ class RealCluster:
     def wait_for(self, num_nodes: int) -> None:
         """Until so many nodes are there."""
         deadline = time.monotonic() + 60
-        while self._log.read_text().count("Ray runtime started") < num_nodes:
+        while self._log.read_text().count("Ray runtime started") < num_nodes + self._num_lost:
             ended = [node.args for node in self._nodes if node.poll() is not None]
             assert not ended, self._log.read_text()[-3000:]
             assert time.monotonic() < deadline, self._log.read_text()[-3000:]
@@ -64,17 +92,21 @@ class RealCluster:
     def close(self) -> None:
         """End all nodes."""
         for node in reversed(self._nodes):
-            node.terminate()
+            # Of a host's own processes the first one passes no signal on; what it has started dies with it.
+            node.kill() if node in self._on_hosts else node.terminate()
         for node in self._nodes:
             node.wait(timeout=60)
 
-    def _start(self, *arguments: str, env: Mapping[str, str] | None = None, before: tuple[str, ...] = ()) -> None:
+    def _start(
+        self, *arguments: str, env: Mapping[str, str] | None = None, before: tuple[str, ...] = ()
+    ) -> subprocess.Popen[bytes]:
         command = [*before, *RAY, "start", "--object-store-memory=100000000", "--block", *arguments]
         # Of a node that joins, Ray does not look for a token by itself.
         env = self.env | {"RAY_AUTH_MODE": "token"} | dict(env or {})
         with self._log.open("ab") as log:
             node = subprocess.Popen(command, env=env, stdout=log, stderr=log)
         self._nodes.append(node)
+        return node
 
 
 def _free_ports(count: int) -> list[int]:
@@ -93,9 +125,11 @@ def _own_ip() -> str:
 
 
 @contextlib.contextmanager
-def real_cluster(home: Path, *, job_server: bool = False) -> Iterator[RealCluster]:
-    """A cluster of one node, ended at the end."""
-    cluster = RealCluster(home, job_server=job_server)
+def real_cluster(
+    home: Path, *, job_server: bool = False, ip: str | None = None, num_cpus: int = 1
+) -> Iterator[RealCluster]:
+    """A cluster of one node, ended at the end; see `RealCluster`."""
+    cluster = RealCluster(home, job_server=job_server, ip=ip, num_cpus=num_cpus)
     try:
         yield cluster
     finally:

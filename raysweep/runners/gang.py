@@ -84,7 +84,12 @@ class Gang:
 
 
 class RayGang(Gang):
-    """Rank 0's view of a gang whose other ranks are Ray actors of class `RankActor`."""
+    """Rank 0's view of a gang whose other ranks are Ray actors of class `RankActor`.
+
+    Args:
+        start_rank: starts one of them.
+        hosts: the address of each rank's node, or one that all are on.
+    """
 
     def __init__(
         self,
@@ -93,21 +98,23 @@ class RayGang(Gang):
         *,
         report: Callable[[Mapping[str, Any]], None],
         start_rank: Callable[[int], Any],
-        address: str = LOOPBACK,
+        hosts: Sequence[str] = (LOOPBACK,),
         save_asked: Callable[[], bool] = never,
     ) -> None:
         self.store = store
         world_size = resources.workers
         self._others = [start_rank(rank) for rank in range(1, world_size)]
-        listener = socket.create_server((address, 0))
+        if len(set(hosts)) == 1:  # Nobody else can reach them.
+            hosts = [LOOPBACK] * world_size
+        listener = socket.create_server((hosts[0], 0))
         port = listener.getsockname()[1]
         joined = [
-            actor.join.remote(store.url, resources, rank, address, port) for rank, actor in enumerate(self._others, 1)
+            actor.join.remote(store.url, resources, rank, hosts, port) for rank, actor in enumerate(self._others, 1)
         ]
         self.worker = make_worker(resources, rank=0, world_size=world_size, report=report, save_asked=save_asked)
         # A rank that dies before it has joined would be waited for for half an hour.
         with _watch(joined):
-            join_process_group(self.worker, resources, address, port, listener=listener)
+            join_process_group(self.worker, resources, hosts[0], port, hosts=hosts, listener=listener)
         _get(joined)
 
     def wide(self, stage: Stage) -> Outcome:
@@ -194,12 +201,12 @@ class RankActor:
         """Begin to give signs of life to the driver."""
         start_beats(address, this_process(gang, rank), every_seconds=every_seconds)
 
-    def join(self, store_url: str, resources: Resources, rank: int, address: str, port: int) -> None:
-        """Enter the process group of rank 0, at `address` and `port`; returns when all ranks have."""
+    def join(self, store_url: str, resources: Resources, rank: int, hosts: Sequence[str], port: int) -> None:
+        """Enter the process group of the ranks on `hosts`, where rank 0 listens at `port`; returns when all have."""
         self._store = Store(store_url)
         self._store.be_patient(resources.max_store_wait_seconds)
         self._worker = make_worker(resources, rank=rank, world_size=resources.workers)
-        join_process_group(self._worker, resources, address, port)
+        join_process_group(self._worker, resources, hosts[0], port, hosts=hosts)
 
     def run(self, stage: Stage) -> None:
         """This rank's part of a wide stage."""

@@ -7,10 +7,11 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raysweep.errors import ClusterError
+from raysweep.runners.node_tasks import interface_of
 from raysweep.search import Resources
 from raysweep.worker import Worker, ignore, never
 
@@ -58,15 +59,25 @@ LOOPBACK = "127.0.0.1"
 
 
 def join_process_group(
-    worker: Worker, resources: Resources, address: str, port: int, *, listener: socket.socket | None = None
+    worker: Worker,
+    resources: Resources,
+    address: str,
+    port: int,
+    *,
+    hosts: Sequence[str] = (),
+    listener: socket.socket | None = None,
 ) -> None:
     """Make the process group of a gang, once for all its stages. A plain gang of one needs none.
+
+    Ranks are let in without a key, so they listen on one network alone: on loopback if they meet there, else on that
+    of their nodes' addresses. By themselves gloo and NCCL would take the interface of the host's name, or any.
 
     Args:
         worker: this process.
         resources: of the gang.
-        address: where rank 0 listens, and nowhere else: ranks are let in without a key. On loopback gloo stays there.
+        address: where rank 0 listens.
         port: the same on every rank.
+        hosts: the address of each rank's node; none: all ranks are on one.
         listener: of rank 0, bound there already, so that nobody else takes the port meanwhile.
     """
     if worker.world_size == 1 and worker.zero_stage == 0:
@@ -78,16 +89,10 @@ def join_process_group(
 
         # Here, and not in the first step that needs it: whoever compiles it elsewhere may take minutes.
         load_cpu_operator(lambda message: worker.report({"event": "note", "message": message}))
-    os.environ |= {
-        "RANK": str(worker.rank),
-        "WORLD_SIZE": str(worker.world_size),
-        "LOCAL_RANK": "0" if worker.device.startswith("cuda") else str(worker.rank),
-        "LOCAL_WORLD_SIZE": str(worker.world_size),
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
-    }
-    if address == LOOPBACK:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    hosts = list(hosts) or [address] * worker.world_size
+    os.environ |= environment_of(worker, hosts) | {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    for name, value in interfaces_of(address, own=hosts[worker.rank]).items():
+        os.environ.setdefault(name, value)
     is_first = worker.rank == 0
     if is_first:
         listener = listener or socket.create_server((address, port))
@@ -101,6 +106,30 @@ def join_process_group(
     )
     backend = "nccl" if worker.device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, store=meeting, rank=worker.rank, world_size=worker.world_size)
+
+
+def environment_of(worker: Worker, hosts: Sequence[str]) -> dict[str, str]:
+    """A rank's place, as torch's launcher would say it; local ranks count along the ranks of a host.
+
+    >>> environment_of(Worker(rank=2, world_size=3), ["10.0.0.1", "10.0.0.2", "10.0.0.2"])["LOCAL_RANK"]
+    '1'
+    """
+    host = hosts[worker.rank]
+    return {
+        "RANK": str(worker.rank),
+        "WORLD_SIZE": str(worker.world_size),
+        # Libraries take it for the number of a GPU, of which Ray shows each process its own alone.
+        "LOCAL_RANK": "0" if worker.device.startswith("cuda") else str(hosts[: worker.rank].count(host)),
+        "LOCAL_WORLD_SIZE": str(hosts.count(host)),
+    }
+
+
+def interfaces_of(address: str, *, own: str) -> dict[str, str]:
+    """What gloo and NCCL are to use, where the user has not said it; nothing where no interface has this address."""
+    if address == LOOPBACK:
+        return {"GLOO_SOCKET_IFNAME": "lo"}
+    name = interface_of(own)
+    return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"} if name else {}
 
 
 def leave_process_group() -> None:

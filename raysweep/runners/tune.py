@@ -27,7 +27,6 @@ from raysweep.runners.gang import Gang, RankActor, RayGang
 from raysweep.runners.heartbeat import start_beats, this_process
 from raysweep.runners.interrupts import SAVE_SECONDS, UnsavedTraining
 from raysweep.runners.journal import trial_row
-from raysweep.runners.processes import LOOPBACK
 from raysweep.runners.queue import Beginnings, Queue
 from raysweep.runners.ray_cluster import looking, start_ray
 from raysweep.runners.ray_watch import ray_watched
@@ -88,7 +87,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
                 actor.beat.remote(events, gang, rank, every)
                 return actor
 
-            self._gang = RayGang(store, resources, **callbacks, start_rank=start, address=_address())
+            self._gang = RayGang(store, resources, **callbacks, start_rank=start, hosts=_hosts())
         self._first_memory: int | None = None
         self._outgrown: str | None = None
         self._begin(config)
@@ -152,10 +151,11 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._events.tell({"event": "progress", "trial": self._current, **event})
 
 
-def _address() -> str:
-    """Where the ranks of this gang meet: on loopback if all are on one machine, else at its address in the cluster."""
+def _hosts() -> list[str]:
+    """The address of each rank's node: that of the bundle of the rank's number."""
     places = ray.util.placement_group_table(ray.util.get_current_placement_group())["bundles_to_node_id"]
-    return LOOPBACK if len(set(places.values())) == 1 else str(ray.util.get_node_ip_address())
+    addresses = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in ray.nodes()}
+    return [addresses[node] for _, node in sorted(places.items())]
 
 
 def _rank_starter(resources: Resources, store: Store, agreement: Agreement | None) -> Callable[[int], Any]:

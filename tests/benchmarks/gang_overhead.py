@@ -139,7 +139,7 @@ def stages(folder: Path) -> dict[str, Any]:
 
     def measure() -> dict[str, list[float]]:
         store = Store(folder / "stages")
-        gang = RayGang(store, resources, report=lambda event: None, start_rank=_rank_starter(resources))
+        gang = RayGang(store, resources, report=lambda event: None, start_rank=_rank_starter(resources, store, None))
         seconds: dict[str, list[float]] = {"wide": [], "split": []}
         for index in range(60):
             began = time.perf_counter()

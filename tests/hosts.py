@@ -1,0 +1,85 @@
+"""Hosts of their own on this machine, as root: each with its network, processes and, where wanted, folders."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+class Host:
+    """One host: processes started by `command` see no other network, processes and shared memory than its own.
+
+    Args:
+        name: of its network namespace.
+        ip: its address on the hosts' network.
+        own: folders that are others, empty ones, to it.
+    """
+
+    def __init__(self, name: str, ip: str, own: Sequence[Path]) -> None:
+        self.name, self.ip = name, ip
+        self._own = ["/dev/shm", *map(str, own)]
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What goes before a command that is to run there; when it is killed, so is all that it started."""
+        script = 'for each in $OWN; do mount -t tmpfs none "$each" || exit 1; done; exec "$@"'
+        namespaces = ("unshare", "-m", "-p", "-f", "--kill-child", "--mount-proc")
+        own = f"OWN={' '.join(self._own)}"
+        return ("ip", "netns", "exec", self.name, *namespaces, "env", own, "sh", "-c", script, "sh")
+
+    def unplug(self) -> None:
+        """Take its cable out: nothing reaches it, and nobody is told."""
+        _ip("link", "set", f"{self.name}-o", "down")
+
+
+class Hosts:
+    """Hosts on one network, `ip` being this machine's address on it."""
+
+    def __init__(self) -> None:
+        self._name = f"rs{os.getpid() % 100000}"
+        self._subnet = f"10.{77 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
+        self._hosts: list[Host] = []
+        self.ip = f"{self._subnet}.1"
+        _ip("link", "add", self._name, "type", "bridge")
+        _ip("addr", "add", f"{self.ip}/24", "dev", self._name)
+        _ip("link", "set", self._name, "up")
+
+    def add(self, own: Sequence[Path] = ()) -> Host:
+        """One more host."""
+        number = len(self._hosts) + 2
+        host = Host(f"{self._name}-{number}", f"{self._subnet}.{number}", own)
+        self._hosts.append(host)
+        outer = f"{host.name}-o"
+        _ip("netns", "add", host.name)
+        _ip("link", "add", outer, "type", "veth", "peer", "name", "cable0", "netns", host.name)
+        _ip("link", "set", outer, "master", self._name, "up")
+        for arguments in (
+            ("addr", "add", f"{host.ip}/24", "dev", "cable0"),
+            ("link", "set", "cable0", "up"),
+            ("link", "set", "lo", "up"),
+        ):
+            _ip("-n", host.name, *arguments)
+        return host
+
+    def close(self) -> None:
+        """Take the network away."""
+        for host in self._hosts:
+            _ip("netns", "del", host.name)
+        _ip("link", "del", self._name)
+
+
+@contextlib.contextmanager
+def hosts() -> Iterator[Hosts]:
+    """Hosts that are gone at the end."""
+    network = Hosts()
+    try:
+        yield network
+    finally:
+        network.close()

@@ -1,0 +1,29 @@
+"""What a process of a gang tells its libraries of its place."""
+
+import psutil
+import pytest
+
+from raysweep.runners.processes import environment_of, interfaces_of
+from raysweep.worker import Worker
+
+HOSTS = ["10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "device", "local_rank", "on_host"),
+    [(0, "cpu", "0", "3"), (2, "cpu", "2", "3"), (3, "cpu", "0", "1"), (2, "cuda:0", "0", "3")],
+)
+def test_a_rank_has_its_number_in_the_gang_and_on_its_host(rank, device, local_rank, on_host):
+    told = environment_of(Worker(rank=rank, world_size=4, device=device), HOSTS)
+    assert told == {"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": on_host}
+
+
+def test_ranks_of_several_hosts_talk_on_the_interface_of_their_nodes_address():
+    name, ip = next((name, each.address) for name, all_ in psutil.net_if_addrs().items() for each in all_)
+    assert interfaces_of("10.0.0.1", own=ip) == {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}
+    # Behind a translated address: the libraries choose.
+    assert interfaces_of("10.0.0.1", own="192.0.2.77") == {}
+
+
+def test_ranks_of_one_host_stay_on_loopback():
+    assert interfaces_of("127.0.0.1", own="127.0.0.1") == {"GLOO_SOCKET_IFNAME": "lo"}
