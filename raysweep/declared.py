@@ -12,13 +12,14 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from raysweep.errors import Finding, Place
 from raysweep.finetuning import Finetuning
-from raysweep.search import Axis, Resources, Search, Zip, labels, paths_of
+from raysweep.search import Axis, Resources, ResourcesBy, Search, Zip, labels, name_of, names_of, paths_of
 from raysweep.spec import Provenance, Spec, check_name
 from raysweep.stages.base import StageSpec
 from raysweep.stages.fetch import Existing
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.indicators import Indicators
 from raysweep.stages.pretrain import Recipe
+from raysweep.validation import suggested
 
 # More than any sweep has been; a grid of a few long axes is beyond it at once.
 MAX_TRIALS = 10_000
@@ -40,6 +41,17 @@ PretrainSection = Annotated[
 """A recipe, or a checkpoint that exists already."""
 
 
+def _resources_tag(value: Any) -> str:
+    is_by = isinstance(value, ResourcesBy) or (isinstance(value, dict) and "by" in value)
+    return "by" if is_by else "resources"
+
+
+ResourcesSection = Annotated[
+    Annotated[Resources, Tag("resources")] | Annotated[ResourcesBy, Tag("by")], Discriminator(_resources_tag)
+]
+"""What all gangs are made of; or, with `by`, gangs by the value of an axis."""
+
+
 class Declared(Spec):
     """All sections of a sweep file, valid each by itself; whether they go together, `space.load` finds out."""
 
@@ -54,8 +66,9 @@ class Declared(Spec):
     """Traces of Hessian, Gauss-Newton and Fisher matrices, on every checkpoint; left out: none."""
     sft: Finetuning | None = None
     """Tasks that every checkpoint is fine-tuned on; left out: none."""
-    resources: Annotated[Resources, Provenance()] = Resources()
-    """What runs it; no part of any result's identity."""
+    resources: Annotated[ResourcesSection, Provenance()] = Resources()
+    """What runs it; no part of any result's identity. With `by`, an axis of the sweep, each of its values may have a
+    gang of its own: {by: pretrain.model, default: {...}, large: {workers: 8}}."""
     search: Search = Search()
     """Who picks the points of the space."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
@@ -122,6 +135,7 @@ def axis_findings(declared: Declared) -> Iterator[Finding]:
     yield from _overlap_findings(declared)
     if declared.search.name == "optuna" and len(declared.seeds) > 1:
         yield ("seeds",), f"optuna compares single trials, so seeds holds one, not {len(declared.seeds)}"
+    yield from _gang_findings(declared)
     yield from _size_findings(declared)
 
 
@@ -163,6 +177,20 @@ def _overlap_findings(declared: Declared) -> Iterator[Finding]:
             yield where, f"{path} is varied by the axis {first} already; leave it in one of them"
         elif path.startswith(f"{over}."):
             yield where, f"{over} replaces what {path} sets before it; let {over} come first"
+
+
+def _gang_findings(declared: Declared) -> Iterator[Finding]:
+    """Gangs by an axis that there is not, or for values that it does not take."""
+    resources = declared.resources
+    if not isinstance(resources, ResourcesBy):
+        return
+    if resources.by not in declared.sweep:
+        yield ("resources", "by"), f"no axis {resources.by!r}" + suggested(resources.by, list(declared.sweep), "axes")
+        return
+    taken = names_of(declared.sweep[resources.by])
+    for label in resources.sizes:
+        if name_of(label) not in taken:
+            yield ("resources", label), f"{resources.by} takes no {label!r}" + suggested(label, taken, "values")
 
 
 def _size_findings(declared: Declared) -> Iterator[Finding]:

@@ -92,7 +92,6 @@ def work_of(stage: Stage, finished: Container[str]) -> StageSpec:
 class _Sum:
     """Adds up the stages of trial after trial; a shared one counts once."""
 
-    resources: Resources
     finished: set[str]
     once: bool
     """False where the points are stand-ins for others, which share less."""
@@ -110,12 +109,12 @@ class _Sum:
     tokens_again: int = 0
     """Of `tokens`: trained once more, for an optimizer's state."""
     disk_bytes: int = 0
-    memory_bytes: int = 0
+    memory_bytes: defaultdict[Resources, int] = field(default_factory=lambda: defaultdict(int))
     """Of the stage that takes most, finished or not; so is `state_bytes`."""
     state_bytes: int = 0
     rse: float | None = None
 
-    def add(self, trial: Trial) -> None:
+    def add(self, trial: Trial, resources: Resources) -> None:
         size = size_of(trial)
         if size:
             self.sizes.add(size.num_parameters)
@@ -123,14 +122,14 @@ class _Sum:
             # Seen by each trial that shares a beginning; computed once, below.
             self.tokens_seen += stage.spec.pretraining_tokens
             if not (self.once and stage.id in self.flops_of):
-                self._count(stage, size or UNKNOWN, trial.corpus_of(stage))
+                self._count(stage, size or UNKNOWN, trial.corpus_of(stage), resources)
 
-    def _count(self, stage: Stage, size: Size, corpus: Corpus) -> None:
+    def _count(self, stage: Stage, size: Size, corpus: Corpus, resources: Resources) -> None:
         spec, work = stage.spec, work_of(stage, self.finished)
         self.flops_of[stage.id] = work.flops(size, corpus)
         self.stages[stage.kind] += 1
-        self.memory_bytes = max(self.memory_bytes, spec.memory_bytes(size, self.resources))
-        self.state_bytes = max(self.state_bytes, spec.state_bytes(size, self.resources))
+        self.memory_bytes[resources] = max(self.memory_bytes[resources], spec.memory_bytes(size, resources))
+        self.state_bytes = max(self.state_bytes, spec.state_bytes(size, resources))
         if spec.expected_rse is not None:  # The plan shows the least sure of all variants.
             self.rse = max(self.rse or 0.0, spec.expected_rse)
         if spec.wide:
@@ -154,16 +153,21 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
         peak_flops: FLOP/s of one GPU.
     """
     search, resources = space.declared.search, space.declared.resources
+    has_sizes = len({each.workers for each in resources.every}) > 1
     picked_later = search.name == "optuna"
     points = [{}] * (search.num_trials or 0) if picked_later else list(space.points())
     finished = store.finished_ids()
     # Where points are picked later, the base stands for each: its own stages being finished says nothing of them.
-    total = _Sum(resources, set() if picked_later else finished, once=not picked_later)
+    total = _Sum(set() if picked_later else finished, once=not picked_later)
     for point in points:
         for seed in space.declared.seeds:
-            total.add(space.trial(point, seed))
-    seconds, num_measured = _seconds(total, store, finished, resources)
+            total.add(space.trial(point, seed), resources.of(point))
+    # How long a stage of one gang takes in one of another size is not known.
+    seconds, num_measured = ({}, 0) if has_sizes else _seconds(total, store, finished, resources.default)
     flops = float(sum(total.flops_to_do.values()))
+    warnings = [*space.warnings]
+    for each, num_bytes in total.memory_bytes.items():
+        warnings += machine_warnings(each, num_bytes)
     return Plan(
         name=space.name,
         run=space.run_name(),
@@ -175,7 +179,7 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
         tokens=total.tokens,
         tokens_seen=total.tokens_seen,
         flops=flops,
-        memory_bytes_per_worker=total.memory_bytes,
+        memory_bytes_per_worker=max(total.memory_bytes.values(), default=0),
         gpu_hours=flops / (mfu * peak_flops) / 3600,
         mfu=mfu,
         peak_flops=peak_flops,
@@ -183,10 +187,10 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
         disk_bytes=total.disk_bytes,
         state_bytes=total.state_bytes if total.tokens else 0,
         seconds=seconds,
-        wall_seconds=_wall_seconds(seconds, total.wide, resources) if seconds else None,
+        wall_seconds=_wall_seconds(seconds, total.wide, resources.default) if seconds else None,
         num_measured=num_measured,
         columns=space.columns(),
-        warnings=(*space.warnings, *machine_warnings(resources, total.memory_bytes)),
+        warnings=tuple(dict.fromkeys(warnings)),
         note=_note(space, known_sizes=bool(total.sizes), tokens_again=total.tokens_again),
     )
 
@@ -203,6 +207,8 @@ def _note(space: SearchSpace, *, known_sizes: bool, tokens_again: int) -> str:
     if (sft := space.declared.sft) and sft.lrs == "auto":
         rates = ", ".join(f"{lr:g}" for lr in sft.first_lrs)
         notes.append(f"sft.lrs auto: counted are the rates it begins with ({rates}), so there are at least so many.")
+    if len({each.workers for each in space.declared.resources.every}) > 1:
+        notes.append("Gangs have several sizes, so no time is told.")
     if not known_sizes:
         notes.append("The checkpoints' sizes are not known here, and their FLOPs and bytes not counted.")
     return " ".join(notes)

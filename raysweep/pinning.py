@@ -60,7 +60,7 @@ def pinned(declared: Declared, pretrain: Mapping[str, Any], pins: Pins) -> Pinne
     section = pins(("pretrain",), declared.pretrain, partial(declared.pretrain.pin, pins.folder))
     sft = declared.sft and pins(("sft",), declared.sft, partial(declared.sft.pin, pins.folder))
     # What "auto" stands for here: a checkpoint trained in other numbers is another checkpoint.
-    on_gpu = declared.resources.gpus_per_worker > 0
+    on_gpu = declared.resources.default.gpus_per_worker > 0
     if isinstance(section, Recipe):
         section = section.with_(precision=settled(section.precision, on_gpu=on_gpu))
     if sft:

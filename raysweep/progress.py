@@ -28,7 +28,7 @@ class Progress:
 
     def __init__(self, space: SearchSpace) -> None:
         search, seeds = space.declared.search, space.declared.seeds
-        self.num_workers = space.declared.resources.workers
+        self.num_workers = max(each.workers for each in space.declared.resources.every)
         self.seconds: Counter[str] = Counter()
         """Of the finished stages, by kind."""
         self.speeds: dict[str, float] = {}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from raysweep.errors import Place
-from raysweep.spec import Spec
+from raysweep.spec import Spec, canonical
+from raysweep.validation import validate
 
 Scalar = str | int | float | bool | None
 AxisValues = Annotated[tuple[Scalar, ...], Field(min_length=1)] | Annotated[dict[str, Any], Field(min_length=1)]
@@ -183,6 +185,19 @@ def labels(axis: Axis) -> tuple[Any, ...]:
     return tuple(axis.choice) if isinstance(axis, Choice) else ()
 
 
+def name_of(key: str) -> str:
+    """A key of a mapping as `names_of` has it: 1e-3 is the number 0.001."""
+    try:
+        return _written(json.loads(key))
+    except ValueError:
+        return key
+
+
+def names_of(axis: Axis) -> tuple[str, ...]:
+    """`labels` as a key of a mapping has them: a text as it is, 256 as "256"."""
+    return tuple(map(_written, labels(axis)))
+
+
 def paths_of(name: str, axis: Axis) -> tuple[str, ...]:
     """What an axis varies: the path that it is called by, or those of a zip."""
     return tuple(axis.zip) if isinstance(axis, Zip) else (name,)
@@ -290,3 +305,76 @@ class Resources(Spec):
     def compiles(self) -> bool:
         """What `compile` comes to."""
         return self.gpus_per_worker > 0 and self.zero_stage < 3 if self.compile is None else self.compile
+
+    @property
+    def default(self) -> Resources:
+        """What holds for the run as a whole."""
+        return self
+
+    @property
+    def every(self) -> tuple[Resources, ...]:
+        """Those that some variant is trained by, each once."""
+        return (self,)
+
+    def of(self, point: Mapping[str, Any]) -> Resources:
+        """Those of a variant."""
+        return self
+
+
+_OF_THE_RUN = tuple(name for name in Resources.model_fields if name.startswith("max_"))
+
+
+class ResourcesBy(Spec):
+    """Gangs by the value of an axis, so that large models get large ones: `default`, and by label what differs."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Resources]
+
+    by: str
+    """The axis: its name under sweep."""
+    default: Resources = Resources()
+    """Of values that are not named here; what a named one leaves out is taken from it, and what is the run's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_up(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        default = given.get("default", {})
+        try:
+            validate(Resources, default)
+        except ValidationError:
+            return given  # What is wrong with it is told once.
+        default = canonical(default) if isinstance(default, Spec) else default
+        sizes = {name: value for name, value in given.items() if name not in cls.model_fields}
+        return given | {name: default | value for name, value in sizes.items() if isinstance(value, dict)}
+
+    @model_validator(mode="after")
+    def _alike(self) -> ResourcesBy:
+        for label, resources in self.sizes.items():
+            if differ := [name for name in _OF_THE_RUN if getattr(resources, name) != getattr(self.default, name)]:
+                raise ValueError(f"{label}: {differ[0]} is the whole run's: set it in default")
+            if bool(resources.gpus_per_worker) != bool(self.default.gpus_per_worker):
+                raise ValueError(
+                    f"{label}: gpus_per_worker {resources.gpus_per_worker:g} beside {self.default.gpus_per_worker:g} "
+                    "in default: all variants are trained on GPUs, or none, as the numbers they are trained in differ"
+                )
+        return self
+
+    @property
+    def sizes(self) -> Mapping[str, Resources]:
+        """By label, as in the file: of a number, as it is written there."""
+        return self.__pydantic_extra__
+
+    @property
+    def every(self) -> tuple[Resources, ...]:
+        """Those that some variant is trained by, each once; `default` first."""
+        return tuple(dict.fromkeys([self.default, *self.sizes.values()]))
+
+    def of(self, point: Mapping[str, Any]) -> Resources:
+        """Those of a variant."""
+        return self._by_name.get(_written(point[self.by]), self.default) if self.by in point else self.default
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Resources]:
+        return {name_of(label): resources for label, resources in self.sizes.items()}

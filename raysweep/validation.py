@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import Tag, ValidationError
 from pydantic_core import ErrorDetails
@@ -130,7 +130,7 @@ def _special(problem: _Problem) -> str:
             name = str(problem.place[-1])
             declared = problem.owner.model_fields.items() if problem.owner else ()
             fields = [info.alias or field for field, info in declared if field not in _FILLED]
-            return f"no field {name!r}" + _suggested(name, fields, "fields")
+            return f"no field {name!r}" + suggested(name, fields, "fields")
         case "missing" if isinstance(value, list):
             return f"holds {len(value)} value(s), and needs more"
         case "missing":
@@ -144,14 +144,15 @@ def _special(problem: _Problem) -> str:
             return f"{field} is missing; there are: {', '.join(problem.tags)}"
         case "union_tag_invalid":
             field, tag = context["discriminator"].strip("'"), str(context["tag"])
-            return f"no {field} {tag!r}" + _suggested(tag, problem.tags, "there are")
+            return f"no {field} {tag!r}" + suggested(tag, problem.tags, "there are")
         case "value_error":
             return str(context["error"])
     message = problem.details["msg"]
     return f"{message[0].lower()}{message[1:]}, not {_shown(value)}"
 
 
-def _suggested(word: str, known: Sequence[str], called: str) -> str:
+def suggested(word: str, known: Sequence[str], called: str) -> str:
+    """What follows on a word that is none of `known`: which may be meant, and which there are."""
     close = nearest(word, known, most=1)
     meant = f", did you mean {close[0]!r}" if close else ""
     return meant + (f"; {called}: {', '.join(known)}" if known else "")
@@ -216,6 +217,8 @@ def _below(annotation: Any, part: str | int) -> Any:
             for name, info in kind.model_fields.items():
                 if part in (name, info.alias):
                     return info.annotation
+            if kind.model_config.get("extra") == "allow":  # Names of the user's own, all of one type.
+                return get_args(get_type_hints(kind)["__pydantic_extra__"])[1]
         elif args := get_args(kind):
             if get_origin(kind) is dict and isinstance(part, str):
                 return args[1]

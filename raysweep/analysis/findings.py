@@ -72,6 +72,7 @@ def cautions(ranking: Ranking) -> list[str]:
     table = ranking.checkpoints
     lines += objective_cautions(table)
     lines += _flatness_lines(table)
+    lines += _workers_lines(table)
     # Of the same task, or the same mean; there is none for a target that is no score of fine-tuning.
     probes = {MEAN_SCORE: PROBE_MEAN} | {score(task): score(task, "probe") for task in ranking.tasks}
     probe = probes.get(ranking.target)
@@ -225,6 +226,17 @@ def _flatness_lines(checkpoints: pd.DataFrame) -> list[str]:
         f"Flatness is less sure than flatness.rse asks for on {len(missed)} of {len(measured)} checkpoints (standard "
         f"error of the Hessian trace: {formatting.percent(errors.median())} % of it, in the median), so an order by it "
         "may be noise. Raise flatness.num_sequences or max_units."
+    ]
+
+
+def _workers_lines(checkpoints: pd.DataFrame) -> list[str]:
+    """Gangs of several sizes."""
+    nums = sorted(checkpoints["workers"].dropna().astype(int).unique()) if "workers" in checkpoints else []
+    if len(nums) < 2:
+        return []
+    return [
+        f"Checkpoints were pretrained on {', '.join(map(str, nums[:-1]))} and {nums[-1]} workers, by which sums are "
+        "rounded and dropout is drawn in different ways: as another seed would, this moves scores a little."
     ]
 
 

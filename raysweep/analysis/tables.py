@@ -46,7 +46,7 @@ _OF_MEAN = (
 )
 _DIVERGED = (Metric("diverged_step", unit="steps"), Metric("diverged_loss", unit="nats/token"))
 _CHECKPOINT = (
-    *("trial", "variant", "seed", "checkpoint", "step", "status", "location"),
+    *("trial", "variant", "seed", "checkpoint", "step", "status", "workers", "location"),
     *(TRAINING_LOSS_OF, PERPLEXITY_OF, FLATNESS_OF),
 )
 
@@ -87,8 +87,9 @@ def noise_of(store: Store, stages: pd.DataFrame) -> dict[str, TaskNoise]:
 def checkpoint_table(run: Run) -> pd.DataFrame:
     """One row per checkpoint, with all that was measured on it.
 
-    Columns: trial, variant, seed, checkpoint (its stage id), step, status, location; training_loss_of, perplexity_of
-    and flatness_of (in words, the objective whose loss these numbers are of); `point.<path>`; metrics of whole models
+    Columns: trial, variant, seed, checkpoint (its stage id), step, status, workers (that pretrained it), location;
+    training_loss_of, perplexity_of and flatness_of (in words, the objective whose loss these numbers are of);
+    `point.<path>`; metrics of whole models
     as `<kind>/<metric>` and of tasks as `<kind>/<task>/<metric>` (mean over seeds). Of fine-tuning, `sft/<task>/`:
     `score` (test, mean over SFT seeds, at the learning rate with the best mean validation score), `score_sd` and
     `num_seeds` over these, `score_stderr` with `score_low` and `score_high` (a 95 % interval, over test examples and
@@ -164,6 +165,7 @@ def _checkpoint_row(
     steps = [other["step"] for other in measured if other.get("step") is not None]
     row |= {"checkpoint": checkpoint, "step": steps[0] if steps else None}
     row["status"] = made["status"] if made else "done"
+    row["workers"] = made.get("world_size") if made and made["kind"] == "pretrain" else None
     row["location"] = made.get("location") if made else None
     row |= {name: value for name, value in measured[0].items() if str(name).startswith("point.")}
     for other in [*([made] if made else []), *measured]:
@@ -292,7 +294,7 @@ def _frame(rows: Sequence[RowValues], *, first: Sequence[str], last: Sequence[st
             continue
         if "/" in name or name in ("lr", "wall_seconds", "num_tokens"):
             series[name] = series[name].map(_number).astype("float64")
-        elif name in ("seed", "step", "stage_seed", "peak_memory_bytes", "world_size"):
+        elif name in ("seed", "step", "stage_seed", "peak_memory_bytes", "world_size", "workers"):
             series[name] = series[name].map(_whole).astype("Int64")
         else:
             series[name] = series[name].astype("string")

@@ -76,7 +76,7 @@ def _run(
     run.note_columns(space.columns())
     run.start_attempt()
     journal = Journal(run, show, trackers=trackers(run, space.name))
-    store.be_patient(space.declared.resources.max_store_wait_seconds)
+    store.be_patient(space.declared.resources.default.max_store_wait_seconds)
     try:
         if runner == "inline":
             from raysweep.runners.inline import run_inline

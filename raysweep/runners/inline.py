@@ -24,7 +24,7 @@ def run_inline(space: SearchSpace, store: Store, report: Callable[[Mapping[str, 
     Raises:
         SpaceError: if the space wants Optuna or a scheduler, which Tune runs.
     """
-    search, resources = space.declared.search, space.declared.resources
+    search, resources = space.declared.search, space.declared.resources.default
     if search.name == "optuna" or search.scheduler:
         asked = f"search.scheduler {search.scheduler.name}" if search.scheduler else f"search.name {search.name}"
         raise SpaceError(f"{asked} needs Ray Tune: leave --runner inline out")

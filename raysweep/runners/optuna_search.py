@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +42,20 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         self._trial_of, self._beginnings, self._left = trial_of, beginnings, num_trials
         self._held: dict[str, Trial] = {}
 
-    def use(self, gangs: Gangs, shape: Shape) -> None:
-        """Say where trials are handed out to, all to gangs of one shape."""
-        self._gangs, self._shape = gangs, shape
+    def use(self, gangs: Gangs, shapes: Collection[Shape], shape_of: Callable[[Trial], Shape]) -> None:
+        """Say what gangs trials are handed out to: all shapes that there are, and that of a trial."""
+        self._gangs, self._shapes, self._shape_of = gangs, shapes, shape_of
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next point whose beginning nobody is at work on; None if there is none yet, or no room."""
-        if not self._gangs.has_room(self._shape):
+        room = {shape for shape in self._shapes if self._gangs.has_room(shape)}
+        if not room:
             return None
-        trial = self._beginnings.first_ready(self._held.values())
+        trial = self._first_ready(self._held.values(), room)
         if trial is None and len(self._held) < min(MAX_HELD, self._left):
             trial = self._trial_of(super().suggest(trial_id))
             self._held[trial_id] = trial
-            trial = self._beginnings.first_ready([trial])
+            trial = self._first_ready([trial], room)
         if trial is None:
             return None
         asked_as = next(key for key, held in self._held.items() if held is trial)
@@ -62,8 +63,11 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         self._ot_trials[trial_id] = self._ot_trials.pop(asked_as)
         self._left -= 1
         self._beginnings.start(trial_id, trial)
-        self._gangs.start(trial_id, self._shape)
+        self._gangs.start(trial_id, self._shape_of(trial))
         return dict(trial.point)
+
+    def _first_ready(self, trials: Iterable[Trial], room: Collection[Shape]) -> Trial | None:
+        return self._beginnings.first_ready(trial for trial in trials if self._shape_of(trial) in room)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Nothing: goals belong to the last checkpoint, and Optuna's own pruners are not used."""

@@ -8,7 +8,9 @@ import os
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from math import isclose
 from typing import Any, NamedTuple
 
 import ray
@@ -19,7 +21,7 @@ from ray.util.placement_group import placement_group_table
 
 from raysweep.errors import ClusterError, first_line
 from raysweep.runners.interrupts import keeping_sigterm
-from raysweep.runners.room import Shape, View
+from raysweep.runners.room import Placement, Shape, View
 from raysweep.search import Resources
 
 logger = logging.getLogger(__name__)
@@ -31,17 +33,17 @@ LOCAL_RAY = {"prestart_worker_first_driver": False, "enable_worker_prestart": Fa
 
 
 class Cluster(NamedTuple):
-    """A cluster that can hold a gang."""
+    """A cluster that can hold each gang of a sweep."""
 
     host: str
     """Where gangs reach this process: loopback if Ray was started here."""
-    shape: Shape
-    """Of a gang: inside one node if there is one with so much room."""
+    shapes: Mapping[Resources, Shape]
+    """Of gangs: inside one node if there is one with so much room."""
     may_grow: bool
 
 
-def start_ray(resources: Resources) -> Cluster:
-    """Connect to the cluster of RAY_ADDRESS, or start one on this machine; see that it can hold a gang.
+def start_ray(*every: Resources) -> Cluster:
+    """Connect to the cluster of RAY_ADDRESS, or start one on this machine; see that it can hold each of these gangs.
 
     Raises:
         ClusterError: if it cannot; says what was asked and what is there. A cluster, which may still be scaling up, is
@@ -64,20 +66,22 @@ def start_ray(resources: Resources) -> Cluster:
     elif not ray.is_initialized():
         connect()
     on_cluster = "RAY_ADDRESS" in os.environ
-    deadline = time.monotonic() + (resources.max_node_wait_seconds if on_cluster else 0)
+    deadline = time.monotonic() + (every[0].max_node_wait_seconds if on_cluster else 0)
     is_asked = False
     while True:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = sum(Shape.of(resources).workers_in(node) for node in nodes)
-        if room >= resources.workers:
+        room = {each: sum(Shape.of(each).workers_in(node) for node in nodes) for each in every}
+        # The first that has none: it is told, and asked for.
+        resources = next((each for each in every if room[each] < each.workers), None)
+        if resources is None:
             if is_asked:  # From here on the gangs that wait for room ask by themselves.
                 request_resources(bundles=[])
             host = "127.0.0.1" if local else str(ray.util.get_node_ip_address())
-            return Cluster(host, _shape(resources), may_grow=on_cluster)
+            return Cluster(host, {each: _shape(each) for each in every}, may_grow=on_cluster)
         if time.monotonic() >= deadline:
-            raise ClusterError(_too_small(nodes, room, resources))
+            raise ClusterError(_too_small(nodes, room[resources], resources))
         if not is_asked:
-            logger.warning("waiting for nodes: %s", _too_small(nodes, room, resources))
+            logger.warning("waiting for nodes: %s", _too_small(nodes, room[resources], resources))
             # An autoscaler brings no node that nobody asks for; where there is none, nobody hears it.
             bundle = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
             request_resources(bundles=[bundle] * resources.workers)
@@ -148,20 +152,20 @@ def _shape(resources: Resources) -> Shape:
     return whole._replace(spans_nodes=not fits)
 
 
-def looking(shape: Shape, *, every_seconds: float = 1.0) -> Callable[[], View]:
-    """Gives what is free of each node, and this process's gangs, all of one shape; asks Ray once in `every_seconds`."""
+def looking(shapes: Collection[Shape], *, every_seconds: float = 1.0) -> Callable[[], View]:
+    """Gives what is free of each node, and this process's gangs, of these shapes; asks Ray once in `every_seconds`."""
     job = ray.get_runtime_context().get_job_id()
     seen: list[tuple[float, View]] = []
 
     def look() -> View:
         if not seen or time.monotonic() > seen[0][0] + every_seconds:
-            seen[:] = [(time.monotonic(), _view(job, shape))]
+            seen[:] = [(time.monotonic(), _view(job, shapes))]
         return seen[0][1]
 
     return look
 
 
-def _view(job: str, shape: Shape) -> View:
+def _view(job: str, shapes: Collection[Shape]) -> View:
     # What nodes have available arrives late, so what placement groups hold counts as well: that is known at once.
     available = available_resources_per_node()
     groups = [group for group in placement_group_table().values() if group["state"] == "CREATED"]
@@ -175,8 +179,19 @@ def _view(job: str, shape: Shape) -> View:
         free[node_id] = {
             name: min(total.get(name, 0.0) - held[node_id][name], there.get(name, 0.0)) for name in ("CPU", "GPU")
         }
-    ours = [group for group in groups if group["placement_group_id"].endswith(job)]
-    return View(free, gangs={shape: [Counter(group["bundles_to_node_id"].values()) for group in ours]})
+    gangs: defaultdict[Shape, list[Placement]] = defaultdict(list)
+    for group in groups:
+        if group["placement_group_id"].endswith(job) and (shape := _shape_of(group["bundles"], shapes)):
+            gangs[shape].append(Counter(group["bundles_to_node_id"].values()))
+    return View(free, gangs)
+
+
+def _shape_of(bundles: Mapping[int, Mapping[str, float]], shapes: Collection[Shape]) -> Shape | None:
+    """None of a placement group that is no gang's."""
+    first = next(iter(bundles.values()))
+    held = (len(bundles), first.get("CPU", 0.0), first.get("GPU", 0.0))
+    # Ray keeps four digits of a fraction.
+    return next((shape for shape in shapes if all(map(partial(isclose, abs_tol=1e-3), shape[:3], held))), None)
 
 
 def _too_small(nodes: Sequence[Mapping[str, float]], room: int, resources: Resources) -> str:

@@ -30,7 +30,7 @@ from raysweep.runners.journal import trial_row
 from raysweep.runners.queue import Beginnings, Queue
 from raysweep.runners.ray_cluster import looking, start_ray
 from raysweep.runners.ray_watch import ray_watched
-from raysweep.runners.room import Gangs
+from raysweep.runners.room import Gangs, Shape
 from raysweep.runners.watch import Process, Watch, beat_seconds
 from raysweep.runs import Run
 from raysweep.search import Resources
@@ -66,34 +66,39 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         """
         self._space, self._pruned = space, pruned
         self._current = ""
-        resources = space.declared.resources
-        store = Store(store_url)
+        resources = space.declared.resources.default
+        self._store, self._agreement = Store(store_url), agreement
         if agreement:
-            agreement.check(store, node=ray.util.get_node_ip_address())
-        self._events = EventSource(events)
-        store.be_patient(
+            agreement.check(self._store, node=ray.util.get_node_ip_address())
+        self._address, self._events = events, EventSource(events)
+        self._store.be_patient(
             resources.max_store_wait_seconds, lambda message: self._events.tell({"event": "note", "message": message})
         )
-        gang, every = uuid.uuid4().hex, beat_seconds(resources.max_silence_seconds)
-        start_beats(events, this_process(gang, 0), every_seconds=every, trial=lambda: self._current)
-        callbacks: dict[str, Any] = {"report": self._progress, "save_asked": self._events.save_asked}
-        if resources.workers == 1:
-            self._gang = Gang(store, resources, **callbacks)
-        else:
-            start_rank = _rank_starter(resources, store, agreement)
-
-            def start(rank: int) -> Any:
-                actor = start_rank(rank)
-                actor.beat.remote(events, gang, rank, every)
-                return actor
-
-            self._gang = RayGang(store, resources, **callbacks, start_rank=start, hosts=_hosts())
+        self._beats = uuid.uuid4().hex, beat_seconds(resources.max_silence_seconds)
+        name, every = self._beats
+        start_beats(events, this_process(name, 0), every_seconds=every, trial=lambda: self._current)
+        self._resources = space.declared.resources.of(_point_of(space, config))
+        self._gang = self._make_gang()
         self._first_memory: int | None = None
         self._outgrown: str | None = None
         self._begin(config)
 
+    def _make_gang(self) -> Gang:
+        callbacks: dict[str, Any] = {"report": self._progress, "save_asked": self._events.save_asked}
+        if self._resources.workers == 1:
+            return Gang(self._store, self._resources, **callbacks)
+        start_rank = _rank_starter(self._resources, self._store, self._agreement)
+        name, every = self._beats
+
+        def start(rank: int) -> Any:
+            actor = start_rank(rank)
+            actor.beat.remote(self._address, name, rank, every)
+            return actor
+
+        return RayGang(self._store, self._resources, **callbacks, start_rank=start, hosts=_hosts())
+
     def _begin(self, config: Mapping[str, Any]) -> None:
-        point = {name: config[name] for name in self._space.declared.sweep if name in config}
+        point = _point_of(self._space, config)
         trial = self._space.trial(point, config.get("seed", self._space.declared.seeds[0]))
         self._current = trial.id
         self._stop_after = self._pruned.get(trial.id)
@@ -101,8 +106,13 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._legs = self._chain(trial)
 
     def _chain(self, trial: Trial) -> Iterator[Leg]:
-        retries = self._space.declared.resources.max_retries
-        return run_chain(trial, self._gang, max_retries=retries, report=self._events.tell)
+        # Begins when the first leg is asked for: what goes wrong then is tried again, see `reset_config`.
+        resources = self._space.declared.resources.of(trial.point)
+        if resources != self._resources:  # As many workers, or another gang would have been given the trial.
+            self._gang.close()
+            self._resources = resources
+            self._gang = self._make_gang()
+        yield from run_chain(trial, self._gang, max_retries=resources.max_retries, report=self._events.tell)
 
     def step(self) -> dict[str, Any]:
         """The metrics of the next checkpoint.
@@ -149,6 +159,10 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
 
     def _progress(self, event: Mapping[str, Any]) -> None:
         self._events.tell({"event": "progress", "trial": self._current, **event})
+
+
+def _point_of(space: SearchSpace, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: config[name] for name in space.declared.sweep if name in config}
 
 
 def _hosts() -> list[str]:
@@ -282,7 +296,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
     Raises:
         ClusterError: if the cluster cannot hold one gang, or its nodes do not go together.
     """
-    search, resources = space.declared.search, space.declared.resources
+    search, resources = space.declared.search, space.declared.resources.default
     beginnings = Beginnings(store.finished_ids())
     study: StudySearch | None = None
     if trials is None:
@@ -293,15 +307,19 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         num_trials = len(trials)
     if num_trials == 0:
         return
-    cluster = start_ray(resources)
+    cluster = start_ray(*space.declared.resources.every)
     if cluster.may_grow:
         refuse_unfit(store)
-    shape = cluster.shape
-    gangs = Gangs(looking(shape), max_concurrent=resources.max_concurrent, may_grow=cluster.may_grow)
-    queue = Queue(trials or (), beginnings, lambda trial: shape)
+    shapes = tuple(dict.fromkeys(cluster.shapes.values()))
+    gangs = Gangs(looking(shapes), max_concurrent=resources.max_concurrent, may_grow=cluster.may_grow)
+
+    def shape_of(point: Mapping[str, Any]) -> Shape:
+        return cluster.shapes[space.declared.resources.of(point)]
+
+    queue = Queue(trials or (), beginnings, lambda trial: shape_of(trial.point))
     searcher: Searcher = Points(queue, beginnings, gangs)
     if study:
-        study.use(gangs, shape)
+        study.use(gangs, shapes, lambda trial: shape_of(trial.point))
         searcher = study
     report = one_at_a_time(report)
     watch = Watch(
@@ -327,9 +345,6 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         events=sink.address,
         agreement=Agreement.of_driver(run) if cluster.may_grow else None,
     )
-    bundle = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    strategy = "PACK" if shape.spans_nodes else "STRICT_PACK"
-    gang = tune.PlacementGroupFactory([bundle] * resources.workers, strategy=strategy)
     scheduler: Any = _InOrder()
     if asha := search.scheduler:
         scheduler = _Asha(
@@ -341,7 +356,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
             max_t=10**6,
         )
     tuner = tune.Tuner(
-        tune.with_resources(trainable, gang),
+        tune.with_resources(trainable, lambda config: _bundles(shape_of(_point_of(space, config)))),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
@@ -368,6 +383,12 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
             if not training.wait_until_saved(SAVE_SECONDS):
                 logger.warning("not all was saved in %g s; training goes on from the last state saved", SAVE_SECONDS)
             raise
+
+
+def _bundles(shape: Shape) -> tune.PlacementGroupFactory:
+    """What Ray is asked for; Tune gives a warm gang to a trial that asks for the same."""
+    bundle = {"CPU": shape.cpus, "GPU": shape.gpus}
+    return tune.PlacementGroupFactory([bundle] * shape.workers, strategy="PACK" if shape.spans_nodes else "STRICT_PACK")
 
 
 def _end(process: Process) -> None:

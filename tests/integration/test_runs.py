@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import TINY, results_of
 
+from raysweep.analysis.tables import stage_table
 from raysweep.errors import ClusterError, SpaceError
 from raysweep.runners import run_sweep
 from raysweep.runners.ray_cluster import start_ray
@@ -231,12 +232,24 @@ resources: {workers: 1, max_concurrent: 1}
     asha = TINY.replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2, 3e-3, 1e-3, 1e-4]}")
     asha += """\
 search: {scheduler: {name: asha, metric: heldout/ppl, mode: min, reduction_factor: 2}}
-resources: {workers: 1, max_concurrent: 1}
+resources:
+  by: pretrain.optimizer.lr
+  default: {max_concurrent: 1}
+  3e-3: {workers: 2, zero_stage: 2}
+  1e-4: {workers: 2, zero_stage: 1}
 """
     run = run_sweep(load(sweep_file(asha)), store)
     pruned = run.pruned()
     assert pruned
     assert set(pruned.values()) == {6}
+    # Each in a gang of its own size, and ranks of one gang in another way than those of the one before.
+    table = stage_table(run)
+    trained = table[(table["kind"] == "pretrain") & (table["step"] == 6)]
+    ran = {
+        lr: store.provenance(id) for lr, id in zip(trained["point.pretrain.optimizer.lr"], trained["id"], strict=True)
+    }
+    gangs = {lr: (each["world_size"], each["zero_stage"]) for lr, each in ran.items()}
+    assert gangs == {1e-2: (1, 0), 3e-3: (2, 2), 1e-3: (1, 0), 1e-4: (2, 1)}
     events = []
     run_sweep(load(sweep_file(asha)), store, show=events.append)
     assert not [event for event in events if event["event"] == "started"]

@@ -202,6 +202,48 @@ def test_resources_are_no_identity(sweep_file):
     assert one.run_name() == two.run_name()
 
 
+BY = """\
+resources:
+  by: pretrain.optimizer.lr
+  default: {cpus_per_worker: 2, max_retries: 1}
+  3e-3: {workers: 2, zero_stage: 2}
+"""
+
+
+def test_a_value_of_an_axis_may_have_a_gang_of_its_own(sweep_file):
+    space = load(sweep_file(TINY + BY))
+    resources = space.declared.resources
+    small, large = (resources.of(point) for point in space.points())
+    assert (small.workers, small.zero_stage, small.cpus_per_worker, small.max_retries) == (1, 0, 2, 1)
+    assert (large.workers, large.zero_stage, large.cpus_per_worker, large.max_retries) == (2, 2, 2, 1)
+    assert resources.every == (small, large)
+    assert resources.of({}) == small
+    plain = load(sweep_file())
+    assert [space.trial(point, 0).id for point in space.points()] == [
+        plain.trial(point, 0).id for point in plain.points()
+    ]
+    assert space.run_name() == plain.run_name()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("  by: pretrain.optimizer.lr", "  by: pretrain.optimizer.lrs", "tiny.yaml:21: resources.by: no axis"),
+        ("3e-3:", "4e-3:", "tiny.yaml:23: resources.4e-3: pretrain.optimizer.lr takes no '4e-3'; values: 0.01, 0.003"),
+        ("workers: 2", "workerz: 2", "workerz: no field 'workerz', did you mean 'workers'"),
+        ("workers: 2", "max_retries: 2", "max_retries is the whole run's: set it in default"),
+        ("workers: 2", "gpus_per_worker: 1", "gpus_per_worker 1 beside 0 in default"),
+        ("max_retries: 1", "max_retriez: 1", "resources.default.max_retriez"),
+    ],
+)
+def test_gangs_by_an_axis_are_checked(sweep_file, old, new, said):
+    assert old in BY
+    with pytest.raises(SpaceError) as caught:
+        load(sweep_file(TINY + BY.replace(old, new)))
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_another_checkpoint_leaves_the_others_ids(sweep_file):
     point = {"pretrain.optimizer.lr": 0.01}
     before = {stage.id for stage in load(sweep_file()).trial(point, 0).stages}

@@ -16,7 +16,7 @@ ADAPTIVE = TINY.replace("{grid: [1e-2, 3e-3]}", "{loguniform: [1e-4, 1e-1]}") + 
 def test_a_damaged_study_is_named_and_made_again(sweep_file, store, tmp_path, caplog, damage):
     space = load(sweep_file(ADAPTIVE))
     first, num_to_do = study_search(space, store, tmp_path, Beginnings([]))
-    first.use(roomy(), ONE_CPU)
+    first.use(roomy(), [ONE_CPU], lambda trial: ONE_CPU)
     asked = first.suggest("a")
     first.on_trial_complete("a", {"sft/mean_score": 0.5, "last": True})
     assert num_to_do == 4
@@ -24,7 +24,7 @@ def test_a_damaged_study_is_named_and_made_again(sweep_file, store, tmp_path, ca
     (tmp_path / "study.db").write_bytes(damage)
     again, num_to_do = study_search(space, store, tmp_path, Beginnings([]))
     assert num_to_do == 4
-    again.use(roomy(), ONE_CPU)
+    again.use(roomy(), [ONE_CPU], lambda trial: ONE_CPU)
     assert again.suggest("a") == asked
     assert not damage or "study.db is not used and will be re-made" in caplog.text
 
@@ -50,7 +50,7 @@ def test_a_suggestion_waits_for_its_beginning(sweep_file, store, tmp_path):
     beginnings = Beginnings([])
     search, num_to_do = study_search(space, store, tmp_path, beginnings)
     assert num_to_do == 4
-    search.use(roomy(), ONE_CPU)
+    search.use(roomy(), [ONE_CPU], lambda trial: ONE_CPU)
     first = search.suggest("a")
     assert [search.suggest(name) for name in "bcdefgh"] == [None] * 7
     for stage in space.trial(first, 0).stages:
@@ -64,7 +64,7 @@ def test_a_suggestion_waits_for_its_beginning(sweep_file, store, tmp_path):
 
 def test_a_suggestion_is_asked_for_once_there_is_room(sweep_file, store, tmp_path):
     search, _ = study_search(load(sweep_file(ADAPTIVE)), store, tmp_path, Beginnings([]))
-    search.use(roomy(max_concurrent=1), ONE_CPU)
+    search.use(roomy(max_concurrent=1), [ONE_CPU], lambda trial: ONE_CPU)
     assert search.suggest("a")
     assert search.suggest("b") is None
     search.on_trial_complete("a", {"sft/mean_score": 0.5, "last": True})
