@@ -1,12 +1,13 @@
 """Makespan of large sweeps over its lower bound: the runner's own searcher and queue in a discrete-event replay.
 
-    python tests/benchmarks/makespan.py [--draws 5]
+    python tests/benchmarks/makespan.py [--draws 5] [--tail]
 
 64 nodes of 8 GPUs. Seconds of a trial are lognormal around half an hour. Each consists of training, and of fine-tuning
 that takes 5 to 50 % of it and is ten times slower per FLOP, so that FLOPs mislead until both have been measured; the
 FLOPs of each trial are 30 % off (lognormal). A gang starts in 15 s, and takes another trial of its shape over in 0.3 s,
 as measured (RESULTS.md (a), (c2)). A warm gang is closed where one of another shape is to have its room. The bound is
-the longer of the longest trial and all GPU-seconds over 512; it knows of no starts, and no nodes.
+the longer of the longest trial and all GPU-seconds over 512; it knows of no starts, and no nodes. With --tail, what
+idle gangs could spare at most if they took fine-tuning stages of trials whose own gang is busy.
 """
 
 from __future__ import annotations
@@ -210,16 +211,41 @@ def rows(num_draws: int, nums: Sequence[int], sigmas: Sequence[float]) -> Iterat
         yield f"| {num:,} | {name} | {sigma:g} | {' | '.join(cells)} |"
 
 
+PIECES = 24
+"""Fine-tuning stages of a trial, as of 4 tasks, 3 learning rates and 2 seeds."""
+
+
+def shared_bound(jobs: Sequence[Job]) -> float:
+    """The bound, if any idle worker could take any piece of a trial's fine-tuning."""
+    area = sum(sum(job.seconds) * job.shape.workers for job in jobs) / (NUM_NODES * GPUS)
+    return max(area, *(job.seconds[0] + job.seconds[1] * job.shape.workers / PIECES for job in jobs))
+
+
+def tail_rows(num_draws: int, nums: Sequence[int], sigmas: Sequence[float]) -> Iterator[str]:
+    for num, (name, shapes), sigma in itertools.product(nums, SHAPES.items(), sigmas):
+        spared, loads = [], []
+        for seed in range(num_draws):
+            jobs = jobs_of(num, sigma, shapes, random.Random(seed))
+            replay = Replay(jobs, Queue, one_start_at_a_time=False, spread=False)
+            spared.append(1 - shared_bound(jobs) / replay.run())
+            area = sum(sum(job.seconds) * job.shape.workers for job in jobs) / (NUM_NODES * GPUS)
+            loads.append(max(sum(job.seconds) for job in jobs) / area)
+        cells = f"{statistics.mean(spared):.1%} ({max(spared):.1%}) | {statistics.mean(loads):.2f}"
+        yield f"| {num:,} | {name} | {sigma:g} | {cells} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--trials", type=int, nargs="+", default=[1000, 5000])
     parser.add_argument("--sigmas", type=float, nargs="+", default=[0.5, 1.0])
+    parser.add_argument("--tail", action="store_true", help="what sharing stages could spare")
     given = parser.parse_args()
     began = time.process_time()
-    print("| trials | gangs of | sigma | " + " | ".join(POLICIES) + " |")
-    print("| --- " * (3 + len(POLICIES)) + "|")
-    for row in rows(given.draws, given.trials, given.sigmas):
+    columns = ["spared at most", "longest trial / all GPU-seconds over 512"] if given.tail else [*POLICIES]
+    print("| trials | gangs of | sigma | " + " | ".join(columns) + " |")
+    print("| --- " * (3 + len(columns)) + "|")
+    for row in (tail_rows if given.tail else rows)(given.draws, given.trials, given.sigmas):
         print(row, flush=True)
     print(f"{time.process_time() - began:.0f} s of processor time")
 
