@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 CURVE = "curve.jsonl"
 """In a checkpoint's folder: step, loss, rate, gradient's norm and predicted tokens of every step so far."""
 
+GANGS = "gangs.json"
+"""In a checkpoint's folder: what trained its phase, one gang after another; see `train.loop.Training.gangs`."""
+
 _TOKENS = re.compile(r"(\d[\d_]*(?:\.\d+)?(?:e\d{1,2})?) tokens", re.ASCII)
 
 
@@ -201,7 +204,7 @@ class Pretrain(StageSpec):
         return self.recipe.objective
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """Writes a Hugging Face checkpoint, and curve.jsonl with the loss of every step so far."""
+        """Writes a Hugging Face checkpoint, curve.jsonl with the loss of every step so far, and gangs.json."""
         recipe, run = self.recipe, Trajectory(self.recipe, self.seed, self.before, inputs)
         training = run.train(self.step, worker)
         curve = [*_curve(run.start), *self._curve_lines(training)]
@@ -213,6 +216,7 @@ class Pretrain(StageSpec):
             run.tokenizer.save_pretrained(out)
             (out / OBJECTIVE_FILE).write_text(recipe.objective.model_dump_json(indent=1))
             (out / CURVE).write_text("".join(json.dumps(line) + "\n" for line in curve))
+            (out / GANGS).write_text(json.dumps(training.gangs))
         # Of the last tenth of all steps, as far as they are of this phase: others may have had another loss.
         tail = training.losses[-max(1, len(curve) // 10) :]
         tokens_before = self.before.tokens if self.before else 0
@@ -278,9 +282,8 @@ class Pretrain(StageSpec):
         return size.num_bytes
 
     def state_bytes(self, size: Size, resources: Resources) -> int:
-        """Weights and the optimizer's state in 32 bits, and the weights that are multiplied where they are in 16."""
-        each = 4 + 4 * self.recipe.optimizer.state_floats + (2 if self._in_half(resources) else 0)
-        return each * size.num_parameters
+        """Weights and the optimizer's state in 32 bits, whatever gang saves them."""
+        return 4 * (1 + self.recipe.optimizer.state_floats) * size.num_parameters
 
     def _in_half(self, resources: Resources) -> bool:
         return settled(self.recipe.precision, on_gpu=resources.gpus_per_worker > 0) == "bf16"

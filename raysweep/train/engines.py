@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from raysweep.objectives.base import Loss
 from raysweep.train.optimizers import Optimizer
-from raysweep.train.partitions import PartitionedOptimizer, Piece, masters_of, pieces_of
+from raysweep.train.partitions import PartitionedOptimizer, pieces_of
+from raysweep.train.saved_state import Range, SavedState, Stepped, ranges_of
 from raysweep.worker import Worker
 
 Batch = Mapping[str, torch.Tensor]
@@ -62,6 +61,7 @@ class PlainEngine:
         self.model = model.to(worker.device)
         self._objective, self._bf16 = objective, bf16
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._stepped: Stepped = {n: (each, None) for n, each in model.named_parameters() if each.requires_grad}
         self._optimizer = optimizer.build(model)
         self._rates = _Rates(self._optimizer)
         self._max_norm = clip_norm if clip_norm is not None else float("inf")
@@ -104,25 +104,20 @@ class PlainEngine:
         """All weights and buffers by name, as the model holds them: a later step changes them."""
         return dict(self.model.state_dict())
 
-    def save(self, folder: Path) -> None:
-        """Write the optimizer's state, `rank0.safetensors`: what `load` needs beside the weights.
+    def ranges(self) -> dict[str, Range]:
+        """This rank's part of the weights and of the optimizer's states, to be saved: see `saved_state`."""
+        return ranges_of(self._stepped, self._optimizer, rank=0)
 
-        Args:
-            folder: an existing one, in which `load` finds it.
-        """
-        save_file(optimizer_tensors(self._optimizer, self._parameters), folder / "rank0.safetensors")
-
-    def load(self, folder: Path) -> None:
-        """Go on from where `save` was called; the model has its weights back by then."""
-        tensors = load_file(folder / "rank0.safetensors", device=str(self._parameters[0].device))
-        set_optimizer_tensors(self._optimizer, self._parameters, tensors)
+    def load(self, saved: SavedState) -> None:
+        """Go on from where a gang of any shape saved its `ranges`; the model has its weights back by then."""
+        saved.load(self._stepped, self._optimizer)
 
     def optimizer_state(self) -> Tensors:
         """NAME.KEY -> each state of a weight, whole: the same on a gang of any shape.
 
         A weight of [out, in] has states of [out, in], and numbers such as AdamW's count of steps.
         """
-        return _named(optimizer_tensors(self._optimizer, self._parameters), self._names())
+        return _named(optimizer_tensors(self._optimizer, self._parameters), list(self._stepped))
 
     def set_optimizer_state(self, state: Tensors) -> None:
         """Go on with what `optimizer_state` gave, of these weights.
@@ -130,11 +125,8 @@ class PlainEngine:
         Raises:
             KeyError: if a name is of no trainable weight.
         """
-        tensors = _indexed(state, self._names(), self._parameters)
+        tensors = _indexed(state, list(self._stepped), self._parameters)
         set_optimizer_tensors(self._optimizer, self._parameters, tensors)
-
-    def _names(self) -> list[str]:
-        return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
 
     def close(self) -> None:
         """Give the memory of gradients and optimizer back."""
@@ -209,9 +201,7 @@ class DeepSpeedEngine:
         self._engine, self._optimizer = self._accelerator.prepare(model, self._base)
         self._num_micro_batches = num_micro_batches
         weights = {name: each for name, each in self._engine.module.named_parameters() if each.requires_grad}
-        # Name -> the tensor that is stepped, which is the weight itself without ZeRO, and what of it is the weight's.
-        self._stepped: dict[str, tuple[torch.Tensor, Piece | None]]
-        self._stepped = {name: (weight, None) for name, weight in weights.items()}
+        self._stepped: Stepped = {name: (weight, None) for name, weight in weights.items()}
         if worker.zero_stage:
             pieces = pieces_of(self._engine.optimizer, weights.values())
             self._stepped = {name: (piece.master, piece) for name, piece in zip(weights, pieces, strict=True)}
@@ -256,17 +246,13 @@ class DeepSpeedEngine:
                 weights[name] = safe_get_full_fp32_param(parameter).detach().clone()
         return weights
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of the optimizer's state and of what it steps, `rank<rank>.safetensors`."""
-        save_file(self._shard(), folder / f"rank{self._worker.rank}.safetensors")
+    def ranges(self) -> dict[str, Range]:
+        """See `PlainEngine.ranges`."""
+        return ranges_of(self._stepped, self._base, rank=self._worker.rank)
 
-    def load(self, folder: Path) -> None:
-        """Go on from where `save` was called, on as many ranks."""
-        tensors = load_file(folder / f"rank{self._worker.rank}.safetensors", device=self._worker.device)
-        masters = masters_of(self._engine.optimizer)
-        for index, master in enumerate(masters):
-            master.data.copy_(tensors.pop(f"master.{index}"))
-        set_optimizer_tensors(self._base, masters, tensors)
+    def load(self, saved: SavedState) -> None:
+        """See `PlainEngine.load`."""
+        saved.load(self._stepped, self._base)
 
     def optimizer_state(self) -> Tensors:
         """See `PlainEngine.optimizer_state`; to be called by every rank, used by rank 0."""
@@ -305,11 +291,6 @@ class DeepSpeedEngine:
         _forget_accelerate()
         gc.collect()
 
-    def _shard(self) -> Tensors:
-        masters = masters_of(self._engine.optimizer)
-        tensors = optimizer_tensors(self._base, masters)
-        return tensors | {f"master.{index}": master.detach().clone() for index, master in enumerate(masters)}
-
 
 def _forget_accelerate() -> None:
     """Accelerate keeps its set-up for the life of the process; the next stage may want another."""
@@ -331,7 +312,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Sequence[tor
 
 
 def _named(tensors: Tensors, names: Sequence[str]) -> Tensors:
-    """Tensors by state.INDEX.KEY, as files of one gang have them, by NAME.KEY, which holds for any."""
+    """Tensors by state.INDEX.KEY, as an optimizer has them, by NAME.KEY, which holds for any."""
     split = {key: key.split(".", 2) for key in tensors}
     return {f"{names[int(split[key][1])]}.{split[key][2]}": value for key, value in tensors.items()}
 

@@ -6,7 +6,6 @@ however it is cut over ranks and micro-batches.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from raysweep.durable import sync
@@ -30,6 +29,7 @@ from raysweep.train.compiled import compile_blocks
 from raysweep.train.engines import Batch, DeepSpeedEngine, PlainEngine, Tensors
 from raysweep.train.models import fuse_norms
 from raysweep.train.optimizers import Optimizer
+from raysweep.train.saved_state import INDEX, SavedState, write_state
 from raysweep.train.schedules import Schedule
 from raysweep.worker import Worker
 
@@ -64,6 +64,8 @@ class Training:
     """Read in this call."""
     num_predicted: list[int]
     """Tokens that were predicted in each step from 0."""
+    gangs: list[dict[str, int]]
+    """What trained it, one after another: the first step of each, its `num_workers` and `zero_stage`."""
 
 
 def train(
@@ -89,8 +91,9 @@ def train(
     """Train `model` to `stop_step`; to be called by every rank of the gang.
 
     With `states` it goes on from the last state saved there at or before `stop_step`, and saves one every
-    `save_every_seconds`, when `worker.save_asked`, and at the end: on the CPU, and on as many ranks, to the same bits
-    as without a break. What a model draws in a step (dropout) follows from `seed`, the step and the rank alone.
+    `save_every_seconds`, when `worker.save_asked`, and at the end. On the CPU, and on a gang of the shape that saved
+    it, that gives the same bits as no break; a gang of other ranks or another ZeRO stage goes on too, and its sums are
+    rounded otherwise. What a model draws in a step (dropout) follows from `seed`, the step and the rank alone.
 
     Args:
         model: a Hugging Face language model or a `Classifier`, with the same weights on every rank; changed.
@@ -118,7 +121,7 @@ def train(
     stop = num_steps if stop_step is None else stop_step
     saved = _latest(states, stop, worker)
     if saved:
-        model.load_state_dict(load_file(saved / "model.safetensors"))
+        saved.load_weights(model)
     if worker.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     first_batch = batches(0)
@@ -151,9 +154,11 @@ def train(
             model, **settings, num_micro_batches=cutter.num_micro, micro_batch_sequences=cutter.micro_sequences
         )
     try:
-        log = _Log.load(saved) if saved else _Log([], [], [])
+        log = _Log(**saved.log) if saved else _Log([], [], [], [])
+        log.enter(worker)
         if saved:
             engine.load(saved)
+            saved = None  # Its open files would keep their room on the disk when the state is dropped.
             logger.info("going on from step %d of %d", len(log.losses), num_steps)
         else:
             if exact and isinstance(engine, DeepSpeedEngine):
@@ -201,6 +206,7 @@ def train(
             weights=weights if worker.rank == 0 else {},
             tokens_per_second=num_tokens / seconds if stop > first else math.nan,
             num_predicted=log.num_predicted,
+            gangs=log.gangs,
         )
     finally:
         engine.close()
@@ -296,6 +302,7 @@ class _Log:
     losses: list[float]
     grad_norms: list[float]
     num_predicted: list[int]
+    gangs: list[dict[str, int]]
 
     def take(self, window: list[tuple[torch.Tensor, torch.Tensor]], *, due: bool, worker: Worker) -> bool:
         """Add the steps of a window, summed over ranks; whether rank 0 says it is time to save.
@@ -319,10 +326,12 @@ class _Log:
             raise Diverged(len(self.losses) - 1, self.losses[-1])
         return bool(flag > 0)
 
-    @staticmethod
-    def load(folder: Path) -> _Log:
-        data = json.loads((folder / "log.json").read_text())
-        return _Log(data["losses"], data["grad_norms"], data["num_predicted"])
+    def enter(self, worker: Worker) -> None:
+        """Note that from now on steps are this gang's."""
+        gang = {"first_step": len(self.losses), "num_workers": worker.world_size, "zero_stage": worker.zero_stage}
+        last = self.gangs[-1] if self.gangs else {}
+        if {**last, "first_step": 0} != {**gang, "first_step": 0}:
+            self.gangs.append(gang)
 
 
 def _save(engine: PlainEngine | DeepSpeedEngine, log: _Log, states: Path, worker: Worker) -> None:
@@ -333,12 +342,7 @@ def _save(engine: PlainEngine | DeepSpeedEngine, log: _Log, states: Path, worker
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     worker.barrier()
-    weights = engine.weights()
-    engine.save(aside)
-    if worker.rank == 0:
-        save_file({key: value.contiguous().clone() for key, value in weights.items()}, aside / "model.safetensors")
-        layout = {"world_size": worker.world_size, "zero_stage": worker.zero_stage}
-        (aside / "log.json").write_text(json.dumps(asdict(log) | layout))
+    write_state(aside, engine.ranges(), asdict(log), worker)
     worker.barrier()
     if worker.rank == 0:
         for path in aside.iterdir():
@@ -353,27 +357,23 @@ def _save(engine: PlainEngine | DeepSpeedEngine, log: _Log, states: Path, worker
     worker.barrier()
 
 
-def _latest(states: Path | None, stop: int, worker: Worker) -> Path | None:
-    """The latest saved state at or before `stop` that was saved on such a gang."""
+def _latest(states: Path | None, stop: int, worker: Worker) -> SavedState | None:
+    """The latest saved state at or before `stop`, whatever gang has saved it."""
     if states is None:
         return None
     latest = None
     if worker.rank == 0 and states.is_dir():
         for folder in sorted(states.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-"))):
+            if not (folder / INDEX).exists():
+                logger.warning("state %s is of an older raysweep, or not complete, and is not used", folder)
+                continue
             try:
-                layout = json.loads((folder / "log.json").read_text())
-                names = ["model", *(f"rank{rank}" for rank in range(layout["world_size"]))]
-                for name in names:
-                    # Compares the file's length with what its header promises.
-                    with safe_open(folder / f"{name}.safetensors", framework="pt"):
-                        pass
-            except (OSError, ValueError, SafetensorError) as error:
+                saved = SavedState(folder)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
                 logger.warning("state %s is damaged and not used: %s", folder, error)
                 continue
-            same = (layout["world_size"], layout["zero_stage"]) == (worker.world_size, worker.zero_stage)
-            if not same:
-                logger.warning("state %s was saved on another shape of gang and is not used", folder)
-            elif len(layout["losses"]) <= stop:
+            if len(saved.log["losses"]) <= stop:
                 latest = folder
     # What rank 0 found: others may see a folder that is older or newer by a moment.
-    return worker.gather(latest)[0]  # type: ignore[no-any-return]
+    found = worker.gather(latest)[0]
+    return SavedState(found) if found else None

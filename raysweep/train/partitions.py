@@ -40,7 +40,7 @@ class Piece:
         """
         rows = flats[0].new_zeros(len(flats), self.shape.numel())
         for row, flat in zip(rows, flats, strict=True):
-            row[self.start : self.start + self.numel] = self._own(flat)
+            row[self.start : self.start + self.numel] = self.own(flat)
         return rows.view(-1, *self.shape)
 
     def join(self, *flats: torch.Tensor) -> torch.Tensor:
@@ -52,9 +52,10 @@ class Piece:
 
     def take(self, whole: torch.Tensor, flat: torch.Tensor) -> None:
         """Write this rank's part of `whole`, [*shape], to `flat`."""
-        self._own(flat).copy_(whole.flatten()[self.start : self.start + self.numel])
+        self.own(flat).copy_(whole.flatten()[self.start : self.start + self.numel])
 
-    def _own(self, flat: torch.Tensor) -> torch.Tensor:
+    def own(self, flat: torch.Tensor) -> torch.Tensor:
+        """A view of this part in `flat`, which is laid out like `master`: [numel]."""
         return flat.detach()[self.offset : self.offset + self.numel]
 
 

@@ -1,0 +1,178 @@
+"""The resumable state of a training, by parameter: what one gang has saved, a gang of any other shape goes on with.
+
+Of each weight there are its float32 values and each of its optimizer's states, in a row. Every rank writes the range
+of it that it steps, and reads what it will step, whatever file that is in: an index says which elements are where.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from raysweep.train.partitions import Piece
+from raysweep.worker import Worker
+
+INDEX = "index.json"
+
+WEIGHT = "master"
+"""Key of a weight's own values, beside those of its optimizer's states."""
+
+Stepped = Mapping[str, tuple[torch.Tensor, Piece | None]]
+"""Name of a weight -> the tensor that is stepped, and what of it is the weight's; None: all of it, on every rank."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Elements `start` to `stop` of a tensor, in a row, that the file of `rank` holds."""
+
+    rank: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Range:
+    """Elements of a tensor [*shape], in a row from `start`, on the CPU; a number is the only one of its own."""
+
+    shape: tuple[int, ...]
+    start: int
+    values: torch.Tensor
+
+
+def overlaps(parts: Sequence[Part], start: int, stop: int) -> Iterator[tuple[Part, int, int]]:
+    """Where elements `start` to `stop` lie: parts in order, and from which to which of a part's own elements.
+
+    Raises:
+        ValueError: if an element is in no part.
+
+    >>> [(part.rank, *cut) for part, *cut in overlaps([Part(0, 0, 6), Part(1, 6, 10)], 4, 9)]
+    [(0, 4, 6), (1, 0, 3)]
+    """
+    at = start
+    for part in sorted(parts, key=lambda part: part.start):
+        if part.start <= at < min(part.stop, stop):
+            end = min(part.stop, stop)
+            yield part, at - part.start, end - part.start
+            at = end
+    if at < stop:
+        raise ValueError(f"elements {at} to {stop} are in no file")
+
+
+class SavedState:
+    """A state on disk; values are read as they are asked for, range by range.
+
+    Args:
+        folder: one that `write_state` has filled.
+
+    Raises:
+        OSError, ValueError, SafetensorError: if a file is missing, cut off or without a range that the index needs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        index = json.loads((folder / INDEX).read_text())
+        self.log: dict[str, Any] = index["log"]
+        self._shapes = {key: tuple(each["shape"]) for key, each in index["tensors"].items()}
+        self._parts = {key: [Part(*part) for part in each["parts"]] for key, each in index["tensors"].items()}
+        self._keys: dict[str, list[str]] = {}
+        for key in self._shapes:
+            name, _, state = key.rpartition(".")
+            self._keys.setdefault(name, []).append(state)
+        ranks = {part.rank for parts in self._parts.values() for part in parts}
+        # Opening compares a file's length with what its header promises.
+        self._files: dict[int, Any] = {rank: safe_open(_file(folder, rank), framework="pt") for rank in ranks}
+        for key, shape in self._shapes.items():
+            for _ in overlaps(self._parts[key], 0, prod(shape)):
+                pass
+
+    def keys(self, name: str) -> list[str]:
+        """`WEIGHT` and the optimizer's states of a weight; none if it is not here."""
+        return self._keys.get(name, [])
+
+    def is_number(self, name: str, key: str) -> bool:
+        """Whether a state is one number for all elements of its weight, such as AdamW's count of steps."""
+        return key != WEIGHT and self._shapes[f"{name}.{key}"] == ()
+
+    def read(self, name: str, key: str, start: int = 0, numel: int | None = None) -> torch.Tensor:
+        """`numel` elements from `start`, in a row; None: all there are, in their shape."""
+        path = f"{name}.{key}"
+        shape = self._shapes[path]
+        stop = prod(shape) if numel is None else start + numel
+        cuts = [
+            self._files[part.rank].get_slice(path)[begin:end]
+            for part, begin, end in overlaps(self._parts[path], start, stop)
+        ]
+        values = torch.cat(cuts) if cuts else torch.zeros(0)
+        return values.view(shape) if numel is None else values
+
+    def load_weights(self, model: torch.nn.Module) -> None:
+        """Give a whole model its trained weights, one after another."""
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if self.keys(name):
+                    parameter.copy_(self.read(name, WEIGHT))
+
+    def load(self, stepped: Stepped, optimizer: torch.optim.Optimizer) -> None:
+        """Put what this rank steps, and the optimizer's states of it, in their places."""
+        for name, (tensor, piece) in stepped.items():
+            states = optimizer.state[tensor]
+            for key in self.keys(name):
+                if self.is_number(name, key):
+                    states[key] = self.read(name, key).to(tensor.device)
+                    continue
+                flat = tensor if key == WEIGHT else states.setdefault(key, torch.zeros_like(tensor))
+                if piece is None:
+                    flat.detach().copy_(self.read(name, key))
+                else:
+                    piece.own(flat).copy_(self.read(name, key, piece.start, piece.numel))
+
+
+def ranges_of(stepped: Stepped, optimizer: torch.optim.Optimizer, *, rank: int) -> dict[str, Range]:
+    """NAME.KEY -> what a rank has to write; of what all ranks hold, rank 0 writes all."""
+    ranges = {}
+    for name, (tensor, piece) in stepped.items():
+        for key, given in {WEIGHT: tensor, **optimizer.state.get(tensor, {})}.items():
+            if given is None:
+                continue
+            value = torch.as_tensor(given).detach()
+            if piece is None or value.dim() == 0:
+                if rank == 0:
+                    ranges[f"{name}.{key}"] = Range(tuple(value.shape), 0, _copy(value))
+            elif piece.numel:
+                ranges[f"{name}.{key}"] = Range(tuple(piece.shape), piece.start, _copy(piece.own(value)))
+    return ranges
+
+
+def write_state(folder: Path, ranges: Mapping[str, Range], log: Mapping[str, Any], worker: Worker) -> None:
+    """Write this rank's ranges, and on rank 0 the index; to be called by every rank.
+
+    Args:
+        folder: an existing one, that all ranks see.
+        ranges: see `ranges_of`.
+        log: what of a state is no tensor, the same on every rank.
+    """
+    if ranges:
+        save_file({key: each.values for key, each in ranges.items()}, _file(folder, worker.rank))
+    found = {key: (each.shape, each.start, each.start + len(each.values)) for key, each in ranges.items()}
+    tensors: dict[str, Any] = {}
+    for rank, theirs in enumerate(worker.gather(found)):
+        for key, (shape, start, stop) in theirs.items():
+            tensors.setdefault(key, {"shape": shape, "parts": []})["parts"].append((rank, start, stop))
+    if worker.rank == 0:
+        (folder / INDEX).write_text(json.dumps({"log": log, "tensors": tensors}))
+
+
+def _file(folder: Path, rank: int) -> Path:
+    return folder / f"rank{rank}.safetensors"
+
+
+def _copy(values: torch.Tensor) -> torch.Tensor:
+    """In a row, on the CPU, in memory of its own: a file takes no two views of one tensor."""
+    return values.to("cpu", copy=True).flatten()
