@@ -271,7 +271,8 @@ class DeepSpeedEngine:
             stepped, piece = self._stepped[name]
             states, value = self._base.state[stepped], given.to(self._worker.device)
             if piece and value.dim():
-                states.setdefault(key, torch.zeros_like(stepped))
+                if key not in states:
+                    states[key] = torch.zeros_like(stepped)
                 piece.take(value, states[key])
             else:
                 states[key] = value

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from raysweep.durable import sync
@@ -29,7 +28,7 @@ from raysweep.train.compiled import compile_blocks
 from raysweep.train.engines import Batch, DeepSpeedEngine, PlainEngine, Tensors
 from raysweep.train.models import fuse_norms
 from raysweep.train.optimizers import Optimizer
-from raysweep.train.saved_state import INDEX, SavedState, write_state
+from raysweep.train.saved_state import SavedState, find_damage, write_state
 from raysweep.train.schedules import Schedule
 from raysweep.worker import Worker
 
@@ -155,7 +154,8 @@ def train(
         )
     try:
         log = _Log(**saved.log) if saved else _Log([], [], [], [])
-        log.enter(worker)
+        if len(log.losses) < stop:
+            log.enter(worker)
         if saved:
             engine.load(saved)
             saved = None  # Its open files would keep their room on the disk when the state is dropped.
@@ -345,8 +345,6 @@ def _save(engine: PlainEngine | DeepSpeedEngine, log: _Log, states: Path, worker
     write_state(aside, engine.ranges(), asdict(log), worker)
     worker.barrier()
     if worker.rank == 0:
-        for path in aside.iterdir():
-            sync(path)
         shutil.rmtree(states / name, ignore_errors=True)
         os.rename(aside, states / name)
         sync(states)
@@ -358,22 +356,15 @@ def _save(engine: PlainEngine | DeepSpeedEngine, log: _Log, states: Path, worker
 
 
 def _latest(states: Path | None, stop: int, worker: Worker) -> SavedState | None:
-    """The latest saved state at or before `stop`, whatever gang has saved it."""
+    """The latest saved state at or before `stop`, whatever gang has saved it; to be called by every rank."""
     if states is None:
         return None
-    latest = None
-    if worker.rank == 0 and states.is_dir():
-        for folder in sorted(states.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-"))):
-            if not (folder / INDEX).exists():
-                logger.warning("state %s is of an older raysweep, or not complete, and is not used", folder)
-                continue
-            try:
-                saved = SavedState(folder)
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-                logger.warning("state %s is damaged and not used: %s", folder, error)
-                continue
-            if len(saved.log["losses"]) <= stop:
-                latest = folder
-    # What rank 0 found: others may see a folder that is older or newer by a moment.
-    found = worker.gather(latest)[0]
-    return SavedState(found) if found else None
+    # What rank 0 finds: others may see a folder that is older or newer by a moment.
+    steps = worker.gather([int(path.name.removeprefix("step-")) for path in states.glob("step-*")])[0]
+    for step in sorted((each for each in steps if each <= stop), reverse=True):
+        folder = states / f"step-{step}"
+        if not (damage := find_damage(folder, worker)):
+            return SavedState(folder)
+        if worker.rank == 0:
+            logger.warning("state %s is not used: %s", folder, damage)
+    return None

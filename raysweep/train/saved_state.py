@@ -6,6 +6,7 @@ of it that it steps, and reads what it will step, whatever file that is in: an i
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from raysweep.durable import parse_object, sync
 from raysweep.train.partitions import Piece
 from raysweep.worker import Worker
 
 INDEX = "index.json"
+
+DIGESTS = "digests.json"
+"""Name -> SHA-256 of every other file of a state, the index among them."""
+
+# Of a file, unless it is one range alone: so much of a state is held a second time while it is written.
+FILE_BYTES = 2**28
 
 WEIGHT = "master"
 """Key of a weight's own values, beside those of its optimizer's states."""
@@ -31,16 +39,16 @@ Stepped = Mapping[str, tuple[torch.Tensor, Piece | None]]
 
 @dataclass(frozen=True)
 class Part:
-    """Elements `start` to `stop` of a tensor, in a row, that the file of `rank` holds."""
+    """Elements `start` to `stop` of a tensor, in a row, that a file of this name holds."""
 
-    rank: int
+    file: str
     start: int
     stop: int
 
 
 @dataclass(frozen=True)
 class Range:
-    """Elements of a tensor [*shape], in a row from `start`, on the CPU; a number is the only one of its own."""
+    """Elements of a tensor [*shape], in a row from `start`, which a later step changes; a number is one element."""
 
     shape: tuple[int, ...]
     start: int
@@ -53,8 +61,8 @@ def overlaps(parts: Sequence[Part], start: int, stop: int) -> Iterator[tuple[Par
     Raises:
         ValueError: if an element is in no part.
 
-    >>> [(part.rank, *cut) for part, *cut in overlaps([Part(0, 0, 6), Part(1, 6, 10)], 4, 9)]
-    [(0, 4, 6), (1, 0, 3)]
+    >>> [(part.file, *cut) for part, *cut in overlaps([Part("a", 0, 6), Part("b", 6, 10)], 4, 9)]
+    [('a', 4, 6), ('b', 0, 3)]
     """
     at = start
     for part in sorted(parts, key=lambda part: part.start):
@@ -70,10 +78,10 @@ class SavedState:
     """A state on disk; values are read as they are asked for, range by range.
 
     Args:
-        folder: one that `write_state` has filled.
+        folder: one that `write_state` has filled, and in which `find_damage` finds none.
 
     Raises:
-        OSError, ValueError, SafetensorError: if a file is missing, cut off or without a range that the index needs.
+        ValueError: if an element of a tensor is in no file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -85,9 +93,8 @@ class SavedState:
         for key in self._shapes:
             name, _, state = key.rpartition(".")
             self._keys.setdefault(name, []).append(state)
-        ranks = {part.rank for parts in self._parts.values() for part in parts}
-        # Opening compares a file's length with what its header promises.
-        self._files: dict[int, Any] = {rank: safe_open(_file(folder, rank), framework="pt") for rank in ranks}
+        names = {part.file for parts in self._parts.values() for part in parts}
+        self._files: dict[str, Any] = {name: safe_open(folder / name, framework="pt") for name in names}
         for key, shape in self._shapes.items():
             for _ in overlaps(self._parts[key], 0, prod(shape)):
                 pass
@@ -106,7 +113,7 @@ class SavedState:
         shape = self._shapes[path]
         stop = prod(shape) if numel is None else start + numel
         cuts = [
-            self._files[part.rank].get_slice(path)[begin:end]
+            self._files[part.file].get_slice(path)[begin:end]
             for part, begin, end in overlaps(self._parts[path], start, stop)
         ]
         values = torch.cat(cuts) if cuts else torch.zeros(0)
@@ -127,7 +134,9 @@ class SavedState:
                 if self.is_number(name, key):
                     states[key] = self.read(name, key).to(tensor.device)
                     continue
-                flat = tensor if key == WEIGHT else states.setdefault(key, torch.zeros_like(tensor))
+                if key != WEIGHT and key not in states:
+                    states[key] = torch.zeros_like(tensor)
+                flat = tensor if key == WEIGHT else states[key]
                 if piece is None:
                     flat.detach().copy_(self.read(name, key))
                 else:
@@ -144,35 +153,76 @@ def ranges_of(stepped: Stepped, optimizer: torch.optim.Optimizer, *, rank: int) 
             value = torch.as_tensor(given).detach()
             if piece is None or value.dim() == 0:
                 if rank == 0:
-                    ranges[f"{name}.{key}"] = Range(tuple(value.shape), 0, _copy(value))
+                    ranges[f"{name}.{key}"] = Range(tuple(value.shape), 0, value.flatten())
             elif piece.numel:
-                ranges[f"{name}.{key}"] = Range(tuple(piece.shape), piece.start, _copy(piece.own(value)))
+                ranges[f"{name}.{key}"] = Range(tuple(piece.shape), piece.start, piece.own(value))
     return ranges
 
 
 def write_state(folder: Path, ranges: Mapping[str, Range], log: Mapping[str, Any], worker: Worker) -> None:
-    """Write this rank's ranges, and on rank 0 the index; to be called by every rank.
+    """Write this rank's ranges, and on rank 0 the index, and bring them to the disk. To be called by every rank.
 
     Args:
         folder: an existing one, that all ranks see.
         ranges: see `ranges_of`.
         log: what of a state is no tensor, the same on every rank.
     """
-    if ranges:
-        save_file({key: each.values for key, each in ranges.items()}, _file(folder, worker.rank))
-    found = {key: (each.shape, each.start, each.start + len(each.values)) for key, each in ranges.items()}
+    written, digests = {}, {}
+    for number, keys in enumerate(_batches(ranges)):
+        name = f"rank{worker.rank}-{number}.safetensors"
+        # Copies: a file takes no two views of one tensor.
+        save_file({key: ranges[key].values.to("cpu", copy=True) for key in keys}, folder / name)
+        digests[name] = _settled(folder / name)
+        for key in keys:
+            start = ranges[key].start
+            written[key] = (ranges[key].shape, (name, start, start + len(ranges[key].values)))
     tensors: dict[str, Any] = {}
-    for rank, theirs in enumerate(worker.gather(found)):
-        for key, (shape, start, stop) in theirs.items():
-            tensors.setdefault(key, {"shape": shape, "parts": []})["parts"].append((rank, start, stop))
+    all_digests: dict[str, str] = {}
+    for theirs, their_digests in worker.gather((written, digests)):
+        all_digests |= their_digests
+        for key, (shape, part) in theirs.items():
+            tensors.setdefault(key, {"shape": shape, "parts": []})["parts"].append(part)
     if worker.rank == 0:
         (folder / INDEX).write_text(json.dumps({"log": log, "tensors": tensors}))
+        all_digests[INDEX] = _settled(folder / INDEX)
+        (folder / DIGESTS).write_text(json.dumps(all_digests))
+        sync(folder / DIGESTS)
+        sync(folder)
 
 
-def _file(folder: Path, rank: int) -> Path:
-    return folder / f"rank{rank}.safetensors"
+def find_damage(folder: Path, worker: Worker) -> str:
+    """What of a state is not as it was written; empty: all is. To be called by every rank, each reads a share of it."""
+    damage = ""
+    try:
+        digests = parse_object((folder / DIGESTS).read_bytes())
+        for name in sorted(digests)[worker.rank :: worker.world_size]:
+            if _digest(folder / name) != digests[name]:
+                raise ValueError(f"{name} is not as it was written")
+    except (OSError, ValueError) as error:
+        damage = str(error)
+    return next(filter(None, worker.gather(damage)), "")
 
 
-def _copy(values: torch.Tensor) -> torch.Tensor:
-    """In a row, on the CPU, in memory of its own: a file takes no two views of one tensor."""
-    return values.to("cpu", copy=True).flatten()
+def _batches(ranges: Mapping[str, Range]) -> Iterator[list[str]]:
+    """Keys of what makes a file together."""
+    batch: list[str] = []
+    num_bytes = 0
+    for key, each in ranges.items():
+        if batch and num_bytes + each.values.nbytes > FILE_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append(key)
+        num_bytes += each.values.nbytes
+    if batch:
+        yield batch
+
+
+def _settled(path: Path) -> str:
+    """The digest of a file, which is brought to the disk."""
+    sync(path)
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,24 +3,44 @@
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 from tiny import free_port, pretrain, recipe_of
 
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.stages.pretrain import Recipe
-from raysweep.train.optimizers import AdamW, Lion, Muon
+from raysweep.train.optimizers import SGD, AdamW, Muon, Optimizer
 from raysweep.worker import Worker
 
-OPTIMIZERS = {
-    "adamw": AdamW(lr=1e-3),
-    "lion": Lion(name="lion", lr=1e-4),
-    "muon": Muon(name="muon", lr=1e-3),
+
+@dataclass(frozen=True)
+class Case:
+    """Bounds on a run with a change of gang beside one process without a break, from rounding alone.
+
+    `loss` is relative, of every step; `weights` is the distance of all weights over how far they moved.
+    """
+
+    optimizer: Optimizer
+    loss: float
+    weights: float
+    precision: str = "fp32"
+
+
+# Sums of ranks are rounded otherwise: measured, losses by 2e-7 and weights by 1e-6. Muon multiplies matrices in
+# bfloat16, of 8 bits: 1e-6 and 0.02; with all products in bfloat16 it is 2e-4 and 0.07. An optimizer's state that is
+# lost moves losses by 1e-3 to 1e-2 and weights by 0.5 to 0.8. Lion's is of SGD's kind.
+CASES = {
+    "adamw": Case(AdamW(lr=1e-3), loss=1e-5, weights=1e-4),
+    "sgd": Case(SGD(name="sgd", lr=1e-2), loss=1e-5, weights=1e-4),
+    "muon": Case(Muon(name="muon", lr=1e-3), loss=1e-5, weights=0.05),
+    "bf16": Case(AdamW(lr=1e-3), loss=1e-3, weights=0.2, precision="bf16"),
 }
 
 SAVED_BY = {"alone": 0, "two": 2}
@@ -29,6 +49,11 @@ SAVED_BY = {"alone": 0, "two": 2}
 
 def losses_of(out: Path) -> list[float]:
     return [json.loads(line)["loss_nats_per_token"] for line in (out / "curve.jsonl").read_text().splitlines()]
+
+
+def weights_of(out: Path) -> torch.Tensor:
+    weights = load_file(out / "model.safetensors")
+    return torch.cat([weights[name].flatten() for name in sorted(weights)])
 
 
 def gangs_of(out: Path) -> list[tuple[int, int, int]]:
@@ -61,7 +86,9 @@ def rank_main(rank: int, port: int, recipes: dict[str, str], folder: str) -> Non
 
 @pytest.mark.slow
 def test_a_training_goes_on_on_a_gang_of_any_shape(grammar, tokens_dir, tmp_path):
-    recipes = {name: recipe_of(grammar, optimizer=optimizer) for name, optimizer in OPTIMIZERS.items()}
+    recipes = {
+        name: recipe_of(grammar, optimizer=case.optimizer, precision=case.precision) for name, case in CASES.items()
+    }
     for name, recipe in recipes.items():
         pretrain(recipe, tokens_dir, tmp_path / name / "whole", step=12)
         pretrain(recipe, tokens_dir, tmp_path / name / "half", step=5, state=tmp_path / name / "alone")
@@ -69,22 +96,16 @@ def test_a_training_goes_on_on_a_gang_of_any_shape(grammar, tokens_dir, tmp_path
     mp.spawn(rank_main, (free_port(), written, str(tmp_path)), nprocs=2)
     for name, recipe in recipes.items():
         go_on(tmp_path, name, recipe, "two", Worker())
-        whole = losses_of(tmp_path / name / "whole")
+        case, whole = CASES[name], tmp_path / name / "whole"
+        moved = (weights_of(whole) - weights_of(tmp_path / name / "half")).norm()
         for out, gangs in {
             "two to 2, 3": [(0, 2, 2), (5, 2, 3)],
             "two to 1, 0": [(0, 2, 2), (5, 1, 0)],
             "alone to 2, 2": [(0, 1, 0), (5, 2, 2)],
             "alone to 2, 0": [(0, 1, 0), (5, 2, 0)],
         }.items():
-            # A state that was lost or read in the wrong place moves the losses by 1e-3 and more.
-            np.testing.assert_allclose(losses_of(tmp_path / name / out), whole, rtol=1e-5, err_msg=f"{name}, {out}")
-            assert gangs_of(tmp_path / name / out) == gangs
-
-
-def test_a_state_of_another_format_is_not_used(grammar, tokens_dir, tmp_path, caplog):
-    recipe, state = recipe_of(grammar), tmp_path / "state"
-    pretrain(recipe, tokens_dir, tmp_path / "half", step=5, state=state)
-    (state / "step-5" / "index.json").rename(state / "step-5" / "log.json")
-    pretrain(recipe, tokens_dir, tmp_path / "resumed", step=12, state=state)
-    assert "step-5 is of an older raysweep, or not complete, and is not used" in caplog.text
-    assert gangs_of(tmp_path / "resumed") == [(0, 1, 0)]
+            where = f"{name}, {out}"
+            other = tmp_path / name / out
+            np.testing.assert_allclose(losses_of(other), losses_of(whole), rtol=case.loss, err_msg=where)
+            assert (weights_of(other) - weights_of(whole)).norm() < case.weights * moved, where
+            assert gangs_of(other) == gangs

@@ -143,15 +143,32 @@ def test_a_state_cut_off_in_saving_is_not_used(grammar, tokens_dir, tmp_path):
     assert [path.name for path in state.iterdir()] == ["step-12"]
 
 
-def test_a_damaged_state_is_not_used(grammar, tokens_dir, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("rank0-0.safetensors", "cut off"),
+        ("rank0-0.safetensors", "altered"),
+        ("index.json", "altered"),
+        ("digests.json", "altered"),
+        ("digests.json", "missing"),  # As in states of another format.
+    ],
+)
+def test_a_damaged_state_is_not_used(grammar, tokens_dir, tmp_path, caplog, name, damage):
     recipe, state = recipe_of(grammar), tmp_path / "state"
     pretrain(recipe, tokens_dir, tmp_path / "half", step=5, state=state)
-    path = state / "step-5" / "rank0.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
+    path = state / "step-5" / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "cut off":
+        path.write_bytes(content[:-100])
+    elif damage == "altered":
+        # One bit in the middle: of a weight, or of a digit.
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     pretrain(recipe, tokens_dir, tmp_path / "resumed", step=12, state=state)
     pretrain(recipe, tokens_dir, tmp_path / "whole", step=12, state=None)
     assert same(tmp_path / "whole", tmp_path / "resumed")
-    assert "step-5 is damaged and not used" in caplog.text
+    assert "step-5 is not used" in caplog.text
 
 
 def test_dropout_follows_from_the_seed(tmp_path):
