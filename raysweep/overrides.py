@@ -140,8 +140,8 @@ def _text_with(text: str, written: Mapping[Place, str], data: dict[str, Any]) ->
     yaml.preserve_quotes = True
     yaml.width = 2**16  # Lines stay as they are.
     yaml.indent(mapping=2, sequence=4, offset=2)
-    # Not where an alias shares what is changed, or ruamel's own types refuse what is a text here: 2026-13-01.
-    with contextlib.suppress(SpaceError, YAMLError, ValueError):
+    # Not where an alias shares what is changed, or ruamel's own types refuse what is a text here: 2026-13-01, !!omap a.
+    with contextlib.suppress(SpaceError, YAMLError, ValueError, AttributeError):
         tree = yaml.load(text)
         for place, value in written.items():
             _put(tree, place, yaml.load(value))

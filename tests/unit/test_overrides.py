@@ -197,3 +197,11 @@ def test_a_run_is_found_by_what_it_was_run_with(sweep_file, tmp_path, capsys):
     assert "batch_sequences: 4" in (store.root / "runs" / space.run_name() / "sweep.yaml").read_text()
     with pytest.raises(SpaceError, match=r"'pretrain.batch_sequences=4' changes a sweep file, and 'tiny' is none"):
         Results.open("tiny", store=root, overrides=overrides)
+
+
+def test_a_value_that_keeps_no_comments_is_taken(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("# Comment.\nb: {lr: 1}\n")
+    document = with_overrides(read_document(path), ["b.c={!!omap a: 1}"])
+    path.write_text(document.text)
+    assert read_document(path).data == document.data == {"b": {"lr": 1, "c": {"a": 1}}}
