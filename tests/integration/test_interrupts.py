@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import named
 from tiny import TRUNK
 
 ENDLESS = TRUNK + "  steps: 1000000\n"
@@ -77,9 +78,7 @@ def test_what_is_trained_is_saved_before_a_run_ends(tmp_path, runner):
 def test_a_ray_that_is_gone_is_one_line(tmp_path, part):
     sweep = Sweep(tmp_path, "tune")
     sweep.wait_until_training()
-    children = Path(f"/proc/{sweep.process.pid}/task/{sweep.process.pid}/children").read_text().split()
-    [victim] = [pid for pid in children if Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0].endswith(f"/{part}")]
-    os.kill(int(victim), signal.SIGKILL)
+    os.kill(named(sweep.process.pid, part), signal.SIGKILL)
     assert sweep.process.wait(timeout=45) == 2, sweep.words
     name = {"gcs_server": "GCS", "raylet": "raylet"}[part]
     [line] = [line for line in sweep.words.splitlines() if line.startswith("ClusterError")]

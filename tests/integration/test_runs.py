@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import OTHER_RANK, RANK_0, gang_workers
 from tiny import TINY, results_of
 
 from raysweep.analysis.tables import stage_table
@@ -40,34 +41,6 @@ def wait_for(condition, *, seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline, "nothing came in time"
         time.sleep(0.05)
-
-
-def children(pid: int) -> list[int]:
-    """All processes below one, by /proc."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, IndexError):
-                continue
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return sorted(found - {pid})
-
-
-def gang_workers(pid: int, name: str = "RankActor") -> list[int]:
-    """Processes of the gang: Ray shows an actor's class in its process's name."""
-    named = []
-    for child in children(pid):
-        try:
-            title = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if name in title:
-            named.append(child)
-    return named
 
 
 def test_inline_runs_every_stage(tiny_space, store):
@@ -262,9 +235,9 @@ def test_stopped_workers_are_replaced(sweep_file, store, caplog):
     text = RAY.replace("steps: 12", "steps: 120").replace("[6, 12]", "[60, 120]").replace("[1e-2, 3e-3]", "[1e-2]")
     text = text.replace("max_retries: 2", "max_retries: 3, max_silence_seconds: 10")
     to_stop = [
-        ("progress", "pretrain", "RankActor"),
-        ("started", "sft", "RankActor"),
-        ("started", "pretrain", "ResourceTrainable"),  # Of the second checkpoint.
+        ("progress", "pretrain", OTHER_RANK),
+        ("started", "sft", OTHER_RANK),
+        ("started", "pretrain", RANK_0),  # Of the second checkpoint.
     ]
     stopped: list[int] = []
     failed: list[str] = []
@@ -293,7 +266,7 @@ def test_the_cause_of_a_lost_gang_is_kept(sweep_file, store):
 
     def show(event) -> None:
         if event["event"] == "started" and event["kind"] == "pretrain":
-            os.kill(max(gang_workers(os.getpid(), "ResourceTrainable")), signal.SIGKILL)
+            os.kill(max(gang_workers(os.getpid(), RANK_0)), signal.SIGKILL)
 
     (failure,) = run_sweep(load(sweep_file(text + "resources: {max_retries: 0}\n")), store, show=show).failures()
     assert failure["stage"].startswith("gang-")
