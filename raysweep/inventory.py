@@ -180,19 +180,19 @@ def _partial(store: Store, runs: Sequence[Run]) -> Iterator[Garbage]:
         for trial in run.trials():
             to_do = set(_to_do(store, trial, finished, left_out))
             waiting |= {name for stage in trial.stages if stage.id in to_do for name in (stage.id, stage.state_key)}
-    paths = _entries(store.root / "partial")
-    if locks := [path for path in paths if path.suffix == ".lock"]:
+    sizes = store.partial_bytes()
+    if locks := [name for name in sizes if name.endswith(".lock")]:
         yield Garbage("locks", f"{len(locks)} lock files", 0, "nobody is at work")
-    for path in paths:
-        key = path.name.rsplit(".", 1)[0]
-        if path.suffix == ".out":
-            yield Garbage("attempt", path.name, folder_bytes(path), "cut off; made anew when tried again")
+    for name, num_bytes in sorted(sizes.items()):
+        key = name.rsplit(".", 1)[0]
+        if name.endswith(".out"):
+            yield Garbage("attempt", name, num_bytes, "cut off; made anew when tried again")
         elif (
-            path.suffix == ".state"
+            name.endswith(".state")
             and key not in waiting
             and not (UNKNOWN in waiting and key.startswith("trajectory-"))
         ):
-            yield Garbage("state", path.name, folder_bytes(path), "no unfinished trial goes on from it")
+            yield Garbage("state", name, num_bytes, "no unfinished trial goes on from it")
 
 
 def _cached(store: Store, needed: Container[str]) -> Iterator[Garbage]:

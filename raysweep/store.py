@@ -32,7 +32,9 @@ from raysweep.lease import Holder, Lease, Pace
 from raysweep.mirror import Mirror
 from raysweep.record import Record, difference, is_id
 from raysweep.remote import Remote
+from raysweep.remote_state import RemoteStateDir
 from raysweep.secrets import has_credentials, without_secrets
+from raysweep.worker import StateDir
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +158,15 @@ class Store:
         except OSError as error:
             raise StoreError(f"store {self.url!r} cannot be read: {error.strerror}") from error
 
+    def partial_bytes(self) -> dict[str, int]:
+        """Name of each file and folder of partial/ -> its bytes, here and, where the store is at a URL, there."""
+        sizes: Counter[str] = Counter()
+        with contextlib.suppress(FileNotFoundError):
+            sizes.update({entry.name: folder_bytes(Path(entry.path)) for entry in os.scandir(self.root / "partial")})
+        for name, size in (self._remote.sizes("partial") if self._remote else {}).items():
+            sizes[name.split("/")[1]] += size
+        return dict(sizes)
+
     def discard(self, stage_id: str) -> None:
         """Delete a stage, its record first: half of it is never taken for the whole."""
         folder = self._stage_dir(stage_id)
@@ -233,9 +244,11 @@ class Store:
         assert self._remote
         folder = self._stage_dir(record.id)
         record = replace(record, files={name: entry for name, entry in record.files.items() if wanted(name)})
-        for name in record.files:
-            if not (folder / name).exists():
-                self._remote.get(f"stages/{record.id}/{name}", folder / name)
+        if any(not (folder / name).exists() for name in record.files):
+            with self.claim(f"{record.id}.copy"):  # The ranks of a host ask at once for the same.
+                for name in record.files:
+                    if not (folder / name).exists():
+                        self._remote.get(f"stages/{record.id}/{name}", folder / name)
         self._check_files(record)
         return folder
 
@@ -282,15 +295,21 @@ class Store:
         path.mkdir(parents=True)
         return path
 
-    def state_dir(self, key: str) -> Path:
-        """The folder of resumable state `key`, kept until `drop_state`."""
-        path = self.root / "partial" / f"{key}.state"
+    def state_dir(self, key: str) -> StateDir:
+        """Where resumable state `key` is, kept until `drop_state`."""
+        name = f"partial/{key}.state"
+        path = self.root / name
         path.mkdir(parents=True, exist_ok=True)
-        return path
+        return RemoteStateDir(self._remote, path, name) if self._remote else StateDir(path)
 
     def drop_state(self, key: str) -> None:
         """Forget resumable state that no stage needs any more."""
-        shutil.rmtree(self.root / "partial" / f"{key}.state", ignore_errors=True)
+        self.remove(self.root / "partial" / f"{key}.state")
+
+    def drop_copies(self, key: str) -> None:
+        """Delete this machine's copies of resumable state `key`, where it lies behind a URL."""
+        if self._remote:
+            shutil.rmtree(self.root / "partial" / f"{key}.state", ignore_errors=True)
 
     def commit(self, record: Record, work_dir: Path) -> Record:
         """Make `work_dir` the result of `record.id`: whole, or not at all. Returns the record with its files.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +17,51 @@ def ignore(event: Mapping[str, Any]) -> None:
 def never() -> bool:
     """False: the `save_asked` of a worker that is never asked to save early."""
     return False
+
+
+class StateDir:
+    """A folder for resumable state, that all ranks see and that outlives a killed gang.
+
+    Where the ranks' hosts share no folder, `remote_state.RemoteStateDir` brings files to where the store is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        """Of the folder on this host, in which files are written."""
+
+    def names(self) -> set[str]:
+        """Of files and folders directly in it, whatever host has written them."""
+        return set(os.listdir(self.path)) if self.path.is_dir() else set()
+
+    def send(self, name: str) -> None:
+        """Let all hosts have a file that was written here; a folder's last one says that it is whole."""
+
+    def read(self, name: str) -> str:
+        """The content of a file, in UTF-8, whatever host has written it. Raises OSError if there is none."""
+        return (self.path / name).read_text()
+
+    def fetch(self, name: str, digests: str) -> Path:
+        """A folder, with all its files on this host.
+
+        Args:
+            name: of the folder.
+            digests: the name of its last file: JSON, name -> SHA-256 of every other one.
+
+        Raises:
+            OSError, ValueError: if a file is missing, or another than was sent.
+        """
+        return self.path / name
+
+    def remove(self, name: str) -> None:
+        """Delete a file or folder for all hosts; done by one rank."""
+        path = self.path / name
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def drop_copies(self, *, but: str) -> None:
+        """Delete what lies on this host alone, but for the folder `but`; done by all ranks."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +80,8 @@ class Worker:
     """Sequences per forward pass; None: as many as the rank's share of the global batch."""
     compile: bool = False
     """Whether a model's blocks are compiled for training, where all batches have one shape."""
-    state_dir: Path | None = None
-    """Folder for resumable state, seen by all ranks, that outlives a killed gang. None: nothing is saved midway."""
+    state_dir: StateDir | None = None
+    """None: nothing is saved midway."""
     report: Callable[[Mapping[str, Any]], None] = field(default=ignore, compare=False)
     """Sink for progress events; a plain dict such as {"step": 40, "loss": 3.1, "num_tokens": 65536}."""
     save_asked: Callable[[], bool] = field(default=never, compare=False)

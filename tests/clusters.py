@@ -72,6 +72,18 @@ class RealCluster:
         self._nodes.remove(node)
         self._num_lost += 1
 
+    def start(self, code: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """A Python program that may connect to the cluster; what it writes is its stdout."""
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.Popen(
+            command,
+            env=self.env | dict(env or {}),
+            cwd=self._log.parent,  # Ray has workers import from the driver's folder, too.
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
     def run(self, code: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """A Python program that may connect to the cluster."""
         command = [sys.executable, "-c", code, *arguments]

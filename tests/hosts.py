@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+
+def can_have_hosts() -> bool:
+    """Whether this process may make them."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return False
+    made = subprocess.run(["unshare", "-n", "ip", "link", "add", "a", "type", "veth"], capture_output=True)
+    return made.returncode == 0
 
 
 def _ip(*arguments: str) -> None:

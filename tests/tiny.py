@@ -13,7 +13,7 @@ from raysweep.stages.tokenize import Tokenize
 from raysweep.store import Store
 from raysweep.train.models import Llama
 from raysweep.train.optimizers import AdamW
-from raysweep.worker import Worker
+from raysweep.worker import StateDir, Worker
 
 TINY = """\
 name: tiny
@@ -66,7 +66,7 @@ def pretrain(
 ) -> dict[str, float]:
     """The stage's metrics; the checkpoint is in `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    worker = replace(worker or Worker(), state_dir=state)
+    worker = replace(worker or Worker(), state_dir=state and StateDir(state))
     return Pretrain(recipe=recipe, seed=0, step=step).run({"tokens": tokens}, out, worker)
 
 

@@ -88,6 +88,20 @@ def make(stage: Stage, store: Store, worker: Worker) -> Outcome:
         return Failure.of(stage, error)
 
 
+def fetch_inputs(stage: Stage, store: Store) -> Failure | None:
+    """Have what a stage reads on this host, verified. On every rank before any begins: none waits for one that cannot.
+
+    Returns:
+        None, or why it cannot be had.
+    """
+    try:
+        for stage_id in stage.inputs.values():
+            store.folder(stage_id)
+    except (OSError, RaysweepError) as error:
+        return Failure.of(stage, error)
+    return None
+
+
 _under_way: list[str] = []
 
 

@@ -61,7 +61,7 @@ def run_chain(trial: Trial, gang: Gang, *, max_retries: int, report: Report) -> 
     # A trajectory with a checkpoint still to come keeps its state, for the next try.
     open_keys = {stage.state_key for stage in trial.stages if stage.id not in records}
     for key in {stage.state_key for stage in trial.stages} - open_keys - {None}:
-        gang.store.drop_state(str(key))
+        gang.drop_state(str(key))
 
 
 def recall(trial: Trial, store: Store, finished: Container[str]) -> tuple[Trial, list[Stage]]:

@@ -18,11 +18,12 @@ from typing import Any
 from raysweep.errors import RaysweepError
 from raysweep.plan import Stage
 from raysweep.runners.agreement import Agreement
-from raysweep.runners.attempts import Failure, Outcome, attempt, make
+from raysweep.runners.attempts import Failure, Outcome, attempt, fetch_inputs, make
 from raysweep.runners.events import Address
 from raysweep.runners.heartbeat import start_beats, this_process
 from raysweep.runners.processes import LOOPBACK, join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
+from raysweep.secrets import without_secrets
 from raysweep.spec import canonical
 from raysweep.store import Store
 from raysweep.worker import never
@@ -69,6 +70,10 @@ class Gang:
         """Run independent stages, each on one rank; outcomes in the order of `stages`."""
         return [make(stage, self.store, self.worker.alone()) for stage in stages]
 
+    def drop_state(self, key: str) -> None:
+        """Forget resumable state that no stage needs any more, on every rank's host."""
+        self.store.drop_state(key)
+
     def memory_bytes(self) -> int:
         """What this process holds: on a GPU if it has one, else resident memory."""
         if self.worker.device.startswith("cuda"):
@@ -113,7 +118,7 @@ class RayGang(Gang):
         ]
         self.worker = make_worker(resources, rank=0, world_size=world_size, report=report, save_asked=save_asked)
         # A rank that dies before it has joined would be waited for for half an hour.
-        with _watch(joined):
+        with _watch(joined, report):
             join_process_group(self.worker, resources, hosts[0], port, hosts=hosts, listener=listener)
         _get(joined)
 
@@ -127,8 +132,13 @@ class RayGang(Gang):
                 self.store.work_dir(stage.id)
             except (OSError, RaysweepError) as error:
                 return Failure.of(stage, error)
+            fetching = [actor.fetch.remote(stage) for actor in self._others]
+            failures: list[Failure | None] = [fetch_inputs(stage, self.store), *_get(fetching)]
+            for failure in failures:
+                if failure:
+                    return failure
             running = [actor.run.remote(stage) for actor in self._others]
-            with _watch(running):
+            with _watch(running, self.worker.report):
                 outcome = attempt(stage, self.store, self.worker)
             if isinstance(outcome, Failure):
                 self._settle(running, outcome)
@@ -163,6 +173,11 @@ class RayGang(Gang):
         if broken:
             raise broken[0]
         return [outcomes[index] for index in range(len(stages))]
+
+    def drop_state(self, key: str) -> None:
+        """See `Gang.drop_state`."""
+        super().drop_state(key)
+        _get([actor.drop_copies.remote(key) for actor in self._others])
 
     def close(self) -> None:
         """End the processes of the other ranks, and leave the process group."""
@@ -208,6 +223,14 @@ class RankActor:
         self._worker = make_worker(resources, rank=rank, world_size=resources.workers)
         join_process_group(self._worker, resources, hosts[0], port, hosts=hosts)
 
+    def fetch(self, stage: Stage) -> Failure | None:
+        """See `fetch_inputs`."""
+        return fetch_inputs(stage, self._store)
+
+    def drop_copies(self, state_key: str) -> None:
+        """See `Store.drop_copies`."""
+        self._store.drop_copies(state_key)
+
     def run(self, stage: Stage) -> None:
         """This rank's part of a wide stage."""
         outcome = attempt(stage, self._store, self._worker)
@@ -230,8 +253,8 @@ def _get(refs: list[Any]) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _watch(running: list[Any]) -> Any:
-    """While rank 0 waits for the others: if one of them is gone and rank 0 does not notice, end rank 0.
+def _watch(running: list[Any], report: Callable[[Mapping[str, Any]], None]) -> Any:
+    """While rank 0 waits for the others: if one of them is gone and rank 0 does not notice, say why and end rank 0.
 
     gloo notices a closed connection at once; nccl, and the making of a process group, wait for their time-out.
     """
@@ -246,9 +269,12 @@ def _watch(running: list[Any]) -> Any:
             for ref in done:
                 try:
                     ray.get(ref)
-                except Exception:
+                except Exception as error:
                     if not left.wait(SETTLE_SECONDS):
-                        logger.error("a rank failed and rank 0 is stuck in a collective; ending this gang")
+                        cause = without_secrets(str(error).strip().splitlines()[-1])
+                        message = f"a rank failed, and rank 0 is stuck in a collective: the gang is replaced ({cause})"
+                        report({"event": "note", "message": message})
+                        logger.error(message)
                         os._exit(1)
 
     watcher = threading.Thread(target=watch, daemon=True)

@@ -64,7 +64,7 @@ class StageSpec(Spec):
 
         Args:
             inputs: role -> read-only folder of the stage that plays it.
-            out: an empty folder. In a wide stage all ranks see it, and rank 0 writes what others do not have to.
+            out: an empty folder, of rank 0 alone in a wide stage: the other ranks' hosts may not have it.
             worker: the process this runs in; in a split stage a worker of its own, of world size 1.
 
         Returns:

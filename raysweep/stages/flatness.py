@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
+import math
+import re
+import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,7 +31,7 @@ from raysweep.spec import Metric, Neutral, Provenance
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.stages.specials import checkpoint_specials
 from raysweep.train.checkpoints import load_model
-from raysweep.worker import Worker
+from raysweep.worker import StateDir, Worker
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +66,9 @@ SHAPE = (
     Metric("effective_rank"),
     Metric("stable_rank"),
 )
+
+# So much work is lost at most where finished work is sent to a store that no other host sees.
+SEND_EVERY_SECONDS = 10.0
 
 
 class Shape(ShapeSettings):
@@ -335,6 +341,8 @@ class _RankDeal:
         self._name = name
         self._together = together
         self._num = 0
+        self._file = f"{name}-{worker.rank}-{uuid.uuid4().hex[:12]}.jsonl"
+        self._sent_at = -math.inf
         saved = _read(worker.state_dir, name) if worker.rank == 0 and worker.state_dir else {}
         # Rank 0's reading is everyone's: what is saved must not differ between those who deal by it.
         self._saved: dict[str, Any] = worker.gather(saved)[0]
@@ -356,17 +364,22 @@ class _RankDeal:
         return [self._saved[str(item)] for item in items]
 
     def _save(self, item: str, value: Any) -> None:
-        if (folder := self._worker.state_dir) is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / f"{self._name}-{self._worker.rank}-{os.getpid()}.jsonl", "a") as file:
+        if (states := self._worker.state_dir) is not None:
+            states.path.mkdir(parents=True, exist_ok=True)
+            with (states.path / self._file).open("a") as file:
                 file.write(json.dumps({"item": item, "value": value}) + "\n")
+            if time.monotonic() - self._sent_at > SEND_EVERY_SECONDS:
+                states.send(self._file)
+                self._sent_at = time.monotonic()
 
 
-def _read(folder: Path, name: str) -> dict[str, Any]:
+def _read(states: StateDir, name: str) -> dict[str, Any]:
     """What earlier attempts have saved; a line that was cut off is left out."""
     outcomes: dict[str, Any] = {}
-    for path in sorted(folder.glob(f"{name}-[0-9]*.jsonl")):
-        for line in path.read_text().splitlines():
+    for file in sorted(states.names()):
+        if not re.fullmatch(rf"{re.escape(name)}-\d+-[0-9a-f]+\.jsonl", file):
+            continue
+        for line in states.read(file).splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:

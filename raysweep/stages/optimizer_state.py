@@ -38,7 +38,8 @@ class OptimizerState(StageSpec):
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Writes optimizer.safetensors: each state of a weight, as `<weight>.<state>`."""
         spec = self.pretrain
-        if worker.rank == 0 and not any((worker.state_dir or out).glob("step-*")):
+        saved = worker.state_dir.names() if worker.rank == 0 and worker.state_dir else set()
+        if worker.rank == 0 and not any(name.startswith("step-") for name in saved):
             logger.warning(
                 "%s steps are trained once more: a finished run's optimizer state was not kept "
                 "(pretrain.leave_optimizer_state)",

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from raysweep.durable import sync
 from raysweep.errors import Diverged
 from raysweep.objectives.base import IGNORED, Loss
 from raysweep.objectives.output_loss import use_loss_layer
@@ -30,7 +28,7 @@ from raysweep.train.models import fuse_norms
 from raysweep.train.optimizers import Optimizer
 from raysweep.train.saved_state import SavedState, find_damage, write_state
 from raysweep.train.schedules import Schedule
-from raysweep.worker import Worker
+from raysweep.worker import StateDir, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +41,8 @@ RUNAWAY = 3.0
 
 # What a micro-batch costs beside its tokens, in tokens: kernel launches, and passes over the weights.
 OVERHEAD_TOKENS_CPU, OVERHEAD_TOKENS_GPU = 48, 4096
+
+_STEP = re.compile(r"step-(\d{1,18})", re.ASCII)
 
 GetBatch = Callable[[int], Mapping[str, Any]]
 """step -> global batch; see `objectives.base.Arrays`.
@@ -81,7 +81,7 @@ def train(
     clip_norm: float | None = 1.0,
     bf16: bool = False,
     worker: Worker,
-    states: Path | None = None,
+    states: StateDir | None = None,
     save_every_seconds: float = 600.0,
     is_start_exact: bool = False,
     optimizer_from: Path | None = None,
@@ -108,7 +108,7 @@ def train(
         bf16: whether products are taken in bfloat16; the optimizer's weights are float32 all the same.
         worker: this rank, and how many sequences it takes at a time; in another shape of gang sums are rounded
             otherwise, and dropout draws otherwise.
-        states: a folder that all ranks see; None: nothing is saved on the way.
+        states: where; None: nothing is saved on the way.
         save_every_seconds: at least so long between two states, but for the last and those that are asked for.
         is_start_exact: whether to begin with the very weights of `model`, where ZeRO would round them to bfloat16.
         optimizer_from: the optimizer's state to begin with, of a file that a training left as `optimizer_out`.
@@ -334,37 +334,30 @@ class _Log:
             self.gangs.append(gang)
 
 
-def _save(engine: PlainEngine | DeepSpeedEngine, log: _Log, states: Path, worker: Worker) -> None:
-    """Save the state after the last step, then drop older ones; it counts once it bears its name."""
+def _save(engine: PlainEngine | DeepSpeedEngine, log: _Log, states: StateDir, worker: Worker) -> None:
+    """Save the state after the last step, then drop older ones; it counts once its last file is there."""
     name = f"step-{len(log.losses)}"
-    aside = states / f".{name}"
     if worker.rank == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        states.remove(name)  # Of a gang that was killed as it saved, or one that cannot be used.
     worker.barrier()
-    write_state(aside, engine.ranges(), asdict(log), worker)
-    worker.barrier()
+    write_state(states, name, engine.ranges(), asdict(log), worker)
     if worker.rank == 0:
-        shutil.rmtree(states / name, ignore_errors=True)
-        os.rename(aside, states / name)
-        sync(states)
-        # Older states, and those that a killed gang was saving.
-        for old in [*states.glob("step-*"), *states.glob(".step-*")]:
-            if old.name != name:
-                shutil.rmtree(old, ignore_errors=True)
+        for old in filter(_STEP.fullmatch, states.names() - {name}):
+            states.remove(old)
     worker.barrier()
+    states.drop_copies(but=name)
 
 
-def _latest(states: Path | None, stop: int, worker: Worker) -> SavedState | None:
+def _latest(states: StateDir | None, stop: int, worker: Worker) -> SavedState | None:
     """The latest saved state at or before `stop`, whatever gang has saved it; to be called by every rank."""
     if states is None:
         return None
     # What rank 0 finds: others may see a folder that is older or newer by a moment.
-    steps = worker.gather([int(path.name.removeprefix("step-")) for path in states.glob("step-*")])[0]
-    for step in sorted((each for each in steps if each <= stop), reverse=True):
-        folder = states / f"step-{step}"
-        if not (damage := find_damage(folder, worker)):
-            return SavedState(folder)
+    found = worker.gather([int(name[1]) for name in map(_STEP.fullmatch, states.names()) if name])[0]
+    for step in sorted((each for each in found if each <= stop), reverse=True):
+        name = f"step-{step}"
+        if not (damage := find_damage(states, name, worker)):
+            return SavedState(states.path / name)
         if worker.rank == 0:
-            logger.warning("state %s is not used: %s", folder, damage)
+            logger.warning("state %s is not used: %s", states.path / name, damage)
     return None

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from raysweep.durable import parse_object, sync
 from raysweep.train.partitions import Piece
-from raysweep.worker import Worker
+from raysweep.worker import StateDir, Worker
 
 INDEX = "index.json"
 
@@ -159,23 +159,29 @@ def ranges_of(stepped: Stepped, optimizer: torch.optim.Optimizer, *, rank: int) 
     return ranges
 
 
-def write_state(folder: Path, ranges: Mapping[str, Range], log: Mapping[str, Any], worker: Worker) -> None:
+def write_state(
+    states: StateDir, name: str, ranges: Mapping[str, Range], log: Mapping[str, Any], worker: Worker
+) -> None:
     """Write this rank's ranges, and on rank 0 the index, and bring them to the disk. To be called by every rank.
 
     Args:
-        folder: an existing one, that all ranks see.
+        states: where all ranks see them.
+        name: of the folder, which counts once DIGESTS is in it.
         ranges: see `ranges_of`.
         log: what of a state is no tensor, the same on every rank.
     """
+    folder = states.path / name
+    folder.mkdir(parents=True, exist_ok=True)
     written, digests = {}, {}
     for number, keys in enumerate(_batches(ranges)):
-        name = f"rank{worker.rank}-{number}.safetensors"
+        file = f"rank{worker.rank}-{number}.safetensors"
         # Copies: a file takes no two views of one tensor.
-        save_file({key: ranges[key].values.to("cpu", copy=True) for key in keys}, folder / name)
-        digests[name] = _settled(folder / name)
+        save_file({key: ranges[key].values.to("cpu", copy=True) for key in keys}, folder / file)
+        digests[file] = _settled(folder / file)
+        states.send(f"{name}/{file}")
         for key in keys:
             start = ranges[key].start
-            written[key] = (ranges[key].shape, (name, start, start + len(ranges[key].values)))
+            written[key] = (ranges[key].shape, (file, start, start + len(ranges[key].values)))
     tensors: dict[str, Any] = {}
     all_digests: dict[str, str] = {}
     for theirs, their_digests in worker.gather((written, digests)):
@@ -188,16 +194,23 @@ def write_state(folder: Path, ranges: Mapping[str, Range], log: Mapping[str, Any
         (folder / DIGESTS).write_text(json.dumps(all_digests))
         sync(folder / DIGESTS)
         sync(folder)
+        sync(states.path)
+        for file in (INDEX, DIGESTS):
+            states.send(f"{name}/{file}")
 
 
-def find_damage(folder: Path, worker: Worker) -> str:
-    """What of a state is not as it was written; empty: all is. To be called by every rank, each reads a share of it."""
+def find_damage(states: StateDir, name: str, worker: Worker) -> str:
+    """What of a state is not as it was written; empty: all is, and it lies on every rank's host.
+
+    To be called by every rank, each reads a share of it.
+    """
     damage = ""
     try:
+        folder = states.fetch(name, DIGESTS)
         digests = parse_object((folder / DIGESTS).read_bytes())
-        for name in sorted(digests)[worker.rank :: worker.world_size]:
-            if _digest(folder / name) != digests[name]:
-                raise ValueError(f"{name} is not as it was written")
+        for file in sorted(digests)[worker.rank :: worker.world_size]:
+            if _digest(folder / file) != digests[file]:
+                raise ValueError(f"{file} is not as it was written")
     except (OSError, ValueError) as error:
         damage = str(error)
     return next(filter(None, worker.gather(damage)), "")

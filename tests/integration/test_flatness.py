@@ -20,7 +20,7 @@ from raysweep.stages.flatness import Flatness, Shape
 from raysweep.stages.indicators import Indicators
 from raysweep.tasks.spans import PCFGSpan
 from raysweep.train.models import Bert, Llama
-from raysweep.worker import Worker
+from raysweep.worker import StateDir, Worker
 
 MEASURES = {"mix": {"pcfg": 1.0}, "sequence_length": 5}
 
@@ -83,7 +83,7 @@ def test_one_two_and_four_workers_agree_to_the_bit(grammar, inputs, tmp_path):
     assert alone[0]["eigenvalue_1"] <= alone[0]["frobenius_norm"] * 2
     assert alone[0]["worst_sharpness"] > 0
     # Killed at any time, and begun again: what was saved is taken, and the numbers are the same.
-    state = Worker(state_dir=tmp_path / "state")
+    state = Worker(state_dir=StateDir(tmp_path / "state"))
     assert made[0].run(inputs, tmp_path, state) == alone[0]
     saved = sorted((tmp_path / "state").iterdir())
     assert {path.name.rsplit("-", 2)[0] for path in saved} == {"units", "samples", "units-of-samples", "shape"}

@@ -26,7 +26,7 @@ from raysweep.train.loop import Training, train
 from raysweep.train.models import Llama
 from raysweep.train.optimizers import SGD, AdamW, Lion, Muon
 from raysweep.train.schedules import Constant
-from raysweep.worker import Worker
+from raysweep.worker import StateDir, Worker
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -111,7 +111,11 @@ def killed_main(rank: int, port: int, folder: str, kill_at: int | None) -> None:
     model = Llama(hidden_size=16, num_layers=1, num_heads=2).build(vocab_size=20, sequence_length=8, seed=0)
     # Only rank 1 is killed; rank 0 dies of waiting for it.
     training = train_rows(
-        model, worker=worker, kill_at=kill_at if rank == 1 else None, states=Path(folder), save_every_seconds=0
+        model,
+        worker=worker,
+        kill_at=kill_at if rank == 1 else None,
+        states=StateDir(Path(folder)),
+        save_every_seconds=0,
     )
     if rank == 0:
         found = {"losses": training.losses, "weights": {k: v.tolist() for k, v in training.weights.items()}}
@@ -136,7 +140,8 @@ def test_saved_and_resumed_is_whole_to_the_bit(grammar, tokens_dir, tmp_path):
 def test_a_state_cut_off_in_saving_is_not_used(grammar, tokens_dir, tmp_path):
     recipe, state = recipe_of(grammar), tmp_path / "state"
     pretrain(recipe, tokens_dir, tmp_path / "half", step=5, state=state)
-    (state / "step-5").rename(state / ".step-9")
+    (state / "step-5").rename(state / "step-9")
+    (state / "step-9" / "digests.json").unlink()
     pretrain(recipe, tokens_dir, tmp_path / "resumed", step=12, state=state)
     pretrain(recipe, tokens_dir, tmp_path / "whole", step=12, state=None)
     assert same(tmp_path / "whole", tmp_path / "resumed")
@@ -185,8 +190,8 @@ def test_dropout_follows_from_the_seed(tmp_path):
 
     whole = losses()
     assert whole == losses()
-    losses(states=tmp_path, stop_step=11)
-    assert whole == losses(states=tmp_path)
+    losses(states=StateDir(tmp_path), stop_step=11)
+    assert whole == losses(states=StateDir(tmp_path))
 
 
 def test_micro_batches_change_rounding_alone(grammar, tokens_dir, tmp_path):
@@ -329,7 +334,7 @@ def train_and_resume(recipe: Recipe, folder: Path, worker: Worker) -> None:
     pretrain(recipe, tokens, folder / "half", step=5, state=state, worker=worker)
     pretrain(recipe, tokens, folder / "resumed", step=12, state=state, worker=worker)
     trajectory = Trajectory(recipe, 0, None, {"tokens": tokens})
-    trajectory.train(12, replace(worker, state_dir=state), optimizer_out=folder / "optimizer.safetensors")
+    trajectory.train(12, replace(worker, state_dir=StateDir(state)), optimizer_out=folder / "optimizer.safetensors")
 
 
 def optimizers_main(rank: int, port: int, zero_stage: int, recipes: dict[str, str], root: str) -> None:

@@ -84,7 +84,7 @@ def test_state_stays_as_long_as_a_trajectory_is_unfinished(store):
     put(store, "tokenize-1")
     put(store, "pretrain-1")
     for key in ("trajectory-a", "trajectory-b", "sft-1", "sft-2"):
-        (store.state_dir(key) / "step").write_text("x")
+        (store.state_dir(key).path / "step").write_text("x")
     (store.partial_dir("pretrain-1")).mkdir(parents=True)
     open_trial = [stage("pretrain-1", state_key="trajectory-a"), stage("pretrain-2", state_key="trajectory-a")]
     run = start(store, "r", *open_trial, stage("sft-1", "pretrain-2"))
@@ -97,8 +97,22 @@ def test_state_stays_as_long_as_a_trajectory_is_unfinished(store):
     assert garbage(store)["trajectory-a.state"] == "state"
 
 
+def test_state_behind_a_url_goes_whatever_machine_has_left_it(tmp_path, monkeypatch):
+    url = f"local://{tmp_path}/url"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
+    states = Store(url).state_dir("trajectory-a")
+    (states.path / "step").write_text("x")
+    states.send("step")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    here = Store(url)
+    assert garbage(here) == {"trajectory-a.state": "state"}
+    with held_runs(here) as runs:
+        assert free(here, find_garbage(here, runs)) == 1
+    assert here.state_dir("trajectory-a").names() == set()
+
+
 def test_state_stays_where_it_is_not_known_whose_it_is(store):
-    (store.state_dir("trajectory-a") / "step").write_text("x")
+    (store.state_dir("trajectory-a").path / "step").write_text("x")
     start(store, "r", stage("pretrain-2", state_key=UNKNOWN))
     assert "trajectory-a.state" not in garbage(store)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from raysweep.train.partitions import Piece
 from raysweep.train.saved_state import INDEX, Part, SavedState, find_damage, overlaps, ranges_of, write_state
-from raysweep.worker import Worker
+from raysweep.worker import StateDir, Worker
 
 SHAPES = {"embedding": (5, 3), "norm": (4,), "scale": (1,), "cube": (2, 3, 2)}
 
@@ -67,7 +67,13 @@ def test_any_partition_is_read_as_any_other(tmp_path_factory, ends, others):
 
     def write(rank: int) -> None:
         stepped, optimizer = stepped_of(ends, rank)
-        write_state(folder, ranges_of(stepped, optimizer, rank=rank), {"losses": [1.0]}, ranks.worker(rank))
+        write_state(
+            StateDir(folder.parent),
+            folder.name,
+            ranges_of(stepped, optimizer, rank=rank),
+            {"losses": [1.0]},
+            ranks.worker(rank),
+        )
 
     threads = [threading.Thread(target=write, args=(rank,)) for rank in range(len(ends) + 1)]
     for thread in threads:
@@ -97,22 +103,28 @@ def test_any_partition_is_read_as_any_other(tmp_path_factory, ends, others):
 def test_a_state_is_written_and_checked_in_files_of_a_bounded_size(tmp_path, monkeypatch):
     monkeypatch.setattr("raysweep.train.saved_state.FILE_BYTES", 40)
     stepped, optimizer = stepped_of([], rank=0)
-    write_state(tmp_path, ranges_of(stepped, optimizer, rank=0), {}, Worker())
+    write_state(StateDir(tmp_path.parent), tmp_path.name, ranges_of(stepped, optimizer, rank=0), {}, Worker())
     files = [load_file(path) for path in tmp_path.glob("*.safetensors")]
     assert sum(len(file) for file in files) == 3 * len(SHAPES)
     assert all(len(file) == 1 or sum(each.nbytes for each in file.values()) <= 40 for file in files)
     # Of 4 bytes each, the numbers share files.
     assert 1 < len(files) < 3 * len(SHAPES)
-    assert find_damage(tmp_path, Worker()) == ""
+    assert find_damage(StateDir(tmp_path.parent), tmp_path.name, Worker()) == ""
     (tmp_path / "rank0-1.safetensors").unlink()
-    assert "rank0-1.safetensors" in find_damage(tmp_path, Worker())
+    assert "rank0-1.safetensors" in find_damage(StateDir(tmp_path.parent), tmp_path.name, Worker())
 
 
 def test_a_range_in_no_file_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="elements 3 to 6 are in no file"):
         list(overlaps([Part("a", 0, 3), Part("b", 4, 6)], 0, 6))
     weight = torch.nn.Parameter(torch.zeros(2, 2))
-    write_state(tmp_path, ranges_of({"a": (weight, None)}, torch.optim.SGD([weight]), rank=0), {}, Worker())
+    write_state(
+        StateDir(tmp_path.parent),
+        tmp_path.name,
+        ranges_of({"a": (weight, None)}, torch.optim.SGD([weight]), rank=0),
+        {},
+        Worker(),
+    )
     index = tmp_path / INDEX
     index.write_text(index.read_text().replace("0, 4]]", "0, 3]]"))
     with pytest.raises(ValueError, match="elements 3 to 4 are in no file"):
