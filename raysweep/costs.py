@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from raysweep.data.sources import checkpoint_files
+from raysweep.train.architectures import inner_numbers
 from raysweep.weights import num_stored
 
 
@@ -23,6 +24,8 @@ class Size:
     num_layers: int
     hidden_size: int
     num_heads: int
+    inner_numbers: int
+    """Of a token, that the feed-forward layers of a block keep for their backward pass; see `inner_numbers`."""
     vocab_size: int
     """Rows of its output layer."""
     num_bytes: int
@@ -32,6 +35,11 @@ class Size:
     def weights_bytes(self) -> int:
         """Of its weights in 32 bits, as every stage but training holds them."""
         return 4 * self.num_parameters
+
+    @property
+    def block_parameters(self) -> int:
+        """Those of all blocks, if one matrix embeds tokens and predicts them; else some more."""
+        return max(0, self.num_parameters - self.vocab_size * self.hidden_size)
 
     @property
     def forward_bytes(self) -> int:
@@ -48,45 +56,8 @@ class Size:
         """A third of a gradient's: a backward pass takes two products where a forward pass takes one."""
         return self.gradient_flops(num_tokens, sequence_length) / 3
 
-    def training_bytes(
-        self, *, optimizer_floats: int, in_half: bool, zero_stage: int = 0, num_workers: int = 1
-    ) -> float:
-        """Weights, gradients and optimizer state that one worker holds, as ZeRO shards them (Rajbhandari et al., 2020).
 
-        Args:
-            optimizer_floats: numbers that the optimizer keeps of a weight; AdamW 2.
-            in_half: whether weights and gradients are in 16 bits, with weights in 32 bits beside the optimizer's state.
-            zero_stage: what is sharded over the workers: 1 the optimizer's state, 2 gradients too, 3 weights too.
-            num_workers: that it is sharded over.
-        """
-        # Without ZeRO nothing is in 16 bits but what autocast makes: the same 16 bytes of a weight with AdamW.
-        weights, gradients = (2, 2) if in_half else (4, 4)
-        optimizer = 4 * optimizer_floats + (4 if in_half else 0)
-        return self.num_parameters * (
-            weights / (num_workers if zero_stage >= 3 else 1)
-            + gradients / (num_workers if zero_stage >= 2 else 1)
-            + optimizer / (num_workers if zero_stage >= 1 else 1)
-        )
-
-    def layer_bytes(self, sequence_length: int) -> float:
-        """Activations of a layer, a token: h (34 + 5 a s / h) bytes in 16 bits (Korthikanti et al., 2022, eq. 2).
-
-        Without fused attention, which does not keep the second term: so it is an upper bound.
-        """
-        return self.hidden_size * (34 + 5 * self.num_heads * sequence_length / self.hidden_size)
-
-    def activation_bytes(self, sequence_length: int, *, in_half: bool, are_recomputed: bool) -> float:
-        """What a forward pass keeps of a token for the backward pass, but for logits.
-
-        Where a layer's activations are recomputed, its input of 2 h bytes is kept, and the activations of one layer are
-        there at a time. All of it is twice as much in 32 bits.
-        """
-        layer = self.layer_bytes(sequence_length)
-        recomputed = 2 * self.hidden_size * self.num_layers + layer
-        return (recomputed if are_recomputed else layer * self.num_layers) * (1 if in_half else 2)
-
-
-UNKNOWN = Size(num_parameters=0, num_layers=0, hidden_size=0, num_heads=0, vocab_size=0, num_bytes=0)
+UNKNOWN = Size(num_parameters=0, num_layers=0, hidden_size=0, num_heads=0, inner_numbers=0, vocab_size=0, num_bytes=0)
 """Of a model at the hub, or of a kind that is not known here: nothing is counted for it."""
 
 
@@ -104,6 +75,7 @@ def size_of_folder(folder: Path) -> Size | None:
         hidden = next(config[name] for name in ("hidden_size", "n_embd", "d_model") if name in config)
         heads = next(config[name] for name in ("num_attention_heads", "n_head", "num_heads") if name in config)
         num_bytes = sum(path.stat().st_size for path in files)
-        return Size(num, int(layers), int(hidden), int(heads), int(config["vocab_size"]), num_bytes)
+        inner = inner_numbers(config)
+        return Size(num, int(layers), int(hidden), int(heads), inner, int(config["vocab_size"]), num_bytes)
     except (OSError, ValueError, TypeError, KeyError, StopIteration):
         return None  # Some other kind of model, or a damaged file: to load it is the stage's to try.

@@ -7,6 +7,8 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from raysweep.costs import UNKNOWN, Size
@@ -41,6 +43,12 @@ class Plan:
     flops: float
     memory_bytes_per_worker: int
     """Of the stage that takes most; the accelerator's own context not counted."""
+    memory_bytes: Mapping[str, int]
+    """Kind -> the same of its stage that takes most; only kinds that hold a model."""
+    gpu_memory_bytes: int | None
+    """Of one GPU; None if it is not known which."""
+    host_bytes_per_worker: int | None
+    """Of a worker with a GPU, beside it: a model as it is loaded and as it is saved. None where there are no GPUs."""
     gpu_hours: float
     mfu: float
     peak_flops: float
@@ -109,8 +117,8 @@ class _Sum:
     tokens_again: int = 0
     """Of `tokens`: trained once more, for an optimizer's state."""
     disk_bytes: int = 0
-    memory_bytes: defaultdict[Resources, int] = field(default_factory=lambda: defaultdict(int))
-    """Of the stage that takes most, finished or not; so is `state_bytes`."""
+    memory_bytes: defaultdict[Resources, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """By kind, of the stage that takes most, finished or not; so is `state_bytes`."""
     state_bytes: int = 0
     rse: float | None = None
 
@@ -128,7 +136,8 @@ class _Sum:
         spec, work = stage.spec, work_of(stage, self.finished)
         self.flops_of[stage.id] = work.flops(size, corpus)
         self.stages[stage.kind] += 1
-        self.memory_bytes[resources] = max(self.memory_bytes[resources], spec.memory_bytes(size, resources))
+        # Counters keep the larger of two counts under |.
+        self.memory_bytes[resources] |= Counter({stage.kind: spec.memory_bytes(size, resources)})
         self.state_bytes = max(self.state_bytes, spec.state_bytes(size, resources))
         if spec.expected_rse is not None:  # The plan shows the least sure of all variants.
             self.rse = max(self.rse or 0.0, spec.expected_rse)
@@ -143,7 +152,7 @@ class _Sum:
         self.disk_bytes += spec.disk_bytes(size)
 
 
-def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float) -> Plan:
+def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float, gpu_memory: int | None = None) -> Plan:
     """Expand a sweep and add its stages up.
 
     Args:
@@ -151,6 +160,7 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
         store: looked at for what is finished, and how long it took.
         mfu: model FLOPs utilization assumed, of `peak_flops` per GPU.
         peak_flops: FLOP/s of one GPU.
+        gpu_memory: bytes of one GPU; None if it is not known which.
     """
     search, resources = space.declared.search, space.declared.resources
     has_sizes = len({each.workers for each in resources.every}) > 1
@@ -166,8 +176,10 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
     seconds, num_measured = ({}, 0) if has_sizes else _seconds(total, store, finished, resources.default)
     flops = float(sum(total.flops_to_do.values()))
     warnings = [*space.warnings]
-    for each, num_bytes in total.memory_bytes.items():
-        warnings += machine_warnings(each, num_bytes)
+    for each, of_kinds in total.memory_bytes.items():
+        warnings += machine_warnings(each, max(of_kinds.values(), default=0))
+        warnings += gpu_warnings(each, of_kinds, gpu_memory)
+    memory_bytes: Counter[str] = reduce(or_, total.memory_bytes.values(), Counter())
     return Plan(
         name=space.name,
         run=space.run_name(),
@@ -179,7 +191,10 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float)
         tokens=total.tokens,
         tokens_seen=total.tokens_seen,
         flops=flops,
-        memory_bytes_per_worker=max(total.memory_bytes.values(), default=0),
+        memory_bytes_per_worker=max(memory_bytes.values(), default=0),
+        memory_bytes=dict(memory_bytes),
+        gpu_memory_bytes=gpu_memory,
+        host_bytes_per_worker=2 * 4 * max(total.sizes, default=0) if resources.default.gpus_per_worker else None,
         gpu_hours=flops / (mfu * peak_flops) / 3600,
         mfu=mfu,
         peak_flops=peak_flops,
@@ -271,7 +286,7 @@ def machine_warnings(resources: Resources, memory_bytes: int) -> list[str]:
         for name, num in asked.items()
         if num > here[name]
     ]
-    # Without GPUs all workers share the machine's memory; that of a GPU is not known to who only plans.
+    # Without GPUs all workers share the machine's memory; see `gpu_warnings` for that of a GPU.
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if not resources.gpus_per_worker and workers * memory_bytes > memory:
         warnings.append(
@@ -280,6 +295,19 @@ def machine_warnings(resources: Resources, memory_bytes: int) -> list[str]:
             "resources.micro_batch_sequences or gradient_checkpointing"
         )
     return warnings
+
+
+def gpu_warnings(resources: Resources, memory_bytes: Mapping[str, int], gpu_memory: int | None) -> list[str]:
+    """What does not fit a GPU of so many bytes, of which a worker may have a part."""
+    if not resources.gpus_per_worker or gpu_memory is None:
+        return []
+    has = gpu_memory * min(1.0, resources.gpus_per_worker)
+    return [
+        f"memory: {kind} takes about {num_bytes / 2**30:.1f} GiB on a GPU, and a worker has {has / 2**30:.1f}: set "
+        "resources.micro_batch_sequences, gradient_checkpointing or a higher zero_stage with more workers"
+        for kind, num_bytes in memory_bytes.items()
+        if num_bytes > has
+    ]
 
 
 def _num_gpus() -> int:

@@ -21,19 +21,22 @@ def print_plan(plan: Plan) -> None:
     table = Table(
         title=f"{printable(plan.name)}: {plan.num_variants} variants, {plan.num_trials} trials", title_justify="left"
     )
-    for name in ("stage", "all", "done", "to do", "time to do"):
+    for name in ("stage", "all", "done", "to do", "memory", "time to do"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for kind, total in plan.stages.items():
         done = plan.stages_done.get(kind, 0)
         spent = duration(plan.seconds[kind]) if kind in plan.seconds and total > done else ""
-        table.add_row(kind, str(total), str(done), str(total - done), spent)
+        memory = _size(plan.memory_bytes[kind]) if kind in plan.memory_bytes else ""
+        table.add_row(kind, str(total), str(done), str(total - done), memory, spent)
     console.print(table)
     if plan.num_parameters:
         least, most = plan.num_parameters
         span = f"{least:,}" if least == most else f"{least:,} to {most:,}"
         console.print(f"parameters         {span}")
     if plan.memory_bytes_per_worker:
-        console.print(f"memory per worker  about {_size(plan.memory_bytes_per_worker)} at most")
+        of = f" of a GPU's {_size(plan.gpu_memory_bytes)}" if plan.gpu_memory_bytes else ""
+        host = f", and {_size(plan.host_bytes_per_worker)} of the host's" if plan.host_bytes_per_worker else ""
+        console.print(f"memory per worker  about {_size(plan.memory_bytes_per_worker)} at most{of}{host}")
     console.print(
         f"disk to take       about {_size(plan.disk_bytes)}, and {_size(plan.state_bytes)} a gang while training"
     )

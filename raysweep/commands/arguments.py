@@ -7,6 +7,7 @@ import math
 import os
 from typing import TYPE_CHECKING
 
+from raysweep.devices import known_gpus, memory_bytes
 from raysweep.errors import StoreError
 
 if TYPE_CHECKING:
@@ -71,6 +72,13 @@ def named(text: str) -> str:
     """Any name that is not empty."""
     if not text:  # As of "$STORE" that is not set: the default would be another place than was meant.
         raise argparse.ArgumentTypeError("is empty; name one, or leave the option out")
+    return text
+
+
+def gpu(text: str) -> str:
+    """The name of a GPU that is in the table."""
+    if memory_bytes(text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not known; known are {', '.join(known_gpus())}")
     return text
 
 

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from raysweep.commands.arguments import above_zero, add_address, add_overrides, named, store_of, use_address
+from raysweep.commands.arguments import above_zero, add_address, add_overrides, gpu, named, store_of, use_address
 from raysweep.commands.output import exit_code_of, print_json, print_ranking
+from raysweep.devices import memory_bytes, peak_flops
 from raysweep.errors import ClusterError
 from raysweep.printable import printable
 
@@ -17,7 +18,13 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     plan = commands.add_parser("plan", parents=[common], help="what a sweep would run, and its cost; computes nothing")
     plan.add_argument("--mfu", type=above_zero, default=0.4, help="model FLOPs utilization assumed (default: 0.4)")
     plan.add_argument(
-        "--peak-tflops", type=above_zero, default=989.0, help="of one GPU (default: 989, H100 dense bf16)"
+        "--gpu",
+        type=gpu,
+        metavar="NAME",
+        help="such as H100 or A100-80GB: its peak TFLOP/s, and whether each stage fits its memory",
+    )
+    plan.add_argument(
+        "--peak-tflops", type=above_zero, help="of one GPU (default: that of --gpu, else 989, H100 dense bf16)"
     )
     plan.set_defaults(command=_plan)
 
@@ -34,13 +41,19 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     run.set_defaults(command=_run)
 
 
+DEFAULT_PEAK_FLOPS = 989e12
+"""Of an H100, where a plan is told of no GPU."""
+
+
 def _plan(args: argparse.Namespace) -> int:
     from raysweep.estimates import estimate
     from raysweep.screen import print_plan
     from raysweep.space import load
 
     space = load(args.sweep, args.overrides)
-    plan = estimate(space, store_of(args), mfu=args.mfu, peak_flops=args.peak_tflops * 1e12)
+    named_peak, memory = (peak_flops(args.gpu), memory_bytes(args.gpu)) if args.gpu else (None, None)
+    peak = args.peak_tflops * 1e12 if args.peak_tflops else named_peak or DEFAULT_PEAK_FLOPS
+    plan = estimate(space, store_of(args), mfu=args.mfu, peak_flops=peak, gpu_memory=memory)
     if args.json:
         print_json(plan.to_dict())
     else:

@@ -35,6 +35,9 @@ on the right. Of a row's first `prefix_lengths` tokens, all see each other; any 
 IGNORED = -100
 """Label of a token that is not predicted."""
 
+LOGIT_CHUNK_BYTES = 2**30
+"""Of the logits that a loss within the output layer has at a time, in 32 bits; see `output_loss`."""
+
 MASK = "<mask>"
 """The extra token that stands where a token is hidden: the tokenizer's own mask token, where it has one."""
 

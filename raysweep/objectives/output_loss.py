@@ -14,13 +14,9 @@ from typing import Any
 
 import torch
 
-from raysweep.objectives.base import IGNORED
+from raysweep.objectives.base import IGNORED, LOGIT_CHUNK_BYTES
 
 Tensor = torch.Tensor
-
-# Of the logits that are there at a time, in 32 bits. With each chunk the gradient of the weight is read and written
-# once, which would be most of the time in chunks as small as would already fill a GPU.
-CHUNK_BYTES = 2**30
 
 
 class LossLayer(torch.nn.Linear):
@@ -120,8 +116,9 @@ class _Chunked(torch.autograd.Function):
         of_states = torch.empty_like(states)
         of_weight = torch.zeros_like(weight, dtype=torch.float32)
         of_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        # Of like size, as each size is compiled.
-        num_chunks = -(-4 * len(labels) * len(weight) // CHUNK_BYTES) or 1
+        # Of like size, as each size is compiled. With each chunk the gradient of the weight is read and written once,
+        # which would be most of the time in chunks as small as would already fill a GPU.
+        num_chunks = -(-4 * len(labels) * len(weight) // LOGIT_CHUNK_BYTES) or 1
         size = -(-len(labels) // num_chunks)
         chunks = (torch.split(each, size) for each in (states, labels, of_states))
         for rows, wanted, out in zip(*chunks, strict=True):

@@ -16,13 +16,14 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from raysweep.costs import Size
-from raysweep.curvature.cost import COPIES, COST, LOGITS, first_draws, predicted
+from raysweep.curvature.cost import COST, first_draws, predicted
 from raysweep.curvature.dealing import Deal, Item, Value
 from raysweep.curvature.settings import ShapeSettings, TraceSettings
 from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
 from raysweep.data.tokenizers import load_tokenizer, start_of_text
 from raysweep.errors import SpaceError, StageError
+from raysweep.memory import product_bytes
 from raysweep.objectives.base import ObjectiveSpec
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
@@ -155,17 +156,21 @@ class Flatness(TraceSettings, StageSpec):
         return size.gradient_flops(self.predict()[0], self.input_length)
 
     def memory_bytes(self, size: Size, resources: Resources) -> int:
-        """Weights, what stands beside them for a product, and a batch's logits and activations, all in 32 bits.
+        """That of a product; see `memory.product_bytes`.
 
         Under ZeRO-3 weights and vectors are sharded, but not where samples or shape are measured too.
         """
         is_whole = self.products == "exact" or self.own_samples or self.shape
         shards = resources.workers if resources.zero_stage == 3 and not is_whole else 1
-        length, token = self.input_length, float(size.forward_bytes)
-        if self.products != "logit_differences" or self.parts:  # What is differentiated backward keeps all layers.
-            token = size.activation_bytes(length, in_half=False, are_recomputed=False)
-        batch = self.batch_sequences * length * (token + 4 * LOGITS * size.vocab_size)
-        return int(size.weights_bytes * COPIES[self.products] / shards + batch)
+        return product_bytes(
+            size,
+            self.products,
+            sequences=self.batch_sequences,
+            length=self.input_length,
+            parts=self.parts,
+            on_gpu=resources.gpus_per_worker > 0,
+            shards=shards,
+        )
 
     def disk_bytes(self, size: Size) -> int:
         """Values of units, and of single parameters: some kilobytes."""

@@ -17,6 +17,7 @@ from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
 from raysweep.data.sources import AS_SOURCE, Source
 from raysweep.errors import Place, collect
+from raysweep.memory import Step, training_bytes
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.objectives.heads import Head
@@ -260,22 +261,27 @@ class Pretrain(StageSpec):
         return size.gradient_flops(read, length)
 
     def memory_bytes(self, size: Size, resources: Resources) -> int:
-        """What training holds, as ZeRO shards it, and a micro-batch's activations and logits, with these' gradient.
-
-        The logits count in 32 bits, and as if all tokens were predicted.
-        """
-        recipe, workers, in_half = self.recipe, resources.workers, self._in_half(resources)
-        held = size.training_bytes(
+        """That of a training step, of the rank with most of the batch; see `memory.training_bytes`."""
+        recipe, workers = self.recipe, resources.workers
+        share = -(-recipe.batch_sequences // workers)
+        batch, length = min(resources.micro_batch_sequences or share, share), recipe.input_length
+        # The loss of every next token is made a few tokens at a time; of others, the labelled ones at once.
+        at_once = None
+        if recipe.objective.name != "causal_lm":
+            at_once = batch * recipe.objective.mean_predicted(recipe.sequence_length)
+        step = Step(
+            tokens=batch * length,
+            logit_tokens=at_once,
             optimizer_floats=recipe.optimizer.state_floats,
-            in_half=in_half,
+            in_half=self._in_half(resources),
+            on_gpu=resources.gpus_per_worker > 0,
+            compiled=resources.compiles,
+            recomputed=resources.gradient_checkpointing,
+            accumulates=batch < share,
             zero_stage=resources.zero_stage,
             num_workers=workers,
         )
-        # The rank with most of the batch; a micro-batch is never larger than that.
-        share = -(-recipe.batch_sequences // workers)
-        batch, length = min(resources.micro_batch_sequences or share, share), recipe.input_length
-        token = size.activation_bytes(length, in_half=in_half, are_recomputed=resources.gradient_checkpointing)
-        return int(held + batch * length * (token + 8 * size.vocab_size))
+        return training_bytes(size, step)
 
     def disk_bytes(self, size: Size) -> int:
         """The checkpoint, its weights in 32 bits."""

@@ -16,6 +16,7 @@ from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
 from raysweep.data.tokenizers import load_tokenizer
 from raysweep.errors import Diverged, StageError
+from raysweep.memory import Step, training_bytes
 from raysweep.objectives.base import Arrays, Loss
 from raysweep.search import Resources
 from raysweep.spec import Metric, Spec
@@ -114,12 +115,19 @@ class Sft(StageSpec):
 
         Of the logits, which are made for the few tokens of an answer or for classes, none are counted.
         """
-        load, in_half = self.task.workload(), self._in_half(on_gpu=resources.gpus_per_worker > 0)
-        batch = min(self.hyperparameters.batch_sequences, load.num_train)
-        batch = min(resources.micro_batch_sequences or batch, batch)
-        held = size.training_bytes(optimizer_floats=self._optimizer.state_floats, in_half=in_half)
-        token = size.activation_bytes(load.length, in_half=in_half, are_recomputed=resources.gradient_checkpointing)
-        return int(held + batch * load.length * token)
+        load, on_gpu = self.task.workload(), resources.gpus_per_worker > 0
+        share = min(self.hyperparameters.batch_sequences, load.num_train)
+        batch = min(resources.micro_batch_sequences or share, share)
+        step = Step(
+            tokens=batch * load.length,
+            logit_tokens=0,
+            optimizer_floats=self._optimizer.state_floats,
+            in_half=self._in_half(on_gpu=on_gpu),
+            on_gpu=on_gpu,
+            recomputed=resources.gradient_checkpointing,
+            accumulates=True,
+        )
+        return training_bytes(size, step)
 
     def disk_bytes(self, size: Size) -> int:
         """Predictions, of some kilobytes: the weights are not kept."""

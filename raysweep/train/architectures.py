@@ -29,6 +29,38 @@ class Sketch(NamedTuple):
     num_layers: int
     hidden_size: int
     num_heads: int
+    inner_numbers: int
+
+
+# Tensors of the inner size that feed-forward layers keep for their backward pass, as autograd has them. A gate, its
+# activation, what it gates, and their product; without a gate, what goes into the activation and what comes out of it;
+# more where the activation is made of simple operations.
+GATED, PLAIN, PLAIN_IN_STEPS = 4, 2, 5
+_IN_STEPS = ("gelu_new", "gelu_fast", "gelu_accurate", "quick_gelu", "relu2")
+
+
+def inner_numbers(config: Mapping[str, Any]) -> int:
+    """Numbers of a token that a block's feed-forward layers keep for their backward pass.
+
+    Args:
+        config: the content of a config.json; silu is taken for a gate's, as of Llama and most since.
+
+    >>> inner_numbers({"hidden_size": 8, "intermediate_size": 24, "hidden_act": "silu"})
+    96
+    >>> inner_numbers({"n_embd": 8, "n_inner": None, "activation_function": "gelu_new"})
+    160
+    """
+    hidden = _first(config, "hidden_size", "n_embd", "d_model")
+    inner = _first(config, "intermediate_size", "n_inner", "ffn_dim", "d_ff", "encoder_ffn_dim") or 4 * int(hidden or 0)
+    activation = _first(
+        config, "hidden_activation", "hidden_act", "activation_function", "feed_forward_proj", "activation"
+    )
+    is_gated = "gated" in str(activation) or activation in ("silu", "swish") or "hidden_activation" in config
+    return int(inner) * (GATED if is_gated else PLAIN_IN_STEPS if activation in _IN_STEPS else PLAIN)
+
+
+def _first(config: Mapping[str, Any], *names: str) -> Any:
+    return next((config[name] for name in names if config.get(name)), None)
 
 
 def described(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -132,6 +164,7 @@ def sketch(architecture: str, fields: str) -> Sketch:
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
         num_heads=getattr(text, "num_attention_heads", None) or 0,  # None where nothing attends.
+        inner_numbers=inner_numbers(text.to_dict()),
     )
 
 

@@ -15,6 +15,7 @@ from raysweep.errors import DataError, StageError
 from raysweep.objectives.heads import Head
 from raysweep.spec import Spec
 from raysweep.train import architectures
+from raysweep.train.architectures import GATED, PLAIN
 from raysweep.train.checkpoints import reads_ahead
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class Dimensions(NamedTuple):
     num_layers: int
     hidden_size: int
     num_heads: int
+    inner_numbers: int
+    """Of a token, that a block's feed-forward layers keep for their backward pass; see `architectures`."""
 
 
 class ModelSpec(Spec):
@@ -46,7 +49,7 @@ class ModelSpec(Spec):
 
     @abstractmethod
     def dimensions(self) -> Dimensions:
-        """Number, width and attention heads of its blocks."""
+        """Number, width and attention heads of its blocks, and what their feed-forward layers keep."""
 
     @abstractmethod
     def num_parameters(self, vocab_size: int) -> int:
@@ -143,7 +146,7 @@ class Llama(ModelSpec):
 
     def dimensions(self) -> Dimensions:
         """As they are declared; see `ModelSpec.dimensions`."""
-        return Dimensions(self.num_layers, self.hidden_size, self.num_heads)
+        return Dimensions(self.num_layers, self.hidden_size, self.num_heads, GATED * self.inner_size)
 
     def num_parameters(self, vocab_size: int) -> int:
         """By a formula for this architecture; see `ModelSpec.num_parameters`."""
@@ -217,7 +220,7 @@ class Bert(ModelSpec):
 
     def dimensions(self) -> Dimensions:
         """As they are declared; see `ModelSpec.dimensions`."""
-        return Dimensions(self.num_layers, self.hidden_size, self.num_heads)
+        return Dimensions(self.num_layers, self.hidden_size, self.num_heads, PLAIN * self.inner_size)
 
     def num_parameters(self, vocab_size: int) -> int:
         """By a formula for this architecture; see `ModelSpec.num_parameters`."""
@@ -286,7 +289,8 @@ class Transformers(ModelSpec):
 
     def dimensions(self) -> Dimensions:
         """As its configuration says; see `ModelSpec.dimensions`."""
-        return Dimensions(self._sketch.num_layers, self._sketch.hidden_size, self._sketch.num_heads)
+        sketch = self._sketch
+        return Dimensions(sketch.num_layers, sketch.hidden_size, sketch.num_heads, sketch.inner_numbers)
 
     def num_parameters(self, vocab_size: int) -> int:
         """See `ModelSpec.num_parameters`; counted without making weights."""

@@ -12,7 +12,8 @@ from tiny import TINY
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from raysweep.cli import main
-from raysweep.estimates import estimate, machine_warnings, size_of
+from raysweep.devices import memory_bytes
+from raysweep.estimates import estimate, gpu_warnings, machine_warnings, size_of
 from raysweep.runners import run_sweep
 from raysweep.search import Resources
 from raysweep.space import load
@@ -118,8 +119,17 @@ def test_a_gang_beyond_this_machine_is_said(monkeypatch):
     assert machine_warnings(Resources(workers=800), 0) == []
 
 
+def test_what_does_not_fit_a_gpu_is_said(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    half = Resources(gpus_per_worker=0.5)
+    taken = {"pretrain": 30 * 2**30, "sft": 2**30}
+    (warning,) = gpu_warnings(half, taken, memory_bytes("A100-40GB"))
+    assert warning.startswith("memory: pretrain takes about 30.0 GiB on a GPU, and a worker has 18.6: set resources.")
+    assert gpu_warnings(half, taken, memory_bytes("A100-80GB")) == []
+    assert gpu_warnings(half, taken, None) == gpu_warnings(Resources(), taken, 1) == []
+
+
 def test_memory_is_that_of_the_stages(sweep_file, store, tmp_path):
-    """Attention is short here, as the plan counts scores that fused attention does not keep."""
     text = TINY.replace("hidden_size: 16, num_layers: 1", "hidden_size: 128, num_layers: 2").replace("[6, 12]", "[2]")
     text = text.replace("vocabulary: 16", "vocabulary: 1000").replace("sentence_length: 4", "sentence_length: 32")
     text = text.replace("sequence_length: 5", "sequence_length: 33").replace("num_train: 40", "num_train: 64")
@@ -135,7 +145,8 @@ def test_memory_is_that_of_the_stages(sweep_file, store, tmp_path):
         peak = peak_of_tensors(partial(stage.spec.run, inputs, folders[stage.id], Worker()))
         measured[stage.kind] = stage.spec.memory_bytes(size, Resources()) / max(peak, 1)
     del measured["tokenize"]
-    assert all(0.7 < ratio < 1.5 for ratio in measured.values()), sorted(measured.items())
+    # What is planned of training on a CPU counts its heap as well, a tenth of it.
+    assert all(0.8 < ratio < 1.35 for ratio in measured.values()), sorted(measured.items())
 
 
 @pytest.mark.data
@@ -143,6 +154,6 @@ def test_memory_is_that_of_the_stages(sweep_file, store, tmp_path):
 def test_the_shipped_sweep_of_1b_fits_gpus_of_80_gb(store):
     plan = plan_of(ROOT / "search_spaces/scale_1b.yaml", store)
     assert plan.num_parameters == (974_333_952, 974_333_952)
-    assert plan.memory_bytes_per_worker < 80e9
+    assert plan.memory_bytes_per_worker == max(plan.memory_bytes.values()) < memory_bytes("H100")
     assert plan.stages["pretrain"] == 12
     assert plan.stages["sft"] == 12 * 2 * 3 * 3

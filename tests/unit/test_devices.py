@@ -1,8 +1,8 @@
-"""Peaks by the names that drivers give: the particular form before the family, and nothing for the unknown."""
+"""Peaks and memory by drivers' names: the particular form before the family, and nothing for the unknown."""
 
 import pytest
 
-from raysweep.devices import peak_flops
+from raysweep.devices import memory_bytes, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,20 @@ from raysweep.devices import peak_flops
 )
 def test_a_peak_is_looked_up_by_name(name, tflops):
     assert peak_flops(name) == (None if tflops is None else pytest.approx(1e12 * tflops))
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes"),
+    [
+        ("NVIDIA H100 80GB HBM3", 80),
+        ("NVIDIA H100 NVL", 94),
+        ("NVIDIA H200", 141),
+        ("NVIDIA GH200 480GB", 96),
+        ("NVIDIA A100-SXM4-40GB", 40),
+        ("NVIDIA A100 80GB PCIe", 80),
+        ("NVIDIA A1000", None),
+        ("Tesla V100-SXM2-32GB", None),
+    ],
+)
+def test_memory_is_looked_up_by_name(name, gigabytes):
+    assert memory_bytes(name) == (None if gigabytes is None else gigabytes * 10**9)

@@ -180,6 +180,7 @@ def test_errors_and_logs_do_not_steer_the_terminal(tmp_path, capsys):
     [
         (["plan", "x.yaml", "--mfu", "0"], "argument --mfu: 0.0: must be a finite number above 0"),
         (["plan", "x.yaml", "--peak-tflops", "nan"], "argument --peak-tflops: nan: must be a finite number above 0"),
+        (["plan", "x.yaml", "--gpu", "V100"], "argument --gpu: 'V100' is not known; known are B200, H100 PCIe"),
         (["trace", "m", "--seed", "-1"], "argument --seed: -1: must be 0 or more"),
         (["status", "r", "--store", ""], "argument --store: is empty; name one, or leave the option out"),
         (["run", "x.yaml", "--run", ""], "argument --run: is empty"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from subjects import BF16, LENGTHS, SUBJECTS, device_name
+from subjects import BF16, LENGTHS, ON_GPU, SUBJECTS, device_name
 from table import Numbers, Table, in_words, peak_gib, release_memory
 
 from raysweep.costs import Size
+from raysweep.memory import Step, training_bytes
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.train.loop import train
 from raysweep.train.optimizers import AdamW
@@ -75,10 +76,15 @@ def _peak(case: Case) -> tuple[str, Numbers]:
 
 
 def _planned(case: Case) -> float:
-    """As `Pretrain.memory_bytes` has it."""
+    """Of a step without accumulation."""
     subject = SUBJECTS[case.name]
     num = subject.model.num_parameters(subject.vocab_size)
     size = Size(num, *subject.model.dimensions(), vocab_size=subject.vocab_size, num_bytes=0)
-    token = size.activation_bytes(case.length, in_half=case.bf16, are_recomputed=case.recomputed)
-    held = size.training_bytes(optimizer_floats=2, in_half=case.bf16)
-    return held + case.sequences * case.length * (token + 8 * subject.vocab_size)
+    step = Step(
+        tokens=case.sequences * case.length,
+        optimizer_floats=AdamW.state_floats,
+        in_half=case.bf16,
+        on_gpu=ON_GPU,
+        recomputed=case.recomputed,
+    )
+    return training_bytes(size, step)

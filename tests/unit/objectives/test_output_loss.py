@@ -18,7 +18,7 @@ from raysweep.train.models import Llama
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Three chunks of eight tokens and twelve classes, the last one smaller."""
-    monkeypatch.setattr(output_loss, "CHUNK_BYTES", 4 * 12 * 3)
+    monkeypatch.setattr(output_loss, "LOGIT_CHUNK_BYTES", 4 * 12 * 3)
 
 
 def both(loss_of, *, bias: bool, bf16: bool = False, dtype: torch.dtype = torch.float32):
