@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from raysweep.errors import ClusterError
@@ -42,6 +44,8 @@ def make_worker(
     else:
         device = "cuda:0"  # Ray shows each worker its own GPU alone.
         torch.cuda.set_device(0)
+        gpu = torch.cuda.get_device_properties(0)
+        stay_near(f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}.0")  # type: ignore[attr-defined]
     return Worker(
         rank=rank,
         world_size=world_size,
@@ -53,6 +57,29 @@ def make_worker(
         report=report,
         save_asked=save_asked,
     )
+
+
+def stay_near(device: str, *, devices: Path = Path("/sys/bus/pci/devices")) -> None:
+    """Run all threads on the processors of a device's NUMA node, as far as this process may; memory is taken there.
+
+    Args:
+        device: its address on the PCI bus, such as 0000:dc:00.0.
+        devices: where the system describes what is on it.
+    """
+    try:
+        near = _numbers((devices / device / "local_cpulist").read_text()) & os.sched_getaffinity(0)
+    except (OSError, ValueError):  # The system does not say, as in some containers.
+        return
+    if near:
+        for thread in os.listdir("/proc/self/task"):
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(thread), near)
+
+
+def _numbers(ranges: str) -> set[int]:
+    """Those of "0-2,5"."""
+    ends = [each.partition("-") for each in ranges.strip().split(",")]
+    return {number for first, _, last in ends for number in range(int(first), int(last or first) + 1)}
 
 
 LOOPBACK = "127.0.0.1"

@@ -1,9 +1,11 @@
 """What a process of a gang tells its libraries of its place."""
 
+import os
+
 import psutil
 import pytest
 
-from raysweep.runners.processes import environment_of, interfaces_of
+from raysweep.runners.processes import environment_of, interfaces_of, stay_near
 from raysweep.worker import Worker
 
 HOSTS = ["10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2"]
@@ -27,3 +29,17 @@ def test_ranks_of_several_hosts_talk_on_the_interface_of_their_nodes_address():
 
 def test_ranks_of_one_host_stay_on_loopback():
     assert interfaces_of("127.0.0.1", own="127.0.0.1") == {"GLOO_SOCKET_IFNAME": "lo"}
+
+
+@pytest.mark.parametrize(("told", "wanted"), [("1-3,900-901\n", {1, 2, 3}), ("900\n", None), ("", None), (None, None)])
+def test_a_worker_runs_near_its_gpu_as_far_as_it_may(told, wanted, tmp_path):
+    before = os.sched_getaffinity(0)
+    (tmp_path / "0000:dc:00.0").mkdir()
+    if told is not None:
+        (tmp_path / "0000:dc:00.0" / "local_cpulist").write_text(told)
+    try:
+        stay_near("0000:dc:00.0", devices=tmp_path)
+        assert os.sched_getaffinity(0) == (wanted & before if wanted and wanted & before else before)
+    finally:
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), before)
