@@ -14,8 +14,15 @@ def can_have_hosts() -> bool:
     """Whether this process may make them."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
-    made = subprocess.run(["unshare", "-n", "ip", "link", "add", "a", "type", "veth"], capture_output=True)
+    made = subprocess.run(["unshare", "-n", "ip", "link", "add", "name", "rs0", "type", "veth"], capture_output=True)
     return made.returncode == 0
+
+
+def shared_extensions() -> dict[str, str]:
+    """So that a host with a cache of its own finds DeepSpeed's operator, which takes minutes to compile."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    return {"TORCH_EXTENSIONS_DIR": str(Path(_get_build_directory("deepspeed_shm_comm", verbose=False)).parent)}
 
 
 def _ip(*arguments: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clusters import CAN_UNSHARE, RealCluster, real_cluster
-from hosts import Host, Hosts, can_have_hosts, hosts
+from hosts import Host, Hosts, can_have_hosts, hosts, shared_extensions
 from tiny import results_of
 
 from raysweep.runs import Run
@@ -43,6 +42,7 @@ class Nodes:
 
     def __init__(self, home: Path, network: Hosts, cluster: RealCluster) -> None:
         self.home, self.network, self.cluster = home, network, cluster
+        self._extensions = shared_extensions()
         self.env: dict[str, str] = {}
         """Of every node, and of drivers."""
 
@@ -59,10 +59,9 @@ class Nodes:
         return self.cluster.start(RUN, str(sweep), store, str(events), env=self._env())
 
     def _env(self) -> dict[str, str]:
-        extensions = os.environ.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache/torch_extensions"))
         return {
             "XDG_CACHE_HOME": str(self.home / "cache"),
-            "TORCH_EXTENSIONS_DIR": extensions,  # DeepSpeed's operator is compiled there already.
+            **self._extensions,
             "RAY_ADDRESS": self.cluster.address,
             **self.env,
         }

@@ -3,7 +3,8 @@
     python tests/benchmarks/over_hosts.py [FOLDER]
 
 As root. Hosts are namespaces of this machine: network, processes, shared memory, Ray's files and raysweep's cache are
-each host's own. On the folder all hosts see one; on S3 they share nothing else. Prints a Markdown table.
+each host's own. On the folder all hosts see one; on S3 they share nothing else, and one is killed as a trajectory is
+under way: in its place comes a third. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from nodes import Nodes, events_in, finish, nodes, results_in
+from nodes import RUN, Nodes, events_in, finish, nodes, results_in, wait_for
 from s3_server import Server
 
 QUICKSTART = Path(__file__).parents[2] / "search_spaces/quickstart.yaml"
@@ -31,7 +34,9 @@ SHORTER = {
     "adamw-hot: {name: adamw, lr: 1e-2, weight_decay: 0.1}": "",
     "flatness: {batch_sequences: 8}": "flatness: {num_sequences: 32, batch_sequences: 8, min_units: 4, max_units: 8}",
     "num_train: 600, num_valid: 300, num_test: 600": "num_train: 64, num_valid: 50, num_test: 50",
+    "    span-8: {form: pcfg_span, span: 8, num_train: 64, num_valid: 50, num_test: 50}\n": "",
     "seeds: [0, 1]": "seeds: [0]",
+    "lrs: [7e-4, 5e-3, 2e-2]": "lrs: [5e-3, 2e-2]",
     "epochs: 6": "epochs: 1",
 }
 
@@ -49,29 +54,56 @@ def main() -> None:
     sweep.write_text(text)
     began = time.perf_counter()
     alone = str(home / "alone")
-    subprocess.run([sys.executable, "-m", "raysweep", "run", str(sweep), "--store", alone, "--name", "run"], check=True)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RUN, str(sweep), alone, str(home / "alone.jsonl")],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
     wanted = results_in(alone)
     print("| gangs of 2 | store | seconds | stages | that differ |\n| --- | --- | --- | --- | --- |")
     print(f"| on one machine | folder | {time.perf_counter() - began:.0f} | {len(wanted)} | - |", flush=True)
-    for where, num_cpus in (("inside each of two hosts", 2), ("over two hosts", 1)):
+    for where, num_cpus in (("over two hosts", 1), ("inside each of two hosts", 2)):
         (home / where).mkdir()
         with nodes(home / where) as cluster:
             server = Server(cluster.network.ip)
             cluster.env = dict(server.env)
             os.environ.update(server.env)
-            for _ in range(2):
-                cluster.add(num_cpus=num_cpus)
-            for kind, store in (("folder", str(home / where / "store")), ("S3", server.store(where.split()[0]))):
-                _compare(cluster, sweep, where, kind, store, wanted)
+            _, last = [cluster.add(num_cpus=num_cpus)[1] for _ in range(2)]
+            run = partial(_compare, cluster, sweep, wanted)
+            run(where, "folder", str(home / where / "store"))
+            run(where, "S3", server.store(where.split()[0]))
+            if num_cpus == 1:
+                run(f"{where}, one of them lost", "S3", server.store("lost"), lost=last)
             server.stop()
 
 
-def _compare(cluster: Nodes, sweep: Path, where: str, kind: str, store: str, wanted: dict[str, object]) -> None:
-    began, events = time.perf_counter(), cluster.home / f"{kind}.jsonl"
-    finish(cluster.start(sweep, store, events))
+def _compare(
+    cluster: Nodes,
+    sweep: Path,
+    wanted: Mapping[str, object],
+    where: str,
+    kind: str,
+    store: str,
+    *,
+    lost: subprocess.Popen[bytes] | None = None,
+) -> None:
+    """One row; `lost`: a node whose host goes when a first checkpoint is there, before another one comes."""
+    began, path = time.perf_counter(), cluster.home / f"{store.split('/')[2]}.jsonl"
+    driver = cluster.start(sweep, store, path)
+    if lost:
+        trial = wait_for(path, driver, "finished", kind="pretrain", step=30)["trial"]
+        before, killed_at = len(events_in(path)), time.time()
+        cluster.cluster.lose(lost)
+        cluster.add(num_cpus=1)
+    finish(driver)
     seconds = time.perf_counter() - began
-    failed = [event for event in events_in(events) if event["event"] == "failed"]
-    assert not failed, failed
+    events = events_in(path)
+    assert not [event for event in events if event["event"] == "failed" and not event["retry"]]
+    if lost:
+        after = [event for event in events[before:] if event.get("trial") == trial]
+        again = next(event["time"] for event in after if event["event"] == "found")
+        steps = [event["step"] for event in after if event["event"] == "progress" and event.get("kind") == "pretrain"]
+        where = f"{where}; at work again after {again - killed_at:.0f} s, from step {min(steps) - 10}"
     found = results_in(store)
     differing = [stage for stage in wanted.keys() | found.keys() if found.get(stage) != wanted.get(stage)]
     print(f"| {where} | {kind} | {seconds:.0f} | {len(found)} | {len(differing)} |", flush=True)

@@ -1,0 +1,92 @@
+"""Ranks on hosts of their own: how they reach each other, and what they hand on where the store is all they share."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hosts import Host, can_have_hosts, hosts, shared_extensions
+from tiny import recipe_of
+
+from raysweep.plan import Stage
+from raysweep.runners.attempts import make
+from raysweep.stages.pretrain import Pretrain
+from raysweep.stages.tokenize import Tokenize
+from raysweep.store import Store
+from raysweep.worker import Worker
+
+RANK = """
+import json, logging, os, sys
+from raysweep.plan import Stage
+from raysweep.runners.attempts import attempt, fetch_inputs
+from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
+from raysweep.search import Resources
+from raysweep.stages.pretrain import Pretrain
+from raysweep.store import Store
+
+logging.basicConfig(level=logging.INFO)
+rank, hosts, url, spec, inputs = int(sys.argv[1]), sys.argv[2].split(","), *sys.argv[3:]
+resources, store = Resources(workers=len(hosts), zero_stage=2), Store(url)
+worker = make_worker(resources, rank=rank, world_size=len(hosts))
+join_process_group(worker, resources, hosts[0], 29500, hosts=hosts)  # A host's ports are all free.
+stage = Stage(Pretrain.model_validate_json(spec), json.loads(inputs))
+if rank == 0:
+    store.work_dir(stage.id)
+assert fetch_inputs(stage, store) is None
+record = attempt(stage, store, worker)
+assert not hasattr(record, "cause"), record.log
+print(json.dumps({name: os.environ[name] for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GLOO_SOCKET_IFNAME")}))
+leave_process_group()
+"""
+
+
+def run_gang(places: list[Host], url: str, stage: Stage) -> list[tuple[dict[str, str], str]]:
+    """One wide stage on a rank at each place; of each rank its environment, and what it has logged."""
+    ranks = []
+    for rank, host in enumerate(places):
+        ips, inputs = ",".join(each.ip for each in places), json.dumps(stage.inputs)
+        arguments = (str(rank), ips, url, stage.spec.model_dump_json(by_alias=True), inputs)
+        command = [*host.command, sys.executable, "-W", "ignore", "-c", RANK, *arguments]
+        ranks.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    found = []
+    try:
+        for rank in ranks:
+            said, logged = rank.communicate(timeout=120)
+            assert rank.returncode == 0, logged[-3000:]
+            found.append((json.loads(said.splitlines()[-1]), logged))
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_have_hosts(), reason="only root may make hosts")
+def test_two_hosts_hand_on_what_they_have_saved_to_two_others(grammar, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for name, value in shared_extensions().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    recipe = recipe_of(grammar).with_(checkpoints=(6, 12))
+    url, folder = f"local://{tmp_path}/url", str(tmp_path / "folder")
+    tokens = Stage(Tokenize(corpus=grammar), {})
+    halves = [Stage(Pretrain(recipe=recipe, seed=0, step=step), {"tokens": tokens.id}) for step in (6, 12)]
+    for store in (url, folder):
+        make(tokens, Store(store), Worker())
+    with hosts() as network:
+        first, second, third, fourth = (network.add([cache]) for _ in range(4))
+        ranks = run_gang([first, second], url, halves[0])
+        env = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "cable0"}
+        assert [told for told, _ in ranks] == [env, env]
+        for _, logged in run_gang([third, fourth], url, halves[1]):
+            assert "going on from step 6 of 12" in logged
+        ranks = run_gang([first, first], folder, halves[1])
+        assert [told["LOCAL_RANK"] for told, _ in ranks] == ["0", "1"]
+    over_hosts, on_one = (Store(store).get(halves[1].id) for store in (url, folder))
+    assert over_hosts.files == on_one.files
+    assert over_hosts.metrics == on_one.metrics
+    Store(url).drop_state(halves[1].state_key)
+    assert not list((tmp_path / "url").rglob("step-*"))
