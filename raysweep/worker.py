@@ -78,6 +78,8 @@ class Worker:
     gradient_checkpointing: bool = False
     micro_batch_sequences: int | None = None
     """Sequences per forward pass; None: as many as the rank's share of the global batch."""
+    micro_batch_divisor: int = 1
+    """What these are divided by, where a stage has run out of memory; at least one sequence remains."""
     compile: bool = False
     """Whether a model's blocks are compiled for training, where all batches have one shape."""
     state_dir: StateDir | None = None
@@ -90,6 +92,19 @@ class Worker:
     def alone(self) -> Worker:
         """The same process as a gang of one, for a split stage."""
         return replace(self, rank=0, world_size=1, zero_stage=0)
+
+    def saving_memory(self, times: int) -> Worker:
+        """The same process for a stage that has run out of memory so often: each time with less.
+
+        Micro-batches are halved, then activations are recomputed, then micro-batches are halved again and again.
+        """
+        has_halves = self.micro_batch_sequences != 1
+        recomputes = times > (1 if has_halves else 0)
+        return replace(
+            self,
+            micro_batch_divisor=2 ** (times - (1 if recomputes and not self.gradient_checkpointing else 0)),
+            gradient_checkpointing=self.gradient_checkpointing or recomputes,
+        )
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's `value` (any picklable object), in rank order, on every rank."""

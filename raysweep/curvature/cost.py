@@ -14,7 +14,7 @@ Only the first says nothing of single parameters; only the last needs attention 
 COST: Mapping[str, float] = {"logit_differences": 1.0, "gradient_differences": 2.0, "exact": 3.0, "fisher": 0.9}
 """Gradients that a unit costs: a forward pass is a third of one, the rest was measured."""
 
-COPIES: Mapping[str, float] = {"logit_differences": 3.0, "gradient_differences": 6.0, "exact": 3.0}
+COPIES: Mapping[str, float] = {"logit_differences": 3.0, "gradient_differences": 6.0, "exact": 4.0}
 """Tensors of the size of the weights that a product holds: the weights, their copy, the probe vector, and gradients.
 
 What a forward pass keeps comes on top, and `LOGITS`; see `memory.product_bytes`.

@@ -17,10 +17,11 @@ from raysweep.plan import Stage
 from raysweep.printable import duration
 from raysweep.provenance import provenance
 from raysweep.record import Record
+from raysweep.runners.out_of_memory import is_out_of_memory, note_out_of_memory, release, times_out_of_memory
 from raysweep.secrets import without_secrets
 from raysweep.spec import canonical
 from raysweep.store import Store
-from raysweep.worker import Worker
+from raysweep.worker import StateDir, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class Failure:
 
 
 Outcome = Record | Failure
+
+TRIED_WITH_LESS = "if tried again, it trains in smaller micro-batches, or recomputes activations"
 
 # A disk with more room than this was filled by something else, or is not the one that is full.
 LITTLE_ROOM_BYTES = 2**27
@@ -125,11 +128,15 @@ def attempt(stage: Stage, store: Store, worker: Worker) -> Outcome:
         files={},
     )
     _under_way.append(stage.id)
+    states, times = None, 0
+    ran_out = False
     try:
+        states = store.state_dir(stage.state_key or stage.id)
         out = store.partial_dir(stage.id)
+        times = times_out_of_memory(states)
         worker = replace(
-            worker,
-            state_dir=store.state_dir(stage.state_key or stage.id),
+            worker.saving_memory(times),
+            state_dir=states,
             report=lambda event: report({"stage": stage.id, "kind": stage.kind, **event}),
         )
         inputs = {role: store.folder(stage_id) for role, stage_id in stage.inputs.items()}
@@ -150,9 +157,23 @@ def attempt(stage: Stage, store: Store, worker: Worker) -> Outcome:
         return record
     except Exception as error:
         failure = Failure.of(stage, error)
+        if states and (ran_out := is_out_of_memory(error)):
+            failure = _noted(failure, states, times)
         logger.warning("stage %s failed: %s", stage.id, failure.cause)
         return failure
     finally:
         _under_way.clear()
-        if spec.wide:  # Where the large cycles are: engines, models and their graphs.
+        if spec.wide or ran_out:  # Where the large cycles are: engines, models and their graphs.
             gc.collect()
+        if ran_out:
+            release()
+
+
+def _noted(failure: Failure, states: StateDir, times: int) -> Failure:
+    """Have the next try take less memory."""
+    try:
+        note_out_of_memory(states, times)
+    except (OSError, RaysweepError) as error:
+        logger.warning("the next try of %s takes as much memory: %s", failure.stage.id, error)
+        return failure
+    return replace(failure, cause=f"{failure.cause}; {TRIED_WITH_LESS}")

@@ -241,7 +241,8 @@ class _Cutter:
     def __init__(self, worker: Worker, *, num_sequences: int) -> None:
         self._worker = worker
         share = -(-num_sequences // worker.world_size)  # Rounded up, as below.
-        self.micro_sequences = min(worker.micro_batch_sequences or share, share)
+        asked = min(worker.micro_batch_sequences or share, share)
+        self.micro_sequences = -(-asked // worker.micro_batch_divisor)
         self.num_micro = -(-share // self.micro_sequences)
 
     def cut(self, batch: Mapping[str, Any]) -> list[Batch]:
