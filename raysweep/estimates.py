@@ -141,7 +141,7 @@ class _Sum:
         self.state_bytes = max(self.state_bytes, spec.state_bytes(size, resources))
         if spec.expected_rse is not None:  # The plan shows the least sure of all variants.
             self.rse = max(self.rse or 0.0, spec.expected_rse)
-        if spec.wide:
+        if spec.is_wide(resources):
             self.wide.add(stage.kind)
         if stage.id in self.finished:
             self.done[stage.kind] += 1

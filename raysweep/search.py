@@ -272,6 +272,9 @@ class Resources(Spec):
     compile: bool | None = None
     """Whether torch compiles a model's blocks for pretraining, once for all variants of a shape: faster, and rounded
     otherwise, as with another number of workers; None: on GPUs, but for zero_stage 3, which does not take it."""
+    fine_tuning: Literal["split", "wide"] = "split"
+    """split: each worker fine-tunes a model by itself; wide: all work on one, sharded by `zero_stage`, where the
+    training of a model does not fit one worker. Rounded otherwise, as with another number of workers."""
     max_concurrent: int | None = Field(default=None, ge=1)
     """Gangs at once; None: as many as fit."""
     max_retries: int = Field(default=2, ge=0)
@@ -305,6 +308,11 @@ class Resources(Spec):
     def compiles(self) -> bool:
         """What `compile` comes to."""
         return self.gpus_per_worker > 0 and self.zero_stage < 3 if self.compile is None else self.compile
+
+    @property
+    def fine_tunes_wide(self) -> bool:
+        """Whether several workers fine-tune one model."""
+        return self.fine_tuning == "wide" and self.workers > 1
 
     @property
     def default(self) -> Resources:

@@ -115,7 +115,9 @@ def _run_batch(
         for stage in todo:
             report({"event": "started", "trial": trial.id, "stage": stage.id, "kind": stage.kind})
         try:
-            outcomes = [gang.wide(todo[0])] if todo[0].spec.wide else gang.split(todo)
+            wide = [stage for stage in todo if stage.spec.is_wide(gang.resources)]
+            split = [stage for stage in todo if stage not in wide]
+            outcomes = [*map(gang.wide, wide), *gang.split(split)]
         except GangBroken as broken:
             if broken.failure:  # Its cause; the trial goes on in another gang.
                 report(_failed(broken.failure, trial, retry=True))
@@ -160,6 +162,7 @@ def told(event: Literal["found", "finished"], record: Record, stage: Stage, tria
         "lr": record.spec.get("lr"),
         "seed": record.spec.get("seed"),
         "wall_seconds": record.provenance["wall_seconds"],
+        "num_workers": record.provenance["world_size"],
         "metrics": dict(record.metrics),
     }
 

@@ -57,7 +57,7 @@ class Gang:
         report: Callable[[Mapping[str, Any]], None],
         save_asked: Callable[[], bool] = never,
     ) -> None:
-        self.store = store
+        self.store, self.resources = store, resources
         self.worker = make_worker(resources, rank=0, world_size=1, report=report, save_asked=save_asked)
         with socket.create_server((LOOPBACK, 0)) as listener:
             join_process_group(self.worker, resources, LOOPBACK, listener.getsockname()[1], listener=listener)
@@ -106,7 +106,7 @@ class RayGang(Gang):
         hosts: Sequence[str] = (LOOPBACK,),
         save_asked: Callable[[], bool] = never,
     ) -> None:
-        self.store = store
+        self.store, self.resources = store, resources
         world_size = resources.workers
         self._others = [start_rank(rank) for rank in range(1, world_size)]
         if len(set(hosts)) == 1:  # Nobody else can reach them.

@@ -75,8 +75,8 @@ class _Work(NamedTuple):
     kind: str
     flops: float
     """Of each worker of the gang."""
-    share: float
-    """Of the gang that it occupies: one worker, or all."""
+    workers: int
+    """Of the gang; the stage takes one of them, or all."""
 
 
 class Durations:
@@ -111,7 +111,7 @@ class Durations:
         if event["event"] != "finished" or work is None or work.stage in self._measured:
             return False
         self._measured.add(work.stage)
-        self._seconds[work.kind] += float(str(event["wall_seconds"])) * work.share
+        self._seconds[work.kind] += float(str(event["wall_seconds"])) * int(str(event["num_workers"])) / work.workers
         self._flops[work.kind] += work.flops
         self._num[work.kind] += 1  # Last: a kind that has a number has the rest.
         return self._num[work.kind].bit_count() == 1  # A power of two.
@@ -129,8 +129,7 @@ class Durations:
             works = []
             for stage in trial.stages:
                 flops = work_of(stage, self._beginnings.finished).flops(size, trial.corpus_of(stage))
-                share = 1.0 if stage.spec.wide else 1 / workers
-                works.append(_Work(stage.id, stage.kind, flops / workers, share))
+                works.append(_Work(stage.id, stage.kind, flops / workers, workers))
             self._work[trial.id] = tuple(works)
             self._of_stage |= {work.stage: work for work in works}
         return self._work[trial.id]

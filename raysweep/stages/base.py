@@ -40,7 +40,7 @@ class StageSpec(Spec):
     """What one kind of stage does: declared as fields, done by `run`.
 
     `kind` opens the stage's id. A *wide* stage runs on all ranks of the gang at once; any other runs on one rank,
-    beside its siblings on the other ranks.
+    beside its siblings on the other ranks, unless `is_wide` says otherwise of a gang.
 
     A stage that measures each checkpoint is a section of the sweep file. Its inputs are the "checkpoint", and, where it
     `reads_text`, the "tokens" that this was pretrained on.
@@ -68,12 +68,16 @@ class StageSpec(Spec):
             worker: the process this runs in; in a split stage a worker of its own, of world size 1.
 
         Returns:
-            metric name -> number, the same on every rank: those of `metrics` and `timings`. NaN where a score could not
-            be had.
+            metric name -> number: those of `metrics` and `timings`. NaN where a score could not be had. Of a wide stage
+            those of rank 0 count.
 
         Raises:
             Diverged: if training left the finite numbers.
         """
+
+    def is_wide(self, resources: Resources) -> bool:
+        """Whether all ranks of such a gang work on it at once; of a `wide` stage in any gang."""
+        return self.wide
 
     @abstractmethod
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -62,6 +63,8 @@ class Sft(StageSpec):
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Writes predictions.jsonl: a line for each test example with its id, what the model said, and its scores.
 
+        Of several ranks all train, and rank 0 scores: the others have no metrics.
+
         Raises:
             Diverged: also if the last step left no numbers to score.
             StageError: if the task scores otherwise than it says.
@@ -69,6 +72,8 @@ class Sft(StageSpec):
         task = self.task
         model, tokenizer = load_model(inputs["checkpoint"]), load_tokenizer(inputs["checkpoint"])
         fitted = task.fit(model, tokenizer, partial(self._train, worker=worker), seed=self.seed)
+        if worker.rank > 0:
+            return {}
         # The rate is picked by the first, and the second is shown: who picks by what is shown flatters it.
         valid, test = (task.score(fitted.model, tokenizer, split) for split in ("valid", "test"))
         for row in (*valid, *test):
@@ -92,6 +97,10 @@ class Sft(StageSpec):
             "num_test_examples": float(len(test)),
         }
 
+    def is_wide(self, resources: Resources) -> bool:
+        """By the gang's resources: it is no part of what is asked, so not of the id."""
+        return resources.fine_tunes_wide
+
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
         """Scores of the task's form, chance beside them, and what the rate is picked by."""
         return (
@@ -111,12 +120,15 @@ class Sft(StageSpec):
         return trained + size.forward_flops((load.num_valid + load.num_test) * load.scored_length, load.length)
 
     def memory_bytes(self, size: Size, resources: Resources) -> int:
-        """What training holds, whole on the one worker, and the activations of a micro-batch of typical length.
+        """What training holds, and the activations of a micro-batch of typical length.
 
-        Of the logits, which are made for the few tokens of an answer or for classes, none are counted.
+        It is whole on one worker, or sharded, beside the weights that are scored. Of the logits, which are made for the
+        few tokens of an answer or for classes, none are counted.
         """
         load, on_gpu = self.task.workload(), resources.gpus_per_worker > 0
-        share = min(self.hyperparameters.batch_sequences, load.num_train)
+        is_wide = self.is_wide(resources)
+        workers = resources.workers if is_wide else 1
+        share = -(-min(self.hyperparameters.batch_sequences, load.num_train) // workers)
         batch = min(resources.micro_batch_sequences or share, share)
         step = Step(
             tokens=batch * load.length,
@@ -126,8 +138,12 @@ class Sft(StageSpec):
             on_gpu=on_gpu,
             recomputed=resources.gradient_checkpointing,
             accumulates=True,
+            zero_stage=resources.zero_stage if is_wide else 0,
+            num_workers=workers,
         )
-        return training_bytes(size, step)
+        # The weights that will be scored: of a GPU's gang they are in the host's memory.
+        beside = size.weights_bytes if is_wide and not on_gpu else 0
+        return training_bytes(size, step) + beside
 
     def disk_bytes(self, size: Size) -> int:
         """Predictions, of some kilobytes: the weights are not kept."""
@@ -166,8 +182,11 @@ class Sft(StageSpec):
             epoch, place = divmod(step, per_epoch)
             return batch(order(epoch)[place * size : (place + 1) * size])
 
-        return train(
-            model,
+        is_wide = worker.world_size > 1
+        # What DeepSpeed leaves of a model may be sharded, in bfloat16 or under autocast: the model gets weights alone.
+        trained = copy.deepcopy(model) if is_wide else model
+        training = train(
+            trained,
             batch_at,
             objective=loss,
             optimizer=self._optimizer,
@@ -176,4 +195,8 @@ class Sft(StageSpec):
             seed=self.seed,
             bf16=self._in_half(on_gpu=worker.device.startswith("cuda")),
             worker=worker,
-        ).losses
+        )
+        if is_wide and worker.rank == 0:
+            model.load_state_dict(training.weights)
+            model.to(worker.device)
+        return training.losses

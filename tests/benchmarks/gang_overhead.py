@@ -176,7 +176,9 @@ def empty_trials(folder: Path) -> dict[str, Any]:
     for point in space.points():
         for stage in space.trial(point, 0).stages:
             if store.get(stage.id) is None:
-                record = Record(stage.id, stage.kind, "done", {}, dict(stage.inputs), {}, {"wall_seconds": 0}, {})
+                record = Record(
+                    stage.id, stage.kind, "done", {}, dict(stage.inputs), {}, {"wall_seconds": 0, "world_size": 1}, {}
+                )
                 store.commit(record, store.work_dir(stage.id))
     run = Run.create(store, "empty", sweep_text="", identity="{}")
     ends: list[float] = []

@@ -175,7 +175,13 @@ class Replay:
         self.room.give(job.shape, placement)
         self.warm[job.shape].append(placement)
         for stage, seconds in zip(job.trial.stages[1:], job.seconds, strict=True):
-            event = {"event": "finished", "stage": stage.id, "wall_seconds": seconds}
+            num_workers = job.shape.workers if stage.spec.wide else 1
+            event = {
+                "event": "finished",
+                "stage": stage.id,
+                "wall_seconds": seconds,
+                "num_workers": num_workers,
+            }
             self.beginnings.take(event)
             self.queue.take(event)
         self.searcher.on_trial_complete(name)

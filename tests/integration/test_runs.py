@@ -208,7 +208,7 @@ search: {scheduler: {name: asha, metric: heldout/ppl, mode: min, reduction_facto
 resources:
   by: pretrain.optimizer.lr
   default: {max_concurrent: 1}
-  3e-3: {workers: 2, zero_stage: 2}
+  3e-3: {workers: 2, zero_stage: 2, fine_tuning: wide}
   1e-4: {workers: 2, zero_stage: 1}
 """
     run = run_sweep(load(sweep_file(asha)), store)
@@ -223,6 +223,12 @@ resources:
     }
     gangs = {lr: (each["world_size"], each["zero_stage"]) for lr, each in ran.items()}
     assert gangs == {1e-2: (1, 0), 3e-3: (2, 2), 1e-3: (1, 0), 1e-4: (2, 1)}
+    tuned = table[(table["kind"] == "sft") & (table["step"] == 6)]
+    workers = {
+        (lr, (store.provenance(id) or {})["world_size"])
+        for lr, id in zip(tuned["point.pretrain.optimizer.lr"], tuned["id"], strict=True)
+    }
+    assert workers == {(1e-2, 1), (3e-3, 2), (1e-3, 1), (1e-4, 1)}
     events = []
     run_sweep(load(sweep_file(asha)), store, show=events.append)
     assert not [event for event in events if event["event"] == "started"]

@@ -52,12 +52,12 @@ def test_measurements_take_the_place_of_flops():
     quick, slow = timed_trials([10.0, 20.0]), timed_trials([1.0, 2.0], Slow)
     queue = queue_of([*quick, *slow])
     assert ids([queue.next(lambda shape: True)]) == [1]
-    queue.take({"event": "finished", "stage": quick[1].stages[1].id, "wall_seconds": 20.0})
+    queue.take({"event": "finished", "stage": quick[1].stages[1].id, "wall_seconds": 20.0, "num_workers": 1})
     assert queue.next(lambda shape: True) is quick[0]
     queue = queue_of([*quick, *slow])
     queue.next(lambda shape: True)
     for trial, seconds in ((quick[1], 20.0), (slow[0], 100.0)):
-        event = {"event": "finished", "stage": trial.stages[1].id, "wall_seconds": seconds}
+        event = {"event": "finished", "stage": trial.stages[1].id, "wall_seconds": seconds, "num_workers": 1}
         queue.take(event)
         queue.take(event)  # Told by all that waited for it.
     assert queue.next(lambda shape: True) is slow[1], "200 s against 10"
@@ -70,13 +70,21 @@ def test_seconds_of_a_trial(sweep_file):
     assert durations.seconds(trial) > 0
     pretrain = next(stage for stage in trial.stages if stage.kind == "pretrain")
     sft = [stage for stage in trial.stages if stage.kind == "sft"]
-    assert durations.take({"event": "finished", "stage": pretrain.id, "wall_seconds": 7.0})
-    assert durations.take({"event": "finished", "stage": sft[0].id, "wall_seconds": 3.0})
+    assert durations.take(finished(pretrain, seconds=7.0, num_workers=2))
+    assert durations.take(finished(sft[0], seconds=3.0, num_workers=1))
     beginnings.finished |= {stage.id for stage in trial.stages} - {pretrain.id}
     assert durations.seconds(trial) == pytest.approx(7.0)
     beginnings.finished.add(pretrain.id)
     beginnings.finished -= {stage.id for stage in sft}
     assert durations.seconds(trial) == pytest.approx(3.0 * len(sft) / 2), "the two workers share them"
+    durations = Durations(beginnings, lambda trial: Shape(2, 1, 0))
+    durations.seconds(trial)
+    assert durations.take(finished(sft[0], seconds=3.0, num_workers=2))
+    assert durations.seconds(trial) == pytest.approx(3.0 * len(sft)), "both work on each"
+
+
+def finished(stage, *, seconds, num_workers):
+    return {"event": "finished", "stage": stage.id, "wall_seconds": seconds, "num_workers": num_workers}
 
 
 @given(seed=st.integers(0, 10**6))
