@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hosts import Host
+from processes import RANK_0, children, gang_workers
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 CAN_UNSHARE = os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
@@ -91,6 +92,14 @@ class RealCluster:
         return subprocess.run(
             command, env=self.env | dict(env or {}), cwd=self._log.parent, capture_output=True, text=True, timeout=300
         )
+
+    def node_of(self, pid: int) -> subprocess.Popen[bytes]:
+        """The node that a process belongs to."""
+        return next(node for node in self._nodes if pid in children(node.pid))
+
+    def gangs(self) -> list[int]:
+        """Rank 0 of each gang, on whatever node."""
+        return [pid for node in self._nodes for pid in gang_workers(node.pid, RANK_0)]
 
     def wait_for(self, num_nodes: int) -> None:
         """Until so many nodes are there."""

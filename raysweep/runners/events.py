@@ -32,6 +32,13 @@ SAVE = "save"
 
 
 @dataclass(frozen=True)
+class Draining:
+    """What the driver tells gangs: the ids of all nodes that are about to be taken away."""
+
+    nodes: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Address:
     """Where the driver listens, and the secret that lets a gang in."""
 
@@ -81,9 +88,16 @@ class EventSink:
 
     def ask_to_save(self) -> None:
         """Ask every gang to save the trajectory that it trains."""
+        self._send_all(SAVE)
+
+    def tell_draining(self, nodes: frozenset[str]) -> None:
+        """Tell every gang which nodes are about to be taken away."""
+        self._send_all(Draining(nodes))
+
+    def _send_all(self, message: object) -> None:
         for connection in list(self._connections):
             with contextlib.suppress(OSError):
-                connection.send(SAVE)
+                connection.send(message)
 
     def _accept(self) -> None:
         """Take connections; all that a peer may be slow at is done in a thread of its own."""
@@ -141,6 +155,7 @@ class EventSource:
     def __init__(self, address: Address) -> None:
         self._connection: Connection | None = None
         self._save_asked = False
+        self._draining: frozenset[str] = frozenset()
         try:
             self._connection = Client((address.host, address.port), authkey=address.key)
         except (OSError, EOFError, AuthenticationError) as error:
@@ -153,25 +168,37 @@ class EventSource:
     def wait(self) -> None:
         """Until the driver has taken all that was told so far."""
         self._send(None)
-        while self._receive() == SAVE:
-            self._save_asked = True
+        while self._receive():
+            pass
 
     def save_asked(self) -> bool:
         """Whether the driver has asked for a save since this was last called."""
-        while self._connection is not None and self._connection.poll() and self._receive() == SAVE:
-            self._save_asked = True
+        self._receive_all()
         asked, self._save_asked = self._save_asked, False
         return asked
 
-    def _receive(self) -> Any:
-        """The driver's next message; None too if there is no driver."""
+    def draining(self) -> frozenset[str]:
+        """Ids of the nodes that are about to be taken away, as the driver said last."""
+        self._receive_all()
+        return self._draining
+
+    def _receive_all(self) -> None:
+        while self._connection is not None and self._connection.poll() and self._receive():
+            pass
+
+    def _receive(self) -> bool:
+        """Take the driver's next message. False if it says that all was taken, or if there is no driver."""
         if self._connection is None:
-            return None
+            return False
         try:
-            return self._connection.recv()
+            message = self._connection.recv()
         except (EOFError, OSError):
             self._connection = None
-            return None
+            return False
+        if isinstance(message, Draining):
+            self._draining = message.nodes
+        self._save_asked |= message == SAVE
+        return message is not None
 
     def _send(self, message: Any) -> None:
         if self._connection is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import threading
 from collections import deque
@@ -21,6 +22,7 @@ from raysweep.runners.agreement import Agreement
 from raysweep.runners.attempts import Failure, Outcome, attempt, fetch_inputs, make
 from raysweep.runners.events import Address
 from raysweep.runners.heartbeat import start_beats, this_process
+from raysweep.runners.interrupts import SaveFirst
 from raysweep.runners.processes import LOOPBACK, join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.secrets import without_secrets
@@ -220,7 +222,10 @@ class RankActor:
         """Enter the process group of the ranks on `hosts`, where rank 0 listens at `port`; returns when all have."""
         self._store = Store(store_url)
         self._store.be_patient(resources.max_store_wait_seconds)
-        self._worker = make_worker(resources, rank=rank, world_size=resources.workers)
+        # As of a node that is taken away: the ranks save together when one of them is asked to.
+        saves = SaveFirst([signal.SIGTERM]).__enter__()
+        callbacks: dict[str, Any] = {"report": saves.take, "save_asked": saves.asked}
+        self._worker = make_worker(resources, rank=rank, world_size=resources.workers, **callbacks)
         join_process_group(self._worker, resources, hosts[0], port, hosts=hosts)
 
     def fetch(self, stage: Stage) -> Failure | None:
@@ -248,7 +253,11 @@ def _get(refs: list[Any]) -> list[Any]:
 
     try:
         return list(ray.get(refs))
-    except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
+    except (
+        ray.exceptions.RayActorError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.RaySystemError,
+    ) as error:
         raise GangBroken(f"a worker of the gang died: {error}") from error
 
 

@@ -20,6 +20,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import placement_group_table
 
 from raysweep.errors import ClusterError, first_line
+from raysweep.runners.draining import draining_nodes
 from raysweep.runners.interrupts import keeping_sigterm
 from raysweep.runners.room import Placement, Shape, View
 from raysweep.search import Resources
@@ -174,7 +175,10 @@ def _view(job: str, shapes: Collection[Shape]) -> View:
         for index, node_id in group["bundles_to_node_id"].items():
             held[node_id].update(group["bundles"][index])
     free = {}
+    draining = draining_nodes()
     for node_id, total in ((node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]):
+        if node_id in draining:  # Ray starts nothing there.
+            continue
         there = available.get(node_id, {})
         free[node_id] = {
             name: min(total.get(name, 0.0) - held[node_id][name], there.get(name, 0.0)) for name in ("CPU", "GPU")

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -22,10 +23,11 @@ from raysweep.plan import Trial
 from raysweep.runners.agreement import Agreement
 from raysweep.runners.chain import Leg, Report, run_chain
 from raysweep.runners.cluster_checks import refuse_unfit
+from raysweep.runners.draining import watching_draining
 from raysweep.runners.events import Address, EventSink, EventSource, one_at_a_time
 from raysweep.runners.gang import Gang, RankActor, RayGang
 from raysweep.runners.heartbeat import start_beats, this_process
-from raysweep.runners.interrupts import SAVE_SECONDS, UnsavedTraining
+from raysweep.runners.interrupts import SAVE_SECONDS, SaveFirst, UnsavedTraining
 from raysweep.runners.journal import trial_row
 from raysweep.runners.queue import Beginnings, Queue
 from raysweep.runners.ray_cluster import looking, start_ray
@@ -45,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 # A gang is replaced when a trial leaves it this much larger than its first trial did, in bytes.
 MEMORY_SLACK = 2**30
+
+# Of an actor that died, before why: that it did, and which one it was.
+RAYS_PREFACE = re.compile(r"The actor died unexpectedly before finishing this task\.\n(\t\w+: .*\n)+(?=.)")
 
 
 class GangTrainable(tune.Trainable):  # type: ignore[misc]
@@ -66,6 +71,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         """
         self._space, self._pruned = space, pruned
         self._current = ""
+        self._is_in_step = False
         resources = space.declared.resources.default
         self._store, self._agreement = Store(store_url), agreement
         if agreement:
@@ -77,6 +83,9 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._beats = uuid.uuid4().hex, beat_seconds(resources.max_silence_seconds)
         name, every = self._beats
         start_beats(events, this_process(name, 0), every_seconds=every, trial=lambda: self._current)
+        self._nodes = frozenset(_nodes())
+        self._rays_own: Any = signal.signal(signal.SIGTERM, self._leave)
+        self._saves = SaveFirst([signal.SIGTERM]).__enter__()
         self._resources = space.declared.resources.of(_point_of(space, config))
         self._gang = self._make_gang()
         self._first_memory: int | None = None
@@ -84,7 +93,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._begin(config)
 
     def _make_gang(self) -> Gang:
-        callbacks: dict[str, Any] = {"report": self._progress, "save_asked": self._events.save_asked}
+        callbacks: dict[str, Any] = {"report": self._progress, "save_asked": self._save_asked}
         if self._resources.workers == 1:
             return Gang(self._store, self._resources, **callbacks)
         start_rank = _rank_starter(self._resources, self._store, self._agreement)
@@ -112,21 +121,27 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
             self._gang.close()
             self._resources = resources
             self._gang = self._make_gang()
-        yield from run_chain(trial, self._gang, max_retries=resources.max_retries, report=self._events.tell)
+        yield from run_chain(trial, self._gang, max_retries=resources.max_retries, report=self._tell)
 
     def step(self) -> dict[str, Any]:
         """The metrics of the next checkpoint.
 
         Raises:
-            RayActorError: if this gang is to be replaced before the trial begins: see `reset_config`.
+            RayActorError: if this gang is to be replaced, before the trial begins (see `reset_config`) or since one of
+                its nodes is about to be taken away.
         """
         if self._outgrown:
-            # Tune tries a trial again in a new gang, and counts no failure, where its actor was taken away from it.
-            raise RayActorError(None, self._outgrown, False, True)  # By place: keywords are lost in pickling.
-        leg = next(self._legs)
+            raise _taken_away(self._outgrown)
+        self._is_in_step = True
+        try:
+            leg = next(self._legs)
+            if leg.last:
+                next(self._legs, None)  # Lets the chain tidy up.
+        except _Left:
+            raise _taken_away("a node of its gang was about to be taken away") from None
+        finally:
+            self._is_in_step = False
         ended = leg.last or leg.step == self._stop_after
-        if leg.last:
-            next(self._legs, None)  # Lets the chain tidy up.
         # What was told is with the driver before Tune may end the run.
         self._events.wait()
         # Tune sets "done" of a trial that a scheduler stops, too; "ended" is the trial's own word.
@@ -158,7 +173,42 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         """Nothing: the stages that are in the store are taken from there."""
 
     def _progress(self, event: Mapping[str, Any]) -> None:
-        self._events.tell({"event": "progress", "trial": self._current, **event})
+        self._tell({"event": "progress", "trial": self._current, **event})
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        """Tell the driver, and leave if that is asked for and nothing would be lost."""
+        self._events.tell(event)
+        self._look_at_nodes()
+        self._saves.take(event)
+
+    def _save_asked(self) -> bool:
+        self._look_at_nodes()
+        return self._events.save_asked() or self._saves.asked()
+
+    def _look_at_nodes(self) -> None:
+        """Take it as SIGTERM, as from here on it is the same, if a node of this gang is about to be taken away."""
+        if not self._saves.asked() and self._nodes & self._events.draining():
+            signal.raise_signal(signal.SIGTERM)
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        if self._is_in_step:
+            raise _Left
+        self._rays_own(number, frame)
+
+
+class _Left(BaseException):
+    """Passes through whatever tries a stage again."""
+
+
+def _taken_away(why: str) -> RayActorError:
+    """Has Tune try a trial again in a new gang, and count no failure: its actor was taken away from it."""
+    return RayActorError(None, why, False, True)  # By place: keywords are lost in pickling.
+
+
+def _nodes() -> list[str]:
+    """The id of each rank's node: that of the bundle of the rank's number."""
+    places = ray.util.placement_group_table(ray.util.get_current_placement_group())["bundles_to_node_id"]
+    return [node for _, node in sorted(places.items())]
 
 
 def _point_of(space: SearchSpace, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,10 +216,9 @@ def _point_of(space: SearchSpace, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hosts() -> list[str]:
-    """The address of each rank's node: that of the bundle of the rank's number."""
-    places = ray.util.placement_group_table(ray.util.get_current_placement_group())["bundles_to_node_id"]
+    """The address of each rank's node."""
     addresses = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in ray.nodes()}
-    return [addresses[node] for _, node in sorted(places.items())]
+    return [addresses[node] for node in _nodes()]
 
 
 def _rank_starter(resources: Resources, store: Store, agreement: Agreement | None) -> Callable[[int], Any]:
@@ -282,8 +331,8 @@ def _cause(trial: Any) -> tuple[str, str]:
 def cause_of(log: str) -> str:
     """The line that says why, of what Tune has noted of each failure, the last one last."""
     said = re.split(r"(?m)^Failure # \d+ \(occurred at .*\)$", log)[-1].strip()
-    lines = said.splitlines() or ["the gang was lost"]
-    if "ray::" not in lines[0]:  # Of an actor that died: Ray's own details follow.
+    lines = RAYS_PREFACE.sub("", said).splitlines() or ["the gang was lost"]
+    if "ray::" not in lines[0]:  # Of an actor that died.
         return lines[0]
     # A traceback, which ends in the error: its kind, and its message, which may have several lines.
     errors = [found[1] for line in lines if (found := re.match(r"[A-Za-z_][\w.]*: (.*)", line))]
@@ -372,7 +421,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
             callbacks=[_Ends(run, report, gangs, prunes=search.scheduler is not None)],
         ),
     )
-    with sink, watch, ray_watched() as gone:
+    with sink, watch, watching_draining(sink.tell_draining), ray_watched() as gone:
         try:
             tuner.fit()
         except KeyboardInterrupt:  # Gangs go on until this process ends.

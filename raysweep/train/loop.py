@@ -306,7 +306,7 @@ class _Log:
     gangs: list[dict[str, int]]
 
     def take(self, window: list[tuple[torch.Tensor, torch.Tensor]], *, due: bool, worker: Worker) -> bool:
-        """Add the steps of a window, summed over ranks; whether rank 0 says it is time to save.
+        """Add the steps of a window, summed over ranks; whether any of them says it is time to save.
 
         Raises:
             Diverged: see `train`.
@@ -314,7 +314,7 @@ class _Log:
         # One wait for the device and one collective for the whole window.
         losses = torch.stack([loss for loss, _ in window]).double()
         norms = [float(norm) for _, norm in window]
-        shared = torch.cat([losses, torch.tensor([float(due and worker.rank == 0)], device=losses.device).double()])
+        shared = torch.cat([losses, torch.tensor([float(due)], device=losses.device).double()])
         if worker.world_size > 1:
             torch.distributed.all_reduce(shared)
         *values, flag = shared.tolist()

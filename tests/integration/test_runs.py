@@ -276,7 +276,7 @@ def test_the_cause_of_a_lost_gang_is_kept(sweep_file, store):
 
     (failure,) = run_sweep(load(sweep_file(text + "resources: {max_retries: 0}\n")), store, show=show).failures()
     assert failure["stage"].startswith("gang-")
-    assert "The actor died unexpectedly" in failure["cause"]
+    assert "its worker process has died" in failure["cause"]
     assert "class_name" in failure["log"]  # What Ray knows of it.
 
 

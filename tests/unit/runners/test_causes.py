@@ -1,10 +1,14 @@
 """Why a gang was lost, from what Tune writes down."""
 
 import pytest
-from ray.exceptions import RayActorError, RayTaskError
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
 from raysweep.runners.gang import GangBroken
 from raysweep.runners.tune import cause_of
+
+NODE_DIED = "The actor died because its node has died. Node Id: 12ab\n\tthe actor's node was terminated unexpectedly"
+DIED = ActorDiedError(ActorDiedErrorContext(error_message=NODE_DIED, class_name="RankActor", actor_id=bytes(16), pid=7))
 
 
 def noted(*errors: Exception) -> str:
@@ -27,6 +31,15 @@ def failed(error: Exception) -> RayTaskError:
         ([failed(GangBroken("1 rank(s) are stuck after: x\n\tmore"))], "1 rank(s) are stuck after: x"),
         ([RayActorError(), failed(ValueError("the last"))], "the last"),
         ([failed(ValueError("first")), RayActorError()], "The actor experienced an error before finishing this task."),
+        ([DIED], "The actor died because its node has died. Node Id: 12ab"),
+        (
+            [failed(GangBroken(f"a worker of the gang died: {DIED}"))],
+            "a worker of the gang died: The actor died because its node has died. Node Id: 12ab",
+        ),
+        (
+            [OutOfMemoryError("1 worker(s) were killed: 6.5GB used\nOOM kill reason: x")],
+            "1 worker(s) were killed: 6.5GB used",
+        ),
         ([], "the gang was lost"),
     ],
 )

@@ -49,3 +49,18 @@ def test_silent_and_half_sent_connections_hold_nobody_up(monkeypatch):
             stranger.settimeout(10)
             while stranger.recv(4096):
                 pass
+
+
+def test_gangs_are_told_what_the_driver_asks_whenever_they_look():
+    with EventSink("127.0.0.1", lambda event: None) as sink:
+        source = EventSource(sink.address)
+        source.wait()
+        assert not source.save_asked()
+        assert source.draining() == frozenset()
+        sink.ask_to_save()
+        sink.tell_draining(frozenset({"a"}))
+        sink.tell_draining(frozenset({"a", "b"}))
+        source.wait()  # Passes over none of it.
+        assert source.draining() == {"a", "b"}
+        assert source.save_asked()
+        assert not source.save_asked()
