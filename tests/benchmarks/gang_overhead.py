@@ -128,7 +128,7 @@ def stages(folder: Path) -> dict[str, Any]:
 
     from raysweep.plan import Stage
     from raysweep.runners.gang import RayGang
-    from raysweep.runners.tune import _rank_starter
+    from raysweep.runners.trainable import _rank_starter
     from raysweep.search import Resources
     from raysweep.store import Store
 

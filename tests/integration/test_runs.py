@@ -286,16 +286,16 @@ def test_a_trial_outlives_a_gang_whose_memory_did_not_come_back(sweep_file, stor
     import ray
     from ray import cloudpickle
 
-    from raysweep.runners import tune
+    from raysweep.runners import trainable
 
     ray.shutdown()
-    monkeypatch.setattr(tune, "MEMORY_SLACK", -(2**50))
+    monkeypatch.setattr(trainable, "MEMORY_SLACK", -(2**50))
     text = TINY[: TINY.index("flatness:")].replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2, 3e-3, 1e-3]}")
-    cloudpickle.register_pickle_by_value(tune)  # So that the worker has the patched module, too.
+    cloudpickle.register_pickle_by_value(trainable)  # So that the worker has the patched module, too.
     try:
         run = run_sweep(load(sweep_file(text + "resources: {max_concurrent: 1, max_retries: 0}\n")), store)
     finally:
-        cloudpickle.unregister_pickle_by_value(tune)
+        cloudpickle.unregister_pickle_by_value(trainable)
         ray.shutdown()
     assert run.failures() == []
     assert len(run.trials()) == 3

@@ -7,7 +7,7 @@ import pytest
 from raysweep.errors import ClusterError
 from raysweep.runners.agreement import Agreement
 from raysweep.runners.gang import RankActor
-from raysweep.runners.tune import GangTrainable
+from raysweep.runners.trainable import GangTrainable
 from raysweep.runs import Run
 from raysweep.store import Store
 
