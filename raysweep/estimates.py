@@ -136,8 +136,8 @@ class _Sum:
         spec, work = stage.spec, work_of(stage, self.finished)
         self.flops_of[stage.id] = work.flops(size, corpus)
         self.stages[stage.kind] += 1
-        # Counters keep the larger of two counts under |.
-        self.memory_bytes[resources] |= Counter({stage.kind: spec.memory_bytes(size, resources)})
+        taken = self.memory_bytes[resources]
+        taken[stage.kind] = max(taken[stage.kind], spec.memory_bytes(size, resources))
         self.state_bytes = max(self.state_bytes, spec.state_bytes(size, resources))
         if spec.expected_rse is not None:  # The plan shows the least sure of all variants.
             self.rse = max(self.rse or 0.0, spec.expected_rse)
@@ -179,6 +179,7 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float,
     for each, of_kinds in total.memory_bytes.items():
         warnings += machine_warnings(each, max(of_kinds.values(), default=0))
         warnings += gpu_warnings(each, of_kinds, gpu_memory)
+    # The larger of two counts; those of 0 are left out.
     memory_bytes: Counter[str] = reduce(or_, total.memory_bytes.values(), Counter())
     return Plan(
         name=space.name,

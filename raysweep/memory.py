@@ -71,10 +71,13 @@ def training_bytes(size: Size, step: Step) -> int:
     output = 4 * size.vocab_size * size.hidden_size
     before = gradients if step.accumulates else 0
     work = step.tokens * _work_bytes(size, step)
+    bucket = bucket_bytes(size, step)
     loss = before + copies + blocks + _loss_bytes(size, step) + 2 * entry
     # Where a block is recomputed, no copies but its own are left.
-    first = before + output + blocks + work + entry + (block if step.recomputed else copies)
-    last = gradients + work + max(block, output if size.num_layers else 0)
+    first = before + bucket + output + blocks + work + entry + (block if step.recomputed else copies)
+    # ZeRO-3 holds gradients until the bucket is full, and lays it out anew for each worker's part.
+    buckets = bucket * (3 if step.zero_stage == 3 else 1)
+    last = gradients + buckets + work + max(block, output if size.num_layers else 0)
     if step.on_gpu:  # From which a state's copies go to the host.
         return int(weights + optimizer + max(loss, first, last))
     saving = min(weights + optimizer, STATE_FILE)
@@ -89,13 +92,16 @@ def held_bytes(size: Size, step: Step) -> tuple[float, float, float]:
     weights = num * each / step.shards(3)
     gradients = 4 * num / step.shards(2)
     optimizer = 4 * num * step.optimizer_floats / step.shards(1)
-    if step.zero_stage:  # Float32 ones beside the weights, and a bucket of gradients.
+    if step.zero_stage:  # Float32 ones beside the weights.
         optimizer += 4 * num / step.shards(1)
-        gradients += each * min(num, BUCKET)
-    if step.zero_stage == 3:  # Weights that are gathered, those to come, and gradients that are not reduced yet.
+    if step.zero_stage == 3:  # Those that are gathered, and those to come.
         weights += each * min(num, LIVE + AHEAD)
-        gradients += each * min(num, BUCKET)
     return weights, gradients, optimizer
+
+
+def bucket_bytes(size: Size, step: Step) -> float:
+    """Of gradients that DeepSpeed reduces together."""
+    return (2 if step.has_masters else 4) * min(size.num_parameters, BUCKET) if step.zero_stage else 0
 
 
 def block_bytes(size: Size, step: Step) -> float:

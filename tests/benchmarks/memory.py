@@ -37,7 +37,7 @@ pretrain:
 flatness: {flatness}
 sft:
   tasks: {{span: {{form: pcfg_span, span: 2, num_train: 16, num_valid: 8, num_test: 8}}}}
-  lrs: [1e-3]
+  lrs: [1e-5]
   hyperparameters: {{epochs: 1, batch_sequences: 8}}
 """
 LLAMA = "{name: llama, hidden_size: 384, num_layers: 8, num_heads: 6}"

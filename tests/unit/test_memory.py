@@ -62,10 +62,10 @@ def test_zero_shards_what_it_says():
     held = [held_bytes(ONE, Step(tokens=64, optimizer_floats=2, zero_stage=stage, num_workers=4)) for stage in range(4)]
     num = ONE.num_parameters
     assert held[0] == (4 * num, 4 * num, 8 * num)
-    # With masters of the weights that it steps, and a bucket as large as they are.
-    assert held[1] == (4 * num, 8 * num, 12 * num / 4)
-    assert held[2] == (4 * num, 5 * num, 12 * num / 4)
-    assert held[3] == (num + 4 * num, num + 8 * num, 12 * num / 4)
+    # With masters of the weights that it steps; ZeRO-3 beside what it has gathered.
+    assert held[1] == (4 * num, 4 * num, 12 * num / 4)
+    assert held[2] == (4 * num, num, 12 * num / 4)
+    assert held[3] == (num + 4 * num, num, 12 * num / 4)
 
 
 def test_what_saves_memory_does():
