@@ -7,12 +7,11 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import reduce
-from operator import or_
 from typing import Any
 
 from raysweep.costs import UNKNOWN, Size
 from raysweep.data.corpora import Corpus
+from raysweep.fitting import cheapest_fit
 from raysweep.plan import Stage, Trial
 from raysweep.scores import Column
 from raysweep.search import Resources
@@ -96,6 +95,15 @@ def work_of(stage: Stage, finished: Container[str]) -> StageSpec:
     return repeated if repeated and is_again else stage.spec
 
 
+@dataclass(frozen=True)
+class Largest:
+    """The stage of a kind that takes most memory."""
+
+    num_bytes: int
+    spec: StageSpec
+    size: Size
+
+
 @dataclass
 class _Sum:
     """Adds up the stages of trial after trial; a shared one counts once."""
@@ -117,8 +125,8 @@ class _Sum:
     tokens_again: int = 0
     """Of `tokens`: trained once more, for an optimizer's state."""
     disk_bytes: int = 0
-    memory_bytes: defaultdict[Resources, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    """By kind, of the stage that takes most, finished or not; so is `state_bytes`."""
+    largest: defaultdict[Resources, dict[str, Largest]] = field(default_factory=lambda: defaultdict(dict))
+    """By kind, the stage that takes most, finished or not; so is `state_bytes`."""
     state_bytes: int = 0
     rse: float | None = None
 
@@ -136,8 +144,9 @@ class _Sum:
         spec, work = stage.spec, work_of(stage, self.finished)
         self.flops_of[stage.id] = work.flops(size, corpus)
         self.stages[stage.kind] += 1
-        taken = self.memory_bytes[resources]
-        taken[stage.kind] = max(taken[stage.kind], spec.memory_bytes(size, resources))
+        num_bytes, largest = spec.memory_bytes(size, resources), self.largest[resources]
+        if num_bytes > (largest[stage.kind].num_bytes if stage.kind in largest else 0):
+            largest[stage.kind] = Largest(num_bytes, spec, size)
         self.state_bytes = max(self.state_bytes, spec.state_bytes(size, resources))
         if spec.expected_rse is not None:  # The plan shows the least sure of all variants.
             self.rse = max(self.rse or 0.0, spec.expected_rse)
@@ -176,11 +185,11 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float,
     seconds, num_measured = ({}, 0) if has_sizes else _seconds(total, store, finished, resources.default)
     flops = float(sum(total.flops_to_do.values()))
     warnings = [*space.warnings]
-    for each, of_kinds in total.memory_bytes.items():
-        warnings += machine_warnings(each, max(of_kinds.values(), default=0))
-        warnings += gpu_warnings(each, of_kinds, gpu_memory)
-    # The larger of two counts; those of 0 are left out.
-    memory_bytes: Counter[str] = reduce(or_, total.memory_bytes.values(), Counter())
+    memory_bytes: dict[str, int] = {}
+    for each, largest in total.largest.items():
+        warnings += machine_warnings(each, max((stage.num_bytes for stage in largest.values()), default=0))
+        warnings += gpu_warnings(each, largest, gpu_memory)
+        memory_bytes |= {kind: max(stage.num_bytes, memory_bytes.get(kind, 0)) for kind, stage in largest.items()}
     return Plan(
         name=space.name,
         run=space.run_name(),
@@ -193,7 +202,7 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float,
         tokens_seen=total.tokens_seen,
         flops=flops,
         memory_bytes_per_worker=max(memory_bytes.values(), default=0),
-        memory_bytes=dict(memory_bytes),
+        memory_bytes=memory_bytes,
         gpu_memory_bytes=gpu_memory,
         host_bytes_per_worker=2 * 4 * max(total.sizes, default=0) if resources.default.gpus_per_worker else None,
         gpu_hours=flops / (mfu * peak_flops) / 3600,
@@ -298,17 +307,35 @@ def machine_warnings(resources: Resources, memory_bytes: int) -> list[str]:
     return warnings
 
 
-def gpu_warnings(resources: Resources, memory_bytes: Mapping[str, int], gpu_memory: int | None) -> list[str]:
-    """What does not fit a GPU of so many bytes, of which a worker may have a part."""
+def gpu_warnings(resources: Resources, largest: Mapping[str, Largest], gpu_memory: int | None) -> list[str]:
+    """What does not fit a GPU of so many bytes, of which a worker may have a part, and the cheapest setting that does.
+
+    Args:
+        resources: of a gang.
+        largest: kind -> its stage that takes most.
+        gpu_memory: bytes; None if they are not known.
+    """
     if not resources.gpus_per_worker or gpu_memory is None:
         return []
     has = gpu_memory * min(1.0, resources.gpus_per_worker)
     return [
-        f"memory: {kind} takes about {num_bytes / 2**30:.1f} GiB on a GPU, and a worker has {has / 2**30:.1f}: set "
-        "resources.micro_batch_sequences, gradient_checkpointing or a higher zero_stage with more workers"
-        for kind, num_bytes in memory_bytes.items()
-        if num_bytes > has
+        f"memory: {kind} takes about {stage.num_bytes / 2**30:.1f} GiB on a GPU, and a worker has {has / 2**30:.1f}: "
+        + _advice(stage, resources, has)
+        for kind, stage in largest.items()
+        if stage.num_bytes > has
     ]
+
+
+def _advice(stage: Largest, resources: Resources, has: float) -> str:
+    if stage.spec.training_batch is None:
+        return "take GPUs with more memory, or smaller batches"
+    fit = cheapest_fit(stage.spec, stage.size, resources, has)
+    if fit is None:
+        return "no micro-batch, ZeRO stage, gradient checkpointing or gang of up to 8 times the workers makes it fit"
+    return (
+        f"of what fits, {fit.changes(resources)} costs least (resources): about {fit.num_bytes / 2**30:.1f} GiB, and "
+        f"{fit.cost:.2f}x the GPU time of a whole batch at once"
+    )
 
 
 def _num_gpus() -> int:

@@ -133,6 +133,11 @@ class StageSpec(Spec):
         return 0
 
     @property
+    def training_batch(self) -> tuple[int, int] | None:
+        """Sequences of a step's batch, and tokens of each, as memory counts them; None: it trains nothing."""
+        return None
+
+    @property
     def repeated(self) -> StageSpec | None:
         """What it trains once more, at that cost, where its "checkpoint" was finished by an earlier run."""
         return None

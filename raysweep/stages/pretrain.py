@@ -254,6 +254,11 @@ class Pretrain(StageSpec):
         before = [step for step in self.recipe.checkpoint_steps if step < self.step]
         return (self.step - (before[-1] if before else 0)) * self.recipe.batch_sequences * self.recipe.sequence_length
 
+    @property
+    def training_batch(self) -> tuple[int, int]:
+        """Of all workers."""
+        return self.recipe.batch_sequences, self.recipe.input_length
+
     def flops(self, size: Size, corpus: Corpus) -> float:
         """Gradients of all rows since the checkpoint before; a row may be longer than its text."""
         length = self.recipe.input_length

@@ -119,19 +119,25 @@ class Sft(StageSpec):
         trained = size.gradient_flops(self.hyperparameters.epochs * load.num_train * load.length, load.length)
         return trained + size.forward_flops((load.num_valid + load.num_test) * load.scored_length, load.length)
 
+    @property
+    def training_batch(self) -> tuple[int, int]:
+        """Of all workers that share it; sequences of typical length."""
+        load = self.task.workload()
+        return min(self.hyperparameters.batch_sequences, load.num_train), load.length
+
     def memory_bytes(self, size: Size, resources: Resources) -> int:
         """What training holds, and the activations of a micro-batch of typical length.
 
         It is whole on one worker, or sharded, beside the weights that are scored. Of the logits, which are made for the
         few tokens of an answer or for classes, none are counted.
         """
-        load, on_gpu = self.task.workload(), resources.gpus_per_worker > 0
+        (sequences, length), on_gpu = self.training_batch, resources.gpus_per_worker > 0
         is_wide = self.is_wide(resources)
         workers = resources.workers if is_wide else 1
-        share = -(-min(self.hyperparameters.batch_sequences, load.num_train) // workers)
+        share = -(-sequences // workers)
         batch = min(resources.micro_batch_sequences or share, share)
         step = Step(
-            tokens=batch * load.length,
+            tokens=batch * length,
             logit_tokens=0,
             optimizer_floats=self._optimizer.state_floats,
             in_half=self._in_half(on_gpu=on_gpu),

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from raysweep.cli import main
 from raysweep.devices import memory_bytes
-from raysweep.estimates import estimate, gpu_warnings, machine_warnings, size_of
+from raysweep.estimates import estimate, machine_warnings, size_of
 from raysweep.runners import run_sweep
 from raysweep.search import Resources
 from raysweep.space import load
@@ -117,16 +117,6 @@ def test_a_gang_beyond_this_machine_is_said(monkeypatch):
     assert memory.startswith("memory: 1 worker(s) take about 1048576.0 GiB at once")
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert machine_warnings(Resources(workers=800), 0) == []
-
-
-def test_what_does_not_fit_a_gpu_is_said(monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
-    half = Resources(gpus_per_worker=0.5)
-    taken = {"pretrain": 30 * 2**30, "sft": 2**30}
-    (warning,) = gpu_warnings(half, taken, memory_bytes("A100-40GB"))
-    assert warning.startswith("memory: pretrain takes about 30.0 GiB on a GPU, and a worker has 18.6: set resources.")
-    assert gpu_warnings(half, taken, memory_bytes("A100-80GB")) == []
-    assert gpu_warnings(half, taken, None) == gpu_warnings(Resources(), taken, 1) == []
 
 
 def test_memory_is_that_of_the_stages(sweep_file, store, tmp_path):
