@@ -1,6 +1,6 @@
-"""A sweep of 197 stages whose processes are killed and stopped at random, until it is done: are its results the same?
+"""A sweep of 200 stages whose processes are killed and stopped at random, until it is done: are its results the same?
 
-    python tests/benchmarks/soak.py --seed 0 [--folder DIR]
+    python tests/benchmarks/soak.py --seed 0 [--variants 14] [--folder DIR]
 
 Real Ray, gangs of two workers on two processors. 3 to 25 seconds after stages are being made again, one process of the
 run is picked: the driver, rank 0 of a gang or its other rank, each killed (SIGKILL) or stopped (SIGSTOP; the driver is
@@ -35,12 +35,7 @@ from raysweep.results import Results
 from raysweep.runs import Run
 from raysweep.store import Store
 
-LRS = [round(1e-2 * 0.8**index, 6) for index in range(14)]
-SWEEP = (
-    TINY.replace("steps: 12", "steps: 240")
-    .replace("checkpoints: [6, 12]", "checkpoints: [120, 240]")
-    .replace("grid: [1e-2, 3e-3]", f"grid: {LRS}")
-)
+SWEEP = TINY.replace("steps: 12", "steps: 240").replace("checkpoints: [6, 12]", "checkpoints: [120, 240]")
 # A trial is given up after so many gangs; here they are killed on purpose.
 SWEEP += "resources: {workers: 2, zero_stage: 2, max_retries: 100, max_silence_seconds: 10}\n"
 
@@ -80,6 +75,7 @@ class Soak:
 
     folder: Path
     seed: int
+    num_variants: int
     injected: list[Injected] = field(default_factory=list)
     num_drivers: int = 0
 
@@ -111,7 +107,7 @@ class Soak:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.num_drivers += 1
-        return start(self.folder, self._log)
+        return start(self.folder, self._log, self.num_variants)
 
     def _inject(self, draws: random.Random, driver: subprocess.Popen[bytes]) -> None:
         victims = {"driver": [driver.pid]}
@@ -177,10 +173,11 @@ class Soak:
         return len(self._events())
 
 
-def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    """The sweep, as a user starts it."""
+def start(folder: Path, log: Path, num_variants: int) -> subprocess.Popen[bytes]:
+    """The sweep, as a user starts it: 14 stages a variant, and the tokens."""
     folder.mkdir(exist_ok=True)
-    (folder / "soak.yaml").write_text(SWEEP)
+    lrs = [round(1e-2 * 0.8**index, 6) for index in range(num_variants)]
+    (folder / "soak.yaml").write_text(SWEEP.replace("grid: [1e-2, 3e-3]", f"grid: {lrs}"))
     command = [sys.executable, "-m", "raysweep", "run", str(folder / "soak.yaml"), "--store", str(folder / "store")]
     with log.open("ab") as words:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=words, start_new_session=True)
@@ -209,16 +206,17 @@ def main() -> None:
     """Print the table of one seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--variants", type=int, default=14)
     parser.add_argument("--folder", type=Path, default=None)
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="soak-"))
     folder.mkdir(exist_ok=True)
     began = time.monotonic()
-    whole = start(folder / "whole", folder / "whole.stderr")
+    whole = start(folder / "whole", folder / "whole.stderr", args.variants)
     assert whole.wait() == 0, (folder / "whole.stderr").read_text()[-3000:]
     [undisturbed] = Run.all(Store(folder / "whole" / "store"))
     want, whole_seconds = tables(undisturbed), time.monotonic() - began
-    soak, began = Soak(folder / f"seed-{args.seed}", args.seed), time.monotonic()
+    soak, began = Soak(folder / f"seed-{args.seed}", args.seed, args.variants), time.monotonic()
     found = tables(soak.run())
     seconds = time.monotonic() - began
     differing = [name for name in want.keys() | found.keys() if want.get(name) != found.get(name)]
