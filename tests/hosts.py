@@ -45,10 +45,9 @@ class Host:
     @property
     def command(self) -> tuple[str, ...]:
         """What goes before a command that is to run there; when it is killed, so is all that it started."""
-        script = 'for each in $OWN; do mount -t tmpfs none "$each" || exit 1; done; exec "$@"'
+        script = 'while [ "$1" != -- ]; do mount -t tmpfs none "$1" || exit 1; shift; done; shift; exec "$@"'
         namespaces = ("unshare", "-m", "-p", "-f", "--kill-child", "--mount-proc")
-        own = f"OWN={' '.join(self._own)}"
-        return ("ip", "netns", "exec", self.name, *namespaces, "env", own, "sh", "-c", script, "sh")
+        return ("ip", "netns", "exec", self.name, *namespaces, "sh", "-c", script, "sh", *self._own, "--")
 
     def unplug(self) -> None:
         """Take its cable out: nothing reaches it, and nobody is told."""

@@ -70,8 +70,8 @@ def main() -> None:
             os.environ.update(server.env)
             _, last = [cluster.add(num_cpus=num_cpus)[1] for _ in range(2)]
             run = partial(_compare, cluster, sweep, wanted)
-            run(where, "folder", str(home / where / "store"))
             run(where, "S3", server.store(where.split()[0]))
+            run(where, "folder", str(home / where / "store"))
             if num_cpus == 1:
                 run(f"{where}, one of them lost", "S3", server.store("lost"), lost=last)
             server.stop()
