@@ -27,9 +27,18 @@ class RealCluster:
         job_server: whether its head takes jobs.
         ip: of this machine, where its head is; None: that by which it reaches others.
         num_cpus: of the head.
+        env: of the head, beside that of this process.
     """
 
-    def __init__(self, home: Path, *, job_server: bool = False, ip: str | None = None, num_cpus: int = 1) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        job_server: bool = False,
+        ip: str | None = None,
+        num_cpus: int = 1,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         (home / "auth_token").write_text("a-token-of-these-tests-alone")
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.env |= {"RAY_AUTH_TOKEN_PATH": str(home / "auth_token"), "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -43,7 +52,8 @@ class RealCluster:
         self.ip = ip or _own_ip()
         self.address, self.job_address = f"{self.ip}:{port}", f"http://127.0.0.1:{job_port}"
         dashboard = f"--dashboard-port={job_port}" if job_server else "--include-dashboard=false"
-        self._start("--head", f"--port={port}", f"--node-ip-address={self.ip}", f"--num-cpus={num_cpus}", dashboard)
+        head = "--head", f"--port={port}", f"--node-ip-address={self.ip}", f"--num-cpus={num_cpus}", dashboard
+        self._start(*head, env=env)
         self.wait_for(1)
 
     def add(
@@ -147,10 +157,15 @@ def _own_ip() -> str:
 
 @contextlib.contextmanager
 def real_cluster(
-    home: Path, *, job_server: bool = False, ip: str | None = None, num_cpus: int = 1
+    home: Path,
+    *,
+    job_server: bool = False,
+    ip: str | None = None,
+    num_cpus: int = 1,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[RealCluster]:
     """A cluster of one node, ended at the end; see `RealCluster`."""
-    cluster = RealCluster(home, job_server=job_server, ip=ip, num_cpus=num_cpus)
+    cluster = RealCluster(home, job_server=job_server, ip=ip, num_cpus=num_cpus, env=env)
     try:
         yield cluster
     finally:

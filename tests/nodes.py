@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clusters import CAN_UNSHARE, RealCluster, real_cluster
-from hosts import Host, Hosts, can_have_hosts, hosts, shared_extensions
+from clusters import RealCluster, real_cluster
+from hosts import Host, Hosts, hosts, shared_extensions
+from s3_server import Server
 from tiny import results_of
 
 from raysweep.runs import Run
 from raysweep.store import Store
-
-CAN_HAVE_NODES = CAN_UNSHARE and can_have_hosts()
 
 RUN = """
 import json, sys
@@ -38,13 +37,12 @@ class Nodes:
         home: a folder for what its parts write.
         network: where its hosts are.
         cluster: of the head alone.
+        server: of S3's interface; all nodes have its keys.
     """
 
-    def __init__(self, home: Path, network: Hosts, cluster: RealCluster) -> None:
-        self.home, self.network, self.cluster = home, network, cluster
+    def __init__(self, home: Path, network: Hosts, cluster: RealCluster, server: Server) -> None:
+        self.home, self.network, self.cluster, self.server = home, network, cluster, server
         self._extensions = shared_extensions()
-        self.env: dict[str, str] = {}
-        """Of every node, and of drivers."""
 
     def add(self, *, num_cpus: int) -> tuple[Host, subprocess.Popen[bytes]]:
         """A node on a host of its own; its cache and Ray's files are its own, too."""
@@ -63,15 +61,20 @@ class Nodes:
             "XDG_CACHE_HOME": str(self.home / "cache"),
             **self._extensions,
             "RAY_ADDRESS": self.cluster.address,
-            **self.env,
+            **self.server.env,
         }
 
 
 @contextlib.contextmanager
 def nodes(home: Path) -> Iterator[Nodes]:
     """A cluster of a head, ended at the end."""
-    with hosts() as network, real_cluster(home, ip=network.ip, num_cpus=0) as cluster:
-        yield Nodes(home, network, cluster)
+    with hosts() as network:
+        server = Server(network.ip)
+        try:
+            with real_cluster(home, ip=network.ip, num_cpus=0, env=server.env) as cluster:
+                yield Nodes(home, network, cluster, server)
+        finally:
+            server.stop()
 
 
 def finish(driver: subprocess.Popen[str]) -> None:

@@ -6,6 +6,7 @@ imported but where it is needed.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import importlib
@@ -144,8 +145,11 @@ def unseen_nonces(store_url: str, nonce: str, nodes: Sequence[str]) -> list[str]
 
 
 def remove_nonce(store_url: str, nonce: str, node: str) -> None:
-    """Take the file of this node away again."""
-    _Nonces(store_url, nonce).remove(node)
+    """Take the file of this node away again, if it could be written."""
+    from raysweep.errors import RaysweepError
+
+    with contextlib.suppress(OSError, RaysweepError):
+        _Nonces(store_url, nonce).remove(node)
 
 
 class _Nonces:

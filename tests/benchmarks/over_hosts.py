@@ -22,7 +22,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from nodes import RUN, Nodes, events_in, finish, nodes, results_in, wait_for
-from s3_server import Server
 
 QUICKSTART = Path(__file__).parents[2] / "search_spaces/quickstart.yaml"
 SHORTER = {
@@ -65,16 +64,14 @@ def main() -> None:
     for where, num_cpus in (("over two hosts", 1), ("inside each of two hosts", 2)):
         (home / where).mkdir()
         with nodes(home / where) as cluster:
-            server = Server(cluster.network.ip)
-            cluster.env = dict(server.env)
+            server = cluster.server
             os.environ.update(server.env)
             _, last = [cluster.add(num_cpus=num_cpus)[1] for _ in range(2)]
             run = partial(_compare, cluster, sweep, wanted)
             run(where, "S3", server.store(where.split()[0]))
-            run(where, "folder", str(home / where / "store"))
             if num_cpus == 1:
                 run(f"{where}, one of them lost", "S3", server.store("lost"), lost=last)
-            server.stop()
+            run(where, "folder", str(home / where / "store"))
 
 
 def _compare(
