@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from s3fs import S3FileSystem
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from nodes import RUN, Nodes, events_in, finish, nodes, results_in, wait_for
@@ -66,6 +68,7 @@ def main() -> None:
         with nodes(home / where) as cluster:
             server = cluster.server
             os.environ.update(server.env)
+            S3FileSystem.clear_instance_cache()  # The one before was at another address.
             _, last = [cluster.add(num_cpus=num_cpus)[1] for _ in range(2)]
             run = partial(_compare, cluster, sweep, wanted)
             run(where, "S3", server.store(where.split()[0]))
