@@ -122,10 +122,10 @@ def _saved_files(folder: Path) -> list[str]:
 
 
 def _no_file(pattern: str, path: Path) -> str:
-    if (path / _SPLITS).is_file():
+    if os.path.isfile(path / _SPLITS):  # Not of pathlib, which raises where a name is too long.
         splits = ", ".join(sorted(state.parent.name for state in path.glob(f"*/{_DATASET}")))
         return f"{pattern!r} holds several splits ({splits}); name one, such as {str(Path(pattern) / 'train')!r}"
-    if path.is_dir():
+    if os.path.isdir(path):
         return f"{pattern!r} is a folder; name files in it, such as {str(Path(pattern) / '*.jsonl')!r}"
     return f"no file matches {pattern!r} (looked for {path})"
 

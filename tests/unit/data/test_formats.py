@@ -160,6 +160,11 @@ def test_a_folder_of_several_splits_says_which(tmp_path):
     assert len(resolve("all/train", tmp_path)) == 1
 
 
+def test_a_name_that_no_file_can_have_matches_none(tmp_path):
+    with pytest.raises(DataError, match="no file matches 'aaa"):
+        resolve("a" * 300, tmp_path)
+
+
 def test_a_folder_that_datasets_did_not_write(tmp_path):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "state.json").write_text('{"files": []}')
