@@ -18,8 +18,24 @@ export RAYSWEEP_DATA ?= $(abspath ../shared/data)
 run: $(VENV)/.ready
 	$(BIN)/raysweep run search_spaces/quickstart.yaml --store $(STORE)
 
+# Two at once: those with gangs wait much of their time. With PYTEST_ARGS, such as -m "not slow", one after the other.
+TESTS_OF_NUMBERS := tests/numerics tests/unit
+ifdef PYTEST_ARGS
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+else
+test: $(VENV)/.ready
+	$(MAKE) --no-print-directory --jobs 2 --keep-going test-numbers test-runs
+endif
+
+# Shown when it is done, so that the lines of two runs are not mixed.
+test-numbers:
+	@mkdir -p .pytest_cache
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS_OF_NUMBERS) > .pytest_cache/numbers.log 2>&1; \
+	  code=$$?; cat .pytest_cache/numbers.log; exit $$code
+
+test-runs:
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(TESTS_OF_NUMBERS))
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/benchmarks
@@ -70,4 +86,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/raysweep doctor --store $(STORE)
 	touch $@
 
-.PHONY: run test bench bench-curvature bench-sft gpu wheels lint
+.PHONY: run test test-numbers test-runs bench bench-curvature bench-sft gpu wheels lint

@@ -50,7 +50,7 @@ class Synthetic:
         return done
 
 
-@pytest.mark.parametrize("residual", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize("residual", [0.0, 2.0])
 def test_intervals_cover_the_truth_and_estimates_are_unbiased(residual):
     inside, errors, sigmas, runs = 0, [], [], 1000
     rse = 0.05 if residual < 1 else 0.1
