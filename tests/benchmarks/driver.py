@@ -64,7 +64,7 @@ class StandIn(tune.Trainable):
     def _record(self, stage: Stage) -> Record:
         metrics = {metric.name: 0.5 for metric in stage.spec.metrics(self._space.declared.pretrain.data)}
         metrics |= {"score": 0.5, "valid_score": 0.5} if stage.kind == "sft" else {}
-        known = {"wall_seconds": 1.0}
+        known = {"wall_seconds": 1.0, "world_size": 1}
         return Record(stage.id, stage.kind, "done", canonical(stage.spec), dict(stage.inputs), metrics, known, files={})
 
     def step(self) -> dict[str, Any]:
