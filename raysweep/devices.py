@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 
+# What a micro-batch costs beside its tokens, in tokens: kernel launches, and passes over the weights.
+OVERHEAD_TOKENS_CPU, OVERHEAD_TOKENS_GPU = 48, 4096
+
 # What has to be in a device's name, the particular before the general -> TFLOP/s, and GB of the smallest of its forms.
 _GPUS = (
     ("B200", 2250.0, 180),  # NVIDIA DGX B200 datasheet: 36 PFLOP/s of eight, with sparsity.

@@ -216,11 +216,11 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float,
         num_measured=num_measured,
         columns=space.columns(),
         warnings=tuple(dict.fromkeys(warnings)),
-        note=_note(space, known_sizes=bool(total.sizes), tokens_again=total.tokens_again),
+        note=_note(space, has_sizes=has_sizes, known_sizes=bool(total.sizes), tokens_again=total.tokens_again),
     )
 
 
-def _note(space: SearchSpace, *, known_sizes: bool, tokens_again: int) -> str:
+def _note(space: SearchSpace, *, has_sizes: bool, known_sizes: bool, tokens_again: int) -> str:
     notes = []
     if tokens_again:
         notes.append(
@@ -232,7 +232,7 @@ def _note(space: SearchSpace, *, known_sizes: bool, tokens_again: int) -> str:
     if (sft := space.declared.sft) and sft.lrs == "auto":
         rates = ", ".join(f"{lr:g}" for lr in sft.first_lrs)
         notes.append(f"sft.lrs auto: counted are the rates it begins with ({rates}), so there are at least so many.")
-    if len({each.workers for each in space.declared.resources.every}) > 1:
+    if has_sizes:
         notes.append("Gangs have several sizes, so no time is told.")
     if not known_sizes:
         notes.append("The checkpoints' sizes are not known here, and their FLOPs and bytes not counted.")

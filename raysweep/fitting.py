@@ -8,11 +8,10 @@ from itertools import product
 from typing import Any, Literal
 
 from raysweep.costs import Size
+from raysweep.devices import OVERHEAD_TOKENS_GPU
 from raysweep.search import Resources
 from raysweep.stages.base import StageSpec
 
-# Tokens that a micro-batch costs beside its own, on a GPU: kernel launches, and passes over the weights.
-OVERHEAD_TOKENS = 4096
 # Time of a step beside one without ZeRO: a Llama of 1B on an H200, one worker (RESULTS.md); ZeRO-3 is not compiled.
 ZERO_COST = {0: 1.0, 1: 1.1, 2: 1.1, 3: 2.5}
 # A forward pass more: a third of a gradient.
@@ -76,7 +75,7 @@ def _settings(spec: StageSpec, resources: Resources) -> Iterator[tuple[Resources
             changed: dict[str, Any] = {"workers": workers, "zero_stage": stage, "gradient_checkpointing": recompute}
             whole = micro == share and resources.micro_batch_sequences is None
             changed["micro_batch_sequences"] = None if whole else micro
-            cost = (1 + OVERHEAD_TOKENS / (micro * length)) * (RECOMPUTING_COST if recompute else 1)
+            cost = (1 + OVERHEAD_TOKENS_GPU / (micro * length)) * (RECOMPUTING_COST if recompute else 1)
             yield resources.with_(**changed), cost * ZERO_COST[stage if is_wide else 0]
             if micro == 1:
                 break

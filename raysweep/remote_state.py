@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import shutil
 from pathlib import Path
 
-from raysweep.durable import below, parse_object, replacing
+from raysweep.durable import below, file_sha256, parse_object, replacing
 from raysweep.remote import Remote
 from raysweep.worker import StateDir
 
@@ -52,9 +51,9 @@ class RemoteStateDir(StateDir):
             # Checked by another rank of this host, or written here.
             is_known = seal.exists() and seal.read_text() == text
             for path, digest in asked.items():
-                if not path.exists() or not (is_known or _digest(path) == digest):
+                if not path.exists() or not (is_known or file_sha256(path) == digest):
                     self._remote.get(f"{self._name}/{name}/{path.relative_to(folder).as_posix()}", path)
-                    if _digest(path) != digest:
+                    if file_sha256(path) != digest:
                         raise ValueError(f"{path.name} is not as it was written")
             with replacing(seal) as aside:
                 aside.write_text(text)
@@ -70,8 +69,3 @@ class RemoteStateDir(StateDir):
         for path in self.path.iterdir():
             if path.is_dir() and path.name != but:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from raysweep.durable import cache_dir, sync
+from raysweep.durable import cache_dir, file_sha256, sync
 from raysweep.errors import LostError, StoreError, UnreachableError
 from raysweep.lease import Holder, Lease, Pace
 from raysweep.mirror import Mirror
@@ -318,7 +318,7 @@ class Store:
             OSError: if the disk is full; nothing of the stage is then visible.
         """
         files = {
-            str(path.relative_to(work_dir)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            str(path.relative_to(work_dir)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
             for path in sorted(work_dir.rglob("*"))
             if path.is_file()
         }
@@ -427,7 +427,7 @@ class Store:
                 raise ValueError(f"{name} has {stat.st_size} bytes, not {want['bytes']}")
             key = (str(path), stat.st_size, stat.st_mtime_ns)
             if key not in self._intact:
-                if _sha256(path) != want["sha256"]:
+                if file_sha256(path) != want["sha256"]:
                     raise ValueError(f"{name} was altered: its SHA-256 differs from the record's")
                 self._intact.add(key)
 
@@ -457,8 +457,3 @@ def folder_bytes(folder: Path) -> int:
         with contextlib.suppress(OSError):
             total += path.lstat().st_size if not path.is_dir() else 0
     return total
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,9 +9,8 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
-from raysweep.durable import cache_dir
+from raysweep.durable import cache_dir, file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -23,12 +22,6 @@ Digests = dict[str, str]
 SETTLED_SECONDS = 3.0
 
 _TABLE = "CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, state TEXT NOT NULL, sha256 TEXT NOT NULL)"
-
-
-def digest(path: str | Path) -> str:
-    """SHA-256 of a file, read from its beginning to its end. Raises OSError."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def kept_digests(paths: Iterable[str]) -> Digests:
@@ -51,7 +44,7 @@ def kept_digests(paths: Iterable[str]) -> Digests:
             # Looked at before and after the reading: a digest of a file that is being written is not kept.
             before = _state(path)
             state, sha256 = known.get(path, ("", ""))
-            digests[path] = sha256 if state == before else digest(path)
+            digests[path] = sha256 if state == before else file_sha256(path)
             if state != before and _state(path) == before and _is_settled(path):
                 fresh.append((path, before, digests[path]))
     finally:  # Ctrl-C in the middle of a terabyte keeps what has been read.

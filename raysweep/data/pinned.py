@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from raysweep.data.digests import digest, kept_digests
+from raysweep.data.digests import kept_digests
+from raysweep.durable import file_sha256
 from raysweep.errors import DataError
 
 BUFFER_BYTES = 2**20
@@ -88,7 +89,7 @@ def copy(folder: Path, out: Path, digests: Mapping[str, str]) -> None:
             shutil.copyfile(folder / name, out / name)
         except FileNotFoundError as error:
             raise changed(str(folder / name)) from error
-        if digest(out / name) != want:
+        if file_sha256(out / name) != want:
             raise changed(str(folder / name))
 
 

@@ -13,9 +13,10 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from raysweep.data.corpora import Corpus
-from raysweep.data.digests import Digests, content_fingerprint, digest, kept_digests
+from raysweep.data.digests import Digests, content_fingerprint, kept_digests
 from raysweep.data.files import Globs, listed, resolve
 from raysweep.data.formats import read_jsonl
+from raysweep.durable import file_sha256
 from raysweep.errors import DataError, Finding, SpaceError, collect
 from raysweep.spec import Provenance
 from raysweep.tasks.base import Split, TaskSpec, Workload, numbered
@@ -170,7 +171,7 @@ class FileTask(TaskSpec):
     def _read(self, paths: Sequence[str]) -> Sequence[Example]:
         digests = tuple(self.digests.get(path, "") for path in paths)
         # A changed file must not be answered from memory, as the digests that this would be found by are the old ones.
-        are_as_pinned = all(Path(path).is_file() and digest(path) == self.digests.get(path) for path in paths)
+        are_as_pinned = all(Path(path).is_file() and file_sha256(path) == self.digests.get(path) for path in paths)
         if not are_as_pinned:  # Or not pinned yet; reading says what is wrong.
             return self._parse(paths)
         return _read_pinned(_Files(type(self), tuple(paths), digests, reader=self._parse))

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from raysweep.devices import OVERHEAD_TOKENS_CPU, OVERHEAD_TOKENS_GPU
 from raysweep.errors import Diverged
 from raysweep.objectives.base import IGNORED, Loss
 from raysweep.objectives.output_loss import use_loss_layer
@@ -38,9 +39,6 @@ LOOK_EVERY = 10
 # A mean loss over LOOK_EVERY steps of this many times the first step's, taken as 1 nat if it is less, has run away:
 # fine-tuning may start near zero, where batches differ by more than that.
 RUNAWAY = 3.0
-
-# What a micro-batch costs beside its tokens, in tokens: kernel launches, and passes over the weights.
-OVERHEAD_TOKENS_CPU, OVERHEAD_TOKENS_GPU = 48, 4096
 
 _STEP = re.compile(r"step-(\d{1,18})", re.ASCII)
 

@@ -6,7 +6,6 @@ of it that it steps, and reads what it will step, whatever file that is in: an i
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from raysweep.durable import parse_object, sync
+from raysweep.durable import file_sha256, parse_object, sync
 from raysweep.train.partitions import Piece
 from raysweep.worker import StateDir, Worker
 
@@ -209,7 +208,7 @@ def find_damage(states: StateDir, name: str, worker: Worker) -> str:
         folder = states.fetch(name, DIGESTS)
         digests = parse_object((folder / DIGESTS).read_bytes())
         for file in sorted(digests)[worker.rank :: worker.world_size]:
-            if _digest(folder / file) != digests[file]:
+            if file_sha256(folder / file) != digests[file]:
                 raise ValueError(f"{file} is not as it was written")
     except (OSError, ValueError) as error:
         damage = str(error)
@@ -233,9 +232,4 @@ def _batches(ranges: Mapping[str, Range]) -> Iterator[list[str]]:
 def _settled(path: Path) -> str:
     """The digest of a file, which is brought to the disk."""
     sync(path)
-    return _digest(path)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)

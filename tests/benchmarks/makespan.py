@@ -187,9 +187,13 @@ class Replay:
         self.searcher.on_trial_complete(name)
 
 
+def area(jobs: Sequence[Job]) -> float:
+    """All GPU-seconds over the GPUs."""
+    return sum(sum(job.seconds) * job.shape.workers for job in jobs) / (NUM_NODES * GPUS)
+
+
 def bound(jobs: Sequence[Job]) -> float:
-    area = sum(sum(job.seconds) * job.shape.workers for job in jobs) / (NUM_NODES * GPUS)
-    return max(area, *(sum(job.seconds) for job in jobs))
+    return max(area(jobs), *(sum(job.seconds) for job in jobs))
 
 
 POLICIES: dict[str, tuple[type[Queue], bool, bool]] = {
@@ -223,8 +227,7 @@ PIECES = 24
 
 def shared_bound(jobs: Sequence[Job]) -> float:
     """The bound, if any idle worker could take any piece of a trial's fine-tuning."""
-    area = sum(sum(job.seconds) * job.shape.workers for job in jobs) / (NUM_NODES * GPUS)
-    return max(area, *(job.seconds[0] + job.seconds[1] * job.shape.workers / PIECES for job in jobs))
+    return max(area(jobs), *(job.seconds[0] + job.seconds[1] * job.shape.workers / PIECES for job in jobs))
 
 
 def tail_rows(num_draws: int, nums: Sequence[int], sigmas: Sequence[float]) -> Iterator[str]:
@@ -234,8 +237,7 @@ def tail_rows(num_draws: int, nums: Sequence[int], sigmas: Sequence[float]) -> I
             jobs = jobs_of(num, sigma, shapes, random.Random(seed))
             replay = Replay(jobs, Queue, one_start_at_a_time=False, spread=False)
             spared.append(1 - shared_bound(jobs) / replay.run())
-            area = sum(sum(job.seconds) * job.shape.workers for job in jobs) / (NUM_NODES * GPUS)
-            loads.append(max(sum(job.seconds) for job in jobs) / area)
+            loads.append(max(sum(job.seconds) for job in jobs) / area(jobs))
         cells = f"{statistics.mean(spared):.1%} ({max(spared):.1%}) | {statistics.mean(loads):.2f}"
         yield f"| {num:,} | {name} | {sigma:g} | {cells} |"
 

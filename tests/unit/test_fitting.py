@@ -4,9 +4,9 @@ import pytest
 from columns import OF_MODELS, RECIPE
 
 from raysweep.costs import Size
-from raysweep.devices import memory_bytes
+from raysweep.devices import OVERHEAD_TOKENS_GPU, memory_bytes
 from raysweep.estimates import Largest, gpu_warnings
-from raysweep.fitting import GROWTH, OVERHEAD_TOKENS, cheapest_fit
+from raysweep.fitting import GROWTH, cheapest_fit
 from raysweep.search import Resources
 from raysweep.stages.pretrain import Pretrain
 from raysweep.train.models import Llama
@@ -29,7 +29,7 @@ def fit_of(limit, resources=ONE):
 def test_what_is_declared_is_kept_where_it_fits():
     fit = fit_of(PRETRAIN.memory_bytes(SIZE, ONE))
     assert (fit.resources, fit.changes(ONE)) == (ONE, "")
-    assert fit.cost == 1 + OVERHEAD_TOKENS / (SEQUENCES * LENGTH)
+    assert fit.cost == 1 + OVERHEAD_TOKENS_GPU / (SEQUENCES * LENGTH)
 
 
 def test_the_cheapest_is_taken_of_what_fits():

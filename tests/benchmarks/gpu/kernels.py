@@ -94,7 +94,7 @@ def _of_loss(loss: Loss, exact: list[torch.Tensor]) -> tuple[str, Numbers]:
 
 
 def _attention(backend: SDPBackend) -> tuple[str, Numbers]:
-    _, hidden, heads = SUBJECT.model.dimensions()
+    _, hidden, heads, _ = SUBJECT.model.dimensions()
     shape = (SUBJECT.micro_sequences(LENGTH), heads, LENGTH, hidden // heads)
     states = [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from subjects import BF16, LENGTHS, ON_GPU, SUBJECTS, device_name
+from subjects import BF16, LENGTHS, ON_GPU, SUBJECTS, device_name, train_on
 from table import Numbers, Table, in_words, peak_gib, release_memory
 
 from raysweep.costs import Size
 from raysweep.memory import Step, training_bytes
-from raysweep.objectives.causal_lm import CausalLM
-from raysweep.train.loop import train
 from raysweep.train.optimizers import AdamW
-from raysweep.train.schedules import Constant
 from raysweep.worker import Worker
 
 LONG, SHORT = LENGTHS
@@ -60,17 +57,8 @@ def _peak(case: Case) -> tuple[str, Numbers]:
     ids = subject.ids(case.length)[:1].repeat(case.sequences, axis=0)
     model = subject.build()
     release_memory()
-    train(
-        model,
-        lambda step: {"input_ids": ids, "labels": ids},
-        objective=CausalLM(),
-        optimizer=AdamW(lr=1e-4),
-        schedule=Constant(name="constant", warmup=0.0),
-        num_steps=2,
-        seed=0,
-        bf16=case.bf16,
-        worker=Worker(device=device_name(), gradient_checkpointing=case.recomputed),
-    )
+    cuts = Worker(device=device_name(), gradient_checkpointing=case.recomputed)
+    train_on(model, ids, num_steps=2, bf16=case.bf16, worker=cuts)
     gib, planned = peak_gib(), _planned(case) / 2**30
     return f"{in_words(gib)}; {planned:.1f} GiB planned, {planned / gib - 1:+.0%}", {"gib": gib, "planned": planned}
 

@@ -12,7 +12,11 @@ import numpy as np
 import torch
 
 from raysweep.devices import peak_flops
+from raysweep.objectives.causal_lm import CausalLM
+from raysweep.train.loop import Training, train
 from raysweep.train.models import Llama
+from raysweep.train.optimizers import AdamW
+from raysweep.train.schedules import Constant
 from raysweep.worker import Worker
 
 # cuda, or cpu, where everything is run at tiny sizes.
@@ -47,7 +51,7 @@ class Subject:
         Embeddings are tied, so that each parameter of N but a few norms is in one product. Attention counts whole, as
         in the paper, though half of it is masked.
         """
-        layers, hidden, _ = self.model.dimensions()
+        layers, hidden, *_ = self.model.dimensions()
         return 6.0 * self.model.num_parameters(self.vocab_size) + 12.0 * layers * hidden * length
 
     def build(self) -> Any:
@@ -77,6 +81,7 @@ LENGTHS = (2048, 1024) if ON_GPU else (32, 16)
 # Steps that are not timed, and those that are; the training loop reports every ten.
 WARM_UP, TIMED = 10, 20 if ON_GPU else 10
 BF16 = ON_GPU
+LR = 1e-4
 
 
 def device_name() -> str:
@@ -98,6 +103,21 @@ def worker(subject: Subject, length: int, **changes: Any) -> Worker:
     """A gang of one on the device, which compiles."""
     given = {"device": device_name(), "micro_batch_sequences": subject.micro_sequences(length), "compile": True}
     return Worker(**(given | changes))
+
+
+def train_on(model: Any, ids: np.ndarray[Any, Any], *, num_steps: int, worker: Worker, bf16: bool = BF16) -> Training:
+    """Some steps of causal LM by the training loop of every pretraining stage, all on these sequences."""
+    return train(
+        model,
+        lambda step: {"input_ids": ids, "labels": ids},
+        objective=CausalLM(),
+        optimizer=AdamW(lr=LR),
+        schedule=Constant(name="constant", warmup=0.0),
+        num_steps=num_steps,
+        seed=0,
+        bf16=bf16,
+        worker=worker,
+    )
 
 
 def mfu(tokens_per_second: float, flops_per_token: float) -> str:

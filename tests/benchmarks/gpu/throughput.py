@@ -9,15 +9,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from subjects import BF16, LENGTHS, ON_GPU, TIMED, WARM_UP, Subject, device_name, mfu, worker
+from subjects import BF16, LENGTHS, LR, ON_GPU, TIMED, WARM_UP, Subject, device_name, mfu, train_on, worker
 from table import Numbers, Table, in_words, peak_gib, release_memory, synchronize
 
-from raysweep.objectives.causal_lm import CausalLM
-from raysweep.train.loop import train
-from raysweep.train.optimizers import AdamW
-from raysweep.train.schedules import Constant
-
-LR = 1e-4
 # What a step may be cut finer by, where it does not fit otherwise.
 CUTS = (1, 2, 4)
 
@@ -49,17 +43,8 @@ Contestant = Callable[[Subject, int], Clock]
 def ours(subject: Subject, length: int, **changes: Any) -> Clock:
     """By the training loop of every pretraining stage."""
     clock, ids = Clock(), subject.ids(length)
-    train(
-        subject.build(),
-        lambda step: {"input_ids": ids, "labels": ids},
-        objective=CausalLM(),
-        optimizer=AdamW(lr=LR),
-        schedule=Constant(name="constant", warmup=0.0),
-        num_steps=WARM_UP + TIMED,
-        seed=0,
-        bf16=BF16,
-        worker=worker(subject, length, report=lambda event: clock.tick(event["step"]), **changes),
-    )
+    told = worker(subject, length, report=lambda event: clock.tick(event["step"]), **changes)
+    train_on(subject.build(), ids, num_steps=WARM_UP + TIMED, worker=told)
     return clock
 
 

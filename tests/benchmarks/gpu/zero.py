@@ -7,16 +7,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from subjects import BF16, LENGTHS, ON_GPU, SUBJECTS, Subject, worker
+from subjects import LENGTHS, ON_GPU, SUBJECTS, Subject, train_on, worker
 from table import Numbers, Table
 from throughput import measured, ours
 
-from raysweep.objectives.causal_lm import CausalLM
 from raysweep.runners.processes import LOOPBACK, join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
-from raysweep.train.loop import train
-from raysweep.train.optimizers import AdamW
-from raysweep.train.schedules import Constant
 
 
 def main(table: Table) -> None:
@@ -51,14 +47,6 @@ def _norms() -> tuple[str, Numbers]:
 
 
 def _norm(subject: Subject, ids: np.ndarray[Any, Any], stage: int, cut: int) -> float:
-    return train(
-        subject.model.build(vocab_size=subject.vocab_size, sequence_length=ids.shape[1], seed=0),
-        lambda step: {"input_ids": ids, "labels": ids},
-        objective=CausalLM(),
-        optimizer=AdamW(lr=1e-4),
-        schedule=Constant(name="constant", warmup=0.0),
-        num_steps=1,
-        seed=0,
-        bf16=BF16,
-        worker=worker(subject, ids.shape[1], zero_stage=stage, compile=False, micro_batch_sequences=len(ids) // cut),
-    ).grad_norms[0]
+    model = subject.model.build(vocab_size=subject.vocab_size, sequence_length=ids.shape[1], seed=0)
+    cuts = worker(subject, ids.shape[1], zero_stage=stage, compile=False, micro_batch_sequences=len(ids) // cut)
+    return train_on(model, ids, num_steps=1, worker=cuts).grad_norms[0]

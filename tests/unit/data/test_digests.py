@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from raysweep import durable
 from raysweep.data import digests
-from raysweep.data.digests import digest, kept_digests
+from raysweep.data.digests import kept_digests
 from raysweep.data.text import Domain
+from raysweep.durable import file_sha256
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +32,7 @@ def read(monkeypatch) -> list[str]:
         opened.append(str(path))
         return really(path, *args, **kwargs)
 
-    monkeypatch.setattr(digests, "open", noting, raising=False)
+    monkeypatch.setattr(durable, "open", noting, raising=False)
     return opened
 
 
@@ -40,7 +42,7 @@ def test_a_file_that_stays_is_read_once(tmp_path, read):
         Path(path).write_text(path)
     first = kept_digests(paths)
     assert read == paths
-    assert first == {path: digest(path) for path in paths}
+    assert first == {path: file_sha256(path) for path in paths}
     read.clear()
     assert kept_digests(paths) == first
     assert read == []
@@ -53,10 +55,10 @@ def test_a_changed_file_is_read_again_though_size_and_mtime_are_the_same(tmp_pat
     before = kept_digests([path])
     Path(path).write_text("two")
     os.utime(path, ns=(10**18, 10**18))
-    assert kept_digests([path]) == {path: digest(path)} != before
+    assert kept_digests([path]) == {path: file_sha256(path)} != before
     Path(path).unlink()
     Path(path).write_text("new")
-    assert kept_digests([path]) == {path: digest(path)}
+    assert kept_digests([path]) == {path: file_sha256(path)}
 
 
 def test_a_file_that_was_just_written_is_not_kept(tmp_path, monkeypatch, read):
@@ -74,7 +76,7 @@ def test_without_a_cache_files_are_read(tmp_path, cache, damage):
     where = cache.parent.parent if damage == "no folder" else cache
     where.parent.mkdir(parents=True, exist_ok=True)
     where.write_text("no folder, and no database")
-    assert kept_digests([path]) == {path: digest(path)}
+    assert kept_digests([path]) == {path: file_sha256(path)}
 
 
 def test_what_was_read_before_an_error_is_kept(tmp_path, cache):

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from raysweep.data.digests import digest
 from raysweep.data.formats import read_jsonl, read_texts
 from raysweep.data.pinned import copy, opened
 from raysweep.data.text import Domain, Text
 from raysweep.data.tokenizers import Bpe
+from raysweep.durable import file_sha256
 from raysweep.errors import DataError
 from raysweep.tasks.multiple_choice import MultipleChoice
 
@@ -26,7 +26,7 @@ def write(path, lines) -> str:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt", "a.txt.gz"])
 def test_texts_that_were_changed_are_named(tmp_path, name):
     path = write(tmp_path / name, LINES)
-    digests = {path: digest(path)}
+    digests = {path: file_sha256(path)}
     assert list(read_texts([path], digests)) == list(read_texts([path]))
     write(tmp_path / name, [*LINES[:-1], {"text": "Another end."}])
     with pytest.raises(DataError, match=rf"{name}: {CHANGED}"):
@@ -35,7 +35,7 @@ def test_texts_that_were_changed_are_named(tmp_path, name):
 
 def test_a_reader_that_stops_early_has_read_what_was_pinned(tmp_path):
     path = write(tmp_path / "a.jsonl", LINES)
-    want = digest(path)
+    want = file_sha256(path)
     with opened(path, want) as file:
         assert file.readline()
     write(tmp_path / "a.jsonl", [*LINES, {"text": "more"}])
@@ -50,7 +50,7 @@ def test_a_reader_that_stops_early_has_read_what_was_pinned(tmp_path):
 @pytest.mark.parametrize("damage", [b"{", b"\xff", None])
 def test_a_file_that_was_damaged_since_is_a_changed_one(tmp_path, damage):
     path = write(tmp_path / "a.jsonl.gz", LINES)
-    want = digest(path)
+    want = file_sha256(path)
     if damage is None:
         (tmp_path / "a.jsonl.gz").unlink()
     else:
@@ -106,7 +106,7 @@ def test_a_copy_is_of_what_was_pinned(tmp_path):
     (tmp_path / "to").mkdir()
     (tmp_path / "from" / "a").write_text("a")
     (tmp_path / "from" / "b").write_text("b")
-    digests = {"a": digest(tmp_path / "from" / "a")}
+    digests = {"a": file_sha256(tmp_path / "from" / "a")}
     copy(tmp_path / "from", tmp_path / "to", digests)
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["a"]
     (tmp_path / "from" / "a").write_text("A")
