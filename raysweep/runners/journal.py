@@ -69,6 +69,7 @@ class Journal:
         self._trackers = trackers
         self._rows: dict[str, TrialRow] = {}
         self._failed = {failure["stage"] for failure in run.failures()}
+        self._finished: set[str] = set()
         self._unkept: list[Mapping[str, Any]] = []
         self._reserve = run.folder / ".reserve"
         self._hold_back()
@@ -78,6 +79,7 @@ class Journal:
 
         What finds no room on the disk is kept once there is some; the note of a failure has room held back.
         """
+        event = self._as_it_is(event)
         self._unkept.append(event)
         self._keep_all()
         if event["event"] in LOGGED:
@@ -93,6 +95,22 @@ class Journal:
         self._keep_all()
         for tracker in self._trackers:
             tracker.close()
+
+    def _as_it_is(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The event, or a note in place of a failure of a stage that is finished.
+
+        A worker's signs of life are a moment old: one that is stopped between two stages is missed as it was at the
+        first.
+        """
+        stage = event.get("stage")
+        match event["event"]:
+            case "found" | "finished":
+                self._finished.add(event["stage"])
+            case "started":  # Made again, as its files were lost.
+                self._finished.discard(event["stage"])
+            case "failed" if stage in self._finished:
+                return {"event": "note", "message": f"after {stage} was finished: {event['cause']}"}
+        return event
 
     def _keep_all(self) -> None:
         waiting, self._unkept = self._unkept, []

@@ -14,13 +14,13 @@ from raysweep.cli import main
 from raysweep.errors import StoreError
 from raysweep.runners.drivers import JOB_ADDRESS, JOB_ID, cancel, this_driver
 from raysweep.runners.journal import Journal
-from raysweep.runs import Run
+from raysweep.runs import Run, TrialRow
 from raysweep.store import Store
 
 HOLDER = """
 import signal, sys, time
 from raysweep.runners.drivers import this_driver
-from raysweep.runs import Run
+from raysweep.runs import Run, TrialRow
 from raysweep.store import Store
 
 run = Run(Store(sys.argv[1]), "r")
@@ -113,3 +113,23 @@ def test_a_disk_without_room_for_the_log_loses_no_failure(run, monkeypatch):
     put(run.store, "x-1")
     journal({"event": "failed", "trial": "t", "stage": "x-2", "kind": "x", "cause": "c", "log": "l", "retry": False})
     assert [failure["attempts"] for failure in run.failures()] == [1]
+
+
+def test_a_worker_that_stops_after_a_stage_does_not_fail_it(run):
+    # Its last sign of life was of the stage that it has finished since.
+    shown = []
+    journal = Journal(run, shown.append)
+    stage = {"trial": "t", "stage": "x-1", "kind": "x"}
+    failed = stage | {"event": "failed", "cause": "worker 0 gave no sign of life", "log": "l", "retry": True}
+    finished = stage | {"event": "finished", "status": "done", "step": 1, "task": None, "metrics": {}}
+    row = TrialRow(trial="t", variant="v", point={}, seed=0, stages=())
+    journal({"event": "trial", "row": row})
+    journal(stage | {"event": "started"})
+    journal(finished)
+    journal(failed)
+    assert run.failures() == []
+    assert shown[-1]["event"] == "note"
+    assert "no sign of life" in shown[-1]["message"]
+    journal(stage | {"event": "started"})  # It was lost, and is made again.
+    journal(failed)
+    assert [failure["stage"] for failure in run.failures()] == ["x-1"]
