@@ -12,7 +12,20 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from raysweep.errors import Finding, Place
 from raysweep.finetuning import Finetuning
-from raysweep.search import Axis, Resources, ResourcesBy, Search, Zip, labels, name_of, names_of, paths_of
+from raysweep.search import (
+    Axis,
+    Choice,
+    Grid,
+    Resources,
+    ResourcesBy,
+    Search,
+    Zip,
+    kind_of,
+    labels,
+    name_of,
+    names_of,
+    paths_of,
+)
 from raysweep.spec import Provenance, Spec, check_name
 from raysweep.stages.base import StageSpec
 from raysweep.stages.fetch import Existing
@@ -27,6 +40,18 @@ MAX_STAGES = 1_000_000
 
 _PHASE = re.compile(r"(?<=^pretrain)\.phases\.[^.]*")
 """Of a path, what leads into a phase."""
+
+
+_STRENGTH = re.compile(r"pretrain\.(phases\.[^.]*\.)?objective\.strength")
+"""The path of an adversary's strength."""
+
+
+def _with_zero(axis: Axis) -> Axis:
+    """A list of values with 0 behind it, where it has none; as it is where values have names."""
+    values = getattr(axis, kind_of(axis))
+    if isinstance(axis, Grid | Choice) and isinstance(values, tuple) and 0 not in values:
+        return axis.with_(**{kind_of(axis): (*values, 0.0)})  # type: ignore[no-any-return]
+    return axis
 
 
 def _pretrain_tag(value: Any) -> str:
@@ -101,6 +126,12 @@ class Declared(Spec):
         if self.indicators and not self.sft:
             raise ValueError("indicators are scores of the tasks of sft: add sft, or remove indicators")
         return self
+
+    @field_validator("sweep")
+    @classmethod
+    def _with_controls(cls, sweep: dict[str, Axis]) -> dict[str, Axis]:
+        """Doses of an adversary are compared with the same training without one: strength 0."""
+        return {path: _with_zero(axis) if _STRENGTH.fullmatch(path) else axis for path, axis in sweep.items()}
 
     @field_validator("seeds")
     @classmethod

@@ -231,8 +231,11 @@ class _Part:
 
 
 def objective_of(pretrain: Recipe | Existing) -> Objective:
-    """Of the last phase, or of a checkpoint that exists: until that is pinned, causal_lm where the file says none."""
-    return pretrain.objective or CausalLM()
+    """Whose loss is measured, of the last phase or of a checkpoint that exists.
+
+    Until that is pinned, causal_lm where the file says none.
+    """
+    return (pretrain.objective or CausalLM()).measured
 
 
 def _existing(given: Existing) -> Iterator[_Part]:
@@ -278,7 +281,7 @@ def _trained(whole: Recipe, seed: int) -> Iterator[_Part]:
         is_measured = pretrain.step in part.measured
         yield _Part(
             corpus=recipe.data,
-            objective=recipe.objective,
+            objective=objective_of(recipe),
             sequence_length=recipe.sequence_length,
             tokens=tokens,
             opening=[stage for stage in (fetch, _sampler(recipe.data), tokens) if stage],

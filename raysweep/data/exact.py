@@ -164,15 +164,17 @@ class ExactCorpus(CorpusSpec):
 
     def _parts(self, words: Ints, seen: Seen, hidden: Bools | None) -> Iterator[tuple[slice, Floats]]:
         """Rows, and the contexts of their sentences, [symbols, T, rows]."""
-        # A sentence's table of evidence is symbols x T numbers.
-        step = max(1, _TABLE // self.emissions.shape[0] // words.shape[1])
-        for first in range(0, len(words), step):
-            rows = slice(first, first + step)
+        for rows in self._cut(words):
             evidence = self.emissions[:, words[rows].T]
             if hidden is not None:
                 # As likely under every symbol: it tells nothing of the symbol above it.
                 evidence[:, hidden[rows].T] = 1.0
             yield rows, self.contexts(evidence, seen=seen)
+
+    def _cut(self, words: Ints) -> Iterator[slice]:
+        # A sentence's table of evidence is symbols x T numbers.
+        step = max(1, _TABLE // self.emissions.shape[0] // words.shape[1])
+        return (slice(first, first + step) for first in range(0, len(words), step))
 
     def token_losses(self, ids: Ints, *, seen: Seen, hidden: Bools | None = None) -> Floats:
         """`word_losses` of token rows [n, T + 1], as `rows` makes them: 0 of the token that opens a sentence.
@@ -182,6 +184,22 @@ class ExactCorpus(CorpusSpec):
         under = None if hidden is None else hidden[:, 1:]
         losses = self.word_losses(ids[:, 1:] - 1, seen=seen, hidden=under)
         return np.pad(losses, ((0, 0), (1, 0)))
+
+    def label_probabilities(self, ids: Ints) -> Floats:
+        """p(symbol | all words), above each word and, of a language that has them, above longer spans.
+
+        See `optimum.Law`: token rows [n, T + 1] give [n, places, symbols].
+        """
+        words = ids[:, 1:] - 1
+        parts = [
+            np.concatenate(self.posteriors(self.emissions[:, words[rows].T]), axis=1).transpose(2, 1, 0)
+            for rows in self._cut(words)
+        ]
+        return np.concatenate(parts)
+
+    def posteriors(self, evidence: Floats) -> list[Floats]:
+        """p(symbol | all that is seen), [symbols, places, n], of one kind of place after another; see `contexts`."""
+        return [normalised(self.contexts(evidence, seen="around") * evidence)]
 
     def log_probability(self, words: Ints) -> Floats:
         """log p(x_1 ... x_T) = sum_t log p(x_t | x_<t): exact, in nats, [n], of words [n, T].

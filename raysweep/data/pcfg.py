@@ -140,17 +140,30 @@ class PCFG(ExactCorpus):
         >>> sure.shape, bool(np.allclose(sure.sum(axis=0), 1))
         ((3, 4, 1000), True)
         """
-        above = np.repeat(self._laws.root[:, None, None], evidence.shape[2], axis=2)
+        return self._outside(self._inside(evidence), seen)[-1]
+
+    def posteriors(self, evidence: Floats) -> list[Floats]:
+        """See `ExactCorpus.posteriors`: of spans of T words, T / 2, ..., 1; p(A | seen) ~ outside(A) inside(A)."""
+        levels = self._inside(evidence)
+        return [
+            normalised(outside * inside)
+            for outside, inside in zip(self._outside(levels, "around"), levels[::-1], strict=True)
+        ]
+
+    def _outside(self, levels: list[Floats], seen: Seen) -> list[Floats]:
+        """p(non-terminal | what is seen elsewhere), [A, nodes, n], of `_inside`'s levels from the root down."""
+        above = np.repeat(self._laws.root[:, None, None], levels[0].shape[2], axis=2)
+        down = [above]
         # From the level below the root down to the words.
-        for inside in self._inside(evidence)[-2::-1]:
+        for inside in levels[-2::-1]:
             left, right = inside[:, 0::2], inside[:, 1::2]
             below = np.zeros_like(inside)
             for parent, first, second, probability in self._rules:
-                weight = probability * above[parent]
+                weight = probability * down[-1][parent]
                 below[first, 0::2] += weight * right[second] if seen == "around" else weight
                 below[second, 1::2] += weight * left[first]
-            above = normalised(below)
-        return above
+            down.append(normalised(below))
+        return down
 
     def _inside(self, evidence: Floats) -> list[Floats]:
         """For each level from the words up: p(what is seen below | non-terminal), up to a factor, [A, nodes, n]."""

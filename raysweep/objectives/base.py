@@ -6,8 +6,8 @@ objective. A member that leaves one of the abstract methods out is refused as it
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -20,16 +20,17 @@ from raysweep.spec import Spec
 if TYPE_CHECKING:
     import torch
 
-    from raysweep.objectives.optimum import Law
+    from raysweep.objectives.optimum import LabelledLaw, Law
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-Arrays = dict[str, Ints]
+Arrays = dict[str, npt.NDArray[Any]]
 """A global batch on the host: `input_ids` and `labels` [n, M], and optionally `lengths` and `prefix_lengths` [n].
 
 `labels` are what is predicted, -100 where nothing is; as in Hugging Face's models, a causal model predicts label t
 from what stands before t, a masked one in place. `lengths` are the tokens of each row before its padding, which stands
 on the right. Of a row's first `prefix_lengths` tokens, all see each other; any other token sees those before it.
+All are int64, but for what `ObjectiveSpec.from_law` adds.
 """
 
 IGNORED = -100
@@ -93,6 +94,34 @@ class Loss(Spec):
             A scalar to call `backward` on: in float32 whatever narrower type the logits have.
         """
 
+    def learning(self) -> LearningLoss | None:
+        """What is minimised in place of `loss_sum` where that depends on earlier steps; None: it does not."""
+        return None
+
+
+class LearningLoss(ABC):
+    """A loss that learns from the steps of a training; `train.loop` keeps what it has learnt with the saved state."""
+
+    @abstractmethod
+    def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See `Loss.loss_sum`; what it sees counts from the next step on, once `end_step` was called."""
+
+    @abstractmethod
+    def end_step(self, sum_over_ranks: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Take in what was seen since the last call; to be called by every rank after each step's gradient.
+
+        Args:
+            sum_over_ranks: gives the sum of every rank's tensor, the same on all.
+        """
+
+    @abstractmethod
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that later steps depend on, the same on every rank; empty before the first step."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, torch.Tensor], device: str) -> None:
+        """Go on, to the bit, from what `state` gave; what is computed is put on `device`."""
+
 
 class ObjectiveSpec(Loss):
     """An objective of pretraining. What it measures on held-out text is its own loss: see `train.evaluate`."""
@@ -149,6 +178,23 @@ class ObjectiveSpec(Loss):
         Returns:
             A row for each of text, in order: see `Arrays`. int64 throughout; M is at most `input_length(L)`.
         """
+
+    reads_labels: ClassVar[bool] = False
+    """Whether training by it takes labels that the law of the text gives; see `from_law`."""
+
+    @property
+    def measured(self) -> Any:
+        """The objective whose loss is measured on held-out text: itself, or that which it adds a penalty to."""
+        return self
+
+    def from_law(self, law: LabelledLaw, ids: Ints) -> Arrays:
+        """What a batch of training holds beside what `prepare` makes, if it `reads_labels`.
+
+        Args:
+            law: of the text.
+            ids: [n, L] of text.
+        """
+        return {}
 
     @property
     def has_optimum(self) -> bool:

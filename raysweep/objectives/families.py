@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from raysweep.objectives.adversary import Adversary
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.mixture import Mixture
@@ -13,7 +14,7 @@ from raysweep.objectives.ul2 import UL2
 
 # A mixture is of any of them: its fields are known only once they all are.
 Objective = Annotated[
-    CausalLM | MaskedLM | PrefixLM | SpanCorruption | UL2 | Mixture,
+    CausalLM | MaskedLM | PrefixLM | SpanCorruption | UL2 | Mixture | Adversary,
     Field(discriminator="name"),
 ]
 Mixture.model_rebuild()

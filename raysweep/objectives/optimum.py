@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import combinations
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,21 @@ class Law(Protocol):
             ids: [n, L], each row a sentence with the token that opens it, whose loss is 0.
             seen: what is given.
             hidden: [n, L], true where a token is given at no place; it has a loss all the same.
+        """
+
+
+@runtime_checkable
+class LabelledLaw(Protocol):
+    """A law of sentences with hidden symbols, which downstream labels are made of."""
+
+    def label_probabilities(self, ids: Ints) -> Floats:
+        """p(symbol | all words of a sentence) of every place where a symbol is hidden.
+
+        Args:
+            ids: [n, L], each row a sentence with the token that opens it.
+
+        Returns:
+            [n, places, symbols], sums of 1 over symbols.
         """
 
 

@@ -21,6 +21,7 @@ from raysweep.memory import Step, training_bytes
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.objectives.heads import Head
+from raysweep.objectives.optimum import LabelledLaw
 from raysweep.search import Resources
 from raysweep.spec import Metric, Neutral, Provenance, Spec, fingerprint
 from raysweep.stages.base import StageSpec
@@ -119,6 +120,11 @@ class Recipe(Spec):
                 f"objective {self.objective.name} needs a {self.objective.head} model, and {trained} is a {head} one: "
                 "change either"
             )
+        if self.objective.reads_labels and not isinstance(self.data, LabelledLaw):
+            raise ValueError(
+                f"objective {self.objective.name} reads the labels of a language of a known law, and data is "
+                f"{self.data.name}: use pcfg or hmm"
+            )
         # An error where the objective can make no rows of such sequences.
         length, most = self.input_length, self.model.max_length if self.model else None
         if most is not None and length > most:
@@ -215,7 +221,7 @@ class Pretrain(StageSpec):
             plain.load_state_dict({name: value.to("cpu") for name, value in training.weights.items()})
             plain.save_pretrained(out)
             run.tokenizer.save_pretrained(out)
-            (out / OBJECTIVE_FILE).write_text(recipe.objective.model_dump_json(indent=1))
+            (out / OBJECTIVE_FILE).write_text(recipe.objective.measured.model_dump_json(indent=1))
             (out / CURVE).write_text("".join(json.dumps(line) + "\n" for line in curve))
             (out / GANGS).write_text(json.dumps(training.gangs))
         # Of the last tenth of all steps, as far as they are of this phase: others may have had another loss.

@@ -12,6 +12,7 @@ from raysweep.data.packing import Begin, Tokens
 from raysweep.data.tokenizers import load_tokenizer
 from raysweep.errors import DataError
 from raysweep.objectives.base import Arrays, add_extra_tokens
+from raysweep.objectives.optimum import LabelledLaw
 from raysweep.stages.phases import Before
 from raysweep.train.precision import settled
 from raysweep.worker import Worker
@@ -98,7 +99,12 @@ class Trajectory:
         ids = self._order.batch(step, self.recipe.batch_sequences)
         # By the step counted over all phases: a run that goes on draws what it would have drawn in one piece.
         draw = np.random.default_rng([self.seed, 4, self._steps_before + step])
-        return self.recipe.objective.prepare(ids, draw, self._specials)
+        objective = self.recipe.objective
+        rows = objective.prepare(ids, draw, self._specials)
+        if objective.reads_labels:
+            assert isinstance(self.recipe.data, LabelledLaw)  # The recipe has seen to it.
+            rows |= objective.from_law(self.recipe.data, ids)
+        return rows
 
     def _first_model(self) -> PreTrainedModel:
         import torch

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from raysweep.objectives.base import Loss
+from raysweep.objectives.base import LearningLoss, Loss
 from raysweep.train.optimizers import Optimizer
 from raysweep.train.partitions import PartitionedOptimizer, pieces_of
 from raysweep.train.saved_state import Range, SavedState, Stepped, ranges_of
@@ -52,7 +52,7 @@ class PlainEngine:
         self,
         model: Any,
         *,
-        objective: Loss,
+        objective: Loss | LearningLoss,
         optimizer: Optimizer,
         clip_norm: float | None,
         bf16: bool,
@@ -157,7 +157,7 @@ class DeepSpeedEngine:
         self,
         model: Any,
         *,
-        objective: Loss,
+        objective: Loss | LearningLoss,
         optimizer: Optimizer,
         clip_norm: float | None,
         bf16: bool,

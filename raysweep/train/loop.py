@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 
 from raysweep.devices import OVERHEAD_TOKENS_CPU, OVERHEAD_TOKENS_GPU
 from raysweep.errors import Diverged
-from raysweep.objectives.base import IGNORED, Loss
+from raysweep.objectives.base import IGNORED, LearningLoss, Loss
 from raysweep.objectives.output_loss import use_loss_layer
 from raysweep.train.compiled import compile_blocks
 from raysweep.train.engines import Batch, DeepSpeedEngine, PlainEngine, Tensors
 from raysweep.train.models import fuse_norms
 from raysweep.train.optimizers import Optimizer
-from raysweep.train.saved_state import SavedState, find_damage, write_state
+from raysweep.train.saved_state import LEARNT, Range, SavedState, find_damage, write_state
 from raysweep.train.schedules import Schedule
 from raysweep.worker import StateDir, Worker
 
@@ -136,8 +136,9 @@ def train(
     weights = {name: each.detach().clone() for name, each in model.named_parameters()} if exact else {}
     # DeepSpeed is told the number of micro-batches before the first; all batches have as many sequences.
     cutter = _Cutter(worker, num_sequences=len(first_batch["input_ids"]))
+    learning = objective.learning()
     settings: dict[str, Any] = {
-        "objective": objective,
+        "objective": learning or objective,
         "optimizer": optimizer,
         "clip_norm": clip_norm,
         "bf16": bf16,
@@ -156,6 +157,8 @@ def train(
             log.enter(worker)
         if saved:
             engine.load(saved)
+            if learning:
+                learning.load_state({key: saved.read(LEARNT, key) for key in saved.keys(LEARNT)}, worker.device)
             saved = None  # Its open files would keep their room on the disk when the state is dropped.
             logger.info("going on from step %d of %d", len(log.losses), num_steps)
         else:
@@ -175,6 +178,8 @@ def train(
             # At least 1: a batch in which nothing is predicted has no loss and no gradient.
             loss = engine.accumulate(cutter.cut(batch), num_tokens=max(1, log.num_predicted[-1]))
             window.append((loss, engine.apply(schedule.multiplier(step, num_steps))))
+            if learning:
+                learning.end_step(worker.sum)
             if step == stop - 1 or step % LOOK_EVERY == LOOK_EVERY - 1:
                 due = time.monotonic() - last_save > save_every_seconds or worker.save_asked()
                 due = log.take(window, due=due, worker=worker)
@@ -189,7 +194,7 @@ def train(
                     }
                 )
                 if states and (due or step == stop - 1):
-                    _save(engine, log, states, worker)
+                    _save(engine, learning, log, states, worker)
                     worker.report({"step": step + 1, "saved_step": step + 1})
                     last_save = time.monotonic()
         seconds = time.perf_counter() - began
@@ -260,12 +265,14 @@ class _Cutter:
         # A rank without a sequence still takes part: in one that counts for nothing.
         idle = len(rows) == 0
         rows = np.zeros(1, np.int64) if idle else rows
-        width = batch["lengths"][rows].max() if "lengths" in batch else batch["input_ids"].shape[1]
+        lengths = batch.get("lengths")
+        width = None if lengths is None else lengths[rows].max()
         tensors = {}
         for name, values in batch.items():
             if name == "lengths":
                 continue
-            tensor = torch.from_numpy(values[rows, :width] if values.ndim > 1 else values[rows])
+            # Without `lengths` nothing is cut: an array may have more columns than there are tokens.
+            tensor = torch.from_numpy(values[rows, :width] if values.ndim > 1 and lengths is not None else values[rows])
             if idle and name == "labels":
                 tensor = torch.full_like(tensor, IGNORED)
             tensors[name] = self._move(tensor)
@@ -333,13 +340,19 @@ class _Log:
             self.gangs.append(gang)
 
 
-def _save(engine: PlainEngine | DeepSpeedEngine, log: _Log, states: StateDir, worker: Worker) -> None:
+def _save(
+    engine: PlainEngine | DeepSpeedEngine, learning: LearningLoss | None, log: _Log, states: StateDir, worker: Worker
+) -> None:
     """Save the state after the last step, then drop older ones; it counts once its last file is there."""
     name = f"step-{len(log.losses)}"
     if worker.rank == 0:
         states.remove(name)  # Of a gang that was killed as it saved, or one that cannot be used.
     worker.barrier()
-    write_state(states, name, engine.ranges(), asdict(log), worker)
+    ranges = engine.ranges()
+    if learning and worker.rank == 0:  # The same on every rank.
+        learnt = learning.state().items()
+        ranges |= {f"{LEARNT}.{key}": Range(tuple(value.shape), 0, value.flatten()) for key, value in learnt}
+    write_state(states, name, ranges, asdict(log), worker)
     if worker.rank == 0:
         for old in filter(_STEP.fullmatch, states.names() - {name}):
             states.remove(old)

@@ -32,6 +32,9 @@ FILE_BYTES = 2**28
 WEIGHT = "master"
 """Key of a weight's own values, beside those of its optimizer's states."""
 
+LEARNT = "learning loss"
+"""In place of a weight's name: of what a `LearningLoss` keeps."""
+
 Stepped = Mapping[str, tuple[torch.Tensor, Piece | None]]
 """Name of a weight -> the tensor that is stepped, and what of it is the weight's; None: all of it, on every rank."""
 

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,9 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from tiny import free_port, pretrain, recipe_of
 
+from raysweep.objectives.adversary import Adversary
+from raysweep.objectives.causal_lm import CausalLM
+from raysweep.objectives.families import Objective
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
 from raysweep.search import Resources
 from raysweep.stages.pretrain import Recipe
@@ -31,6 +34,7 @@ class Case:
     loss: float
     weights: float
     precision: str = "fp32"
+    objective: Objective = field(default_factory=CausalLM)
 
 
 # Sums of ranks are rounded otherwise: measured, losses by 2e-7 and weights by 1e-6. Muon multiplies matrices in
@@ -40,6 +44,10 @@ CASES = {
     "adamw": Case(AdamW(lr=1e-3), loss=1e-5, weights=1e-4),
     "sgd": Case(SGD(name="sgd", lr=1e-2), loss=1e-5, weights=1e-4),
     "muon": Case(Muon(name="muon", lr=1e-3), loss=1e-5, weights=0.05),
+    # The head that an adversary goes by is solved from all moments, and amplifies their rounding.
+    "adversary": Case(
+        AdamW(lr=1e-3), loss=1e-5, weights=1e-3, objective=Adversary(name="adversary", strength=-0.5, ridge=0.1)
+    ),
     "bf16": Case(AdamW(lr=1e-3), loss=1e-3, weights=0.2, precision="bf16"),
 }
 
@@ -87,7 +95,10 @@ def rank_main(rank: int, port: int, recipes: dict[str, str], folder: str) -> Non
 @pytest.mark.slow
 def test_a_training_goes_on_on_a_gang_of_any_shape(grammar, tokens_dir, tmp_path):
     recipes = {
-        name: recipe_of(grammar, optimizer=case.optimizer, precision=case.precision) for name, case in CASES.items()
+        name: recipe_of(
+            grammar, optimizer=case.optimizer, precision=case.precision, objective=case.objective.model_dump()
+        )
+        for name, case in CASES.items()
     }
     for name, recipe in recipes.items():
         pretrain(recipe, tokens_dir, tmp_path / name / "whole", step=12)

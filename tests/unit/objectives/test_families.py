@@ -8,6 +8,7 @@ import torch
 from tiny_models import build
 
 from raysweep.curvature.language import mean_token_loss
+from raysweep.objectives.adversary import Adversary
 from raysweep.objectives.base import IGNORED, ObjectiveSpec, Specials, add_extra_tokens
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Mixture, Objective
@@ -25,6 +26,7 @@ OBJECTIVES: list[ObjectiveSpec] = [
     PREFIX,
     SpanCorruption(name="span_corruption"),
     UL2_PAPER,
+    Adversary(name="adversary", strength=0.05),
     Mixture(name="mixture", objectives={"causal": CAUSAL, "prefix": PREFIX, "spans": CAUSAL_SPANS, "ul2": UL2_PAPER}),
 ]
 LENGTH = 12
