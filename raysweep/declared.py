@@ -12,12 +12,11 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from raysweep.errors import Finding, Place
 from raysweep.finetuning import Finetuning
+from raysweep.resources import Resources, ResourcesBy
 from raysweep.search import (
     Axis,
     Choice,
     Grid,
-    Resources,
-    ResourcesBy,
     Search,
     Zip,
     kind_of,

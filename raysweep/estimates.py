@@ -13,8 +13,8 @@ from raysweep.costs import UNKNOWN, Size
 from raysweep.data.corpora import Corpus
 from raysweep.fitting import cheapest_fit
 from raysweep.plan import Stage, Trial
+from raysweep.resources import Resources
 from raysweep.scores import Column
-from raysweep.search import Resources
 from raysweep.space import SearchSpace
 from raysweep.stages.base import StageSpec
 from raysweep.store import Store

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from raysweep.costs import Size
 from raysweep.devices import OVERHEAD_TOKENS_GPU
-from raysweep.search import Resources
+from raysweep.resources import Resources
 from raysweep.stages.base import StageSpec
 
 # Time of a step beside one without ZeRO: a Llama of 1B on an H200, one worker (RESULTS.md); ZeRO-3 is not compiled.

@@ -9,7 +9,7 @@ from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
 from raysweep.data.pcfg import PCFG
 from raysweep.plan import Stage, Trial
-from raysweep.search import Resources
+from raysweep.resources import Resources
 from raysweep.spec import Metric
 from raysweep.stages.base import StageSpec
 from raysweep.stages.tokenize import Tokenize

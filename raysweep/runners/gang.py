@@ -18,13 +18,13 @@ from typing import Any
 
 from raysweep.errors import RaysweepError
 from raysweep.plan import Stage
+from raysweep.resources import Resources
 from raysweep.runners.agreement import Agreement
 from raysweep.runners.attempts import Failure, Outcome, attempt, fetch_inputs, make
 from raysweep.runners.events import Address
 from raysweep.runners.heartbeat import start_beats, this_process
 from raysweep.runners.interrupts import SaveFirst
 from raysweep.runners.processes import LOOPBACK, join_process_group, leave_process_group, make_worker
-from raysweep.search import Resources
 from raysweep.secrets import without_secrets
 from raysweep.spec import canonical
 from raysweep.store import Store

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.errors import ClusterError
+from raysweep.resources import Resources
 from raysweep.runners.node_tasks import interface_of
-from raysweep.search import Resources
 from raysweep.worker import Worker, ignore, never
 
 

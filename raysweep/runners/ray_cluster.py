@@ -20,10 +20,10 @@ from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import placement_group_table
 
 from raysweep.errors import ClusterError, first_line
+from raysweep.resources import Resources
 from raysweep.runners.draining import draining_nodes
 from raysweep.runners.interrupts import keeping_sigterm
 from raysweep.runners.room import Placement, Shape, View
-from raysweep.search import Resources
 
 logger = logging.getLogger(__name__)
 

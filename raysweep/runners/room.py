@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from raysweep.search import Resources
+from raysweep.resources import Resources
 
 Placement = Mapping[str, int]
 """Node -> workers of a gang that are on it."""

@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysweep.plan import Trial
+from raysweep.resources import Resources
 from raysweep.runners.agreement import Agreement
 from raysweep.runners.chain import Leg, run_chain
 from raysweep.runners.events import Address, EventSource
@@ -23,7 +24,6 @@ from raysweep.runners.heartbeat import start_beats, this_process
 from raysweep.runners.interrupts import SaveFirst
 from raysweep.runners.journal import trial_row
 from raysweep.runners.watch import beat_seconds
-from raysweep.search import Resources
 from raysweep.space import SearchSpace
 from raysweep.store import Store
 

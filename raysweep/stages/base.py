@@ -17,7 +17,7 @@ from typing import ClassVar, Self
 from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
 from raysweep.objectives.families import Objective
-from raysweep.search import Resources
+from raysweep.resources import Resources
 from raysweep.spec import Metric, Spec
 from raysweep.tasks.families import Task
 from raysweep.worker import Worker

@@ -20,7 +20,7 @@ from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.objectives.heads import SUPPORTED, Head, known_head, read_config
 from raysweep.objectives.masked_lm import MaskedLM
-from raysweep.search import Resources
+from raysweep.resources import Resources
 from raysweep.spec import Metric, Neutral, Provenance, Spec
 from raysweep.stages.base import StageSpec
 from raysweep.train.checkpoints import check_size, load_model, reads_ahead

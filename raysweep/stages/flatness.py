@@ -27,7 +27,7 @@ from raysweep.memory import product_bytes
 from raysweep.objectives.base import ObjectiveSpec
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
-from raysweep.search import Resources
+from raysweep.resources import Resources
 from raysweep.spec import Metric, Neutral, Provenance
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.stages.specials import checkpoint_specials

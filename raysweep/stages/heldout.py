@@ -14,7 +14,7 @@ from raysweep.costs import Size
 from raysweep.data.corpora import Corpus, read_law
 from raysweep.data.packing import Tokens
 from raysweep.objectives.families import Objective
-from raysweep.search import Resources
+from raysweep.resources import Resources
 from raysweep.spec import Metric
 from raysweep.stages.base import StageSpec
 from raysweep.stages.specials import checkpoint_specials

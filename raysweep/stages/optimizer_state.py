@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
-from raysweep.search import Resources
+from raysweep.resources import Resources
 from raysweep.spec import Metric
 from raysweep.stages.base import StageSpec
 from raysweep.stages.pretrain import Pretrain

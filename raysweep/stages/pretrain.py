@@ -22,7 +22,7 @@ from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.objectives.heads import Head
 from raysweep.objectives.optimum import LabelledLaw
-from raysweep.search import Resources
+from raysweep.resources import Resources
 from raysweep.spec import Metric, Neutral, Provenance, Spec, fingerprint
 from raysweep.stages.base import StageSpec
 from raysweep.stages.fetch import OBJECTIVE_FILE

@@ -12,7 +12,7 @@ from pydantic import Field
 from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
 from raysweep.data.tokenizers import load_tokenizer
-from raysweep.search import Resources
+from raysweep.resources import Resources
 from raysweep.spec import Metric
 from raysweep.stages.base import StageSpec
 from raysweep.tasks.families import Task

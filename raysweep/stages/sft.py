@@ -19,7 +19,7 @@ from raysweep.data.tokenizers import load_tokenizer
 from raysweep.errors import Diverged, StageError
 from raysweep.memory import Step, training_bytes
 from raysweep.objectives.base import Arrays, Loss
-from raysweep.search import Resources
+from raysweep.resources import Resources
 from raysweep.spec import Metric, Spec
 from raysweep.stages.base import StageSpec
 from raysweep.tasks.families import Task

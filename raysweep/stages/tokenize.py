@@ -13,7 +13,7 @@ from raysweep.data.corpora import Corpus
 from raysweep.data.packing import TokensMeta, dtype_of
 from raysweep.errors import StageError
 from raysweep.objectives.causal_lm import CausalLM
-from raysweep.search import Resources
+from raysweep.resources import Resources
 from raysweep.spec import Metric
 from raysweep.stages.base import StageSpec
 from raysweep.train.checkpoints import load_model

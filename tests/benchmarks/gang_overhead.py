@@ -127,9 +127,9 @@ def stages(folder: Path) -> dict[str, Any]:
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     from raysweep.plan import Stage
+    from raysweep.resources import Resources
     from raysweep.runners.gang import RayGang
     from raysweep.runners.trainable import _rank_starter
-    from raysweep.search import Resources
     from raysweep.store import Store
 
     ray.init(include_dashboard=False, log_to_driver=False)

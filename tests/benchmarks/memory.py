@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.estimates import size_of
+from raysweep.resources import Resources
 from raysweep.runners.processes import LOOPBACK, join_process_group, leave_process_group, make_worker
-from raysweep.search import Resources
 from raysweep.space import load
 
 SWEEP = """\

@@ -30,7 +30,7 @@ print(json.dumps({name: [check.to_dict() for check in checks] for name, checks i
 
 WAIT = """
 from raysweep.runners.ray_cluster import start_ray
-from raysweep.search import Resources
+from raysweep.resources import Resources
 
 start_ray(Resources(cpus_per_worker=2, max_node_wait_seconds=120))
 """

@@ -13,8 +13,8 @@ from tiny import free_port, pretrain, recipe_of
 
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
+from raysweep.resources import Resources
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
-from raysweep.search import Resources
 from raysweep.stages.base import Subject
 from raysweep.stages.flatness import Flatness, Shape
 from raysweep.stages.indicators import Indicators

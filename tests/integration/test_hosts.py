@@ -21,7 +21,7 @@ import json, logging, os, sys
 from raysweep.plan import Stage
 from raysweep.runners.attempts import attempt, fetch_inputs
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
-from raysweep.search import Resources
+from raysweep.resources import Resources
 from raysweep.stages.pretrain import Pretrain
 from raysweep.store import Store
 

@@ -15,8 +15,8 @@ from raysweep.objectives.base import MASK, Specials
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
 from raysweep.objectives.ul2 import UL2
+from raysweep.resources import Resources
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
-from raysweep.search import Resources
 from raysweep.stages.base import Subject
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.heldout import DRAW, Heldout

@@ -14,8 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from raysweep.cli import main
 from raysweep.devices import memory_bytes
 from raysweep.estimates import estimate, machine_warnings, size_of
+from raysweep.resources import Resources
 from raysweep.runners import run_sweep
-from raysweep.search import Resources
 from raysweep.space import load
 from raysweep.worker import Worker
 

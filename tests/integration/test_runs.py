@@ -13,10 +13,10 @@ from tiny import TINY, results_of
 
 from raysweep.analysis.tables import stage_table
 from raysweep.errors import ClusterError, SpaceError
+from raysweep.resources import Resources
 from raysweep.runners import run_sweep
 from raysweep.runners.ray_cluster import start_ray
 from raysweep.runs import Run
-from raysweep.search import Resources
 from raysweep.space import load
 from raysweep.store import Store
 

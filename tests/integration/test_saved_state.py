@@ -16,8 +16,8 @@ from tiny import free_port, pretrain, recipe_of
 from raysweep.objectives.adversary import Adversary
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
+from raysweep.resources import Resources
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
-from raysweep.search import Resources
 from raysweep.stages.pretrain import Recipe
 from raysweep.train.optimizers import SGD, AdamW, Muon, Optimizer
 from raysweep.worker import Worker

@@ -13,8 +13,8 @@ from tiny import free_port
 
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.output_loss import use_loss_layer
+from raysweep.resources import Resources
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
-from raysweep.search import Resources
 from raysweep.train.loop import train
 from raysweep.train.models import Llama
 from raysweep.train.optimizers import AdamW

@@ -15,8 +15,8 @@ from tiny import free_port, pretrain, recipe_of
 
 from raysweep.errors import Diverged
 from raysweep.objectives.causal_lm import CausalLM
+from raysweep.resources import Resources
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
-from raysweep.search import Resources
 from raysweep.stages.heldout import Heldout
 from raysweep.stages.optimizer_state import OptimizerState
 from raysweep.stages.phases import Before

@@ -10,8 +10,8 @@ import torch.multiprocessing as mp
 from tiny import free_port, pretrain, recipe_of
 
 from raysweep.costs import Size
+from raysweep.resources import Resources
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
-from raysweep.search import Resources
 from raysweep.stages.sft import Hyperparameters, Sft
 from raysweep.tasks.classification import Classification
 from raysweep.tasks.qa import QA

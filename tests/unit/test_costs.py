@@ -7,7 +7,7 @@ import pytest
 from columns import CORPUS, OF_MODELS, OF_TASKS, RECIPE, TASK
 
 from raysweep.costs import UNKNOWN, Size
-from raysweep.search import Resources
+from raysweep.resources import Resources
 from raysweep.stages.base import StageSpec
 from raysweep.stages.fetch import Fetch
 from raysweep.stages.indicators import Indicators

@@ -7,7 +7,7 @@ from raysweep.costs import Size
 from raysweep.devices import OVERHEAD_TOKENS_GPU, memory_bytes
 from raysweep.estimates import Largest, gpu_warnings
 from raysweep.fitting import GROWTH, cheapest_fit
-from raysweep.search import Resources
+from raysweep.resources import Resources
 from raysweep.stages.pretrain import Pretrain
 from raysweep.train.models import Llama
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch.multiprocessing as mp
 from subjects import LENGTH, STORE, trained
 
+from raysweep.resources import Resources
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
-from raysweep.search import Resources
 from raysweep.stages.flatness import Flatness
 
 ROUNDS = 3

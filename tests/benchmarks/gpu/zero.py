@@ -11,8 +11,8 @@ from subjects import LENGTHS, ON_GPU, SUBJECTS, Subject, train_on, worker
 from table import Numbers, Table
 from throughput import measured, ours
 
+from raysweep.resources import Resources
 from raysweep.runners.processes import LOOPBACK, join_process_group, leave_process_group, make_worker
-from raysweep.search import Resources
 
 
 def main(table: Table) -> None:

@@ -1,9 +1,9 @@
 """A gang of one, and when a gang is replaced."""
 
 from raysweep.plan import Stage
+from raysweep.resources import Resources
 from raysweep.runners.attempts import Failure, attempt
 from raysweep.runners.gang import Gang
-from raysweep.search import Resources
 from raysweep.stages.tokenize import Tokenize
 from raysweep.worker import Worker
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from raysweep.resources import Resources
 from raysweep.runners.room import Gangs, Room, Shape, View
-from raysweep.search import Resources
 
 ONE, EIGHT = Shape(1, 1, 1), Shape(8, 1, 1)
 

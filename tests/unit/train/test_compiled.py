@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from torch._dynamo.utils import counters
 
 from raysweep.objectives.causal_lm import CausalLM
-from raysweep.search import Resources
+from raysweep.resources import Resources
 from raysweep.train.compiled import compile_blocks
 from raysweep.train.loop import train
 from raysweep.train.models import Llama

@@ -1,0 +1,147 @@
+"""What gangs are made of: the whole run's, or by the value of an axis. None of it changes a result, or a stage's id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from raysweep.search import name_of, written
+from raysweep.spec import Spec, canonical
+from raysweep.validation import validate
+
+
+class Resources(Spec):
+    """What a gang is made of. None of it changes a result, or a stage's id."""
+
+    workers: int = Field(default=1, ge=1)
+    """Processes of a gang."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """May be a fraction."""
+    gpus_per_worker: float = Field(default=0, ge=0)
+    """May be a fraction, so that several workers share a GPU."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What ZeRO shards: 1 optimizer state, 2 gradients too, 3 weights too."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more work."""
+    micro_batch_sequences: int | None = Field(default=None, ge=1)
+    """Sequences per forward pass of a worker; None: its whole share of the batch."""
+    compile: bool | None = None
+    """Whether torch compiles a model's blocks for pretraining, once for all variants of a shape: faster, and rounded
+    otherwise, as with another number of workers; None: on GPUs, but for zero_stage 3, which does not take it."""
+    fine_tuning: Literal["split", "wide"] = "split"
+    """split: each worker fine-tunes a model by itself; wide: all work on one, sharded by `zero_stage`, where the
+    training of a model does not fit one worker. Rounded otherwise, as with another number of workers."""
+    max_concurrent: int | None = Field(default=None, ge=1)
+    """Gangs at once; None: as many as fit."""
+    max_retries: int = Field(default=2, ge=0)
+    """How often a failed stage, or a trial whose gang died, is tried again."""
+    max_silence_seconds: float = Field(default=120, gt=0)
+    """A gang is replaced if a worker gives no sign of life for so long or, without GPUs, all use no processor."""
+
+    max_store_wait_seconds: float = Field(default=600, ge=0)
+    """How long to wait for a store that does not answer, or has no room, before what needs it fails."""
+
+    max_node_wait_seconds: float = Field(default=30, ge=0)
+    """How long to wait for a cluster to have room for a first gang; an autoscaler takes minutes to bring nodes."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _whole_above_one(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"{gpus:g} GPUs: more than one must be a whole number; less may be a fraction")
+        return gpus
+
+    @model_validator(mode="after")
+    def _compilable(self) -> Resources:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile true: zero_stage 3 gathers each weight as it is used, between pieces too small to compile; "
+                "set zero_stage to 2, or remove compile"
+            )
+        return self
+
+    @property
+    def compiles(self) -> bool:
+        """What `compile` comes to."""
+        return self.gpus_per_worker > 0 and self.zero_stage < 3 if self.compile is None else self.compile
+
+    @property
+    def fine_tunes_wide(self) -> bool:
+        """Whether several workers fine-tune one model."""
+        return self.fine_tuning == "wide" and self.workers > 1
+
+    @property
+    def default(self) -> Resources:
+        """What holds for the run as a whole."""
+        return self
+
+    @property
+    def every(self) -> tuple[Resources, ...]:
+        """Those that some variant is trained by, each once."""
+        return (self,)
+
+    def of(self, point: Mapping[str, Any]) -> Resources:
+        """Those of a variant."""
+        return self
+
+
+_OF_THE_RUN = tuple(name for name in Resources.model_fields if name.startswith("max_"))
+
+
+class ResourcesBy(Spec):
+    """Gangs by the value of an axis, so that large models get large ones: `default`, and by label what differs."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Resources]
+
+    by: str
+    """The axis: its name under sweep."""
+    default: Resources = Resources()
+    """Of values that are not named here; what a named one leaves out is taken from it, and what is the run's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_up(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        default = given.get("default", {})
+        try:
+            validate(Resources, default)
+        except ValidationError:
+            return given  # What is wrong with it is told once.
+        default = canonical(default) if isinstance(default, Spec) else default
+        sizes = {name: value for name, value in given.items() if name not in cls.model_fields}
+        return given | {name: default | value for name, value in sizes.items() if isinstance(value, dict)}
+
+    @model_validator(mode="after")
+    def _alike(self) -> ResourcesBy:
+        for label, resources in self.sizes.items():
+            if differ := [name for name in _OF_THE_RUN if getattr(resources, name) != getattr(self.default, name)]:
+                raise ValueError(f"{label}: {differ[0]} is the whole run's: set it in default")
+            if bool(resources.gpus_per_worker) != bool(self.default.gpus_per_worker):
+                raise ValueError(
+                    f"{label}: gpus_per_worker {resources.gpus_per_worker:g} beside {self.default.gpus_per_worker:g} "
+                    "in default: all variants are trained on GPUs, or none, as the numbers they are trained in differ"
+                )
+        return self
+
+    @property
+    def sizes(self) -> Mapping[str, Resources]:
+        """By label, as in the file: of a number, as it is written there."""
+        return self.__pydantic_extra__
+
+    @property
+    def every(self) -> tuple[Resources, ...]:
+        """Those that some variant is trained by, each once; `default` first."""
+        return tuple(dict.fromkeys([self.default, *self.sizes.values()]))
+
+    def of(self, point: Mapping[str, Any]) -> Resources:
+        """Those of a variant."""
+        return self._by_name.get(written(point[self.by]), self.default) if self.by in point else self.default
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Resources]:
+        return {name_of(label): resources for label, resources in self.sizes.items()}
