@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from raysweep.data.base import LAW
+from raysweep.data.brackets import Brackets
 from raysweep.data.hmm import HMM
 from raysweep.data.pcfg import PCFG
 from raysweep.data.sampled import Sampled
@@ -13,7 +14,7 @@ from raysweep.data.text import Text
 from raysweep.objectives.base import ObjectiveSpec
 from raysweep.objectives.optimum import Law
 
-Corpus = Annotated[PCFG | HMM | Text | Sampled, Field(discriminator="name")]
+Corpus = Annotated[PCFG | HMM | Brackets | Text | Sampled, Field(discriminator="name")]
 
 
 def read_law(tokens: Path, objective: ObjectiveSpec) -> Law | None:
