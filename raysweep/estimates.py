@@ -11,7 +11,7 @@ from typing import Any
 
 from raysweep.costs import UNKNOWN, Size
 from raysweep.data.corpora import Corpus
-from raysweep.fitting import cheapest_fit
+from raysweep.fitting import Load, Options, cheapest_fit
 from raysweep.plan import Stage, Trial
 from raysweep.resources import Resources
 from raysweep.scores import Column
@@ -327,9 +327,10 @@ def gpu_warnings(resources: Resources, largest: Mapping[str, Largest], gpu_memor
 
 
 def _advice(stage: Largest, resources: Resources, has: float) -> str:
-    if stage.spec.training_batch is None:
+    if stage.spec.training is None:
         return "take GPUs with more memory, or smaller batches"
-    fit = cheapest_fit(stage.spec, stage.size, resources, has)
+    options = Options.beyond(resources, is_wide=stage.spec.is_wide(resources))
+    fit = cheapest_fit([Load(stage.spec, stage.size)], options, resources, lambda gang: has)
     if fit is None:
         return "no micro-batch, ZeRO stage, gradient checkpointing or gang of up to 8 times the workers makes it fit"
     return (

@@ -1,82 +1,156 @@
-"""The cheapest setting of a gang that a stage fits a GPU with: micro-batch, ZeRO, gradient checkpointing, gang size."""
+"""The cheapest setting of a gang that trainings fit: micro-batch, ZeRO, gradient checkpointing, gang size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal
 
 from raysweep.costs import Size
-from raysweep.devices import OVERHEAD_TOKENS_GPU
-from raysweep.resources import Resources
+from raysweep.devices import OVERHEAD_TOKENS_CPU, OVERHEAD_TOKENS_GPU
+from raysweep.memory import TrainingSteps
+from raysweep.resources import SETTINGS, FineTuning, Resources, ZeroStage
+from raysweep.search import written
 from raysweep.stages.base import StageSpec
 
 # Time of a step beside one without ZeRO: a Llama of 1B on an H200, one worker (RESULTS.md); ZeRO-3 is not compiled.
+# Taken for CPUs, too, where it was not measured.
 ZERO_COST = {0: 1.0, 1: 1.1, 2: 1.1, 3: 2.5}
 # A forward pass more: a third of a gradient.
 RECOMPUTING_COST = 4 / 3
-# Gangs that are thought of, beside the declared one.
+# Gangs that are thought of, beside the smallest one.
 GROWTH = (1, 2, 4, 8)
 
-ZeroStage = Literal[0, 1, 2, 3]
+
+@dataclass(frozen=True)
+class Load:
+    """A stage that trains: what a gang has to hold, and how much there is to do."""
+
+    spec: StageSpec
+    size: Size
+    """Of its model."""
+    flops: float = 1.0
+    """Of all stages like it."""
+
+    @property
+    def training(self) -> TrainingSteps:
+        """Of the stage."""
+        assert self.spec.training
+        return self.spec.training
+
+    def num_bytes(self, resources: Resources) -> int:
+        """That a worker holds."""
+        return self.spec.memory_bytes(self.size, resources)
+
+    def micro_batch(self, resources: Resources) -> int:
+        """Sequences that a worker takes at once."""
+        return self.training.micro_batch(self.spec.gang(resources))
+
+    def cost(self, resources: Resources) -> float:
+        """Time of all workers together, beside that of their whole share at once without ZeRO."""
+        gang = self.spec.gang(resources)
+        overhead = OVERHEAD_TOKENS_GPU if gang.gpus_per_worker else OVERHEAD_TOKENS_CPU
+        cost = 1 + overhead / (self.micro_batch(resources) * self.training.length)
+        return cost * (RECOMPUTING_COST if gang.gradient_checkpointing else 1) * ZERO_COST[gang.zero_stage]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What each setting may be. One worker takes the first of those that only several have any use for."""
+
+    workers: Sequence[int]
+    zero_stages: Sequence[ZeroStage]
+    recomputes: Sequence[bool]
+    fine_tunings: Sequence[FineTuning]
+    micro_batch_sequences: int | None
+    may_halve: bool
+    """Whether micro-batches may also be a half of it, a half of that, and so on."""
+
+    @staticmethod
+    def beyond(declared: Resources, *, is_wide: bool) -> Options:
+        """What takes less memory than is declared; a stage that one worker does has no others, and no ZeRO."""
+        return Options(
+            workers=[declared.workers * growth for growth in (GROWTH if is_wide else (1,))],
+            zero_stages=tuple(dict.fromkeys((declared.zero_stage, *((0, 1, 2, 3) if is_wide else ())))),
+            recomputes=(True,) if declared.gradient_checkpointing else (False, True),
+            fine_tunings=(declared.fine_tuning,),
+            micro_batch_sequences=declared.micro_batch_sequences,
+            may_halve=True,
+        )
+
+    def settings(self, base: Resources, loads: Sequence[Load]) -> Iterator[Resources]:
+        """Each that goes together; what is no option is as in `base`."""
+        every = product(self.workers, self.zero_stages, self.recomputes, self.fine_tunings)
+        for workers, stage, recomputes, fine_tuning in every:
+            # One worker has nobody to shard with, nor to fine-tune with.
+            is_idle = workers == 1 and (stage != self.zero_stages[0] or fine_tuning != self.fine_tunings[0])
+            if is_idle or (stage == 3 and base.compile):
+                continue
+            whole = base.with_(
+                workers=workers,
+                zero_stage=stage,
+                gradient_checkpointing=recomputes,
+                fine_tuning=fine_tuning,
+                micro_batch_sequences=self.micro_batch_sequences,
+            )
+            yield whole
+            micro = max(load.micro_batch(whole) for load in loads)
+            while self.may_halve and micro > 1:
+                micro = -(-micro // 2)
+                yield whole.with_(micro_batch_sequences=micro)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A setting that fits. `cost`: time of all GPUs together, beside that of the whole share at once without ZeRO."""
+    """A setting, what it takes, and what it costs."""
 
     resources: Resources
     num_bytes: int
+    """Of a worker, for the load that takes most."""
     cost: float
+    """See `Load.cost`; the mean over loads, by FLOPs."""
+    cheaper: Fit | None = None
+    """The next cheaper one, which takes too much; None: there is none."""
+
+    @staticmethod
+    def of(resources: Resources, loads: Sequence[Load]) -> Fit:
+        """What a setting comes to."""
+        return Fit(resources, max(load.num_bytes(resources) for load in loads), _cost(resources, loads))
 
     def changes(self, declared: Resources) -> str:
-        """What of it differs from what is declared, as a sweep file has it."""
-        names = ("workers", "zero_stage", "gradient_checkpointing", "micro_batch_sequences")
-        values = {name: getattr(self.resources, name) for name in names}
+        """What of it differs from `declared`, as a sweep file has it."""
         return ", ".join(
-            f"{name}: {str(value).lower()}" for name, value in values.items() if value != getattr(declared, name)
+            f"{name}: {written(value)}"
+            for name in SETTINGS
+            if (value := getattr(self.resources, name)) != getattr(declared, name)
         )
 
 
-def cheapest_fit(spec: StageSpec, size: Size, resources: Resources, limit: float) -> Fit | None:
-    """The setting that takes the fewest workers, and of these the least time; None if none of those tried fits.
+def cheapest_fit(
+    loads: Sequence[Load], options: Options, base: Resources, limit: Callable[[Resources], float]
+) -> Fit | None:
+    """The setting that takes the fewest workers, and of these the least time; None if none fits.
 
     Args:
-        spec: of a stage that trains; of any other None is the answer.
-        size: of its model.
-        resources: what is declared.
-        limit: bytes that a worker has.
+        loads: at least one; each is to fit by itself.
+        options: what may be chosen.
+        base: has what may not.
+        limit: bytes that a worker of such a gang has.
     """
-    if spec.training_batch is None:
-        return None
-    fits = [
-        Fit(each, num_bytes, cost)
-        for each, cost in _settings(spec, resources)
-        if (num_bytes := spec.memory_bytes(size, each)) <= limit
-    ]
-    return min(fits, key=lambda fit: (fit.resources.workers, fit.cost), default=None)
+    cheaper: Fit | None = None
+    for resources in sorted(options.settings(base, loads), key=lambda each: (each.workers, _cost(each, loads))):
+        fit = Fit.of(resources, loads)
+        if fit.num_bytes <= limit(resources):
+            return replace(fit, cheaper=cheaper)
+        cheaper = fit
+    return None
 
 
-def _settings(spec: StageSpec, resources: Resources) -> Iterator[tuple[Resources, float]]:
-    """Each with its cost; a stage that one worker does has no others, and no ZeRO."""
-    assert spec.training_batch
-    (sequences, length), is_wide = spec.training_batch, spec.is_wide(resources)
-    stages: tuple[ZeroStage, ...] = (0, 1, 2, 3) if is_wide else (resources.zero_stage,)
-    recomputes = (True,) if resources.gradient_checkpointing else (False, True)
-    for growth, stage, recompute in product(GROWTH if is_wide else (1,), stages, recomputes):
-        workers = resources.workers * growth
-        # One worker has nobody to shard with.
-        if (stage == 3 and resources.compile) or (workers == 1 and stage != resources.zero_stage):
-            continue
-        share = -(-sequences // workers) if is_wide else sequences
-        micro = min(resources.micro_batch_sequences or share, share)
-        while True:
-            changed: dict[str, Any] = {"workers": workers, "zero_stage": stage, "gradient_checkpointing": recompute}
-            whole = micro == share and resources.micro_batch_sequences is None
-            changed["micro_batch_sequences"] = None if whole else micro
-            cost = (1 + OVERHEAD_TOKENS_GPU / (micro * length)) * (RECOMPUTING_COST if recompute else 1)
-            yield resources.with_(**changed), cost * ZERO_COST[stage if is_wide else 0]
-            if micro == 1:
-                break
-            micro = -(-micro // 2)
+def nearest_fit(loads: Sequence[Load], options: Options, base: Resources, limit: Callable[[Resources], float]) -> Fit:
+    """Where none fits: the setting that takes least, of what a worker has. See `cheapest_fit`."""
+    fits = [Fit.of(resources, loads) for resources in options.settings(base, loads)]
+    return min(fits, key=lambda fit: fit.num_bytes / limit(fit.resources))
+
+
+def _cost(resources: Resources, loads: Sequence[Load]) -> float:
+    return sum(load.flops * load.cost(resources) for load in loads) / sum(load.flops for load in loads)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from raysweep.costs import Size
 from raysweep.curvature.cost import COPIES, LOGITS, Products
 from raysweep.objectives.base import LOGIT_CHUNK_BYTES
+from raysweep.resources import Resources
+from raysweep.train.precision import Precision, settled
 
 # Resident memory of a process beside what its tensors take: the C library's heap cannot reuse all that is freed.
 HEAP = 1.12
@@ -55,6 +57,48 @@ class Step:
     def shards(self, stage: int) -> int:
         """Workers that what ZeRO shards from this stage on is sharded over (Rajbhandari et al., 2020)."""
         return self.num_workers if self.zero_stage >= stage else 1
+
+
+@dataclass(frozen=True)
+class TrainingSteps:
+    """Steps of training as far as their memory goes by them, whatever gang takes them: equal ones take equal memory."""
+
+    sequences: int
+    """Of a batch, of all workers that share it."""
+    length: int
+    """Tokens of a sequence that the model reads."""
+    optimizer_floats: int
+    """See `Step`."""
+    precision: Precision
+    logits: float | None = None
+    """Tokens of a sequence whose logits are made at once; None: a few at a time on a GPU, all on a CPU."""
+    by_length: bool = False
+    """Whether rows of like length are computed together: in several micro-batches, and not compiled."""
+
+    def share(self, gang: Resources) -> int:
+        """Sequences of a batch that fall to the worker that has most."""
+        return -(-self.sequences // gang.workers)
+
+    def micro_batch(self, gang: Resources) -> int:
+        """Sequences that it takes at once."""
+        share = self.share(gang)
+        return min(gang.micro_batch_sequences or share, share)
+
+    def step(self, gang: Resources) -> Step:
+        """A step of that worker, where all of a gang work on it."""
+        on_gpu, micro_batch = gang.gpus_per_worker > 0, self.micro_batch(gang)
+        return Step(
+            tokens=micro_batch * self.length,
+            logit_tokens=None if self.logits is None else micro_batch * self.logits,
+            optimizer_floats=self.optimizer_floats,
+            in_half=settled(self.precision, on_gpu=on_gpu) == "bf16",
+            on_gpu=on_gpu,
+            compiled=gang.compiles and not self.by_length,
+            recomputed=gang.gradient_checkpointing,
+            accumulates=self.by_length or micro_batch < self.share(gang),
+            zero_stage=gang.zero_stage,
+            num_workers=gang.workers,
+        )
 
 
 def training_bytes(size: Size, step: Step) -> int:

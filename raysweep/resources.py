@@ -12,6 +12,12 @@ from raysweep.search import name_of, written
 from raysweep.spec import Spec, canonical
 from raysweep.validation import validate
 
+ZeroStage = Literal[0, 1, 2, 3]
+FineTuning = Literal["split", "wide"]
+
+SETTINGS = ("workers", "zero_stage", "gradient_checkpointing", "micro_batch_sequences", "fine_tuning")
+"""What makes a training take less memory of a worker, and more time."""
+
 
 class Resources(Spec):
     """What a gang is made of. None of it changes a result, or a stage's id."""
@@ -22,7 +28,7 @@ class Resources(Spec):
     """May be a fraction."""
     gpus_per_worker: float = Field(default=0, ge=0)
     """May be a fraction, so that several workers share a GPU."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: ZeroStage = 0
     """What ZeRO shards: 1 optimizer state, 2 gradients too, 3 weights too."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more work."""
@@ -31,7 +37,7 @@ class Resources(Spec):
     compile: bool | None = None
     """Whether torch compiles a model's blocks for pretraining, once for all variants of a shape: faster, and rounded
     otherwise, as with another number of workers; None: on GPUs, but for zero_stage 3, which does not take it."""
-    fine_tuning: Literal["split", "wide"] = "split"
+    fine_tuning: FineTuning = "split"
     """split: each worker fine-tunes a model by itself; wide: all work on one, sharded by `zero_stage`, where the
     training of a model does not fit one worker. Rounded otherwise, as with another number of workers."""
     max_concurrent: int | None = Field(default=None, ge=1)
@@ -72,6 +78,11 @@ class Resources(Spec):
     def fine_tunes_wide(self) -> bool:
         """Whether several workers fine-tune one model."""
         return self.fine_tuning == "wide" and self.workers > 1
+
+    @cached_property
+    def alone(self) -> Resources:
+        """Of a worker by itself, as in a split stage; it has nobody to shard with."""
+        return self.with_(workers=1, zero_stage=0)  # type: ignore[no-any-return]
 
     @property
     def default(self) -> Resources:

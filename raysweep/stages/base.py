@@ -16,6 +16,7 @@ from typing import ClassVar, Self
 
 from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
+from raysweep.memory import TrainingSteps
 from raysweep.objectives.families import Objective
 from raysweep.resources import Resources
 from raysweep.spec import Metric, Spec
@@ -133,9 +134,13 @@ class StageSpec(Spec):
         return 0
 
     @property
-    def training_batch(self) -> tuple[int, int] | None:
-        """Sequences of a step's batch, and tokens of each, as memory counts them; None: it trains nothing."""
+    def training(self) -> TrainingSteps | None:
+        """What it trains, as memory counts it; None: it trains nothing."""
         return None
+
+    def gang(self, resources: Resources) -> Resources:
+        """Those that work on it together: all of a gang, or one."""
+        return resources if self.is_wide(resources) else resources.alone
 
     @property
     def repeated(self) -> StageSpec | None:

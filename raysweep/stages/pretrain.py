@@ -17,7 +17,7 @@ from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
 from raysweep.data.sources import AS_SOURCE, Source
 from raysweep.errors import Place, collect
-from raysweep.memory import Step, training_bytes
+from raysweep.memory import TrainingSteps, training_bytes
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.objectives.heads import Head
@@ -30,7 +30,7 @@ from raysweep.stages.phases import Before, Phase
 from raysweep.stages.trajectory import Trajectory
 from raysweep.train.models import Model
 from raysweep.train.optimizers import Optimizer
-from raysweep.train.precision import Precision, settled
+from raysweep.train.precision import Precision
 from raysweep.train.schedules import Cosine, Schedule
 from raysweep.worker import Worker
 
@@ -261,9 +261,18 @@ class Pretrain(StageSpec):
         return (self.step - (before[-1] if before else 0)) * self.recipe.batch_sequences * self.recipe.sequence_length
 
     @property
-    def training_batch(self) -> tuple[int, int]:
-        """Of all workers."""
-        return self.recipe.batch_sequences, self.recipe.input_length
+    def training(self) -> TrainingSteps:
+        """Of all workers. The loss of every next token is made a few tokens at a time; of others, the labelled ones at
+        once."""
+        recipe = self.recipe
+        is_causal = recipe.objective.name == "causal_lm"
+        return TrainingSteps(
+            sequences=recipe.batch_sequences,
+            length=recipe.input_length,
+            optimizer_floats=recipe.optimizer.state_floats,
+            precision=recipe.precision,
+            logits=None if is_causal else recipe.objective.mean_predicted(recipe.sequence_length),
+        )
 
     def flops(self, size: Size, corpus: Corpus) -> float:
         """Gradients of all rows since the checkpoint before; a row may be longer than its text."""
@@ -273,26 +282,7 @@ class Pretrain(StageSpec):
 
     def memory_bytes(self, size: Size, resources: Resources) -> int:
         """That of a training step, of the rank with most of the batch; see `memory.training_bytes`."""
-        recipe, workers = self.recipe, resources.workers
-        share = -(-recipe.batch_sequences // workers)
-        batch, length = min(resources.micro_batch_sequences or share, share), recipe.input_length
-        # The loss of every next token is made a few tokens at a time; of others, the labelled ones at once.
-        at_once = None
-        if recipe.objective.name != "causal_lm":
-            at_once = batch * recipe.objective.mean_predicted(recipe.sequence_length)
-        step = Step(
-            tokens=batch * length,
-            logit_tokens=at_once,
-            optimizer_floats=recipe.optimizer.state_floats,
-            in_half=self._in_half(resources),
-            on_gpu=resources.gpus_per_worker > 0,
-            compiled=resources.compiles,
-            recomputed=resources.gradient_checkpointing,
-            accumulates=batch < share,
-            zero_stage=resources.zero_stage,
-            num_workers=workers,
-        )
-        return training_bytes(size, step)
+        return training_bytes(size, self.training.step(resources))
 
     def disk_bytes(self, size: Size) -> int:
         """The checkpoint, its weights in 32 bits."""
@@ -301,9 +291,6 @@ class Pretrain(StageSpec):
     def state_bytes(self, size: Size, resources: Resources) -> int:
         """Weights and the optimizer's state in 32 bits, whatever gang saves them."""
         return 4 * (1 + self.recipe.optimizer.state_floats) * size.num_parameters
-
-    def _in_half(self, resources: Resources) -> bool:
-        return settled(self.recipe.precision, on_gpu=resources.gpus_per_worker > 0) == "bf16"
 
     def _curve_lines(self, training: Training) -> Iterator[dict[str, float]]:
         recipe, before = self.recipe, self.before.steps if self.before else 0

@@ -17,7 +17,7 @@ from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
 from raysweep.data.tokenizers import load_tokenizer
 from raysweep.errors import Diverged, StageError
-from raysweep.memory import Step, training_bytes
+from raysweep.memory import TrainingSteps, training_bytes
 from raysweep.objectives.base import Arrays, Loss
 from raysweep.resources import Resources
 from raysweep.spec import Metric, Spec
@@ -120,36 +120,24 @@ class Sft(StageSpec):
         return trained + size.forward_flops((load.num_valid + load.num_test) * load.scored_length, load.length)
 
     @property
-    def training_batch(self) -> tuple[int, int]:
-        """Of all workers that share it; sequences of typical length."""
-        load = self.task.workload()
-        return min(self.hyperparameters.batch_sequences, load.num_train), load.length
+    def training(self) -> TrainingSteps:
+        """Of sequences of typical length. Logits are made for the few tokens of an answer or for classes: none are
+        counted."""
+        load, given = self.task.workload(), self.hyperparameters
+        return TrainingSteps(
+            sequences=min(given.batch_sequences, load.num_train),
+            length=load.length,
+            optimizer_floats=self._optimizer.state_floats,
+            precision=given.precision,
+            logits=0,
+            by_length=True,
+        )
 
     def memory_bytes(self, size: Size, resources: Resources) -> int:
-        """What training holds, and the activations of a micro-batch of typical length.
-
-        It is whole on one worker, or sharded, beside the weights that are scored. Of the logits, which are made for the
-        few tokens of an answer or for classes, none are counted.
-        """
-        (sequences, length), on_gpu = self.training_batch, resources.gpus_per_worker > 0
-        is_wide = self.is_wide(resources)
-        workers = resources.workers if is_wide else 1
-        share = -(-sequences // workers)
-        batch = min(resources.micro_batch_sequences or share, share)
-        step = Step(
-            tokens=batch * length,
-            logit_tokens=0,
-            optimizer_floats=self._optimizer.state_floats,
-            in_half=self._in_half(on_gpu=on_gpu),
-            on_gpu=on_gpu,
-            recomputed=resources.gradient_checkpointing,
-            accumulates=True,
-            zero_stage=resources.zero_stage if is_wide else 0,
-            num_workers=workers,
-        )
+        """What training holds, whole on one worker; or sharded, beside the weights that are scored."""
         # The weights that will be scored: of a GPU's gang they are in the host's memory.
-        beside = size.weights_bytes if is_wide and not on_gpu else 0
-        return training_bytes(size, step) + beside
+        beside = size.weights_bytes if self.is_wide(resources) and not resources.gpus_per_worker else 0
+        return training_bytes(size, self.training.step(self.gang(resources))) + beside
 
     def disk_bytes(self, size: Size) -> int:
         """Predictions, of some kilobytes: the weights are not kept."""

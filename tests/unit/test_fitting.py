@@ -6,7 +6,7 @@ from columns import OF_MODELS, RECIPE
 from raysweep.costs import Size
 from raysweep.devices import OVERHEAD_TOKENS_GPU, memory_bytes
 from raysweep.estimates import Largest, gpu_warnings
-from raysweep.fitting import GROWTH, cheapest_fit
+from raysweep.fitting import GROWTH, Load, Options, cheapest_fit
 from raysweep.resources import Resources
 from raysweep.stages.pretrain import Pretrain
 from raysweep.train.models import Llama
@@ -17,11 +17,11 @@ SIZE = Size(NUM, *MODEL.dimensions(), vocab_size=50304, num_bytes=4 * NUM)
 SEQUENCES = 512
 ONE = Resources(gpus_per_worker=1)
 PRETRAIN = Pretrain(recipe=RECIPE.with_(batch_sequences=SEQUENCES), seed=0, step=1)
-LENGTH = PRETRAIN.training_batch[1]
+LENGTH = PRETRAIN.training.length
 
 
 def fit_of(limit, resources=ONE):
-    fit = cheapest_fit(PRETRAIN, SIZE, resources, limit)
+    fit = cheapest_fit([Load(PRETRAIN, SIZE)], Options.beyond(resources, is_wide=True), resources, lambda gang: limit)
     assert fit is None or fit.num_bytes == PRETRAIN.memory_bytes(SIZE, fit.resources) <= limit
     return fit
 
@@ -71,6 +71,6 @@ def test_a_plan_says_it():
 @pytest.mark.parametrize("spec", OF_MODELS, ids=lambda spec: spec.kind)
 def test_only_training_has_settings(spec):
     if spec.kind not in ("pretrain", "sft"):
-        assert cheapest_fit(spec, SIZE, ONE, 2**60) is None
+        assert spec.training is None
         (warning,) = gpu_warnings(ONE, {spec.kind: Largest(2**40, spec, SIZE)}, 2**30)
         assert warning.endswith("take GPUs with more memory, or smaller batches")
