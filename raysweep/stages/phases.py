@@ -47,6 +47,8 @@ class Phase(Spec):
     """What of the optimizer changes."""
     schedule: dict[str, Any] | None = None
     """What of the schedule changes, which goes over the steps of this phase alone."""
+    flat: dict[str, Any] | None = None
+    """What of the method for flat minima changes; null: none from here on."""
     batch_sequences: int | None = Field(default=None, ge=1)
     """Of the global batch."""
     sequence_length: int | None = Field(default=None, ge=2)

@@ -28,6 +28,7 @@ from raysweep.stages.base import StageSpec
 from raysweep.stages.fetch import OBJECTIVE_FILE
 from raysweep.stages.phases import Before, Phase
 from raysweep.stages.trajectory import Trajectory
+from raysweep.train.flat import FlatMethod
 from raysweep.train.models import Model
 from raysweep.train.optimizers import Optimizer
 from raysweep.train.precision import Precision
@@ -72,6 +73,8 @@ class Recipe(Spec):
     """Tokens of a sequence."""
     clip_norm: float | None = Field(default=1.0, gt=0)
     """Longest gradient, in the Euclidean norm; null: any."""
+    flat: Annotated[FlatMethod | None, Neutral(None)] = None
+    """What draws it to flat minima; null: nothing but the optimizer."""
     precision: Precision = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
     checkpoints: Annotated[tuple[int | float | str, ...], Provenance()] = ()

@@ -98,9 +98,11 @@ class Trajectory:
     def _batch(self, step: int) -> Arrays:
         ids = self._order.batch(step, self.recipe.batch_sequences)
         # By the step counted over all phases: a run that goes on draws what it would have drawn in one piece.
-        draw = np.random.default_rng([self.seed, 4, self._steps_before + step])
-        objective = self.recipe.objective
-        rows = objective.prepare(ids, draw, self._specials)
+        at = self._steps_before + step
+        objective, flat = self.recipe.objective, self.recipe.flat
+        rows = objective.prepare(ids, np.random.default_rng([self.seed, 4, at]), self._specials)
+        if flat:
+            rows = flat.relabel(rows, np.random.default_rng([self.seed, 5, at]), self._specials)
         if objective.reads_labels:
             assert isinstance(self.recipe.data, LabelledLaw)  # The recipe has seen to it.
             rows |= objective.from_law(self.recipe.data, ids)
