@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HESSIAN_TRACE = column_name("flatness", "hessian_trace")
+FEATURE_TRACE = column_name("flatness", "feature_trace")
 PPL = column_name("heldout", "ppl")
 KSHOT = column_name("indicators", "kshot_mean")
 NUM_TOKENS = column_name("pretrain", "num_tokens")
@@ -44,10 +45,20 @@ def mean_eigenvalue(table: pd.DataFrame) -> pd.Series:
     return table[HESSIAN_TRACE] / table[NUM_PARAMETERS]
 
 
+def trace_over_features(table: pd.DataFrame) -> pd.Series:
+    """Trace of the Hessian over that of the Fisher matrix of the head: what is not the norm of features."""
+    return table[HESSIAN_TRACE] / table[FEATURE_TRACE]
+
+
 DERIVED = (
     Derived(
         Column("flatness", Metric("mean_eigenvalue", "min", "nats/token")),
         needs=(HESSIAN_TRACE, NUM_PARAMETERS),
         function=mean_eigenvalue,
+    ),
+    Derived(
+        Column("flatness", Metric("trace_over_features", "min")),
+        needs=(HESSIAN_TRACE, FEATURE_TRACE),
+        function=trace_over_features,
     ),
 )

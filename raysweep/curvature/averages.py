@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -331,8 +331,12 @@ def _difference_error(probes: Mapping[Unit, Values], trace: float) -> float:
     return abs(math.fsum(map(change_of_step, checked)) / 3 / seen * weighted / tokens / trace)
 
 
-def traces_of_parts(done: Mapping[Unit, Values], level: Level) -> dict[str, Part]:
-    """Traces by parameter, by layer or by block, from the units of the whole model, in the model's order.
+def traces_of_parts(done: Mapping[Unit, Values], part: Callable[[str], str]) -> dict[str, Part]:
+    """Traces of parts of a model, from the units of the whole, in the model's order.
+
+    Args:
+        done: units, with values of single parameters.
+        part: what part a parameter, by name, belongs to; see `part_of`.
 
     Raises:
         ValueError: if there are too few label draws for an error.
@@ -343,12 +347,12 @@ def traces_of_parts(done: Mapping[Unit, Values], level: Level) -> dict[str, Part
         raise ValueError("traces of parts are of label draws, two at least; measure with TraceSettings(parts=True)")
     for name in next(iter(fishers.values())):
         if name.startswith("parameter/"):
-            names.setdefault(part_of(name.removeprefix("parameter/"), level), []).append(name)
+            names.setdefault(part(name.removeprefix("parameter/")), []).append(name)
     first = next(iter(names.values()))[0]
     known = all(first in values for unit, values in done.items() if unit.kind == "probe")
     return {
-        part: Part(_estimate(done, "probe", group) if known else None, _estimate(done, "fisher", group))
-        for part, group in names.items()
+        name: Part(_estimate(done, "probe", group) if known else None, _estimate(done, "fisher", group))
+        for name, group in names.items()
     }
 
 
@@ -361,7 +365,16 @@ def part_of(parameter: str, level: Level) -> str:
     return block[1] if block else layer
 
 
+def ratio_estimate(sums: Sequence[float], tokens: Sequence[float]) -> Estimate:
+    """The sum over batches over that of their tokens, and its standard error by the delta method.
+
+    >>> ratio_estimate([4.0, 6.0], [2.0, 2.0])
+    Estimate(mean=2.5, stderr=0.5, df=1)
+    """
+    mean, off = _ratio(dict(enumerate(sums)), dict(enumerate(tokens)))
+    return Estimate(mean, math.sqrt(_covariance(off, off) / len(off)), len(off) - 1)
+
+
 def _estimate(done: Mapping[Unit, Values], kind: str, names: Sequence[str]) -> Estimate:
     tokens, sums = _by_batch(done, kind, names)
-    mean, off = _ratio(sums, tokens)
-    return Estimate(mean, math.sqrt(_covariance(off, off) / len(off)), len(off) - 1)
+    return ratio_estimate([*sums.values()], [tokens[batch] for batch in sums])

@@ -6,10 +6,11 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from raysweep.curvature.adaptive import Reason, next_units, stop_reason
-from raysweep.curvature.averages import Level, Part, Traces, change_of_step, summarize, traces_of_parts
+from raysweep.curvature.averages import Level, Part, Traces, change_of_step, part_of, summarize, traces_of_parts
 from raysweep.curvature.cost import COST
 from raysweep.curvature.dealing import Deal, one_after_another
 from raysweep.curvature.differences import step_for
@@ -48,7 +49,11 @@ class Measured:
         Raises:
             ValueError: if there are too few label draws for an error; see `TraceSettings.parts`.
         """
-        return traces_of_parts(self.units, level)
+        return traces_of_parts(self.units, partial(part_of, level=level))
+
+    def roles(self, role: Callable[[str], str]) -> dict[str, Part]:
+        """The same by what parameters are for; see `roles.roles_of`. Raises ValueError as `parts` does."""
+        return traces_of_parts(self.units, role)
 
     def metrics(self) -> dict[str, float]:
         """All numbers by name; traces are in nats per predicted token."""

@@ -49,6 +49,14 @@ TRACES = (
     Metric("hessian_trace_stderr_probe", unit=NATS),
     Metric("hessian_trace_stderr_data", unit=NATS),
 )
+# Of parameters by what they are for, as `curvature.roles` has it.
+ROLES = tuple(
+    Metric(f"{name}_trace_{role}{end}", "min" if not end else None, NATS)
+    for name in ("fisher", "hessian")
+    for role in ("head", "embeddings", "blocks")
+    for end in ("", "_stderr")
+)
+FEATURES = (Metric("feature_trace", "min", NATS), Metric("feature_trace_stderr", unit=NATS))
 WORK = (
     Metric("difference_error"),
     Metric("target_reached"),
@@ -160,7 +168,7 @@ class Flatness(TraceSettings, StageSpec):
 
         Under ZeRO-3 weights and vectors are sharded, but not where samples or shape are measured too.
         """
-        is_whole = self.products == "exact" or self.own_samples or self.shape
+        is_whole = self.products == "exact" or self.own_samples or self.shape or self.parts
         shards = resources.workers if resources.zero_stage == 3 and not is_whole else 1
         return product_bytes(
             size,
@@ -210,7 +218,7 @@ class Flatness(TraceSettings, StageSpec):
         is_sharded = worker.zero_stage == 3 and worker.world_size > 1 and self.products != "exact"
         if is_sharded:
             measured = self._measure_sharded(inputs["checkpoint"], text, worker)
-        if not is_sharded or self.own_samples or self.shape:
+        if not is_sharded or self.own_samples or self.shape or self.parts:
             model = load_model(inputs["checkpoint"]).to(worker.device)
             prepare(model, twice_differentiable=self.products == "exact")
             choose_parameters(model, self.parameters)
@@ -223,6 +231,8 @@ class Flatness(TraceSettings, StageSpec):
             if self.parts:
                 parts = {name: asdict(part) for name, part in measured.parts("parameter").items()}
                 (out / "parameters.json").write_text(json.dumps(parts, indent=1))
+        if self.parts:
+            metrics |= self._by_role(model, measured, text)
         if self.own_samples:
             metrics |= self._on_samples(model, inputs["checkpoint"], measured, worker)
         if self.shape:
@@ -232,6 +242,8 @@ class Flatness(TraceSettings, StageSpec):
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
         """Traces with their errors, and what else is asked for; the flatter the better."""
         metrics = (*TRACES, *WORK)
+        if self.parts:
+            metrics += (*self._roles, *FEATURES)
         if self.own_samples:
             metrics += tuple(replace(each, name=f"samples_{each.name}") for each in TRACES)
             metrics += (Metric("samples_relative_distance"), Metric("samples_relative_distance_stderr"))
@@ -241,6 +253,25 @@ class Flatness(TraceSettings, StageSpec):
             metrics += tuple(Metric(f"eigenvalue_{rank}_error", unit=NATS) for rank in ranks)
             metrics += SHAPE
         return metrics
+
+    @property
+    def _roles(self) -> tuple[Metric, ...]:
+        """The default products say nothing of the Hessian's parts."""
+        return ROLES[: len(ROLES) // 2] if self.products == "logit_differences" else ROLES
+
+    def _by_role(self, model: Any, measured: Measured, text: Batch) -> dict[str, float]:
+        """Traces of the head, embeddings and blocks, 0 where nothing is measured of them, and the feature norm's."""
+        from raysweep.curvature.language import equal_batches
+        from raysweep.curvature.roles import feature_trace, roles_of
+
+        metrics = {metric.name: 0.0 for metric in self._roles}
+        for role, part in measured.roles(roles_of(model)).items():
+            for name, estimate in (("fisher", part.fisher), ("hessian", part.hessian)):
+                if estimate:
+                    metrics[f"{name}_trace_{role}"] = estimate.mean
+                    metrics[f"{name}_trace_{role}_stderr"] = estimate.stderr
+        features = feature_trace(model, equal_batches(text, self.batch_sequences))
+        return metrics | {"feature_trace": features.mean, "feature_trace_stderr": features.stderr}
 
     def _on_samples(self, model: Any, checkpoint: Path, on_text: Measured, worker: Worker) -> dict[str, float]:
         from raysweep.curvature.measure import distance
