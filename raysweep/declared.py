@@ -25,12 +25,13 @@ from raysweep.search import (
     names_of,
     paths_of,
 )
-from raysweep.spec import Provenance, Spec, check_name
+from raysweep.spec import Neutral, Provenance, Spec, check_name
 from raysweep.stages.base import StageSpec
 from raysweep.stages.fetch import Existing
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.indicators import Indicators
 from raysweep.stages.pretrain import Recipe
+from raysweep.stages.probes import Probes
 from raysweep.validation import suggested
 
 # More than any sweep has been; a grid of a few long axes is beyond it at once.
@@ -88,6 +89,8 @@ class Declared(Spec):
     """Zero- and few-shot scores of the fine-tuning tasks, on every checkpoint; left out: none."""
     flatness: Flatness | None = None
     """Traces of Hessian, Gauss-Newton and Fisher matrices, on every checkpoint; left out: none."""
+    probes: Annotated[Probes | None, Neutral(None)] = None
+    """Linear probes of the fine-tuning tasks by number of labels and by layer, on every checkpoint; left out: none."""
     sft: Finetuning | None = None
     """Tasks that every checkpoint is fine-tuned on; left out: none."""
     resources: Annotated[ResourcesSection, Provenance()] = Resources()
@@ -122,8 +125,9 @@ class Declared(Spec):
 
     @model_validator(mode="after")
     def _indicators_of_tasks(self) -> Declared:
-        if self.indicators and not self.sft:
-            raise ValueError("indicators are scores of the tasks of sft: add sft, or remove indicators")
+        for name, section in (("indicators", self.indicators), ("probes", self.probes)):
+            if section and not self.sft:
+                raise ValueError(f"{name} are scores of the tasks of sft: add sft, or remove {name}")
         return self
 
     @field_validator("sweep")

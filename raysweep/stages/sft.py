@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -20,7 +20,7 @@ from raysweep.errors import Diverged, StageError
 from raysweep.memory import TrainingSteps, training_bytes
 from raysweep.objectives.base import Arrays, Loss
 from raysweep.resources import Resources
-from raysweep.spec import Metric, Spec
+from raysweep.spec import Metric, Neutral, Spec
 from raysweep.stages.base import StageSpec
 from raysweep.tasks.families import Task
 from raysweep.train.checkpoints import load_model
@@ -46,6 +46,12 @@ class Hyperparameters(Spec):
     """AdamW's, on matrices alone."""
     precision: Precision = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
+    max_examples: Annotated[int | None, Neutral(None)] = Field(default=None, ge=1)
+    """Training examples of a task, the first so many; left out: all. A probe may be fitted to more (see probes)."""
+
+    def num_examples(self, num_train: int) -> int:
+        """Of so many training examples, those that are trained on."""
+        return min(num_train, self.max_examples or num_train)
 
 
 class Sft(StageSpec):
@@ -116,7 +122,8 @@ class Sft(StageSpec):
     def flops(self, size: Size, corpus: Corpus) -> float:
         """Training, and scoring of validation and test examples."""
         load = self.task.workload()
-        trained = size.gradient_flops(self.hyperparameters.epochs * load.num_train * load.length, load.length)
+        num = self.hyperparameters.num_examples(load.num_train)
+        trained = size.gradient_flops(self.hyperparameters.epochs * num * load.length, load.length)
         return trained + size.forward_flops((load.num_valid + load.num_test) * load.scored_length, load.length)
 
     @property
@@ -125,7 +132,7 @@ class Sft(StageSpec):
         counted."""
         load, given = self.task.workload(), self.hyperparameters
         return TrainingSteps(
-            sequences=min(given.batch_sequences, load.num_train),
+            sequences=min(given.batch_sequences, given.num_examples(load.num_train)),
             length=load.length,
             optimizer_floats=self._optimizer.state_floats,
             precision=given.precision,
@@ -164,6 +171,7 @@ class Sft(StageSpec):
         from raysweep.train.loop import train
 
         given = self.hyperparameters
+        num_examples = given.num_examples(num_examples)
         size = min(given.batch_sequences, num_examples)
         # What fills no batch is left out, other examples in each epoch.
         per_epoch = num_examples // size

@@ -195,16 +195,24 @@ class TaskSpec(Spec):
         """
 
     @abstractmethod
-    def features(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split) -> Features:
+    def features(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        split: Split,
+        *,
+        layer: int | None = None,
+    ) -> Features:
         """Frozen states of the examples of a split, and their labels, in the order of `ids`.
 
         Args:
             model: in evaluation mode.
             tokenizer: the checkpoint's.
             split: whose examples are read.
+            layer: blocks that the states have come through, 0 being the embeddings; None: all, and what follows them.
 
         Raises:
-            ValueError: if the task has no labels.
+            ValueError: if the task has no labels, or the model not so many blocks.
         """
 
     def check_head(self, head: Head) -> None:

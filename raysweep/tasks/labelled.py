@@ -122,12 +122,19 @@ class LabelledTask(TaskSpec):
         hits = classes[distances.argmin(dim=1)].numpy() == asked.labels
         return np.where(distances.isnan().any(dim=1).numpy(), np.nan, hits).tolist()  # type: ignore[no-any-return]
 
-    def features(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split) -> Features:
+    def features(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        split: Split,
+        *,
+        layer: int | None = None,
+    ) -> Features:
         """What a head reads, flat: all states [n, L x hidden], or their means [n, hidden]; see `TaskSpec.features`."""
         import torch
 
         examples = self.encoded(split, tokenizer, max_length=context_length(model))
-        states = torch.cat([states.flatten(1) for states in self._pooled(model, examples)])
+        states = torch.cat([states.flatten(1) for states in self._pooled(model, examples, layer=layer)])
         labels = torch.from_numpy(np.ascontiguousarray(examples.labels)).to(states.device)
         return Features(states, labels)
 
@@ -138,7 +145,9 @@ class LabelledTask(TaskSpec):
         parts = self._pooled(model, examples)
         return torch.cat([part[:, -1] if self.pooling == "all" else part for part in parts])
 
-    def _pooled(self, model: PreTrainedModel, examples: Labelled) -> Iterator[torch.Tensor]:
+    def _pooled(
+        self, model: PreTrainedModel, examples: Labelled, *, layer: int | None = None
+    ) -> Iterator[torch.Tensor]:
         """Batch by batch, without gradients: states [batch, L, hidden], or their means [batch, hidden]."""
         import torch
 
@@ -146,4 +155,4 @@ class LabelledTask(TaskSpec):
 
         with torch.no_grad():
             for ids, mask in batches(examples.batch(slice(None)), device=next(model.parameters()).device):
-                yield pooled_states(model.base_model, ids, mask, pooling=self.pooling).float()
+                yield pooled_states(model.base_model, ids, mask, pooling=self.pooling, layer=layer).float()

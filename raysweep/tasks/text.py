@@ -97,7 +97,14 @@ class TextTask(FileTask):
         )
         return [row.scores["score"] for row in rows]
 
-    def features(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split) -> Features:
+    def features(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        split: Split,
+        *,
+        layer: int | None = None,
+    ) -> Features:
         """There are none of answers in words: ValueError."""
         raise ValueError(f"a task of form {self.form} has no labels to fit a linear probe to")
 

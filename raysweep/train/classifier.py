@@ -70,21 +70,35 @@ class Classifier(torch.nn.Module):
 
 
 def pooled_states(
-    base: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, *, pooling: Pooling
+    base: torch.nn.Module,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    pooling: Pooling,
+    layer: int | None = None,
 ) -> torch.Tensor:
-    """The last layer's states.
+    """The last layer's states, or those of a layer below.
 
     Args:
         base: a model without a head.
         input_ids: [n, L].
         attention_mask: [n, L], 0 at padding, which stands on the right; None: there is none.
         pooling: "all": as they are; "mean": over the tokens of a row.
+        layer: blocks that they have come through, 0 being the embeddings; None: all, and the norm that follows.
 
     Returns:
         [n, L, hidden], or [n, hidden].
+
+    Raises:
+        ValueError: if there are not so many blocks.
     """
     given = {} if attention_mask is None else {"attention_mask": attention_mask}
-    states: torch.Tensor = base(input_ids=input_ids, use_cache=False, **given).last_hidden_state
+    output = base(input_ids=input_ids, use_cache=False, output_hidden_states=layer is not None, **given)
+    states: torch.Tensor = output.last_hidden_state
+    if layer is not None:
+        if layer >= len(output.hidden_states):
+            raise ValueError(f"layer {layer}: the model has {len(output.hidden_states) - 1} blocks")
+        states = output.hidden_states[layer]
     if pooling == "all":
         return states
     if attention_mask is None:

@@ -10,7 +10,9 @@ from raysweep.runners.gang import Gang
 from raysweep.space import load
 
 GRAMMAR = TINY.replace(
-    "max_units: 8}", "max_units: 8, own_samples: 4, parts: true, shape: {num_steps: 4, num_eigenvalues: 2}}"
+    "max_units: 8}",
+    "max_units: 8, own_samples: 4, parts: true, shape: {num_steps: 4, num_eigenvalues: 2}}\n"
+    "probes: {num_labels: [8, 20], num_draws: 2, layers: [0, 1]}",
 )
 TEXT = """\
 name: text
@@ -68,7 +70,7 @@ def declared_and_reported(path, store) -> set[str]:
 
 def test_every_stage_reports_what_it_declares(sweep_file, folder, store):
     kinds = declared_and_reported(sweep_file(GRAMMAR), store)
-    assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "flatness", "probe", "sft"}
+    assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "flatness", "probe", "probes", "sft"}
     kinds = declared_and_reported(sweep_file(TEXT), store)
     assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "sft"}
 

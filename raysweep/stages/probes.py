@@ -1,0 +1,206 @@
+"""Linear probes of a checkpoint: how well its frozen states tell the labels of tasks, by number of labels and by layer.
+
+With few labels a probe shows how easily features are found, with many how much is there at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from raysweep.costs import Size
+from raysweep.data.corpora import Corpus
+from raysweep.data.tokenizers import load_tokenizer
+from raysweep.errors import SpaceError
+from raysweep.resources import Resources
+from raysweep.spec import Metric
+from raysweep.stages.base import StageSpec, Subject
+from raysweep.tasks.base import Features
+from raysweep.tasks.families import Task
+from raysweep.train.checkpoints import load_model
+from raysweep.train.evaluate import ROWS_OF_STATES
+from raysweep.worker import Worker
+
+if TYPE_CHECKING:
+    import torch
+
+PENALTIES = (1e-1, 1e-2, 1e-3)
+"""On half the squared weights, beside the mean loss in nats; that with the best validation accuracy counts. From strong
+to weak, each fit beginning where the one before ended."""
+MAX_ITERATIONS = 60
+"""Of L-BFGS, for each penalty."""
+
+
+class Probes(StageSpec):
+    """Logistic regression on frozen states, all tokens side by side (paper 1, Liu et al., 2022) or their mean.
+
+    Each draw has labels of its own, disjoint from those of other draws as far as the training split goes, and an own
+    part of the indicator split to be scored on: so the spread over draws holds all that a score has of chance. Draws
+    are the same for all checkpoints. Features are standardised by the examples that a probe is fitted to.
+    """
+
+    kind: ClassVar[str] = "probes"
+    wide: ClassVar[bool] = False
+    filled: ClassVar[frozenset[str]] = frozenset({"tasks"})
+
+    num_labels: tuple[int, ...] = Field(default=(64, 5000), min_length=1)
+    """Labelled examples that a probe is fitted to; a probe for each number."""
+    num_draws: int = Field(default=5, ge=2)
+    """Of labels and of examples to score."""
+    layers: tuple[int, ...] = ()
+    """Probes of the states after so many blocks, too, 0 being the embeddings."""
+    tasks: dict[str, Task] = Field(default_factory=dict)
+    """Name to task; filled from sft.tasks, those that have labels."""
+
+    @field_validator("num_labels", "layers")
+    @classmethod
+    def _distinct(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(numbers)) != len(numbers) or min(numbers, default=0) < 0:
+            raise ValueError(f"{list(numbers)}: give different numbers, none below 0")
+        return numbers
+
+    def bind(self, subject: Subject) -> Probes:
+        """With the tasks that have labels.
+
+        Raises:
+            SpaceError: if a task has not so many training examples.
+        """
+        tasks = {name: task for name, task in subject.tasks.items() if task.num_classes is not None}
+        for name, task in tasks.items():
+            if (most := max(self.num_labels)) > (there := task.workload().num_train):
+                text = f"{most} labels: task {name} has {there} training examples; raise its num_train, or lower it"
+                raise SpaceError(text, ("num_labels",))
+        return self.with_(tasks=tasks)  # type: ignore[no-any-return]
+
+    def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
+        """Accuracy for each number of labels: of each task, of each draw as a mean over tasks, and of all."""
+        model = load_model(inputs["checkpoint"]).to(worker.device).eval()
+        tokenizer = load_tokenizer(inputs["checkpoint"])
+        hits: dict[tuple[int | None, int], dict[str, list[float]]] = {}
+        for layer in (None, *self.layers):
+            for name, task in sorted(self.tasks.items()):
+                train, valid, test = (
+                    task.features(model, tokenizer, split, layer=layer) for split in ("train", "valid", "indicator")
+                )
+                for num in self.num_labels:
+                    scores = [
+                        self._score(train, valid, test, num_labels=num, draw=draw, num_classes=task.num_classes or 0)
+                        for draw in range(self.num_draws)
+                    ]
+                    hits.setdefault((layer, num), {})[name] = scores
+        return {name: value for key, scores in hits.items() for name, value in self._summary(*key, scores)}
+
+    def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
+        """Accuracies; the error is of the mean over draws."""
+        names = {name: {task: [0.0] * self.num_draws for task in self.tasks} for name in self._keys()}
+        return tuple(
+            Metric(name, None if name.endswith("_stderr") or "_draw_" in name else "max", "share")
+            for key, scores in names.items()
+            for name, _ in self._summary(*key, scores)
+        )
+
+    def flops(self, size: Size, corpus: Corpus) -> float:
+        """Features of all examples, and the probes' iterations."""
+        total, passes = 0.0, 1 + len(self.layers)
+        for task in self.tasks.values():
+            load = task.workload()
+            read = (load.num_train + load.num_valid + load.num_indicator) * load.length
+            weights = load.num_states * size.hidden_size * (task.num_classes or 0)
+            fits = self.num_draws * sum(self.num_labels) * len(PENALTIES) * MAX_ITERATIONS
+            total += passes * (size.forward_flops(read, load.length) + 4.0 * weights * fits)
+        return total
+
+    def memory_bytes(self, size: Size, resources: Resources) -> int:
+        """Weights, the states of a task's examples, some twice, and a batch that is read for them."""
+        most = 0
+        for task in self.tasks.values():
+            load = task.workload()
+            rows = load.num_train + load.num_valid + load.num_indicator + max(self.num_labels)
+            batch = min(ROWS_OF_STATES, load.num_train) * load.length * size.forward_bytes
+            most = max(most, 4 * rows * load.num_states * size.hidden_size + batch)
+        return size.weights_bytes + most
+
+    def disk_bytes(self, size: Size) -> int:
+        """None: its numbers stand in its record."""
+        return 0
+
+    def _keys(self) -> Iterator[tuple[int | None, int]]:
+        return ((layer, num) for layer in (None, *self.layers) for num in self.num_labels)
+
+    def _summary(self, layer: int | None, num: int, scores: Mapping[str, list[float]]) -> Iterator[tuple[str, float]]:
+        """Metrics of one layer and number of labels, from the scores of each task's draws."""
+        name = f"labels_{num}" if layer is None else f"labels_{num}_layer_{layer}"
+        draws = [fmean(of_draw) for of_draw in zip(*scores.values(), strict=True)]
+        yield name, fmean(draws) if draws else math.nan
+        yield f"{name}_stderr", stdev(draws) / math.sqrt(len(draws)) if draws else math.nan
+        if layer is None:
+            yield from ((f"{name}_draw_{index + 1}", value) for index, value in enumerate(draws))
+            yield from ((f"{task}/{name}", fmean(of_task)) for task, of_task in scores.items())
+
+    def _score(
+        self, train: Features, valid: Features, test: Features, *, num_labels: int, draw: int, num_classes: int
+    ) -> float:
+        """Accuracy of one draw on its own part of `test`; NaN where states are no numbers."""
+        import torch
+
+        num = len(train.labels)
+        order = torch.randperm(num, generator=torch.Generator().manual_seed(0))
+        # One after another in a random order, from the front again where it ends.
+        chosen = order[(draw * num_labels + torch.arange(num_labels)) % num].to(train.labels.device)
+        states = train.states[chosen]
+        mean, spread = states.mean(dim=0), states.std(dim=0) + 1e-6
+
+        def scaled(given: torch.Tensor) -> torch.Tensor:
+            return (given - mean) / spread
+
+        valid_states = scaled(valid.states)
+        best = (-1.0, math.nan)
+        for weights in fits(scaled(states), train.labels[chosen], num_classes=num_classes):
+            validation = _accuracy(weights, valid_states, valid.labels)
+            if validation > best[0]:
+                rows = slice(draw, None, self.num_draws)
+                best = (validation, _accuracy(weights, scaled(test.states[rows]), test.labels[rows]))
+        return best[1]
+
+
+def fits(states: torch.Tensor, labels: torch.Tensor, *, num_classes: int) -> Iterator[torch.Tensor]:
+    """Logistic regressions of one penalty after another: mean cross-entropy + penalty / 2 |w|^2, to its minimum.
+
+    Args:
+        states: [n, d], standardised.
+        labels: [n], in [0, num_classes).
+        num_classes: that are told apart.
+
+    Returns:
+        Weights [d + 1, num_classes] for each of `PENALTIES`; the last row is the intercepts, which have no penalty.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    inputs = F.pad(states, (0, 1), value=1.0)
+    weights = torch.zeros(inputs.shape[1], num_classes, device=states.device, requires_grad=True)
+    for penalty in PENALTIES:
+        optimizer = torch.optim.LBFGS(
+            [weights], max_iter=MAX_ITERATIONS, tolerance_grad=1e-4, line_search_fn="strong_wolfe"
+        )
+
+        def loss(optimizer: Any = optimizer, penalty: float = penalty) -> torch.Tensor:
+            optimizer.zero_grad()
+            value = F.cross_entropy(inputs @ weights, labels) + penalty / 2 * weights[:-1].square().sum()
+            value.backward()  # type: ignore[no-untyped-call]
+            return value
+
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        yield weights.detach().clone()
+
+
+def _accuracy(weights: torch.Tensor, states: torch.Tensor, labels: torch.Tensor) -> float:
+    logits = states @ weights[:-1] + weights[-1]
+    if not bool(logits.isfinite().all()):
+        return math.nan
+    return float((logits.argmax(dim=1) == labels).double().mean())

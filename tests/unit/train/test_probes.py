@@ -1,0 +1,59 @@
+"""Linear probes: fits at their minimum, draws that share nothing, and what they read of known features."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+
+from raysweep.data.hmm import HMM
+from raysweep.errors import SpaceError
+from raysweep.objectives.causal_lm import CausalLM
+from raysweep.stages.base import Subject
+from raysweep.stages.probes import PENALTIES, Probes, fits
+from raysweep.tasks.base import Features
+from raysweep.tasks.states import HMMState
+
+CHAIN = HMM(vocabulary=5, num_states=3, sentence_length=4)
+
+
+def draw_of(num: int, seed: int, *, noise: float = 0.0) -> Features:
+    """Labels of three classes that one linear map of eight features tells, but for noise."""
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(num, 8, generator=generator)
+    rule = torch.randn(8, 3, generator=torch.Generator().manual_seed(9))
+    return Features(states, (states @ rule + noise * torch.randn(num, 3, generator=generator)).argmax(dim=1))
+
+
+def test_each_fit_is_the_minimum_of_its_penalised_loss():
+    states, labels = draw_of(60, seed=0, noise=1.0)
+    for penalty, found in zip(PENALTIES, fits(states, labels, num_classes=3), strict=True):
+        weights = found.double().requires_grad_()
+        logits = F.pad(states, (0, 1), value=1.0).double() @ weights
+        (F.cross_entropy(logits, labels) + penalty / 2 * weights[:-1].square().sum()).backward()
+        # Convex, so a gradient of zero is the minimum; its tolerance is 1e-4.
+        assert weights.grad.abs().max() < 1e-3
+
+
+def test_more_labels_tell_more_and_draws_share_no_label_and_no_example():
+    train, valid, test = (draw_of(num, seed, noise=0.5) for seed, num in enumerate((1000, 200, 1000)))
+    probes = Probes(num_labels=(20, 200), num_draws=5)
+    given = {"num_classes": 3, "train": train, "valid": valid, "test": test}
+    few, many = ([probes._score(**given, num_labels=num, draw=draw) for draw in range(5)] for num in (20, 200))
+    assert sum(few) < sum(many)
+    assert len(set(many)) > 1
+    # Of a draw alone: other labels and other examples to score leave its number as it is.
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+    labels, tested = train.labels.clone(), test.labels.clone()
+    labels[order[200:]] = 0
+    tested[torch.arange(1000) % 5 != 0] = 0
+    changed = {"train": Features(train.states, labels), "test": Features(test.states, tested)}
+    assert probes._score(**given | changed, num_labels=200, draw=0) == many[0]
+    assert probes._score(**given | changed, num_labels=200, draw=1) != many[1]
+
+
+def test_labels_that_a_task_has_not_are_an_error():
+    tasks = {"state": HMMState(form="hmm_state", position=2, num_train=100).bind(CHAIN)}
+    with pytest.raises(SpaceError, match="200 labels: task state has 100 training examples; raise its num_train"):
+        Probes(num_labels=(200,)).bind(Subject(CHAIN, CausalLM(), 5, tasks))
+    with pytest.raises(ValidationError, match="give different numbers"):
+        Probes(num_labels=(200, 200))
