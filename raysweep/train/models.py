@@ -3,105 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from raysweep.errors import DataError, StageError
+from raysweep.errors import DataError
 from raysweep.objectives.heads import Head
-from raysweep.spec import Spec
 from raysweep.train import architectures
 from raysweep.train.architectures import GATED, PLAIN
-from raysweep.train.checkpoints import reads_ahead
+from raysweep.train.model_spec import Dimensions, ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-
-class Dimensions(NamedTuple):
-    """What a model's FLOPs and activations are reckoned by, beside its number of parameters."""
-
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    inner_numbers: int
-    """Of a token, that a block's feed-forward layers keep for their backward pass; see `architectures`."""
-
-
-class ModelSpec(Spec):
-    """A language model of a vocabulary that comes with the text, whose weights are drawn anew."""
-
-    name: str
-
-    @property
-    @abstractmethod
-    def head(self) -> Head:
-        """What it predicts; an objective needs one or the other."""
-
-    @property
-    @abstractmethod
-    def max_length(self) -> int | None:
-        """Tokens of the longest input that it can read; None: any."""
-
-    @abstractmethod
-    def dimensions(self) -> Dimensions:
-        """Number, width and attention heads of its blocks, and what their feed-forward layers keep."""
-
-    @abstractmethod
-    def num_parameters(self, vocab_size: int) -> int:
-        """Exact number of weights of a model of this vocabulary, tied ones counted once; none is made for it."""
-
-    @abstractmethod
-    def configure(self, *, vocab_size: int, sequence_length: int) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
-        """The class of transformers, and the configuration that a model of it is built by.
-
-        Args:
-            vocab_size: rows of its embedding.
-            sequence_length: tokens of the longest input.
-        """
-
-    def build(self, *, vocab_size: int, sequence_length: int, seed: int) -> PreTrainedModel:
-        """A model with weights drawn from `seed`, in float32 on the CPU and evaluation mode: the same on every rank.
-
-        torch's own random numbers go on afterwards as if none had been drawn.
-
-        Args:
-            vocab_size: rows of its embedding.
-            sequence_length: tokens of the longest input.
-            seed: of the weights.
-
-        Raises:
-            StageError: if a causal model sees the tokens that it is to predict, it has not `num_parameters`,
-                or its weights alone are more than this machine's memory.
-        """
-        import torch
-
-        num_parameters = self.num_parameters(vocab_size)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if 4 * num_parameters > memory:
-            raise StageError(
-                f"pretrain.model: {num_parameters:,} parameters take {4 * num_parameters / 2**30:,.0f} GiB in float32, "
-                f"and this machine has {memory / 2**30:,.0f} GiB: make the model smaller"
-            )
-        model_class, config = self.configure(vocab_size=vocab_size, sequence_length=sequence_length)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model: PreTrainedModel = model_class(config).eval()
-        if (num := model.num_parameters()) != num_parameters:
-            raise StageError(
-                f"model {self.name}: it has {num:,} parameters, and num_parameters, which plans go by, says "
-                f"{num_parameters:,}"
-            )
-        if self.head == "causal" and reads_ahead(model):
-            raise StageError(
-                f"pretrain.model: what follows a token changes what {model_class.__name__} predicts; if its fields "
-                "have is_decoder, set it to true"
-            )
-        return model
 
 
 class Llama(ModelSpec):
