@@ -117,6 +117,8 @@ class Recipe(Spec):
                 f"sequence_length {self.sequence_length} must be {row}, the tokens of a row of data {self.data.name} "
                 "with the one that opens it"
             )
+        if self.model and (problem := self.model.corpus_problem(self.data)):
+            raise ValueError(f"model {self.model.name}: {problem}")
         trained, head = _trained_model(self.model, self.start)
         if head and self.objective.head != head:
             raise ValueError(

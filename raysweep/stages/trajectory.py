@@ -119,7 +119,7 @@ class Trajectory:
             assert recipe.model
             # A corpus may declare more rows than its tokenizer has come to use.
             rows = max(self.tokens.meta.vocab_size, len(self.tokenizer))
-            return recipe.model.build(vocab_size=rows, sequence_length=length, seed=self.seed)
+            return recipe.model.build(vocab_size=rows, sequence_length=length, seed=self.seed, corpus=recipe.data)
         model = load_model(self.start)
         # Rows for tokens that this phase's objective adds, drawn from the seed: the same on every rank.
         if model.get_input_embeddings().num_embeddings < len(self.tokenizer):

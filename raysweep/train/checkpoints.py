@@ -58,6 +58,8 @@ def check_size(checkpoint: Path, *, name: str | None = None) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
+    import raysweep.train.one_layer_model  # noqa: F401 - makes it known to transformers.
+
     name = name or str(checkpoint)
     num_tensors, num_numbers = num_stored(checkpoint)
     if num_tensors == 0:
@@ -101,6 +103,8 @@ def load_model(checkpoint: Path | str, *, name: str | None = None) -> PreTrained
     import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    import raysweep.train.one_layer_model  # noqa: F401 - makes it known to transformers.
 
     name = name or str(checkpoint)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raysweep.errors import StageError
 from raysweep.objectives.heads import Head
@@ -57,7 +57,20 @@ class ModelSpec(Spec):
             sequence_length: tokens of the longest input.
         """
 
-    def build(self, *, vocab_size: int, sequence_length: int, seed: int) -> PreTrainedModel:
+    def corpus_problem(self, corpus: object) -> str | None:
+        """Why it cannot be trained on a corpus, and what would be right; None: it can."""
+        return None
+
+    def begin(self, model: PreTrainedModel, *, corpus: Any, seed: int) -> None:
+        """Set the weights to begin with, where they are others than transformers draws.
+
+        Args:
+            model: of this spec, just made; changed in place.
+            corpus: what it will be trained on, of which `corpus_problem` is None.
+            seed: of what is drawn.
+        """
+
+    def build(self, *, vocab_size: int, sequence_length: int, seed: int, corpus: Any = None) -> PreTrainedModel:
         """A model with weights drawn from `seed`, in float32 on the CPU and evaluation mode: the same on every rank.
 
         torch's own random numbers go on afterwards as if none had been drawn.
@@ -66,6 +79,7 @@ class ModelSpec(Spec):
             vocab_size: rows of its embedding.
             sequence_length: tokens of the longest input.
             seed: of the weights.
+            corpus: what it will be trained on; see `begin`.
 
         Raises:
             StageError: if a causal model sees the tokens that it is to predict, it has not `num_parameters`,
@@ -84,6 +98,7 @@ class ModelSpec(Spec):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model: PreTrainedModel = model_class(config).eval()
+        self.begin(model, corpus=corpus, seed=seed)
         if (num := model.num_parameters()) != num_parameters:
             raise StageError(
                 f"model {self.name}: it has {num:,} parameters, and num_parameters, which plans go by, says "

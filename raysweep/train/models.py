@@ -14,6 +14,7 @@ from raysweep.objectives.heads import Head
 from raysweep.train import architectures
 from raysweep.train.architectures import GATED, PLAIN
 from raysweep.train.model_spec import Dimensions, ModelSpec
+from raysweep.train.one_layer import OneLayer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -265,4 +266,4 @@ def fuse_norms(model: PreTrainedModel) -> None:
             module.forward = partial(F.rms_norm, normalized_shape=size, weight=module.weight, eps=eps)
 
 
-Model = Annotated[Llama | Bert | Transformers, Field(discriminator="name")]
+Model = Annotated[Llama | Bert | OneLayer | Transformers, Field(discriminator="name")]
