@@ -185,7 +185,8 @@ class Batches:
     ) -> None:
         self._seed, self._first = seed, begin.num_sequences
         self._names = sorted(mix)
-        self._data = [tokens.sequences(name, "train", sequence_length) for name in self._names]
+        # Plain arrays of what is mapped: whatever is picked of a memmap is one again, at several times the cost.
+        self._data = [np.asarray(tokens.sequences(name, "train", sequence_length)) for name in self._names]
         self._num_read = [begin.num_read.get(name, 0) for name in self._names]
         shares = np.array([mix[name] for name in self._names])
         self._slots = _slots(shares)
@@ -195,23 +196,37 @@ class Batches:
                     f"mix: domain {name!r} has a share of {share:.2g}, less than one sequence in {CYCLE}; "
                     "give it a larger weight, or leave it out"
                 )
-        # A batch may lie in two epochs of a domain.
+        # Those that a batch may lie in at once.
         self._order = lru_cache(maxsize=2 * len(self._names))(self._permutation)
 
     def batch(self, step: int, num_sequences: int) -> Ints:
         """Sequences [num_sequences, L] of batch `step`, counted from 0, int64; in any order of steps."""
-        first = self._first + step * num_sequences
-        rows = [self._row(index) for index in range(first, first + num_sequences)]
-        return np.stack(rows).astype(np.int64)
+        index = self._first + step * num_sequences + np.arange(num_sequences)
+        domain, nth = self._places_of(index)
+        batch: Ints | None = None
+        for which in np.unique(domain).tolist():
+            here, data = domain == which, self._data[which]
+            epoch, position = np.divmod(nth[here], len(data))
+            order = np.empty_like(position)
+            for each in np.unique(epoch).tolist():  # A batch may lie in two epochs of a domain.
+                order[epoch == each] = self._order(which, each)[position[epoch == each]]
+            if batch is None:
+                batch = np.empty((num_sequences, data.shape[1]), np.int64)
+            batch[here] = data[order]
+        assert batch is not None
+        return batch
 
-    def _row(self, index: int) -> npt.NDArray[Any]:
-        cycle, place = divmod(index, CYCLE)
-        domain, before = self._cycle(cycle)
-        which = int(domain[place])
-        # Of all sequences of its domain that were read: earlier orders, whole cycles, then this one.
-        nth = self._num_read[which] + cycle * int(self._slots[which]) + int(before[place])
-        epoch, position = divmod(nth, len(self._data[which]))
-        return np.asarray(self._data[which][self._order(which, epoch)[position]])
+    def _places_of(self, index: Ints) -> tuple[Ints, Ints]:
+        """Of each place of the order: its domain, and which sequence of all that are read of that domain it is."""
+        cycles, places = np.divmod(index, CYCLE)
+        domain, nth = np.empty_like(index), np.empty_like(index)
+        for cycle in np.unique(cycles).tolist():
+            here = cycles == cycle
+            own, before = self._cycle(cycle)
+            domain[here], nth[here] = own[places[here]], before[places[here]]
+        # Earlier orders, whole cycles, then this one.
+        nth += np.array(self._num_read)[domain] + cycles * self._slots[domain]
+        return domain, nth
 
     @cached_property
     def _cycles(self) -> dict[int, tuple[Ints, Ints]]:

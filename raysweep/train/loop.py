@@ -171,7 +171,7 @@ def train(
         window: list[tuple[torch.Tensor, torch.Tensor]] = []
         for step in range(first, stop):
             # Anew at each step, so that a run that is resumed draws what one without a break does.
-            torch.manual_seed(_draws_seed(seed, step=steps_before + step, rank=worker.rank))
+            _reseed(_draws_seed(seed, step=steps_before + step, rank=worker.rank), worker.device)
             batch = batches(step)
             num_tokens += _num_read(batch)
             log.num_predicted.append(objective.num_predicted(batch))
@@ -236,6 +236,17 @@ def _fitted(state: Tensors, shapes: Mapping[str, torch.Size]) -> Tensors:
 def _draws_seed(seed: int, *, step: int, rank: int) -> int:
     """Like a state saved every step, but nothing has to be saved, and earlier stages of the process leave no trace."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _reseed(seed: int, device: str) -> None:
+    """`torch.manual_seed` of what is drawn from: the host, and this rank's GPU.
+
+    torch's own keeps a call, with the text of its stack, for each kind of device that was never used: memory that grows
+    by the step, and half a step's time of a model of some thousand weights.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.startswith("cuda"):
+        torch.cuda.manual_seed(seed)
 
 
 class _Cutter:
