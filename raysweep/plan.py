@@ -29,6 +29,10 @@ LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """The fine-tuning rates that `sft.lrs: auto` may come to."""
 
 
+NUM_SENTENCES = 2000
+"""Held-out rows of a corpus of sentences, which are short: for an entropy gap that is known to 0.0002 nats."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One unit of work. `inputs` maps a role to the id of the stage that plays it.
@@ -199,7 +203,10 @@ def chain(
     stages: list[Stage] = []
     for part in _existing(pretrain) if isinstance(pretrain, Existing) else _trained(pretrain, seed):
         tasks = sft.bind(part.corpus, part.objective.head) if sft else {}
-        heldout = Heldout(objective=part.objective, mix=part.corpus.mix, sequence_length=part.sequence_length)
+        given: dict[str, Any] = {"mix": part.corpus.mix, "sequence_length": part.sequence_length}
+        if part.corpus.row_length:
+            given["max_sequences"] = NUM_SENTENCES
+        heldout = Heldout(objective=part.objective, **given)
         subject = Subject(part.corpus, part.objective, part.sequence_length, tasks)
         measured = [heldout, *(each.bind(subject) for each in measurements)]
         split = list(_finetunings(sft, tasks)) if sft else []

@@ -185,6 +185,15 @@ class ExactCorpus(CorpusSpec):
         losses = self.word_losses(ids[:, 1:] - 1, seen=seen, hidden=under)
         return np.pad(losses, ((0, 0), (1, 0)))
 
+    def token_probabilities(self, ids: Ints, *, seen: Seen, hidden: Bools | None = None) -> Floats:
+        """`word_probabilities` of token rows [n, T + 1], and of all tokens, [n, T + 1, words + 1].
+
+        See `optimum.TabledLaw`; `hidden` is [n, T + 1] here, too. The token that opens a sentence stands nowhere else.
+        """
+        under = None if hidden is None else hidden[:, 1:]
+        probabilities = self.word_probabilities(ids[:, 1:] - 1, seen=seen, hidden=under)
+        return np.pad(probabilities, ((0, 0), (1, 0), (1, 0)))
+
     def label_probabilities(self, ids: Ints) -> Floats:
         """p(symbol | all words), above each word and, of a language that has them, above longer spans.
 

@@ -21,7 +21,7 @@ from raysweep.objectives.masked_lm import MaskedLM
 if TYPE_CHECKING:
     import torch
 
-    from raysweep.objectives.optimum import LabelledLaw, Law
+    from raysweep.objectives.optimum import LabelledLaw, Law, TabledLaw
 
 LABELS = "label_probabilities"
 """In a batch: p(symbol | sentence), [n, places, symbols], float64."""
@@ -103,6 +103,10 @@ class Adversary(ObjectiveSpec):
     def learning(self) -> AdversarialLoss | None:
         """The loss with its penalty; None for the control, which is `of`'s alone."""
         return AdversarialLoss(self) if self.strength else None
+
+    def conditionals(self, law: TabledLaw, ids: Ints, rows: Arrays) -> Floats | None:
+        """Those of `of`."""
+        return self.of.conditionals(law, ids, rows)
 
     @property
     def has_optimum(self) -> bool:

@@ -20,7 +20,7 @@ from raysweep.spec import Spec
 if TYPE_CHECKING:
     import torch
 
-    from raysweep.objectives.optimum import LabelledLaw, Law
+    from raysweep.objectives.optimum import LabelledLaw, Law, TabledLaw
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -217,6 +217,21 @@ class ObjectiveSpec(Loss):
             ValueError: if `has_optimum` is false.
         """
         raise ValueError(f"objective {self.name}: no lowest loss is known; see has_optimum")
+
+    def conditionals(self, law: TabledLaw, ids: Ints, rows: Arrays) -> Floats | None:
+        """The true probabilities of all tokens at every place of a row, [n, M, tokens]: of what is predicted there.
+
+        With them a loss above the lowest is a Kullback-Leibler divergence, without the chance of which labels came.
+
+        Args:
+            law: of the text.
+            ids: [n, L] of text.
+            rows: what `prepare` made of it.
+
+        Returns:
+            None where what is predicted is no single token of the law.
+        """
+        return None
 
 
 class DecoderObjective(ObjectiveSpec):

@@ -7,10 +7,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import numpy as np
 
-from raysweep.objectives.base import IGNORED, Arrays, DecoderObjective, Ints, Loss, Specials, labelled_loss_sum
+from raysweep.objectives.base import (
+    IGNORED,
+    Arrays,
+    DecoderObjective,
+    Floats,
+    Ints,
+    Loss,
+    Specials,
+    labelled_loss_sum,
+)
 
 if TYPE_CHECKING:
     import torch
+
+    from raysweep.objectives.optimum import TabledLaw
 
 
 @final
@@ -52,6 +63,10 @@ class CausalLM(DecoderObjective):
     def has_optimum(self) -> bool:
         """Each token has its conditional probability."""
         return True
+
+    def conditionals(self, law: TabledLaw, ids: Ints, rows: Arrays) -> Floats:
+        """p(token | those before it); see `ObjectiveSpec.conditionals`."""
+        return law.token_probabilities(ids, seen="before")
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Cross-entropy in nats, summed over the labelled tokens: all but the first, so all logits are made at once."""

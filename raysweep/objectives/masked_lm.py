@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, final
+from typing import TYPE_CHECKING, Annotated, Literal, final
 
 import numpy as np
 from pydantic import Field
 
-from raysweep.objectives.base import IGNORED, MASK, Arrays, Ints, MaskedObjective, Specials
+from raysweep.objectives.base import IGNORED, MASK, Arrays, Floats, Ints, MaskedObjective, Specials
+
+if TYPE_CHECKING:
+    from raysweep.objectives.optimum import TabledLaw
 
 # Of hidden tokens, by BERT: the part that is masked, and, up to here, that or another word; the rest stay.
 MASKED, MASKED_OR_REPLACED = 0.8, 0.9
@@ -77,6 +80,12 @@ class MaskedLM(MaskedObjective):
         others = specials.words[draw.integers(len(specials.words), size=ids.shape)]
         shown = np.where(chance < MASKED, specials[MASK], np.where(chance < MASKED_OR_REPLACED, others, ids))
         return {"input_ids": np.where(is_hidden, shown, ids), "labels": labels}
+
+    def conditionals(self, law: TabledLaw, ids: Ints, rows: Arrays) -> Floats | None:
+        """p(token | what is visible), of a hidden token as of any; see `ObjectiveSpec.conditionals`."""
+        if not self.has_optimum:
+            return None
+        return law.token_probabilities(ids, seen="around", hidden=rows["labels"] != IGNORED)
 
     @property
     def has_optimum(self) -> bool:

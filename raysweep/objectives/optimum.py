@@ -38,6 +38,19 @@ class Law(Protocol):
 
 
 @runtime_checkable
+class TabledLaw(Law, Protocol):
+    """A law of which the probability of every token is known at each place, not of the one that stands there alone."""
+
+    def token_probabilities(
+        self, ids: Ints, *, seen: Literal["before", "around"], hidden: Bools | None = None
+    ) -> Floats:
+        """Of each token given those before it or around it, [n, L, tokens]; see `token_losses`.
+
+        Sums of 1 over tokens; 0 throughout for the token that opens a sentence.
+        """
+
+
+@runtime_checkable
 class LabelledLaw(Protocol):
     """A law of sentences with hidden symbols, which downstream labels are made of."""
 

@@ -14,6 +14,7 @@ from raysweep.costs import Size
 from raysweep.data.corpora import Corpus, read_law
 from raysweep.data.packing import Tokens
 from raysweep.objectives.families import Objective
+from raysweep.objectives.optimum import TabledLaw
 from raysweep.resources import Resources
 from raysweep.spec import Metric
 from raysweep.stages.base import StageSpec
@@ -38,6 +39,8 @@ class Heldout(StageSpec):
     """
 
     kind: ClassVar[str] = "heldout"
+    # 2: the entropy gap is a divergence where it can be, without the chance of labels.
+    VERSION: ClassVar[int] = 2
     reads_text: ClassVar[bool] = True
 
     objective: Objective
@@ -65,7 +68,8 @@ class Heldout(StageSpec):
         """Losses are in nats per predicted token; each domain is read whole by one rank.
 
         `entropy_gap_nats_per_token`, where the text's law is known, is the loss above the lowest possible one of this
-        objective on the same rows; `bits_per_byte` is of the text, where the loss is the text's own likelihood.
+        objective on the same rows: where all conditionals are known, their mean divergence from the model's.
+        `bits_per_byte` is of the text, where the loss is the text's own likelihood.
         """
         from raysweep.train.evaluate import perplexity
 
@@ -115,7 +119,7 @@ class Heldout(StageSpec):
     ) -> dict[str, tuple[float, tuple[float, float] | None]]:
         """This rank's domains -> loss, and how far it is above the lowest possible one, with the error of that."""
         from raysweep.objectives.loss_check import check_loss
-        from raysweep.train.evaluate import heldout
+        from raysweep.train.evaluate import divergence, heldout
 
         model = load_model(checkpoint).to(worker.device)
         law, specials = read_law(tokens.folder, self.objective), checkpoint_specials(checkpoint, self.objective)
@@ -129,7 +133,9 @@ class Heldout(StageSpec):
                 check_loss(self.objective, rows, sequence_length=length)
                 measured = heldout(model, rows, self.objective)
                 gap = None
-                if law is not None:
+                if isinstance(law, TabledLaw):
+                    gap = divergence(model, rows, self.objective, law=law, ids=ids)
+                if law is not None and gap is None:
                     gap = measured.above(self.objective.optimal_losses(law, ids, rows, specials))
                 mine[domain] = (measured.mean, gap)
         return mine

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raysweep.objectives.base import Arrays, Floats, Ints, ObjectiveSpec
+from raysweep.objectives.base import IGNORED, Arrays, Floats, Ints, ObjectiveSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from raysweep.objectives.optimum import TabledLaw
 
 # Rows of a forward pass, and of a piece that an error bar reckons with.
 BATCH = 16
@@ -56,13 +57,7 @@ class HeldoutLosses:
         (2.0, (1.2, 1.0))
         """
         batches = np.add.reduceat(optimum, np.arange(0, len(optimum), BATCH))
-        differences, num = self.losses - batches, self.num_predicted.sum()
-        gap = differences.sum() / num
-        size = len(differences)
-        if size < 2:
-            return float(gap), math.nan
-        left = differences - gap * self.num_predicted
-        return float(gap), math.sqrt(size / (size - 1) * float((left**2).sum())) / float(num)
+        return _ratio(self.losses - batches, self.num_predicted)
 
 
 def heldout(model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec) -> HeldoutLosses:
@@ -91,6 +86,61 @@ def heldout(model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec) -> H
             num_predicted.append(objective.num_predicted(part))
     model.train(was_training)
     return HeldoutLosses(np.array(losses), np.array(num_predicted))
+
+
+def divergence(
+    model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec, *, law: TabledLaw, ids: Ints
+) -> tuple[float, float] | None:
+    """Mean loss above the lowest possible one as E KL(true conditional || model), and its standard error over rows.
+
+    KL_t = sum_w p_t(w) (log p_t(w) - log q_t(w)) at each place t that is predicted. Its mean over texts is that of the
+    losses' difference, of which it leaves out the chance of the labels: what is left is how KL differs between rows.
+
+    Args:
+        model: in evaluation mode.
+        rows: what the objective has prepared of held-out text, n rows.
+        objective: whose loss it is.
+        law: of the text.
+        ids: [n, L] of text.
+
+    Returns:
+        (gap, error) in nats per predicted token; None where the objective has no conditionals.
+    """
+    import torch
+
+    from raysweep.objectives.inputs import model_inputs
+    from raysweep.objectives.logits import logits_at
+
+    device = next(model.parameters()).device
+    shift = 1 if objective.head == "causal" else 0
+    sums, counts = np.zeros(len(ids)), np.zeros(len(ids))
+    with torch.inference_mode():
+        for start in range(0, len(ids), BATCH):
+            part = {name: values[start : start + BATCH] for name, values in rows.items() if name != "lengths"}
+            probabilities = objective.conditionals(law, ids[start : start + BATCH], part)
+            if probabilities is None:
+                return None
+            row, place = np.nonzero(part["labels"][:, shift:] != IGNORED)
+            batch = {name: torch.from_numpy(values).to(device) for name, values in part.items()}
+            at = (torch.from_numpy(each).to(device) for each in (row, place))
+            logits, _ = logits_at(model, *at, **model_inputs(model, batch))
+            # A model may have rows for tokens that no text has, such as a mask.
+            log_q = logits.double().log_softmax(dim=-1)[:, : probabilities.shape[2]].cpu().numpy()
+            p = probabilities[row, place + shift]
+            log_p = np.log(p, out=np.zeros_like(p), where=p > 0)
+            np.add.at(sums, start + row, (p * (log_p - log_q)).sum(axis=1))
+            np.add.at(counts, start + row, 1.0)
+    return _ratio(sums, counts)
+
+
+def _ratio(sums: Floats, counts: Floats | Ints) -> tuple[float, float]:
+    """Sum of `sums` over that of `counts`, and its error by the delta method, that of one term being unknown."""
+    size, num = len(sums), float(counts.sum())
+    ratio = float(sums.sum()) / num
+    if size < 2:
+        return ratio, math.nan
+    left = sums - ratio * counts
+    return ratio, math.sqrt(size / (size - 1) * float((left**2).sum())) / num
 
 
 def perplexity(loss: float) -> float:

@@ -278,6 +278,9 @@ class Told:
     def loss_sum(self, model, batch):
         return next(self.values) * 4 * 7 + 0 * sum(parameter.sum() for parameter in model.parameters())
 
+    def learning(self):
+        return None
+
 
 def test_an_easy_first_batch_is_no_divergence():
     training = train_rows(torch.nn.Linear(2, 2), objective=Told(), worker=Worker())

@@ -4,8 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from tiny_models import build
 
-from raysweep.train.evaluate import BATCH, HeldoutLosses
+from raysweep.data.hmm import HMM
+from raysweep.objectives.base import IGNORED, MASK, Specials
+from raysweep.objectives.causal_lm import CausalLM
+from raysweep.objectives.masked_lm import MaskedLM
+from raysweep.train.evaluate import BATCH, HeldoutLosses, divergence, heldout
 
 
 def test_mean_is_over_predicted_tokens():
@@ -38,3 +44,33 @@ def test_error_of_a_gap_is_its_spread_over_draws():
     # 500 draws know the spread to 3 %; that of 16 batches is a few per cent low, as a ratio's is.
     assert np.mean(gaps) == pytest.approx(0.1, abs=4 * np.std(gaps) / 500**0.5)
     assert np.mean(errors) == pytest.approx(np.std(gaps), rel=0.12)
+
+
+@pytest.mark.parametrize("objective", [CausalLM(), MaskedLM(name="masked_lm", mask=0.5)], ids=lambda each: each.name)
+def test_a_divergence_is_the_mean_gap_of_all_texts_with_their_probabilities(objective):
+    """Of every sentence there is: sum over them of p(sentence) (loss - lowest loss), by the objective's own losses."""
+    corpus = HMM(vocabulary=3, num_states=2, sentence_length=3)
+    words = np.array(list(np.ndindex(3, 3, 3)))
+    ids, weights = corpus.rows(words), np.exp(corpus.log_probability(words))
+    specials = Specials({MASK: 4} if objective.head == "masked" else {}, num_text_tokens=4, reserved=(0, 4))
+    rows = objective.prepare(ids, np.random.default_rng(0), specials)
+    if objective.head == "masked":  # The same places of every sentence, so that all that is visible comes as it should.
+        hidden = np.array([False, True, False, True])
+        rows = {"input_ids": np.where(hidden, 4, ids), "labels": np.where(hidden, ids, IGNORED)}
+    model = build("llama" if objective.head == "causal" else "bert", vocab=9)
+    num, wanted = 0.0, 0.0
+    for row, weight in enumerate(weights):
+        one = {name: values[row : row + 1] for name, values in rows.items()}
+        loss = float(objective.loss_sum(model, {name: torch.from_numpy(part) for name, part in one.items()}).double())
+        lowest = objective.optimal_losses(corpus, ids[row : row + 1], one, specials)
+        wanted += weight * (loss - float(lowest[0]))
+        num += weight * objective.num_predicted(one)
+    # Each sentence as often as it comes, of ten thousand: rounded, so that shares are off by 1e-4 of one.
+    often = np.repeat(np.arange(27), np.round(weights * 10_000).astype(int))
+    given = {name: values[often] for name, values in rows.items()}
+    gap, stderr = divergence(model, given, objective, law=corpus, ids=ids[often])
+    assert gap == pytest.approx(wanted / num, rel=2e-3)
+    assert 0 < stderr < 0.05 * gap
+    # The same by labels, with their chance, which is larger.
+    by_labels = heldout(model, given, objective).above(objective.optimal_losses(corpus, ids[often], given, specials))
+    assert by_labels[0] == pytest.approx(gap, rel=2e-3)
