@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -18,7 +18,7 @@ from raysweep.data.corpora import Corpus
 from raysweep.data.tokenizers import load_tokenizer
 from raysweep.errors import SpaceError
 from raysweep.resources import Resources
-from raysweep.spec import Metric
+from raysweep.spec import Metric, Neutral
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.tasks.base import Features
 from raysweep.tasks.families import Task
@@ -34,6 +34,9 @@ PENALTIES = (1e-1, 1e-2, 1e-3)
 to weak, each fit beginning where the one before ended."""
 MAX_ITERATIONS = 60
 """Of L-BFGS, for each penalty."""
+RIDGE = 1e-3
+"""Of ridge regression, relative to the largest eigenvalue of the labelled states' Gram matrix: nearly the least norm.
+With none at all, scores fall where labels are as many as features, and rise again beyond."""
 
 
 class Probes(StageSpec):
@@ -42,6 +45,10 @@ class Probes(StageSpec):
     Each draw has labels of its own, disjoint from those of other draws as far as the training split goes, and an own
     part of the indicator split to be scored on: so the spread over draws holds all that a score has of chance. Draws
     are the same for all checkpoints. Features are standardised by the examples that a probe is fitted to.
+
+    With the head "ridge", which paper 1's theorem is about, it is a linear regression to one-hot labels with the least
+    norm, but for RIDGE; features are only centred, by all training examples, whose other labels are not used, and not
+    even that where a task's classes are told apart by a direction alone.
     """
 
     kind: ClassVar[str] = "probes"
@@ -54,6 +61,8 @@ class Probes(StageSpec):
     """Of labels and of examples to score."""
     layers: tuple[int, ...] = ()
     """Probes of the states after so many blocks, too, 0 being the embeddings."""
+    head: Annotated[Literal["logistic", "ridge"], Neutral("logistic")] = "logistic"
+    """What is fitted."""
     tasks: dict[str, Task] = Field(default_factory=dict)
     """Name to task; filled from sft.tasks, those that have labels."""
 
@@ -89,7 +98,15 @@ class Probes(StageSpec):
                 )
                 for num in self.num_labels:
                     scores = [
-                        self._score(train, valid, test, num_labels=num, draw=draw, num_classes=task.num_classes or 0)
+                        self._score(
+                            train,
+                            valid,
+                            test,
+                            num_labels=num,
+                            draw=draw,
+                            num_classes=task.num_classes or 0,
+                            is_centred=task.needs_intercept,
+                        )
                         for draw in range(self.num_draws)
                     ]
                     hits.setdefault((layer, num), {})[name] = scores
@@ -143,7 +160,15 @@ class Probes(StageSpec):
             yield from ((f"{task}/{name}", fmean(of_task)) for task, of_task in scores.items())
 
     def _score(
-        self, train: Features, valid: Features, test: Features, *, num_labels: int, draw: int, num_classes: int
+        self,
+        train: Features,
+        valid: Features,
+        test: Features,
+        *,
+        num_labels: int,
+        draw: int,
+        num_classes: int,
+        is_centred: bool = True,
     ) -> float:
         """Accuracy of one draw on its own part of `test`; NaN where states are no numbers."""
         import torch
@@ -152,7 +177,11 @@ class Probes(StageSpec):
         order = torch.randperm(num, generator=torch.Generator().manual_seed(0))
         # One after another in a random order, from the front again where it ends.
         chosen = order[(draw * num_labels + torch.arange(num_labels)) % num].to(train.labels.device)
-        states = train.states[chosen]
+        states, rows = train.states[chosen], slice(draw, None, self.num_draws)
+        if self.head == "ridge":
+            mean = train.states.mean(dim=0) if is_centred else torch.zeros_like(states[0])
+            weights = ridge(states - mean, train.labels[chosen], num_classes=num_classes)
+            return _accuracy(weights, test.states[rows] - mean, test.labels[rows])
         mean, spread = states.mean(dim=0), states.std(dim=0) + 1e-6
 
         def scaled(given: torch.Tensor) -> torch.Tensor:
@@ -163,7 +192,6 @@ class Probes(StageSpec):
         for weights in fits(scaled(states), train.labels[chosen], num_classes=num_classes):
             validation = _accuracy(weights, valid_states, valid.labels)
             if validation > best[0]:
-                rows = slice(draw, None, self.num_draws)
                 best = (validation, _accuracy(weights, scaled(test.states[rows]), test.labels[rows]))
         return best[1]
 
@@ -197,6 +225,30 @@ def fits(states: torch.Tensor, labels: torch.Tensor, *, num_classes: int) -> Ite
 
         optimizer.step(loss)  # type: ignore[no-untyped-call]
         yield weights.detach().clone()
+
+
+def ridge(states: torch.Tensor, labels: torch.Tensor, *, num_classes: int) -> torch.Tensor:
+    """w = X' (X X' + RIDGE lambda_max(X X'))^-1 Y: regression to one-hot labels less 1 / num_classes.
+
+    Args:
+        states: X, [n, d].
+        labels: [n], in [0, num_classes).
+        num_classes: that are told apart.
+
+    Returns:
+        Weights [d + 1, num_classes]; the last row is 0, for it has no intercepts.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    wide = states.double()
+    gram = wide @ wide.T
+    if not bool(gram.isfinite().all()):  # No eigenvalue can be had of what is no number.
+        return states.new_full((states.shape[1] + 1, num_classes), math.nan)
+    gram.diagonal().add_(RIDGE * torch.linalg.eigvalsh(gram)[-1])
+    targets = F.one_hot(labels, num_classes).double() - 1 / num_classes
+    weights = wide.T @ torch.linalg.lstsq(gram, targets).solution
+    return F.pad(weights, (0, 0, 0, 1)).to(states.dtype)
 
 
 def _accuracy(weights: torch.Tensor, states: torch.Tensor, labels: torch.Tensor) -> float:

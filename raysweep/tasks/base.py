@@ -108,6 +108,11 @@ class TaskSpec(Spec):
     def num_classes(self) -> int | None:
         """Classes that a linear probe can tell apart; None: the task has no labels, and `features` is not asked for."""
 
+    @property
+    def needs_intercept(self) -> bool:
+        """Whether a linear classifier of two classes needs more than a direction; only of tasks with labels."""
+        return True
+
     @abstractmethod
     def pin(self, base: Path) -> Any:
         """With its data found, checked and fingerprinted: what is pinned has the same examples anywhere.

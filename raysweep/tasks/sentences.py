@@ -44,11 +44,6 @@ class SentenceTask(LabelledTask):
     def language(self) -> ExactCorpus:
         """What sentences are drawn from. Raises ValueError if the task is not bound to a corpus yet."""
 
-    @property
-    def needs_intercept(self) -> bool:
-        """Whether a linear head tells the classes apart by more than a direction; see `stages.few_labels`."""
-        return True
-
     @abstractmethod
     def labelled(self, num: int, *, stream: int) -> tuple[Ints, Ints]:
         """Sentences of the language, by the task's own `seed`, and their classes.

@@ -9,7 +9,7 @@ from raysweep.data.hmm import HMM
 from raysweep.errors import SpaceError
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.stages.base import Subject
-from raysweep.stages.probes import PENALTIES, Probes, fits
+from raysweep.stages.probes import PENALTIES, RIDGE, Probes, fits, ridge
 from raysweep.tasks.base import Features
 from raysweep.tasks.states import HMMState
 
@@ -49,6 +49,33 @@ def test_more_labels_tell_more_and_draws_share_no_label_and_no_example():
     changed = {"train": Features(train.states, labels), "test": Features(test.states, tested)}
     assert probes._score(**given | changed, num_labels=200, draw=0) == many[0]
     assert probes._score(**given | changed, num_labels=200, draw=1) != many[1]
+
+
+def test_ridge_is_the_regression_of_nearly_the_least_norm():
+    states, labels = draw_of(6, seed=0)
+    weights = ridge(states.double(), labels, num_classes=3)
+    x, y = states.double(), F.one_hot(labels, 3).double() - 1 / 3
+    # The minimum of |X w - Y|^2 + lambda |w|^2: (X'X + lambda) w = X'Y.
+    scale = RIDGE * torch.linalg.matrix_norm(x, 2) ** 2
+    torch.testing.assert_close((x.T @ x + scale * torch.eye(8)) @ weights[:-1], x.T @ y, rtol=1e-9, atol=1e-9)
+    assert not bool(weights[-1].any())
+    assert ridge(states * torch.inf, labels, num_classes=3).isnan().all()
+
+
+@pytest.mark.parametrize("num", [2, 3, 4, 6])
+def test_the_least_norm_head_on_transferable_features_fails_only_where_all_labels_are_of_one_class(num):
+    """Paper 1's theorem 6.1: no error with probability 1 - 2^(1 - n), on labels that are the sign of one feature."""
+    generator = torch.Generator().manual_seed(num)
+    s = torch.randint(0, 3, (1000, num + 200), generator=generator) * 2 + 1
+    s = s * (2 * torch.randint(0, 2, s.shape, generator=generator) - 1)
+    states, labels = torch.stack([s.relu(), (-s).relu()], dim=-1).double(), (s > 0).long()
+    perfect = 0
+    for x, y in zip(states, labels, strict=True):
+        weights = ridge(x[:num], y[:num], num_classes=2)
+        # Of one class alone nothing is known of the other neuron: all of its examples tie.
+        perfect += bool(((x[num:] @ weights[:-1]).diff(dim=1)[:, 0] * (2 * y[num:] - 1) > 0).all())
+    chance = 1 - 2.0 ** (1 - num)
+    assert abs(perfect / 1000 - chance) < 4 * (chance * (1 - chance) / 1000) ** 0.5
 
 
 def test_labels_that_a_task_has_not_are_an_error():
