@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from raysweep.errors import Finding, Place
 from raysweep.finetuning import Finetuning
-from raysweep.resources import Resources, ResourcesBy
+from raysweep.resources import AskedResources, ResourcesBy
 from raysweep.search import (
     Axis,
     Choice,
@@ -72,7 +72,7 @@ def _resources_tag(value: Any) -> str:
 
 
 ResourcesSection = Annotated[
-    Annotated[Resources, Tag("resources")] | Annotated[ResourcesBy, Tag("by")], Discriminator(_resources_tag)
+    Annotated[AskedResources, Tag("resources")] | Annotated[ResourcesBy, Tag("by")], Discriminator(_resources_tag)
 ]
 """What all gangs are made of; or, with `by`, gangs by the value of an axis."""
 
@@ -93,7 +93,7 @@ class Declared(Spec):
     """Linear probes of the fine-tuning tasks by number of labels and by layer, on every checkpoint; left out: none."""
     sft: Finetuning | None = None
     """Tasks that every checkpoint is fine-tuned on; left out: none."""
-    resources: Annotated[ResourcesSection, Provenance()] = Resources()
+    resources: Annotated[ResourcesSection, Provenance()] = AskedResources()
     """What runs it; no part of any result's identity. With `by`, an axis of the sweep, each of its values may have a
     gang of its own: {by: pretrain.model, default: {...}, large: {workers: 8}}."""
     search: Search = Search()

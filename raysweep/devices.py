@@ -6,7 +6,9 @@ they name it by, in 10^9 bytes; a driver reports up to 7 % more, about what its 
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 # What a micro-batch costs beside its tokens, in tokens: kernel launches, and passes over the weights.
 OVERHEAD_TOKENS_CPU, OVERHEAD_TOKENS_GPU = 48, 4096
@@ -71,3 +73,18 @@ def _row(device_name: str) -> tuple[float, int] | None:
 def known_gpus() -> tuple[str, ...]:
     """Names in the table."""
     return tuple(name for name, _, _ in _GPUS)
+
+
+def host_memory_bytes(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory of this machine, or what the container that this process is in may have of it.
+
+    Args:
+        cgroups: where the system describes the container.
+    """
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # Of versions 2 and 1.
+        try:
+            return min(whole, int((cgroups / name).read_text()))
+        except (OSError, ValueError):  # There is none, or no limit: "max".
+            continue
+    return whole

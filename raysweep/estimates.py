@@ -11,6 +11,7 @@ from typing import Any
 
 from raysweep.costs import UNKNOWN, Size
 from raysweep.data.corpora import Corpus
+from raysweep.devices import host_memory_bytes
 from raysweep.fitting import Load, Options, cheapest_fit
 from raysweep.plan import Stage, Trial
 from raysweep.resources import Resources
@@ -65,6 +66,8 @@ class Plan:
     """Stages that `seconds` are judged by."""
     columns: tuple[Column, ...]
     """What will be known of checkpoints: what a search may ask for."""
+    choices: tuple[str, ...]
+    """What `auto` in the sweep file's resources comes to, a line for each."""
     warnings: tuple[str, ...]
     note: str
 
@@ -161,7 +164,15 @@ class _Sum:
         self.disk_bytes += spec.disk_bytes(size)
 
 
-def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float, gpu_memory: int | None = None) -> Plan:
+def estimate(
+    space: SearchSpace,
+    store: Store,
+    *,
+    mfu: float,
+    peak_flops: float,
+    gpu_memory: int | None = None,
+    choices: tuple[str, ...] = (),
+) -> Plan:
     """Expand a sweep and add its stages up.
 
     Args:
@@ -170,8 +181,9 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float,
         mfu: model FLOPs utilization assumed, of `peak_flops` per GPU.
         peak_flops: FLOP/s of one GPU.
         gpu_memory: bytes of one GPU; None if it is not known which.
+        choices: what was chosen of its resources, in words.
     """
-    search, resources = space.declared.search, space.declared.resources
+    search, resources = space.declared.search, space.resources
     has_sizes = len({each.workers for each in resources.every}) > 1
     picked_later = search.name == "optuna"
     points = [{}] * (search.num_trials or 0) if picked_later else list(space.points())
@@ -215,6 +227,7 @@ def estimate(space: SearchSpace, store: Store, *, mfu: float, peak_flops: float,
         wall_seconds=_wall_seconds(seconds, total.wide, resources.default) if seconds else None,
         num_measured=num_measured,
         columns=space.columns(),
+        choices=choices,
         warnings=tuple(dict.fromkeys(warnings)),
         note=_note(space, has_sizes=has_sizes, known_sizes=bool(total.sizes), tokens_again=total.tokens_again),
     )
@@ -288,7 +301,7 @@ def machine_warnings(resources: Resources, memory_bytes: int) -> list[str]:
     if "RAY_ADDRESS" in os.environ:
         return []
     workers = resources.workers
-    here = {"CPUs": float(os.cpu_count() or 1), "GPUs": float(_num_gpus())}
+    here = {"CPUs": float(os.cpu_count() or 1), "GPUs": float(num_gpus_here())}
     asked = {"CPUs": workers * resources.cpus_per_worker, "GPUs": workers * resources.gpus_per_worker}
     warnings = [
         f"resources: a gang of {workers} worker(s) takes {num:g} {name}, and this machine has {here[name]:g}: "
@@ -297,7 +310,7 @@ def machine_warnings(resources: Resources, memory_bytes: int) -> list[str]:
         if num > here[name]
     ]
     # Without GPUs all workers share the machine's memory; see `gpu_warnings` for that of a GPU.
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = host_memory_bytes()
     if not resources.gpus_per_worker and workers * memory_bytes > memory:
         warnings.append(
             f"memory: {workers} worker(s) take about {workers * memory_bytes / 2**30:.1f} GiB at once, and this "
@@ -339,7 +352,8 @@ def _advice(stage: Largest, resources: Resources, has: float) -> str:
     )
 
 
-def _num_gpus() -> int:
+def num_gpus_here() -> int:
+    """GPUs that this process may use."""
     # Not by torch, which takes seconds to import.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

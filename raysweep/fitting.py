@@ -147,9 +147,9 @@ def cheapest_fit(
 
 
 def nearest_fit(loads: Sequence[Load], options: Options, base: Resources, limit: Callable[[Resources], float]) -> Fit:
-    """Where none fits: the setting that takes least, of what a worker has. See `cheapest_fit`."""
+    """Where none fits: the setting that lacks the fewest bytes of a worker. See `cheapest_fit`."""
     fits = [Fit.of(resources, loads) for resources in options.settings(base, loads)]
-    return min(fits, key=lambda fit: fit.num_bytes / limit(fit.resources))
+    return min(fits, key=lambda fit: fit.num_bytes - limit(fit.resources))
 
 
 def _cost(resources: Resources, loads: Sequence[Load]) -> float:

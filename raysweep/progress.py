@@ -28,7 +28,8 @@ class Progress:
 
     def __init__(self, space: SearchSpace) -> None:
         search, seeds = space.declared.search, space.declared.seeds
-        self.num_workers = max(each.workers for each in space.declared.resources.every)
+        self.num_workers = 1
+        """Of the largest gang, once that is known."""
         self.seconds: Counter[str] = Counter()
         """Of the finished stages, by kind."""
         self.speeds: dict[str, float] = {}
@@ -91,6 +92,8 @@ class Progress:
         """Take one event of the run, that many seconds after it began."""
         stage, kind, trial = event.get("stage", ""), event.get("kind", ""), event.get("trial", "")
         match event["event"]:
+            case "gangs":
+                self.num_workers = event["num_workers"]
             case "trial":
                 row = event["row"]
                 self._rows[row.trial] = row

@@ -194,6 +194,14 @@ class Run:
         """What `note_planned` noted: num_trials, and stages by kind; none if that is lost, until the next run."""
         return self._read("planned.json", _is_plan) or {"num_trials": 0, "stages": {}}
 
+    def note_gangs(self, choice: Mapping[str, Any]) -> None:
+        """Note what was chosen of what the sweep file leaves to the planner, for a resumed run to go on so."""
+        write_text(self.folder / "gangs.json", json.dumps(choice, indent=1))
+
+    def gangs(self) -> dict[str, Any]:
+        """What `note_gangs` noted; empty if nothing was, or that is lost."""
+        return self._read("gangs.json", _is_choice) or {}
+
     def note_columns(self, columns: Sequence[Column]) -> None:
         """Note what the stages of the sweep report, for tables to know which numbers are better large or small."""
         rows = [{"kind": column.kind, "task": column.task, **asdict(column.metric)} for column in columns]
@@ -418,6 +426,11 @@ def _is_counts(value: Any) -> bool:
 def _has_columns(value: dict[str, Any]) -> bool:
     rows = value.get("columns")
     return isinstance(rows, list) and all(isinstance(row, dict) and row.keys() == _COLUMN for row in rows)
+
+
+def _is_choice(value: dict[str, Any]) -> bool:
+    decisions = value.get("decisions")
+    return isinstance(decisions, list) and all(isinstance(each, dict) for each in decisions)
 
 
 def _is_plan(value: dict[str, Any]) -> bool:

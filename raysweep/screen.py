@@ -59,6 +59,8 @@ def print_plan(plan: Plan) -> None:
             f"wall-clock         about {duration(plan.wall_seconds)} with one gang, by {plan.num_measured} stages "
             f"measured in this store{but}"
         )
+    for choice in plan.choices:
+        console.print(printable(choice), soft_wrap=True)
     console.print(f"run                {plan.run}")
     console.print(_metrics(plan.columns))
     if plan.note:

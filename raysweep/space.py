@@ -26,6 +26,7 @@ from raysweep.errors import DataError, Finding, Place, RaysweepError, SpaceError
 from raysweep.overrides import with_overrides
 from raysweep.pinning import SOURCES, Pins, pinned, put, with_models_read
 from raysweep.plan import Trial, chain, objective_of
+from raysweep.resources import AskedResources, ByVariant, Resources
 from raysweep.scores import Column
 from raysweep.search import Axis, LogUniform, RandInt, Uniform, Zip, kind_of, labels, paths_of, settings
 from raysweep.spec import Spec, canonical, fingerprint
@@ -55,6 +56,15 @@ class SearchSpace:
     """Value of a `pretrain.from` or `pretrain.start` axis -> what the pinned checkpoint is in the pretrain section."""
     warnings: tuple[str, ...] = ()
     """What may be meant, but seldom is; with its line of the sweep file."""
+    chosen: ByVariant[Resources] | None = None
+    """What its gangs are made of, once the planner has chosen what the file leaves to it (`auto`)."""
+
+    @cached_property
+    def resources(self) -> ByVariant[Resources]:
+        """What its gangs are made of; nothing of it may be left to choose."""
+        asked = self.declared.resources.by_variant
+        assert self.chosen or not any(each.autos for each in asked.every), "resources are still to be chosen"
+        return self.chosen or asked.map(AskedResources.without_autos)
 
     @property
     def name(self) -> str:

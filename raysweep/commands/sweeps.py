@@ -47,13 +47,14 @@ DEFAULT_PEAK_FLOPS = 989e12
 
 def _plan(args: argparse.Namespace) -> int:
     from raysweep.estimates import estimate
+    from raysweep.runners.hardware import gangs_chosen
     from raysweep.screen import print_plan
     from raysweep.space import load
 
-    space = load(args.sweep, args.overrides)
+    space, lines = gangs_chosen(load(args.sweep, args.overrides), gpu=args.gpu)
     named_peak, memory = (peak_flops(args.gpu), memory_bytes(args.gpu)) if args.gpu else (None, None)
     peak = args.peak_tflops * 1e12 if args.peak_tflops else named_peak or DEFAULT_PEAK_FLOPS
-    plan = estimate(space, store_of(args), mfu=args.mfu, peak_flops=peak, gpu_memory=memory)
+    plan = estimate(space, store_of(args), mfu=args.mfu, peak_flops=peak, gpu_memory=memory, choices=lines)
     if args.json:
         print_json(plan.to_dict())
     else:

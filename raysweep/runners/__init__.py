@@ -81,7 +81,7 @@ def _run(
         if runner == "inline":
             from raysweep.runners.inline import run_inline
 
-            run_inline(space, store, journal)
+            run_inline(space, store, run, journal)
         else:
             _run_on_ray(space, store, run, journal)
     finally:

@@ -18,8 +18,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysweep.errors import ClusterError
 from raysweep.runners import node_tasks
+from raysweep.runners.hardware import NodeMemory
 from raysweep.runners.node_facts import Check, NodeFacts, compare, some
-from raysweep.runners.node_tasks import GROUP_SECONDS, Rank, clock, facts_here, remove_nonce, unseen_nonces, write_nonce
+from raysweep.runners.node_tasks import (
+    GROUP_SECONDS,
+    Rank,
+    clock,
+    facts_here,
+    memory_here,
+    remove_nonce,
+    unseen_nonces,
+    write_nonce,
+)
 from raysweep.store import Store
 
 # A worker process starts in seconds; on a busy machine in tens of them.
@@ -119,6 +129,14 @@ def bandwidth(*, num_bytes: int = NUM_BYTES) -> Check:
     names = ", ".join(sorted({interface for _, interface in found}))
     by = "NCCL" if use_gpus else "gloo"
     return Check("all-reduce", True, f"{rate / 1e9:.2f} GB/s a link by {by} over {len(members)} nodes, on {names}")
+
+
+def node_memories(*, on_cluster: bool) -> list[NodeMemory]:
+    """Of all nodes, which otherwise are this machine. Raises ClusterError if one does not answer."""
+    nodes = _alive()
+    found = _on_each(nodes, memory_here, lambda node: ()) if on_cluster else {}
+    here = None if on_cluster else memory_here()
+    return [NodeMemory(node["Resources"], *(here or found[node["NodeID"]])) for node in nodes]
 
 
 def _alive() -> list[Node]:

@@ -9,27 +9,33 @@ from typing import Any
 from raysweep.errors import SpaceError
 from raysweep.runners.chain import run_chain
 from raysweep.runners.gang import Gang
+from raysweep.runners.hardware import this_machine, with_gangs_chosen
 from raysweep.runners.interrupts import SaveFirst
 from raysweep.runners.journal import trial_row
 from raysweep.runners.queue import Beginnings
+from raysweep.runs import Run
 from raysweep.space import SearchSpace
 from raysweep.store import Store
 
 logger = logging.getLogger(__name__)
 
 
-def run_inline(space: SearchSpace, store: Store, report: Callable[[Mapping[str, Any]], None]) -> None:
+def run_inline(space: SearchSpace, store: Store, run: Run, report: Callable[[Mapping[str, Any]], None]) -> None:
     """Run every trial of a grid or random search.
 
     Raises:
         SpaceError: if the space wants Optuna or a scheduler, which Tune runs.
+        ClusterError: if no choice of what is left to the planner fits this machine.
     """
-    search, resources = space.declared.search, space.declared.resources.default
+    search, asked = space.declared.search, space.declared.resources.by_variant
     if search.name == "optuna" or search.scheduler:
-        asked = f"search.scheduler {search.scheduler.name}" if search.scheduler else f"search.name {search.name}"
-        raise SpaceError(f"{asked} needs Ray Tune: leave --runner inline out")
-    if resources.workers > 1:
-        logger.warning("the inline runner is one process: resources.workers %d is not used", resources.workers)
+        wanted = f"search.scheduler {search.scheduler.name}" if search.scheduler else f"search.name {search.name}"
+        raise SpaceError(f"{wanted} needs Ray Tune: leave --runner inline out")
+    for each in asked.every:
+        if each.workers != "auto" and each.workers > 1:
+            logger.warning("the inline runner is one process: resources.workers %d is not used", each.workers)
+    alone = asked.map(lambda each: each.with_(workers=1, max_concurrent=1))
+    space = with_gangs_chosen(space, run, lambda: [this_machine()], report, asked=alone)
     every = [space.trial(point, seed) for point in space.points() for seed in space.declared.seeds]
     trials = Beginnings(store.finished_ids()).in_order(every)
     current: dict[str, str] = {}
@@ -43,13 +49,19 @@ def run_inline(space: SearchSpace, store: Store, report: Callable[[Mapping[str, 
     def progress(event: Mapping[str, Any]) -> None:
         tell({"event": "progress", **current, **event})
 
-    gang = Gang(store, resources, report=progress, save_asked=saves.asked)
+    gang: Gang | None = None
     try:
         with saves:
             for trial in trials:
                 current["trial"] = trial.id
                 tell({"event": "trial", "row": trial_row(trial)})
+                resources = space.resources.of(trial.point)
+                if gang is None or gang.resources != resources:
+                    if gang:
+                        gang.close()
+                    gang = Gang(store, resources, report=progress, save_asked=saves.asked)
                 for _leg in run_chain(trial, gang, max_retries=resources.max_retries, report=tell):
                     pass
     finally:
-        gang.close()
+        if gang:
+            gang.close()

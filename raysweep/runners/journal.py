@@ -58,7 +58,7 @@ def trial_row(trial: Trial) -> TrialRow:
 class Journal:
     """Takes the events of a run, in the driver.
 
-    Events are plain dicts with an "event": trial, found, started, progress, finished, failed, note.
+    Events are plain dicts with an "event": gangs, trial, found, started, progress, finished, failed, note.
     """
 
     def __init__(

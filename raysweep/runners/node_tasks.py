@@ -104,14 +104,28 @@ def _version(package: str) -> str:
 
 
 def _gpus() -> tuple[tuple[str, ...], str]:
-    """Names of the GPUs, and their driver's version. Not by torch: Ray hides them from a task that asks for none."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    """Names of the GPUs, and their driver's version."""
+    rows = _gpu_rows("name", "driver_version")
+    return tuple(name for name, _ in rows), rows[0][1] if rows else ""
+
+
+def memory_here() -> tuple[int, list[tuple[str, int]]]:
+    """Bytes of this node's memory; and of each of its GPUs the name, and bytes as the driver has them."""
+    from raysweep.devices import host_memory_bytes
+
+    rows = _gpu_rows("name", "memory.total")
+    return host_memory_bytes(), [(name, int(mebibytes) * 2**20) for name, mebibytes in rows if mebibytes.isdecimal()]
+
+
+def _gpu_rows(*columns: str) -> list[list[str]]:
+    """Of each GPU. Not by torch: Ray hides them from a task that asks for none."""
+    query = ["nvidia-smi", f"--query-gpu={','.join(columns)}", "--format=csv,noheader,nounits"]
     try:
         listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return (), ""
-    rows = [[cell.strip() for cell in row] for row in csv.reader(listed.splitlines()) if len(row) == 2]
-    return tuple(name for name, _ in rows), rows[0][1] if rows else ""
+        return []
+    rows = [[cell.strip() for cell in row] for row in csv.reader(listed.splitlines())]
+    return [row for row in rows if len(row) == len(columns)]
 
 
 def _is_token_asked() -> bool:

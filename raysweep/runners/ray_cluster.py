@@ -23,6 +23,7 @@ from raysweep.errors import ClusterError, first_line
 from raysweep.resources import Resources
 from raysweep.runners.draining import draining_nodes
 from raysweep.runners.interrupts import keeping_sigterm
+from raysweep.runners.processes import LOOPBACK
 from raysweep.runners.room import Placement, Shape, View
 
 logger = logging.getLogger(__name__)
@@ -36,19 +37,16 @@ LOCAL_RAY = {"prestart_worker_first_driver": False, "enable_worker_prestart": Fa
 class Cluster(NamedTuple):
     """A cluster that can hold each gang of a sweep."""
 
-    host: str
-    """Where gangs reach this process: loopback if Ray was started here."""
     shapes: Mapping[Resources, Shape]
     """Of gangs: inside one node if there is one with so much room."""
     may_grow: bool
 
 
-def start_ray(*every: Resources) -> Cluster:
-    """Connect to the cluster of RAY_ADDRESS, or start one on this machine; see that it can hold each of these gangs.
+def start_ray() -> str:
+    """Connect to the cluster of RAY_ADDRESS, or start one on this machine; returns where gangs reach this process.
 
     Raises:
-        ClusterError: if it cannot; says what was asked and what is there. A cluster, which may still be scaling up, is
-            waited for for `max_node_wait_seconds`; on one machine waiting brings nothing.
+        ClusterError: if there is no such cluster; says which, and what to do.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
@@ -66,6 +64,16 @@ def start_ray(*every: Resources) -> Cluster:
         _init(address="local", include_dashboard=False, _system_config=LOCAL_RAY)
     elif not ray.is_initialized():
         connect()
+    return LOOPBACK if local else str(ray.util.get_node_ip_address())
+
+
+def cluster_for(*every: Resources) -> Cluster:
+    """The cluster that Ray was started on, seen to hold each of these gangs.
+
+    Raises:
+        ClusterError: if it cannot; says what was asked and what is there. A cluster, which may still be scaling up, is
+            waited for for `max_node_wait_seconds`; on one machine waiting brings nothing.
+    """
     on_cluster = "RAY_ADDRESS" in os.environ
     deadline = time.monotonic() + (every[0].max_node_wait_seconds if on_cluster else 0)
     is_asked = False
@@ -77,8 +85,7 @@ def start_ray(*every: Resources) -> Cluster:
         if resources is None:
             if is_asked:  # From here on the gangs that wait for room ask by themselves.
                 request_resources(bundles=[])
-            host = "127.0.0.1" if local else str(ray.util.get_node_ip_address())
-            return Cluster(host, {each: _shape(each) for each in every}, may_grow=on_cluster)
+            return Cluster({each: _shape(each) for each in every}, may_grow=on_cluster)
         if time.monotonic() >= deadline:
             raise ClusterError(_too_small(nodes, room[resources], resources))
         if not is_asked:

@@ -67,7 +67,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._nodes = frozenset(_nodes())
         self._rays_own: Any = signal.signal(signal.SIGTERM, self._leave)
         self._saves = SaveFirst([signal.SIGTERM]).__enter__()
-        self._resources = space.declared.resources.of(point_of(space, config))
+        self._resources = space.resources.of(point_of(space, config))
         self._gang = self._make_gang()
         self._first_memory: int | None = None
         self._outgrown: str | None = None
@@ -97,7 +97,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
 
     def _chain(self, trial: Trial) -> Iterator[Leg]:
         # Begins when the first leg is asked for: what goes wrong then is tried again, see `reset_config`.
-        resources = self._space.declared.resources.of(trial.point)
+        resources = self._space.resources.of(trial.point)
         if resources != self._resources:  # As many workers, or another gang would have been given the trial.
             self._gang.close()
             self._resources = resources

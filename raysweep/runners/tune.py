@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raysweep.plan import Trial
 from raysweep.runners.agreement import Agreement
 from raysweep.runners.chain import Report
-from raysweep.runners.cluster_checks import refuse_unfit
+from raysweep.runners.cluster_checks import node_memories, refuse_unfit
 from raysweep.runners.draining import watching_draining
 from raysweep.runners.events import EventSink, one_at_a_time
+from raysweep.runners.hardware import with_gangs_chosen
 from raysweep.runners.interrupts import SAVE_SECONDS, UnsavedTraining
 from raysweep.runners.queue import Beginnings, Queue
-from raysweep.runners.ray_cluster import looking, start_ray
+from raysweep.runners.ray_cluster import cluster_for, looking, start_ray
 from raysweep.runners.ray_watch import ray_watched
 from raysweep.runners.room import Gangs, Shape
 from raysweep.runners.trainable import GangTrainable, point_of
@@ -160,14 +162,19 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         num_trials = len(trials)
     if num_trials == 0:
         return
-    cluster = start_ray(*space.declared.resources.every)
-    if cluster.may_grow:
+    host = start_ray()
+    # With nothing chosen yet, no gang is larger than these.
+    smallest = [each.without_autos() for each in space.declared.resources.by_variant.every]
+    on_cluster = cluster_for(*smallest).may_grow
+    if on_cluster:
         refuse_unfit(store)
+    space = with_gangs_chosen(space, run, partial(node_memories, on_cluster=on_cluster), report)
+    cluster = cluster_for(*space.resources.every)
     shapes = tuple(dict.fromkeys(cluster.shapes.values()))
     gangs = Gangs(looking(shapes), max_concurrent=resources.max_concurrent, may_grow=cluster.may_grow)
 
     def shape_of(point: Mapping[str, Any]) -> Shape:
-        return cluster.shapes[space.declared.resources.of(point)]
+        return cluster.shapes[space.resources.of(point)]
 
     queue = Queue(trials or (), beginnings, lambda trial: shape_of(trial.point))
     searcher: Searcher = Points(queue, beginnings, gangs)
@@ -189,7 +196,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         queue.take(event)
         report(event)
 
-    sink = EventSink(cluster.host, tell, watch=watch)
+    sink = EventSink(host, tell, watch=watch)
     trainable = tune.with_parameters(
         GangTrainable,
         space=space,

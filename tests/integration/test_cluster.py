@@ -29,10 +29,11 @@ print(json.dumps({name: [check.to_dict() for check in checks] for name, checks i
 """
 
 WAIT = """
-from raysweep.runners.ray_cluster import start_ray
+from raysweep.runners.ray_cluster import cluster_for, start_ray
 from raysweep.resources import Resources
 
-start_ray(Resources(cpus_per_worker=2, max_node_wait_seconds=120))
+start_ray()
+cluster_for(Resources(cpus_per_worker=2, max_node_wait_seconds=120))
 """
 LOOK_AT_THREE = """
 import json, sys

@@ -52,7 +52,7 @@ def declared_and_reported(path, store) -> set[str]:
     """Checks each stage of the base trial, and each checkpoint's columns; returns the kinds of stage seen."""
     space = load(path)
     trial = space.trial({}, 0)
-    gang = Gang(store, space.declared.resources, report=lambda event: None)
+    gang = Gang(store, space.resources.default, report=lambda event: None)
     legs = list(run_chain(trial, gang, max_retries=0, report=lambda event: None))
     gang.close()
     corpus = trial.stages[0].spec.corpus if trial.stages[0].kind == "tokenize" else trial.stages[1].spec.corpus
@@ -84,7 +84,7 @@ def test_phases_report_what_they_declare(sweep_file, store):
 def test_a_checkpoint_that_exists_reports_what_it_declares(sweep_file, folder, store):
     space = load(sweep_file(TEXT))
     trial = space.trial({}, 0)
-    gang = Gang(store, space.declared.resources, report=lambda event: None)
+    gang = Gang(store, space.resources.default, report=lambda event: None)
     next(run_chain(trial, gang, max_retries=0, report=lambda event: None))
     gang.close()
     checkpoint = store.folder(next(stage.id for stage in trial.stages if stage.kind == "pretrain"))

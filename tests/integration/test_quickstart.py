@@ -26,7 +26,7 @@ def test_fine_tuning_is_not_below_its_linear_probe(optimizer, tmp_path, store):
     path.write_text(text)
     space = load(path)
     trial = space.trial({"pretrain.optimizer": optimizer, "pretrain.model.num_layers": 1}, 0)
-    gang = Gang(store, space.declared.resources.with_(workers=1), report=lambda event: None)
+    gang = Gang(store, space.resources.default.with_(workers=1), report=lambda event: None)
     (leg,) = run_chain(trial, gang, max_retries=0, report=lambda event: None)
     gang.close()
     for task in ("span-4", "span-8"):

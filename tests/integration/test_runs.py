@@ -1,5 +1,6 @@
 """Whole sweeps: inline and on Ray, interrupted and gone on with, equal to the bit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from raysweep.analysis.tables import stage_table
 from raysweep.errors import ClusterError, SpaceError
 from raysweep.resources import Resources
 from raysweep.runners import run_sweep
-from raysweep.runners.ray_cluster import start_ray
+from raysweep.runners.ray_cluster import cluster_for, start_ray
 from raysweep.runs import Run
 from raysweep.space import load
 from raysweep.store import Store
@@ -49,6 +50,35 @@ def test_inline_runs_every_stage(tiny_space, store):
     found = results_of(run)
     kinds = {stage_id.rsplit("-", 1)[0] for stage_id in found}
     assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "flatness", "probe", "sft"}
+
+
+def test_what_the_planner_chose_is_told_kept_and_recorded(sweep_file, store):
+    text = TINY[: TINY.index("sweep:")] + "resources: auto\n"
+    space = load(sweep_file(text))
+    first, last = (stage.id for stage in space.trial({}, 0).stages if stage.kind == "pretrain")
+    run = run_sweep(space, store, runner="inline")
+    told = [event["message"] for event in run.events() if event["event"] == "note"]
+    (line,) = [each for each in told if each.startswith("resources: zero_stage 0, gradient_checkpointing false, ")]
+    assert line.endswith("nothing is cheaper")
+    assert store.get(first).provenance["micro_batch_sequences"] is None
+    # The same run goes on with what it chose, whatever would be chosen now.
+    note = run.folder / "gangs.json"
+    kept = json.loads(note.read_text())
+    kept["decisions"][0]["chosen"]["micro_batch_sequences"] = 2
+    note.write_text(json.dumps(kept))
+    store.discard(last)
+    again = run_sweep(load(sweep_file(text)), store, runner="inline")
+    assert (again.name, again.gangs()) == (run.name, kept)
+    assert store.get(last).provenance["micro_batch_sequences"] == 2
+
+
+def test_what_fits_nowhere_is_refused_before_anything_runs(sweep_file, store):
+    huge = TINY.replace(
+        "hidden_size: 16, num_layers: 1, num_heads: 2", "hidden_size: 16384, num_layers: 96, num_heads: 128"
+    )
+    with pytest.raises(ClusterError, match=r"no choice of zero_stage, .* fits: the nearest, .* GiB for pretrain"):
+        run_sweep(load(sweep_file(huge + "resources: auto\n")), store, runner="inline")
+    assert store.finished_ids() == set()
 
 
 def test_tensorboard_logs_hold_losses_and_scores(tiny_space, store):
@@ -191,10 +221,11 @@ search:
   name: optuna
   num_trials: %d
   objectives: [{metric: sft/mean_score, mode: max}, {metric: flatness/hessian_trace, mode: min}]
-resources: {workers: 1, max_concurrent: 1}
+resources: {workers: auto, zero_stage: auto, max_concurrent: 1}
 """
     run = run_sweep(load(sweep_file(text + search % 3)), store, name="study")
     assert run.failures() == []
+    assert any(str(event.get("message")).startswith("resources: workers 1, zero_stage 0: ") for event in run.events())
     assert len(run.trials()) == 3
     import optuna
 
@@ -318,9 +349,9 @@ def test_events_stay_on_this_machine_where_ray_does(monkeypatch):
     ray.shutdown()
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     try:
-        assert start_ray(Resources()).host == "127.0.0.1"
+        assert start_ray() == "127.0.0.1"
         # Of a Ray that somebody else started it is not known where gangs will be.
-        assert start_ray(Resources()).host == ray.util.get_node_ip_address()
+        assert start_ray() == ray.util.get_node_ip_address()
     finally:
         ray.shutdown()
 
@@ -337,9 +368,10 @@ def test_a_worker_that_no_node_can_hold_is_refused(monkeypatch):
         cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        start_ray(Resources(workers=2, cpus_per_worker=1, max_node_wait_seconds=0))
+        start_ray()
+        cluster_for(Resources(workers=2, cpus_per_worker=1, max_node_wait_seconds=0))
         with pytest.raises(ClusterError, match=r"needs 2 CPU, 0 GPU; the cluster has 2 CPU.* on 2 node.*room for 0"):
-            start_ray(Resources(workers=1, cpus_per_worker=2, max_node_wait_seconds=0))
+            cluster_for(Resources(workers=1, cpus_per_worker=2, max_node_wait_seconds=0))
     finally:
         ray.shutdown()
         cluster.shutdown()

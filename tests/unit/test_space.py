@@ -212,7 +212,7 @@ resources:
 
 def test_a_value_of_an_axis_may_have_a_gang_of_its_own(sweep_file):
     space = load(sweep_file(TINY + BY))
-    resources = space.declared.resources
+    resources = space.resources
     small, large = (resources.of(point) for point in space.points())
     assert (small.workers, small.zero_stage, small.cpus_per_worker, small.max_retries) == (1, 0, 2, 1)
     assert (large.workers, large.zero_stage, large.cpus_per_worker, large.max_retries) == (2, 2, 2, 1)
