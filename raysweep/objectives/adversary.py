@@ -88,7 +88,7 @@ class Adversary(ObjectiveSpec):
         """The rows of `of`."""
         return self.of.prepare(ids, draw, specials)
 
-    def from_law(self, law: LabelledLaw, ids: Ints) -> Arrays:
+    def from_law(self, law: LabelledLaw, ids: Ints, rows: Arrays) -> Arrays:
         """The labels' probabilities; none for the control, which asks for none."""
         return {LABELS: law.label_probabilities(ids)} if self.strength else {}
 

@@ -187,12 +187,13 @@ class ObjectiveSpec(Loss):
         """The objective whose loss is measured on held-out text: itself, or that which it adds a penalty to."""
         return self
 
-    def from_law(self, law: LabelledLaw, ids: Ints) -> Arrays:
+    def from_law(self, law: LabelledLaw, ids: Ints, rows: Arrays) -> Arrays:
         """What a batch of training holds beside what `prepare` makes, if it `reads_labels`.
 
         Args:
             law: of the text.
             ids: [n, L] of text.
+            rows: what `prepare` made of it.
         """
         return {}
 

@@ -22,13 +22,14 @@ def check_loss(objective: ObjectiveSpec, rows: Arrays, *, sequence_length: int) 
     """See that a loss is the cross-entropy of its rows' labels, summed over as many as it counts.
 
     Args:
-        objective: whose loss it is.
+        objective: whose loss it is; of one that measures another's, that.
         rows: what it prepared of text.
         sequence_length: tokens of a row of that text.
 
     Raises:
         StageError: if it is not, or rows are longer than `input_length` says.
     """
+    objective = objective.measured
     width, most = rows["input_ids"].shape[1], objective.input_length(sequence_length)
     if width > most:
         raise StageError(

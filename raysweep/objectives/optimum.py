@@ -51,7 +51,7 @@ class TabledLaw(Law, Protocol):
 
 
 @runtime_checkable
-class LabelledLaw(Protocol):
+class LabelledLaw(TabledLaw, Protocol):
     """A law of sentences with hidden symbols, which downstream labels are made of."""
 
     def label_probabilities(self, ids: Ints) -> Floats:

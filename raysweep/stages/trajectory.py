@@ -105,7 +105,7 @@ class Trajectory:
             rows = flat.relabel(rows, np.random.default_rng([self.seed, 5, at]), self._specials)
         if objective.reads_labels:
             assert isinstance(self.recipe.data, LabelledLaw)  # The recipe has seen to it.
-            rows |= objective.from_law(self.recipe.data, ids)
+            rows |= objective.from_law(self.recipe.data, ids, rows)
         return rows
 
     def _first_model(self) -> PreTrainedModel:

@@ -44,7 +44,8 @@ def batch_of(seed, objective):
     if objective.head == "masked":
         labels[:] = IGNORED
         labels[:, 2] = ids[:, 2]
-    rows = {"input_ids": ids, "labels": labels} | objective.from_law(CHAIN, ids)
+    rows = {"input_ids": ids, "labels": labels}
+    rows |= objective.from_law(CHAIN, ids, rows)
     return {name: torch.from_numpy(values) for name, values in rows.items()}
 
 

@@ -15,6 +15,7 @@ from raysweep.objectives.families import Mixture, Objective
 from raysweep.objectives.loss_check import check_loss
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
+from raysweep.objectives.soft_targets import SoftTargets
 from raysweep.objectives.span_corruption import SpanCorruption
 from raysweep.objectives.ul2 import UL2
 
@@ -27,6 +28,7 @@ OBJECTIVES: list[ObjectiveSpec] = [
     SpanCorruption(name="span_corruption"),
     UL2_PAPER,
     Adversary(name="adversary", strength=0.05),
+    SoftTargets(name="soft_targets"),
     Mixture(name="mixture", objectives={"causal": CAUSAL, "prefix": PREFIX, "spans": CAUSAL_SPANS, "ul2": UL2_PAPER}),
 ]
 LENGTH = 12
