@@ -216,6 +216,10 @@ class Batches:
         assert batch is not None
         return batch
 
+    def domains(self, step: int, num_sequences: int) -> Ints:
+        """The domain of each sequence of `batch`, by its place among the mix's names in order: [num_sequences]."""
+        return self._places_of(self._first + step * num_sequences + np.arange(num_sequences))[0]
+
     def _places_of(self, index: Ints) -> tuple[Ints, Ints]:
         """Of each place of the order: its domain, and which sequence of all that are read of that domain it is."""
         cycles, places = np.divmod(index, CYCLE)

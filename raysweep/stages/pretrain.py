@@ -111,6 +111,8 @@ class Recipe(Spec):
                 raise ValueError(
                     f"checkpoints: {later} is step {other}, and comes after {at}, step {step}; let them rise"
                 )
+        if self.flat:
+            self._check_flat(self.flat)
         row = self.data.row_length
         if row is not None and self.sequence_length != row:
             raise ValueError(
@@ -138,6 +140,18 @@ class Recipe(Spec):
                 f"{most} at most: lower it, or give the model more positions"
             )
         return self
+
+    def _check_flat(self, flat: FlatMethod) -> None:
+        if flat.has_own_steps and self.objective.reads_labels:
+            raise ValueError(
+                f"flat {flat.name} takes several gradients in a step, and objective {self.objective.name} learns from "
+                "each: use label_noise or an average (ema, swa, lawa), or another objective"
+            )
+        if flat.needs_domains and len(self.data.mix) < 2:
+            raise ValueError(
+                f"flat {flat.name} compares domains, and data has one alone ({next(iter(self.data.mix))}): give it "
+                "another domain, or use another method"
+            )
 
     @property
     def num_steps(self) -> int:
@@ -269,21 +283,22 @@ class Pretrain(StageSpec):
     def training(self) -> TrainingSteps:
         """Of all workers. The loss of every next token is made a few tokens at a time; of others, the labelled ones at
         once."""
-        recipe = self.recipe
+        recipe, flat = self.recipe, self.recipe.flat
         is_causal = recipe.objective.name == "causal_lm"
         return TrainingSteps(
             sequences=recipe.batch_sequences,
             length=recipe.input_length,
-            optimizer_floats=recipe.optimizer.state_floats,
+            optimizer_floats=recipe.optimizer.state_floats + (flat.saved_floats + flat.passing_floats if flat else 0),
             precision=recipe.precision,
             logits=None if is_causal else recipe.objective.mean_predicted(recipe.sequence_length),
         )
 
     def flops(self, size: Size, corpus: Corpus) -> float:
-        """Gradients of all rows since the checkpoint before; a row may be longer than its text."""
+        """Gradients of all rows since the checkpoint before, of each as many as a step takes; a row may be longer than
+        its text."""
         length = self.recipe.input_length
         read = self.pretraining_tokens / self.recipe.sequence_length * length
-        return size.gradient_flops(read, length)
+        return size.gradient_flops(read, length) * (self.recipe.flat.passes if self.recipe.flat else 1)
 
     def memory_bytes(self, size: Size, resources: Resources) -> int:
         """That of a training step, of the rank with most of the batch; see `memory.training_bytes`."""
@@ -294,8 +309,9 @@ class Pretrain(StageSpec):
         return size.num_bytes
 
     def state_bytes(self, size: Size, resources: Resources) -> int:
-        """Weights and the optimizer's state in 32 bits, whatever gang saves them."""
-        return 4 * (1 + self.recipe.optimizer.state_floats) * size.num_parameters
+        """Weights, the optimizer's state and averages in 32 bits, whatever gang saves them."""
+        averages = self.recipe.flat.saved_floats if self.recipe.flat else 0
+        return 4 * (1 + self.recipe.optimizer.state_floats + averages) * size.num_parameters
 
     def _curve_lines(self, training: Training) -> Iterator[dict[str, float]]:
         recipe, before = self.recipe, self.before.steps if self.before else 0

@@ -89,6 +89,7 @@ class Trajectory:
             is_start_exact=self.start is not None,
             optimizer_from=self._optimizer and self._optimizer / OPTIMIZER,
             optimizer_out=optimizer_out,
+            flat=recipe.flat,
         )
 
     @property
@@ -103,6 +104,8 @@ class Trajectory:
         rows = objective.prepare(ids, np.random.default_rng([self.seed, 4, at]), self._specials)
         if flat:
             rows = flat.relabel(rows, np.random.default_rng([self.seed, 5, at]), self._specials)
+        if flat and flat.needs_domains:
+            rows |= {"domains": self._order.domains(step, self.recipe.batch_sequences)}
         if objective.reads_labels:
             assert isinstance(self.recipe.data, LabelledLaw)  # The recipe has seen to it.
             rows |= objective.from_law(self.recipe.data, ids, rows)

@@ -15,16 +15,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from raysweep.devices import OVERHEAD_TOKENS_CPU, OVERHEAD_TOKENS_GPU
 from raysweep.errors import Diverged
-from raysweep.objectives.base import IGNORED, LearningLoss, Loss
+from raysweep.objectives.base import LearningLoss, Loss
 from raysweep.objectives.output_loss import use_loss_layer
+from raysweep.train.ascent import Step
 from raysweep.train.compiled import compile_blocks
-from raysweep.train.engines import Batch, DeepSpeedEngine, PlainEngine, Tensors
+from raysweep.train.deepspeed_engine import DeepSpeedEngine
+from raysweep.train.engines import PlainEngine, Tensors
+from raysweep.train.flat import AVERAGE, FlatSpec
+from raysweep.train.micro_batches import Cutter, draws_seed, num_read
 from raysweep.train.models import fuse_norms
 from raysweep.train.optimizers import Optimizer
 from raysweep.train.saved_state import LEARNT, Range, SavedState, find_damage, write_state
@@ -84,6 +86,7 @@ def train(
     is_start_exact: bool = False,
     optimizer_from: Path | None = None,
     optimizer_out: Path | None = None,
+    flat: FlatSpec | None = None,
 ) -> Training:
     """Train `model` to `stop_step`; to be called by every rank of the gang.
 
@@ -111,6 +114,7 @@ def train(
         is_start_exact: whether to begin with the very weights of `model`, where ZeRO would round them to bfloat16.
         optimizer_from: the optimizer's state to begin with, of a file that a training left as `optimizer_out`.
         optimizer_out: where to write it at the end: full tensors by the weight's name, for a gang of any shape.
+        flat: what draws it to flat minima; its averages, where it has some, are the weights that are given back.
 
     Raises:
         Diverged: on every rank, if a loss or gradient is not finite, or the loss runs away.
@@ -135,7 +139,7 @@ def train(
     exact = is_start_exact and bf16 and worker.zero_stage > 0
     weights = {name: each.detach().clone() for name, each in model.named_parameters()} if exact else {}
     # DeepSpeed is told the number of micro-batches before the first; all batches have as many sequences.
-    cutter = _Cutter(worker, num_sequences=len(first_batch["input_ids"]))
+    cutter = Cutter(worker, num_sequences=len(first_batch["input_ids"]))
     learning = objective.learning()
     settings: dict[str, Any] = {
         "objective": learning or objective,
@@ -149,7 +153,11 @@ def train(
         engine = PlainEngine(model, **settings)
     else:
         engine = DeepSpeedEngine(
-            model, **settings, num_micro_batches=cutter.num_micro, micro_batch_sequences=cutter.micro_sequences
+            model,
+            **settings,
+            num_micro_batches=cutter.num_micro,
+            micro_batch_sequences=cutter.micro_sequences,
+            has_own_steps=flat is not None and flat.has_own_steps,
         )
     try:
         log = _Log(**saved.log) if saved else _Log([], [], [], [])
@@ -170,14 +178,23 @@ def train(
         last_save = time.monotonic()
         window: list[tuple[torch.Tensor, torch.Tensor]] = []
         for step in range(first, stop):
-            # Anew at each step, so that a run that is resumed draws what one without a break does.
-            _reseed(_draws_seed(seed, step=steps_before + step, rank=worker.rank), worker.device)
             batch = batches(step)
-            num_tokens += _num_read(batch)
+            num_tokens += num_read(batch)
             log.num_predicted.append(objective.num_predicted(batch))
-            # At least 1: a batch in which nothing is predicted has no loss and no gradient.
-            loss = engine.accumulate(cutter.cut(batch), num_tokens=max(1, log.num_predicted[-1]))
-            window.append((loss, engine.apply(schedule.multiplier(step, num_steps))))
+            taken = Step(
+                engine,
+                batch,
+                objective=objective,
+                cutter=cutter,
+                worker=worker,
+                # Anew at each step, so that a run that is resumed draws what one without a break does.
+                draws=draws_seed(seed, step=steps_before + step, rank=worker.rank),
+                number=step,
+                multiplier=schedule.multiplier(step, num_steps),
+            )
+            window.append(flat.take(taken) if flat else taken.plain())
+            if flat:
+                flat.end_step(engine.tensors, engine.states, step=step, num_steps=num_steps)
             if learning:
                 learning.end_step(worker.sum)
             if step == stop - 1 or step % LOOK_EVERY == LOOK_EVERY - 1:
@@ -199,10 +216,14 @@ def train(
                     last_save = time.monotonic()
         seconds = time.perf_counter() - began
         if optimizer_out:
-            state = engine.optimizer_state()
+            # A later phase's averages are its own.
+            whole = engine.optimizer_state()
+            state = {name: whole[name] for name in whole if not name.rpartition(".")[2].startswith(AVERAGE)}
             if worker.rank == 0:
                 save_file({name: value.contiguous() for name, value in state.items()}, optimizer_out)
         weights = engine.weights()
+        if flat:
+            weights |= engine.average(flat.mean)
         return Training(
             losses=log.losses,
             grad_norms=log.grad_norms,
@@ -213,11 +234,6 @@ def train(
         )
     finally:
         engine.close()
-
-
-def _num_read(batch: Mapping[str, Any]) -> int:
-    """Tokens of a batch, without padding."""
-    return int(batch["lengths"].sum()) if "lengths" in batch else int(batch["input_ids"].size)
 
 
 def _fitted(state: Tensors, shapes: Mapping[str, torch.Size]) -> Tensors:
@@ -231,85 +247,6 @@ def _fitted(state: Tensors, shapes: Mapping[str, torch.Size]) -> Tensors:
             value = whole
         fitted[key] = value
     return fitted
-
-
-def _draws_seed(seed: int, *, step: int, rank: int) -> int:
-    """Like a state saved every step, but nothing has to be saved, and earlier stages of the process leave no trace."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _reseed(seed: int, device: str) -> None:
-    """`torch.manual_seed` of what is drawn from: the host, and this rank's GPU.
-
-    torch's own keeps a call, with the text of its stack, for each kind of device that was never used: memory that grows
-    by the step, and half a step's time of a model of some thousand weights.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.startswith("cuda"):
-        torch.cuda.manual_seed(seed)
-
-
-class _Cutter:
-    """Cuts a global batch into this rank's micro-batches, as many on every rank of several."""
-
-    def __init__(self, worker: Worker, *, num_sequences: int) -> None:
-        self._worker = worker
-        share = -(-num_sequences // worker.world_size)  # Rounded up, as below.
-        asked = min(worker.micro_batch_sequences or share, share)
-        self.micro_sequences = -(-asked // worker.micro_batch_divisor)
-        self.num_micro = -(-share // self.micro_sequences)
-
-    def cut(self, batch: Mapping[str, Any]) -> list[Batch]:
-        worker = self._worker
-        lengths = batch.get("lengths")
-        rows = np.arange(len(batch["input_ids"]))
-        # Ranks keep rows of all lengths, so that they have as much to do.
-        order = rows if lengths is None or worker.world_size > 1 else np.argsort(lengths, kind="stable")
-        parts = np.array_split(order, worker.world_size * self.num_micro)
-        mine = parts[worker.rank * self.num_micro : (worker.rank + 1) * self.num_micro]
-        if lengths is not None and worker.world_size == 1:
-            overhead = OVERHEAD_TOKENS_CPU if worker.device == "cpu" else OVERHEAD_TOKENS_GPU
-            mine = [group for part in mine for group in _groups(part, lengths, overhead=overhead)]
-        return [self._tensors(batch, part) for part in mine]
-
-    def _tensors(self, batch: Mapping[str, Any], rows: Any) -> Batch:
-        # A rank without a sequence still takes part: in one that counts for nothing.
-        idle = len(rows) == 0
-        rows = np.zeros(1, np.int64) if idle else rows
-        lengths = batch.get("lengths")
-        width = None if lengths is None else lengths[rows].max()
-        tensors = {}
-        for name, values in batch.items():
-            if name == "lengths":
-                continue
-            # Without `lengths` nothing is cut: an array may have more columns than there are tokens.
-            tensor = torch.from_numpy(values[rows, :width] if values.ndim > 1 and lengths is not None else values[rows])
-            if idle and name == "labels":
-                tensor = torch.full_like(tensor, IGNORED)
-            tensors[name] = self._move(tensor)
-        return tensors
-
-    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
-        # From pinned memory a GPU fetches it in its own time; from any other, the host waits for all work before it.
-        pinned = tensor.pin_memory() if self._worker.device.startswith("cuda") else tensor
-        return pinned.to(self._worker.device, non_blocking=True)
-
-
-def _groups(rows: Any, lengths: Any, *, overhead: int) -> list[Any]:
-    """`rows`, by rising length, cut where that is cheapest: a group costs its tokens with padding, and `overhead`."""
-    # A group never ends between rows of one length, so only ends of lengths are looked at: as many as lengths differ.
-    longest = np.asarray(lengths)[rows].astype(np.int64)
-    ends = np.concatenate([[0], np.flatnonzero(np.diff(longest, append=-1)) + 1])
-    costs, before = np.zeros(len(ends), np.int64), np.zeros(len(ends), np.int64)
-    for at in range(1, len(ends)):
-        options = costs[:at] + (ends[at] - ends[:at]) * longest[ends[at] - 1] + overhead
-        before[at] = options.argmin()
-        costs[at] = options[before[at]]
-    groups, at = [], len(ends) - 1
-    while at:
-        groups.append(rows[ends[before[at]] : ends[at]])
-        at = int(before[at])
-    return groups[::-1]
 
 
 @dataclass

@@ -8,7 +8,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from raysweep.objectives.causal_lm import IGNORED, AnswerLM, CausalLM
 from raysweep.objectives.logits import logits_at
-from raysweep.train.loop import _groups, train
+from raysweep.train.loop import train
+from raysweep.train.micro_batches import _groups
 from raysweep.train.optimizers import AdamW
 from raysweep.train.schedules import Constant
 from raysweep.worker import Worker

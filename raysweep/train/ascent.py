@@ -1,0 +1,226 @@
+"""Steps that take gradients at more than one place of the weights, as methods for flat minima do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from raysweep.objectives.base import IGNORED, Ints, Loss
+from raysweep.objectives.cross_entropy import cross_entropy_sum
+from raysweep.objectives.inputs import model_inputs
+from raysweep.objectives.logits import logits_at
+from raysweep.train.deepspeed_engine import DeepSpeedEngine
+from raysweep.train.engines import Batch, LossSum, PlainEngine
+from raysweep.train.micro_batches import Cutter, reseed
+from raysweep.worker import Worker
+
+Tensor = torch.Tensor
+
+# So that a gradient of zero moves nothing.
+TINY = 1e-12
+
+
+class Step:
+    """One step in the making: gradients of its batch, or of some rows of it, at the weights or beside them.
+
+    All passes of a step draw alike (dropout), and cut the rows that they share into the same micro-batches. Gradients
+    and moves are of the float32 weights that are stepped, whole on the gang whatever ranks and micro-batches there are;
+    where products are taken in bfloat16, what moves is rounded as those weights are.
+
+    Args:
+        engine: that takes it.
+        batch: the global one.
+        objective: which counts what it predicts.
+        cutter: of whole batches.
+        worker: this rank.
+        draws: seed of what the model draws on this rank.
+        number: of the step, counted from 0.
+        multiplier: of the learning rates.
+    """
+
+    def __init__(
+        self,
+        engine: PlainEngine | DeepSpeedEngine,
+        batch: Mapping[str, Any],
+        *,
+        objective: Loss,
+        cutter: Cutter,
+        worker: Worker,
+        draws: int,
+        number: int,
+        multiplier: float,
+    ) -> None:
+        self.engine, self.objective, self.number, self.draws = engine, objective, number, draws
+        self.batch = batch
+        self._cutter, self._worker, self._multiplier = cutter, worker, multiplier
+
+    def accumulate(
+        self, rows: Ints | None = None, *, num_tokens: int | None = None, loss_sum: LossSum | None = None
+    ) -> Tensor:
+        """Add the gradients of these rows up, at the weights as they are; see `PlainEngine.accumulate`.
+
+        Args:
+            rows: of the global batch; None: all.
+            num_tokens: that the mean is over; None: as many as the rows predict.
+            loss_sum: in place of the objective's.
+
+        Returns:
+            This rank's share of the mean loss, in nats per token.
+        """
+        batch, cutter = self.batch, self._cutter
+        if rows is not None:
+            batch = {name: values[rows] for name, values in batch.items()}
+            cutter = Cutter(self._worker, num_sequences=len(rows))
+        # At least 1: a batch in which nothing is predicted has no loss and no gradient.
+        num = max(1, self.objective.num_predicted(batch)) if num_tokens is None else num_tokens
+        reseed(self.draws, self._worker.device)
+        return self.engine.accumulate(cutter.cut(batch), num_tokens=num, loss_sum=loss_sum)
+
+    def plain(self) -> tuple[Tensor, Tensor]:
+        """Down the gradient at the weights: this rank's share of the loss, and the gradient's norm."""
+        return self.accumulate(), self.engine.apply(self._multiplier)
+
+    def along(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Down these gradients, laid out like the engine's tensors; their norm."""
+        return self.engine.step(gradients, self._multiplier)
+
+    @contextmanager
+    def moved(self, directions: Sequence[Tensor], length: Tensor | float) -> Iterator[None]:
+        """While in it, weights are moved by `length` times `directions`.
+
+        Behind it they are what they were, to the bit, but the model does not compute with them before it is stepped or
+        moved again.
+        """
+        tensors = self.engine.tensors
+        kept = [each.detach().clone() for each in tensors]
+        for each, direction in zip(tensors, directions, strict=True):
+            each.detach().add_(direction * length)
+        self.engine.push()
+        try:
+            yield
+        finally:
+            torch._foreach_copy_([each.detach() for each in tensors], kept)
+
+
+class DrawnLabels:
+    """The loss of labels that are drawn from the model's own predictions, and then kept.
+
+    Args:
+        head: of the objective, which says what a label is predicted from.
+        seed: of the draws.
+    """
+
+    def __init__(self, head: str, seed: int) -> None:
+        self._is_causal, self._seed = head == "causal", seed
+        self._generator: torch.Generator | None = None
+        self._kept: list[Tensor] = []
+        self._at: int | None = None
+
+    def again(self) -> None:
+        """From now on, labels are those that were drawn, micro-batch after micro-batch."""
+        self._at = 0
+
+    def loss_sum(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """Their cross-entropy in nats, summed over the places that the objective predicts; see `Loss.loss_sum`."""
+        labels = batch["labels"][:, 1:] if self._is_causal else batch["labels"]
+        given = {"use_cache": False} if self._is_causal else {}
+        rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+        logits, _ = logits_at(model, rows, columns, **model_inputs(model, batch), **given)
+        if self._at is None:
+            self._kept.append(self._draw(logits.detach()))
+            return cross_entropy_sum(logits, self._kept[-1], ignored=IGNORED)
+        self._at += 1
+        return cross_entropy_sum(logits, self._kept[self._at - 1], ignored=IGNORED)
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        """A class of each row [n, classes], by one uniform number: [n], int64."""
+        if self._generator is None:
+            self._generator = torch.Generator(logits.device).manual_seed(self._seed)
+        below = logits.float().softmax(dim=-1).cumsum(dim=-1)
+        uniform = torch.rand(len(logits), 1, generator=self._generator, device=logits.device)
+        # Times the last, which rounding leaves a little off 1.
+        return torch.searchsorted(below, uniform * below[:, -1:]).squeeze(1).clamp(max=logits.shape[-1] - 1)
+
+
+def sharpness_aware(step: Step, *, rho: float, eta: float | None, rows: Ints | None) -> tuple[Tensor, Tensor]:
+    """Down the gradient at w + e; the loss at w, of `rows`, and the norm of the gradient at w + e.
+
+    Args:
+        step: in the making.
+        rho: length of e, in the norm of the method.
+        eta: see `flat.ASAM`; None: e is `flat.SAM`'s.
+        rows: that e is of; None: all.
+    """
+    engine = step.engine
+    loss = step.accumulate(rows)
+    directions = engine.take()
+    if eta is None:
+        length = engine.dot(directions, directions).sqrt()
+    else:
+        sizes = [each.detach().abs() + eta for each in engine.tensors]
+        torch._foreach_mul_(directions, sizes)
+        length = engine.dot(directions, directions).sqrt()
+        torch._foreach_mul_(directions, sizes)
+    with step.moved(directions, rho / (length + TINY)):
+        del directions
+        step.accumulate()
+        gradients = engine.take()
+    return loss, step.along(gradients)
+
+
+def trace_penalised(step: Step, *, weight: float, rho: float, rows: Ints | None) -> tuple[Tensor, Tensor]:
+    """Down the gradient of the loss and `weight` times the trace's estimate; see `flat.TracePenalty`."""
+    engine = step.engine
+    loss = step.accumulate()
+    gradients = engine.take()
+    drawn = DrawnLabels(step.objective.head, step.draws)  # type: ignore[attr-defined]
+    step.accumulate(rows, loss_sum=drawn.loss_sum)
+    here = engine.take()
+    norm = engine.dot(here, here).sqrt()
+    drawn.again()
+    with step.moved(here, rho / (norm + TINY)):
+        step.accumulate(rows, loss_sum=drawn.loss_sum)
+        there = engine.take()
+    labels = step.batch["labels"] if rows is None else step.batch["labels"][rows]
+    num = max(1, step.objective.num_predicted({"labels": labels}))
+    torch._foreach_sub_(there, here)
+    torch._foreach_mul_(there, weight * 2 * num / rho * norm)
+    torch._foreach_add_(gradients, there)
+    return loss, step.along(gradients)
+
+
+def agreeing(step: Step, *, weight: float, rho: float, is_one: Any) -> tuple[Tensor, Tensor]:
+    """Down the gradient of the loss less `weight` times the cosine of two domains' gradients; see
+    `flat.GradientAgreement`.
+
+    Args:
+        step: in the making.
+        weight: of the cosine.
+        rho: length of the differences.
+        is_one: which rows are of the one side, [n], bool; both sides have some.
+    """
+    engine, num = step.engine, max(1, step.objective.num_predicted(step.batch))
+    sides = [is_one.nonzero()[0], (~is_one).nonzero()[0]]
+    losses = []
+    gradients = []
+    for rows in sides:
+        # Over the tokens of both, so that the sum of the two is the batch's.
+        losses.append(step.accumulate(rows, num_tokens=num))
+        gradients.append(engine.take())
+    norms = [engine.dot(each, each).sqrt() + TINY for each in gradients]
+    cosine = engine.dot(*gradients) / (norms[0] * norms[1])
+    whole = [one + other for one, other in zip(*gradients, strict=True)]
+    for own, (rows, mine, other) in enumerate(zip(sides, gradients, gradients[::-1], strict=True)):
+        # The cosine's derivative by this side's gradient is this direction over that gradient's norm.
+        directions = [b / norms[1 - own] - cosine * a / norms[own] for a, b in zip(mine, other, strict=True)]
+        length = engine.dot(directions, directions).sqrt()
+        with step.moved(directions, rho / (length + TINY)):
+            step.accumulate(rows, num_tokens=num)
+            there = engine.take()
+        torch._foreach_sub_(there, mine)
+        torch._foreach_mul_(there, -weight * length / (rho * norms[own]))
+        torch._foreach_add_(whole, there)
+    return losses[0] + losses[1], step.along(whole)
