@@ -60,15 +60,15 @@ def _scatter(ranking: Ranking, colors: Mapping[str, Color]) -> Chart | None:
         scores = [score_text(row, ranking.target) for row in group.to_dict("records")]
         traces.append(
             {
-                **_drawn(color),
+                **drawn(color),
                 "checkpoints": list(group["checkpoint"]),
-                "x": [_numbers(group[name]) for name in names],
-                "x_error": [_numbers(group[f"{name}_stderr"]) if f"{name}_stderr" in group else [] for name in names],
-                "y": _numbers(100 * group[ranking.target]),
-                "y_error": _numbers(100 * half_width(row, ranking.target) for row in group.to_dict("records")),
+                "x": [numbers(group[name]) for name in names],
+                "x_error": [numbers(group[f"{name}_stderr"]) if f"{name}_stderr" in group else [] for name in names],
+                "y": numbers(100 * group[ranking.target]),
+                "y_error": numbers(100 * half_width(row, ranking.target) for row in group.to_dict("records")),
                 "text": [
                     [
-                        _text(f"{label}\nscore {score} %\n{name} {formatting.number(value)}")
+                        escaped(f"{label}\nscore {score} %\n{name} {formatting.number(value)}")
                         for label, score, value in zip(labels, scores, group[name], strict=True)
                     ]
                     for name in names
@@ -78,9 +78,9 @@ def _scatter(ranking: Ranking, colors: Mapping[str, Color]) -> Chart | None:
     short = indicator_names(ranking)
     return {
         "indicators": [short.get(name, name) for name in names],
-        "titles": [_text(f"{item.indicator} ({direction_text(item)} is better)") for item in measured],
+        "titles": [escaped(f"{item.indicator} ({direction_text(item)} is better)") for item in measured],
         "logs": [bool((table[name].dropna() > 0).all()) and "trace" in name for name in names],
-        "y_title": _text(f"{ranking.target}, %"),
+        "y_title": escaped(f"{ranking.target}, %"),
         "traces": traces,
     }
 
@@ -90,13 +90,13 @@ def _front(front: Front, ranking: Ranking, colors: Mapping[str, Color]) -> Chart
     first, second = front.goals[:2]
     dots = [
         {
-            **_drawn(colors[row["variant"]]),
+            **drawn(colors[row["variant"]]),
             "checkpoints": [row["checkpoint"]],
-            "x": _numbers([row[first.metric]]),
-            "y": _numbers([row[second.metric]]),
+            "x": numbers([row[first.metric]]),
+            "y": numbers([row[second.metric]]),
             "on_front": on_front,
             "text": [
-                _text(
+                escaped(
                     ranking.labels[row_key(row)]
                     + "".join(f"\n{goal.metric} {formatting.number(row[goal.metric])}" for goal in front.goals)
                 )
@@ -107,8 +107,8 @@ def _front(front: Front, ranking: Ranking, colors: Mapping[str, Color]) -> Chart
     # With three or more goals the front is no line in two of them.
     line = sorted((dot["x"][0], dot["y"][0]) for dot in dots if dot["on_front"]) if len(front.goals) == 2 else []
     return {
-        "x_title": _text(f"{first.metric} ({first.mode})"),
-        "y_title": _text(f"{second.metric} ({second.mode})"),
+        "x_title": escaped(f"{first.metric} ({first.mode})"),
+        "y_title": escaped(f"{second.metric} ({second.mode})"),
         "traces": dots,
         "line": {"x": [x for x, _ in line], "y": [y for _, y in line]},
     }
@@ -118,7 +118,7 @@ def _agreement(ranking: Ranking) -> Chart | None:
     items = [item for item in ranking.associations if item.same_order_as is None]
     if not items:
         return None
-    short = {name: _text(text) for name, text in indicator_names(ranking).items()}
+    short = {name: escaped(text) for name, text in indicator_names(ranking).items()}
     traces = []
     for source, title in (("measured", "measured indicator"), ("config", "config only")):
         part = [item for item in items if item.source == source]
@@ -126,12 +126,12 @@ def _agreement(ranking: Ranking) -> Chart | None:
             traces.append(
                 {
                     "name": title,
-                    "x": _numbers(item.accuracy.value for item in part),
+                    "x": numbers(item.accuracy.value for item in part),
                     "y": [short[item.indicator] for item in part],
-                    "above": _numbers(item.accuracy.high - item.accuracy.value for item in part),
-                    "below": _numbers(item.accuracy.value - item.accuracy.low for item in part),
+                    "above": numbers(item.accuracy.high - item.accuracy.value for item in part),
+                    "below": numbers(item.accuracy.value - item.accuracy.low for item in part),
                     "text": [
-                        _text(
+                        escaped(
                             f"{item.indicator} ({direction_text(item)})\n"
                             f"{formatting.with_interval(item.accuracy)} of pairs right"
                         )
@@ -162,23 +162,25 @@ def _loss(run: Run, stages: pd.DataFrame, colors: Mapping[str, Color]) -> Chart 
         steps = [part[-1]["step"] for part in parts]
         color = colors[row["variant"]]
         text = [
-            _text(f"{color.label}\nseed {row['seed']}\nstep {step}: {formatting.number(loss)}")
+            escaped(f"{color.label}\nseed {row['seed']}\nstep {step}: {formatting.number(loss)}")
             for step, loss in zip(steps, means, strict=True)
         ]
         # A row about any checkpoint of the trajectory finds its line.
         own = stages[(stages["trial"] == row["trial"]) & (stages["kind"] == "pretrain")]["id"]
-        traces.append({**_drawn(color), "checkpoints": list(own), "x": steps, "y": _numbers(means), "text": text})
+        traces.append({**drawn(color), "checkpoints": list(own), "x": steps, "y": numbers(means), "text": text})
     return {"traces": traces} if traces else None
 
 
-def _drawn(color: Color) -> Chart:
-    return {"name": _text(color.label), "color": color.hue, "symbol": color.shape}
+def drawn(color: Color) -> Chart:
+    """How a variant looks, and what it is called."""
+    return {"name": escaped(color.label), "color": color.hue, "symbol": color.shape}
 
 
-def _numbers(values: Iterable[Any]) -> list[float | None]:
+def numbers(values: Iterable[Any]) -> list[float | None]:
+    """As JSON has them: null where there is none, or none that is finite."""
     return [None if is_missing(value) or math.isinf(value) else float(value) for value in values]
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """Plotly renders a little HTML in its texts: entities for the user's, line breaks for ours."""
     return html.escape(printable(text), quote=False).replace("\n", "<br>")

@@ -34,6 +34,7 @@ if (data) {
   });
   const small = matchMedia("(max-width: 640px)").matches;
   const options = { responsive: true, displaylogo: false, displayModeBar: !small, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"] };
+  const dashes = { circle: "solid", square: "dash", diamond: "dot" };
   const hover = "%{text}<extra></extra>";
   // Checkpoints told from the others, by a click on their row or dot.
   const lit = new Set();
@@ -89,21 +90,56 @@ if (data) {
   const loss = () => {
     const drawn = charts.loss.traces.map((trace) => ({
       x: trace.x, y: trace.y, text: trace.text, hovertemplate: hover, type: "scatter", mode: "lines",
-      opacity: faint(trace), line: { width: 1.7, color: trace.color, dash: { circle: "solid", square: "dash", diamond: "dot" }[trace.symbol] },
+      opacity: faint(trace), line: { width: 1.7, color: trace.color, dash: dashes[trace.symbol] },
     }));
     Plotly.react("loss-chart", drawn, layout(
       { title: { text: "step" } }, { title: { text: "loss, nats per token" } }, { showlegend: false }), options);
   };
-  const painters = { scatter, front, agreement, loss };
+  const steps = () => {
+    const { lines, titles, logs, scores, num_fixed, x_title } = charts.steps;
+    const select = document.getElementById("score");
+    const panels = titles.map((_, index) => index).slice(0, num_fixed);
+    if (scores.length) panels.push(num_fixed + Number(select ? select.value : 0));
+    const nth = (place) => place ? `${place + 1}` : "";
+    const opacity = (line) => (line.faint ? 0.3 : 1) * (line.checkpoints.length ? faint(line) : lit.size ? 0.15 : 1);
+    const drawn = panels.flatMap((panel, place) => lines.map((line) => ({
+      x: line.x, y: line.y[panel], text: line.text[panel], hovertemplate: hover, type: "scatter",
+      mode: line.faint ? "lines" : "lines+markers", opacity: opacity(line), connectgaps: false,
+      xaxis: `x${nth(place)}`, yaxis: `y${nth(place)}`,
+      line: { width: line.faint ? 1 : 2.2, color: line.color, dash: dashes[line.symbol] },
+      marker: { size: 6, symbol: line.symbol, color: line.color },
+    })));
+    // Side by side, or on a phone one below the other.
+    const gap = small ? 0.09 : 0.06, size = (1 - gap * (panels.length - 1)) / panels.length;
+    const spans = panels.map((_, place) => [place * (size + gap), place * (size + gap) + size]);
+    const axes = Object.fromEntries(panels.flatMap((panel, place) => {
+      const [low, high] = spans[small ? panels.length - 1 - place : place];
+      const across = { title: small && place < panels.length - 1 ? undefined : { text: x_title } };
+      const up = logs[panel] ? { type: "log", tickformat: "~g", nticks: 6 } : {};
+      return [
+        [`xaxis${nth(place)}`, axis({ ...across, anchor: `y${nth(place)}`, ...(small ? {} : { domain: [low, high] }) })],
+        [`yaxis${nth(place)}`, axis({ ...up, anchor: `x${nth(place)}`, ...(small ? { domain: [low, high] } : {}) })],
+      ];
+    }));
+    const annotations = panels.map((panel, place) => ({
+      text: titles[panel], showarrow: false, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom",
+      x: small ? 0 : spans[place][0], y: small ? spans[panels.length - 1 - place][1] : 1, font: { size: 13, color: css("--soft") },
+    }));
+    document.getElementById("steps-chart").style.height = small ? `${80 + 220 * panels.length}px` : "";
+    Plotly.react("steps-chart", drawn, layout({}, {}, { ...axes, annotations, showlegend: false }), options);
+  };
+  const painters = { scatter, front, agreement, steps, loss };
   const draw = () => Object.keys(charts).forEach((name) => painters[name]());
   if (charts.scatter) document.getElementById("indicator").addEventListener("change", scatter);
+  document.getElementById("score")?.addEventListener("change", steps);
   dark.addEventListener("change", draw);
   draw();
 
+  const lights = ["scatter", "front", "steps", "loss"].filter((name) => charts[name]);
   const rows = [...document.querySelectorAll("tr[data-checkpoint]")];
   const light = () => {
     rows.forEach((row) => row.classList.toggle("lit", isLit(row.dataset.checkpoint)));
-    for (const name of ["scatter", "front", "loss"]) if (charts[name]) painters[name]();
+    for (const name of lights) painters[name]();
   };
   for (const row of rows) {
     const { checkpoint } = row.dataset;
@@ -112,9 +148,11 @@ if (data) {
       light();
     });
   }
-  for (const name of ["scatter", "front", "loss"].filter((each) => charts[each])) {
+  for (const name of lights) {
     const chart = document.getElementById(`${name}-chart`);
     const own = (point) => {
+      // The mean of several seeds is of no checkpoint.
+      if (name === "steps") return charts.steps.lines[point.curveNumber % charts.steps.lines.length].checkpoints[point.pointNumber];
       const trace = charts[name].traces[point.curveNumber - (name === "front" ? 1 : 0)];
       return name === "loss" ? trace.checkpoints.at(-1) : trace.checkpoints[point.pointNumber];
     };
@@ -125,6 +163,7 @@ if (data) {
     chart.on("plotly_unhover", () => rows.forEach((row) => row.classList.toggle("lit", isLit(row.dataset.checkpoint))));
     chart.on("plotly_click", ({ points }) => {
       const checkpoint = own(points[0]);
+      if (!checkpoint) return;
       if (!lit.delete(checkpoint)) lit.add(checkpoint);
       light();
     });

@@ -32,6 +32,7 @@ from raysweep.analysis.sections import (
     failure_table,
     ranking_table,
 )
+from raysweep.analysis.trajectories import steps_chart
 from raysweep.durable import parse_object, write_text
 from raysweep.errors import UnreachableError
 from raysweep.printable import printable
@@ -66,11 +67,14 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
     colors = variant_colors(ranking)
     front = front_of(ranking.checkpoints, _goals(run))
     drawn = charts.all_charts(run, stages, ranking, colors=colors, front=front)
+    if steps := steps_chart(ranking, colors):
+        drawn["steps"] = steps
     sections = {
         "ranking": ("Ranking", ranking_table(ranking, colors)),
         "front": ("Trade-off", _front_table(front, ranking) if front else None),
         "scatter": ("Indicator against score", drawn.get("scatter")),
         "agreement": ("What predicts it", agreement_table(ranking)),
+        "steps": ("Over steps", drawn.get("steps")),
         "loss": ("Loss curves", drawn.get("loss")),
         "failures": ("Failures", failure_table(run, stages)),
         "cost": ("Cost", cost_table(stages)),
