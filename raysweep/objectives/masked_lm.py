@@ -70,8 +70,12 @@ class MaskedLM(MaskedObjective):
         is_text = ~np.isin(ids, specials.reserved)
         # Ranks of random numbers: the first so many places of a random order, of those that may be hidden.
         # Reserved ones get 1.0, above any number drawn, so they come last.
-        order = np.where(is_text, draw.random(ids.shape), 1.0).argsort(axis=1).argsort(axis=1)
-        is_hidden = (order < self._num_hidden(is_text.sum(axis=1))[:, None]) & is_text
+        numbers = np.where(is_text, draw.random(ids.shape), 1.0)
+        if self.mask == "one":  # The same place, without two sorts.
+            is_hidden = (np.arange(ids.shape[1]) == numbers.argmin(axis=1)[:, None]) & is_text
+        else:
+            order = numbers.argsort(axis=1).argsort(axis=1)
+            is_hidden = (order < self._num_hidden(is_text.sum(axis=1))[:, None]) & is_text
         labels = np.where(is_hidden, ids, IGNORED)
         if self.replacement == "mask":
             return {"input_ids": np.where(is_hidden, specials[MASK], ids), "labels": labels}

@@ -96,17 +96,12 @@ class Probes(StageSpec):
                 train, valid, test = (
                     task.features(model, tokenizer, split, layer=layer) for split in ("train", "valid", "indicator")
                 )
+                if self.head == "ridge" and task.needs_intercept:
+                    mean = train.states.mean(dim=0)
+                    train, test = (Features(part.states - mean, part.labels) for part in (train, test))
                 for num in self.num_labels:
                     scores = [
-                        self._score(
-                            train,
-                            valid,
-                            test,
-                            num_labels=num,
-                            draw=draw,
-                            num_classes=task.num_classes or 0,
-                            is_centred=task.needs_intercept,
-                        )
+                        self._score(train, valid, test, num_labels=num, draw=draw, num_classes=task.num_classes or 0)
                         for draw in range(self.num_draws)
                     ]
                     hits.setdefault((layer, num), {})[name] = scores
@@ -160,15 +155,7 @@ class Probes(StageSpec):
             yield from ((f"{task}/{name}", fmean(of_task)) for task, of_task in scores.items())
 
     def _score(
-        self,
-        train: Features,
-        valid: Features,
-        test: Features,
-        *,
-        num_labels: int,
-        draw: int,
-        num_classes: int,
-        is_centred: bool = True,
+        self, train: Features, valid: Features, test: Features, *, num_labels: int, draw: int, num_classes: int
     ) -> float:
         """Accuracy of one draw on its own part of `test`; NaN where states are no numbers."""
         import torch
@@ -179,9 +166,8 @@ class Probes(StageSpec):
         chosen = order[(draw * num_labels + torch.arange(num_labels)) % num].to(train.labels.device)
         states, rows = train.states[chosen], slice(draw, None, self.num_draws)
         if self.head == "ridge":
-            mean = train.states.mean(dim=0) if is_centred else torch.zeros_like(states[0])
-            weights = ridge(states - mean, train.labels[chosen], num_classes=num_classes)
-            return _accuracy(weights, test.states[rows] - mean, test.labels[rows])
+            weights = ridge(states, train.labels[chosen], num_classes=num_classes)
+            return _accuracy(weights, test.states[rows], test.labels[rows])
         mean, spread = states.mean(dim=0), states.std(dim=0) + 1e-6
 
         def scaled(given: torch.Tensor) -> torch.Tensor:
