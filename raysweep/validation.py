@@ -112,7 +112,9 @@ def _in_words(problems: Sequence[_Problem]) -> str:
     # YAML reads 1e3 as a number with a fraction.
     is_whole = isinstance(value, float) and value.is_integer() and "a whole number" in wanted
     mend = f"; write {int(value)}" if is_whole else ""
-    return f"must be {' or '.join(map(str, wanted))}, not {_shown(value)}{mend}"
+    # Each may be several words itself, joined alike.
+    *others, last = " or ".join(map(str, wanted)).split(" or ")
+    return f"must be {' or '.join(filter(None, (', '.join(others), last)))}, not {_shown(value)}{mend}"
 
 
 def _wanted(problem: _Problem) -> str | None:

@@ -126,7 +126,7 @@ def test_yaml_as_a_person_writes_it(tmp_path):
         (
             "{grid: [1e-2, 3e-3]}",
             "{grid: [[2]]}",
-            "grid.0: must be a text or a number or true or false, not the list [2]",
+            "grid.0: must be a text, a number, true or false, not the list [2]",
         ),
         ("optimizer.lr: {grid: [1e-2, 3e-3]}", "from: {grid: [a]}", "12: sweep.pretrain.from: pretrain is a recipe"),
         ("optimizer.lr: {grid: [1e-2, 3e-3]}", "steps: {grid: [12, 3]}", "steps.grid.1: pretrain: checkpoints: step 6"),
@@ -137,7 +137,7 @@ def test_yaml_as_a_person_writes_it(tmp_path):
         (
             "name: tiny",
             "name: tiny\nresources: {zero_stage: 7}",
-            "2: resources.zero_stage: must be 0, 1, 2 or 3, not 7",
+            "2: resources.zero_stage: must be 0, 1, 2, 3 or auto, not 7",
         ),
         ("name: tiny", "name: tiny\nsearch: {name: gird}", "2: search.name: must be grid, random or optuna"),
         (
