@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from raysweep.results import Results
-    from raysweep.space import SearchSpace
+    from raysweep.variants import SearchSpace
 
 __all__ = ["Results", "Store", "load", "rank", "run"]
 

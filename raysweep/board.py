@@ -14,7 +14,7 @@ from rich.text import Text
 
 from raysweep.printable import duration, printable
 from raysweep.progress import Leader, Progress
-from raysweep.space import SearchSpace
+from raysweep.variants import SearchSpace
 
 # Seconds between plain lines where stderr is no terminal.
 PLAIN_EVERY = 10.0

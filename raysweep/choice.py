@@ -17,9 +17,9 @@ from raysweep.fitting import GROWTH, Load, Options, cheapest_fit, nearest_fit
 from raysweep.plan import Trial
 from raysweep.resources import SETTINGS, AskedResources, ByVariant, Resources
 from raysweep.search import settings, written
-from raysweep.space import Point, SearchSpace
 from raysweep.spec import canonical
 from raysweep.validation import validate
+from raysweep.variants import Point, SearchSpace
 
 GIB = 2**30
 # Of a node's memory, how much processes may use before Ray ends one (its memory_usage_threshold).

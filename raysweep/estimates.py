@@ -16,9 +16,9 @@ from raysweep.fitting import Load, Options, cheapest_fit
 from raysweep.plan import Stage, Trial
 from raysweep.resources import Resources
 from raysweep.scores import Column
-from raysweep.space import SearchSpace
 from raysweep.stages.base import StageSpec
 from raysweep.store import Store
+from raysweep.variants import SearchSpace
 
 # Finished stages of a kind that are looked at, to judge how long others take.
 MAX_MEASURED = 500

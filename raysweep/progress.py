@@ -10,7 +10,7 @@ from typing import Any
 
 from raysweep.runs import TrialRow
 from raysweep.scores import Result, checkpoint_metrics
-from raysweep.space import SearchSpace
+from raysweep.variants import SearchSpace
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from raysweep.errors import SpaceError
 from raysweep.runners import run_sweep
 from raysweep.runs import Run
 from raysweep.scores import Column
-from raysweep.space import SearchSpace, load
+from raysweep.space import load
 from raysweep.store import DEFAULT_ROOT, Store
+from raysweep.variants import SearchSpace
 
 if TYPE_CHECKING:
     import pandas as pd

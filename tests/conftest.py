@@ -12,8 +12,9 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from raysweep.data.pcfg import PCFG
-from raysweep.space import SearchSpace, load
+from raysweep.space import load
 from raysweep.store import Store
+from raysweep.variants import SearchSpace
 
 
 @pytest.fixture

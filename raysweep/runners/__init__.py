@@ -13,8 +13,8 @@ from raysweep.runners.drivers import this_driver
 from raysweep.runners.journal import Journal, quiet_libraries, trial_row
 from raysweep.runners.tracking import trackers
 from raysweep.runs import Run, interrupt_driver
-from raysweep.space import SearchSpace
 from raysweep.store import Store
+from raysweep.variants import SearchSpace
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from raysweep.resources import AskedResources, ByVariant, Resources
 from raysweep.runners.node_tasks import memory_here
 from raysweep.runners.room import Shape
 from raysweep.runs import Run
-from raysweep.space import SearchSpace
+from raysweep.variants import SearchSpace
 
 # Of what a driver reports, about what its own context leaves (see `devices`).
 USABLE_OF_GPU = 0.93

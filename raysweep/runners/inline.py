@@ -14,8 +14,8 @@ from raysweep.runners.interrupts import SaveFirst
 from raysweep.runners.journal import trial_row
 from raysweep.runners.queue import Beginnings
 from raysweep.runs import Run
-from raysweep.space import SearchSpace
 from raysweep.store import Store
+from raysweep.variants import SearchSpace
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from raysweep.runners.chain import recall
 from raysweep.runners.queue import Beginnings
 from raysweep.runners.room import Gangs, Shape
 from raysweep.search import LogUniform, RandInt, Uniform
-from raysweep.space import SearchSpace
 from raysweep.store import Store
+from raysweep.variants import SearchSpace
 
 # Suggestions that may wait for a beginning which another trial is making, while further ones are asked for.
 MAX_HELD = 8

@@ -24,8 +24,8 @@ from raysweep.runners.heartbeat import start_beats, this_process
 from raysweep.runners.interrupts import SaveFirst
 from raysweep.runners.journal import trial_row
 from raysweep.runners.watch import beat_seconds
-from raysweep.space import SearchSpace
 from raysweep.store import Store
+from raysweep.variants import SearchSpace
 
 logger = logging.getLogger(__name__)
 

@@ -33,8 +33,8 @@ from raysweep.runners.trainable import GangTrainable, point_of
 from raysweep.runners.watch import Process, Watch
 from raysweep.runs import Run
 from raysweep.secrets import without_secrets
-from raysweep.space import SearchSpace
 from raysweep.store import Store
+from raysweep.variants import SearchSpace
 
 if TYPE_CHECKING:
     from raysweep.runners.optuna_search import StudySearch

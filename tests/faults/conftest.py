@@ -9,8 +9,8 @@ import pytest
 from tiny import results_of
 
 from raysweep.runners import run_sweep
-from raysweep.space import SearchSpace
 from raysweep.store import Store
+from raysweep.variants import SearchSpace
 
 if TYPE_CHECKING:
     from s3_server import Server
