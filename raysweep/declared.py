@@ -98,6 +98,8 @@ class Declared(Spec):
     gang of its own: {by: pretrain.model, default: {...}, large: {workers: 8}}."""
     search: Search = Search()
     """Who picks the points of the space."""
+    same_loss_nats: Annotated[float, Neutral(0.01)] = Field(default=0.01, gt=0)
+    """Checkpoints whose held-out loss is within so many nats per token of the lowest count as of the same loss."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     """Of pretraining; each runs every point."""
     sweep: dict[str, Axis] = Field(default_factory=dict)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,12 @@ from raysweep.analysis import charts, formatting
 from raysweep.analysis.colors import variant_colors
 from raysweep.analysis.findings import cautions, headline, how_to_read, points_text, score_text, tie_text
 from raysweep.analysis.labels import is_missing, row_key
+from raysweep.analysis.pairwise import Floats
 from raysweep.analysis.pareto import Front, front_of
+from raysweep.analysis.predictions import read_scores
 from raysweep.analysis.ranking import Ranking
+from raysweep.analysis.same_loss import BAND_NATS, compare_same_loss
+from raysweep.analysis.same_loss_page import Page, same_loss_page
 from raysweep.analysis.sections import (
     Heading,
     Row,
@@ -32,9 +36,10 @@ from raysweep.analysis.sections import (
     failure_table,
     ranking_table,
 )
+from raysweep.analysis.tables import columns_of
 from raysweep.analysis.trajectories import steps_chart
 from raysweep.durable import parse_object, write_text
-from raysweep.errors import UnreachableError
+from raysweep.errors import LostError, UnreachableError
 from raysweep.printable import printable
 from raysweep.runs import Run
 from raysweep.search import Goal
@@ -75,6 +80,7 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
         "scatter": ("Indicator against score", drawn.get("scatter")),
         "agreement": ("What predicts it", agreement_table(ranking)),
         "steps": ("Over steps", drawn.get("steps")),
+        "same_loss": ("Is flat better here?", _same_loss(run, stages, ranking)),
         "loss": ("Loss curves", drawn.get("loss")),
         "failures": ("Failures", failure_table(run, stages)),
         "cost": ("Cost", cost_table(stages)),
@@ -118,6 +124,33 @@ def ranking_html(ranking: Ranking) -> str:
 
 def _has_content(content: Any) -> bool:
     return bool(content.rows) if isinstance(content, Table) else bool(content)
+
+
+def _same_loss(run: Run, stages: pd.DataFrame, ranking: Ranking) -> Page | None:
+    found = compare_same_loss(ranking.checkpoints, stages, columns_of(run), _reader(run), band=_band(run))
+    return same_loss_page(found) if found else None
+
+
+def _reader(run: Run) -> Callable[[str], Floats | None]:
+    """Gives the scores of a fine-tuning stage's test examples; None if they are lost."""
+
+    def read(stage_id: str) -> Floats | None:
+        try:
+            found = read_scores(run.store.file(stage_id, "predictions.jsonl"))
+        except LostError as error:
+            logger.warning("%s", error)
+            return None
+        return found[1] if found else None
+
+    return read
+
+
+def _band(run: Run) -> float:
+    """Within which losses are the same, by the run's identity, which holds it where it is not the usual one."""
+    try:
+        return float(parse_object((run.folder / "identity.json").read_bytes()).get("same_loss_nats", BAND_NATS))
+    except (OSError, ValueError):
+        return BAND_NATS
 
 
 def _best(run: Run, ranking: Ranking) -> dict[str, Any] | None:

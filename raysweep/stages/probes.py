@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -100,10 +101,7 @@ class Probes(StageSpec):
                     mean = train.states.mean(dim=0)
                     train, test = (Features(part.states - mean, part.labels) for part in (train, test))
                 for num in self.num_labels:
-                    scores = [
-                        self._score(train, valid, test, num_labels=num, draw=draw, num_classes=task.num_classes or 0)
-                        for draw in range(self.num_draws)
-                    ]
+                    scores = self._scores(train, valid, test, num_labels=num, num_classes=task.num_classes or 0)
                     hits.setdefault((layer, num), {})[name] = scores
         return {name: value for key, scores in hits.items() for name, value in self._summary(*key, scores)}
 
@@ -154,32 +152,50 @@ class Probes(StageSpec):
             yield from ((f"{name}_draw_{index + 1}", value) for index, value in enumerate(draws))
             yield from ((f"{task}/{name}", fmean(of_task)) for task, of_task in scores.items())
 
-    def _score(
-        self, train: Features, valid: Features, test: Features, *, num_labels: int, draw: int, num_classes: int
-    ) -> float:
-        """Accuracy of one draw on its own part of `test`; NaN where states are no numbers."""
+    def _scores(
+        self, train: Features, valid: Features, test: Features, *, num_labels: int, num_classes: int
+    ) -> list[float]:
+        """Accuracy of each draw on its own part of `test`; NaN where states are no numbers."""
         import torch
 
         num = len(train.labels)
         order = torch.randperm(num, generator=torch.Generator().manual_seed(0))
-        # One after another in a random order, from the front again where it ends.
-        chosen = order[(draw * num_labels + torch.arange(num_labels)) % num].to(train.labels.device)
-        states, rows = train.states[chosen], slice(draw, None, self.num_draws)
-        if self.head == "ridge":
-            weights = ridge(states, train.labels[chosen], num_classes=num_classes)
-            return _accuracy(weights, test.states[rows], test.labels[rows])
-        mean, spread = states.mean(dim=0), states.std(dim=0) + 1e-6
+        scores: list[float] = []
+        for draw in range(self.num_draws):
+            if draw == 0 or num_labels < num:  # Of all there are, every draw is the same.
+                # One after another in a random order, from the front again where it ends.
+                chosen = order[(draw * num_labels + torch.arange(num_labels)) % num].to(train.labels.device)
+                labelled = Features(train.states[chosen], train.labels[chosen])
+                if self.head == "ridge":
+                    fitted = _Fitted(ridge(*labelled, num_classes=num_classes))
+                else:
+                    fitted = _Fitted.of(labelled, valid, num_classes=num_classes)
+            rows = slice(draw, None, self.num_draws)
+            scores.append(fitted.accuracy(Features(test.states[rows], test.labels[rows])))
+        return scores
 
-        def scaled(given: torch.Tensor) -> torch.Tensor:
-            return (given - mean) / spread
 
-        valid_states = scaled(valid.states)
-        best = (-1.0, math.nan)
-        for weights in fits(scaled(states), train.labels[chosen], num_classes=num_classes):
-            validation = _accuracy(weights, valid_states, valid.labels)
-            if validation > best[0]:
-                best = (validation, _accuracy(weights, scaled(test.states[rows]), test.labels[rows]))
-        return best[1]
+@dataclass(frozen=True)
+class _Fitted:
+    """A probe, and what its inputs are standardised by."""
+
+    weights: torch.Tensor
+    mean: torch.Tensor | float = 0.0
+    spread: torch.Tensor | float = 1.0
+
+    @staticmethod
+    def of(train: Features, valid: Features, *, num_classes: int) -> _Fitted:
+        """The fit of the penalty with the best validation accuracy, of equal ones the strongest."""
+        mean, spread = train.states.mean(dim=0), train.states.std(dim=0) + 1e-6
+        every = fits((train.states - mean) / spread, train.labels, num_classes=num_classes)
+        return max((_Fitted(weights, mean, spread) for weights in every), key=lambda fitted: fitted.accuracy(valid))
+
+    def accuracy(self, examples: Features) -> float:
+        """Share of right answers; NaN where logits are no numbers."""
+        logits = (examples.states - self.mean) / self.spread @ self.weights[:-1] + self.weights[-1]
+        if not bool(logits.isfinite().all()):
+            return math.nan
+        return float((logits.argmax(dim=1) == examples.labels).double().mean())
 
 
 def fits(states: torch.Tensor, labels: torch.Tensor, *, num_classes: int) -> Iterator[torch.Tensor]:
@@ -235,10 +251,3 @@ def ridge(states: torch.Tensor, labels: torch.Tensor, *, num_classes: int) -> to
     targets = F.one_hot(labels, num_classes).double() - 1 / num_classes
     weights = wide.T @ torch.linalg.lstsq(gram, targets).solution
     return F.pad(weights, (0, 0, 0, 1)).to(states.dtype)
-
-
-def _accuracy(weights: torch.Tensor, states: torch.Tensor, labels: torch.Tensor) -> float:
-    logits = states @ weights[:-1] + weights[-1]
-    if not bool(logits.isfinite().all()):
-        return math.nan
-    return float((logits.argmax(dim=1) == labels).double().mean())

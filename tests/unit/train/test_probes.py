@@ -38,17 +38,19 @@ def test_more_labels_tell_more_and_draws_share_no_label_and_no_example():
     train, valid, test = (draw_of(num, seed, noise=0.5) for seed, num in enumerate((1000, 200, 1000)))
     probes = Probes(num_labels=(20, 200), num_draws=5)
     given = {"num_classes": 3, "train": train, "valid": valid, "test": test}
-    few, many = ([probes._score(**given, num_labels=num, draw=draw) for draw in range(5)] for num in (20, 200))
+    few, many, every = (probes._scores(**given, num_labels=num) for num in (20, 200, 1000))
     assert sum(few) < sum(many)
     assert len(set(many)) > 1
+    assert len(set(every)) > 1  # Of all labels the probe is one; examples to score are not.
     # Of a draw alone: other labels and other examples to score leave its number as it is.
     order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
     labels, tested = train.labels.clone(), test.labels.clone()
     labels[order[200:]] = 0
     tested[torch.arange(1000) % 5 != 0] = 0
     changed = {"train": Features(train.states, labels), "test": Features(test.states, tested)}
-    assert probes._score(**given | changed, num_labels=200, draw=0) == many[0]
-    assert probes._score(**given | changed, num_labels=200, draw=1) != many[1]
+    again = probes._scores(**given | changed, num_labels=200)
+    assert again[0] == many[0]
+    assert again[1] != many[1]
 
 
 def test_ridge_is_the_regression_of_nearly_the_least_norm():

@@ -1,0 +1,372 @@
+"""Among checkpoints of the same pretraining loss: which of their measures goes with transfer, and how surely.
+
+A *variant* is a way of training, a *base* a seed; see `within_bases`. Checkpoints count as of the same loss where their
+held-out losses are within a band; a variant is compared where it is within the band in every base. Measured against an
+adversary's control, a variant is a *dose* of it; all others are *natural*.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raysweep.analysis import formatting
+from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT
+from raysweep.analysis.labels import is_missing, varying_points
+from raysweep.analysis.pairwise import Floats, IntervalEstimate
+from raysweep.analysis.within_bases import (
+    MIN_VARIANTS,
+    Spread,
+    correlation,
+    permutation_p,
+    residual_ranks,
+    same_recipe,
+    student,
+    true_spread,
+)
+from raysweep.scores import Column, column_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BAND_NATS = 0.01
+"""Within so many nats per token of each other, losses count as the same, unless the sweep file says otherwise."""
+
+GAP = column_name("heldout", "entropy_gap_nats_per_token")
+LOSS = column_name("heldout", "loss_nats_per_token")
+MEAN_SCORE = column_name("sft", "mean_score")
+
+RowValues = Mapping[Hashable, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A way to measure transfer; `draws` [checkpoints, draws] are shared by all, and hold all chance of a score."""
+
+    name: str
+    values: Floats
+    """[checkpoints]."""
+    draws: Floats | None
+
+
+@dataclass(frozen=True)
+class Association:
+    """How a measure goes with transfer; below 0 where smaller values, such as a flatter loss, go with higher scores."""
+
+    measure: str
+    rho: IntervalEstimate
+    """Mean over bases of Spearman's correlation within each."""
+    given_loss: IntervalEstimate
+    """The same with the loss partialled out."""
+    same_recipe: IntervalEstimate
+    """Between seeds of one variant, with all that variants explain taken out: the configuration."""
+    p: float
+    """By permuting variants, corrected for the number of measures."""
+    p_given_loss: float
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What a variant differs by from the control, means over bases with 95 % intervals."""
+
+    variant: str
+    gap: IntervalEstimate
+    """Of the loss, in nats per token."""
+    trace: IntervalEstimate
+    """Of the logarithm of the Hessian's trace."""
+    transfer: Mapping[str, IntervalEstimate]
+    """By target."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Variants that are compared: doses of an adversary, or natural ones."""
+
+    name: str
+    variants: tuple[str, ...]
+    num_bases: int
+    spreads: Mapping[str, Spread | None]
+    """By target."""
+    associations: Mapping[str, tuple[Association, ...]]
+    """By target, the strongest first."""
+
+
+@dataclass(frozen=True)
+class SameLoss:
+    """All that is said of checkpoints of the same loss."""
+
+    loss: str
+    """The column that says what is the same."""
+    band: float
+    lowest: float
+    """Loss of the best checkpoint."""
+    inside: int
+    outside: tuple[str, ...]
+    """Variants with a checkpoint out of the band, or missing in a base."""
+    control: str | None
+    groups: tuple[Group, ...]
+    contrasts: tuple[Contrast, ...]
+    at_edge: int
+    """Checkpoints of which a tuned rate stands at an end of its grid."""
+
+
+def compare_same_loss(
+    checkpoints: pd.DataFrame,
+    stages: pd.DataFrame,
+    columns: Sequence[Column],
+    read: Callable[[str], Floats | None],
+    *,
+    band: float = BAND_NATS,
+) -> SameLoss | None:
+    """What goes with transfer among checkpoints of the same loss.
+
+    Args:
+        checkpoints: the checkpoint table.
+        stages: the stage table.
+        columns: what its columns are.
+        read: gives the test examples' scores of a fine-tuning stage, by its id, in one order; None if they are lost.
+        band: losses within so many nats per token of the lowest are the same.
+
+    Returns:
+        None where nothing can be compared: too few variants in the band, or no measure or no score of transfer.
+    """
+    table = checkpoints[checkpoints["status"] == "done"].reset_index(drop=True)
+    loss = GAP if GAP in table else LOSS
+    if loss not in table or table[loss].isna().all():
+        return None
+    table = table[table[loss].notna()].reset_index(drop=True)
+    losses = table[loss].to_numpy(dtype=np.float64)
+    is_in = losses <= losses.min() + band
+    names = _variant_names(table)
+    grid = _grid(names, list(table["seed"]), is_in)
+    strengths = _strengths(table, stages)
+    runs = stages[(stages["kind"] == "sft") & (stages["status"] == "done")].drop_duplicates("id")
+    targets, measures = list(_targets(table, runs, read)), _measures(table, columns, loss)
+    control = next((v for v in grid.variants if strengths.get(v) == 0 and any(strengths.values())), None)
+    groups = [
+        _group(name, grid.only(kept), table, loss, targets, measures)
+        for name, kept in _split(grid.variants, strengths, control)
+        if len(kept) >= MIN_VARIANTS
+    ]
+    if not groups or not targets or len(measures) < 2:
+        return None
+    edges = [name for name in table if str(name).startswith("sft/") and str(name).endswith("/lr_edge")]
+    return SameLoss(
+        loss=loss,
+        band=band,
+        lowest=float(losses.min()),
+        inside=int(is_in.sum()),
+        outside=tuple(sorted(set(names) - set(grid.variants))),
+        control=control,
+        groups=tuple(groups),
+        contrasts=tuple(_contrasts(grid, table, loss, targets, control)) if control else (),
+        at_edge=int((table[edges].fillna(0) != 0).any(axis=1).sum()),
+    )
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Which row of the table each variant of each base is."""
+
+    variants: tuple[str, ...]
+    rows: np.ndarray
+    """[bases, variants]."""
+
+    def only(self, variants: Sequence[str]) -> _Grid:
+        """Some of the variants, in this order."""
+        return replace(
+            self, variants=tuple(variants), rows=self.rows[:, [self.variants.index(each) for each in variants]]
+        )
+
+    def take(self, values: Floats) -> Floats:
+        """[bases, variants, ...] of [rows, ...]."""
+        return np.asarray(values[self.rows], dtype=np.float64)
+
+
+def _grid(names: Sequence[str], seeds: Sequence[Any], is_in: np.ndarray) -> _Grid:
+    """Variants that are within the band in every base."""
+    bases = sorted(set(seeds))
+    place = {(name, seed): row for row, (name, seed) in enumerate(zip(names, seeds, strict=True)) if is_in[row]}
+    kept = [name for name in dict.fromkeys(names) if all((name, base) in place for base in bases)]
+    rows = np.array([[place[name, base] for name in kept] for base in bases], dtype=np.int64)
+    return _Grid(tuple(kept), rows.reshape(len(bases), len(kept)))
+
+
+def _variant_names(table: pd.DataFrame) -> list[str]:
+    """What tells variants and steps apart, in words; a single axis by its values alone."""
+    points = varying_points(table)
+    several = table["step"].nunique() > 1 and table.groupby("trial")["step"].nunique().max() > 1
+    names = []
+    for row in table.to_dict("records"):
+        point = {name.removeprefix("point."): row[name] for name in points if not is_missing(row[name])}
+        text = str(next(iter(point.values()))) if len(points) == 1 and point else formatting.point_text(point)
+        names.append(
+            " · ".join(part for part in (text or "base", f"step {int(row['step'])}" if several else "") if part)
+        )
+    return names
+
+
+def _strengths(table: pd.DataFrame, stages: pd.DataFrame) -> dict[str, float]:
+    """Variant -> strength of the adversary that it was finished with; nothing of one without."""
+    settings = stages.drop_duplicates("id").set_index("id")["settings"]
+    found = {}
+    for name, checkpoint in zip(_variant_names(table), table["checkpoint"], strict=True):
+        recipe = json.loads(settings.get(checkpoint) or "{}").get("recipe", {})
+        objective = recipe.get("objective", {})
+        if objective.get("name") == "adversary":
+            found[name] = float(objective["strength"])
+    return found
+
+
+def _split(
+    variants: Sequence[str], strengths: Mapping[str, float], control: str | None
+) -> Iterator[tuple[str, list[str]]]:
+    """Doses with their control, and what has no adversary: of variants of strength 0, the control is the first."""
+    natural = [name for name in variants if not strengths.get(name)]
+    doses = [name for name in variants if strengths.get(name) or name == control]
+    if control:
+        yield "doses of the adversary and their control", doses
+    yield "natural knobs", natural
+
+
+def _targets(table: pd.DataFrame, runs: pd.DataFrame, read: Callable[[str], Floats | None]) -> Iterator[Target]:
+    """Probes by number of labels; fine-tuning at the tuned rate, and at each fixed one."""
+    for name in map(str, table):
+        draws = [other for other in table if str(other).startswith(f"{name}_draw_")]
+        if name.startswith("probes/labels_") and draws:
+            label = f"probe, {name.removeprefix('probes/labels_')} labels"
+            yield Target(label, _numbers(table, name), table[draws].to_numpy(dtype=np.float64))
+    if MEAN_SCORE not in table or table[MEAN_SCORE].isna().any():
+        return
+    tasks = sorted(runs["task"].unique())
+    tuned = {task: _numbers(table, column_name("sft", "lr", task)) for task in tasks}
+    ids = _run_ids(runs, table, tuned)
+    yield Target("fine-tuned, rate tuned", _numbers(table, MEAN_SCORE), _draws(ids, read) if ids else None)
+    known = runs.set_index("id")["sft/score"].to_dict()
+    for lr in sorted(runs["lr"].unique()):
+        ids = _run_ids(runs, table, {task: np.full(len(table), lr) for task in tasks})
+        if ids:
+            scores = np.array([[[known[each] for each in of_seed] for of_seed in row] for row in ids])
+            yield Target(f"fine-tuned at {lr:g}", scores.mean(axis=(1, 2)), _draws(ids, read))
+
+
+def _run_ids(runs: pd.DataFrame, table: pd.DataFrame, rates: Mapping[str, Floats]) -> list[list[list[str]]] | None:
+    """Stages by checkpoint, seed of fine-tuning and task, at a rate of each; None if one is missing."""
+    known = runs.set_index(["checkpoint", "task", "lr", "stage_seed"])["id"].to_dict()
+    seeds = sorted(runs["stage_seed"].dropna().unique())
+    keys = [
+        [[(checkpoint, task, rates[task][row], seed) for task in rates] for seed in seeds]
+        for row, checkpoint in enumerate(table["checkpoint"])
+    ]
+    if any(key not in known for row in keys for each in row for key in each):
+        return None
+    return [[[str(known[key]) for key in each] for each in row] for row in keys]
+
+
+def _draws(ids: Sequence[Sequence[Sequence[str]]], read: Callable[[str], Floats | None]) -> Floats | None:
+    """Scores of each seed on test examples of its own, [checkpoints, seeds]; None where predictions are lost.
+
+    With the same examples for all seeds, what a model has of luck with them would pass for skill.
+    """
+    num_seeds = len(ids[0])
+    if num_seeds < 2:
+        return None
+    draws = np.empty((len(ids), num_seeds))
+    for row, of_checkpoint in enumerate(ids):
+        for seed, of_seed in enumerate(of_checkpoint):
+            scores = [read(each) for each in of_seed]
+            draws[row, seed] = np.mean([math.nan if each is None else each[seed::num_seeds].mean() for each in scores])
+    return None if np.isnan(draws).any() else draws
+
+
+def _measures(table: pd.DataFrame, columns: Sequence[Column], loss: str) -> dict[str, Floats]:
+    """What may go with transfer: every number of flatness, the loss, and downstream scores that are had early."""
+    names = [each.name for each in columns if each.kind == "flatness" and each.metric.direction == "min"]
+    few = [str(name) for name in table if str(name).startswith("probes/labels_") and "_draw_" not in str(name)]
+    early = [name for name in few if name.rpartition("_")[2].isdigit() and "layer" not in name][:1]
+    wanted = dict.fromkeys([*names, loss, KSHOT, *early])
+    return {name: values for name in wanted if name in table and np.isfinite(values := _numbers(table, name)).all()}
+
+
+def _group(
+    name: str, grid: _Grid, table: pd.DataFrame, loss: str, targets: Sequence[Target], measures: Mapping[str, Floats]
+) -> Group:
+    losses = grid.take(_numbers(table, loss))
+    cells = {measure: grid.take(values) for measure, values in measures.items()}
+    return Group(
+        name=name,
+        variants=grid.variants,
+        num_bases=len(grid.rows),
+        spreads={
+            target.name: None if target.draws is None else true_spread(grid.take(target.draws)) for target in targets
+        },
+        associations={
+            target.name: _associations(cells, grid.take(target.values), losses, loss, own=target.name)
+            for target in targets
+        },
+    )
+
+
+def _associations(
+    cells: Mapping[str, Floats], target: Floats, losses: Floats, loss: str, *, own: str
+) -> tuple[Association, ...]:
+    # A probe says nothing of itself.
+    names = [name for name in cells if not own.startswith("probe") or not name.startswith("probes/")]
+    names = [name for name in names if np.ptp(cells[name]) > 0]
+    p = _corrected(names, cells, target, ())
+    given = [name for name in names if name != loss]
+    p_given = _corrected(given, cells, target, (losses,))
+    found = [
+        Association(
+            measure=name,
+            rho=correlation(cells[name], target),
+            given_loss=IntervalEstimate(math.nan) if name == loss else correlation(cells[name], target, (losses,)),
+            same_recipe=same_recipe(cells[name], target),
+            p=p[name],
+            p_given_loss=p_given.get(name, math.nan),
+        )
+        for name in names
+    ]
+    return tuple(sorted(found, key=lambda each: (each.p, -abs(each.rho.value))))
+
+
+def _corrected(
+    names: Sequence[str], cells: Mapping[str, Floats], target: Floats, given: Sequence[Floats]
+) -> dict[str, float]:
+    if not names or target.shape[1] < MIN_VARIANTS + len(given):
+        return dict.fromkeys(names, math.nan)
+    ranks = np.stack([residual_ranks(cells[name], given) for name in names])
+    _, corrected = permutation_p(ranks, residual_ranks(target, given))
+    return dict(zip(names, map(float, corrected), strict=True))
+
+
+def _contrasts(
+    grid: _Grid, table: pd.DataFrame, loss: str, targets: Sequence[Target], control: str
+) -> Iterator[Contrast]:
+    """Each variant less the control of its base."""
+    at = grid.variants.index(control)
+
+    def over_bases(values: Floats, variant: int) -> IntervalEstimate:
+        cells = grid.take(values)
+        return student(cells[:, variant] - cells[:, at])
+
+    traces = _numbers(table, HESSIAN_TRACE) if HESSIAN_TRACE in table else np.full(len(table), math.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        logs = np.log(traces)
+    for index, variant in enumerate(grid.variants):
+        if index != at:
+            yield Contrast(
+                variant=variant,
+                gap=over_bases(_numbers(table, loss), index),
+                trace=over_bases(logs, index),
+                transfer={target.name: over_bases(target.values, index) for target in targets},
+            )
+
+
+def _numbers(table: pd.DataFrame, name: str) -> Floats:
+    return np.array(table[name].astype("Float64").to_numpy(na_value=math.nan), dtype=np.float64)

@@ -1,0 +1,281 @@
+"""The part of a report that asks whether flat is better here: what was equal, what differed, how surely; a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raysweep.analysis import formatting
+from raysweep.analysis.derived import HESSIAN_TRACE
+from raysweep.analysis.pairwise import IntervalEstimate
+from raysweep.analysis.same_loss import GAP, Association, Group, SameLoss
+from raysweep.analysis.sections import Cell, Heading, Row, Table, cell
+
+ALPHA = 0.05
+"""Chance of any false finding among all measures of a table."""
+
+WIDTH, HEIGHT, LEFT, BOTTOM = 760, 420, 70, 48
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the template shows."""
+
+    answers: tuple[str, ...]
+    """A sentence for each group of variants and way to measure transfer."""
+    equal: str
+    differed: Table
+    variants: Table
+    tables: tuple[tuple[str, Table], ...]
+    """Title and measures, by falling certainty."""
+    picture: Any
+    """Of markup; empty where there is none."""
+    picture_note: str
+    edge_note: str
+    """Of tuned rates that may not be the best; empty where all are within their grids."""
+
+
+def same_loss_page(found: SameLoss) -> Page:
+    """All of it, from what was compared."""
+    first = next(iter(found.groups[0].spreads))
+    return Page(
+        answers=tuple(_answer(group, target) for group in found.groups for target in group.associations),
+        equal=_equal(found),
+        differed=_spread_table(found),
+        variants=_variant_table(found),
+        tables=tuple(
+            (f"{group.name}: {target}", _measure_table(associations))
+            for group in found.groups
+            for target, associations in group.associations.items()
+        ),
+        picture=_picture(found, first) if found.contrasts else "",
+        picture_note=_picture_note(found, first),
+        edge_note=_edge_note(found),
+    )
+
+
+def _answer(group: Group, target: str) -> str:
+    """What can be said, in one sentence that says no more than the intervals do."""
+    associations = group.associations[target]
+    sure = [each for each in associations if each.p < ALPHA]
+    trace = next((each for each in associations if each.measure == HESSIAN_TRACE), None)
+    opening = f"{group.name[0].upper()}{group.name[1:]}, {target}: "
+    spread = group.spreads.get(target)
+    if spread and spread.p > ALPHA:
+        opening += "models differ by no more than noise would make them, so there is nothing to predict; "
+    if trace is None:
+        said = "no trace was measured"
+    elif trace.p >= ALPHA:
+        said = f"whether flatter is better cannot be told (trace {_rho(trace)})"
+    else:
+        said = f"flatter is {'better' if trace.rho.value < 0 else 'worse'} (trace {_rho(trace)})"
+    others = [
+        formatting.short_names([each.measure for each in sure])[each.measure] for each in sure if each is not trace
+    ]
+    tried = f" of {len(associations)} measures tried"
+    return f"{opening}{said}; beyond chance{tried}: {', '.join(others) if others else 'no other'}."
+
+
+def _rho(association: Association) -> str:
+    return f"{formatting.with_interval(association.rho)}, p {_p(association.p)}"
+
+
+def _equal(found: SameLoss) -> str:
+    what = "loss above the lowest possible one" if found.loss == GAP else "held-out loss"
+    bases = max(group.num_bases for group in found.groups)
+    left = (
+        f" Left out, for want of a checkpoint within it in every base: {', '.join(found.outside)}."
+        if found.outside
+        else ""
+    )
+    return (
+        f"{found.inside} checkpoints are within {found.band:g} nats per token of the lowest {what}, "
+        f"{found.lowest:.4f} ({found.loss}); variants that are so in all of {bases} bases (seeds) are compared.{left}"
+    )
+
+
+def _edge_note(found: SameLoss) -> str:
+    if not found.at_edge:
+        return ""
+    return (
+        f"The tuned rate of {found.at_edge} checkpoints stands at an end of its grid, and a better one may lie beyond: "
+        "then measures of scale can look predictive; widen sft.lrs."
+    )
+
+
+def _spread_table(found: SameLoss) -> Table:
+    """How much there is to predict, before anything is."""
+    columns = [Heading("variants"), Heading("transfer")]
+    columns += [
+        Heading(title, numeric=True, title=more)
+        for title, more in (
+            (
+                "true spread, points",
+                "standard deviation between models of one base, noise taken off, and its 95 % interval",
+            ),
+            ("noise, points", "standard error of one model's score, from draws of labels and test examples"),
+            ("p of none", "how likely noise alone gives as much (F test)"),
+        )
+    ]
+    rows = []
+    for group in found.groups:
+        for target, spread in group.spreads.items():
+            shown = [cell(None)] * 3
+            if spread:
+                points = [100 * each for each in (spread.between.value, spread.between.low, spread.between.high)]
+                shown = [
+                    cell(points[0], lambda _, points=points: _interval(*points)),  # type: ignore[misc]
+                    cell(100 * spread.noise, "{:.2f}".format),
+                    cell(spread.p, _p),
+                ]
+            rows.append(Row([cell(group.name), cell(target), *shown]))
+    return Table(columns, rows)
+
+
+def _variant_table(found: SameLoss) -> Table:
+    """By knob: what each variant differs by from the control of its base."""
+    targets = list(found.contrasts[0].transfer) if found.contrasts else []
+    columns = [Heading("variant"), Heading("loss, nats", numeric=True), Heading("trace, %", numeric=True)]
+    columns += [Heading(f"{target}, points", numeric=True) for target in targets]
+    rows = []
+    for contrast in found.contrasts:
+        changes = [
+            cell(contrast.gap.value, lambda _, each=contrast.gap: _interval(each.value, each.low, each.high, digits=4)),  # type: ignore[misc]
+            cell(contrast.trace.value, lambda _, each=contrast.trace: _interval(*_in_percent(each), digits=0)),  # type: ignore[misc]
+        ]
+        for target in targets:
+            points = [100 * value for value in _ends(contrast.transfer[target])]
+            changes.append(cell(points[0], lambda _, points=points: _interval(*points)))  # type: ignore[misc]
+        rows.append(Row([cell(contrast.variant), *changes]))
+    return Table(columns, rows)
+
+
+def _measure_table(associations: Sequence[Association]) -> Table:
+    short = formatting.short_names([each.measure for each in associations])
+    titles = {
+        "within a base": "Spearman's correlation within each base, mean over bases with Student's 95 % interval",
+        "loss given": "the same with the loss partialled out",
+        "same recipe": "correlation between seeds of one variant: all that the configuration explains taken out",
+        "p": "by permuting variants, corrected for all measures of this table",
+        "p, loss given": "the same with the loss partialled out",
+    }
+    rows = []
+    for each in associations:
+        estimates = [each.rho, each.given_loss, each.same_recipe]
+        cells = [
+            cell(estimate.value, lambda _, estimate=estimate: formatting.with_interval(estimate))  # type: ignore[misc]
+            for estimate in estimates
+        ]
+        cells += [cell(each.p, _p), cell(each.p_given_loss, _p)]
+        rows.append(Row([Cell(short[each.measure], each.measure, title=each.measure), *cells]))
+    columns = [Heading("measure"), *(Heading(name, numeric=True, title=title) for name, title in titles.items())]
+    return Table(columns, rows)
+
+
+def _picture_note(found: SameLoss, target: str) -> str:
+    return (
+        f"Each dot is a variant less {found.control} of its base: to the left flatter, up better ({target}). "
+        "Bars are 95 % intervals over bases. Filled: doses of the adversary."
+    )
+
+
+def _picture(found: SameLoss, target: str) -> Any:
+    """Change of the trace against change of transfer, as inline SVG without script."""
+    from markupsafe import Markup, escape
+
+    dots = [each for each in found.contrasts if not math.isnan(each.trace.value)]
+    xs = [_in_percent(each.trace) for each in dots]
+    ys = [tuple(100 * value for value in _ends(each.transfer[target])) for each in dots]
+    if not dots:
+        return ""
+    x_scale, y_scale = _scale(xs, LEFT, WIDTH - 20), _scale(ys, HEIGHT - BOTTOM, 20)
+    doses = set(found.groups[0].variants) if found.control and len(found.groups) > 1 else set()
+    parts = [*_axes(x_scale, y_scale, f"change of {target}, points")]
+    for contrast, x, y in zip(dots, xs, ys, strict=True):
+        at_x, at_y = x_scale(x[0]), y_scale(y[0])
+        parts += [
+            _line(x_scale(x[1]), at_y, x_scale(x[2]), at_y, "var(--line)"),
+            _line(at_x, y_scale(y[1]), at_x, y_scale(y[2]), "var(--line)"),
+        ]
+        fill = "var(--accent)" if contrast.variant in doses else "var(--card)"
+        text = f'x="{at_x + 9:.1f}" y="{at_y - 7:.1f}" fill="var(--ink)" font-size="12"'
+        parts.append(
+            f'<circle cx="{at_x:.1f}" cy="{at_y:.1f}" r="5" fill="{fill}" stroke="var(--accent)" stroke-width="2"/>'
+            f"<text {text}>{escape(contrast.variant)}</text>"
+        )
+    label = escape(f"change of the Hessian's trace against change of transfer, {target}")
+    opening = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" width="100%">'
+    return Markup(opening + "".join(parts) + "</svg>")  # Numbers of ours, and escaped names.
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """A line from values to places in the picture; ends outside are cut."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+
+    def __call__(self, value: float) -> float:
+        inside = min(max(value, self.low), self.high)
+        return self.start + (inside - self.low) / (self.high - self.low) * (self.stop - self.start)
+
+
+def _scale(ends: Sequence[tuple[float, ...]], start: float, stop: float) -> _Scale:
+    """By the dots, with room around them; wide intervals run out of the picture."""
+    middles = [value for value, *_ in ends] + [0.0]
+    room = 0.35 * (max(middles) - min(middles)) or 1.0
+    return _Scale(min(middles) - room, max(middles) + room, start, stop)
+
+
+def _axes(x: _Scale, y: _Scale, y_title: str) -> Iterator[str]:
+    from markupsafe import escape
+
+    yield _line(x.start, y(0), x.stop, y(0), "var(--soft)", dashed=True)
+    yield _line(x(0), y.start, x(0), y.stop, "var(--soft)", dashed=True)
+    yield _line(x.start, y.start, x.stop, y.start, "var(--soft)")
+    yield _line(x.start, y.start, x.start, y.stop, "var(--soft)")
+    text = 'fill="var(--soft)" font-size="12"'
+    for part in (0.0, 0.25, 0.5, 0.75, 1.0):
+        value = x.low + part * (x.high - x.low)
+        yield f'<text x="{x(value):.1f}" y="{y.start + 18:.1f}" text-anchor="middle" {text}>{value:+.0f}</text>'
+        value = y.low + part * (y.high - y.low)
+        yield f'<text x="{x.start - 8:.1f}" y="{y(value) + 4:.1f}" text-anchor="end" {text}>{value:+.1f}</text>'
+    middle = (x.start + x.stop) / 2
+    title = "change of the Hessian's trace, %"
+    yield f'<text x="{middle:.1f}" y="{HEIGHT - 8}" text-anchor="middle" {text}>{title}</text>'
+    middle = (y.start + y.stop) / 2
+    yield (
+        f'<text x="16" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 16 {middle:.1f})" {text}>'
+        f"{escape(y_title)}</text>"
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, stroke: str, *, dashed: bool = False) -> str:
+    dash = ' stroke-dasharray="4 4"' if dashed else ""
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{stroke}"{dash}/>'
+
+
+def _ends(estimate: IntervalEstimate) -> tuple[float, float, float]:
+    """Value and interval, which is the value where there is none."""
+    if math.isnan(estimate.low):
+        return (estimate.value,) * 3
+    return estimate.value, estimate.low, estimate.high
+
+
+def _in_percent(log_ratio: IntervalEstimate) -> tuple[float, float, float]:
+    """Of the logarithm of a ratio, at most a hundredfold."""
+    value, low, high = (100 * math.expm1(min(each, 4.6)) for each in _ends(log_ratio))
+    return value, low, high
+
+
+def _interval(value: float, low: float, high: float, *, digits: int = 1) -> str:
+    between = "" if low == high else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{value:+.{digits}f}{between}"
+
+
+def _p(value: float) -> str:
+    return "—" if math.isnan(value) else f"{value:.3f}" if value >= 0.001 else "<0.001"

@@ -1,0 +1,133 @@
+"""Checkpoints of the same loss: who is compared, and what a study with known answers comes to."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raysweep.analysis.same_loss import GAP, compare_same_loss
+from raysweep.analysis.same_loss_page import same_loss_page
+from raysweep.scores import Column
+from raysweep.spec import Metric
+
+SEEDS = (0, 1, 2)
+STRENGTHS = {"control": 0.0, "harm": 0.1, "worse": 0.2, "help": -0.1}
+NATURAL = ("sgd", "longer", "hot", "<wide>")
+COLUMNS = [
+    Column("flatness", Metric(name, "min")) for name in ("hessian_trace", "fisher_trace_blocks", "feature_trace")
+] + [Column("heldout", Metric("entropy_gap_nats_per_token", "min"))]
+LRS = (1e-3, 1e-2)
+
+
+def study(*, link: float, far: str = ""):
+    """Tables of variants in three bases; probes with 64 labels fall with the trace by `link`, all else is chance."""
+    draw = np.random.default_rng(0)
+    rows, runs = [], []
+    for seed in SEEDS:
+        for variant in (*STRENGTHS, *NATURAL):
+            strength = STRENGTHS.get(variant, 0.0)
+            trace = 30 + 100 * strength + draw.normal()
+            checkpoint = f"pretrain-{variant}-{seed}"
+            probes = 0.7 - link * strength + 0.01 * draw.normal(size=4)
+            rows.append(
+                {
+                    "trial": f"t-{variant}-{seed}",
+                    "variant": variant,
+                    "seed": seed,
+                    "checkpoint": checkpoint,
+                    "step": 10,
+                    "status": "done",
+                    "point.finish": variant,
+                    GAP: 0.006 + 0.001 * draw.random() + (0.02 if variant == far and seed == 1 else 0),
+                    "heldout/loss_nats_per_token": 2.5,
+                    "flatness/hessian_trace": trace,
+                    "flatness/fisher_trace_blocks": 5 + draw.normal(),
+                    "flatness/feature_trace": 20 + draw.normal(),
+                    "probes/labels_64": probes.mean(),
+                    **{f"probes/labels_64_draw_{index + 1}": value for index, value in enumerate(probes)},
+                    "sft/mean_score": 0.8,
+                    "sft/a/lr": LRS[1],
+                    "sft/a/lr_edge": 1.0,
+                }
+            )
+            objective = {"name": "adversary", "strength": strength} if variant in STRENGTHS else {"name": "causal_lm"}
+            settings = json.dumps({"recipe": {"objective": objective}})
+            runs.append({"id": checkpoint, "kind": "pretrain", "status": "done", "settings": settings})
+            runs += [
+                {
+                    "id": f"sft-{variant}-{seed}-{lr}-{of}",
+                    "kind": "sft",
+                    "status": "done",
+                    "checkpoint": checkpoint,
+                    "task": "a",
+                    "lr": lr,
+                    "stage_seed": of,
+                    "sft/score": 0.8 + 0.01 * draw.normal(),
+                    "settings": "{}",
+                }
+                for lr in LRS
+                for of in (0, 1)
+            ]
+    return pd.DataFrame(rows), pd.DataFrame(runs)
+
+
+def compared(**given):
+    checkpoints, stages = study(**given)
+    return compare_same_loss(checkpoints, stages, COLUMNS, lambda stage: np.random.default_rng(1).random(10))
+
+
+def test_doses_that_move_the_trace_and_the_probe_are_found_and_nothing_else():
+    found = compared(link=0.4)
+    assert found.control == "control"
+    doses, natural = found.groups
+    assert set(doses.variants) == set(STRENGTHS)
+    assert set(natural.variants) == {"control", *NATURAL}
+    first, *_ = doses.associations["probe, 64 labels"]
+    assert first.measure == "flatness/hessian_trace"
+    assert first.rho.value == pytest.approx(-1, abs=0.1)
+    # Of four variants 24 orders; the one that came and its reverse are as good.
+    assert first.p == pytest.approx(2 / 24)
+    assert all(each.p > 0.05 for each in natural.associations["probe, 64 labels"])
+    spread = doses.spreads["probe, 64 labels"]
+    assert spread.between.low > 0.02
+    # Strengths of 0, 0.1, 0.2 and -0.1, by 0.4.
+    assert spread.between.low < np.std([0, 0.04, 0.08, -0.04], ddof=1) < spread.between.high
+    worse = next(each for each in found.contrasts if each.variant == "worse")
+    assert worse.transfer["probe, 64 labels"].value == pytest.approx(-0.08, abs=0.02)
+    assert np.exp(worse.trace.value) == pytest.approx(50 / 30, abs=0.1)
+    assert "control" not in {each.variant for each in found.contrasts}
+
+
+def test_fixed_and_tuned_rates_stand_side_by_side():
+    found = compared(link=0.4)
+    targets = list(found.groups[0].associations)
+    assert targets == ["probe, 64 labels", "fine-tuned, rate tuned", "fine-tuned at 0.001", "fine-tuned at 0.01"]
+    assert found.at_edge == 24
+
+
+def test_a_variant_out_of_the_band_in_one_base_is_left_out_and_named():
+    found = compared(link=0.4, far="sgd")
+    assert found.outside == ("sgd",)
+    assert "sgd" not in found.groups[1].variants
+    assert found.inside == 23
+    assert "Left out, for want of a checkpoint within it in every base: sgd." in same_loss_page(found).equal
+
+
+def test_the_page_says_no_more_than_is_known_and_runs_nothing():
+    page = same_loss_page(compared(link=0.0))
+    assert all("cannot be told" in line for line in page.answers)
+    assert any("nothing to predict" in line for line in page.answers)
+    picture = str(page.picture)
+    assert picture.startswith("<svg")
+    assert "&lt;wide&gt;" in picture
+    assert not re.search(r"<script|\bon\w+=|href|<wide>", picture)
+    assert [row.cells[0].text for row in page.variants.rows] == ["harm", "worse", "help", *NATURAL]
+
+
+def test_too_few_variants_make_no_page():
+    checkpoints, stages = study(link=0.4)
+    few = checkpoints[checkpoints["variant"].isin(["control", "sgd", "harm"])]
+    assert compare_same_loss(few, stages, COLUMNS, lambda stage: None) is None
+    assert compare_same_loss(checkpoints.drop(columns=[GAP, "heldout/loss_nats_per_token"]), stages, [], len) is None

@@ -1,0 +1,124 @@
+"""What goes together within bases: by hand, and by simulation with known answers."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from raysweep.analysis.within_bases import (
+    correlation,
+    permutation_p,
+    residual_ranks,
+    same_recipe,
+    student,
+    true_spread,
+)
+
+RUNS = 700
+# 700 runs know a share of 0.95 to 0.8 points.
+COVERAGE = pytest.approx(0.95, abs=4 * (0.95 * 0.05 / RUNS) ** 0.5)
+
+
+def models(draw, *, bases=3, variants=9, shared=1.0, own=1.0, link=0.0):
+    """A measure and a target: both have a part of the variant, and one of the model, the latter linked."""
+    fixed = np.random.default_rng(5).normal(size=(2, 1, variants)) * shared
+    x = draw.normal(size=(bases, variants))
+    y = link * x + (1 - link**2) ** 0.5 * draw.normal(size=(bases, variants))
+    return fixed[0] + own * x, fixed[1] + own * y
+
+
+def test_a_correlation_is_spearmans_within_each_base():
+    draw = np.random.default_rng(0)
+    measure, target = models(draw, bases=4)
+    each = [stats.spearmanr(x, y).statistic for x, y in zip(measure, target, strict=True)]
+    found = correlation(measure, target)
+    interval = stats.ttest_1samp(each, 0).confidence_interval(0.95)
+    assert found.value == pytest.approx(np.mean(each))
+    assert (found.low, found.high) == pytest.approx((max(-1, interval.low), min(1, interval.high)))
+    # A level of its own in each base is nothing.
+    assert correlation(measure + np.arange(4)[:, None] * 100, target) == found
+    assert np.isnan(correlation(measure[:2], target[:2]).low)
+
+
+def test_what_is_given_is_taken_out():
+    draw = np.random.default_rng(1)
+    loss = draw.normal(size=(3, 12))
+    measure, target = np.exp(loss) + 1e-3 * draw.normal(size=(2, 3, 12))
+    assert correlation(measure, target).value > 0.95
+    assert abs(correlation(measure, target, [loss]).value) < 0.75
+    ranks = residual_ranks(measure, [loss])
+    assert np.abs((ranks * (stats.rankdata(loss, axis=1) - 6.5)).sum(axis=1)).max() < 1e-9
+
+
+def test_intervals_over_bases_hold_what_they_say():
+    draw = np.random.default_rng(2)
+    truth = np.mean([correlation(*models(draw, link=0.6)).value for _ in range(2 * RUNS)])
+    found = [correlation(*models(draw, link=0.6)) for _ in range(RUNS)]
+    assert np.mean([each.low <= truth <= each.high for each in found]) == COVERAGE
+
+
+def test_a_bootstrap_of_three_bases_would_not():
+    """Why there is none: all 27 samples of three bases, and their middle 95 %."""
+    draw = np.random.default_rng(2)
+    samples = np.stack(np.meshgrid(*[range(3)] * 3), axis=-1).reshape(-1, 3)
+    each = draw.normal(size=(RUNS, 3))
+    low, high = np.quantile(each[:, samples].mean(axis=2), [0.025, 0.975], axis=1)
+    assert 0.61 < np.mean((low <= 0) & (high >= 0)) < 0.77
+    assert student(each[0]).low < low[0]
+
+
+@pytest.mark.parametrize("link", [0.0, 0.6])
+def test_seeds_of_one_recipe_are_told_apart_from_recipes(link):
+    draw = np.random.default_rng(3)
+    found = [same_recipe(*models(draw, shared=5.0, link=link)) for _ in range(RUNS)]
+    assert np.mean([each.low <= link <= each.high for each in found]) == COVERAGE
+
+
+def test_chance_gives_even_p_values_though_seeds_of_a_variant_are_alike(monkeypatch):
+    monkeypatch.setattr("raysweep.analysis.within_bases.NUM_PERMUTATIONS", 500)
+    draw = np.random.default_rng(4)
+    ps, corrected = [], []
+    for _ in range(400):
+        fixed = draw.normal(size=(6, 1, 8)) * 2  # Another set of variants each time, as chance would bring it.
+        values = residual_ranks((fixed + draw.normal(size=(6, 3, 8))).reshape(-1, 8)).reshape(6, 3, 8)
+        p, of_all = permutation_p(values[:5], values[5])
+        ps.append(p[0])
+        corrected.append(of_all.min())
+    for found in (ps, corrected):
+        assert stats.kstest(found, "uniform").pvalue > 0.01
+
+
+def test_a_strong_measure_among_many_is_found_and_others_are_not():
+    draw = np.random.default_rng(6)
+    target = draw.normal(size=(1, 8)) + 0.1 * draw.normal(size=(3, 8))
+    measures = np.stack([-target + 0.3 * draw.normal(size=(3, 8)), *draw.normal(size=(9, 3, 8))])
+    ranks = residual_ranks(measures.reshape(-1, 8)).reshape(measures.shape)
+    p, corrected = permutation_p(ranks, residual_ranks(target))
+    assert corrected[0] < 0.01
+    assert (corrected >= p).all()
+    # Of all orders of four variants two are as good: the one that came, and its reverse.
+    p, _ = permutation_p(ranks[:1, :, :4], residual_ranks(target[:, :4]))
+    assert p[0] >= 1 / 24
+
+
+@pytest.mark.parametrize("between", [0.0, 0.5, 2.0])
+def test_the_true_spread_is_without_the_noise(between):
+    draw = np.random.default_rng(7)
+
+    def simulated():
+        models_, draws = draw.normal(size=(3, 9, 1)) * between, 3 * draw.normal(size=(3, 1, 5))
+        return true_spread(draw.normal(size=(3, 1, 1)) + models_ + draws + draw.normal(size=(3, 9, 5)))
+
+    found = [simulated() for _ in range(RUNS)]
+    covered = np.mean([each.between.low <= between <= each.between.high for each in found])
+    if between:
+        assert covered == COVERAGE
+        assert np.mean([each.between.value**2 for each in found]) == pytest.approx(between**2, rel=0.1)
+    else:  # A spread of 0 can be missed on one side alone.
+        assert covered == pytest.approx(0.975, abs=0.02)
+        assert stats.kstest([each.p for each in found], "uniform").pvalue > 0.01
+    assert np.mean([each.noise for each in found]) == pytest.approx(1 / 5**0.5, rel=0.02)
+
+
+def test_too_few_to_tell():
+    assert true_spread(np.zeros((3, 1, 5))) is None
+    assert np.isnan(correlation(np.zeros((3, 3)), np.zeros((3, 3))).value)
