@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raysweep.errors import StoreError
-from raysweep.runs import UNKNOWN, Run, TrialRow
+from raysweep.run_files import UNKNOWN, TrialRow
+from raysweep.runs import Run
 from raysweep.store import Store, folder_bytes
 
 State = Literal["under way", "done", "failed", "unfinished"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raysweep.runs import TrialRow
+from raysweep.run_files import TrialRow
 from raysweep.scores import Result, checkpoint_metrics
 from raysweep.variants import SearchSpace
 

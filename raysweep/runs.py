@@ -17,16 +17,24 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from raysweep.durable import parse_object, sync, write_text
 from raysweep.errors import StoreError
 from raysweep.lease import Holder
-from raysweep.record import difference, is_id
+from raysweep.record import difference
+from raysweep.run_files import (
+    TrialRow,
+    has_columns,
+    is_choice,
+    is_counts,
+    is_driver,
+    is_failure,
+    is_plan,
+    parse_trial_row,
+)
 from raysweep.scores import Column
 from raysweep.spec import Metric
 from raysweep.store import Store
@@ -35,47 +43,6 @@ logger = logging.getLogger(__name__)
 
 # As a sweep's name, with room for the eight digits that follow it.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-
-
-_COLUMN = {"kind", "task", "name", "direction", "unit"}
-
-_EXACTLY = ConfigDict(strict=True, extra="forbid")
-"""A line of trials.jsonl is one only with all fields, no others, and each of its very type."""
-
-
-UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class StageRow:
-    """A stage of a started trial. `checkpoint` is the stage id of what it measures, `step` that checkpoint's step."""
-
-    __pydantic_config__ = _EXACTLY
-
-    id: str
-    kind: str
-    step: int | None
-    checkpoint: str | None
-    task: str | None
-    inputs: Mapping[str, str]
-    state_key: str | None = UNKNOWN
-    """Of the resumable state that it shares with others; UNKNOWN in rows of before this was noted."""
-
-
-@dataclass(frozen=True)
-class TrialRow:
-    """A started trial: variant x seed."""
-
-    __pydantic_config__ = _EXACTLY
-
-    trial: str
-    variant: str
-    point: Mapping[str, Any]
-    seed: int
-    stages: tuple[StageRow, ...]
-
-
-_TRIAL_ROW = TypeAdapter(TrialRow)
 
 
 class Run:
@@ -192,7 +159,7 @@ class Run:
 
     def planned(self) -> dict[str, Any]:
         """What `note_planned` noted: num_trials, and stages by kind; none if that is lost, until the next run."""
-        return self._read("planned.json", _is_plan) or {"num_trials": 0, "stages": {}}
+        return self._read("planned.json", is_plan) or {"num_trials": 0, "stages": {}}
 
     def note_gangs(self, choice: Mapping[str, Any]) -> None:
         """Note what was chosen of what the sweep file leaves to the planner, for a resumed run to go on so."""
@@ -200,7 +167,7 @@ class Run:
 
     def gangs(self) -> dict[str, Any]:
         """What `note_gangs` noted; empty if nothing was, or that is lost."""
-        return self._read("gangs.json", _is_choice) or {}
+        return self._read("gangs.json", is_choice) or {}
 
     def note_columns(self, columns: Sequence[Column]) -> None:
         """Note what the stages of the sweep report, for tables to know which numbers are better large or small."""
@@ -209,7 +176,7 @@ class Run:
 
     def columns(self) -> tuple[Column, ...]:
         """What `note_columns` noted; none if that is lost, until the next run."""
-        rows = (self._read("columns.json", _has_columns) or {"columns": []})["columns"]
+        rows = (self._read("columns.json", has_columns) or {"columns": []})["columns"]
         return tuple(Column(row.pop("kind"), task=row.pop("task"), metric=Metric(**row)) for row in rows)
 
     @property
@@ -230,7 +197,7 @@ class Run:
 
     def driver(self) -> dict[str, Any]:
         """What `note_driver` noted: host, pid, and job where it is a Ray job; empty if none ever held the run."""
-        return self._read("driver.json", _is_driver) or {}
+        return self._read("driver.json", is_driver) or {}
 
     def note_event(self, event: Mapping[str, Any]) -> None:
         """Add a line to the run's log."""
@@ -291,7 +258,7 @@ class Run:
         for number, line in enumerate(lines, 1):
             try:
                 if line.strip():
-                    row = _trial_row(line)
+                    row = parse_trial_row(line)
                     rows[row.trial] = row
             except ValueError as error:
                 damaged.append(f"{path}:{number}: {error}")
@@ -305,7 +272,7 @@ class Run:
         """Record why a stage failed, with the number of attempts so far in this run."""
         path = self.folder / "failures" / f"{stage_id}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        attempts = 1 + (self._read(f"failures/{path.name}", _is_failure) or {"attempts": 0})["attempts"]
+        attempts = 1 + (self._read(f"failures/{path.name}", is_failure) or {"attempts": 0})["attempts"]
         failure = {"stage": stage_id, "kind": kind, "trial": trial, "cause": cause, "attempts": attempts, "log": log}
         write_text(path, json.dumps(failure, indent=1))
 
@@ -335,7 +302,7 @@ class Run:
 
     def pruned(self) -> dict[str, int]:
         """Trial id -> step of its last checkpoint, for trials that a scheduler stopped."""
-        return self._read("pruned.json", _is_counts) or {}
+        return self._read("pruned.json", is_counts) or {}
 
     def left_out(self) -> set[str]:
         """Ids of the stages after the checkpoint at which a scheduler stopped their trial, if no other needs them."""
@@ -351,7 +318,7 @@ class Run:
     def failures(self) -> list[dict[str, Any]]:
         """What failed and is not finished yet, by stage id."""
         names = sorted(path.name for path in (self.folder / "failures").glob("*.json"))
-        noted = [self._read(f"failures/{name}", _is_failure) for name in names]
+        noted = [self._read(f"failures/{name}", is_failure) for name in names]
         return [failure for failure in noted if failure is not None]
 
     def _read(self, name: str, is_right: Callable[[Any], bool] = lambda value: True) -> dict[str, Any] | None:
@@ -394,47 +361,6 @@ def _holder(lock: IO[str]) -> Holder:
     stat = os.fstat(lock.fileno())
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return Holder(socket.gethostname(), os.getpid(), f"{boot}:{stat.st_dev}:{stat.st_ino}")
-
-
-def _trial_row(line: bytes) -> TrialRow:
-    """Raises ValueError if the line is none."""
-    try:
-        row = _TRIAL_ROW.validate_json(line)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the line"
-        raise ValueError(f"not the fields of a trial: {place}: {first['msg']}") from None
-    for stage in row.stages:
-        if not is_id(stage.id):
-            raise ValueError(f"not the fields of a trial: {stage.id!r} is no id of a stage")
-    return row
-
-
-def _is_failure(value: dict[str, Any]) -> bool:
-    texts = all(isinstance(value.get(name), str) for name in ("kind", "trial", "cause", "log"))
-    return texts and is_id(value.get("stage")) and isinstance(value.get("attempts"), int)
-
-
-def _is_driver(value: dict[str, Any]) -> bool:
-    return isinstance(value.get("host"), str) and isinstance(value.get("pid"), int)
-
-
-def _is_counts(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(number, int) for number in value.values())
-
-
-def _has_columns(value: dict[str, Any]) -> bool:
-    rows = value.get("columns")
-    return isinstance(rows, list) and all(isinstance(row, dict) and row.keys() == _COLUMN for row in rows)
-
-
-def _is_choice(value: dict[str, Any]) -> bool:
-    decisions = value.get("decisions")
-    return isinstance(decisions, list) and all(isinstance(each, dict) for each in decisions)
-
-
-def _is_plan(value: dict[str, Any]) -> bool:
-    return isinstance(value.get("num_trials"), int) and _is_counts(value.get("stages"))
 
 
 def _names(runs: Sequence[Run]) -> str:

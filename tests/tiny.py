@@ -6,8 +6,9 @@ from pathlib import Path
 
 from raysweep.data.corpora import Corpus
 from raysweep.record import Record
+from raysweep.run_files import StageRow, TrialRow
 from raysweep.runners.room import Gangs, Shape, View
-from raysweep.runs import Run, StageRow, TrialRow
+from raysweep.runs import Run
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.stages.tokenize import Tokenize
 from raysweep.store import Store

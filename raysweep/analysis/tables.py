@@ -16,7 +16,8 @@ from raysweep.analysis.predictions import read_noise
 from raysweep.analysis.uncertainty import EstimateArrays, TaskNoise, mean_estimates
 from raysweep.durable import replacing
 from raysweep.record import Record
-from raysweep.runs import Run, StageRow, TrialRow
+from raysweep.run_files import StageRow, TrialRow
+from raysweep.runs import Run
 from raysweep.scores import Column, Result, checkpoint_metrics, column_name, finetuning_runs, mean_over_tasks, pick
 from raysweep.spec import Metric
 from raysweep.store import Store

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raysweep.plan import Trial
+from raysweep.run_files import StageRow, TrialRow
 from raysweep.runners.tracking import Tracker
-from raysweep.runs import Run, StageRow, TrialRow
+from raysweep.runs import Run
 from raysweep.scores import column_name
 
 logger = logging.getLogger(__name__)

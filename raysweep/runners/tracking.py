@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from raysweep.runs import Run, TrialRow
+from raysweep.run_files import TrialRow
+from raysweep.runs import Run
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from tiny import EMPTY, TINY, put
 
 from raysweep.cli import main
 from raysweep.printable import printable
-from raysweep.runs import Run, StageRow, TrialRow
+from raysweep.run_files import StageRow, TrialRow
+from raysweep.runs import Run
 from raysweep.store import Store
 
 STEERS = "\x1b]0;title\x07\x1b[2J\x9b31m\r\b"

@@ -9,7 +9,8 @@ from tiny import EMPTY, put
 from raysweep.cli import main
 from raysweep.errors import StoreError
 from raysweep.inventory import find_garbage, free, held_runs, list_runs
-from raysweep.runs import UNKNOWN, Run, StageRow, TrialRow
+from raysweep.run_files import UNKNOWN, StageRow, TrialRow
+from raysweep.runs import Run
 from raysweep.store import Store
 
 

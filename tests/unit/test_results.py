@@ -18,7 +18,8 @@ from raysweep.errors import StoreError
 from raysweep.export import export
 from raysweep.record import Record
 from raysweep.results import Results
-from raysweep.runs import Run, StageRow, TrialRow
+from raysweep.run_files import StageRow, TrialRow
+from raysweep.runs import Run
 from raysweep.store import Store
 
 KNOWN = {"started": "2026-01-01T00:00:00+00:00", "wall_seconds": 1.0, "peak_memory_bytes": 2**20, "world_size": 1,

@@ -8,7 +8,8 @@ import pytest
 from raysweep.cli import main
 from raysweep.errors import StoreError
 from raysweep.results import Results
-from raysweep.runs import Run, StageRow, TrialRow, status
+from raysweep.run_files import StageRow, TrialRow
+from raysweep.runs import Run, status
 from raysweep.store import Store
 
 DAMAGE = {

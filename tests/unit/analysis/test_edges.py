@@ -13,7 +13,8 @@ from raysweep.analysis.ranking import rank
 from raysweep.analysis.tables import checkpoint_table, stage_table
 from raysweep.record import Record
 from raysweep.results import Results
-from raysweep.runs import Run, StageRow, TrialRow, status
+from raysweep.run_files import StageRow, TrialRow
+from raysweep.runs import Run, status
 from raysweep.store import Store
 
 KNOWN = {"started": "2026-01-01T00:00:00+00:00", "wall_seconds": 1.0, "peak_memory_bytes": 2**20, "world_size": 1,

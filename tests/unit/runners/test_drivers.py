@@ -12,15 +12,17 @@ from tiny import put
 
 from raysweep.cli import main
 from raysweep.errors import StoreError
+from raysweep.run_files import TrialRow
 from raysweep.runners.drivers import JOB_ADDRESS, JOB_ID, cancel, this_driver
 from raysweep.runners.journal import Journal
-from raysweep.runs import Run, TrialRow
+from raysweep.runs import Run
 from raysweep.store import Store
 
 HOLDER = """
 import signal, sys, time
 from raysweep.runners.drivers import this_driver
-from raysweep.runs import Run, TrialRow
+from raysweep.run_files import TrialRow
+from raysweep.runs import Run
 from raysweep.store import Store
 
 run = Run(Store(sys.argv[1]), "r")
