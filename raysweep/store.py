@@ -13,27 +13,23 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import logging
 import os
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from raysweep.durable import cache_dir, file_sha256, sync
+from raysweep.durable import file_sha256, sync
 from raysweep.errors import LostError, StoreError, UnreachableError
 from raysweep.lease import Holder, Lease, Pace
-from raysweep.mirror import Mirror
 from raysweep.record import Record, difference, is_id
-from raysweep.remote import Remote
 from raysweep.remote_state import RemoteStateDir
-from raysweep.secrets import has_credentials, without_secrets
+from raysweep.root import Root
 from raysweep.worker import StateDir
 
 logger = logging.getLogger(__name__)
@@ -43,33 +39,11 @@ DEFAULT_ROOT = "raysweep-store"
 """Of the store of commands and calls that name none."""
 
 
-class Store:
-    """Finished stages and runs under `root`.
-
-    Raises:
-        StoreError: if it is a file, or a URL that no file system takes.
-    """
+class Store(Root):
+    """Finished stages and runs under `root`; see the module."""
 
     def __init__(self, root: str | Path) -> None:
-        self.url = str(root)
-        if has_credentials(self.url):
-            raise StoreError(
-                f"store {without_secrets(self.url)!r}: a URL is shown, and kept in reports: leave the password or key "
-                "out of it, and give it as its file system takes it, such as by environment variables"
-            )
-        self.is_local = "://" not in self.url or self.url.startswith("file://")
-        if self.is_local:
-            self.root = Path(os.path.expanduser(self.url.removeprefix("file://"))).absolute()
-            if os.path.exists(self.root) and not os.path.isdir(self.root):
-                raise StoreError(f"store {self.url!r} is a file; give a folder, or the URL of one")
-            # Workers run elsewhere: to them a relative path would be another store.
-            self.url = str(self.root)
-            self._remote: Remote | None = None
-        else:
-            # Work and downloads of a remote store live beside other caches of this machine, one folder per URL.
-            self.root = cache_dir() / hashlib.sha256(self.url.encode()).hexdigest()[:12]
-            self._remote = Remote(self.url)
-        self.patience_seconds = 0.0
+        super().__init__(root)
         self.pace = Pace()
         """Of holders of runs, where the store is behind a URL."""
         # (path, bytes, mtime_ns) of files found intact: hashed once per process, again if touched.
@@ -77,16 +51,6 @@ class Store:
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.url,)
-
-    def be_patient(self, seconds: float, tell: Callable[[str], None] = logger.warning) -> None:
-        """Wait for so long, from now on, for a URL that does not answer or takes nothing; each call by itself.
-
-        Not from the beginning, as the URL of a command may be mistyped. `tell` is told of it in a line, and once more
-        when it answers again. A local disk is waited for by who runs stages.
-        """
-        self.patience_seconds = seconds
-        if self._remote:
-            self._remote.patience_seconds, self._remote.tell = seconds, tell
 
     def get(self, stage_id: str, *, asked: Mapping[str, Any] | None = None) -> Record | None:
         """The record of a finished stage, its files intact; None if it has to be made.
@@ -175,25 +139,13 @@ class Store:
             self._remote.remove(f"stages/{stage_id}/{RECORD}")
         self.remove(folder)
 
-    def remove(self, path: Path) -> None:
-        """Delete a file or folder under the root, at the URL too, if the store is at one."""
-        if self._remote:
-            self._remote.remove_all(path.relative_to(self.root).as_posix())
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
     def finished_ids(self) -> set[str]:
         """Ids of all stages that have a record, by one listing."""
-        if self._remote:
-            return self._remote.names("stages")
-        try:
-            return {entry.name for entry in os.scandir(self.root / "stages")}
-        except FileNotFoundError:
-            return set()
-        except OSError as error:
-            raise StoreError(f"store {self.url!r} cannot be read: {error.strerror}") from error
+        return self.names("stages")
+
+    def run_names(self) -> list[str]:
+        """Names that may be those of runs, by one listing."""
+        return sorted(self.names("runs"))
 
     def records(self) -> Iterator[Record]:
         """The records of all finished stages, in the order of their ids; a damaged one is moved aside, as by `get`."""
@@ -361,54 +313,6 @@ class Store:
         except (ValueError, TypeError):
             return None
         return record if record and record.id == stage_id else None
-
-    def set_aside(self, path: Path, reason: str) -> None:
-        """Move a damaged file or folder of the store to altered/, and say so; what stood there is made again."""
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-        aside = self.root / "altered" / f"{path.name}-{stamp}"
-        logger.warning("%s is not used and will be re-made: %s (moved to %s)", path, reason, aside)
-        # Another worker of the same store was first; or the store can only be read, which is all that is asked of it.
-        with contextlib.suppress(OSError):
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(path, aside)
-
-    def push(self, folder: Path, *, without: Sequence[str] = ()) -> None:
-        """Bring what was changed or deleted in a folder under the root to the URL, where the root stands for one.
-
-        `without`: names in the folder that stay on this machine.
-        """
-        if self._remote:
-            Mirror(self._remote, self.root, folder.relative_to(self.root).as_posix()).push(without=without)
-
-    def pull(self, folder: Path) -> None:
-        """Bring what others changed of a folder under the root here, where the root stands for a URL."""
-        if self._remote:
-            Mirror(self._remote, self.root, folder.relative_to(self.root).as_posix()).pull()
-
-    def run_names(self) -> list[str]:
-        """Names that may be those of runs, by one listing."""
-        if self._remote:
-            return sorted(self._remote.names("runs"))
-        try:
-            return sorted(entry.name for entry in os.scandir(self.root / "runs"))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise StoreError(f"store {self.url!r} cannot be read: {error.strerror}") from error
-
-    def check_writable(self) -> None:
-        """Write a file and delete it again. Raises StoreError if that cannot be."""
-        if self._remote:
-            self._remote.check_writable()
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.root) as file:
-                file.write(b"raysweep")
-                file.flush()
-        except OSError as error:
-            raise StoreError(
-                f"store {str(self.root)!r} cannot be written: {error.strerror}; give another --store"
-            ) from error
 
     def _stage_dir(self, stage_id: str) -> Path:
         if not is_id(stage_id):

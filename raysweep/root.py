@@ -1,0 +1,117 @@
+"""Where a store lies: a local folder, or what is behind an fsspec URL and a cache of it on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from raysweep.durable import cache_dir
+from raysweep.errors import StoreError
+from raysweep.mirror import Mirror
+from raysweep.remote import Remote
+from raysweep.secrets import has_credentials, without_secrets
+
+logger = logging.getLogger(__name__)
+
+
+class Root:
+    """Files and folders below `root`, behind `url` too where that is one: what they are is for `Store` to say.
+
+    Raises:
+        StoreError: if it is a file, or a URL that no file system takes.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.url = str(root)
+        if has_credentials(self.url):
+            raise StoreError(
+                f"store {without_secrets(self.url)!r}: a URL is shown, and kept in reports: leave the password or key "
+                "out of it, and give it as its file system takes it, such as by environment variables"
+            )
+        self.is_local = "://" not in self.url or self.url.startswith("file://")
+        if self.is_local:
+            self.root = Path(os.path.expanduser(self.url.removeprefix("file://"))).absolute()
+            if os.path.exists(self.root) and not os.path.isdir(self.root):
+                raise StoreError(f"store {self.url!r} is a file; give a folder, or the URL of one")
+            # Workers run elsewhere: to them a relative path would be another store.
+            self.url = str(self.root)
+            self._remote: Remote | None = None
+        else:
+            # Work and downloads of a remote store live beside other caches of this machine, one folder per URL.
+            self.root = cache_dir() / hashlib.sha256(self.url.encode()).hexdigest()[:12]
+            self._remote = Remote(self.url)
+        self.patience_seconds = 0.0
+
+    def be_patient(self, seconds: float, tell: Callable[[str], None] = logger.warning) -> None:
+        """Wait for so long, from now on, for a URL that does not answer or takes nothing; each call by itself.
+
+        Not from the beginning, as the URL of a command may be mistyped. `tell` is told of it in a line, and once more
+        when it answers again. A local disk is waited for by who runs stages.
+        """
+        self.patience_seconds = seconds
+        if self._remote:
+            self._remote.patience_seconds, self._remote.tell = seconds, tell
+
+    def names(self, folder: str) -> set[str]:
+        """Of what is directly in a folder under the root, by one listing; none if it is not there."""
+        if self._remote:
+            return self._remote.names(folder)
+        try:
+            return {entry.name for entry in os.scandir(self.root / folder)}
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+        except OSError as error:
+            raise StoreError(f"store {self.url!r} cannot be read: {error.strerror}") from error
+
+    def remove(self, path: Path) -> None:
+        """Delete a file or folder under the root, at the URL too, if the store is at one."""
+        if self._remote:
+            self._remote.remove_all(path.relative_to(self.root).as_posix())
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def set_aside(self, path: Path, reason: str) -> None:
+        """Move a damaged file or folder of the store to altered/, and say so; what stood there is made again."""
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+        aside = self.root / "altered" / f"{path.name}-{stamp}"
+        logger.warning("%s is not used and will be re-made: %s (moved to %s)", path, reason, aside)
+        # Another worker of the same store was first; or the store can only be read, which is all that is asked of it.
+        with contextlib.suppress(OSError):
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(path, aside)
+
+    def push(self, folder: Path, *, without: Sequence[str] = ()) -> None:
+        """Bring what was changed or deleted in a folder under the root to the URL, where the root stands for one.
+
+        `without`: names in the folder that stay on this machine.
+        """
+        if self._remote:
+            Mirror(self._remote, self.root, folder.relative_to(self.root).as_posix()).push(without=without)
+
+    def pull(self, folder: Path) -> None:
+        """Bring what others changed of a folder under the root here, where the root stands for a URL."""
+        if self._remote:
+            Mirror(self._remote, self.root, folder.relative_to(self.root).as_posix()).pull()
+
+    def check_writable(self) -> None:
+        """Write a file and delete it again. Raises StoreError if that cannot be."""
+        if self._remote:
+            self._remote.check_writable()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.root) as file:
+                file.write(b"raysweep")
+                file.flush()
+        except OSError as error:
+            raise StoreError(
+                f"store {str(self.root)!r} cannot be written: {error.strerror}; give another --store"
+            ) from error
