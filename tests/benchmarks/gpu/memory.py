@@ -60,7 +60,8 @@ def _peak(case: Case) -> tuple[str, Numbers]:
     cuts = Worker(device=device_name(), gradient_checkpointing=case.recomputed)
     train_on(model, ids, num_steps=2, bf16=case.bf16, worker=cuts)
     gib, planned = peak_gib(), _planned(case) / 2**30
-    return f"{in_words(gib)}; {planned:.1f} GiB planned, {planned / gib - 1:+.0%}", {"gib": gib, "planned": planned}
+    off = f", {planned / gib - 1:+.0%}" if gib > 0 else ""  # On a CPU it is not counted.
+    return f"{in_words(gib)}; {planned:.2g} GiB planned{off}", {"gib": gib, "planned": planned}
 
 
 def _planned(case: Case) -> float:
