@@ -66,3 +66,42 @@ def trace(contexts: Contexts, hidden: torch.Tensor, output: torch.Tensor, *, act
     of_output = h.square().sum(dim=1) * (1 - p.square().sum(dim=1))
     of_hidden = contexts.z.square().sum(dim=1) * (slope * variance).sum(dim=1)
     return contexts.probability @ (of_output + of_hidden)
+
+
+def projected_flow(
+    contexts: Contexts, hidden: torch.Tensor, output: torch.Tensor, times: list[float], *, step: float = 0.02
+) -> list[float]:
+    """Tr H at `times` of d theta / d tau = -1/4 Proj grad Tr H along the solutions A W = C + 1 r' of a linear layer.
+
+    The limit of SGD with labels drawn from the truth as eta -> 0, in tau = eta^2 k / B after k steps of B sentences
+    (Li et al., 2022; paper 1, theorem 4.3). By Heun's method, with a Newton step back to the solutions after each.
+    """
+    size = len(output)
+    centre = torch.eye(size, dtype=torch.float64) - 1 / size
+    w, a = hidden.clone(), output.clone()
+    exact = centre @ a @ w
+
+    def normal(right: torch.Tensor, w: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The least (dW, dA) that moves P A W by `right`."""
+        gram = torch.kron(centre, w.T @ w) + torch.kron(centre @ a @ a.T @ centre, torch.eye(size, dtype=w.dtype))
+        multipliers = (torch.linalg.pinv(gram, hermitian=True) @ right.flatten()).view(size, size)
+        return a.T @ centre @ multipliers, centre @ multipliers @ w.T
+
+    def velocity(w: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        w, a = w.clone().requires_grad_(), a.clone().requires_grad_()
+        to_w, to_a = torch.autograd.grad(trace(contexts, w, a, activation="linear"), (w, a))
+        w, a = w.detach(), a.detach()
+        off_w, off_a = normal(centre @ (a @ to_w + to_a @ w), w, a)
+        return -(to_w - off_w) / 4, -(to_a - off_a) / 4
+
+    now, traces = 0.0, []
+    for time in times:
+        while now < time - 1e-9:
+            by = min(step, time - now)
+            first = velocity(w, a)
+            second = velocity(w + by * first[0], a + by * first[1])
+            w, a = w + by * (first[0] + second[0]) / 2, a + by * (first[1] + second[1]) / 2
+            back = normal(exact - centre @ a @ w, w, a)
+            w, a, now = w + back[0], a + back[1], now + by
+        traces.append(float(trace(contexts, w, a, activation="linear")))
+    return traces

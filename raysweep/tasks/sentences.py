@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -79,11 +80,15 @@ class SentenceTask(LabelledTask):
         if split == "indicator":
             return self._indicator_examples()
         counts = {"train": self.num_train, "valid": self.num_valid, "test": self.num_test}
-        # One draw, cut in three: no sentence's place is in two splits, though its words may be, of a small language.
-        words, labels = self.labelled(sum(counts.values()), stream=TASK)
+        words, labels = self._target_sentences
         first = {"train": 0, "valid": self.num_train, "test": self.num_train + self.num_valid}[split]
         part = slice(first, first + counts[split])
         return self.language.rows(words[part]), labels[part]
+
+    @cached_property
+    def _target_sentences(self) -> tuple[Ints, Ints]:
+        # One draw, cut in three: no sentence's place is in two splits, though its words may be, of a small language.
+        return self.labelled(self.num_train + self.num_valid + self.num_test, stream=TASK)
 
     def encoded(self, split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Labelled:
         """Sentences, by the language's own token ids; of one length, whatever `max_length`."""
