@@ -110,6 +110,9 @@ class Flatness(TraceSettings, StageSpec):
     """Patterns, as of a shell, of the names of the parameters whose curvature is measured."""
     own_samples: Annotated[int, Neutral(0)] = Field(default=0, ge=0)
     """Sequences drawn from the model itself, on which the traces are measured as well."""
+    rescaled: Annotated[bool, Neutral(False)] = False
+    """Also the traces after a random change of scale that leaves the function as it is: where they order models
+    otherwise, the trace is of the scale of weights. For models of the Llama, GPT-2 or BERT kind."""
     shape: Annotated[Shape | None, Neutral(None)] = None
     """What is measured beyond traces; left out: nothing."""
     mix: dict[str, float] = Field(default_factory=dict)
@@ -168,7 +171,7 @@ class Flatness(TraceSettings, StageSpec):
 
         Under ZeRO-3 weights and vectors are sharded, but not where samples or shape are measured too.
         """
-        is_whole = self.products == "exact" or self.own_samples or self.shape or self.parts
+        is_whole = self.products == "exact" or self.own_samples or self.shape or self.parts or self.rescaled
         shards = resources.workers if resources.zero_stage == 3 and not is_whole else 1
         return product_bytes(
             size,
@@ -196,8 +199,8 @@ class Flatness(TraceSettings, StageSpec):
         if draws:  # In the end they are about a fifth as many as probes.
             draws = min(max(draws, units / 5), self.max_units)
         work = tokens * (units * COST[self.products] + draws * COST["fisher"])
-        if self.own_samples:  # The same measurement again, to the same target.
-            work *= 2
+        # The same measurement again, to the same target.
+        work *= 1 + bool(self.own_samples) + self.rescaled
         if self.shape:
             products = self.shape.num_steps * (self.shape.num_vectors + 2)
             work += products * self.shape.num_sequences * self.input_length * COST["exact"]
@@ -218,7 +221,7 @@ class Flatness(TraceSettings, StageSpec):
         is_sharded = worker.zero_stage == 3 and worker.world_size > 1 and self.products != "exact"
         if is_sharded:
             measured = self._measure_sharded(inputs["checkpoint"], text, worker)
-        if not is_sharded or self.own_samples or self.shape or self.parts:
+        if not is_sharded or self.own_samples or self.shape or self.parts or self.rescaled:
             model = load_model(inputs["checkpoint"]).to(worker.device)
             prepare(model, twice_differentiable=self.products == "exact")
             choose_parameters(model, self.parameters)
@@ -237,6 +240,8 @@ class Flatness(TraceSettings, StageSpec):
             metrics |= self._on_samples(model, inputs["checkpoint"], measured, worker)
         if self.shape:
             metrics |= self._shape(model, self.shape, text, out, worker)
+        if self.rescaled:  # Last, as it changes the model.
+            metrics |= self._rescaled(model, text, worker)
         return metrics
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
@@ -247,6 +252,8 @@ class Flatness(TraceSettings, StageSpec):
         if self.own_samples:
             metrics += tuple(replace(each, name=f"samples_{each.name}") for each in TRACES)
             metrics += (Metric("samples_relative_distance"), Metric("samples_relative_distance_stderr"))
+        if self.rescaled:
+            metrics += tuple(replace(each, name=f"rescaled_{each.name}") for each in TRACES)
         if self.shape:
             ranks = range(1, min(self.shape.num_eigenvalues, self.shape.num_steps) + 1)
             metrics += tuple(Metric(f"eigenvalue_{rank}", "min", NATS) for rank in ranks)
@@ -287,6 +294,16 @@ class Flatness(TraceSettings, StageSpec):
         off, error = distance(measured, on_text)
         traces = {f"samples_{name}": value for name, value in measured.metrics().items() if "trace" in name}
         return traces | {"samples_relative_distance": off, "samples_relative_distance_stderr": error}
+
+    def _rescaled(self, model: Any, text: Batch, worker: Worker) -> dict[str, float]:
+        """The same factors for all models of one shape."""
+        import torch
+
+        from raysweep.curvature.rescaling import rescale
+
+        rescale(model, torch.Generator().manual_seed(self.seed))
+        measured = self.with_(parts=False)._measure(model, text, _RankDeal(worker, "units-of-rescaled"))
+        return {f"rescaled_{name}": value for name, value in measured.metrics().items() if "trace" in name}
 
     def _shape(self, model: Any, shape: Shape, text: Batch, out: Path, worker: Worker) -> dict[str, float]:
         from raysweep.curvature.shape import measure_shape

@@ -1,0 +1,123 @@
+"""Random changes of scale that leave a model's function as it is: a measure of flatness that they move is not of it.
+
+Weights of a transformer have symmetries beside permutations (Dinh et al., 2017, arXiv 1703.04933, for ReLU networks):
+the gain of a norm against the layers that read it, values against the output of attention, queries against keys, and in
+a gated feed-forward layer what goes up against what comes down. Each is scaled by a random factor, and its partner by
+one over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+Tensor = torch.Tensor
+
+SPREAD = 0.5
+"""Standard deviation of the logarithm of a factor: most lie between 1/2.7 and 2.7."""
+
+
+@torch.no_grad()
+def rescale(model: Any, generator: torch.Generator, *, spread: float = SPREAD) -> None:
+    """Scale a model's weights at random, in place, such that it computes the same.
+
+    Args:
+        model: of the Llama, GPT-2 or BERT kind.
+        generator: of the factors, on the CPU.
+        spread: standard deviation of their logarithms.
+
+    Raises:
+        ValueError: if no symmetry of its kind is known here.
+
+    >>> import copy
+    >>> other = copy.deepcopy(model)
+    >>> rescale(other, torch.Generator().manual_seed(0))
+    >>> ids = batch["input_ids"]
+    >>> torch.allclose(model(ids).logits, other(ids).logits, atol=1e-4)
+    True
+    >>> torch.allclose(model.model.norm.weight, other.model.norm.weight)
+    True
+    """
+
+    def factors(num: int) -> Tensor:
+        drawn = torch.randn(num, generator=generator) * spread
+        return drawn.exp().to(next(model.parameters()))
+
+    base = model.base_model
+    if hasattr(base, "layers") and hasattr(base.layers[0], "mlp") and hasattr(base.layers[0].mlp, "gate_proj"):
+        layers, scale = base.layers, _scale_llama
+    elif hasattr(base, "h"):
+        layers, scale = base.h, _scale_gpt2
+    elif hasattr(base, "encoder"):
+        layers, scale = base.encoder.layer, _scale_bert
+    else:
+        raise ValueError(f"{type(model).__name__}: its symmetries are not known; Llama's, GPT-2's and BERT's kind are")
+    for layer in layers:
+        scale(layer, factors, model.config)
+
+
+def _scale_llama(layer: Any, factors: Callable[[int], Tensor], config: Any) -> None:
+    attention, mlp = layer.self_attn, layer.mlp
+    groups, head_size = config.num_key_value_heads, attention.head_dim
+    queries = config.num_attention_heads // groups
+    for norm, readers in (
+        (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+        (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+    ):
+        by = factors(len(norm.weight))
+        norm.weight.mul_(by)
+        for reader in readers:
+            reader.weight.div_(by)
+    # A group of heads shares its keys and values; rotary positions turn pairs of one head, which share a factor.
+    by = factors(groups)
+    _rows(attention.q_proj, by.repeat_interleave(queries * head_size))
+    _rows(attention.k_proj, (1 / by).repeat_interleave(head_size))
+    by = factors(groups)
+    _rows(attention.v_proj, by.repeat_interleave(head_size))
+    attention.o_proj.weight.div_(by.repeat_interleave(queries * head_size))
+    by = factors(mlp.up_proj.weight.shape[0])
+    _rows(mlp.up_proj, by)
+    mlp.down_proj.weight.div_(by)
+
+
+def _scale_gpt2(layer: Any, factors: Callable[[int], Tensor], config: Any) -> None:
+    # Its matrices stand as [in, out].
+    attention = layer.attn
+    for norm, reader in ((layer.ln_1, attention.c_attn), (layer.ln_2, layer.mlp.c_fc)):
+        by = factors(len(norm.weight))
+        norm.weight.mul_(by)
+        norm.bias.mul_(by)
+        reader.weight.div_(by[:, None])
+    heads = config.n_head
+    size = config.n_embd // heads
+    keys, values = factors(heads).repeat_interleave(size), factors(heads).repeat_interleave(size)
+    by = torch.cat([keys, 1 / keys, values])
+    attention.c_attn.weight.mul_(by)
+    attention.c_attn.bias.mul_(by)
+    attention.c_proj.weight.div_(values[:, None])
+
+
+def _scale_bert(layer: Any, factors: Callable[[int], Tensor], config: Any) -> None:
+    # Its norms stand behind the sums that blocks add to, whose scale is everyone's: they stay.
+    attention = layer.attention.self
+    heads = config.num_attention_heads
+    size = config.hidden_size // heads
+    keys, values = factors(heads).repeat_interleave(size), factors(heads).repeat_interleave(size)
+    _rows(attention.query, keys)
+    _rows(attention.key, 1 / keys)
+    _rows(attention.value, values)
+    layer.attention.output.dense.weight.div_(values)
+
+
+def _rows(linear: Any, by: Tensor) -> None:
+    """Scale what a layer gives, bias included."""
+    for part in _given(linear):
+        part.mul_(by.view(-1, *[1] * (part.dim() - 1)))
+
+
+def _given(linear: Any) -> Iterator[Tensor]:
+    yield linear.weight
+    if linear.bias is not None:
+        yield linear.bias

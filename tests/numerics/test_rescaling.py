@@ -1,0 +1,48 @@
+"""Random changes of scale: the same function to rounding, and another trace."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import batch_for, build
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from raysweep.curvature.rescaling import rescale
+
+
+def grouped():
+    """Two query heads share a head of keys and values."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=23,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_bias=True,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("style", ["llama", "gpt2", "bert", "grouped"])
+def test_the_function_stays_and_weights_move(style):
+    model = grouped() if style == "grouped" else build(style)
+    with torch.no_grad():
+        for parameter in model.parameters():  # Biases and gains that matter.
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    other, again = copy.deepcopy(model), copy.deepcopy(model)
+    rescale(other, torch.Generator().manual_seed(3))
+    rescale(again, torch.Generator().manual_seed(3))
+    ids = batch_for(model)["input_ids"]
+    # Rounding of float32 sums of some 24 terms.
+    torch.testing.assert_close(other(input_ids=ids).logits, model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, other.state_dict()[name])}
+    assert len(moved) >= 2 * {"llama": 9, "grouped": 9, "gpt2": 8, "bert": 6}[style] - 2
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_a_kind_without_known_symmetries_is_an_error():
+    with pytest.raises(ValueError, match="GPTNeoXForCausalLM: its symmetries are not known"):
+        rescale(build("gpt_neox"), torch.Generator())
