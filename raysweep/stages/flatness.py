@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import re
-import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -17,7 +13,7 @@ from pydantic import Field, field_validator
 
 from raysweep.costs import Size
 from raysweep.curvature.cost import COST, first_draws, predicted
-from raysweep.curvature.dealing import Deal, Item, Value
+from raysweep.curvature.dealing import Deal
 from raysweep.curvature.settings import ShapeSettings, TraceSettings
 from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
@@ -30,9 +26,10 @@ from raysweep.objectives.families import Objective
 from raysweep.resources import Resources
 from raysweep.spec import Metric, Neutral, Provenance
 from raysweep.stages.base import StageSpec, Subject
+from raysweep.stages.dealing import RankDeal
 from raysweep.stages.specials import checkpoint_specials
 from raysweep.train.checkpoints import load_model
-from raysweep.worker import StateDir, Worker
+from raysweep.worker import Worker
 
 if TYPE_CHECKING:
     import torch
@@ -75,9 +72,6 @@ SHAPE = (
     Metric("effective_rank"),
     Metric("stable_rank"),
 )
-
-# So much work is lost at most where finished work is sent to a store that no other host sees.
-SEND_EVERY_SECONDS = 10.0
 
 
 class Shape(ShapeSettings):
@@ -227,7 +221,7 @@ class Flatness(TraceSettings, StageSpec):
             choose_parameters(model, self.parameters)
             _confirm(model, self.loss, {name: rows[: self.batch_sequences] for name, rows in text.items()})
         if not is_sharded:
-            measured = self._measure(model, text, _RankDeal(worker, "units"))
+            measured = self._measure(model, text, RankDeal(worker, "units"))
         metrics = measured.metrics()
         if worker.rank == 0:
             (out / "units.jsonl").write_text("".join(map(_line, sorted(measured.units.items()))))
@@ -288,8 +282,8 @@ class Flatness(TraceSettings, StageSpec):
         if start is None:  # A text without a beginning has no distribution to draw from.
             raise ValueError("own_samples: the checkpoint's tokenizer has no token that a text could begin with")
         given: dict[str, Any] = {"length": self.sequence_length, "start": start, "seed": self.seed}
-        ids = sample_sequences(model, self.own_samples, deal=_RankDeal(worker, "samples"), **given)
-        measured = self.with_(parts=False)._measure(model, {"input_ids": ids}, _RankDeal(worker, "units-of-samples"))
+        ids = sample_sequences(model, self.own_samples, deal=RankDeal(worker, "samples"), **given)
+        measured = self.with_(parts=False)._measure(model, {"input_ids": ids}, RankDeal(worker, "units-of-samples"))
         # Other text than the one they are compared with: the errors of both add up, none is paired.
         off, error = distance(measured, on_text)
         traces = {f"samples_{name}": value for name, value in measured.metrics().items() if "trace" in name}
@@ -302,7 +296,7 @@ class Flatness(TraceSettings, StageSpec):
         from raysweep.curvature.rescaling import rescale
 
         rescale(model, torch.Generator().manual_seed(self.seed))
-        measured = self.with_(parts=False)._measure(model, text, _RankDeal(worker, "units-of-rescaled"))
+        measured = self.with_(parts=False)._measure(model, text, RankDeal(worker, "units-of-rescaled"))
         return {f"rescaled_{name}": value for name, value in measured.metrics().items() if "trace" in name}
 
     def _shape(self, model: Any, shape: Shape, text: Batch, out: Path, worker: Worker) -> dict[str, float]:
@@ -313,7 +307,7 @@ class Flatness(TraceSettings, StageSpec):
             {name: rows[start : min(start + self.batch_sequences, num)] for name, rows in text.items()}
             for start in range(0, num, self.batch_sequences)
         ]
-        deal = _RankDeal(worker, "shape")
+        deal = RankDeal(worker, "shape")
         document, metrics = measure_shape(model, batches, shape, seed=self.seed, products=self.products, deal=deal)
         if worker.rank == 0:
             (out / "shape.json").write_text(json.dumps(document, indent=1))
@@ -341,7 +335,7 @@ class Flatness(TraceSettings, StageSpec):
             prepare(model, twice_differentiable=False)
             choose_parameters(model, self.parameters)
             shards = MovableShards(model, rank=worker.rank, gather=worker.gather, reduce=worker.sum, release=release)
-            deal = _RankDeal(worker, "units", SummedDeal(worker.gather))
+            deal = RankDeal(worker, "units", SummedDeal(worker.gather))
             return measure_traces(model, batches, self, deal=deal, movable=shards)
 
     def _text(self, tokens: Tokens, checkpoint: Path, device: str) -> dict[str, torch.Tensor]:
@@ -380,62 +374,3 @@ def _confirm(model: Any, objective: ObjectiveSpec, batch: Batch) -> None:
 def _line(item: tuple[Unit, Values]) -> str:
     (unit, values) = item
     return json.dumps({"unit": [unit.kind, unit.batch, unit.draw], "values": dict(values)}) + "\n"
-
-
-class _RankDeal:
-    """Work dealt over the ranks of a gang; each rank appends what it has finished to a file of its own.
-
-    What earlier attempts have saved under the same name is not done again. With `together`, which runs a piece on all
-    ranks at once, nothing is dealt.
-    """
-
-    def __init__(self, worker: Worker, name: str, together: Deal | None = None) -> None:
-        self._worker = worker
-        self._name = name
-        self._together = together
-        self._num = 0
-        self._file = f"{name}-{worker.rank}-{uuid.uuid4().hex[:12]}.jsonl"
-        self._sent_at = -math.inf
-        saved = _read(worker.state_dir, name) if worker.rank == 0 and worker.state_dir else {}
-        # Rank 0's reading is everyone's: what is saved must not differ between those who deal by it.
-        self._saved: dict[str, Any] = worker.gather(saved)[0]
-
-    def __call__(self, items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
-        worker = self._worker
-        # In the same order on every rank, so that each knows without a word which are its own.
-        missing = [item for item in items if str(item) not in self._saved]
-        mine = missing if self._together else missing[worker.rank :: worker.world_size]
-        outcomes: dict[str, Any] = {}
-        for item in mine:
-            outcomes[str(item)] = self._together([item], run)[0] if self._together else run(item)
-            if not self._together or worker.rank == 0:
-                self._save(str(item), outcomes[str(item)])
-            self._num += 1
-            worker.report({"step": self._num * (1 if self._together else worker.world_size)})
-        for part in worker.gather(outcomes):
-            self._saved |= part
-        return [self._saved[str(item)] for item in items]
-
-    def _save(self, item: str, value: Any) -> None:
-        if (states := self._worker.state_dir) is not None:
-            states.path.mkdir(parents=True, exist_ok=True)
-            with (states.path / self._file).open("a") as file:
-                file.write(json.dumps({"item": item, "value": value}) + "\n")
-            if time.monotonic() - self._sent_at > SEND_EVERY_SECONDS:
-                states.send(self._file)
-                self._sent_at = time.monotonic()
-
-
-def _read(states: StateDir, name: str) -> dict[str, Any]:
-    """What earlier attempts have saved; a line that was cut off is left out."""
-    outcomes: dict[str, Any] = {}
-    for file in sorted(states.names()):
-        if not re.fullmatch(rf"{re.escape(name)}-\d+-[0-9a-f]+\.jsonl", file):
-            continue
-        for line in states.read(file).splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            outcomes[entry["item"]] = entry["value"]
-    return outcomes
