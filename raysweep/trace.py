@@ -204,8 +204,15 @@ def measure(
     measured: list[tuple[Arrays, ModelTraces]] = []
     failures: list[str] = []
     for checkpoint, text in zip(checkpoints, texts, strict=True):
+        # So that they share probe vectors unit by unit.
+        shared = measured[0][1].on_text if measured and _same(text, measured[0][0]) else None
         try:
-            measured.append((text, _measure_one(request, checkpoint, text, show)))
+            measured.append(
+                (
+                    text,
+                    _measure_one(request, checkpoint, text, show, unit_batches=shared.unit_batches if shared else None),
+                )
+            )
         except DataError as error:
             failures.append(str(error))
     if not measured:
@@ -231,7 +238,9 @@ def _text(request: Request, checkpoint: Checkpoint, paths: Sequence[str]) -> Arr
         raise DataError(f"{error}; give more text, or another --sequence-length") from error
 
 
-def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: Show) -> ModelTraces:
+def _measure_one(
+    request: Request, checkpoint: Checkpoint, text: Arrays, show: Show, *, unit_batches: int | None
+) -> ModelTraces:
     import torch
 
     from raysweep.curvature.language import equal_batches, prepare
@@ -249,7 +258,7 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
         raise DataError(f"{checkpoint.name!r}: {error}") from error
     length = checkpoint.length(request.sequence_length)
 
-    def on(text: Mapping[str, torch.Tensor], what: str, *, parts: bool) -> Measured:
+    def on(text: Mapping[str, torch.Tensor], what: str, *, parts: bool, unit_batches: int | None = None) -> Measured:
         here = {name: rows.to(model.device) for name, rows in text.items()}
 
         def deal(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
@@ -262,12 +271,13 @@ def _measure_one(request: Request, checkpoint: Checkpoint, text: Arrays, show: S
                 equal_batches(here, TOKENS_OF_BATCH // length),
                 request.traces.with_(parts=parts),
                 deal=deal,
+                unit_batches=unit_batches,
             )
         except ValueError as error:
             raise DataError(f"{checkpoint.name!r}, {what}: {error}") from error
 
     tensors = {name: torch.from_numpy(rows) for name, rows in text.items()}
-    on_text = on(tensors, "text", parts=request.traces.parts) if text else None
+    on_text = on(tensors, "text", parts=request.traces.parts, unit_batches=unit_batches) if text else None
     on_samples = None
     if request.num_samples:
         show(f"{checkpoint.name}: drawing {request.num_samples} sequences")

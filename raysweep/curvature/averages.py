@@ -145,7 +145,10 @@ def summarize(done: Mapping[Unit, Values]) -> Traces:
     # Told by a few batches, it may be more than the whole by chance. Where it is not known (NaN), neither part is.
     spread = min(_probe_variance(probes, weight, moments.tokens_of_batch), variance)
     tokens = {unit.batch: values["num_tokens"] for unit, values in sorted(done.items())}
-    df = moments.num_probe - 1  # Batches are what is independent, however many probe vectors each has.
+    # Batches are what is independent, however many probe vectors each has. How many there are was chosen by what they
+    # said, and an error is rather too small where a measurement ends by it: with all degrees of freedom, intervals of
+    # 20 to 40 batches held the truth in 92 to 94 % of simulated runs in place of 95, with half of them in 94 to 96.
+    df = max(1, (moments.num_probe - 1) // 2)
     trace = moments.hessian + weight * (moments.fisher - moments.gauss_newton)
     return Traces(
         hessian=Estimate(trace, math.sqrt(variance), df),

@@ -26,6 +26,16 @@ LOGITS = 4
 PILOT_FISHER = 4
 """Label draws of a first round that takes any: with fewer their variance is not known."""
 
+UNIT_OVERHEAD_TOKENS: Mapping[str, float] = {"cpu": 100, "cuda": 4096}
+"""What a probe costs beside its tokens, in tokens: its vector, moved weights, what a pass costs in itself.
+
+Measured on a CPU: 101, 109 and 88 on a GPT-2 of 1.1 M parameters (sequences of 64 tokens), a BERT of 2.7 M and a
+GPT-NeoX of 12.6 M (128), one thread. Of GPUs as of a micro-batch of training; see `devices`.
+"""
+
+TOKENS_OF_UNIT: Mapping[str, int] = {"cpu": 1024, "cuda": 4096}
+"""That a probe unit reads at most of several batches: more fill no device better, and their logits take memory."""
+
 SPREAD_AT_128_TOKENS = 0.25
 """Relative standard deviation of one probe's estimate on a batch that predicts 128 tokens, probe and text together.
 

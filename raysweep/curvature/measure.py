@@ -10,10 +10,20 @@ from functools import partial
 from typing import Any
 
 from raysweep.curvature.adaptive import Reason, next_units, stop_reason
-from raysweep.curvature.averages import Level, Part, Traces, change_of_step, part_of, summarize, traces_of_parts
-from raysweep.curvature.cost import COST
+from raysweep.curvature.averages import (
+    Level,
+    Moments,
+    Part,
+    Traces,
+    change_of_step,
+    part_of,
+    summarize,
+    traces_of_parts,
+)
+from raysweep.curvature.cost import COST, first_draws
 from raysweep.curvature.dealing import Deal, one_after_another
 from raysweep.curvature.differences import step_for
+from raysweep.curvature.groups import Groups, can_be_joined, cheapest_size
 from raysweep.curvature.language import Batch
 from raysweep.curvature.operators import MovableParameters, named_parameters
 from raysweep.curvature.settings import TraceSettings
@@ -42,6 +52,8 @@ class Measured:
     reason: Reason
     gradient_equivalents: float
     """Work in gradients of one batch; see `cost.COST`."""
+    unit_batches: int
+    """That share a probe vector; see `groups`."""
 
     def parts(self, level: Level) -> dict[str, Part]:
         """Traces of the diagonal blocks by "parameter", "layer" or "block".
@@ -75,6 +87,7 @@ class Measured:
             "num_fisher_draws": float(traces.num_fisher_draws),
             "num_tokens": float(traces.num_tokens),
             "gradient_equivalents": self.gradient_equivalents,
+            "unit_batches": float(self.unit_batches),
         }
 
 
@@ -85,6 +98,7 @@ def measure_traces(
     *,
     deal: Deal = one_after_another,
     movable: MovableParameters | None = None,
+    unit_batches: int | None = None,
 ) -> Measured:
     """Traces of the Hessian, Gauss-Newton and Fisher matrices of the mean token loss over all `batches`' text.
 
@@ -93,14 +107,16 @@ def measure_traces(
     along v (Hutchinson, 1990). `averages` says how units become estimates, `differences` how v'Hv is made by default.
 
     Two models measured with one seed on the same batches share probe vectors and draws unit by unit, so that the
-    difference of their traces has an error of its own: see `paired_difference`.
+    difference of their traces has an error of its own: see `paired_difference`; the second is measured with the
+    `unit_batches` of the first.
 
     Args:
         model: brought into shape by `language.prepare`; the parameters that require a gradient are measured.
         batches: alike draws from the text, in an order that means nothing; a handful of sequences each at most.
         settings: when to stop, and how products are made.
         deal: who runs the units of a round.
-        movable: what moves the parameters; see `zero3.MovableShards`.
+        movable: what moves the parameters; see `zero3.MovableShards`. Then no two batches share a probe vector.
+        unit_batches: that share a probe vector; None: as the first units say, within `settings.max_unit_batches`.
 
     Returns:
         Traces in nats per predicted token, and the units they are made of.
@@ -118,12 +134,18 @@ def measure_traces(
     if len(batches) < 2:
         raise ValueError(f"an error bar needs at least two batches; there are {len(batches)}")
     done: dict[Unit, Values] = {}
-    movable = movable or MovableParameters(named_parameters(model), math.nan)
     products = settings.products
+    may_grow = unit_batches is None and movable is None and _may_share(batches, settings)
+    groups = Groups(batches, unit_batches or 1)
+    movable = movable or MovableParameters(named_parameters(model), math.nan)
     given: dict[str, Any] = {"seed": settings.seed, "movable": movable, "distribution": settings.distribution}
 
     def run(unit: Unit) -> Values:
-        batch = batches[unit.batch]
+        if unit.kind == "rest":
+            probe = replace(unit, kind="probe")
+            check = "residual_2h" in done[probe]
+            return probe_unit(model, groups.rest(unit.batch), probe, products=products, check=check, **given)
+        batch = groups.of(unit.batch)
         if unit.kind == "fisher":
             return fisher_unit(model, batch, unit, seed=settings.seed)
         if unit.kind == "response":
@@ -134,24 +156,47 @@ def measure_traces(
         check = products != "logit_differences" and unit.batch < NUM_CALIBRATION and unit.draw == 0
         return probe_unit(model, batch, unit, products=products, check=check, **given)
 
-    found, cost_of_step = _find_step(movable, min(NUM_CALIBRATION, len(batches)), settings.rse, run, deal)
+    found, cost_of_step = _find_step(movable, min(NUM_CALIBRATION, groups.num), settings.rse, run, deal)
     known = dict(found) if products == "logit_differences" else {}  # They are probes, too.
-    while units := next_units(done, len(batches), settings):
+    while units := next_units(done, groups.num, settings):
         missing = [unit for unit in units if unit not in known]
         known |= dict(zip(missing, deal(missing, run), strict=True))
         done |= {unit: known[unit] for unit in units}
+        if may_grow and stop_reason(done, groups.num, settings) is None:
+            size = cheapest_size(
+                Moments.of(done),
+                settings,
+                num_batches=len(batches),
+                num_tokens=batches[0]["input_ids"].numel(),
+                device=batches[0]["input_ids"].device.type,
+            )
+            if size > 1:
+                groups = Groups(batches, size)
+                rests = deal([replace(unit, kind="rest") for unit in done], run)
+                done = {unit: _sum(done[unit], rest) for unit, rest in zip(done, rests, strict=True)}
+        may_grow = False
     # Those that were taken as probes, too, are in the number of probes below.
     if products == "logit_differences":
         cost_of_step -= len(found.keys() & done.keys()) * COST[products]
     traces = summarize(done)
-    reason = stop_reason(done, len(batches), settings) or "units"
+    reason = stop_reason(done, groups.num, settings) or "units"
     if traces.difference_error > settings.rse / 4:
         logger.warning(
             "finite differences are off by about %.2g of the trace; measure with exact products",
             traces.difference_error,
         )
-    cost = traces.num_probes * COST[products] + traces.num_fisher_draws * COST["fisher"] + cost_of_step
-    return Measured(traces, done, reason, cost)
+    cost = traces.num_probes * COST[products] + traces.num_fisher_draws * COST["fisher"]
+    return Measured(traces, done, reason, groups.size * cost + (unit_batches or 1) * cost_of_step, groups.size)
+
+
+def _may_share(batches: Sequence[Batch], settings: TraceSettings) -> bool:
+    """Whether batches may share a probe vector: label draws, which have none, are of single ones."""
+    draws = first_draws(settings.products, parts=settings.parts, min_units=settings.min_units)
+    return settings.max_unit_batches > 1 and not draws and can_be_joined(batches)
+
+
+def _sum(left: Values, right: Values) -> Values:
+    return {name: left[name] + right[name] for name in left}
 
 
 def _find_step(
@@ -242,6 +287,11 @@ def paired_difference(left: Measured, right: Measured) -> Traces:
     >>> paired_difference(measured, measured).hessian.interval()
     (0.0, 0.0)
     """
+    if left.unit_batches != right.unit_batches:
+        raise ValueError(
+            f"batches that share a probe vector: {left.unit_batches} of one measurement, {right.unit_batches} of the "
+            "other; measure the second with unit_batches of the first"
+        )
     both = sorted(left.units.keys() & right.units.keys())
     if not any(unit.kind == "probe" for unit in both):
         raise ValueError("the two measurements share no units; measure both with one seed on the same batches")

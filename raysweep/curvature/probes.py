@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from raysweep.curvature.settings import Distribution
@@ -16,7 +17,7 @@ from raysweep.curvature.settings import Distribution
 Tensors = dict[str, torch.Tensor]
 
 # +1 or -1 for each bit of a byte, the first bit first.
-SIGNS_OF_BYTE = torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).float() * 2 - 1
+_SIGNS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1
 
 
 def key(*parts: object) -> int:
@@ -64,14 +65,21 @@ def probe_part(
         start: of the part, when the parameter is sharded.
     """
     stop = min(start + like.numel(), num)
-    draw = np.random.Generator(np.random.Philox(key=stream))
+    draw = np.random.Philox(key=stream)
     # Drawn on the CPU, so that a GPU gets the same vector. Signs take one bit each: drawing them must not cost as much
     # as the forward pass they are for.
     if distribution == "rademacher":
         first = start // 8
-        packed = np.frombuffer(draw.bytes(-(-num // 8)), np.uint8)[first : -(-stop // 8)].astype(np.int32)
-        signs = SIGNS_OF_BYTE.to(like.device, like.dtype).index_select(0, torch.from_numpy(packed).to(like.device))
-        drawn = signs.view(-1)[start - 8 * first : max(0, stop - 8 * first)]
+        packed = draw.random_raw(-(-num // 64)).astype("<u8", copy=False).view(np.uint8)[first : -(-stop // 8)]
+        drawn = _signs(packed, like).view(-1)[start - 8 * first : max(0, stop - 8 * first)]
     else:
-        drawn = torch.from_numpy(draw.standard_normal(num)[start:stop]).to(like.device, like.dtype)
+        drawn = torch.from_numpy(np.random.Generator(draw).standard_normal(num)[start:stop]).to(like)
     return drawn if len(drawn) == like.numel() else torch.nn.functional.pad(drawn, (0, like.numel() - len(drawn)))
+
+
+def _signs(packed: npt.NDArray[np.uint8], like: torch.Tensor) -> torch.Tensor:
+    """The signs of bytes [n], [n, 8]; where a GPU makes them, a thirty-second part is sent."""
+    if like.device.type == "cpu":
+        return torch.from_numpy(_SIGNS_OF_BYTE.take(packed, axis=0)).to(like.dtype)
+    bytes_there = torch.from_numpy(packed.astype(np.int32)).to(like.device)
+    return torch.from_numpy(_SIGNS_OF_BYTE).to(like).index_select(0, bytes_there)

@@ -32,6 +32,9 @@ class TraceSettings(Spec):
     """Batches that are measured at least, for an error that can be trusted."""
     max_units: int = Field(default=256, ge=2)
     """Probe vectors, and label draws, at most."""
+    max_unit_batches: int = Field(default=16, ge=1)
+    """Batches that share a probe vector at most: as many as make the target cheapest, told by the first units, where
+    products are logit_differences and no parts are asked for; see `groups`. 1: each has its own."""
     products: Products = "logit_differences"
     """How v'Hv is made, at 1, 2 or 3 gradients; the first tells no Hessian traces of parts."""
     distribution: Distribution = "rademacher"

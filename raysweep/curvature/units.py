@@ -31,8 +31,9 @@ from raysweep.curvature.tangents import reverse_over_forward_product
 logger = logging.getLogger(__name__)
 
 Tensor = torch.Tensor
-Kind = Literal["probe", "fisher", "response", "step"]
-"""The last two find the step of differences: how far logits move, and a probe with each step that is tried."""
+Kind = Literal["probe", "fisher", "response", "step", "rest"]
+"""`response` and `step` find the step of differences: how far logits move, and a probe with each step that is tried.
+`rest` is what fills up a probe's batch; see `groups`."""
 Values = Mapping[str, float]
 """`num_tokens`, and the sums that are named in `probe_unit` and `fisher_unit`; plain, to be saved as JSON."""
 
@@ -52,6 +53,7 @@ class Unit:
 
     kind: Kind
     batch: int
+    """Or group of batches; see `groups`."""
     draw: int
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from raysweep.costs import Size
-from raysweep.curvature.cost import COST, first_draws, predicted
+from raysweep.curvature.cost import COST, TOKENS_OF_UNIT, first_draws, predicted
 from raysweep.curvature.dealing import Deal
 from raysweep.curvature.settings import ShapeSettings, TraceSettings
 from raysweep.data.corpora import Corpus
@@ -61,6 +61,7 @@ WORK = (
     Metric("num_fisher_draws"),
     Metric("num_tokens", unit="tokens"),
     Metric("gradient_equivalents", unit="gradients"),
+    Metric("unit_batches"),
 )
 _SHARPNESS = ("average_sharpness", "average_sharpness_adaptive")
 SHAPE = (
@@ -99,7 +100,7 @@ class Flatness(TraceSettings, StageSpec):
     num_sequences: int = Field(default=512, ge=2)
     """Held-out sequences to measure on, each domain's share by its mix; fewer where a domain has not its share."""
     batch_sequences: int = Field(default=1, ge=1)
-    """One is best, as each batch has a probe vector of its own, unless sequences are too short to fill a device."""
+    """Of a batch, the least that a probe vector is for; `max_unit_batches` may share one."""
     parameters: tuple[str, ...] = ("*",)
     """Patterns, as of a shell, of the names of the parameters whose curvature is measured."""
     own_samples: Annotated[int, Neutral(0)] = Field(default=0, ge=0)
@@ -170,12 +171,19 @@ class Flatness(TraceSettings, StageSpec):
         return product_bytes(
             size,
             self.products,
-            sequences=self.batch_sequences,
+            sequences=self.batch_sequences * self._most_batches(on_gpu=resources.gpus_per_worker > 0),
             length=self.input_length,
             parts=self.parts,
             on_gpu=resources.gpus_per_worker > 0,
             shards=shards,
         )
+
+    def _most_batches(self, *, on_gpu: bool) -> int:
+        """That may share a probe vector; see `curvature.groups`."""
+        if self.products != "logit_differences" or self.parts:
+            return 1
+        tokens = TOKENS_OF_UNIT["cuda" if on_gpu else "cpu"]
+        return max(1, min(self.max_unit_batches, tokens // (self.batch_sequences * self.input_length)))
 
     def disk_bytes(self, size: Size) -> int:
         """Values of units, and of single parameters: some kilobytes."""

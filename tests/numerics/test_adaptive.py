@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import build
 
+from raysweep.curvature import measure
 from raysweep.curvature.adaptive import fisher_order, next_units, probe_order, stop_reason
-from raysweep.curvature.averages import Estimate, summarize
+from raysweep.curvature.averages import Estimate, Moments, summarize
+from raysweep.curvature.groups import can_be_joined, cheapest_size
 from raysweep.curvature.language import prepare
 from raysweep.curvature.measure import measure_traces, one_after_another, paired_difference
 from raysweep.curvature.operators import MovableParameters, named_parameters
@@ -216,6 +218,55 @@ def test_an_interrupted_measurement_goes_on_to_the_bit():
     assert resumed.units == whole.units
     # No unit is computed twice; one more than are averaged tells how far the logits move.
     assert len(computed) == len(set(computed)) == len(whole.units) + 1
+
+
+def test_units_grow_and_nothing_of_the_first_is_lost(monkeypatch):
+    monkeypatch.setattr(measure, "cheapest_size", lambda *args, **kwargs: 3)
+    model = build("llama")
+    prepare(model)
+    batches, settings = tiny_batches(model, 40), TraceSettings(rse=0.01, min_units=2, max_units=14)
+    computed: list[Unit] = []
+
+    def counted(units, run):
+        computed.extend(units)
+        return [run(unit) for unit in units]
+
+    grown = measure_traces(model, batches, settings, deal=counted)
+    assert grown.unit_batches == 3
+    # The units of the first round are filled up, each once; the others are made whole.
+    rests = [unit for unit in computed if unit.kind == "rest"]
+    assert len(rests) == len(set(rests)) == 10
+    assert len(grown.units) == 14
+    # What was filled up is what would have been made at once, but for the step of differences.
+    fixed = measure_traces(model, batches, settings, unit_batches=3)
+    assert fixed.units.keys() == grown.units.keys()
+    for unit, values in fixed.units.items():
+        assert grown.units[unit]["num_tokens"] == values["num_tokens"] == 7 * 3
+        assert grown.units[unit]["gauss_newton"] == pytest.approx(values["gauss_newton"], rel=0.02)
+    single = measure_traces(model, batches, settings.with_(max_unit_batches=1))
+    assert single.unit_batches == 1
+    with pytest.raises(ValueError, match="measure the second with unit_batches of the first"):
+        paired_difference(grown, single)
+    # Texts of several lengths make no one batch.
+    assert not can_be_joined([*batches, {"input_ids": torch.zeros(1, 9, dtype=torch.int64)}])
+
+
+def test_units_have_the_size_that_makes_the_target_cheapest():
+    def size(rsd: float, *, rse: float = 0.05, num_batches: int = 2000, num_tokens: int = 64, **settings) -> int:
+        done = {
+            Unit("probe", batch, 0): {"num_tokens": 63.0, "gauss_newton": 63 * (1 + way), "residual": 0.0}
+            for batch, way in enumerate([rsd, -rsd] * 6)
+        }
+        given = {"num_batches": num_batches, "num_tokens": num_tokens, "device": "cpu"}
+        return cheapest_size(Moments.of(done), TraceSettings(rse=rse, max_units=1024, **settings), **given)
+
+    assert size(0.2) == 1  # 16 single ones do.
+    assert size(0.6) == 4  # Of 144, in no fewer than 24 units.
+    assert size(0.6, num_batches=90) == 1  # There are not so many.
+    assert size(0.6, rse=0.02) == 16
+    assert size(0.6, rse=0.02, max_unit_batches=4) == 4
+    assert size(0.6, rse=0.02, num_tokens=512) <= 2  # Of long ones the fixed cost is little.
+    assert size(3.0, rse=0.01) == 1  # Out of reach of the budget.
 
 
 @pytest.mark.parametrize(
