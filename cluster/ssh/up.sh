@@ -25,8 +25,8 @@ send_token() { # HOST. By standard input: arguments are seen by all users of a m
   on "$1" 'umask 077 && mkdir -p ~/.ray && cat > ~/.ray/auth_token' <"$token"
 }
 
-start() { # HOST ARGUMENTS: Ray in a process of its own, whose end is that of all it started
-  on "$1" "RAY_AUTH_MODE=token nohup $env/bin/ray start $2 --block >~/.ray/raysweep.log 2>&1 </dev/null &
+start() { # HOST ARGUMENTS: Ray in a process of its own, whose end is that of all it started; jobs find its `python`
+  on "$1" "RAY_AUTH_MODE=token PATH=$env/bin:\$PATH nohup ray start $2 --block >~/.ray/raysweep.log 2>&1 </dev/null &
     echo \$! >~/.ray/raysweep.pid"
 }
 

@@ -99,7 +99,8 @@ def test_ray_up_takes_its_files(name):
     commands = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
     started = [line for line in commands if "ray start" in line]
     assert len(started) == 2
-    assert all(line.startswith("RAY_AUTH_MODE=token ") for line in started)
+    # A job's `python` is then the one that raysweep is installed for.
+    assert all(line.startswith("RAY_AUTH_MODE=token PATH=~/venv/bin:$PATH ray start ") for line in started)
     for wrong in ({"idle_timeout_minute": 5}, {"idle_timeout_minutes": "5"}):
         with pytest.raises(jsonschema.ValidationError, match=next(iter(wrong))):
             validate_config(prepare_config(copy.deepcopy(config) | wrong))
@@ -220,17 +221,18 @@ def test_ssh_starts_the_head_first_with_the_token_and_ends_what_it_started(tmp_p
     stubs.env |= {"RAYSWEEP_ENV": str(env), "HOSTS": str(tmp_path / "hosts")}
     stubs.add("ssh", 'host=${@: -2:1}; mkdir -p "$HOSTS/$host"; HOME="$HOSTS/$host" bash -c "${@: -1}"')
     stubs.add("hostname", 'echo "10.0.0.1 172.17.0.1"')
-    (env / "bin" / "ray").write_text('#!/usr/bin/env bash\necho "ray $* $RAY_AUTH_MODE" >>"$LOG"\n'
+    (env / "bin" / "ray").write_text('#!/usr/bin/env bash\necho "ray $* $RAY_AUTH_MODE ${PATH%%:*}" >>"$LOG"\n'
                                      'if [ "$1" = start ]; then sleep 60; fi\n')  # fmt: skip
     (env / "bin" / "ray").chmod(0o755)
     up = [str(CLUSTER / "ssh" / "up.sh"), "up", "a", "b"]
     done = subprocess.run(up, env=stubs.env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--address 10.0.0.1:6379" in done.stdout
-    wait_for(lambda: len([call for call in stubs.calls("ray") if "start" in call]) == 2)
-    head, other = [call for call in stubs.calls("ray") if "start" in call]
-    assert head == "ray start --head --node-ip-address=10.0.0.1 --port=6379 --dashboard-host=127.0.0.1 --block token"
-    assert other == "ray start --address=10.0.0.1:6379 --block token"
+    wait_for(lambda: len(stubs.calls("ray start")) == 2)
+    head, other = stubs.calls("ray start")
+    with_it = f"--block token {env}/bin"  # Where a job finds its `python`.
+    assert head == f"ray start --head --node-ip-address=10.0.0.1 --port=6379 --dashboard-host=127.0.0.1 {with_it}"
+    assert other == f"ray start --address=10.0.0.1:6379 {with_it}"
     token = (tmp_path / "home" / ".ray" / "auth_token").read_text()
     sent = [tmp_path / "hosts" / host / ".ray" / "auth_token" for host in "ab"]
     assert [path.read_text() for path in sent] == [token, token]
