@@ -9,6 +9,7 @@ from raysweep.stages.heldout import Heldout
 from raysweep.stages.indicators import Indicators
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.stages.probe import Probe
+from raysweep.stages.probes import Probes
 from raysweep.stages.sft import Sft
 from raysweep.tasks.spans import PCFGSpan
 from raysweep.train.models import Llama
@@ -22,6 +23,7 @@ OF_MODELS: tuple[StageSpec, ...] = (
     Heldout(objective=CausalLM(), mix={"text": 1.0}, sequence_length=33),
     Flatness(own_samples=2, sequence_length=33),
     Indicators(tasks={"t": TASK}),
+    Probes(num_labels=(64, 1000), tasks={"t": TASK}),
 )
 OF_TASKS: tuple[StageSpec, ...] = (Probe(task=TASK, seed=0), Sft(task=TASK, lr=1, seed=0))
 COLUMNS = (
