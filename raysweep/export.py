@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from raysweep.analysis.choosing import chosen_of
 from raysweep.analysis.labels import Key, row_key
 from raysweep.analysis.ranking import Ranking
 from raysweep.data.sources import checkpoint_files
 from raysweep.document import nearest
 from raysweep.errors import StoreError
+from raysweep.search import Choose
 from raysweep.store import Store
 from raysweep.train.checkpoints import load_model
 
@@ -38,19 +40,24 @@ class Exported:
         return asdict(self)
 
 
-def export(ranking: Ranking, store: Store, *, to: str, which: str = "1") -> Exported:
+CHOSEN = "chosen"
+"""In place of a checkpoint's name: what `search.choose` of the sweep file picks."""
+
+
+def export(ranking: Ranking, store: Store, *, to: str, which: str = "1", choose: Choose | None = None) -> Exported:
     """Copy weights, configuration and tokenizer of a checkpoint, and open the copy once to be sure that it can be.
 
     Args:
         ranking: of the run.
         store: that of the run.
         to: a folder that is new or empty; or `hub:owner/name`, a repository that is made, private, if there is none.
-        which: a place in the ranking, a label of it, or a checkpoint's stage id.
+        which: a place in the ranking, a label of it, or a checkpoint's stage id; or `CHOSEN`.
+        choose: what of the run is chosen; None: it does not say.
 
     Raises:
         StoreError: if there is no such checkpoint, something is at `to` already, or the hub refuses.
     """
-    row = _choose(ranking, which)
+    row = _chosen(ranking, choose) if which == CHOSEN else _choose(ranking, which)
     checkpoint, label = row["checkpoint"], ranking.labels[row_key(row)]
     source = store.folder(checkpoint)
     if to.startswith(HUB):
@@ -70,6 +77,18 @@ def export(ranking: Ranking, store: Store, *, to: str, which: str = "1") -> Expo
     except OSError as error:
         raise StoreError(f"--to {to!r} cannot be written: {error.strerror or error}") from error
     return Exported(checkpoint, label, str(target))
+
+
+def _chosen(ranking: Ranking, choose: Choose | None) -> Mapping[Any, Any]:
+    if choose is None:
+        raise StoreError(
+            f"--checkpoint {CHOSEN}: the sweep file has no search.choose; write one and run again, such as {{metric: "
+            "flatness/hessian_trace, mode: min, within: {metric: heldout/loss_nats_per_token, mode: min}}"
+        )
+    chosen = chosen_of(ranking.checkpoints, choose)
+    if chosen is None:
+        raise StoreError(f"no checkpoint of this run has both {choose.metric} and {choose.within.metric} yet")
+    return chosen.row
 
 
 def _choose(ranking: Ranking, which: str) -> Mapping[Any, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from raysweep.errors import Place
-from raysweep.spec import Spec
+from raysweep.spec import Neutral, Spec
 
 Scalar = str | int | float | bool | None
 AxisValues = Annotated[tuple[Scalar, ...], Field(min_length=1)] | Annotated[dict[str, Any], Field(min_length=1)]
@@ -211,6 +211,29 @@ class Goal(Spec):
     """Whether the metric is to be small or large."""
 
 
+class Within(Goal):
+    """A bound by the best that is known: at most a part of it worse."""
+
+    part: float = Field(default=0.01, gt=0)
+    """Of the best value's size: 0.01 is within 1 %."""
+
+    def excess(self, value: float, best: float) -> float:
+        """How much worse than allowed a value is, in the metric's unit; 0 or less where it keeps the bound.
+
+        >>> Within(metric="heldout/loss_nats_per_token", mode="min", part=0.5).excess(5.0, best=4.0)
+        -1.0
+        """
+        return abs(value - best) - self.part * abs(best)
+
+
+class Choose(Goal):
+    """Which checkpoint of a run is chosen: the best by one metric of those that are nearly the best by another."""
+
+    within: Within
+    """What it may not be worse by: {metric: heldout/loss_nats_per_token, mode: min, part: 0.01}. Optuna minds it, too;
+    of a trial that ended, against the best known by then."""
+
+
 class Asha(Spec):
     """Asynchronous successive halving (Li et al., 2020) over checkpoints: after each, only the best part goes on."""
 
@@ -225,6 +248,32 @@ class Asha(Spec):
     reduction_factor: float = Field(default=3.0, gt=1)
     """One in so many trials goes on from a checkpoint."""
 
+    @property
+    def metrics(self) -> dict[Place, str]:
+        """What it asks for, by the place in its section."""
+        return {("metric",): self.metric}
+
+
+class ParetoAsha(Spec):
+    """`Asha` by several metrics: a trial's place is the number of others that are as good in all and better in one.
+
+    That rank is Fonseca and Fleming's (1993): with one metric it is the order by it.
+    """
+
+    name: Literal["pareto_asha"]
+    """Which scheduler."""
+    goals: tuple[Goal, ...] = Field(min_length=2)
+    """What trials are compared by, such as loss and trace."""
+    grace_checkpoints: int = Field(default=1, ge=1)
+    """Checkpoints at which nobody is stopped, but for the last of them."""
+    reduction_factor: float = Field(default=3.0, gt=1)
+    """One in so many trials goes on from a checkpoint, and whoever no other beats."""
+
+    @property
+    def metrics(self) -> dict[Place, str]:
+        """What it asks for, by the place in its section."""
+        return {("goals", index, "metric"): goal.metric for index, goal in enumerate(self.goals)}
+
 
 class Search(Spec):
     """Who picks the points, how many, and who is stopped early."""
@@ -237,8 +286,12 @@ class Search(Spec):
     """Of random and optuna."""
     objectives: tuple[Goal, ...] = ()
     """What optuna improves; several give a Pareto front."""
-    scheduler: Asha | None = None
+    scheduler: Annotated[Asha | ParetoAsha, Field(discriminator="name")] | None = None
     """Who stops weak trials early; left out: nobody."""
+    choose: Annotated[Choose | None, Neutral(None)] = None
+    """Which checkpoint the report names and `raysweep export --checkpoint chosen` takes, beside the best by score."""
+    warm_start: Annotated[bool, Neutral(False)] = False
+    """Whether optuna begins with what trials of other runs gave, as far as the store has all of their stages."""
 
     @model_validator(mode="after")
     def _complete(self) -> Search:
@@ -248,6 +301,8 @@ class Search(Spec):
             raise ValueError(f"num_trials is missing: how many points shall {self.name} try?")
         if self.name == "optuna" and not self.objectives:
             raise ValueError("objectives is missing: optuna needs at least one {metric, mode}")
+        if self.name != "optuna" and self.warm_start:
+            raise ValueError(f"warm_start is of optuna alone, not of {self.name}: remove it; others find stages anyway")
         if self.name != "optuna" and self.objectives:
             raise ValueError(f"objectives is used by optuna alone, not by {self.name}: set name: optuna, or remove it")
         return self

@@ -195,7 +195,10 @@ def _metric_findings(space: SearchSpace) -> Iterator[Finding]:
         ("search", "objectives", index, "metric"): goal.metric for index, goal in enumerate(search.objectives)
     }
     if search.scheduler:
-        asked["search", "scheduler", "metric"] = search.scheduler.metric
+        asked |= {("search", "scheduler", *place): metric for place, metric in search.scheduler.metrics.items()}
+    if search.choose:
+        asked["search", "choose", "metric"] = search.choose.metric
+        asked["search", "choose", "within", "metric"] = search.choose.within.metric
     known = space.metric_names() if asked else ()
     for loc, metric in asked.items():
         if metric not in known:

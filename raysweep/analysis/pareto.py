@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,9 @@ class Front:
     goals: tuple[Goal, ...]
     rows: tuple[dict[str, Any], ...]
     on_front: tuple[bool, ...]
+    hypervolume: float
+    """See `hypervolume`, of all goals scaled so that the worst of these rows is 0 and the best 1; NaN where all of them
+    are equal in a goal."""
 
 
 def front_of(table: pd.DataFrame, goals: Sequence[Goal]) -> Front | None:
@@ -35,11 +39,15 @@ def front_of(table: pd.DataFrame, goals: Sequence[Goal]) -> Front | None:
     if last.empty:
         return None
     signs = np.array([1.0 if goal.mode == "max" else -1.0 for goal in goals])
-    on_front = undominated(last[names].to_numpy(dtype="float64") * signs)
+    values = last[names].to_numpy(dtype="float64") * signs
+    on_front = undominated(values)
+    worst, best = values.min(axis=0), values.max(axis=0)
+    share = hypervolume((values - worst) / (best - worst)) if bool((best > worst).all()) else math.nan
     return Front(
         tuple(goals),
         tuple({str(name): value for name, value in row.items()} for row in last.to_dict("records")),
         tuple(map(bool, on_front)),
+        hypervolume=share,
     )
 
 
@@ -49,3 +57,27 @@ def undominated(values: Floats) -> NDArray[np.bool_]:
     better = np.any(values[None, :, :] > values[:, None, :], axis=2)
     beaten: NDArray[np.bool_] = np.any(as_good & better, axis=1)
     return ~beaten
+
+
+def hypervolume(values: Floats) -> float:
+    """Volume of what is dominated by at least one row and lies above 0 in each goal (Zitzler and Thiele, 1998).
+
+    Exact, by slices along the last goal: of n rows in g goals some n^(g - 1) steps.
+
+    Args:
+        values: [n, goals], none below 0, more being better.
+
+    >>> hypervolume(np.array([[1.0, 3.0], [2.0, 1.0]]))
+    4.0
+    """
+    if values.shape[1] == 1:
+        return float(values.max())
+    order = values[np.argsort(-values[:, -1], kind="stable")]
+    heights = np.append(order[:, -1], 0.0)
+    return float(
+        sum(
+            (heights[index] - heights[index + 1]) * hypervolume(order[: index + 1, :-1])
+            for index in range(len(order))
+            if heights[index] > heights[index + 1]
+        )
+    )

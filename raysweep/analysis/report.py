@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis import charts, formatting
+from raysweep.analysis.choosing import Chosen, chosen_of, search_of
 from raysweep.analysis.colors import variant_colors
 from raysweep.analysis.findings import cautions, headline, how_to_read, points_text, score_text, tie_text
 from raysweep.analysis.labels import is_missing, row_key
@@ -42,7 +43,6 @@ from raysweep.durable import parse_object, write_text
 from raysweep.errors import LostError, UnreachableError
 from raysweep.printable import printable
 from raysweep.runs import Run
-from raysweep.search import Goal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +70,9 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
     from markupsafe import Markup
 
     colors = variant_colors(ranking)
-    front = front_of(ranking.checkpoints, _goals(run))
+    search = search_of(run)
+    front = front_of(ranking.checkpoints, search.objectives)
+    chosen = chosen_of(ranking.checkpoints, search.choose)
     drawn = charts.all_charts(run, stages, ranking, colors=colors, front=front)
     if steps := steps_chart(ranking, colors):
         drawn["steps"] = steps
@@ -94,7 +96,7 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
         headline=headline(ranking),
         cautions=cautions(ranking),
         best=_best(run, ranking),
-        facts=_facts(stages, ranking),
+        facts=[*_facts(stages, ranking), *_search_facts(front, chosen, ranking)],
         nav=[(name, title) for name, (title, _) in sections.items() if shown[name]],
         shown=shown,
         colors=colors,
@@ -172,15 +174,6 @@ def _best(run: Run, ranking: Ranking) -> dict[str, Any] | None:
     }
 
 
-def _goals(run: Run) -> list[Goal]:
-    """What the sweep's search improves; nothing where the run's identity cannot be read."""
-    try:
-        search = parse_object((run.folder / "identity.json").read_bytes()).get("search") or {}
-        return [Goal(metric=goal["metric"], mode=goal["mode"]) for goal in search.get("objectives", ())]
-    except (OSError, ValueError):
-        return []  # The identity is checked where a run goes on; a page can do without.
-
-
 def _front_table(front: Front, ranking: Ranking) -> Table:
     columns = [Heading("checkpoint"), *(Heading(f"{goal.metric} ({goal.mode})", numeric=True) for goal in front.goals)]
     rows = [
@@ -214,6 +207,15 @@ def _facts(stages: pd.DataFrame, ranking: Ranking) -> list[tuple[str, str]]:
     if distances is not None and distances.notna().any():
         low, middle, high = (f"{distances.quantile(part):+.1%}" for part in (0, 0.5, 1))
         facts.append(("Hessian trace on own samples, off that on the text", f"{middle} (median; {low} to {high})"))
+    return facts
+
+
+def _search_facts(front: Front | None, chosen: Chosen | None, ranking: Ranking) -> list[tuple[str, str]]:
+    facts = []
+    if chosen:
+        facts.append((f"chosen: {chosen.said()}", ranking.labels[row_key(chosen.row)]))
+    if front and not is_missing(front.hypervolume):
+        facts.append(("hypervolume of the front, of the box from worst to best", f"{front.hypervolume:.1%}"))
     return facts
 
 

@@ -24,7 +24,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         sub.set_defaults(command=command)
     sub.add_argument("--to", required=True, metavar="DIR", help="a folder that is new or empty, or hub:owner/name")
     sub.add_argument(
-        "--checkpoint", default="1", metavar="WHICH", help="place in the ranking, label or stage id (default: the best)"
+        "--checkpoint",
+        default="1",
+        metavar="WHICH",
+        help="place in the ranking, label or stage id, or chosen, as search.choose says (default: the best)",
     )
 
 
@@ -60,10 +63,12 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    from raysweep.analysis.choosing import search_of
     from raysweep.export import export
 
     results = results_of(args)
-    exported = export(results.ranking, results.run.store, to=args.to, which=args.checkpoint)
+    choose = search_of(results.run).choose
+    exported = export(results.ranking, results.run.store, to=args.to, which=args.checkpoint, choose=choose)
     if args.json:
         print_json(exported.to_dict())
     else:

@@ -86,6 +86,15 @@ def recall(trial: Trial, store: Store, finished: Container[str]) -> tuple[Trial,
     return trial, [stage for stage in trial.stages if stage.id not in records and stage.id not in diverged]
 
 
+def last_metrics(trial: Trial, store: Store, finished: Container[str]) -> dict[str, float] | None:
+    """Those of a finished trial's last checkpoint; None if a stage of it is still to be run, or diverged."""
+    trial, to_do = recall(trial, store, finished)
+    records = {stage.id: record for stage in trial.stages if (record := store.get(stage.id))}
+    if to_do or any(record.status != "done" for record in records.values()) or len(records) < len(trial.stages):
+        return None
+    return leg_metrics([stage for stage in trial.stages if stage.step == trial.last_step], records)
+
+
 def _diverged(trial: Trial, records: Mapping[str, Record]) -> set[str]:
     """Ids of the stages that diverged, would go on along a diverged trajectory, or hang from one of these."""
     ids: set[str] = set()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +17,26 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import TrialState
+from optuna.samplers._base import _CONSTRAINTS_KEY as CONSTRAINTS
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import DatabaseError
 
 from raysweep.plan import Trial
-from raysweep.runners.chain import recall
+from raysweep.runners.chain import last_metrics, recall
 from raysweep.runners.queue import Beginnings
 from raysweep.runners.room import Gangs, Shape
-from raysweep.search import LogUniform, RandInt, Uniform
+from raysweep.runs import Run
+from raysweep.search import LogUniform, RandInt, Uniform, Within
 from raysweep.store import Store
 from raysweep.variants import SearchSpace
+
+logger = logging.getLogger(__name__)
+
+BOUNDED = "raysweep:bounded"
+"""Of a trial in the study: the value that `search.choose.within` is about."""
+FOUND = "raysweep:found"
+"""Of a trial in the study: it was run by another run, and does not count among this one's."""
 
 # Suggestions that may wait for a beginning which another trial is making, while further ones are asked for.
 MAX_HELD = 8
@@ -36,6 +48,9 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     A suggestion is held back while there is no room for its gang, and while another trial is at work on what it begins
     with.
     """
+
+    within: Within | None = None
+    """The bound that a chosen checkpoint keeps; the sampler prefers trials that do."""
 
     def hold(self, trial_of: Callable[[Mapping[str, Any]], Trial], beginnings: Beginnings, num_trials: int) -> None:
         """Say how a point becomes a trial, who is at work on what, and how many trials are still to be run."""
@@ -80,6 +95,8 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             # A scheduler stopped it: its metrics are an earlier checkpoint's.
             super().on_trial_complete(trial_id, None, error=False)
             return
+        if self.within and result and (bounded := result.get(self.within.metric)) is not None:
+            self._ot_trials[trial_id].set_user_attr(BOUNDED, bounded)
         names = self._metric if isinstance(self._metric, list) else [self._metric]
         values = [(result or {}).get(name, math.nan) for name in names]
         missing = any(value is None or math.isnan(value) for value in values)
@@ -95,11 +112,11 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
 class _SamplerByNumber(optuna.samplers.TPESampler):  # type: ignore[misc]
     """TPE whose draws depend on the seed, the trial's number and what is known, not on the process's history."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed=seed)
+    def __init__(self, seed: int, constraints: Callable[[FrozenTrial], Sequence[float]] | None = None) -> None:
+        super().__init__(seed=seed, constraints_func=constraints)
         self._seed = seed
 
-    def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._rng.rng.seed(self._seed + trial.number)
         super().before_trial(study, trial)
 
@@ -118,9 +135,12 @@ def study_search(space: SearchSpace, store: Store, folder: Path, beginnings: Beg
         # What its trials gave is in the store, and the sampler's draws are of the seed: it finds them again.
         store.set_aside(folder / "study.db", str(error.orig))
         storage, study = _open_study(folder / "study.db", space.name, directions)
+    if search.warm_start and not study.get_trials(deepcopy=False):
+        _warm_start(study, space, store)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-    ended = len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
+    told = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+    ended = sum(FOUND not in trial.user_attrs for trial in told)
     waiting = [trial.params for trial in study.get_trials(states=(TrialState.WAITING,))]
     finished = store.finished_ids()
     for trial in study.get_trials(states=(TrialState.FAIL,)):
@@ -138,11 +158,69 @@ def study_search(space: SearchSpace, store: Store, folder: Path, beginnings: Beg
         mode=modes if len(modes) > 1 else modes[0],
         storage=storage,
         study_name=space.name,
-        sampler=_SamplerByNumber(search.seed),
+        sampler=_SamplerByNumber(search.seed, _constraints(study, search.choose.within) if search.choose else None),
     )
+    searcher.within = search.choose.within if search.choose else None
     num_trials = max(0, (search.num_trials or 0) - ended)
     searcher.hold(lambda point: space.trial(point, space.declared.seeds[0]), beginnings, num_trials)
     return searcher, num_trials
+
+
+def _constraints(study: optuna.Study, within: Within) -> Callable[[FrozenTrial], Sequence[float]]:
+    """How far a trial is beyond the bound of the best that has ended by then: Optuna asks once, at a trial's end."""
+
+    def of(trial: FrozenTrial) -> Sequence[float]:
+        if BOUNDED not in trial.user_attrs:  # Stopped early, or the metric is missing.
+            return (sys.float_info.max,)
+        others = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        values = [each.user_attrs[BOUNDED] for each in (*others, trial) if BOUNDED in each.user_attrs]
+        best = min(values) if within.mode == "min" else max(values)
+        return (within.excess(trial.user_attrs[BOUNDED], best),)
+
+    return of
+
+
+def _warm_start(study: optuna.Study, space: SearchSpace, store: Store) -> None:
+    """Tell a new study what finished trials of other runs gave, of points that this space has, too."""
+    search, finished = space.declared.search, store.finished_ids()
+    distributions = {path: _distribution(space, path) for path in space.declared.sweep}
+    points = [row.point for run in Run.all(store) for row in run.trials() if row.point.keys() == distributions.keys()]
+    unique = {json.dumps(point, sort_keys=True): point for point in points}
+    found = []
+    for point in unique.values():
+        if all(_has(distribution, point[path]) for path, distribution in distributions.items()):
+            # By its ids: a run of another recipe has other stages, and these are not finished.
+            metrics = last_metrics(space.trial(point, space.declared.seeds[0]), store, finished) or {}
+            values = [metrics.get(goal.metric, math.nan) for goal in search.objectives]
+            if not any(map(math.isnan, values)):
+                found.append((point, values, metrics))
+    within = search.choose.within if search.choose else None
+    for point, values, metrics in found:
+        attrs: dict[str, Any] = {FOUND: True}
+        system_attrs: dict[str, Any] = {}
+        bounded = metrics.get(within.metric, math.nan) if within else math.nan
+        if within and not math.isnan(bounded):
+            known = [each[within.metric] for _, _, each in found if within.metric in each]
+            attrs[BOUNDED] = bounded
+            best = min(known) if within.mode == "min" else max(known)
+            system_attrs[CONSTRAINTS] = [within.excess(bounded, best)]
+        study.add_trial(
+            create_trial(
+                params=dict(point),
+                distributions=distributions,
+                values=values,
+                user_attrs=attrs,
+                system_attrs=system_attrs,
+            )
+        )
+    logger.info("the study begins with %d finished trials of the store", len(found))
+
+
+def _has(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return bool(distribution._contains(distribution.to_internal_repr(value)))
+    except (TypeError, ValueError):
+        return False
 
 
 def _open_study(path: Path, name: str, directions: Sequence[str]) -> tuple[optuna.storages.RDBStorage, optuna.Study]:

@@ -25,6 +25,7 @@ from raysweep.runners.draining import watching_draining
 from raysweep.runners.events import EventSink, one_at_a_time
 from raysweep.runners.hardware import with_gangs_chosen
 from raysweep.runners.interrupts import SAVE_SECONDS, UnsavedTraining
+from raysweep.runners.pareto_asha import ParetoAshaScheduler
 from raysweep.runners.queue import Beginnings, Queue
 from raysweep.runners.ray_cluster import cluster_for, looking, start_ray
 from raysweep.runners.ray_watch import ray_watched
@@ -32,6 +33,7 @@ from raysweep.runners.room import Gangs, Shape
 from raysweep.runners.trainable import GangTrainable, point_of
 from raysweep.runners.watch import Process, Watch
 from raysweep.runs import Run
+from raysweep.search import ParetoAsha
 from raysweep.secrets import without_secrets
 from raysweep.store import Store
 from raysweep.variants import SearchSpace
@@ -91,6 +93,10 @@ class _InOrder(_WarmGangsTakeNew, tune.schedulers.FIFOScheduler):  # type: ignor
 
 
 class _Asha(_WarmGangsTakeNew, tune.schedulers.AsyncHyperBandScheduler):  # type: ignore[misc]
+    pass
+
+
+class _ParetoAsha(_WarmGangsTakeNew, ParetoAshaScheduler):
     pass
 
 
@@ -206,7 +212,9 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         agreement=Agreement.of_driver(run) if cluster.may_grow else None,
     )
     scheduler: Any = _InOrder()
-    if asha := search.scheduler:
+    if isinstance(asha := search.scheduler, ParetoAsha):
+        scheduler = _ParetoAsha(asha)
+    elif asha:
         scheduler = _Asha(
             time_attr="training_iteration",
             metric=asha.metric,

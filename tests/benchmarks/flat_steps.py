@@ -22,8 +22,8 @@ VOCAB = 2048
 SPECIALS = Specials({}, VOCAB)
 # Model, sequences of a step, their length, rounds.
 CASES = (
-    (Llama(hidden_size=128, num_layers=4, num_heads=4), 16, 128, 40),
-    (Llama(hidden_size=448, num_layers=8, num_heads=8), 4, 128, 20),
+    (Llama(hidden_size=128, num_layers=4, num_heads=4), 16, 128, 30),
+    (Llama(hidden_size=256, num_layers=6, num_heads=4), 4, 128, 20),
 )
 # Method, how many times a plain step's it may take at most.
 METHODS: tuple[tuple[str, FlatSpec, float], ...] = (
@@ -78,13 +78,16 @@ def stepper(spec: Llama, ids: np.ndarray, method: FlatSpec | None) -> Callable[[
     return take
 
 
-def main() -> list[tuple[str, str]]:
-    rows = []
+def main() -> None:
+    """Print the rows of a table, one model's after another's."""
     for spec, num, length, rounds in CASES:
         ids = np.random.default_rng(0).integers(0, VOCAB, size=(num, length))
         takers = {name: stepper(spec, ids, method) for name, method, _ in (("plain", None, 1.0), *METHODS)}
-        times = {name: [taker(number) for number in range(2)][:0] for name, taker in takers.items()}
-        for number in range(2, 2 + rounds):
+        times: dict[str, list[float]] = {name: [] for name in takers}
+        for taker in takers.values():
+            for number in range(2):  # Warm.
+                taker(number)
+        for number in range(rounds):
             for name, taker in takers.items():
                 times[name].append(taker(number))
         plain = statistics.median(times["plain"])
@@ -93,11 +96,9 @@ def main() -> list[tuple[str, str]]:
             # Of cheap steps every kth is dear: means over whole periods, of which each is a median.
             parts = [times[name][start::10] for start in range(10)]
             ratio = statistics.mean(statistics.median(part) for part in parts) / plain
-            rows.append((f"{name}; {size}", f"{ratio:.3f}x (bar {bar}x)"))
-        rows.append((f"a plain step; {size}", f"{1000 * plain:.0f} ms of CPU"))
-    return rows
+            print(f"| {name}; {size} | {ratio:.3f}x (bar {bar}x) |", flush=True)
+        print(f"| a plain step; {size} | {1000 * plain:.0f} ms of CPU |", flush=True)
 
 
 if __name__ == "__main__":
-    for what, result in main():
-        print(f"| {what} | {result} |", flush=True)
+    main()

@@ -221,6 +221,10 @@ search:
   name: optuna
   num_trials: %d
   objectives: [{metric: sft/mean_score, mode: max}, {metric: flatness/hessian_trace, mode: min}]
+  choose: {metric: flatness/hessian_trace, mode: min, within: {metric: heldout/ppl, mode: min}}
+  scheduler:
+    name: pareto_asha
+    goals: [{metric: heldout/ppl, mode: min}, {metric: flatness/hessian_trace, mode: min}]
 resources: {workers: auto, zero_stage: auto, max_concurrent: 1}
 """
     run = run_sweep(load(sweep_file(text + search % 3)), store, name="study")
@@ -231,7 +235,12 @@ resources: {workers: auto, zero_stage: auto, max_concurrent: 1}
 
     study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{run.folder / 'study.db'}")
     assert len(study.trials) == 3
-    assert all(len(trial.values) == 2 for trial in study.trials)
+    states = {state: [trial for trial in study.trials if trial.state.name == state] for state in ("COMPLETE", "PRUNED")}
+    assert len(states["PRUNED"]) == len(run.pruned()) == 3 - len(states["COMPLETE"])
+    assert all(len(trial.values) == 2 for trial in states["COMPLETE"])
+    # Both metrics were worse than another trial's at the first checkpoint.
+    assert run.pruned()
+    assert min(trial.system_attrs["constraints"][0] for trial in states["COMPLETE"]) < 0
 
     asha = TINY.replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2, 3e-3, 1e-3, 1e-4]}")
     asha += """\

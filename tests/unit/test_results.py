@@ -20,6 +20,7 @@ from raysweep.record import Record
 from raysweep.results import Results
 from raysweep.run_files import StageRow, TrialRow
 from raysweep.runs import Run
+from raysweep.search import Choose, Within
 from raysweep.store import Store
 
 KNOWN = {"started": "2026-01-01T00:00:00+00:00", "wall_seconds": 1.0, "peak_memory_bytes": 2**20, "world_size": 1,
@@ -117,6 +118,18 @@ def test_export_opens_elsewhere(results, tmp_path, which, taken):
     assert AutoTokenizer.from_pretrained(target)("b")["input_ids"] == [1]
     assert "record.json" not in {path.name for path in target.iterdir()}
     assert [path.name for path in target.parent.iterdir()] == ["model"]
+
+
+def test_export_takes_what_the_sweep_file_chooses(results, tmp_path):
+    nearly_best = Within(metric="sft/mean_score", mode="max", part=0.5)
+    worst = Choose(metric="sft/mean_score", mode="min", within=nearly_best)
+    given = {"to": str(tmp_path / "chosen"), "which": "chosen"}
+    assert export(results.ranking, results.run.store, **given, choose=worst).checkpoint == "pretrain-cold"
+    with pytest.raises(StoreError, match=r"has no search\.choose"):
+        export(results.ranking, results.run.store, **given)
+    unmeasured = worst.with_(metric="flatness/hessian_trace")
+    with pytest.raises(StoreError, match="no checkpoint of this run has both flatness/hessian_trace and sft/mean"):
+        export(results.ranking, results.run.store, **given, choose=unmeasured)
 
 
 def test_export_overwrites_nothing(results, tmp_path):

@@ -159,11 +159,16 @@ def test_the_scatter_opens_on_the_best_indicator(run):
 
 def test_several_goals_give_a_front(store):
     goals = [{"metric": "sft/mean_score", "mode": "max"}, {"metric": "flatness/hessian_trace", "mode": "min"}]
-    run = Run.create(store, "r", sweep_text="x", identity=json.dumps({"search": {"objectives": goals}}))
-    table = table_of([0.9, 0.8, 0.7], **{"flatness/hessian_trace": [9.0, 1.0, 5.0]})
+    choose = {"metric": "flatness/hessian_trace", "mode": "min", "within": {"metric": "a", "mode": "min", "part": 0.1}}
+    search = {"name": "optuna", "num_trials": 3, "objectives": goals, "choose": choose}
+    run = Run.create(store, "r", sweep_text="x", identity=json.dumps({"search": search}))
+    table = table_of([0.9, 0.8, 0.7], **{"flatness/hessian_trace": [9.0, 1.0, 5.0]}, a=[4.0, 4.5, 4.2])
     page = render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), rank(table, columns=COLUMNS))
     front = re.search(r'<table id="front-table".*?</table>', page, re.S).group()
     assert re.findall(r">(x c\d)", front) == ["x c0", "x c1"]
+    # Of the box from (0.7, 9) to (0.9, 1), c0 has nothing and c1 the half below it.
+    assert re.search(r"hypervolume of the front.*?50\.0%", page, re.S)
+    assert re.search(r"within 10 % of the best a.*?x c2", page, re.S)
 
 
 def test_the_front_is_of_last_checkpoints():

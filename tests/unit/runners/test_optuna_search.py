@@ -1,5 +1,7 @@
 """The study of a run: gone on with, and made again where it is damaged."""
 
+import math
+
 import pytest
 from tiny import ONE_CPU, TINY, roomy
 
@@ -69,3 +71,52 @@ def test_a_suggestion_is_asked_for_once_there_is_room(sweep_file, store, tmp_pat
     assert search.suggest("b") is None
     search.on_trial_complete("a", {"sft/mean_score": 0.5, "last": True})
     assert search.suggest("b")
+
+
+BOUNDED = TINY.replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2, 3e-3, 1e-3]}") + (
+    "search:\n  name: optuna\n  num_trials: 6\n  objectives: [{metric: flatness/hessian_trace, mode: min}, "
+    "{metric: sft/mean_score, mode: max}]\n  choose: {metric: flatness/hessian_trace, mode: min, "
+    "within: {metric: heldout/loss_nats_per_token, mode: min, part: 0.01}}\n"
+)
+
+
+def test_optuna_is_told_how_far_a_trial_is_beyond_the_bound(sweep_file, store, tmp_path):
+    search, _ = study_search(load(sweep_file(BOUNDED)), store, tmp_path, Beginnings([]))
+    search.use(roomy(), [ONE_CPU], lambda trial: ONE_CPU)
+    for name, loss in (("a", 2.0), ("b", 2.1), ("c", 1.9), ("d", 1.91)):
+        assert search.suggest(name)
+        goals = {"flatness/hessian_trace": 9.0, "sft/mean_score": 0.5}
+        search.on_trial_complete(name, goals | {"heldout/loss_nats_per_token": loss, "last": True})
+    assert search.suggest("stopped")
+    search.on_trial_complete("stopped", {"heldout/loss_nats_per_token": 1.0, "last": False})
+    trials = search._ot_study.trials
+    found = [trial.system_attrs["constraints"][0] for trial in trials]
+    # Each against the best by then: 2.0, 2.0, 1.9 and 1.9; what was stopped is never within.
+    assert found[:4] == pytest.approx([-0.02, 0.08, -0.019, 0.01 - 0.019])
+    assert found[4] > 1e9
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4 + ["PRUNED"]
+
+
+def test_a_study_begins_with_what_other_runs_of_the_store_gave(sweep_file, store, tmp_path):
+    from raysweep.runners import run_sweep
+
+    grid = load(sweep_file(TINY), ["sft=null", "indicators=null", "pretrain.checkpoints=[12]"])
+    run_sweep(grid, store, runner="inline")
+    warm = BOUNDED.replace("{metric: sft/mean_score, mode: max}", "{metric: heldout/ppl, mode: min}")
+    space = load(
+        sweep_file(warm), ["sft=null", "indicators=null", "search.warm_start=true", "pretrain.checkpoints=[12]"]
+    )
+    search, num_to_do = study_search(space, store, tmp_path, Beginnings([]))
+    assert num_to_do == 6
+    trials = search._ot_study.trials
+    assert [trial.params["pretrain.optimizer.lr"] for trial in trials] == [1e-2, 3e-3]
+    for trial in trials:
+        assert trial.values[1] == pytest.approx(math.exp(trial.user_attrs["raysweep:bounded"]), rel=1e-6)
+    assert min(trial.system_attrs["constraints"][0] for trial in trials) < 0
+    # Opened again, it is not told twice; another recipe finds nothing.
+    assert len(study_search(space, store, tmp_path, Beginnings([]))[0]._ot_study.trials) == 2
+    other = load(
+        sweep_file(warm), ["sft=null", "indicators=null", "search.warm_start=true", "pretrain.batch_sequences=4"]
+    )
+    (tmp_path / "other").mkdir()
+    assert not study_search(other, store, tmp_path / "other", Beginnings([]))[0]._ot_study.trials

@@ -1,0 +1,51 @@
+"""The checkpoint that is chosen, and the hypervolume of a front."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raysweep.analysis.choosing import chosen_of
+from raysweep.analysis.pareto import front_of, hypervolume
+from raysweep.search import Choose, Goal, Within
+
+LOSS, TRACE = "heldout/loss_nats_per_token", "flatness/hessian_trace"
+FLATTEST = Choose(metric=TRACE, mode="min", within=Within(metric=LOSS, mode="min", part=0.01))
+
+
+def table(losses, traces) -> pd.DataFrame:
+    names = [f"c{number}" for number in range(len(losses))]
+    return pd.DataFrame({"trial": names, "checkpoint": names, "step": 1, LOSS: losses, TRACE: traces})
+
+
+def test_the_flattest_within_one_per_cent_of_the_best_loss_is_chosen():
+    checkpoints = table([4.00, 4.039, 4.041, 4.02, np.nan], [90.0, 70.0, 10.0, 80.0, 1.0])
+    chosen = chosen_of(checkpoints, FLATTEST)
+    assert chosen.row["checkpoint"] == "c1"
+    assert chosen.said() == (
+        "lowest flatness/hessian_trace of the 3 of 4 checkpoints within 1 % of the best heldout/loss_nats_per_token"
+    )
+    best_score = Choose(metric=LOSS, mode="max", within=Within(metric=TRACE, mode="max", part=0.2))
+    assert chosen_of(checkpoints, best_score).row["checkpoint"] == "c3"
+
+
+def test_nothing_is_chosen_where_nothing_has_both_metrics():
+    assert chosen_of(table([np.nan], [1.0]), FLATTEST) is None
+    assert chosen_of(table([1.0], [1.0]).drop(columns=TRACE), FLATTEST) is None
+    assert chosen_of(table([1.0], [1.0]), None) is None
+
+
+def test_hypervolume_is_that_of_a_count_of_cells():
+    draw = np.random.default_rng(0)
+    for goals in (1, 2, 3):
+        values = draw.integers(0, 7, size=(6, goals)).astype(float)
+        cells = np.stack(np.meshgrid(*[np.arange(7)] * goals, indexing="ij"), axis=-1).reshape(-1, goals)
+        dominated = (values[:, None, :] >= cells[None] + 1).all(axis=2).any(axis=0)
+        assert hypervolume(values) == pytest.approx(dominated.sum())
+
+
+def test_a_fronts_hypervolume_is_a_share_of_the_box_between_worst_and_best():
+    goals = [Goal(metric=LOSS, mode="min"), Goal(metric=TRACE, mode="min")]
+    front = front_of(table([1.0, 2.0, 3.0], [30.0, 20.0, 10.0]), goals)
+    assert front.hypervolume == pytest.approx(0.25)
+    assert front_of(table([1.0, 3.0], [10.0, 30.0]), goals).hypervolume == 1.0
+    assert np.isnan(front_of(table([1.0, 3.0], [10.0, 10.0]), goals).hypervolume)
