@@ -117,7 +117,7 @@ if (data) {
       const across = { title: small && place < panels.length - 1 ? undefined : { text: x_title } };
       const up = logs[panel] ? { type: "log", tickformat: "~g", nticks: 6 } : {};
       return [
-        [`xaxis${nth(place)}`, axis({ ...across, anchor: `y${nth(place)}`, ...(small ? {} : { domain: [low, high] }) })],
+        [`xaxis${nth(place)}`, axis({ ...across, rangemode: "tozero", anchor: `y${nth(place)}`, ...(small ? {} : { domain: [low, high] }) })],
         [`yaxis${nth(place)}`, axis({ ...up, anchor: `x${nth(place)}`, ...(small ? { domain: [low, high] } : {}) })],
       ];
     }));

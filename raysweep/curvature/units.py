@@ -142,7 +142,8 @@ def _confirm(exact: Mapping[str, float], fine: Forms, coarse: Forms | None, unit
     if abs(by_graph - by_steps) > room:
         raise ValueError(
             f"batch {unit.batch}: v'Hv is {by_graph:g} by double backward and {by_steps:g} by differences of logits: "
-            "some operation of this model has no right second derivative; measure with logit differences"
+            "some operation of this model has no right second derivative, or kinks, as ReLU has, that differences see; "
+            "measure with logit differences"
         )
 
 
