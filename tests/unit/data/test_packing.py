@@ -45,6 +45,12 @@ def test_shares_are_exact_over_a_cycle(tokens):
     assert (first < 1000).sum() == CYCLE // 4
 
 
+def test_each_sequence_of_a_batch_has_its_domain(tokens):
+    batches = tokens.batches({"a": 0.25, "b": 0.75}, sequence_length=4, seed=1)
+    for step in (0, 3, CYCLE // 50):
+        assert (batches.domains(step, 50) == (batches.batch(step, 50)[:, 0] >= 1000)).all()
+
+
 def test_held_out_shares_are_those_of_the_mix_where_text_is_short(tokens, caplog):
     """Of both domains there are two sequences."""
     rows = tokens.valid_mix({"b": 0.75, "a": 0.25}, sequence_length=4, num_sequences=64)

@@ -5,9 +5,14 @@ import pytest
 import torch
 from tiny import pretrain, recipe_of
 
+from raysweep.costs import Size
+from raysweep.data.hmm import HMM
+from raysweep.objectives.adversary import Adversary
 from raysweep.objectives.base import IGNORED, Specials
+from raysweep.resources import Resources
 from raysweep.stages.phases import Phase, segments
-from raysweep.train.flat import LabelNoise
+from raysweep.stages.pretrain import Pretrain
+from raysweep.train.flat import LAWA, SAM, GradientAgreement, LabelNoise, TracePenalty
 
 NOISE = LabelNoise(name="label_noise", probability=0.25)
 
@@ -53,3 +58,37 @@ def test_a_phase_inherits_a_method_changes_it_or_ends_it(grammar):
 def test_noise_on_no_label_or_all_is_refused(probability):
     with pytest.raises(ValueError, match="probability"):
         LabelNoise(name="label_noise", probability=probability)
+
+
+def test_several_gradients_a_step_are_refused_where_the_loss_learns_from_each():
+    hmm = HMM(num_words_total=16, num_states=3, sentence_length=4)
+    with pytest.raises(ValueError, match="flat sam takes several gradients in a step, and objective adversary learns"):
+        recipe_of(hmm, objective=Adversary(name="adversary", strength=0.1), flat=SAM(name="sam"))
+    recipe_of(hmm, objective=Adversary(name="adversary", strength=0.1), flat=NOISE)
+
+
+def test_domains_that_are_none_are_refused(grammar):
+    with pytest.raises(ValueError, match=r"gradient_agreement compares domains, and data has one alone \(pcfg\)"):
+        recipe_of(grammar, flat=GradientAgreement(name="gradient_agreement"))
+
+
+def test_a_plan_counts_gradients_and_numbers_of_a_method(grammar):
+    plain, size = recipe_of(grammar), Size(1000, 2, 16, 2, inner_numbers=64, vocab_size=16, num_bytes=4000)
+    costs = {}
+    for name, flat in {
+        "plain": None,
+        "sam": SAM(name="sam"),
+        "cheap": SAM(name="sam", every=4, part=0.5),
+        "penalty": TracePenalty(name="trace_penalty", part=0.5),
+        "lawa": LAWA(name="lawa", num=3, every=1),
+    }.items():
+        stage = Pretrain(recipe=plain.with_(flat=flat), seed=0, step=12)
+        costs[name] = (
+            stage.flops(size, grammar),
+            stage.state_bytes(size, Resources()),
+            stage.training.optimizer_floats,
+        )
+    flops, state, floats = zip(*costs.values(), strict=True)
+    assert [each / flops[0] for each in flops] == [1, 2, 1.125, 2, 1]
+    assert state == (12_000, 12_000, 12_000, 12_000, 24_000)
+    assert floats == (2, 3, 3, 5, 5)
