@@ -144,10 +144,10 @@ def compare_same_loss(
     is_in = losses <= losses.min() + band
     names = _variant_names(table)
     grid = _grid(names, list(table["seed"]), is_in)
-    strengths = _strengths(table, stages)
+    strengths, control = _strengths(names, table, stages)
     runs = stages[(stages["kind"] == "sft") & (stages["status"] == "done")].drop_duplicates("id")
     targets, measures = list(_targets(table, runs, read)), _measures(table, columns, loss)
-    control = next((v for v in grid.variants if strengths.get(v) == 0 and any(strengths.values())), None)
+    control = control if control in grid.variants else None
     groups = [
         _group(name, grid.only(kept), table, loss, targets, measures)
         for name, kept in _split(grid.variants, strengths, control)
@@ -211,16 +211,23 @@ def _variant_names(table: pd.DataFrame) -> list[str]:
     return names
 
 
-def _strengths(table: pd.DataFrame, stages: pd.DataFrame) -> dict[str, float]:
-    """Variant -> strength of the adversary that it was finished with; nothing of one without."""
+def _strengths(names: Sequence[str], table: pd.DataFrame, stages: pd.DataFrame) -> tuple[dict[str, float], str | None]:
+    """Variant -> strength of the adversary that it was finished with, of those with one; and what doses compare with.
+
+    The control is the variant of strength 0 whose last phase is that of a dose in all else.
+    """
     settings = stages.drop_duplicates("id").set_index("id")["settings"]
-    found = {}
-    for name, checkpoint in zip(_variant_names(table), table["checkpoint"], strict=True):
+    strengths: dict[str, float] = {}
+    rest: dict[str, str] = {}
+    for name, checkpoint in zip(names, table["checkpoint"], strict=True):
         recipe = json.loads(settings.get(checkpoint) or "{}").get("recipe", {})
-        objective = recipe.get("objective", {})
+        objective = dict(recipe.get("objective", {}))
         if objective.get("name") == "adversary":
-            found[name] = float(objective["strength"])
-    return found
+            strengths[name] = float(objective.pop("strength"))
+            rest[name] = json.dumps(recipe | {"objective": objective}, sort_keys=True)
+    of_doses = {rest[name] for name, strength in strengths.items() if strength}
+    controls = [name for name, strength in strengths.items() if not strength and rest[name] in of_doses]
+    return strengths, controls[0] if controls else None
 
 
 def _split(

@@ -26,7 +26,7 @@ def study(*, link: float, far: str = ""):
     draw = np.random.default_rng(0)
     rows, runs = [], []
     for seed in SEEDS:
-        for variant in (*STRENGTHS, *NATURAL):
+        for variant in (*NATURAL, *STRENGTHS):
             strength = STRENGTHS.get(variant, 0.0)
             trace = 30 + 100 * strength + draw.normal()
             checkpoint = f"pretrain-{variant}-{seed}"
@@ -52,8 +52,10 @@ def study(*, link: float, far: str = ""):
                     "sft/a/lr_edge": 1.0,
                 }
             )
-            objective = {"name": "adversary", "strength": strength} if variant in STRENGTHS else {"name": "causal_lm"}
-            settings = json.dumps({"recipe": {"objective": objective}})
+            # Natural ones have the control's strength, and another recipe.
+            recipe = {"objective": {"name": "adversary", "strength": strength}, "steps": 5}
+            recipe |= {} if variant in STRENGTHS else {"steps": NATURAL.index(variant)}
+            settings = json.dumps({"recipe": recipe})
             runs.append({"id": checkpoint, "kind": "pretrain", "status": "done", "settings": settings})
             runs += [
                 {
@@ -123,7 +125,7 @@ def test_the_page_says_no_more_than_is_known_and_runs_nothing():
     assert picture.startswith("<svg")
     assert "&lt;wide&gt;" in picture
     assert not re.search(r"<script|\bon\w+=|href|<wide>", picture)
-    assert [row.cells[0].text for row in page.variants.rows] == ["harm", "worse", "help", *NATURAL]
+    assert [row.cells[0].text for row in page.variants.rows] == [*NATURAL, "harm", "worse", "help"]
 
 
 def test_too_few_variants_make_no_page():
