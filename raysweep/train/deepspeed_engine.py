@@ -51,6 +51,7 @@ class DeepSpeedEngine:
     ) -> None:
         from accelerate import Accelerator
         from accelerate.utils import DeepSpeedPlugin
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
         _forget_accelerate()
         # Weights in bfloat16, and their float32 masters in the optimizer's partitions. Without ZeRO there are none:
@@ -58,7 +59,10 @@ class DeepSpeedEngine:
         self._has_masters = bf16 and worker.zero_stage > 0
         if bf16 and not self._has_masters:
             model.forward = torch.autocast(worker.device.split(":")[0], torch.bfloat16)(model.forward)
-        zero: dict[str, Any] = {"stage": worker.zero_stage}
+        # The buffer that gradients are reduced in is of this size however small the model is: 2 GB by default.
+        num_trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        bucket = min(num_trained, int(DeepSpeedZeroConfig().reduce_bucket_size))
+        zero: dict[str, Any] = {"stage": worker.zero_stage, "reduce_bucket_size": bucket}
         if worker.zero_stage == 3:
             # Small parameters stay whole on every rank otherwise, and what is gathered would depend on a default.
             zero |= {"stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
