@@ -65,17 +65,28 @@ def _answer(group: Group, target: str) -> str:
     spread = group.spreads.get(target)
     if spread and spread.p > ALPHA:
         opening += "models differ by no more than noise would make them, so there is nothing to predict; "
-    if trace is None:
-        said = "no trace was measured"
-    elif trace.p >= ALPHA:
-        said = f"whether flatter is better cannot be told (trace {_rho(trace)})"
-    else:
-        said = f"flatter is {'better' if trace.rho.value < 0 else 'worse'} (trace {_rho(trace)})"
+    said = "no trace was measured" if trace is None else _verdict(trace, len(group.variants))
     others = [
         formatting.short_names([each.measure for each in sure])[each.measure] for each in sure if each is not trace
     ]
     tried = f" of {len(associations)} measures tried"
     return f"{opening}{said}; beyond chance{tried}: {', '.join(others) if others else 'no other'}."
+
+
+def _verdict(trace: Association, num_variants: int) -> str:
+    """Three steps: told for any variants, for these variants alone, or not at all."""
+    better = "better" if trace.rho.value < 0 else "worse"
+    is_apart = trace.rho.low > 0 or trace.rho.high < 0
+    least = 2 / math.factorial(min(num_variants, 9))
+    if is_apart and trace.p < ALPHA:
+        return f"flatter is {better} (trace {_rho(trace)})"
+    if is_apart:
+        why = f"; {num_variants} variants cannot give less than {_p(least)}" if least > ALPHA else ""
+        return (
+            f"among these variants flatter is {better}, with other seeds too; of others it is not shown "
+            f"(trace {_rho(trace)}{why})"
+        )
+    return f"whether flatter is better cannot be told (trace {_rho(trace)})"
 
 
 def _rho(association: Association) -> str:
@@ -126,7 +137,7 @@ def _spread_table(found: SameLoss) -> Table:
             if spread:
                 points = [100 * each for each in (spread.between.value, spread.between.low, spread.between.high)]
                 shown = [
-                    cell(points[0], lambda _, points=points: _interval(*points)),  # type: ignore[misc]
+                    cell(points[0], lambda _, points=points: "{:.1f} [{:.1f}, {:.1f}]".format(*points)),  # type: ignore[misc]
                     cell(100 * spread.noise, "{:.2f}".format),
                     cell(spread.p, _p),
                 ]

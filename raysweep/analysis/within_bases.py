@@ -53,8 +53,9 @@ def residual_ranks(values: Floats, given: Sequence[Floats] = ()) -> Floats:
 def correlation(measure: Floats, target: Floats, given: Sequence[Floats] = ()) -> IntervalEstimate:
     """Mean over bases of Spearman's correlation within each, partial where something is given, and its 95 % interval.
 
-    The interval is Student's over the bases' correlations: for other seeds and these variants. NaN where there are too
-    few variants or bases for what is asked.
+    The interval is Student's over the bases' correlations: for other seeds and these variants. Where bases agree, it is
+    at least that of one of them being off by two neighbours in rank changing places. NaN where there are too few
+    variants or bases for what is asked, or all of a base are equal.
 
     Args:
         measure, target: [bases, variants], all numbers.
@@ -63,18 +64,29 @@ def correlation(measure: Floats, target: Floats, given: Sequence[Floats] = ()) -
     num_bases, num_variants = measure.shape
     if num_variants < MIN_VARIANTS + len(given):
         return IntervalEstimate(math.nan)
-    each = (residual_ranks(measure, given) * residual_ranks(target, given)).sum(axis=1)
+    ours, theirs = residual_ranks(measure, given), residual_ranks(target, given)
+    if not (ours.any(axis=1) & theirs.any(axis=1)).all():
+        return IntervalEstimate(math.nan)
+    each = (ours * theirs).sum(axis=1)
     if num_bases < MIN_BASES:
         return IntervalEstimate(float(each.mean()))
-    return student(each, low=-1.0, high=1.0)
+    # rho = 1 - 6 sum d^2 / (V^3 - V), and such a change makes 2 of sum d^2.
+    step = 12 / (num_variants**3 - num_variants)
+    return student(each, low=-1.0, high=1.0, least=step / math.sqrt(num_bases))
 
 
-def student(values: Floats, *, low: float = -math.inf, high: float = math.inf) -> IntervalEstimate:
-    """Mean of independent values [n], and its 95 % interval by Student's t, cut at what the mean can be."""
+def student(values: Floats, *, low: float = -math.inf, high: float = math.inf, least: float = 0.0) -> IntervalEstimate:
+    """Mean of independent values [n], and its 95 % interval by Student's t.
+
+    Args:
+        values: [n].
+        low, high: what the mean can be; the interval is cut there.
+        least: standard deviation that values have at least, whatever these say.
+    """
     mean, num = float(values.mean()), len(values)
     if num < 2:
         return IntervalEstimate(mean)
-    half = float(stats.t.ppf(0.975, num - 1) * values.std(ddof=1) / math.sqrt(num))
+    half = float(stats.t.ppf(0.975, num - 1) * max(values.std(ddof=1), least) / math.sqrt(num))
     return IntervalEstimate(mean, max(low, mean - half), min(high, mean + half))
 
 

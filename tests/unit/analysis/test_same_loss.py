@@ -102,6 +102,12 @@ def test_doses_that_move_the_trace_and_the_probe_are_found_and_nothing_else():
     assert "control" not in {each.variant for each in found.contrasts}
 
 
+def test_what_holds_for_these_variants_alone_is_said_so():
+    first = same_loss_page(compared(link=0.4)).answers[0]
+    assert "among these variants flatter is better, with other seeds too; of others it is not shown" in first
+    assert "4 variants cannot give less than 0.083" in first
+
+
 def test_fixed_and_tuned_rates_stand_side_by_side():
     found = compared(link=0.4)
     targets = list(found.groups[0].associations)

@@ -39,10 +39,17 @@ def test_a_correlation_is_spearmans_within_each_base():
     assert np.isnan(correlation(measure[:2], target[:2]).low)
 
 
+def test_bases_that_agree_are_not_sure_beyond_all_doubt():
+    found = correlation(np.tile(np.arange(4.0), (3, 1)), np.tile(np.arange(4.0), (3, 1)))
+    # One of three at 0.8, the next that four ranks can give: 4.303 x 0.2 / sqrt(3) / sqrt(3).
+    assert (found.value, found.low) == pytest.approx((1.0, 1 - 4.303 * 0.2 / 3), abs=1e-3)
+    assert np.isnan(correlation(np.ones((3, 5)), np.random.default_rng(0).random((3, 5))).value)
+
+
 def test_what_is_given_is_taken_out():
     draw = np.random.default_rng(1)
     loss = draw.normal(size=(3, 12))
-    measure, target = np.exp(loss) + 1e-3 * draw.normal(size=(2, 3, 12))
+    measure, target = np.exp(loss) + 0.05 * draw.normal(size=(2, 3, 12))
     assert correlation(measure, target).value > 0.95
     assert abs(correlation(measure, target, [loss]).value) < 0.75
     ranks = residual_ranks(measure, [loss])
