@@ -22,8 +22,8 @@ VOCAB = 2048
 SPECIALS = Specials({}, VOCAB)
 # Model, sequences of a step, their length, rounds.
 CASES = (
-    (Llama(hidden_size=128, num_layers=4, num_heads=4), 16, 128, 30),
-    (Llama(hidden_size=256, num_layers=6, num_heads=4), 4, 128, 20),
+    (Llama(hidden_size=128, num_layers=4, num_heads=4), 8, 128, 30),
+    (Llama(hidden_size=256, num_layers=6, num_heads=4), 2, 128, 10),
 )
 # Method, how many times a plain step's it may take at most.
 METHODS: tuple[tuple[str, FlatSpec, float], ...] = (
@@ -78,6 +78,11 @@ def stepper(spec: Llama, ids: np.ndarray, method: FlatSpec | None) -> Callable[[
     return take
 
 
+def seconds_of(times: list[float]) -> float:
+    """Of a step: mean over ten steps, of which each is a median; of cheap methods some steps are dear."""
+    return statistics.mean(statistics.median(times[start::10]) for start in range(10))
+
+
 def main() -> None:
     """Print the rows of a table, one model's after another's."""
     for spec, num, length, rounds in CASES:
@@ -90,13 +95,10 @@ def main() -> None:
         for number in range(rounds):
             for name, taker in takers.items():
                 times[name].append(taker(number))
-        plain = statistics.median(times["plain"])
+        plain = seconds_of(times["plain"])
         size = f"{spec.num_parameters(VOCAB) / 1e6:.1f} M parameters, {num} x {length} tokens"
         for name, _, bar in METHODS:
-            # Of cheap steps every kth is dear: means over whole periods, of which each is a median.
-            parts = [times[name][start::10] for start in range(10)]
-            ratio = statistics.mean(statistics.median(part) for part in parts) / plain
-            print(f"| {name}; {size} | {ratio:.3f}x (bar {bar}x) |", flush=True)
+            print(f"| {name}; {size} | {seconds_of(times[name]) / plain:.3f}x (bar {bar}x) |", flush=True)
         print(f"| a plain step; {size} | {1000 * plain:.0f} ms of CPU |", flush=True)
 
 
