@@ -26,6 +26,7 @@ from raysweep.search import (
     paths_of,
 )
 from raysweep.spec import Neutral, Provenance, Spec, check_name
+from raysweep.stages.agreement import Agreement
 from raysweep.stages.base import StageSpec
 from raysweep.stages.fetch import Existing
 from raysweep.stages.flatness import Flatness
@@ -91,6 +92,8 @@ class Declared(Spec):
     """Traces of Hessian, Gauss-Newton and Fisher matrices, on every checkpoint; left out: none."""
     probes: Annotated[Probes | None, Neutral(None)] = None
     """Linear probes of the fine-tuning tasks by number of labels and by layer, on every checkpoint; left out: none."""
+    agreement: Annotated[Agreement | None, Neutral(None)] = None
+    """Cosines between the gradients of domains, on every checkpoint; left out: none."""
     sft: Finetuning | None = None
     """Tasks that every checkpoint is fine-tuned on; left out: none."""
     resources: Annotated[ResourcesSection, Provenance()] = AskedResources()

@@ -3,6 +3,7 @@
 from raysweep.data.pcfg import PCFG
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.scores import MEANS, Column
+from raysweep.stages.agreement import Agreement
 from raysweep.stages.base import StageSpec
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.heldout import Heldout
@@ -23,6 +24,7 @@ OF_MODELS: tuple[StageSpec, ...] = (
     Heldout(objective=CausalLM(), mix={"text": 1.0}, sequence_length=33),
     Flatness(own_samples=2, sequence_length=33),
     Indicators(tasks={"t": TASK}),
+    Agreement(loss=CausalLM(), sequence_length=33),
     Probes(num_labels=(64, 1000), tasks={"t": TASK}),
 )
 OF_TASKS: tuple[StageSpec, ...] = (Probe(task=TASK, seed=0), Sft(task=TASK, lr=1, seed=0))

@@ -1,0 +1,157 @@
+"""How far the gradients of a checkpoint's domains agree, on held-out text."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from raysweep.costs import Size
+from raysweep.data.corpora import Corpus
+from raysweep.data.packing import Tokens
+from raysweep.errors import DataError, SpaceError
+from raysweep.memory import Step, training_bytes
+from raysweep.objectives.base import Arrays, ObjectiveSpec
+from raysweep.objectives.families import Objective
+from raysweep.resources import Resources
+from raysweep.spec import Metric
+from raysweep.stages.base import StageSpec, Subject
+from raysweep.stages.heldout import DRAW
+from raysweep.stages.specials import checkpoint_specials
+from raysweep.train.checkpoints import load_model
+from raysweep.worker import Worker
+
+if TYPE_CHECKING:
+    import torch
+
+    Halves = tuple[list[torch.Tensor], list[torch.Tensor]]
+
+ROWS = 16
+"""Of a forward and backward pass."""
+
+
+class Agreement(StageSpec):
+    """The cosine between the gradients of each two domains' mean losses, and its mean over pairs of domains.
+
+    Domains whose gradients agree have minima closer together (the idea of Chen et al., 2026, arXiv 2604.09258). With
+    a1 and a2 the gradients of the two halves of a domain's sequences, and a their mean, the cosine is
+    a.b / sqrt(a1.a2 b1.b2): noise of halves that share no sequence is independent, so that each product is unbiased,
+    where |a| |b| would be too large and the cosine too near 0. It may leave [-1, 1], and is NaN where noise is all
+    there is and a1.a2 is not above 0.
+    """
+
+    kind: ClassVar[str] = "agreement"
+    wide: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = True
+    filled: ClassVar[frozenset[str]] = frozenset({"sequence_length", "loss"})
+
+    num_sequences: Annotated[int, Field(ge=2)] = 128
+    """Held-out sequences of each domain, as far as there are so many."""
+    sequence_length: int = 0
+    """Tokens of a sequence; filled from pretrain."""
+    loss: Objective | None = None
+    """Whose gradients they are; filled from pretrain."""
+
+    def bind(self, subject: Subject) -> Agreement:
+        """With the text's sequence length and the objective."""
+        if len(subject.corpus.domains) < 2:
+            raise SpaceError(f"agreement compares domains, and data {subject.corpus.name} has one: remove agreement")
+        return self.with_(  # type: ignore[no-any-return]
+            sequence_length=subject.sequence_length, loss=subject.objective.measured
+        )
+
+    @property
+    def loss_of(self) -> Objective | None:
+        """`loss`."""
+        return self.loss
+
+    def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
+        """A cosine of each pair of domains, and their mean.
+
+        Raises:
+            DataError: if a domain has one held-out sequence alone.
+        """
+        assert self.loss
+        model = load_model(inputs["checkpoint"]).to(worker.device).eval()
+        tokens, specials = Tokens(inputs["tokens"]), checkpoint_specials(inputs["checkpoint"], self.loss)
+        gradients: dict[str, Halves] = {}
+        for domain in sorted(tokens.domains):
+            ids = tokens.valid(domain, sequence_length=self.sequence_length, max_sequences=self.num_sequences)
+            if len(ids) < 2:
+                raise DataError(
+                    f"domain {domain!r} has one held-out sequence of {self.sequence_length} tokens; agreement takes "
+                    "two: give it more text, or a smaller pretrain.sequence_length"
+                )
+            rows = self.loss.prepare(ids, np.random.default_rng([DRAW, *domain.encode()]), specials)
+            one, other = ({name: each[half::2] for name, each in rows.items()} for half in range(2))
+            gradients[domain] = gradient(model, one, self.loss), gradient(model, other, self.loss)
+        cosines = {
+            f"cosine_{left}_{right}": cosine(gradients[left], gradients[right])
+            for left, right in itertools.combinations(gradients, 2)
+        }
+        return cosines | {"mean_cosine": fmean(cosines.values())}
+
+    def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
+        """The mean is an indicator; single pairs say where it comes from."""
+        pairs = itertools.combinations(sorted(corpus.domains), 2)
+        return (Metric("mean_cosine", "max"), *(Metric(f"cosine_{left}_{right}") for left, right in pairs))
+
+    def flops(self, size: Size, corpus: Corpus) -> float:
+        """A gradient over each domain's sequences."""
+        return size.gradient_flops(len(corpus.domains) * self.num_sequences * self._length, self._length)
+
+    def memory_bytes(self, size: Size, resources: Resources) -> int:
+        """Those of a gradient's pass, and two gradients of each domain, which are few."""
+        step = Step(
+            tokens=ROWS * self._length,
+            logit_tokens=ROWS * self._length,
+            optimizer_floats=2 * 2,
+            on_gpu=resources.gpus_per_worker > 0,
+        )
+        return training_bytes(size, step)
+
+    def disk_bytes(self, size: Size) -> int:
+        """None: its numbers stand in its record."""
+        return 0
+
+    @property
+    def _length(self) -> int:
+        return self.loss.input_length(self.sequence_length) if self.loss else self.sequence_length
+
+
+def gradient(model: Any, rows: Arrays, loss: ObjectiveSpec) -> list[torch.Tensor]:
+    """Of the mean loss of rows per predicted token, by each trainable weight; the model is left without one."""
+    import torch
+
+    device = next(model.parameters()).device
+    num = max(1, loss.num_predicted(rows))
+    for start in range(0, len(rows["input_ids"]), ROWS):
+        part = {name: values[start : start + ROWS] for name, values in rows.items() if name != "lengths"}
+        batch = {name: torch.from_numpy(np.ascontiguousarray(values)).to(device) for name, values in part.items()}
+        (loss.loss_sum(model, batch) / num).backward()  # type: ignore[no-untyped-call]
+    taken = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    model.zero_grad(set_to_none=True)
+    return taken
+
+
+def cosine(left: Halves, right: Halves) -> float:
+    """Between the means of two pairs of independent gradients; see `Agreement`.
+
+    >>> one, two = [torch.tensor([1.0, 0.0])], [torch.tensor([3.0, 0.0])]
+    >>> cosine((one, two), (one, one)), cosine((one, one), ([torch.tensor([0.0, 2.0])],) * 2)
+    (1.1547005383792517, 0.0)
+    """
+    between = fmean(dot(a, b) for a in left for b in right)
+    sizes = dot(*left), dot(*right)
+    return between / math.sqrt(sizes[0] * sizes[1]) if min(sizes) > 0 else math.nan
+
+
+def dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
+    """Sum of the products of all elements, in float64."""
+    return sum(float((a.double() * b.double()).sum()) for a, b in zip(left, right, strict=True))
