@@ -148,6 +148,7 @@ def main(num_seeds: int, store: Path) -> None:
     for seed in range(num_seeds):
         results, seconds = run(store, f"seeds=[{seed}]")
         flow, more = run(store, *FLOW, f"seeds=[{seed}]")
+        print(f"seed {seed}: {seconds:.1f} and {more:.1f} CPU-seconds", file=sys.stderr, flush=True)
         runs.append(by_mode(results))
         found = [
             *bars(runs[-1]),
