@@ -41,8 +41,8 @@ def test_a_correlation_is_spearmans_within_each_base():
 
 def test_bases_that_agree_are_not_sure_beyond_all_doubt():
     found = correlation(np.tile(np.arange(4.0), (3, 1)), np.tile(np.arange(4.0), (3, 1)))
-    # One of three at 0.8, the next that four ranks can give: 4.303 x 0.2 / sqrt(3) / sqrt(3).
-    assert (found.value, found.low) == pytest.approx((1.0, 1 - 4.303 * 0.2 / 3), abs=1e-3)
+    # A standard deviation of 0.2, the distance of 0.8, the next that four ranks can give: 4.303 x 0.2 / sqrt(3).
+    assert (found.value, found.low) == pytest.approx((1.0, 1 - 4.303 * 0.2 / 3**0.5), abs=1e-3)
     assert np.isnan(correlation(np.ones((3, 5)), np.random.default_rng(0).random((3, 5))).value)
 
 
@@ -61,6 +61,15 @@ def test_intervals_over_bases_hold_what_they_say():
     truth = np.mean([correlation(*models(draw, link=0.6)).value for _ in range(2 * RUNS)])
     found = [correlation(*models(draw, link=0.6)) for _ in range(RUNS)]
     assert np.mean([each.low <= truth <= each.high for each in found]) == COVERAGE
+
+
+@pytest.mark.parametrize("variants", [4, 5])
+def test_few_variants_make_no_interval_too_narrow(variants):
+    draw = np.random.default_rng(8)
+    given = {"variants": variants, "shared": 0.0, "link": 0.95}
+    truth = np.mean([correlation(*models(draw, **given)).value for _ in range(RUNS)])
+    found = [correlation(*models(draw, **given)) for _ in range(RUNS // 2)]
+    assert np.mean([each.low <= truth <= each.high for each in found]) > 0.93
 
 
 def test_a_bootstrap_of_three_bases_would_not():
