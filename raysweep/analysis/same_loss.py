@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -294,8 +295,8 @@ def _draws(ids: Sequence[Sequence[Sequence[str]]], read: Callable[[str], Floats 
 def _measures(table: pd.DataFrame, columns: Sequence[Column], loss: str) -> dict[str, Floats]:
     """What may go with transfer: every number of flatness, the loss, and downstream scores that are had early."""
     names = [each.name for each in columns if each.kind == "flatness" and each.metric.direction == "min"]
-    few = [str(name) for name in table if str(name).startswith("probes/labels_") and "_draw_" not in str(name)]
-    early = [name for name in few if name.rpartition("_")[2].isdigit() and "layer" not in name][:1]
+    sizes = (re.fullmatch(r"probes/labels_(\d+)", str(name)) for name in table)
+    early = [each[0] for each in sorted(filter(None, sizes), key=lambda each: int(each[1]))[:1]]
     wanted = dict.fromkeys([*names, loss, KSHOT, *early])
     return {name: values for name in wanted if name in table and np.isfinite(values := _numbers(table, name)).all()}
 

@@ -64,7 +64,7 @@ def _answer(group: Group, target: str) -> str:
     opening = f"{group.name[0].upper()}{group.name[1:]}, {target}: "
     spread = group.spreads.get(target)
     if spread and spread.p > ALPHA:
-        opening += "models differ by no more than noise would make them, so there is nothing to predict; "
+        return f"{opening}models differ by no more than noise would make them, so there is nothing to predict."
     said = "no trace was measured" if trace is None else _verdict(trace, len(group.variants))
     others = [
         formatting.short_names([each.measure for each in sure])[each.measure] for each in sure if each is not trace
