@@ -222,6 +222,8 @@ class Batches:
 
     def _places_of(self, index: Ints) -> tuple[Ints, Ints]:
         """Of each place of the order: its domain, and which sequence of all that are read of that domain it is."""
+        if len(self._names) == 1:
+            return np.zeros_like(index), self._num_read[0] + index
         cycles, places = np.divmod(index, CYCLE)
         domain, nth = np.empty_like(index), np.empty_like(index)
         for cycle in np.unique(cycles).tolist():

@@ -63,6 +63,13 @@ class Specials:
         return self.ids[token]
 
     @cached_property
+    def is_reserved(self) -> npt.NDArray[np.bool_]:
+        """Whether each id is one of `reserved`, [ids]: of all that a text may hold."""
+        table = np.zeros(max(self.num_text_tokens, *(number + 1 for number in (0, *self.reserved))), np.bool_)
+        table[list(self.reserved)] = True
+        return table
+
+    @cached_property
     def words(self) -> Ints:
         """All ids of the text's vocabulary that are not reserved, rising."""
         return np.setdiff1d(np.arange(self.num_text_tokens), self.reserved)

@@ -67,7 +67,7 @@ class MaskedLM(MaskedObjective):
         >>> rows["input_ids"], rows["labels"]
         (array([[ 0,  7, 50, 50,  6]]), array([[-100, -100,    8,    9, -100]]))
         """
-        is_text = ~np.isin(ids, specials.reserved)
+        is_text = ~specials.is_reserved[ids]
         # Ranks of random numbers: the first so many places of a random order, of those that may be hidden.
         # Reserved ones get 1.0, above any number drawn, so they come last.
         numbers = np.where(is_text, draw.random(ids.shape), 1.0)
