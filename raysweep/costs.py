@@ -47,6 +47,13 @@ class Size:
         feed-forward layer, where about 10 h numbers are at hand. Attention is fused."""
         return 4 * 10 * self.hidden_size
 
+    @property
+    def prompt_bytes(self) -> int:
+        """Of a token of a prompt that is gone on from, in 32 bits and without logits: keys and values of all layers
+        beside a forward pass, or else beside their copy for each choice. Fewer where heads share them."""
+        kept = 4 * 2 * self.num_layers * self.hidden_size
+        return kept + max(kept, self.forward_bytes)
+
     def gradient_flops(self, num_tokens: float, sequence_length: int) -> float:
         """Forward and backward: 6 N + 12 L h s a token (Chowdhery et al., 2022, appendix B)."""
         attention = 12.0 * self.num_layers * self.hidden_size * sequence_length

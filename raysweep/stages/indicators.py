@@ -18,7 +18,7 @@ from raysweep.spec import Metric
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.tasks.families import Task
 from raysweep.tasks.files import TYPICAL_LENGTH
-from raysweep.tasks.rows import MAX_LENGTH, MAX_TOKENS
+from raysweep.tasks.rows import MAX_LENGTH, batch_tokens
 from raysweep.train.checkpoints import load_model
 from raysweep.train.evaluate import ROWS_OF_STATES
 from raysweep.worker import Worker
@@ -70,9 +70,10 @@ class Indicators(StageSpec):
         return sum(size.forward_flops(num * length, length) for num, length in map(self._rows, self.tasks.values()))
 
     def memory_bytes(self, size: Size, resources: Resources) -> int:
-        """Weights, and one layer's activations of the largest batch, all in 32 bits."""
-        tokens = max(map(self._tokens_of_batch, self.tasks.values()), default=0)
-        return size.weights_bytes + tokens * size.forward_bytes
+        """Weights, and what the largest batch takes, all in 32 bits."""
+        on_gpu = resources.gpus_per_worker > 0
+        batches = (self._batch_bytes(task, size, on_gpu=on_gpu) for task in self.tasks.values())
+        return size.weights_bytes + max(batches, default=0)
 
     def disk_bytes(self, size: Size) -> int:
         """None: its numbers stand in its record."""
@@ -89,9 +90,11 @@ class Indicators(StageSpec):
         load = task.workload()
         return self.kshot * task.num_classes + min(self.max_examples, load.num_indicator), load.length
 
-    def _tokens_of_batch(self, task: Task) -> int:
+    def _batch_bytes(self, task: Task, size: Size, *, on_gpu: bool) -> int:
         num, length = self._rows(task)
-        return min(MAX_TOKENS, num * length) if task.num_classes is None else min(ROWS_OF_STATES, num) * length
+        if task.num_classes is None:
+            return min(batch_tokens(on_gpu=on_gpu), num * length) * size.prompt_bytes
+        return min(ROWS_OF_STATES, num) * length * size.forward_bytes
 
     def _pieces(self) -> list[tuple[str, Task, int]]:
         """(name, task, shots) of every score."""

@@ -23,6 +23,7 @@ from raysweep.resources import Resources
 from raysweep.spec import Metric, Neutral, Spec
 from raysweep.stages.base import StageSpec
 from raysweep.tasks.families import Task
+from raysweep.tasks.rows import batch_tokens
 from raysweep.train.checkpoints import load_model
 from raysweep.train.optimizers import AdamW
 from raysweep.train.precision import Precision, settled
@@ -141,10 +142,18 @@ class Sft(StageSpec):
         )
 
     def memory_bytes(self, size: Size, resources: Resources) -> int:
-        """What training holds, whole on one worker; or sharded, beside the weights that are scored."""
+        """What training holds, whole on one worker; or sharded, beside the weights that are scored. Or what scoring
+        does, where that is more."""
         # The weights that will be scored: of a GPU's gang they are in the host's memory.
         beside = size.weights_bytes if self.is_wide(resources) and not resources.gpus_per_worker else 0
-        return training_bytes(size, self.training.step(self.gang(resources))) + beside
+        trained = training_bytes(size, self.training.step(self.gang(resources))) + beside
+        return max(trained, size.weights_bytes + self._scoring_bytes(size, on_gpu=resources.gpus_per_worker > 0))
+
+    def _scoring_bytes(self, size: Size, *, on_gpu: bool) -> int:
+        """Of prompts that answers are read or written behind; of classes, which are read off a state, none."""
+        load = self.task.workload()
+        tokens = min(batch_tokens(on_gpu=on_gpu), load.num_test * load.length)
+        return tokens * size.prompt_bytes if self.task.num_classes is None else 0
 
     def disk_bytes(self, size: Size) -> int:
         """Predictions, of some kilobytes: the weights are not kept."""

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raysweep.tasks.prompts import can_go_on, read
-from raysweep.tasks.rows import in_batches, pad
+from raysweep.tasks.rows import batch_tokens, in_batches, pad
 
 NO_TOKEN = -1
 """What stands in place of a token, and ends an answer, where no logit is a number."""
@@ -45,7 +45,8 @@ def first_lines(
         return [None if NO_TOKEN in row else _first_line(text) for row, text in zip(made, texts, strict=True)]
 
     with torch.inference_mode():
-        return in_batches([len(prompt) for prompt in prompts], run)
+        max_tokens = batch_tokens(on_gpu=model.device.type == "cuda")
+        return in_batches([len(prompt) for prompt in prompts], run, max_tokens=max_tokens)
 
 
 def _first_line(text: str) -> str:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from raysweep.objectives.logits import logits_at
 from raysweep.tasks.prompts import can_go_on, read
-from raysweep.tasks.rows import in_batches, pad
+from raysweep.tasks.rows import batch_tokens, in_batches, pad
 
 TokenIds = Sequence[int]
 
@@ -37,7 +37,8 @@ def mean_log_likelihoods(
         return [[next(values) for _ in choices[index]] for index in batch]
 
     with torch.inference_mode():
-        return in_batches([len(prompt) for prompt in prompts], run)
+        max_tokens = batch_tokens(on_gpu=model.device.type == "cuda")
+        return in_batches([len(prompt) for prompt in prompts], run, max_tokens=max_tokens)
 
 
 def _behind_prompts(
@@ -63,7 +64,11 @@ def _behind_prompts(
     longer = [at for at, answer in enumerate(answers) if len(answer) > 1]
     # The prompt counts, too: its keys and values are copied for every choice.
     width = kept.mask.shape[1]
-    of_rest = in_batches([width + len(answers[at]) for at in longer], lambda batch: run([longer[at] for at in batch]))
+    of_rest = in_batches(
+        [width + len(answers[at]) for at in longer],
+        lambda batch: run([longer[at] for at in batch]),
+        max_tokens=batch_tokens(on_gpu=model.device.type == "cuda"),
+    )
     totals = dict(enumerate(sums.tolist()))
     for at, value in zip(longer, of_rest, strict=True):
         totals[at] += value
