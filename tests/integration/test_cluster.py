@@ -11,13 +11,14 @@ from clusters import CAN_UNSHARE, RealCluster, real_cluster
 from tiny import TINY
 
 import raysweep
+from raysweep.devices import host_memory_bytes
 from raysweep.doctor import cluster_checks
 
 pytestmark = pytest.mark.slow
 
 LOOK = """
 import json, os, sys
-from raysweep.runners.cluster_checks import bandwidth, quick_checks, shared_store
+from raysweep.runners.cluster_checks import bandwidth, node_memories, quick_checks, shared_store
 from raysweep.runners.ray_cluster import connect
 from raysweep.store import Store
 
@@ -25,7 +26,9 @@ connect()  # RAY_AUTH_MODE is not set, and the head asks for a token.
 shared, hidden, url = map(Store, sys.argv[1:])
 found = {"quick": quick_checks(shared), "hidden": [shared_store(hidden)], "url": [shared_store(url)]}
 found["bandwidth"] = [bandwidth(num_bytes=2**20)]
-print(json.dumps({name: [check.to_dict() for check in checks] for name, checks in found.items()}))
+found = {name: [check.to_dict() for check in checks] for name, checks in found.items()}
+memory = [[node.host, node.free["CPU"]] for node in node_memories(on_cluster=True)]
+print(json.dumps({"checks": found, "memory": memory}))
 """
 
 WAIT = """
@@ -62,7 +65,9 @@ def test_two_nodes_are_looked_at(cluster: RealCluster, hidden, tmp_path):
         LOOK, str(tmp_path), str(hidden), f"local://{tmp_path}/url", env={"RAY_ADDRESS": cluster.address}
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = {name: {check["name"]: check for check in checks} for name, checks in json.loads(done.stdout).items()}
+    told = json.loads(done.stdout)
+    found = {name: {check["name"]: check for check in checks} for name, checks in told["checks"].items()}
+    assert told["memory"] == [[host_memory_bytes(), 1.0]] * 2
     assert [name for name, check in found["quick"].items() if not check["ok"]] == []
     assert list(found["quick"]) == [
         "versions",
