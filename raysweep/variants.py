@@ -50,9 +50,14 @@ class SearchSpace:
 
     @cached_property
     def resources(self) -> ByVariant[Resources]:
-        """What its gangs are made of; nothing of it may be left to choose."""
+        """What its gangs are made of. Raises SpaceError while some of it is left to choose."""
         asked = self.declared.resources.by_variant
-        assert self.chosen or not any(each.autos for each in asked.every), "resources are still to be chosen"
+        if not self.chosen and (left := {name: None for each in asked.every for name in each.autos}):
+            raise SpaceError(
+                f"{', '.join(left)} auto: raysweep plan and run choose it by the memory of what there is; say numbers "
+                "where neither does",
+                at=("resources",),
+            )
         return self.chosen or asked.map(AskedResources.without_autos)
 
     @property

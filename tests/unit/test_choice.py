@@ -117,6 +117,11 @@ def test_no_id_changes(sweep_file, tiny_space):
         ]
 
 
+def test_nothing_runs_by_what_is_still_to_be_chosen(sweep_file):
+    with pytest.raises(SpaceError, match=r"resources: zero_stage auto: raysweep plan and run choose it"):
+        load(sweep_file(TINY + "resources: {zero_stage: auto}\n")).resources.of({})
+
+
 def test_what_is_neither_a_value_nor_auto_is_refused(sweep_file):
     with pytest.raises(SpaceError, match=r"resources.workers: must be a whole number or auto, not the text"):
         load(sweep_file(TINY + "resources: {workers: automatic}\n"))
