@@ -26,6 +26,15 @@ GIB = 2**30
 USABLE_OF_HOST = 0.95
 # Resident memory of a worker before it holds a model: torch, transformers, DeepSpeed, Ray.
 PROCESS_BYTES = 2**29
+# By which a training takes least of a worker.
+_LEAST = Resources(
+    workers=max(GROWTH),
+    gpus_per_worker=1,
+    zero_stage=3,
+    gradient_checkpointing=True,
+    micro_batch_sequences=1,
+    fine_tuning="wide",
+)
 
 
 @dataclass(frozen=True)
@@ -203,7 +212,8 @@ def _memory_keys(space: SearchSpace, point: Point) -> set[Any]:
 
 
 def _memory_key(load: Load) -> Any:
-    return load.spec.kind, load.size, load.spec.training
+    """Equal for what takes equal memory: in training, and in scoring, which shows where training takes least."""
+    return load.spec.kind, load.size, load.spec.training, load.num_bytes(_LEAST)
 
 
 def _trained(trial: Trial) -> list[Load]:
