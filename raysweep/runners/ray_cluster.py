@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray._private.state import available_resources_per_node
 from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import placement_group_table
@@ -110,9 +111,11 @@ def connect() -> None:
             "--address auto, or send it there with raysweep submit"
         )
     use_token()
-    if ":" in address:
-        _probe(address)
     try:
+        if address == "auto":  # Which Ray would take on trust, and wait for a quarter of an hour.
+            address = canonicalize_bootstrap_address_or_die(address)
+        if ":" in address:
+            _probe(address)
         _init(address=address)
     except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
         raise ClusterError(f"Ray at {address!r} cannot be joined: {first_line(error)}") from error
