@@ -9,7 +9,10 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from raysweep.errors import ClusterError
 
@@ -22,8 +25,38 @@ GONE_SECONDS_OF_A_CLUSTER = 45.0
 # Not SIGINT: a process started in a script's background ignores it. Tune has taken SIGUSR1.
 WAKE = signal.SIGUSR2
 
+# A GCS that is back has to be asked who it is before Ray's own libraries do, once a second: they abort this process if
+# it does not know them.
+LOOK_SECONDS = 1.0
+LOOK_SECONDS_WHEN_MISSED = 0.1
+
+# A machine that is off refuses no connection.
+ANSWER_SECONDS = 2.0
+
+GO_ON = "what is finished is kept, and the same command goes on from there"
+FORGOT = (
+    "Ray's GCS was started again without what it knew, which its nodes and gangs do not survive: give its head "
+    f"RAY_gcs_storage=rocksdb and RAY_gcs_storage_path=FOLDER, or start all nodes anew; {GO_ON}"
+)
+
 # For the main thread to leave what it waits for; a call to the GCS itself hears no signal, and takes a minute.
 WAKE_SECONDS = 5.0
+
+
+@dataclass
+class _Door:
+    """Where a process of Ray takes connections."""
+
+    name: str
+    family: socket.AddressFamily
+    address: str | tuple[str, int]
+    patience: float
+    missed_seconds: float = 0.0
+    """Since it took one last."""
+
+    def look(self, seconds: float) -> None:
+        """`seconds` after the last time."""
+        self.missed_seconds = 0.0 if _opens(self.family, self.address) else self.missed_seconds + seconds
 
 
 @contextlib.contextmanager
@@ -47,26 +80,31 @@ def ray_watched() -> Iterator[Sequence[str]]:
     node = ray._private.worker._global_node
     host, port = node.gcs_address.rsplit(":", 1)
     patience = GONE_SECONDS if "RAY_ADDRESS" not in os.environ else GONE_SECONDS_OF_A_CLUSTER
-    doors = {"GCS": (socket.AF_INET, (host, int(port)), patience)}
-    doors["raylet"] = (socket.AF_UNIX, node.raylet_socket_name, GONE_SECONDS)
+    gcs = _Door("GCS", socket.AF_INET, (host, int(port)), patience)
+    doors = [gcs, _Door("raylet", socket.AF_UNIX, node.raylet_socket_name, GONE_SECONDS)]
     left = threading.Event()
 
     def wake(number: int, frame: object) -> None:
         raise KeyboardInterrupt  # What Ray's own waiting lets through.
 
     def watch() -> None:
-        # Looks in a row, not time: one look may take seconds on a busy machine, and this process may have been stopped.
-        missed = dict.fromkeys(doors, 0)
-        while not left.wait(1.0):
-            for name, (family, address, patience) in doors.items():
-                missed[name] = 0 if _opens(family, address) else missed[name] + 1
-                if missed[name] > patience:
-                    gone.append(name)
+        pause, then = LOOK_SECONDS, time.monotonic()
+        while not left.wait(pause):
+            now = time.monotonic()
+            was_missed = gcs.missed_seconds > 0
+            for door in doors:
+                # Not more than a look takes: this process may have been stopped, and does not know what was.
+                door.look(min(now - then, LOOK_SECONDS + ANSWER_SECONDS))
+                if door.missed_seconds > door.patience:
+                    gone.append(door.name)
                     signal.pthread_kill(threading.main_thread().ident or 0, WAKE)
                     if not left.wait(WAKE_SECONDS):
-                        print(f"ClusterError: {_message(name)}", file=sys.stderr, flush=True)
-                        os._exit(2)
+                        _leave(_message(door.name))
                     return
+            if was_missed and not gcs.missed_seconds and _cluster_at(node.gcs_address) not in (node.cluster_id, None):
+                _leave(FORGOT)
+            pause = LOOK_SECONDS_WHEN_MISSED if any(door.missed_seconds for door in doors) else LOOK_SECONDS
+            then = now
 
     before = signal.signal(WAKE, wake)
     threading.Thread(target=watch, name="raysweep-ray-watch", daemon=True).start()
@@ -83,21 +121,31 @@ def ray_watched() -> Iterator[Sequence[str]]:
 
 
 def _message(name: str) -> str:
-    return (
-        f"Ray's {name} is gone: killed, out of memory, or its machine was taken away; what is finished is kept, and "
-        "the same command goes on from there"
-    )
+    return f"Ray's {name} is gone: killed, out of memory, or its machine was taken away; {GO_ON}"
 
 
-def _leave() -> None:
+def _leave(message: str = "") -> None:
+    """End this process now, with a line of what is wrong where nobody else will say it."""
+    if message:
+        print(f"ClusterError: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(2)
 
 
+def _cluster_at(address: str) -> Any:
+    """The id of the cluster whose GCS listens there; None if it does not answer after all."""
+    import ray
+
+    try:
+        return ray._raylet.GcsClient(address=address).cluster_id
+    except ray.exceptions.RayError:
+        return None
+
+
 def _opens(family: socket.AddressFamily, address: str | tuple[str, int]) -> bool:
     with socket.socket(family, socket.SOCK_STREAM) as door:
-        door.settimeout(5.0)
+        door.settimeout(ANSWER_SECONDS)
         try:
             door.connect(address)
         except BlockingIOError:  # Its queue is full, so somebody listens.
