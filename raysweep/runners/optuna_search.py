@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,10 @@ class _SamplerByNumber(optuna.samplers.TPESampler):  # type: ignore[misc]
     """TPE whose draws depend on the seed, the trial's number and what is known, not on the process's history."""
 
     def __init__(self, seed: int, constraints: Callable[[FrozenTrial], Sequence[float]] | None = None) -> None:
-        super().__init__(seed=seed, constraints_func=constraints)
+        with warnings.catch_warnings():
+            # An experiment in Optuna 4, and in 5 to be replaced by what 4 does not have.
+            warnings.simplefilter("ignore")
+            super().__init__(seed=seed, constraints_func=constraints)
         self._seed = seed
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:

@@ -88,21 +88,21 @@ class Step:
         return self.engine.step(gradients, self._multiplier)
 
     @contextmanager
-    def moved(self, directions: Sequence[Tensor], length: Tensor | float) -> Iterator[None]:
+    def moved(self, directions: Sequence[Tensor], length: Tensor) -> Iterator[None]:
         """While in it, weights are moved by `length` times `directions`.
 
         Behind it they are what they were, to the bit, but the model does not compute with them before it is stepped or
         moved again.
         """
-        tensors = self.engine.tensors
-        kept = [each.detach().clone() for each in tensors]
-        for each, direction in zip(tensors, directions, strict=True):
-            each.detach().add_(direction * length)
+        tensors = [each.detach() for each in self.engine.tensors]
+        kept = [torch.empty_like(each) for each in tensors]
+        torch._foreach_copy_(kept, tensors)
+        torch._foreach_addcmul_(tensors, list(directions), [length.expand_as(each) for each in tensors])
         self.engine.push()
         try:
             yield
         finally:
-            torch._foreach_copy_([each.detach() for each in tensors], kept)
+            torch._foreach_copy_(tensors, kept)
 
 
 class DrawnLabels:

@@ -177,6 +177,8 @@ class PlainEngine:
 
 def dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> torch.Tensor:
     """Sum over all elements of tensors of like shapes, a scalar."""
+    if left is right:
+        return torch.stack(torch._foreach_norm(list(left))).square().sum()
     return torch.stack([torch.dot(a.flatten(), b.flatten()) for a, b in zip(left, right, strict=True)]).sum()
 
 
