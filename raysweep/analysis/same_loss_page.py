@@ -79,7 +79,9 @@ def _verdict(trace: Association, num_variants: int) -> str:
     is_apart = trace.rho.low > 0 or trace.rho.high < 0
     least = 2 / math.factorial(min(num_variants, 9))
     if is_apart and trace.p < ALPHA:
-        return f"flatter is {better} (trace {_rho(trace)})"
+        given = f"; with the loss given {formatting.with_interval(trace.given_loss)}, p {_p(trace.p_given_loss)}"
+        known = "" if math.isnan(trace.given_loss.value) else given
+        return f"flatter is {better} (trace {_rho(trace)}{known})"
     if is_apart:
         why = f"; {num_variants} variants cannot give less than {_p(least)}" if least > ALPHA else ""
         return (
