@@ -406,7 +406,8 @@ def test_a_gangs_phase_goes_on_to_the_bit_and_hands_on_to_any_gang(
 def test_light_modules_import_nothing_heavy():
     import subprocess
 
-    code = "import sys, raysweep.cli, raysweep.space, raysweep.estimates, raysweep.screen; print(sorted(sys.modules))"
+    plan = "raysweep.cli, raysweep.space, raysweep.estimates, raysweep.runners.hardware, raysweep.screen"
+    code = f"import sys, {plan}; print(sorted(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     heavy = {"torch", "transformers", "accelerate", "deepspeed", "ray", "optuna", "pandas", "plotly"}
     assert not heavy & set(eval(out))
