@@ -244,9 +244,9 @@ def _split(
 
 def _targets(table: pd.DataFrame, runs: pd.DataFrame, read: Callable[[str], Floats | None]) -> Iterator[Target]:
     """Probes by number of labels; fine-tuning at the tuned rate, and at each fixed one."""
-    for name in map(str, table):
+    for name in _probes(table):
         draws = [other for other in table if str(other).startswith(f"{name}_draw_")]
-        if name.startswith("probes/labels_") and draws:
+        if draws:
             label = f"probe, {name.removeprefix('probes/labels_')} labels"
             yield Target(label, _numbers(table, name), table[draws].to_numpy(dtype=np.float64))
     if MEAN_SCORE not in table or table[MEAN_SCORE].isna().any():
@@ -292,11 +292,16 @@ def _draws(ids: Sequence[Sequence[Sequence[str]]], read: Callable[[str], Floats 
     return None if np.isnan(draws).any() else draws
 
 
+def _probes(table: pd.DataFrame) -> list[str]:
+    """Columns of probes, by rising number of labels."""
+    sizes = (re.fullmatch(r"probes/labels_(\d+)", str(name)) for name in table)
+    return [each[0] for each in sorted(filter(None, sizes), key=lambda each: int(each[1]))]
+
+
 def _measures(table: pd.DataFrame, columns: Sequence[Column], loss: str) -> dict[str, Floats]:
     """What may go with transfer: every number of flatness, the loss, and downstream scores that are had early."""
     names = [each.name for each in columns if each.kind == "flatness" and each.metric.direction == "min"]
-    sizes = (re.fullmatch(r"probes/labels_(\d+)", str(name)) for name in table)
-    early = [each[0] for each in sorted(filter(None, sizes), key=lambda each: int(each[1]))[:1]]
+    early = _probes(table)[:1]
     wanted = dict.fromkeys([*names, loss, KSHOT, *early])
     return {name: values for name in wanted if name in table and np.isfinite(values := _numbers(table, name)).all()}
 

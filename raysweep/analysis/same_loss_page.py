@@ -203,7 +203,7 @@ def _picture(found: SameLoss, target: str) -> Any:
     ys = [tuple(100 * value for value in _ends(each.transfer[target])) for each in dots]
     if not dots:
         return ""
-    x_scale, y_scale = _scale(xs, LEFT, WIDTH - 20), _scale(ys, HEIGHT - BOTTOM, 20)
+    x_scale, y_scale = _scale(xs, LEFT, WIDTH - 20, least=-100.0), _scale(ys, HEIGHT - BOTTOM, 20)
     doses = set(found.groups[0].variants) if found.control and len(found.groups) > 1 else set()
     parts = [*_axes(x_scale, y_scale, f"change of {target}, points")]
     for contrast, x, y in zip(dots, xs, ys, strict=True):
@@ -237,11 +237,11 @@ class _Scale:
         return self.start + (inside - self.low) / (self.high - self.low) * (self.stop - self.start)
 
 
-def _scale(ends: Sequence[tuple[float, ...]], start: float, stop: float) -> _Scale:
+def _scale(ends: Sequence[tuple[float, ...]], start: float, stop: float, *, least: float = -math.inf) -> _Scale:
     """By the dots, with room around them; wide intervals run out of the picture."""
     middles = [value for value, *_ in ends] + [0.0]
     room = 0.35 * (max(middles) - min(middles)) or 1.0
-    return _Scale(min(middles) - room, max(middles) + room, start, stop)
+    return _Scale(max(least, min(middles) - room), max(middles) + room, start, stop)
 
 
 def _axes(x: _Scale, y: _Scale, y_title: str) -> Iterator[str]:
