@@ -96,7 +96,8 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             # A scheduler stopped it: its metrics are an earlier checkpoint's.
             super().on_trial_complete(trial_id, None, error=False)
             return
-        if self.within and result and (bounded := result.get(self.within.metric)) is not None:
+        bounded = (result or {}).get(self.within.metric, math.nan) if self.within else math.nan
+        if not math.isnan(bounded):
             self._ot_trials[trial_id].set_user_attr(BOUNDED, bounded)
         names = self._metric if isinstance(self._metric, list) else [self._metric]
         values = [(result or {}).get(name, math.nan) for name in names]
@@ -140,7 +141,7 @@ def study_search(space: SearchSpace, store: Store, folder: Path, beginnings: Beg
         store.set_aside(folder / "study.db", str(error.orig))
         storage, study = _open_study(folder / "study.db", space.name, directions)
     if search.warm_start and not study.get_trials(deepcopy=False):
-        _warm_start(study, space, store)
+        _warm_start(study, space, [run for run in Run.all(store) if run.folder != folder])
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
     told = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
@@ -184,11 +185,14 @@ def _constraints(study: optuna.Study, within: Within) -> Callable[[FrozenTrial],
     return of
 
 
-def _warm_start(study: optuna.Study, space: SearchSpace, store: Store) -> None:
-    """Tell a new study what finished trials of other runs gave, of points that this space has, too."""
-    search, finished = space.declared.search, store.finished_ids()
+def _warm_start(study: optuna.Study, space: SearchSpace, runs: Sequence[Run]) -> None:
+    """Tell a new study what finished trials of other runs of its store gave, of points that this space has, too."""
+    if not runs:
+        return
+    store, search = runs[0].store, space.declared.search
+    finished = store.finished_ids()
     distributions = {path: _distribution(space, path) for path in space.declared.sweep}
-    points = [row.point for run in Run.all(store) for row in run.trials() if row.point.keys() == distributions.keys()]
+    points = [row.point for run in runs for row in run.trials() if row.point.keys() == distributions.keys()]
     unique = {json.dumps(point, sort_keys=True): point for point in points}
     found = []
     for point in unique.values():
