@@ -146,16 +146,15 @@ def compare_same_loss(
     names = _variant_names(table)
     grid = _grid(names, list(table["seed"]), is_in)
     strengths, control = _strengths(names, table, stages)
+    control = control if control in grid.variants else None
+    split = [(name, kept) for name, kept in _split(grid.variants, strengths, control) if len(kept) >= MIN_VARIANTS]
+    if not split:  # Before the test examples' scores are read.
+        return None
     runs = stages[(stages["kind"] == "sft") & (stages["status"] == "done")].drop_duplicates("id")
     targets, measures = list(_targets(table, runs, read)), _measures(table, columns, loss)
-    control = control if control in grid.variants else None
-    groups = [
-        _group(name, grid.only(kept), table, loss, targets, measures)
-        for name, kept in _split(grid.variants, strengths, control)
-        if len(kept) >= MIN_VARIANTS
-    ]
-    if not groups or not targets or len(measures) < 2:
+    if not targets or len(measures) < 2:
         return None
+    groups = [_group(name, grid.only(kept), table, loss, targets, measures) for name, kept in split]
     edges = [name for name in table if str(name).startswith("sft/") and str(name).endswith("/lr_edge")]
     return SameLoss(
         loss=loss,

@@ -25,6 +25,9 @@ MIN_VARIANTS = 4
 NUM_PERMUTATIONS = 5_000
 """Of variants, unless all of them are fewer."""
 
+# Of a permuted target that are held at once.
+_NUMBERS = 10**6
+
 
 def residual_ranks(values: Floats, given: Sequence[Floats] = ()) -> Floats:
     """Ranks within each base, less what the ranks of `given` explain by least squares, with mean 0 and norm 1.
@@ -123,11 +126,14 @@ def permutation_p(measures: Floats, target: Floats, *, seed: int = 0) -> tuple[F
     Returns:
         (p, corrected p), [measures] each; at least one over the number of permutations.
     """
-    num = measures.shape[2]
-    orders = _orders(num, seed)
-    # [permutations, bases, variants], the first one as it is.
-    permuted = target[:, orders].swapaxes(0, 1)
-    means = np.abs(np.einsum("mbv,pbv->mp", measures, permuted) / len(target))
+    orders = _orders(measures.shape[2], seed)
+    at_once = max(1, _NUMBERS // target.size)
+    # The first permutation leaves all as it is.
+    parts = [
+        np.einsum("mbv,bpv->mp", measures, target[:, orders[start : start + at_once]])
+        for start in range(0, len(orders), at_once)
+    ]
+    means = np.abs(np.concatenate(parts, axis=1) / len(target))
     # Sums of the same numbers in another order are no other statistic.
     reached = means >= means[:, :1] - 1e-9
     largest = means.max(axis=0) >= means[:, :1] - 1e-9
