@@ -1,7 +1,8 @@
 """From gangs to the driver: what happens, as plain dicts over a connection of their own.
 
-Not a Ray actor: that would take one of the two warm processes a small machine starts with, and hold the first gang up
-by the seconds another one needs for its imports.
+Not a Ray actor, on a cluster neither, whose workers have to reach the driver's process anyway: measured, an event takes
+0.2 ms of a gang's processor and as much of the actor's, against 0.01 ms in all here. It would be one more process to
+start, in 1 s, and to lose, and has no way to tell a gang that trains.
 """
 
 from __future__ import annotations
