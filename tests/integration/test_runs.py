@@ -185,16 +185,22 @@ def test_a_stage_that_cannot_succeed_does_not_stop_the_sweep(sweep_file, store, 
     assert finished == {"tokenize", "pretrain", "heldout", "flatness"}
 
 
-@pytest.mark.slow
-def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path):
-    """Kill -9 of the driver, then of a gang worker: the same tables to the bit, and nothing finished is repeated."""
-    text = RAY.replace("steps: 12", "steps: 120").replace("[6, 12]", "[60, 120]")
-    sweep = sweep_file(text)
-    whole = Store(tmp_path / "whole")
-    undisturbed = drive(sweep, whole.root)
-    assert undisturbed.wait(timeout=240) == 0
-    want = results_of(Run.all(whole)[0])
+LONGER = RAY.replace("steps: 12", "steps: 120").replace("[6, 12]", "[60, 120]")
 
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What `LONGER` gives where nothing happens to it."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    (home / "tiny.yaml").write_text(LONGER)
+    assert drive(home / "tiny.yaml", home / "store").wait(timeout=240) == 0
+    return results_of(Run.all(Store(home / "store"))[0])
+
+
+@pytest.mark.slow
+def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path, undisturbed):
+    """Kill -9 of the driver, then of a gang worker: the same tables to the bit, and nothing finished is repeated."""
+    sweep, want = sweep_file(LONGER), undisturbed
     broken = Store(tmp_path / "broken")
     driver = drive(sweep, broken.root)
     wait_for(lambda: len(broken.finished_ids()) >= 4)
@@ -276,34 +282,41 @@ resources:
 
 
 @pytest.mark.slow
-def test_stopped_workers_are_replaced(sweep_file, store, caplog):
-    """SIGSTOP of rank 1 in a wide stage and in a split one, and of rank 0: the sweep ends as if nothing had been."""
-    text = RAY.replace("steps: 12", "steps: 120").replace("[6, 12]", "[60, 120]").replace("[1e-2, 3e-3]", "[1e-2]")
-    text = text.replace("max_retries: 2", "max_retries: 3, max_silence_seconds: 10")
-    to_stop = [
-        ("progress", "pretrain", OTHER_RANK),
-        ("started", "sft", OTHER_RANK),
-        ("started", "pretrain", RANK_0),  # Of the second checkpoint.
+def test_workers_that_are_terminated_or_stopped_are_replaced(sweep_file, store, caplog, undisturbed):
+    """SIGTERM to rank 1, which saves first; SIGSTOP of it in a wide and in a split stage, and of rank 0: same bits."""
+    text = LONGER.replace("[1e-2, 3e-3]", "[1e-2]").replace("max_retries: 2", "max_retries: 4, max_silence_seconds: 10")
+    to_hit = [
+        ("progress", "pretrain", OTHER_RANK, signal.SIGTERM),
+        ("progress", "pretrain", OTHER_RANK, signal.SIGSTOP),
+        ("started", "sft", OTHER_RANK, signal.SIGSTOP),
+        ("started", "pretrain", RANK_0, signal.SIGSTOP),  # Of the second checkpoint.
     ]
-    stopped: list[int] = []
+    hit: list[int] = []
     failed: list[str] = []
+    saved: list[int] = []
 
     def show(event) -> None:
         if event["event"] == "failed":
             failed.append(event["cause"])
-        if to_stop and (event["event"], event.get("kind")) == to_stop[0][:2]:
+        if len(hit) == 1 and "saved_step" in event:
+            saved.append(event["saved_step"])
+        # Not before the first one has led to a gang that goes on from what was saved.
+        is_due = len(hit) != 1 or event.get("step", 0) > max(saved, default=120)
+        if to_hit and is_due and (event["event"], event.get("kind")) == to_hit[0][:2]:
+            _, _, name, number = to_hit.pop(0)
             # The newest process of that name: those of replaced gangs may take a moment to go.
-            stopped.append(max(gang_workers(os.getpid(), to_stop.pop(0)[2])))
-            os.kill(stopped[-1], signal.SIGSTOP)
+            hit.append(max(gang_workers(os.getpid(), name)))
+            os.kill(hit[-1], number)
 
     run = run_sweep(load(sweep_file(text)), store, show=show)
-    assert to_stop == []
-    assert len(set(stopped)) == 3
-    for process in stopped:
+    assert to_hit == []
+    assert len(set(hit)) == 4
+    assert 0 < saved[0] < 60
+    for process in hit[1:]:
         assert f"(process {process}) gave no sign of life for 10 s" in caplog.text
     assert [cause for cause in failed if "no sign of life" in cause]
     assert run.failures() == []
-    results_of(run)
+    assert results_of(run).items() <= undisturbed.items()
 
 
 @pytest.mark.slow
