@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from hosts import Host
-from processes import RANK_0, children, gang_workers
+from processes import RANK_0, children, gang_workers, named
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 CAN_UNSHARE = os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
 """Whether nodes can have folders of their own here."""
+
+
+# Takes what `ray start` leaves behind for its own children, so that a head is one process to whoever started it.
+ADOPTING = """
+import ctypes, signal, subprocess, sys
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
+subprocess.run(sys.argv[1:], check=True)
+signal.pause()
+"""
 
 
 class RealCluster:
@@ -28,6 +39,7 @@ class RealCluster:
         ip: of this machine, where its head is; None: that by which it reaches others.
         num_cpus: of the head.
         env: of the head, beside that of this process.
+        keeps_gcs: a folder for what its GCS knows, which may then be killed and started again without its node.
     """
 
     def __init__(
@@ -38,11 +50,13 @@ class RealCluster:
         ip: str | None = None,
         num_cpus: int = 1,
         env: Mapping[str, str] | None = None,
+        keeps_gcs: Path | None = None,
     ) -> None:
         (home / "auth_token").write_text("a-token-of-these-tests-alone")
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.env |= {"RAY_AUTH_TOKEN_PATH": str(home / "auth_token"), "PYTHONPATH": str(Path(__file__).parents[1])}
         self._nodes: list[subprocess.Popen[bytes]] = []
+        self._gcs: subprocess.Popen[bytes] | None = None
         self._on_hosts: set[subprocess.Popen[bytes]] = set()
         self._num_lost = 0
         self._log = home / "nodes.log"
@@ -53,7 +67,11 @@ class RealCluster:
         self.address, self.job_address = f"{self.ip}:{port}", f"http://127.0.0.1:{job_port}"
         dashboard = f"--dashboard-port={job_port}" if job_server else "--include-dashboard=false"
         head = "--head", f"--port={port}", f"--node-ip-address={self.ip}", f"--num-cpus={num_cpus}", dashboard
-        self._start(*head, env=env)
+        if keeps_gcs:
+            kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(keeps_gcs)}
+            self._start(*head, env=dict(env or {}) | kept, before=(sys.executable, "-c", ADOPTING), blocks=False)
+        else:
+            self._start(*head, env=env)
         self.wait_for(1)
 
     def add(
@@ -82,6 +100,19 @@ class RealCluster:
         node.wait(timeout=60)
         self._nodes.remove(node)
         self._num_lost += 1
+
+    def kill_gcs(self) -> Callable[[], object]:
+        """Kill -9 the GCS, of a head that keeps what it knows; gives what starts it again."""
+        pid = named(self._nodes[0].pid, "gcs_server")
+        command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+        env = dict(pair.split("=", 1) for pair in Path(f"/proc/{pid}/environ").read_text().split("\0") if pair)
+        os.kill(pid, signal.SIGKILL)
+
+        def start() -> None:
+            with self._log.open("ab") as log:
+                self._gcs = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+
+        return start
 
     def start(self, code: str, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """A Python program that may connect to the cluster; what it writes is its stdout."""
@@ -122,16 +153,27 @@ class RealCluster:
 
     def close(self) -> None:
         """End all nodes."""
+        if self._gcs:
+            self._gcs.kill()
+            self._gcs.wait(timeout=60)
         for node in reversed(self._nodes):
+            if "--block" not in node.args:  # Nothing there ends with the process that adopted it.
+                for pid in children(node.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             # Of a host's own processes the first one passes no signal on; what it has started dies with it.
             node.kill() if node in self._on_hosts else node.terminate()
         for node in self._nodes:
             node.wait(timeout=60)
 
     def _start(
-        self, *arguments: str, env: Mapping[str, str] | None = None, before: tuple[str, ...] = ()
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        before: tuple[str, ...] = (),
+        blocks: bool = True,
     ) -> subprocess.Popen[bytes]:
-        command = [*before, *RAY, "start", "--object-store-memory=100000000", "--block", *arguments]
+        command = [*before, *RAY, "start", "--object-store-memory=100000000", *arguments, *["--block"] * blocks]
         # Of a node that joins, Ray does not look for a token by itself.
         env = self.env | {"RAY_AUTH_MODE": "token"} | dict(env or {})
         with self._log.open("ab") as log:
@@ -163,9 +205,10 @@ def real_cluster(
     ip: str | None = None,
     num_cpus: int = 1,
     env: Mapping[str, str] | None = None,
+    keeps_gcs: Path | None = None,
 ) -> Iterator[RealCluster]:
     """A cluster of one node, ended at the end; see `RealCluster`."""
-    cluster = RealCluster(home, job_server=job_server, ip=ip, num_cpus=num_cpus, env=env)
+    cluster = RealCluster(home, job_server=job_server, ip=ip, num_cpus=num_cpus, env=env, keeps_gcs=keeps_gcs)
     try:
         yield cluster
     finally:

@@ -1,11 +1,13 @@
-"""Nodes of a cluster that are taken away while a sweep runs: the same run goes on on others, to the same bits."""
+"""A cluster whose GCS or nodes are lost while a sweep runs: the same run goes on, to the same bits."""
 
 import os
 import signal
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from clusters import real_cluster
+from clusters import RealCluster, real_cluster
 from processes import named
 from tiny import TINY, results_of
 
@@ -21,39 +23,58 @@ LONG = TINY[: TINY.index("indicators:")].replace("steps: 12", "steps: 3000").rep
 COMMAND = "import sys; from raysweep.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
-def test_a_node_that_is_preempted_and_one_that_dies_cost_what_was_not_saved(tmp_path, sweep_file):
-    """Two gangs on a node each: SIGTERM to one node, as of a spot machine, and kill -9 of the other one's raylet."""
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A head that keeps what its GCS knows, and takes no work."""
+    home = tmp_path_factory.mktemp("cluster")
+    with real_cluster(home, num_cpus=0, keeps_gcs=home / "gcs") as cluster:
+        yield cluster
+
+
+class Driver:
+    """A sweep on the cluster, and what can be seen of it."""
+
+    def __init__(self, cluster: RealCluster, sweep: Path) -> None:
+        self.home = sweep.parent
+        self.store = Store(self.home / "store")
+        command = "run", str(sweep), "--store", self.store.url, "--address", cluster.address
+        self.process = cluster.start(COMMAND, *command)
+
+    def num_training(self) -> int:
+        """Trials whose losses have come to their TensorBoard file."""
+        return sum(path.stat().st_size > 1000 for path in self.home.glob("store/runs/*/tensorboard/*/*"))
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """While it runs."""
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_a_gcs_that_comes_back_and_nodes_that_do_not_cost_what_was_not_saved(tmp_path, sweep_file, cluster):
+    """Two gangs on a node each: kill -9 of the GCS, SIGTERM to a node as of a spot machine, kill -9 of a raylet."""
     sweep = sweep_file(LONG)
-    with real_cluster(tmp_path, num_cpus=0) as cluster:
-        for _ in range(3):
-            cluster.add()
-        store = ["--store", str(tmp_path / "store")]
-        driver = cluster.start(COMMAND, "run", str(sweep), *store, "--address", cluster.address)
-        want = results_of(run_sweep(load(sweep), Store(tmp_path / "whole"), runner="inline"))
-
-        def num_training() -> int:
-            """Trials whose losses have come to their TensorBoard file."""
-            return sum(path.stat().st_size > 1000 for path in tmp_path.glob("store/runs/*/tensorboard/*/*"))
-
-        def wait_for(condition) -> None:
-            deadline = time.monotonic() + 120
-            while not condition():
-                assert driver.poll() is None, driver.communicate()[0]
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-
-        wait_for(lambda: num_training() == 2)
-        preempted, killed = cluster.gangs()
-        cluster.node_of(preempted).send_signal(signal.SIGTERM)
-        os.kill(named(cluster.node_of(killed).pid, "raylet"), signal.SIGKILL)
-        began = time.monotonic()
-        wait_for(lambda: preempted not in cluster.gangs())
-        # Before Ray ends it, after 30 s.
-        assert time.monotonic() - began < 20
-        assert list(tmp_path.glob("store/partial/*.state/step-*"))
-        words, _ = driver.communicate(timeout=120)
-        assert driver.returncode == 0, words
-    [run] = Run.all(Store(tmp_path / "store"))
+    for _ in range(3):
+        cluster.add()
+    driver = Driver(cluster, sweep)
+    want = results_of(run_sweep(load(sweep), Store(tmp_path / "whole"), runner="inline"))
+    driver.wait_for(lambda: driver.num_training() == 2)
+    start_again = cluster.kill_gcs()
+    preempted, killed = cluster.gangs()
+    start_again()
+    nodes = [cluster.node_of(preempted), cluster.node_of(killed)]
+    nodes[0].send_signal(signal.SIGTERM)
+    os.kill(named(nodes[1].pid, "raylet"), signal.SIGKILL)
+    began = time.monotonic()
+    driver.wait_for(lambda: preempted not in cluster.gangs())
+    # Before Ray ends it, after 30 s.
+    assert time.monotonic() - began < 20
+    assert list(tmp_path.glob("store/partial/*.state/step-*"))
+    words, _ = driver.process.communicate(timeout=120)
+    assert driver.process.returncode == 0, words
+    [run] = Run.all(driver.store)
     assert results_of(run) == want
     assert run.failures() == []
     assert "1 node(s) are about to be taken away" in words
