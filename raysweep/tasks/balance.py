@@ -66,7 +66,7 @@ class BracketBalance(SentenceTask):
         return self.label == "unbalanced"
 
     def labelled(self, num: int, *, stream: int) -> tuple[Ints, Ints]:
-        """As many of either class, by turns; see `SentenceTask.labelled`."""
+        """As many of either class, in a random order; see `SentenceTask.labelled`."""
         language, each = self.language, -(-num // 2)
         rows: list[Ints] = [np.empty(0, np.int64)] * 2
         drawn = 0
@@ -76,8 +76,9 @@ class BracketBalance(SentenceTask):
             words, types = language.sample(drawn, seed=self.seed, stream=stream)
             labels = self._labels(types)
             rows = [np.flatnonzero(labels == label)[:each] for label in range(2)]
-        turns = np.stack(rows, axis=1).ravel()[:num]
-        return words[turns], labels[turns]
+        # Not by turns: of a part that takes every n-th example, all would be of one class.
+        order = np.random.default_rng([self.seed, stream, 577]).permutation(np.concatenate(rows))[:num]
+        return words[order], labels[order]
 
     def encoded(self, split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> Labelled:
         """The first K words, and a mask if the tokenizer has one; of one length, whatever `max_length`."""
