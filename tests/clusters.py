@@ -29,6 +29,9 @@ subprocess.run(sys.argv[1:], check=True)
 signal.pause()
 """
 
+# Until nodes have found a GCS that is back: they look for it each second.
+FOUND_AGAIN_SECONDS = 5.0
+
 
 class RealCluster:
     """Nodes started with `ray start`, as a user would. `env`: for processes that are to reach it.
@@ -95,15 +98,15 @@ class RealCluster:
         return node
 
     def lose(self, node: subprocess.Popen[bytes]) -> None:
-        """Kill all processes of a node that has a host of its own."""
+        """Kill a node: all processes of one that has a host of its own, else what is left of one that has ended."""
         node.kill()
         node.wait(timeout=60)
         self._nodes.remove(node)
         self._num_lost += 1
 
     def kill_gcs(self) -> Callable[[], object]:
-        """Kill -9 the GCS, of a head that keeps what it knows; gives what starts it again."""
-        pid = named(self._nodes[0].pid, "gcs_server")
+        """Kill -9 the GCS, of a head that keeps what it knows; gives what starts it again, and waits for its nodes."""
+        pid = self._gcs.pid if self._gcs else named(self._nodes[0].pid, "gcs_server")
         command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
         env = dict(pair.split("=", 1) for pair in Path(f"/proc/{pid}/environ").read_text().split("\0") if pair)
         os.kill(pid, signal.SIGKILL)
@@ -111,6 +114,11 @@ class RealCluster:
         def start() -> None:
             with self._log.open("ab") as log:
                 self._gcs = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+            deadline = time.monotonic() + 60
+            while not _answers(self.address):
+                assert time.monotonic() < deadline, self._log.read_text()[-3000:]
+                time.sleep(0.2)
+            time.sleep(FOUND_AGAIN_SECONDS)
 
         return start
 
@@ -152,10 +160,7 @@ class RealCluster:
             time.sleep(0.5)
 
     def close(self) -> None:
-        """End all nodes."""
-        if self._gcs:
-            self._gcs.kill()
-            self._gcs.wait(timeout=60)
+        """End all nodes; the head and its GCS last, as others take their leave of it, or wait for it half a minute."""
         for node in reversed(self._nodes):
             if "--block" not in node.args:  # Nothing there ends with the process that adopted it.
                 for pid in children(node.pid):
@@ -163,8 +168,10 @@ class RealCluster:
                         os.kill(pid, signal.SIGKILL)
             # Of a host's own processes the first one passes no signal on; what it has started dies with it.
             node.kill() if node in self._on_hosts else node.terminate()
-        for node in self._nodes:
             node.wait(timeout=60)
+        if self._gcs:
+            self._gcs.kill()
+            self._gcs.wait(timeout=60)
 
     def _start(
         self,
@@ -180,6 +187,12 @@ class RealCluster:
             node = subprocess.Popen(command, env=env, stdout=log, stderr=log)
         self._nodes.append(node)
         return node
+
+
+def _answers(address: str) -> bool:
+    ip, port = address.split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((ip, int(port))) == 0
 
 
 def _free_ports(count: int) -> list[int]:
