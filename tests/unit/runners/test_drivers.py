@@ -21,16 +21,15 @@ from raysweep.store import Store
 HOLDER = """
 import signal, sys, time
 from raysweep.runners.drivers import this_driver
-from raysweep.run_files import TrialRow
 from raysweep.runs import Run
 from raysweep.store import Store
 
 run = Run(Store(sys.argv[1]), "r")
 with run.held():
     run.note_driver(this_driver())
-    print("held", flush=True)
     try:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        print("held", flush=True)
         time.sleep(60)
     finally:
         time.sleep(0.5)  # It saves.
