@@ -32,7 +32,7 @@ pretrain:
 SCRIPT = """
 import json, resource, sys
 from raysweep import load
-from raysweep.runners.attempts import make
+from raysweep.runners import run_sweep
 from raysweep.store import Store
 
 store = Store(sys.argv[1])
