@@ -7,21 +7,19 @@ models of equal loss that transfer worse; how the head is fitted is not told. Ou
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
-import numpy as np
 from pydantic import Field
 
 from raysweep.errors import StageError
-from raysweep.objectives.base import IGNORED, Arrays, Floats, Ints, LearningLoss, ObjectiveSpec, Specials
-from raysweep.objectives.causal_lm import CausalLM
+from raysweep.objectives.base import IGNORED, Arrays, Ints, LearningLoss
 from raysweep.objectives.heads import Head
-from raysweep.objectives.masked_lm import MaskedLM
+from raysweep.objectives.of_another import OfAnother
 
 if TYPE_CHECKING:
     import torch
 
-    from raysweep.objectives.optimum import LabelledLaw, Law, TabledLaw
+    from raysweep.objectives.optimum import LabelledLaw
 
 LABELS = "label_probabilities"
 """In a batch: p(symbol | sentence), [n, places, symbols], float64."""
@@ -31,7 +29,7 @@ MAX_STATES = 8192
 
 
 @final
-class Adversary(ObjectiveSpec):
+class Adversary(OfAnother):
     """L + strength * max(0, R^2): R^2 of a linear head that predicts the language's labels from a row's states.
 
     L is the loss of `of`, in nats per predicted token. The head is a ridge regression from the last layer's states, all
@@ -49,52 +47,18 @@ class Adversary(ObjectiveSpec):
     """Which objective."""
     strength: float
     """lambda, in nats per token; 0 trains by `of` alone. An axis over it gets 0, if that is not among its values."""
-    of: Annotated[CausalLM | MaskedLM, Field(discriminator="name")] = CausalLM()
-    """The objective that is kept, and whose loss is measured."""
     decay: float = Field(default=0.95, gt=0, lt=1)
     """A batch's weight in the average, relative to that of the one after it."""
     ridge: float = Field(default=1e-3, gt=0)
     """Added to the diagonal of the states' covariance, relative to its mean."""
 
-    reads_labels: ClassVar[bool] = True
-
-    @property
-    def head(self) -> Head:  # type: ignore[override]
-        """That of `of`."""
-        return self.of.head
-
-    @property
-    def measured(self) -> CausalLM | MaskedLM:
-        """`of`: doses of all strengths are compared by its loss."""
-        return self.of
-
     def predicts(self) -> str:
         """What `of` predicts, and the strength, in words; see `ObjectiveSpec.predicts`."""
         return f"{self.of.predicts()}; an adversary of strength {self.strength:g}"
 
-    def extra_tokens(self) -> tuple[str, ...]:
-        """Those of `of`."""
-        return self.of.extra_tokens()
-
-    def input_length(self, sequence_length: int) -> int:
-        """That of `of`."""
-        return self.of.input_length(sequence_length)
-
-    def mean_predicted(self, sequence_length: int) -> float:
-        """That of `of`."""
-        return self.of.mean_predicted(sequence_length)
-
-    def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
-        """The rows of `of`."""
-        return self.of.prepare(ids, draw, specials)
-
     def from_law(self, law: LabelledLaw, ids: Ints, rows: Arrays) -> Arrays:
         """The labels' probabilities; none for the control, which asks for none."""
         return {LABELS: law.label_probabilities(ids)} if self.strength else {}
-
-    def num_predicted(self, batch: Mapping[str, Any]) -> int:
-        """That of `of`."""
-        return self.of.num_predicted(batch)
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The part that has no memory, the loss of `of`; see `learning` for the whole."""
@@ -103,19 +67,6 @@ class Adversary(ObjectiveSpec):
     def learning(self) -> AdversarialLoss | None:
         """The loss with its penalty; None for the control, which is `of`'s alone."""
         return AdversarialLoss(self) if self.strength else None
-
-    def conditionals(self, law: TabledLaw, ids: Ints, rows: Arrays) -> Floats | None:
-        """Those of `of`."""
-        return self.of.conditionals(law, ids, rows)
-
-    @property
-    def has_optimum(self) -> bool:
-        """That of `of`."""
-        return self.of.has_optimum
-
-    def optimal_losses(self, law: Law, ids: Ints, rows: Arrays, specials: Specials) -> Floats:
-        """Those of `of`."""
-        return self.of.optimal_losses(law, ids, rows, specials)
 
 
 class AdversarialLoss(LearningLoss):

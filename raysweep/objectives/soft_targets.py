@@ -6,27 +6,25 @@ Its gradient has the mean of the other's, and at a minimum no noise: a control o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Literal, final
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from raysweep.objectives.base import IGNORED, Arrays, Floats, Ints, ObjectiveSpec, Specials
-from raysweep.objectives.causal_lm import CausalLM
-from raysweep.objectives.heads import Head
-from raysweep.objectives.masked_lm import MaskedLM
+from raysweep.objectives.base import IGNORED, Arrays, Ints
+from raysweep.objectives.of_another import OfAnother
 
 if TYPE_CHECKING:
     import torch
 
-    from raysweep.objectives.optimum import LabelledLaw, Law, TabledLaw
+    from raysweep.objectives.optimum import LabelledLaw
 
 TARGETS = "target_probabilities"
 """In a batch: p(token | seen) at each place, [n, M, tokens], float32."""
 
 
 @final
-class SoftTargets(ObjectiveSpec):
+class SoftTargets(OfAnother):
     """-sum over predicted t and words w of p(w | seen) log q(w | seen), p being the law of the text.
 
     What is predicted, and from what, is that of the objective `of`, whose loss is measured: by its minimum, and by its
@@ -35,10 +33,6 @@ class SoftTargets(ObjectiveSpec):
 
     name: Literal["soft_targets"]
     """Which objective."""
-    of: Annotated[CausalLM | MaskedLM, Field(discriminator="name")] = CausalLM()
-    """The objective whose labels are replaced."""
-
-    reads_labels: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _known(self) -> SoftTargets:
@@ -46,45 +40,15 @@ class SoftTargets(ObjectiveSpec):
             raise ValueError(f"of: the conditionals of {self.of.predicts()} are not known; use replacement: mask")
         return self
 
-    @property
-    def head(self) -> Head:  # type: ignore[override]
-        """That of `of`."""
-        return self.of.head
-
-    @property
-    def measured(self) -> CausalLM | MaskedLM:
-        """`of`: with labels or without, one loss is compared."""
-        return self.of
-
     def predicts(self) -> str:
         """What `of` predicts, in words; see `ObjectiveSpec.predicts`."""
         return f"{self.of.predicts()}; by exact probabilities in the place of tokens"
-
-    def extra_tokens(self) -> tuple[str, ...]:
-        """Those of `of`."""
-        return self.of.extra_tokens()
-
-    def input_length(self, sequence_length: int) -> int:
-        """That of `of`."""
-        return self.of.input_length(sequence_length)
-
-    def mean_predicted(self, sequence_length: int) -> float:
-        """That of `of`."""
-        return self.of.mean_predicted(sequence_length)
-
-    def prepare(self, ids: Ints, draw: np.random.Generator, specials: Specials) -> Arrays:
-        """The rows of `of`, whose labels say where something is predicted."""
-        return self.of.prepare(ids, draw, specials)
 
     def from_law(self, law: LabelledLaw, ids: Ints, rows: Arrays) -> Arrays:
         """The true probabilities at all places of the rows."""
         table = self.of.conditionals(law, ids, rows)
         assert table is not None  # `of` has an optimum.
         return {TARGETS: table.astype(np.float32)}
-
-    def num_predicted(self, batch: Mapping[str, Any]) -> int:
-        """That of `of`."""
-        return self.of.num_predicted(batch)
 
     def loss_sum(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See the class; of rows without TARGETS, which are measured and not trained on, the loss of `of`."""
@@ -99,16 +63,3 @@ class SoftTargets(ObjectiveSpec):
         targets = batch[TARGETS][rows, columns + shift]
         # A model may have rows for tokens that no text has, such as a mask.
         return -(targets * logits.float().log_softmax(dim=-1)[:, : targets.shape[1]]).sum()
-
-    @property
-    def has_optimum(self) -> bool:
-        """That of `of`."""
-        return self.of.has_optimum
-
-    def optimal_losses(self, law: Law, ids: Ints, rows: Arrays, specials: Specials) -> Floats:
-        """Those of `of`."""
-        return self.of.optimal_losses(law, ids, rows, specials)
-
-    def conditionals(self, law: TabledLaw, ids: Ints, rows: Arrays) -> Floats | None:
-        """Those of `of`."""
-        return self.of.conditionals(law, ids, rows)
