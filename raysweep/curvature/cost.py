@@ -56,6 +56,11 @@ def first_draws(products: Products, *, parts: bool, min_units: int) -> int:
     return 0 if products == "logit_differences" else PILOT_FISHER
 
 
+def most_batches(asked: int, *, num_tokens: int, on_gpu: bool) -> int:
+    """Batches of so many tokens that may share a probe vector: as many as are asked for, within `TOKENS_OF_UNIT`."""
+    return max(1, min(asked, TOKENS_OF_UNIT["cuda" if on_gpu else "cpu"] // num_tokens))
+
+
 def predicted(rse: float, *, num_predicted: float, min_units: int, max_units: int) -> tuple[int, float]:
     """Probe units that a target will take, within a budget, and the relative standard error after them.
 

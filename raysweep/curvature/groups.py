@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from raysweep.curvature.averages import Moments
-from raysweep.curvature.cost import TOKENS_OF_UNIT, UNIT_OVERHEAD_TOKENS
+from raysweep.curvature.cost import UNIT_OVERHEAD_TOKENS, most_batches
 from raysweep.curvature.language import Batch
 from raysweep.curvature.settings import TraceSettings
 
@@ -73,8 +73,8 @@ def cheapest_size(first: Moments, settings: TraceSettings, *, num_batches: int, 
         device: of torch's names.
     """
     goal = (settings.rse * first.hessian) ** 2
-    kind = "cpu" if device == "cpu" else "cuda"
-    overhead = UNIT_OVERHEAD_TOKENS[kind] / num_tokens
+    on_gpu = device != "cpu"
+    overhead = UNIT_OVERHEAD_TOKENS["cuda" if on_gpu else "cpu"] / num_tokens
     least = FEWEST_UNITS * max(settings.min_units, first.num_probe)
     common = (COMMON * first.hessian) ** 2
 
@@ -87,7 +87,5 @@ def cheapest_size(first: Moments, settings: TraceSettings, *, num_batches: int, 
         # Filling up takes another pass of each unit of the first round.
         return units * (overhead + size) + (first.num_probe * overhead if size > 1 else 0)
 
-    sizes = [1]
-    while 2 * sizes[-1] <= settings.max_unit_batches and 2 * sizes[-1] * num_tokens <= TOKENS_OF_UNIT[kind]:
-        sizes.append(2 * sizes[-1])
-    return min(sizes, key=cost)
+    most = most_batches(settings.max_unit_batches, num_tokens=num_tokens, on_gpu=on_gpu)
+    return min((1 << power for power in range(most.bit_length())), key=cost)

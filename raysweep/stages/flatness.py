@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from raysweep.costs import Size
-from raysweep.curvature.cost import COST, TOKENS_OF_UNIT, first_draws, predicted
+from raysweep.curvature.cost import COST, first_draws, most_batches, predicted
 from raysweep.curvature.dealing import Deal
 from raysweep.curvature.settings import ShapeSettings, TraceSettings
 from raysweep.data.corpora import Corpus
@@ -180,10 +180,9 @@ class Flatness(TraceSettings, StageSpec):
 
     def _most_batches(self, *, on_gpu: bool) -> int:
         """That may share a probe vector; see `curvature.groups`."""
-        if self.products != "logit_differences" or self.parts:
+        if first_draws(self.products, parts=self.parts, min_units=self.min_units):
             return 1
-        tokens = TOKENS_OF_UNIT["cuda" if on_gpu else "cpu"]
-        return max(1, min(self.max_unit_batches, tokens // (self.batch_sequences * self.input_length)))
+        return most_batches(self.max_unit_batches, num_tokens=self.batch_sequences * self.input_length, on_gpu=on_gpu)
 
     def disk_bytes(self, size: Size) -> int:
         """Values of units, and of single parameters: some kilobytes."""
