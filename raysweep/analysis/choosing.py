@@ -38,12 +38,19 @@ class Chosen:
         )
 
 
+def identity_of(run: Run) -> dict[str, Any]:
+    """What a run declares that makes its results; empty where it cannot be read."""
+    try:
+        return parse_object((run.folder / "identity.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
 def search_of(run: Run) -> Search:
     """How a run's points are picked; a grid, where its identity cannot be read."""
     try:
-        section = parse_object((run.folder / "identity.json").read_bytes()).get("search") or {}
-        return validate(Search, section)
-    except (OSError, ValueError, ValidationError):
+        return validate(Search, identity_of(run).get("search") or {})
+    except ValidationError:
         return Search()  # The identity is checked where a run goes on; a page can do without.
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis import charts, formatting
-from raysweep.analysis.choosing import Chosen, chosen_of, search_of
+from raysweep.analysis.choosing import Chosen, chosen_of, identity_of, search_of
 from raysweep.analysis.colors import variant_colors
 from raysweep.analysis.findings import cautions, headline, how_to_read, points_text, score_text, tie_text
 from raysweep.analysis.labels import is_missing, row_key
@@ -39,7 +39,7 @@ from raysweep.analysis.sections import (
 )
 from raysweep.analysis.tables import columns_of
 from raysweep.analysis.trajectories import steps_chart
-from raysweep.durable import parse_object, write_text
+from raysweep.durable import write_text
 from raysweep.errors import LostError, UnreachableError
 from raysweep.printable import printable
 from raysweep.runs import Run
@@ -150,8 +150,8 @@ def _reader(run: Run) -> Callable[[str], Floats | None]:
 def _band(run: Run) -> float:
     """Within which losses are the same, by the run's identity, which holds it where it is not the usual one."""
     try:
-        return float(parse_object((run.folder / "identity.json").read_bytes()).get("same_loss_nats", BAND_NATS))
-    except (OSError, ValueError):
+        return float(identity_of(run).get("same_loss_nats", BAND_NATS))
+    except ValueError:
         return BAND_NATS
 
 
