@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -209,6 +209,10 @@ class Goal(Spec):
     """As `kind/name`; `raysweep plan` lists those there are."""
     mode: Literal["min", "max"]
     """Whether the metric is to be small or large."""
+
+    def best(self, values: Iterable[float]) -> float:
+        """The one that is best by it, of one at least."""
+        return min(values) if self.mode == "min" else max(values)
 
 
 class Within(Goal):

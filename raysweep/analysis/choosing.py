@@ -67,7 +67,7 @@ def chosen_of(table: pd.DataFrame, choose: Choose | None) -> Chosen | None:
         return None
     within = choose.within
     bounds = [float(row[within.metric]) for row in rows]
-    best = min(bounds) if within.mode == "min" else max(bounds)
+    best = within.best(bounds)
     kept = [row for row, value in zip(rows, bounds, strict=True) if within.excess(value, best) <= 0]
     pick = min if choose.mode == "min" else max
     return Chosen(choose, pick(kept, key=lambda row: float(row[choose.metric])), len(kept), len(rows))

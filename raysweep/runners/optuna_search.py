@@ -179,8 +179,7 @@ def _constraints(study: optuna.Study, within: Within) -> Callable[[FrozenTrial],
             return (sys.float_info.max,)
         others = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         values = [each.user_attrs[BOUNDED] for each in (*others, trial) if BOUNDED in each.user_attrs]
-        best = min(values) if within.mode == "min" else max(values)
-        return (within.excess(trial.user_attrs[BOUNDED], best),)
+        return (within.excess(trial.user_attrs[BOUNDED], within.best(values)),)
 
     return of
 
@@ -203,15 +202,14 @@ def _warm_start(study: optuna.Study, space: SearchSpace, runs: Sequence[Run]) ->
             if not any(map(math.isnan, values)):
                 found.append((point, values, metrics))
     within = search.choose.within if search.choose else None
+    known = [metrics[within.metric] for _, _, metrics in found if within.metric in metrics] if within else []
     for point, values, metrics in found:
         attrs: dict[str, Any] = {FOUND: True}
         system_attrs: dict[str, Any] = {}
         bounded = metrics.get(within.metric, math.nan) if within else math.nan
         if within and not math.isnan(bounded):
-            known = [each[within.metric] for _, _, each in found if within.metric in each]
             attrs[BOUNDED] = bounded
-            best = min(known) if within.mode == "min" else max(known)
-            system_attrs[CONSTRAINTS] = [within.excess(bounded, best)]
+            system_attrs[CONSTRAINTS] = [within.excess(bounded, within.best(known))]
         study.add_trial(
             create_trial(
                 params=dict(point),
