@@ -104,7 +104,20 @@ class LabelNoise(FlatSpec):
         return rows | {"labels": np.where(replaced, drawn, labels)}
 
 
-class EMA(FlatSpec):
+class _OneAverage(FlatSpec):
+    """A checkpoint is one running average of the weights."""
+
+    @property
+    def saved_floats(self) -> int:
+        """The average so far."""
+        return 1
+
+    def mean(self, states: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """See `FlatSpec.mean`."""
+        return states.get(AVERAGE)
+
+
+class EMA(_OneAverage):
     """A checkpoint is an exponential moving average of the weights after each step (Polyak and Juditsky, 1992).
 
     a = decay a + (1 - decay) w, from the weights after the first step on. Training itself goes on with w, which the
@@ -116,23 +129,14 @@ class EMA(FlatSpec):
     decay: float = Field(default=0.99, gt=0, lt=1)
     """Part of the average that a step leaves: it is over some 1 / (1 - decay) steps."""
 
-    @property
-    def saved_floats(self) -> int:
-        """The average."""
-        return 1
-
     def end_step(
         self, tensors: Sequence[torch.Tensor], states: Sequence[dict[str, Any]], *, step: int, num_steps: int
     ) -> None:
         """See `FlatSpec.end_step`."""
         _average(tensors, states, 1.0 if step == 0 else 1 - self.decay)
 
-    def mean(self, states: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-        """See `FlatSpec.mean`."""
-        return states.get(AVERAGE)
 
-
-class SWA(FlatSpec):
+class SWA(_OneAverage):
     """A checkpoint is the mean of the weights over the end of training (Izmailov et al., 2018).
 
     Meant for a rate that stays high, such as a `constant` schedule; checkpoints before the first such step are weights
@@ -146,11 +150,6 @@ class SWA(FlatSpec):
     every: int = Field(default=1, ge=1)
     """Steps from one that counts to the next."""
 
-    @property
-    def saved_floats(self) -> int:
-        """The mean so far."""
-        return 1
-
     def end_step(
         self, tensors: Sequence[torch.Tensor], states: Sequence[dict[str, Any]], *, step: int, num_steps: int
     ) -> None:
@@ -158,10 +157,6 @@ class SWA(FlatSpec):
         number, rest = divmod(step + 1 - round(self.start * num_steps), self.every)
         if number >= 1 and rest == 0:
             _average(tensors, states, 1 / number)
-
-    def mean(self, states: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-        """See `FlatSpec.mean`."""
-        return states.get(AVERAGE)
 
 
 class LAWA(FlatSpec):
