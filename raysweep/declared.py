@@ -31,6 +31,7 @@ from raysweep.stages.base import StageSpec
 from raysweep.stages.fetch import Existing
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.indicators import Indicators
+from raysweep.stages.noise import Noise
 from raysweep.stages.pretrain import Recipe
 from raysweep.stages.probes import Probes
 from raysweep.validation import suggested
@@ -94,6 +95,8 @@ class Declared(Spec):
     """Linear probes of the fine-tuning tasks by number of labels and by layer, on every checkpoint; left out: none."""
     agreement: Annotated[Agreement | None, Neutral(None)] = None
     """Cosines between the gradients of domains, on every checkpoint; left out: none."""
+    noise: Annotated[Noise | None, Neutral(None)] = None
+    """Rises of the loss under noise on the weights, on every checkpoint; left out: none."""
     sft: Finetuning | None = None
     """Tasks that every checkpoint is fine-tuned on; left out: none."""
     resources: Annotated[ResourcesSection, Provenance()] = AskedResources()

@@ -42,6 +42,9 @@ GAP = column_name("heldout", "entropy_gap_nats_per_token")
 LOSS = column_name("heldout", "loss_nats_per_token")
 MEAN_SCORE = column_name("sft", "mean_score")
 
+NO_MEASURES = frozenset({"tokenize", "fetch", "pretrain", "heldout", "indicators", "probe", "probes", "sft"})
+"""Kinds of stage that prepare, or that tell of transfer: what they have for measures is named one by one."""
+
 RowValues = Mapping[Hashable, Any]
 
 
@@ -298,8 +301,12 @@ def _probes(table: pd.DataFrame) -> list[str]:
 
 
 def _measures(table: pd.DataFrame, columns: Sequence[Column], loss: str) -> dict[str, Floats]:
-    """What may go with transfer: every number of flatness, the loss, and downstream scores that are had early."""
-    names = [each.name for each in columns if each.kind == "flatness" and each.metric.direction == "min"]
+    """What may go with transfer: every number of the measurements, the loss, and downstream scores that are had early.
+
+    Of what is measured on several tasks the mean alone counts: each more is one more that is tried.
+    """
+    others = [each for each in columns if each.kind not in NO_MEASURES and each.metric.direction]
+    names = [each.name for each in others if "/" not in each.metric.name]
     early = _probes(table)[:1]
     wanted = dict.fromkeys([*names, loss, KSHOT, *early])
     return {name: values for name in wanted if name in table and np.isfinite(values := _numbers(table, name)).all()}

@@ -26,6 +26,7 @@ _HOMES = {
     "operators": ("choose_parameters", "finite_difference_product", "hessian_vector_products", "named_parameters"),
     "probes": ("probe_vector",),
     "samples": ("sample_sequences",),
+    "sensitivity": ("crossed_mean", "noise_vector"),
     "settings": ("ShapeSettings", "TraceSettings"),
     "shape": ("measure_shape",),
     "sharpness": ("adaptive_trace", "average_sharpness", "relative_flatness", "worst_sharpness"),

@@ -154,7 +154,7 @@ def relative_flatness(operator: Operator, model: Any, *, num_products: int, seed
     1
     """
     parameters = named_parameters(model)
-    layers = _linear_weights(model, parameters)
+    layers = linear_weights(model, parameters)
     if not layers:
         raise ValueError("relative flatness needs a linear layer among the parameters")
 
@@ -171,7 +171,7 @@ def relative_flatness(operator: Operator, model: Any, *, num_products: int, seed
     return _mean_form(operator, num_products, draw)
 
 
-def _linear_weights(model: nn.Module, parameters: Tensors) -> dict[str, bool]:
+def linear_weights(model: nn.Module, parameters: Tensors) -> dict[str, bool]:
     """Name of each linear layer's weight, and whether its rows are neurons (GPT-2's Conv1D has them as columns)."""
     names = {id(part): name for name, part in parameters.items()}
     found = {}

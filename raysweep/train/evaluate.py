@@ -62,16 +62,19 @@ class HeldoutLosses:
         return _ratio(self.losses - batches, self.num_predicted)
 
 
-def heldout(model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec) -> HeldoutLosses:
+def heldout(
+    model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec, *, batch_size: int = BATCH
+) -> HeldoutLosses:
     """Losses of an objective on held-out rows.
 
     Args:
         model: put back into the mode that it comes in.
         rows: what the objective has prepared of held-out text, n rows.
         objective: whose loss it is.
+        batch_size: rows of a forward pass; `HeldoutLosses.above` takes that of the default.
 
     Returns:
-        A loss for each `BATCH` rows, and one for those that are left.
+        A loss for each `batch_size` rows, and one for those that are left.
     """
     import torch
 
@@ -80,9 +83,9 @@ def heldout(model: PreTrainedModel, rows: Arrays, objective: ObjectiveSpec) -> H
     model.eval()
     losses, num_predicted = [], []
     with torch.inference_mode():
-        for start in range(0, len(rows["input_ids"]), BATCH):
+        for start in range(0, len(rows["input_ids"]), batch_size):
             # Without `lengths`, by which only the training loop sorts: padding has no label, and none attends to it.
-            part = {name: values[start : start + BATCH] for name, values in rows.items() if name != "lengths"}
+            part = {name: values[start : start + batch_size] for name, values in rows.items() if name != "lengths"}
             batch = {name: torch.from_numpy(values).to(device) for name, values in part.items()}
             losses.append(float(objective.loss_sum(model, batch).double()))
             num_predicted.append(objective.num_predicted(part))

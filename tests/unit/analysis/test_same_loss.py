@@ -102,6 +102,25 @@ def test_doses_that_move_the_trace_and_the_probe_are_found_and_nothing_else():
     assert "control" not in {each.variant for each in found.contrasts}
 
 
+def test_every_measure_of_a_checkpoint_is_tried_and_counted():
+    """Of the mean over tasks, not of each; and whoever tries more has to be surer."""
+    checkpoints, stages = study(link=0.1)
+    draw = np.random.default_rng(2)
+    more = [Column("noise", Metric(f"rise_absolute_{size}", "min")) for size in range(12)]
+    more += [Column("early_sft", Metric("a/score", "max")), Column("noise", Metric("rise_absolute_0_stderr"))]
+    for column in more:
+        checkpoints[column.name] = draw.normal(size=len(checkpoints))
+    few, many = (
+        compare_same_loss(checkpoints, stages, columns, lambda stage: np.random.default_rng(1).random(10))
+        for columns in (COLUMNS, [*COLUMNS, *more])
+    )
+    target = "probe, 64 labels"
+    p = [{each.measure: each.p for each in found.groups[1].associations[target]} for found in (few, many)]
+    assert set(p[1]) - set(p[0]) == {f"noise/rise_absolute_{size}" for size in range(12)}
+    assert all(p[0][name] <= p[1][name] for name in p[0])
+    assert any(p[0][name] < p[1][name] for name in p[0])
+
+
 def test_what_holds_for_these_variants_alone_is_said_so():
     first = same_loss_page(compared(link=0.4)).answers[0]
     assert "among these variants flatter is better, with other seeds too; of others it is not shown" in first
