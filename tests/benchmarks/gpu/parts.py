@@ -25,5 +25,5 @@ def _module(name: str) -> Callable[[Table], None]:
 
 
 PARTS = {f"throughput-{name}": _of_size(name) for name in SIZES} | {
-    name: _module(name) for name in ("flatness", "zero", "kernels", "memory", "finetuning", "quickstart")
+    name: _module(name) for name in ("flatness", "zero", "kernels", "memory", "minima", "finetuning", "quickstart")
 }

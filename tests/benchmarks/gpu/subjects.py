@@ -13,6 +13,7 @@ import torch
 
 from raysweep.devices import peak_flops
 from raysweep.objectives.causal_lm import CausalLM
+from raysweep.train.flat import FlatSpec
 from raysweep.train.loop import Training, train
 from raysweep.train.models import Llama
 from raysweep.train.optimizers import AdamW
@@ -105,11 +106,25 @@ def worker(subject: Subject, length: int, **changes: Any) -> Worker:
     return Worker(**(given | changes))
 
 
-def train_on(model: Any, ids: np.ndarray[Any, Any], *, num_steps: int, worker: Worker, bf16: bool = BF16) -> Training:
-    """Some steps of causal LM by the training loop of every pretraining stage, all on these sequences."""
+def train_on(
+    model: Any,
+    ids: np.ndarray[Any, Any],
+    *,
+    num_steps: int,
+    worker: Worker,
+    bf16: bool = BF16,
+    flat: FlatSpec | None = None,
+) -> Training:
+    """Some steps of causal LM by the training loop of every pretraining stage, all on these sequences.
+
+    Where `flat` compares domains, every second sequence is of another one.
+    """
+    batch = {"input_ids": ids, "labels": ids}
+    if flat and flat.needs_domains:
+        batch["domains"] = np.arange(len(ids)) % 2
     return train(
         model,
-        lambda step: {"input_ids": ids, "labels": ids},
+        lambda step: batch,
         objective=CausalLM(),
         optimizer=AdamW(lr=LR),
         schedule=Constant(name="constant", warmup=0.0),
@@ -117,6 +132,7 @@ def train_on(model: Any, ids: np.ndarray[Any, Any], *, num_steps: int, worker: W
         seed=0,
         bf16=bf16,
         worker=worker,
+        flat=flat,
     )
 
 
