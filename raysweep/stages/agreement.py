@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -17,23 +17,20 @@ from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
 from raysweep.errors import DataError, SpaceError
 from raysweep.memory import Step, training_bytes
-from raysweep.objectives.base import Arrays, ObjectiveSpec
-from raysweep.objectives.families import Objective
+from raysweep.objectives.base from raysweep.objectives.families import Objective
 from raysweep.resources import Resources
 from raysweep.spec import Metric
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.stages.heldout import DRAW
 from raysweep.stages.specials import checkpoint_specials
 from raysweep.train.checkpoints import load_model
+from raysweep.train.evaluate import BATCH
 from raysweep.worker import Worker
 
 if TYPE_CHECKING:
     import torch
 
-    Halves = tuple[list[torch.Tensor], list[torch.Tensor]]
-
-ROWS = 16
-"""Of a forward and backward pass."""
+    Halves = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
 class Agreement(StageSpec):
@@ -77,6 +74,8 @@ class Agreement(StageSpec):
         Raises:
             DataError: if a domain has one held-out sequence alone.
         """
+        from raysweep.train.gradients import gradient
+
         assert self.loss
         model = load_model(inputs["checkpoint"]).to(worker.device).eval()
         tokens, specials = Tokens(inputs["tokens"]), checkpoint_specials(inputs["checkpoint"], self.loss)
@@ -109,8 +108,8 @@ class Agreement(StageSpec):
     def memory_bytes(self, size: Size, resources: Resources) -> int:
         """Those of a gradient's pass, and two gradients of each domain, which are few."""
         step = Step(
-            tokens=ROWS * self._length,
-            logit_tokens=ROWS * self._length,
+            tokens=BATCH * self._length,
+            logit_tokens=BATCH * self._length,
             optimizer_floats=2 * 2,
             on_gpu=resources.gpus_per_worker > 0,
         )
@@ -125,33 +124,15 @@ class Agreement(StageSpec):
         return self.loss.input_length(self.sequence_length) if self.loss else self.sequence_length
 
 
-def gradient(model: Any, rows: Arrays, loss: ObjectiveSpec) -> list[torch.Tensor]:
-    """Of the mean loss of rows per predicted token, by each trainable weight; the model is left without one."""
-    import torch
-
-    device = next(model.parameters()).device
-    num = max(1, loss.num_predicted(rows))
-    for start in range(0, len(rows["input_ids"]), ROWS):
-        part = {name: values[start : start + ROWS] for name, values in rows.items() if name != "lengths"}
-        batch = {name: torch.from_numpy(np.ascontiguousarray(values)).to(device) for name, values in part.items()}
-        (loss.loss_sum(model, batch) / num).backward()  # type: ignore[no-untyped-call]
-    taken = [weight.grad for weight in model.parameters() if weight.grad is not None]
-    model.zero_grad(set_to_none=True)
-    return taken
-
-
 def cosine(left: Halves, right: Halves) -> float:
     """Between the means of two pairs of independent gradients; see `Agreement`.
 
-    >>> one, two = [torch.tensor([1.0, 0.0])], [torch.tensor([3.0, 0.0])]
-    >>> cosine((one, two), (one, one)), cosine((one, one), ([torch.tensor([0.0, 2.0])],) * 2)
+    >>> one, two, other = ({"w": torch.tensor(row)} for row in ([1.0, 0.0], [3.0, 0.0], [0.0, 2.0]))
+    >>> cosine((one, two), (one, one)), cosine((one, one), (other, other))
     (1.1547005383792517, 0.0)
     """
+    from raysweep.train.gradients import dot
+
     between = fmean(dot(a, b) for a in left for b in right)
     sizes = dot(*left), dot(*right)
     return between / math.sqrt(sizes[0] * sizes[1]) if min(sizes) > 0 else math.nan
-
-
-def dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
-    """Sum of the products of all elements, in float64."""
-    return sum(float((a.double() * b.double()).sum()) for a, b in zip(left, right, strict=True))

@@ -22,6 +22,7 @@ from raysweep.objectives.base import Arrays, Loss
 from raysweep.resources import Resources
 from raysweep.spec import Metric, Neutral, Spec
 from raysweep.stages.base import StageSpec
+from raysweep.tasks.base import Fitted
 from raysweep.tasks.families import Task
 from raysweep.tasks.rows import batch_tokens
 from raysweep.train.checkpoints import load_model
@@ -32,6 +33,7 @@ from raysweep.worker import Worker
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Hyperparameters(Spec):
@@ -78,7 +80,7 @@ class Sft(StageSpec):
         """
         task = self.task
         model, tokenizer = load_model(inputs["checkpoint"]), load_tokenizer(inputs["checkpoint"])
-        fitted = task.fit(model, tokenizer, partial(self._train, worker=worker), seed=self.seed)
+        fitted = self.fit(model, tokenizer, worker)
         if worker.rank > 0:
             return {}
         # The rate is picked by the first, and the second is shown: who picks by what is shown flatters it.
@@ -103,6 +105,10 @@ class Sft(StageSpec):
             "num_steps": float(len(fitted.losses)),
             "num_test_examples": float(len(test)),
         }
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, worker: Worker) -> Fitted:
+        """The model fine-tuned, its own weights among what `Fitted.model` has; see `TaskSpec.fit`."""
+        return self.task.fit(model, tokenizer, partial(self._train, worker=worker), seed=self.seed)
 
     def is_wide(self, resources: Resources) -> bool:
         """By the gang's resources: it is no part of what is asked, so not of the id."""

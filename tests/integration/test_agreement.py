@@ -76,13 +76,13 @@ def test_noise_of_halves_leaves_the_cosine_where_it_is():
     exact = float(one @ other / (one.norm() * other.norm()))
 
     def noisy(mean):
-        return tuple([mean + torch.randn(400, generator=draw, dtype=torch.float64)] for _ in range(2))
+        return tuple({"w": mean + torch.randn(400, generator=draw, dtype=torch.float64)} for _ in range(2))
 
     found, plain = [], []
     for _ in range(200):
         left, right = noisy(one), noisy(other)
         found.append(cosine(left, right))
-        a, b = left[0][0] + left[1][0], right[0][0] + right[1][0]
+        a, b = left[0]["w"] + left[1]["w"], right[0]["w"] + right[1]["w"]
         plain.append(float(a @ b / (a.norm() * b.norm())))
     error = np.std(found) / 200**0.5
     # A ratio of unbiased numbers is off by the square of their relative error, some 0.1^2 here.
