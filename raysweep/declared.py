@@ -34,6 +34,7 @@ from raysweep.stages.indicators import Indicators
 from raysweep.stages.noise import Noise
 from raysweep.stages.pretrain import Recipe
 from raysweep.stages.probes import Probes
+from raysweep.stages.updates import Updates
 from raysweep.validation import suggested
 
 # More than any sweep has been; a grid of a few long axes is beyond it at once.
@@ -97,6 +98,8 @@ class Declared(Spec):
     """Cosines between the gradients of domains, on every checkpoint; left out: none."""
     noise: Annotated[Noise | None, Neutral(None)] = None
     """Rises of the loss under noise on the weights, on every checkpoint; left out: none."""
+    updates: Annotated[Updates | None, Neutral(None)] = None
+    """Sharpness along the loss's own updates and those of fine-tuning, on every checkpoint; left out: none."""
     sft: Finetuning | None = None
     """Tasks that every checkpoint is fine-tuned on; left out: none."""
     resources: Annotated[ResourcesSection, Provenance()] = AskedResources()

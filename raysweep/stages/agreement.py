@@ -17,7 +17,7 @@ from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
 from raysweep.errors import DataError, SpaceError
 from raysweep.memory import Step, training_bytes
-from raysweep.objectives.base from raysweep.objectives.families import Objective
+from raysweep.objectives.families import Objective
 from raysweep.resources import Resources
 from raysweep.spec import Metric
 from raysweep.stages.base import StageSpec, Subject

@@ -129,9 +129,14 @@ class Sft(StageSpec):
     def flops(self, size: Size, corpus: Corpus) -> float:
         """Training, and scoring of validation and test examples."""
         load = self.task.workload()
+        scored = size.forward_flops((load.num_valid + load.num_test) * load.scored_length, load.length)
+        return self.training_flops(size) + scored
+
+    def training_flops(self, size: Size) -> float:
+        """Of training alone."""
+        load = self.task.workload()
         num = self.hyperparameters.num_examples(load.num_train)
-        trained = size.gradient_flops(self.hyperparameters.epochs * num * load.length, load.length)
-        return trained + size.forward_flops((load.num_valid + load.num_test) * load.scored_length, load.length)
+        return size.gradient_flops(self.hyperparameters.epochs * num * load.length, load.length)
 
     @property
     def training(self) -> TrainingSteps:

@@ -1,5 +1,6 @@
 """Measures of a checkpoint's own loss around its weights: each against a naive reference, of every kind of model."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,17 +11,30 @@ from tiny import pretrain, recipe_of, tokens_of
 from raysweep.curvature.probes import key
 from raysweep.data.brackets import Brackets
 from raysweep.data.pcfg import PCFG
+from raysweep.data.tokenizers import load_tokenizer
 from raysweep.objectives.adversary import Adversary
 from raysweep.objectives.base import IGNORED
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
+from raysweep.spec import Spec
 from raysweep.stages.base import Subject
 from raysweep.stages.noise import Noise
+from raysweep.stages.sft import Hyperparameters, Sft
+from raysweep.stages.updates import Updates
+from raysweep.tasks.families import Task
 from raysweep.train.checkpoints import load_model
 from raysweep.train.models import Bert, Llama
 from raysweep.train.one_layer import OneLayer
+from raysweep.validation import validate
 from raysweep.worker import Worker
+
+
+class Tasks(Spec):
+    """Of which a task is read, as in a sweep file."""
+
+    task: Task
+
 
 GRAMMAR = PCFG(
     num_words_total=16,
@@ -41,7 +55,7 @@ CASES = {
     "prefix": (GRAMMAR, LLAMA, PrefixLM(name="prefix_lm")),
     "adversary": (GRAMMAR, LLAMA, Adversary(name="adversary", strength=0.05)),
     "bert": (GRAMMAR, Bert(name="bert", hidden_size=16, num_layers=1, num_heads=2), MASKED),
-    "one_layer": (BRACKETS, OneLayer(name="one_layer", num_neurons=8), MASKED),
+    "one_layer": (BRACKETS, OneLayer(name="one_layer", num_neurons=8, activation="linear"), MASKED),
 }
 
 
@@ -76,6 +90,91 @@ def loss_of(model, rows: dict, objective) -> torch.Tensor:
     if objective.head == "causal":
         logits, labels = logits[:, :-1], labels[:, 1:]
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+def exact(model, rows: dict, objective, direction: dict) -> tuple[float, float]:
+    """(u'Hu / u'u by two derivatives, loss), in float64."""
+    parameters = dict(model.named_parameters())
+    loss = loss_of(model, rows, objective)
+    first = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, allow_unused=True)
+    slope = sum(
+        (each * direction[name]).sum() for name, each in zip(parameters, first, strict=True) if each is not None
+    )
+    second = torch.autograd.grad(slope, list(parameters.values()), allow_unused=True)
+    form = sum(
+        (each * direction[name]).sum() for name, each in zip(parameters, second, strict=True) if each is not None
+    )
+    return float(form / sum(part.square().sum() for part in direction.values())), float(loss)
+
+
+def first_rise(model, rows: dict, objective, direction: dict, *, near: float, target: float) -> float:
+    """The first step along a direction at which the loss has risen by the target, by a coarse and a fine scan."""
+    start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+    def loss_at(step: float) -> float:
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                weight.copy_(start[name] + step * direction[name])
+            return float(loss_of(model, rows, objective))
+
+    before, low = loss_at(0.0), near / 5
+    for ratio in (1.1, 1.005):
+        step = low
+        while loss_at(step) - before <= target:
+            low, step = step, step * ratio
+    loss_at(0.0)
+    assert step > near / 5
+    return step
+
+
+def precise(folder) -> torch.nn.Module:
+    """A checkpoint in float64, with attention that is differentiable twice."""
+    model = load_model(folder).eval().double()
+    model.set_attn_implementation("eager")
+    return model
+
+
+def test_sharpness_along_updates_is_that_of_two_derivatives_and_of_a_scan(case, tmp_path):
+    form = {"pcfg": {"form": "pcfg_span", "span": 2}, "brackets": {"form": "bracket_balance", "label": "majority"}}
+    given = {**form[case.subject.corpus.name], "num_train": 32, "num_valid": 8, "num_test": 8}
+    task = validate(Tasks, {"task": given}).task.bind(case.subject.corpus)
+    spec = Updates(batch_sequences=20, num_batches=2, hyperparameters=Hyperparameters(epochs=1, batch_sequences=8))
+    spec = spec.bind(replace(case.subject, tasks={"task": task}))
+    metrics = spec.run(case.inputs, tmp_path, Worker())
+    assert sorted(metrics) == sorted(metric.name for metric in spec.metrics(case.subject.corpus))
+
+    whole = spec.text.rows(case.inputs["tokens"], case.inputs["checkpoint"], num_sequences=40)
+    batches = [{name: values[half : half + 20] for name, values in whole.items()} for half in (0, 20)]
+    tuned, model = load_model(case.inputs["checkpoint"]), precise(case.inputs["checkpoint"])
+    sft = Sft(task=task, lr=spec.lr, seed=0, hyperparameters=spec.hyperparameters)
+    weights = dict(tuned.named_parameters())
+    sft.fit(tuned, load_tokenizer(case.inputs["checkpoint"]), Worker())
+    update = {name: weights[name].detach().double() - weight.detach() for name, weight in model.named_parameters()}
+    length = sum(float(part.square().sum()) for part in update.values()) ** 0.5
+    update = {name: part / length for name, part in update.items()}
+    found = {name: [] for name in metrics if "/" not in name and not name.endswith("_stderr")}
+    for rows in batches:
+        loss = loss_of(model, rows, spec.text.loss)
+        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        down = {
+            name: torch.zeros_like(weight) if each is None else -each
+            for (name, weight), each in zip(model.named_parameters(), gradients, strict=True)
+        }
+        found["directional_sharpness"].append(exact(model, rows, spec.text.loss, down)[0])
+        found["finetuning_directional_sharpness"].append(exact(model, rows, spec.text.loss, update)[0])
+        near = 2 / metrics["critical_sharpness"]
+        rises = first_rise(model, rows, spec.text.loss, down, near=near, target=0.0)
+        found["critical_sharpness"].append(2 / rises)
+        near = (0.2 / metrics["finetuning_critical_sharpness"]) ** 0.5
+        rises = first_rise(model, rows, spec.text.loss, update, near=near, target=0.1)
+        found["finetuning_critical_sharpness"].append(0.2 / rises**2)
+    for name, values in found.items():
+        # A percent of the step, twice; differences of float32 gradients are about as good.
+        assert metrics[name] == pytest.approx(np.mean(values), rel=0.05), name
+        assert metrics[f"{name}_stderr"] == pytest.approx(
+            np.std(values, ddof=1) / 2**0.5, rel=0.25, abs=0.03 * abs(np.mean(values))
+        )
+    assert metrics["task/finetuning_directional_sharpness"] == metrics["finetuning_directional_sharpness"]
 
 
 def test_noise_raises_the_loss_by_as_much_as_a_naive_loop_says(case, tmp_path):

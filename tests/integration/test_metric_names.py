@@ -13,7 +13,8 @@ GRAMMAR = TINY.replace(
     "max_units: 8}",
     "max_units: 8, own_samples: 4, parts: true, rescaled: true, shape: {num_steps: 4, num_eigenvalues: 2}}\n"
     "probes: {num_labels: [8, 20], num_draws: 2, layers: [0, 1]}\n"
-    "noise: {num_draws: 2, per_row: [0.1]}",
+    "noise: {num_draws: 2, per_row: [0.1]}\n"
+    "updates: {batch_sequences: 8, num_batches: 2, hyperparameters: {max_examples: 16}}",
 )
 TEXT = """\
 name: text
@@ -71,7 +72,8 @@ def declared_and_reported(path, store) -> set[str]:
 
 def test_every_stage_reports_what_it_declares(sweep_file, folder, store):
     kinds = declared_and_reported(sweep_file(GRAMMAR), store)
-    assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "flatness", "noise", "probe", "probes", "sft"}
+    measured = {"heldout", "indicators", "flatness", "probe", "probes", "noise", "updates", "sft"}
+    assert kinds == {"tokenize", "pretrain"} | measured
     kinds = declared_and_reported(sweep_file(TEXT), store)
     assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "sft"}
 

@@ -1,0 +1,57 @@
+"""Curvature along one direction, from losses alone: the step at which the loss has risen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+PRECISION = 0.01
+"""Relative, of a step: its bracket is this wide in the end."""
+MAX_DOUBLINGS = 60
+
+
+def critical_step(rise: Callable[[float], float], *, start: float, target: float = 0.0) -> float:
+    """The smallest step at which a loss has risen by more than `target`, within half a percent.
+
+    From `start` it doubles, or halves, until the target lies between two steps; then it halves their ratio. A rise and
+    fall between two doublings is not seen. With target 0 along the negative of an update, 2 / step is the critical
+    sharpness of Kalra et al. (2026, arXiv 2601.16979), which of a quadratic loss is u'Hu / u'g.
+
+    Args:
+        rise: of a step above 0: loss there less loss at 0; no number counts as a rise.
+        start: a step above 0 to begin with; what is far from the answer costs a loss for each doubling.
+        target: at least 0.
+
+    Returns:
+        NaN if the target is not met within 2^60 of the start.
+
+    >>> round(critical_step(lambda step: 3 * step**2 - 6 * step, start=1e-3), 2)
+    2.0
+    >>> critical_step(lambda step: -step, start=1.0)
+    nan
+    """
+
+    def is_above(step: float) -> bool:
+        return not rise(step) <= target
+
+    if is_above(start):
+        high = start
+        for _ in range(MAX_DOUBLINGS):
+            if not is_above(high / 2):
+                break
+            high /= 2
+        else:
+            return math.nan
+    else:
+        high = start
+        for _ in range(MAX_DOUBLINGS):
+            high *= 2
+            if is_above(high):
+                break
+        else:
+            return math.nan
+    low = high / 2
+    while high / low > 1 + PRECISION:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if is_above(middle) else (middle, high)
+    return math.sqrt(low * high)
