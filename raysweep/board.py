@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -12,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raysweep.events import Event, Note, StageEnded, StageFailed, StageProgress
 from raysweep.printable import duration, printable
 from raysweep.progress import Leader, Progress
 from raysweep.variants import SearchSpace
@@ -47,18 +47,18 @@ class Board:
         else:
             self._print(self._line())
 
-    def show(self, event: Mapping[str, Any]) -> None:
+    def show(self, event: Event) -> None:
         """Take one event of the run."""
         with self._lock:
             self._progress.take(event, at_seconds=time.monotonic() - self._began)
-            if event["event"] == "note":
-                self._print(event["message"], style="yellow")
+            if isinstance(event, Note):
+                self._print(event.message, style="yellow")
             if self._live:
                 return
-            if event["event"] == "failed" and not event["retry"]:
-                self._print(f"failed: {event['stage']}: {event['cause']}", style="red")
+            if isinstance(event, StageFailed) and not event.retry:
+                self._print(f"failed: {event.stage}: {event.cause}", style="red")
             due = time.monotonic() - self._last_line >= PLAIN_EVERY
-            if due and event["event"] in ("finished", "found", "progress"):
+            if due and isinstance(event, StageEnded | StageProgress):
                 self._last_line = time.monotonic()
                 self._print(self._line())
 

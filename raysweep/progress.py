@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from raysweep.events import (
+    Event,
+    GangsChosen,
+    StageEnded,
+    StageFailed,
+    StageProgress,
+    StageStarted,
+    TrialStarted,
+)
 from raysweep.run_files import TrialRow
 from raysweep.scores import Result, checkpoint_metrics
 from raysweep.variants import SearchSpace
+from raysweep.worker import Reached
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,7 @@ class Progress:
         search, seeds = space.declared.search, space.declared.seeds
         self.num_workers = 1
         """Of the largest gang, once that is known."""
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         """Of the finished stages, by kind."""
         self.speeds: dict[str, float] = {}
         """Trial -> tokens per second in its present training."""
@@ -88,39 +98,40 @@ class Progress:
             other == kind for stages in self._running.values() for other in list(stages.values())[: self.num_workers]
         )
 
-    def take(self, event: Mapping[str, Any], *, at_seconds: float = 0.0) -> None:
+    def take(self, event: Event, *, at_seconds: float = 0.0) -> None:
         """Take one event of the run, that many seconds after it began."""
-        stage, kind, trial = event.get("stage", ""), event.get("kind", ""), event.get("trial", "")
-        match event["event"]:
-            case "gangs":
-                self.num_workers = event["num_workers"]
-            case "trial":
-                row = event["row"]
+        match event:
+            case GangsChosen(num_workers=num_workers):
+                self.num_workers = num_workers
+            case TrialStarted(row=row):
                 self._rows[row.trial] = row
                 for each in row.stages:
                     self._planned.setdefault(each.kind, set()).add(each.id)
-            case "started":
-                self._failed.pop(stage, None)
-                self._running.setdefault(trial, {})[stage] = kind
-            case "progress" if event.get("tokens_per_second"):
-                self.speeds[trial] = event["tokens_per_second"]
-            case "found" | "finished" as how:
-                self._end(trial, stage)
-                self._failed.pop(stage, None)
-                if stage not in self._results:
-                    self.seconds[kind] += event["wall_seconds"]
-                    self._done[kind] += 1
-                    if how == "finished":
-                        self._made_seconds += event["wall_seconds"]
-                        self._made_at = at_seconds
-                self._results[stage] = Result(
-                    id=stage, **{name: event[name] for name in ("kind", "status", "metrics", "task", "lr", "seed")}
-                )
-                self._score(trial, stage)
-            case "failed":
-                self._end(trial, stage)
-                if not event["retry"]:
-                    self._failed[stage] = kind
+            case StageStarted():
+                self._failed.pop(event.stage, None)
+                self._running.setdefault(event.trial, {})[event.stage] = event.kind
+            case StageProgress(at=Reached(tokens_per_second=float(speed))):
+                self.speeds[event.trial] = speed
+            case StageEnded():
+                self._take_end(event, at_seconds)
+            case StageFailed():
+                self._end(event.trial, event.stage)
+                if not event.retry:
+                    self._failed[event.stage] = event.kind
+
+    def _take_end(self, event: StageEnded, at_seconds: float) -> None:
+        self._end(event.trial, event.stage)
+        self._failed.pop(event.stage, None)
+        if event.stage not in self._results:
+            self.seconds[event.kind] += event.wall_seconds
+            self._done[event.kind] += 1
+            if event.event == "finished":
+                self._made_seconds += event.wall_seconds
+                self._made_at = at_seconds
+        self._results[event.stage] = Result(
+            event.stage, event.kind, event.status, event.metrics, event.task, event.lr, event.seed
+        )
+        self._score(event.trial, event.stage)
 
     def counts(self) -> dict[str, Any]:
         """Trials and stages by kind, as far as they are known: see `Run.note_planned`."""

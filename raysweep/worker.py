@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 
-def ignore(event: Mapping[str, Any]) -> None:
-    """Drop a progress event: the `report` of a worker whose progress nobody follows."""
+@dataclass(frozen=True)
+class Reached:
+    """How far a stage has come."""
+
+    step: int
+    """Optimizer steps of training, or pieces of a measurement."""
+    loss: float | None = None
+    """Of training, in nats per token of the objective's loss."""
+    num_tokens: int | None = None
+    """Trained on since this try began."""
+    tokens_per_second: float | None = None
+    saved_step: int | None = None
+    """The step whose state has just been saved."""
+
+
+def ignore(event: object) -> None:
+    """Drop what is told: the `report` of a worker whose progress nobody follows."""
 
 
 def never() -> bool:
@@ -84,8 +99,8 @@ class Worker:
     """Whether a model's blocks are compiled for training, where all batches have one shape."""
     state_dir: StateDir | None = None
     """None: nothing is saved midway."""
-    report: Callable[[Mapping[str, Any]], None] = field(default=ignore, compare=False)
-    """Sink for progress events; a plain dict such as {"step": 40, "loss": 3.1, "num_tokens": 65536}."""
+    report: Callable[[Reached], None] = field(default=ignore, compare=False)
+    """Is told how far the stage is."""
     save_asked: Callable[[], bool] = field(default=never, compare=False)
     """Whether the run is about to end, so that training should save its state now; rank 0's answer counts."""
 

@@ -20,12 +20,13 @@ from raysweep.store import Store
 
 RUN = """
 import json, sys
+from dataclasses import asdict
 from raysweep.runners import run_sweep
 from raysweep.space import load
 from raysweep.store import Store
 
 with open(sys.argv[3], "w", buffering=1) as events:
-    show = lambda event: print(json.dumps(event, default=str), file=events)
+    show = lambda event: print(json.dumps(asdict(event)), file=events)
     run_sweep(load(sys.argv[1]), Store(sys.argv[2]), name="run", show=show)
 """
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
+from raysweep.events import Event, Report, StageFailed, TrialStarted
 from raysweep.plan import Trial
 from raysweep.progress import Progress
 from raysweep.runners.chain import recall, told
@@ -15,6 +15,7 @@ from raysweep.runners.tracking import trackers
 from raysweep.runs import Run, interrupt_driver
 from raysweep.store import Store
 from raysweep.variants import SearchSpace
+from raysweep.worker import ignore
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def run_sweep(
     *,
     runner: Runner = "tune",
     name: str | None = None,
-    show: Callable[[Mapping[str, Any]], None] = lambda event: None,
+    show: Report = ignore,
     fail_fast: bool = False,
 ) -> Run:
     """Run what of a sweep is not finished yet; running it again is how one resumes it.
@@ -57,20 +58,18 @@ def run_sweep(
 class _UntilFailure:
     """Shows events, and ends the run after one that says that a stage failed for good."""
 
-    def __init__(self, show: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(self, show: Report) -> None:
         self._show = show
         self.has_failed = False
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         self._show(event)
-        if event["event"] == "failed" and not event["retry"] and not self.has_failed:
+        if isinstance(event, StageFailed) and not event.retry and not self.has_failed:
             self.has_failed = True
             interrupt_driver()
 
 
-def _run(
-    space: SearchSpace, store: Store, run: Run, show: Callable[[Mapping[str, Any]], None], *, runner: Runner
-) -> None:
+def _run(space: SearchSpace, store: Store, run: Run, show: Report, *, runner: Runner) -> None:
     run.note_driver(this_driver())
     run.note_planned(Progress(space).counts())
     run.note_columns(space.columns())
@@ -112,7 +111,7 @@ def _run_on_ray(space: SearchSpace, store: Store, run: Run, journal: Journal) ->
 
 
 def _tell_finished(trial: Trial, store: Store, journal: Journal) -> None:
-    journal({"event": "trial", "row": trial_row(trial)})
+    journal(TrialStarted(row=trial_row(trial)))
     for stage in trial.stages:
         if record := store.get(stage.id):  # Else it was left out, as what it needs diverged.
             journal(told("found", record, stage, trial))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from raysweep.errors import Diverged, LostError, RaysweepError, UnreachableError
+from raysweep.events import Report, StageProgress
 from raysweep.plan import Stage
 from raysweep.printable import duration
 from raysweep.provenance import provenance
@@ -21,7 +22,7 @@ from raysweep.runners.out_of_memory import is_out_of_memory, note_out_of_memory,
 from raysweep.secrets import without_secrets
 from raysweep.spec import canonical
 from raysweep.store import Store
-from raysweep.worker import StateDir, Worker
+from raysweep.worker import StateDir, Worker, ignore
 
 logger = logging.getLogger(__name__)
 
@@ -79,14 +80,14 @@ def _free_bytes(store: Store) -> int:
     return shutil.disk_usage(store.root).free
 
 
-def make(stage: Stage, store: Store, worker: Worker) -> Outcome:
-    """Run a stage in this process alone, unless it is finished already."""
+def make(stage: Stage, store: Store, worker: Worker, report: Report = ignore) -> Outcome:
+    """Run a stage in this process alone, unless it is finished already; `report` is told how far it is."""
     try:
         with store.claim(stage.id):
             if record := store.get(stage.id, asked=canonical(stage.spec)):
                 return record
             store.work_dir(stage.id)
-            return attempt(stage, store, worker)
+            return attempt(stage, store, worker, report)
     except (OSError, RaysweepError) as error:  # A full disk, most likely.
         return Failure.of(stage, error)
 
@@ -113,10 +114,10 @@ def under_way() -> str:
     return _under_way[-1] if _under_way else ""
 
 
-def attempt(stage: Stage, store: Store, worker: Worker) -> Outcome:
+def attempt(stage: Stage, store: Store, worker: Worker, report: Report = ignore) -> Outcome:
     """One rank's part of a stage whose claim is held and whose work folder is empty; rank 0 commits. Raises nothing."""
     started = time.time()
-    spec, report = stage.spec, worker.report
+    spec = stage.spec
     record = Record(
         id=stage.id,
         kind=stage.kind,
@@ -137,7 +138,7 @@ def attempt(stage: Stage, store: Store, worker: Worker) -> Outcome:
         worker = replace(
             worker.saving_memory(times),
             state_dir=states,
-            report=lambda event: report({"stage": stage.id, "kind": stage.kind, **event}),
+            report=lambda step: report(StageProgress(stage=stage.id, kind=stage.kind, at=step)),
         )
         inputs = {role: store.folder(stage_id) for role, stage_id in stage.inputs.items()}
         try:

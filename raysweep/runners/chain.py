@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
+from raysweep.events import Note, Report, StageEnded, StageFailed, StageStarted, TrialStarted
 from raysweep.plan import Stage, Trial
 from raysweep.record import Record
 from raysweep.runners.attempts import Failure, wait_for_room
@@ -15,8 +16,6 @@ from raysweep.runners.journal import trial_row
 from raysweep.scores import Result, checkpoint_metrics
 from raysweep.spec import canonical
 from raysweep.store import Store
-
-Report = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ def run_chain(trial: Trial, gang: Gang, *, max_retries: int, report: Report) -> 
 
     Where `sft.lrs: auto` adds stages, the trial is told again, with these.
     A stage that fails `1 + max_retries` times is reported, and what hangs from it is left out; a diverged one
-    likewise, without further tries. All that happens is told to `report`, as plain dicts.
+    likewise, without further tries. All that happens is told to `report`.
 
     Raises:
         GangBroken: if a worker died; what was finished stays so.
@@ -52,7 +51,7 @@ def run_chain(trial: Trial, gang: Gang, *, max_retries: int, report: Report) -> 
         while (wider := trial.widened(_results(trial, records))) is not trial:
             new = [stage for stage in wider.stages if stage.id in wider.added - trial.added]
             trial = wider
-            report({"event": "trial", "row": trial_row(trial)})
+            report(TrialStarted(row=trial_row(trial)))
             outcomes = _run_batch(new, trial, gang, max_retries=max_retries, report=report)
             records |= {outcome.id: outcome for outcome in outcomes}
         if step is not None:
@@ -122,7 +121,7 @@ def _run_batch(
     attempt = 0
     while todo:
         for stage in todo:
-            report({"event": "started", "trial": trial.id, "stage": stage.id, "kind": stage.kind})
+            report(StageStarted(trial=trial.id, stage=stage.id, kind=stage.kind))
         try:
             wide = [stage for stage in todo if stage.spec.is_wide(gang.resources)]
             split = [stage for stage in todo if stage not in wide]
@@ -155,37 +154,36 @@ def _run_batch(
 
 
 def _note(report: Report, message: str) -> None:
-    report({"event": "note", "message": message})
+    report(Note(message=message))
 
 
-def told(event: Literal["found", "finished"], record: Record, stage: Stage, trial: Trial) -> dict[str, Any]:
+def told(event: Literal["found", "finished"], record: Record, stage: Stage, trial: Trial) -> StageEnded:
     """The event of a stage that was finished before, or just now."""
-    return {
-        "event": event,
-        "trial": trial.id,
-        "stage": record.id,
-        "kind": record.kind,
-        "status": record.status,
-        "step": stage.step,
-        "task": stage.task,
-        "lr": record.spec.get("lr"),
-        "seed": record.spec.get("seed"),
-        "wall_seconds": record.provenance["wall_seconds"],
-        "num_workers": record.provenance["world_size"],
-        "metrics": dict(record.metrics),
-    }
+    return StageEnded(
+        event=event,
+        trial=trial.id,
+        stage=record.id,
+        kind=record.kind,
+        status=record.status,
+        step=stage.step,
+        task=stage.task,
+        lr=record.spec.get("lr"),
+        seed=record.spec.get("seed"),
+        wall_seconds=record.provenance["wall_seconds"],
+        num_workers=record.provenance["world_size"],
+        metrics=dict(record.metrics),
+    )
 
 
-def _failed(failure: Failure, trial: Trial, *, retry: bool) -> dict[str, Any]:
-    return {
-        "event": "failed",
-        "trial": trial.id,
-        "stage": failure.stage.id,
-        "kind": failure.stage.kind,
-        "cause": failure.cause,
-        "log": failure.log,
-        "retry": retry,
-    }
+def _failed(failure: Failure, trial: Trial, *, retry: bool) -> StageFailed:
+    return StageFailed(
+        trial=trial.id,
+        stage=failure.stage.id,
+        kind=failure.stage.kind,
+        cause=failure.cause,
+        log=failure.log,
+        retry=retry,
+    )
 
 
 def _results(trial: Trial, records: Mapping[str, Record]) -> dict[str, Result]:

@@ -13,15 +13,16 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from raysweep.errors import RaysweepError
+from raysweep.events import Note, Report
 from raysweep.plan import Stage
 from raysweep.resources import Resources
 from raysweep.runners.agreement import Agreement
 from raysweep.runners.attempts import Failure, Outcome, attempt, fetch_inputs, make
-from raysweep.runners.events import Address
+from raysweep.runners.channel import Address
 from raysweep.runners.heartbeat import start_beats, this_process
 from raysweep.runners.interrupts import SaveFirst
 from raysweep.runners.processes import LOOPBACK, join_process_group, leave_process_group, make_worker
@@ -56,21 +57,22 @@ class Gang:
         store: Store,
         resources: Resources,
         *,
-        report: Callable[[Mapping[str, Any]], None],
+        report: Report,
         save_asked: Callable[[], bool] = never,
     ) -> None:
-        self.store, self.resources = store, resources
-        self.worker = make_worker(resources, rank=0, world_size=1, report=report, save_asked=save_asked)
+        self.store, self.resources, self._report = store, resources, report
+        self.worker = make_worker(resources, rank=0, world_size=1, save_asked=save_asked)
         with socket.create_server((LOOPBACK, 0)) as listener:
-            join_process_group(self.worker, resources, LOOPBACK, listener.getsockname()[1], listener=listener)
+            port = listener.getsockname()[1]
+            join_process_group(self.worker, resources, LOOPBACK, port, listener=listener, tell=self._note)
 
     def wide(self, stage: Stage) -> Outcome:
         """Run one stage on all ranks."""
-        return make(stage, self.store, self.worker)
+        return make(stage, self.store, self.worker, self._report)
 
     def split(self, stages: Sequence[Stage]) -> list[Outcome]:
         """Run independent stages, each on one rank; outcomes in the order of `stages`."""
-        return [make(stage, self.store, self.worker.alone()) for stage in stages]
+        return [make(stage, self.store, self.worker.alone(), self._report) for stage in stages]
 
     def drop_state(self, key: str) -> None:
         """Forget resumable state that no stage needs any more, on every rank's host."""
@@ -89,6 +91,9 @@ class Gang:
         """Leave the process group; no stage may run after it."""
         leave_process_group()
 
+    def _note(self, message: str) -> None:
+        self._report(Note(message=message))
+
 
 class RayGang(Gang):
     """Rank 0's view of a gang whose other ranks are Ray actors of class `RankActor`.
@@ -103,12 +108,12 @@ class RayGang(Gang):
         store: Store,
         resources: Resources,
         *,
-        report: Callable[[Mapping[str, Any]], None],
+        report: Report,
         start_rank: Callable[[int], Any],
         hosts: Sequence[str] = (LOOPBACK,),
         save_asked: Callable[[], bool] = never,
     ) -> None:
-        self.store, self.resources = store, resources
+        self.store, self.resources, self._report = store, resources, report
         world_size = resources.workers
         self._others = [start_rank(rank) for rank in range(1, world_size)]
         if len(set(hosts)) == 1:  # Nobody else can reach them.
@@ -118,10 +123,10 @@ class RayGang(Gang):
         joined = [
             actor.join.remote(store.url, resources, rank, hosts, port) for rank, actor in enumerate(self._others, 1)
         ]
-        self.worker = make_worker(resources, rank=0, world_size=world_size, report=report, save_asked=save_asked)
+        self.worker = make_worker(resources, rank=0, world_size=world_size, save_asked=save_asked)
         # A rank that dies before it has joined would be waited for for half an hour.
-        with _watch(joined, report):
-            join_process_group(self.worker, resources, hosts[0], port, hosts=hosts, listener=listener)
+        with _watch(joined, self._note):
+            join_process_group(self.worker, resources, hosts[0], port, hosts=hosts, listener=listener, tell=self._note)
         _get(joined)
 
     def wide(self, stage: Stage) -> Outcome:
@@ -140,8 +145,8 @@ class RayGang(Gang):
                 if failure:
                     return failure
             running = [actor.run.remote(stage) for actor in self._others]
-            with _watch(running, self.worker.report):
-                outcome = attempt(stage, self.store, self.worker)
+            with _watch(running, self._note):
+                outcome = attempt(stage, self.store, self.worker, self._report)
             if isinstance(outcome, Failure):
                 self._settle(running, outcome)
                 return outcome
@@ -169,7 +174,7 @@ class RayGang(Gang):
         while waiting and not broken:
             with contextlib.suppress(IndexError):
                 index, stage = waiting.popleft()
-                outcomes[index] = make(stage, self.store, self.worker.alone())
+                outcomes[index] = make(stage, self.store, self.worker.alone(), self._report)
         for feeder in feeders:
             feeder.join()
         if broken:
@@ -223,9 +228,8 @@ class RankActor:
         self._store = Store(store_url)
         self._store.be_patient(resources.max_store_wait_seconds)
         # As of a node that is taken away: the ranks save together when one of them is asked to.
-        saves = SaveFirst([signal.SIGTERM]).__enter__()
-        callbacks: dict[str, Any] = {"report": saves.take, "save_asked": saves.asked}
-        self._worker = make_worker(resources, rank=rank, world_size=resources.workers, **callbacks)
+        self._saves = SaveFirst([signal.SIGTERM]).__enter__()
+        self._worker = make_worker(resources, rank=rank, world_size=resources.workers, save_asked=self._saves.asked)
         join_process_group(self._worker, resources, hosts[0], port, hosts=hosts)
 
     def fetch(self, stage: Stage) -> Failure | None:
@@ -238,13 +242,13 @@ class RankActor:
 
     def run(self, stage: Stage) -> None:
         """This rank's part of a wide stage."""
-        outcome = attempt(stage, self._store, self._worker)
+        outcome = attempt(stage, self._store, self._worker, self._saves.take)
         if isinstance(outcome, Failure):
             raise RuntimeError(f"rank {self._worker.rank}: {outcome.log}")
 
     def make(self, stage: Stage) -> Outcome:
         """A whole stage of a split."""
-        return make(stage, self._store, self._worker.alone())
+        return make(stage, self._store, self._worker.alone(), self._saves.take)
 
 
 def _get(refs: list[Any]) -> list[Any]:
@@ -262,7 +266,7 @@ def _get(refs: list[Any]) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _watch(running: list[Any], report: Callable[[Mapping[str, Any]], None]) -> Any:
+def _watch(running: list[Any], note: Callable[[str], None]) -> Any:
     """While rank 0 waits for the others: if one of them is gone and rank 0 does not notice, say why and end rank 0.
 
     gloo notices a closed connection at once; nccl, and the making of a process group, wait for their time-out.
@@ -282,7 +286,7 @@ def _watch(running: list[Any], report: Callable[[Mapping[str, Any]], None]) -> A
                     if not left.wait(SETTLE_SECONDS):
                         cause = without_secrets(str(error).strip().splitlines()[-1])
                         message = f"a rank failed, and rank 0 is stuck in a collective: the gang is replaced ({cause})"
-                        report({"event": "note", "message": message})
+                        note(message)
                         logger.error(message)
                         os._exit(1)
 

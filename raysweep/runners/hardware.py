@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from raysweep.choice import Device, choose
 from raysweep.devices import memory_bytes
 from raysweep.errors import ClusterError
 from raysweep.estimates import num_gpus_here
+from raysweep.events import GangsChosen, Note, Report
 from raysweep.fitting import GROWTH
 from raysweep.resources import AskedResources, ByVariant, Resources
 from raysweep.runners.node_tasks import memory_here
@@ -106,7 +106,7 @@ def with_gangs_chosen(
     space: SearchSpace,
     run: Run,
     nodes: Callable[[], Sequence[NodeMemory]],
-    report: Callable[[Mapping[str, Any]], None],
+    report: Report,
     *,
     asked: ByVariant[AskedResources] | None = None,
 ) -> SearchSpace:
@@ -127,9 +127,9 @@ def with_gangs_chosen(
         choice = choose(space, asked, partial(smallest_device, nodes()), kept=run.gangs())
         run.note_gangs(choice.to_dict())
         for line in choice.lines:
-            report({"event": "note", "message": line})
+            report(Note(message=line))
         chosen = choice.resources
     else:
         chosen = asked.map(AskedResources.without_autos)
-    report({"event": "gangs", "num_workers": max(each.workers for each in chosen.every)})
+    report(GangsChosen(num_workers=max(each.workers for each in chosen.every)))
     return replace(space, chosen=chosen)

@@ -8,10 +8,9 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client
 
 from raysweep.runners.attempts import under_way
-from raysweep.runners.events import Address
+from raysweep.runners.channel import Address, connect, send
 from raysweep.runners.watch import Beat, Process
 
 logger = logging.getLogger(__name__)
@@ -37,9 +36,9 @@ def _beat(address: Address, process: Process, every_seconds: float, trial: Calla
     seconds, load = 0.0, 1.0
     try:
         # Not the connection of the events: the driver may take its time over one of these.
-        with Client((address.host, address.port), authkey=address.key) as connection:
+        with connect(address) as connection:
             while True:
-                connection.send(Beat(process, trial=trial(), stage=under_way(), seconds=seconds, load=load))
+                send(connection, Beat(process, trial=trial(), stage=under_way(), seconds=seconds, load=load))
                 time.sleep(every_seconds)
                 seconds, used = time.monotonic() - clock, time.process_time() - spent
                 clock, spent, load = clock + seconds, spent + used, used / seconds

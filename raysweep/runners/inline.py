@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
 
 from raysweep.errors import SpaceError
+from raysweep.events import Event, Report, StageProgress, TrialStarted
 from raysweep.runners.chain import run_chain
 from raysweep.runners.gang import Gang
 from raysweep.runners.hardware import this_machine, with_gangs_chosen
@@ -20,7 +20,7 @@ from raysweep.variants import SearchSpace
 logger = logging.getLogger(__name__)
 
 
-def run_inline(space: SearchSpace, store: Store, run: Run, report: Callable[[Mapping[str, Any]], None]) -> None:
+def run_inline(space: SearchSpace, store: Store, run: Run, report: Report) -> None:
     """Run every trial of a grid or random search.
 
     Raises:
@@ -38,28 +38,26 @@ def run_inline(space: SearchSpace, store: Store, run: Run, report: Callable[[Map
     space = with_gangs_chosen(space, run, lambda: [this_machine()], report, asked=alone)
     every = [space.trial(point, seed) for point in space.points() for seed in space.declared.seeds]
     trials = Beginnings(store.finished_ids()).in_order(every)
-    current: dict[str, str] = {}
-
+    current = ""
     saves = SaveFirst()
 
-    def tell(event: Mapping[str, Any]) -> None:
+    def tell(event: Event) -> None:
+        if isinstance(event, StageProgress):
+            event = replace(event, trial=current)
         report(event)
         saves.take(event)
-
-    def progress(event: Mapping[str, Any]) -> None:
-        tell({"event": "progress", **current, **event})
 
     gang: Gang | None = None
     try:
         with saves:
             for trial in trials:
-                current["trial"] = trial.id
-                tell({"event": "trial", "row": trial_row(trial)})
+                current = trial.id
+                tell(TrialStarted(row=trial_row(trial)))
                 resources = space.resources.of(trial.point)
                 if gang is None or gang.resources != resources:
                     if gang:
                         gang.close()
-                    gang = Gang(store, resources, report=progress, save_asked=saves.asked)
+                    gang = Gang(store, resources, report=tell, save_asked=saves.asked)
                 for _leg in run_chain(trial, gang, max_retries=resources.max_retries, report=tell):
                     pass
     finally:

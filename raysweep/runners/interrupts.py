@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
+
+from raysweep.events import Event, StageEnded, StageFailed, StageProgress
+from raysweep.worker import Reached
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -25,14 +28,14 @@ class UnsavedTraining:
         self._unsaved: set[str] = set()
         self._changed = threading.Condition()
 
-    def take(self, event: Mapping[str, Any]) -> None:
-        """Take one event of a stage."""
-        stage = event.get("stage", "")
+    def take(self, event: Event) -> None:
+        """Take one event of the run."""
         with self._changed:
-            if event.get("kind") in ("pretrain", "optimizer_state") and "loss" in event:
-                self._unsaved.add(stage)
-            elif "saved_step" in event or event.get("event") in ("finished", "failed"):
-                self._unsaved.discard(stage)
+            match event:
+                case StageProgress(kind="pretrain" | "optimizer_state", at=Reached(loss=float())):
+                    self._unsaved.add(event.stage)
+                case StageProgress(at=Reached(saved_step=int())) | StageEnded(event="finished") | StageFailed():
+                    self._unsaved.discard(event.stage)
             self._changed.notify_all()
 
     @property
@@ -78,7 +81,7 @@ class SaveFirst:
         """Whether a save is waited for: `Worker.save_asked` of this process."""
         return self._pending is not None
 
-    def take(self, event: Mapping[str, Any]) -> None:
+    def take(self, event: Event) -> None:
         """Take one event of this process; a signal that waited is passed on once the trajectory is saved."""
         self._training.take(event)
         if self._pending is not None and not self._training.is_under_way:

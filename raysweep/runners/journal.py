@@ -5,15 +5,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+from raysweep.events import (
+    Event,
+    Note,
+    Report,
+    StageEnded,
+    StageFailed,
+    StageProgress,
+    StageStarted,
+    TrialStarted,
+)
 from raysweep.plan import Trial
 from raysweep.run_files import StageRow, TrialRow
 from raysweep.runners.tracking import Tracker
 from raysweep.runs import Run
 from raysweep.scores import column_name
+from raysweep.worker import Reached
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +44,7 @@ LOGGED_FIELDS = (
     "retry",
     "message",
 )
-"""What of an event goes into the run's log. Of one that gangs tell, the time is theirs."""
+"""What of an event goes into the run's log."""
 
 
 def trial_row(trial: Trial) -> TrialRow:
@@ -57,25 +66,20 @@ def trial_row(trial: Trial) -> TrialRow:
 
 
 class Journal:
-    """Takes the events of a run, in the driver.
+    """Takes the events of a run, in the driver."""
 
-    Events are plain dicts with an "event": gangs, trial, found, started, progress, finished, failed, note.
-    """
-
-    def __init__(
-        self, run: Run, show: Callable[[Mapping[str, Any]], None], *, trackers: Sequence[Tracker] = ()
-    ) -> None:
+    def __init__(self, run: Run, show: Report, *, trackers: Sequence[Tracker] = ()) -> None:
         self._run = run
         self._show = show
         self._trackers = trackers
         self._rows: dict[str, TrialRow] = {}
         self._failed = {failure["stage"] for failure in run.failures()}
         self._finished: set[str] = set()
-        self._unkept: list[Mapping[str, Any]] = []
+        self._unkept: list[Event] = []
         self._reserve = run.folder / ".reserve"
         self._hold_back()
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """Keep and show one event.
 
         What finds no room on the disk is kept once there is some; the note of a failure has room held back.
@@ -83,11 +87,10 @@ class Journal:
         event = self._as_it_is(event)
         self._unkept.append(event)
         self._keep_all()
-        if event["event"] in LOGGED:
+        if event.event in LOGGED:
             with contextlib.suppress(OSError):  # Said already.
-                self._run.note_event(
-                    {"time": time.time()} | {name: event[name] for name in LOGGED_FIELDS if event.get(name) is not None}
-                )
+                fields = {name: getattr(event, name, None) for name in LOGGED_FIELDS}
+                self._run.note_event({name: value for name, value in fields.items() if value is not None})
         self._show(event)
 
     def close(self) -> None:
@@ -97,31 +100,30 @@ class Journal:
         for tracker in self._trackers:
             tracker.close()
 
-    def _as_it_is(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _as_it_is(self, event: Event) -> Event:
         """The event, or a note in place of a failure of a stage that is finished.
 
         A worker's signs of life are a moment old: one that is stopped between two stages is missed as it was at the
         first.
         """
-        stage = event.get("stage")
-        match event["event"]:
-            case "found" | "finished":
-                self._finished.add(event["stage"])
-            case "started":  # Made again, as its files were lost.
-                self._finished.discard(event["stage"])
-            case "failed" if stage in self._finished:
-                return {"event": "note", "message": f"after {stage} was finished: {event['cause']}"}
+        match event:
+            case StageEnded():
+                self._finished.add(event.stage)
+            case StageStarted():  # Made again, as its files were lost.
+                self._finished.discard(event.stage)
+            case StageFailed(stage=stage, cause=cause) if stage in self._finished:
+                return Note(time=event.time, message=f"after {stage} was finished: {cause}")
         return event
 
     def _keep_all(self) -> None:
         waiting, self._unkept = self._unkept, []
         for event in waiting:
             try:
-                self._keep_failure(event) if event["event"] == "failed" else self._keep(event)
+                self._keep_failure(event) if isinstance(event, StageFailed) else self._keep(event)
             except OSError as error:
-                if event["event"] != "progress":  # Of which there are many, and the last says all.
+                if not isinstance(event, StageProgress):  # Of which there are many, and the last says all.
                     self._unkept.append(event)
-                    logger.warning("event of %s not kept yet: %s", event.get("stage"), error)
+                    logger.warning("event %r not kept yet: %s", event.event, error)
 
     def _hold_back(self) -> None:
         for size in (RESERVE, RESERVE // 4, RESERVE // 16):
@@ -131,7 +133,7 @@ class Journal:
             except OSError:
                 self._reserve.unlink(missing_ok=True)
 
-    def _keep_failure(self, event: Mapping[str, Any]) -> None:
+    def _keep_failure(self, event: StageFailed) -> None:
         try:
             self._keep(event)
         except OSError:
@@ -141,24 +143,24 @@ class Journal:
             self._keep(event)
             self._hold_back()
 
-    def _keep(self, event: Mapping[str, Any]) -> None:
-        match event["event"]:
-            case "trial":
-                self._rows[event["row"].trial] = event["row"]
-                self._run.add_trial(event["row"])
-            case "found" | "finished" if event["stage"] in self._failed:
-                self._run.clear_failure(event["stage"])
-                self._failed.discard(event["stage"])
-            case "failed":
-                cause, log = event["cause"], event["log"]
-                self._run.add_failure(event["stage"], kind=event["kind"], trial=event["trial"], cause=cause, log=log)
-                self._failed.add(event["stage"])
-        if event["event"] == "finished":
-            kind, task = event["kind"], event["task"]
-            scalars = {column_name(kind, name, task): value for name, value in event["metrics"].items()}
-            self._track(event["trial"], event.get("step") or 0, scalars)
-        elif event["event"] == "progress" and "loss" in event:
-            self._track(event["trial"], event["step"], {f"{event['kind']}/loss": event["loss"]})
+    def _keep(self, event: Event) -> None:
+        match event:
+            case TrialStarted(row=row):
+                self._rows[row.trial] = row
+                self._run.add_trial(row)
+            case StageEnded():
+                if event.stage in self._failed:
+                    self._run.clear_failure(event.stage)
+                    self._failed.discard(event.stage)
+                if event.event == "finished":
+                    kind, task = event.kind, event.task
+                    scalars = {column_name(kind, name, task): value for name, value in event.metrics.items()}
+                    self._track(event.trial, event.step or 0, scalars)
+            case StageProgress(at=Reached(step=step, loss=float(loss))):
+                self._track(event.trial, step, {f"{event.kind}/loss": loss})
+            case StageFailed(stage=stage, kind=kind, trial=trial):
+                self._run.add_failure(stage, kind=kind, trial=trial, cause=event.cause, log=event.log)
+                self._failed.add(stage)
 
     def _track(self, trial: str, step: int, scalars: Mapping[str, float]) -> None:
         for tracker in self._trackers:

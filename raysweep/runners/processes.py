@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from raysweep.errors import ClusterError
 from raysweep.resources import Resources
 from raysweep.runners.node_tasks import interface_of
-from raysweep.worker import Worker, ignore, never
+from raysweep.worker import Worker, never
+
+logger = logging.getLogger(__name__)
 
 
 def make_worker(
@@ -23,7 +25,6 @@ def make_worker(
     *,
     rank: int,
     world_size: int,
-    report: Callable[[Mapping[str, Any]], None] = ignore,
     save_asked: Callable[[], bool] = never,
 ) -> Worker:
     """The worker this process is, with its share of the machine's threads."""
@@ -54,7 +55,6 @@ def make_worker(
         gradient_checkpointing=resources.gradient_checkpointing,
         micro_batch_sequences=resources.micro_batch_sequences,
         compile=resources.compiles,
-        report=report,
         save_asked=save_asked,
     )
 
@@ -93,6 +93,7 @@ def join_process_group(
     *,
     hosts: Sequence[str] = (),
     listener: socket.socket | None = None,
+    tell: Callable[[str], None] = logger.info,
 ) -> None:
     """Make the process group of a gang, once for all its stages. A plain gang of one needs none.
 
@@ -106,6 +107,7 @@ def join_process_group(
         port: the same on every rank.
         hosts: the address of each rank's node; none: all ranks are on one.
         listener: of rank 0, bound there already, so that nobody else takes the port meanwhile.
+        tell: takes a line about what is waited for.
     """
     if worker.world_size == 1 and worker.zero_stage == 0:
         return
@@ -115,7 +117,7 @@ def join_process_group(
         from raysweep.train.deepspeed_ops import load_cpu_operator
 
         # Here, and not in the first step that needs it: whoever compiles it elsewhere may take minutes.
-        load_cpu_operator(lambda message: worker.report({"event": "note", "message": message}))
+        load_cpu_operator(tell)
     hosts = list(hosts) or [address] * worker.world_size
     os.environ |= environment_of(worker, hosts) | {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     for name, value in interfaces_of(address, own=hosts[worker.rank]).items():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from raysweep.costs import UNKNOWN
 from raysweep.estimates import size_of, work_of
+from raysweep.events import Event, StageEnded, StageEvent
 from raysweep.plan import Trial
 from raysweep.runners.room import Shape
 
@@ -59,10 +60,10 @@ class Beginnings:
         """Note that the trial of `key` has ended, however it did: what it left undone is for another."""
         self._makers.pop(key, None)
 
-    def take(self, event: Mapping[str, object]) -> None:
+    def take(self, event: Event) -> None:
         """Take one event of the run."""
-        if event["event"] in ("finished", "found"):
-            self.finished.add(str(event["stage"]))
+        if isinstance(event, StageEnded):
+            self.finished.add(event.stage)
 
     def _to_train(self, trial: Trial) -> Sequence[str]:
         if trial.id not in self._trainings:
@@ -104,14 +105,15 @@ class Durations:
         finished = self._beginnings.finished
         return sum(self._stage_seconds(work) for work in self._works(trial) if work.stage not in finished)
 
-    def take(self, event: Mapping[str, object]) -> bool:
+    def take(self, event: Event) -> bool:
         """Take one event of the run; True if predictions may change much: a kind has twice as many measurements."""
-        work = self._of_stage.get(str(event.get("stage", "")))
-        # Whoever waits for a shared stage tells of it, too.
-        if event["event"] != "finished" or work is None or work.stage in self._measured:
+        if not isinstance(event, StageEnded) or event.event != "finished":
+            return False
+        work = self._of_stage.get(event.stage)
+        if work is None or work.stage in self._measured:  # Whoever waits for a shared stage tells of it, too.
             return False
         self._measured.add(work.stage)
-        self._seconds[work.kind] += float(str(event["wall_seconds"])) * int(str(event["num_workers"])) / work.workers
+        self._seconds[work.kind] += event.wall_seconds * event.num_workers / work.workers
         self._flops[work.kind] += work.flops
         self._num[work.kind] += 1  # Last: a kind that has a number has the rest.
         return self._num[work.kind].bit_count() == 1  # A power of two.
@@ -173,7 +175,7 @@ class Queue:
             self._shapes[self.shape_of(trial)] -= 1
         return trial
 
-    def take(self, event: Mapping[str, object]) -> None:
+    def take(self, event: Event) -> None:
         """Take one event of the run; what it measures is minded."""
-        if self._durations.take(event) or event.get("stage") in self._shared:
+        if self._durations.take(event) or (isinstance(event, StageEvent) and event.stage in self._shared):
             self._is_in_order = False

@@ -6,6 +6,7 @@ import logging
 import signal
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -14,11 +15,12 @@ from ray import tune
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raysweep.events import Event, Note, StageProgress, TrialStarted
 from raysweep.plan import Trial
 from raysweep.resources import Resources
 from raysweep.runners.agreement import Agreement
 from raysweep.runners.chain import Leg, run_chain
-from raysweep.runners.events import Address, EventSource
+from raysweep.runners.channel import Address, EventSource
 from raysweep.runners.gang import Gang, RankActor, RayGang
 from raysweep.runners.heartbeat import start_beats, this_process
 from raysweep.runners.interrupts import SaveFirst
@@ -59,7 +61,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
             agreement.check(self._store, node=ray.util.get_node_ip_address())
         self._address, self._events = events, EventSource(events)
         self._store.be_patient(
-            resources.max_store_wait_seconds, lambda message: self._events.tell({"event": "note", "message": message})
+            resources.max_store_wait_seconds, lambda message: self._events.tell(Note(message=message))
         )
         self._beats = uuid.uuid4().hex, beat_seconds(resources.max_silence_seconds)
         name, every = self._beats
@@ -74,7 +76,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._begin(config)
 
     def _make_gang(self) -> Gang:
-        callbacks: dict[str, Any] = {"report": self._progress, "save_asked": self._save_asked}
+        callbacks: dict[str, Any] = {"report": self._tell, "save_asked": self._save_asked}
         if self._resources.workers == 1:
             return Gang(self._store, self._resources, **callbacks)
         start_rank = _rank_starter(self._resources, self._store, self._agreement)
@@ -92,7 +94,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         trial = self._space.trial(point, config.get("seed", self._space.declared.seeds[0]))
         self._current = trial.id
         self._stop_after = self._pruned.get(trial.id)
-        self._events.tell({"event": "trial", "row": trial_row(trial)})
+        self._events.tell(TrialStarted(row=trial_row(trial)))
         self._legs = self._chain(trial)
 
     def _chain(self, trial: Trial) -> Iterator[Leg]:
@@ -153,11 +155,10 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: the stages that are in the store are taken from there."""
 
-    def _progress(self, event: Mapping[str, Any]) -> None:
-        self._tell({"event": "progress", "trial": self._current, **event})
-
-    def _tell(self, event: Mapping[str, Any]) -> None:
+    def _tell(self, event: Event) -> None:
         """Tell the driver, and leave if that is asked for and nothing would be lost."""
+        if isinstance(event, StageProgress):
+            event = replace(event, trial=self._current)
         self._events.tell(event)
         self._look_at_nodes()
         self._saves.take(event)

@@ -17,12 +17,12 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysweep.events import Event, Report, StageFailed
 from raysweep.plan import Trial
 from raysweep.runners.agreement import Agreement
-from raysweep.runners.chain import Report
+from raysweep.runners.channel import EventSink, one_at_a_time
 from raysweep.runners.cluster_checks import node_memories, refuse_unfit
 from raysweep.runners.draining import watching_draining
-from raysweep.runners.events import EventSink, one_at_a_time
 from raysweep.runners.hardware import with_gangs_chosen
 from raysweep.runners.interrupts import SAVE_SECONDS, UnsavedTraining
 from raysweep.runners.pareto_asha import ParetoAshaScheduler
@@ -124,8 +124,8 @@ class _Ends(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cause, log = _cause(trial)
         where = ", ".join(f"{path}={value}" for path, value in trial.config.items())
-        event = {"event": "failed", "trial": where, "stage": f"gang-{trial.trial_id}", "kind": "gang"}
-        self._report(event | {"cause": cause, "log": log, "retry": False})
+        stage = f"gang-{trial.trial_id}"
+        self._report(StageFailed(trial=where, stage=stage, kind="gang", cause=cause, log=log, retry=False))
 
 
 def _cause(trial: Any) -> tuple[str, str]:
@@ -196,7 +196,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
     )
     training = UnsavedTraining()
 
-    def tell(event: Mapping[str, Any]) -> None:
+    def tell(event: Event) -> None:
         training.take(event)
         beginnings.take(event)
         queue.take(event)

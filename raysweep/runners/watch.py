@@ -16,9 +16,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
+
+from pydantic import ConfigDict
+
+from raysweep.events import Report, StageFailed
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,8 @@ class Process:
 class Beat:
     """A sign of life. `seconds`: since the one before; `load`: processors used in them, on average."""
 
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
+
     process: Process
     trial: str
     """Known to rank 0 alone; else empty."""
@@ -47,6 +53,7 @@ class Beat:
     """What the process is at work on; empty between stages."""
     seconds: float
     load: float
+    event: Literal["beat"] = "beat"
 
 
 @dataclass
@@ -63,7 +70,7 @@ class Watch:
         max_silence_seconds: of a process.
         max_idle_seconds: of all processes of a gang at work on one stage; may be infinite.
         end: kills a process for good.
-        report: takes a "failed" event where a stage was under way.
+        report: takes a `StageFailed` where a stage was under way.
     """
 
     def __init__(
@@ -72,7 +79,7 @@ class Watch:
         max_silence_seconds: float,
         max_idle_seconds: float,
         end: Callable[[Process], None],
-        report: Callable[[Mapping[str, Any]], None],
+        report: Report,
     ) -> None:
         self._max_silence_seconds, self._max_idle_seconds = max_silence_seconds, max_idle_seconds
         self._end, self._report = end, report
@@ -142,15 +149,15 @@ class Watch:
                     "(resources.max_silence_seconds): they wait for each other; their gang is replaced",
                 )
 
-    def _failed(self, process: Process, cause: str) -> dict[str, Any] | None:
+    def _failed(self, process: Process, cause: str) -> StageFailed | None:
         """The event of a stage that a process holds up; None between stages. It may hold up one that others work on."""
         beats = [life.beat for life in self._lives.values() if life.beat.process.gang == process.gang]
         beats.sort(key=lambda beat: beat.process != process)
         if not (stage := next((beat.stage for beat in beats if beat.stage), "")):
             return None
         trial = next((beat.trial for beat in beats if beat.trial), "")
-        event = {"event": "failed", "trial": trial, "stage": stage, "kind": stage.rsplit("-", 1)[0]}
-        return event | {"cause": cause, "log": cause, "retry": True}
+        kind = stage.rsplit("-", 1)[0]
+        return StageFailed(trial=trial, stage=stage, kind=kind, cause=cause, log=cause, retry=True)
 
     def _run(self) -> None:
         every = beat_seconds(self._max_silence_seconds)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raysweep.curvature.dealing import Deal, Item, Value
-from raysweep.worker import StateDir, Worker
+from raysweep.worker import Reached, StateDir, Worker
 
 # So much work is lost at most where finished work is sent to a store that no other host sees.
 SEND_EVERY_SECONDS = 10.0
@@ -47,7 +47,7 @@ class RankDeal:
             if not self._together or worker.rank == 0:
                 self._save(str(item), outcomes[str(item)])
             self._num += 1
-            worker.report({"step": self._num * (1 if self._together else worker.world_size)})
+            worker.report(Reached(self._num * (1 if self._together else worker.world_size)))
         for part in worker.gather(outcomes):
             self._saved |= part
         return [self._saved[str(item)] for item in items]

@@ -31,7 +31,7 @@ from raysweep.train.models import fuse_norms
 from raysweep.train.optimizers import Optimizer
 from raysweep.train.saved_state import LEARNT, Range, SavedState, find_damage, write_state
 from raysweep.train.schedules import Schedule
-from raysweep.worker import StateDir, Worker
+from raysweep.worker import Reached, StateDir, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -201,18 +201,11 @@ def train(
                 due = time.monotonic() - last_save > save_every_seconds or worker.save_asked()
                 due = log.take(window, due=due, worker=worker)
                 window = []
-                worker.report(
-                    {
-                        "step": step + 1,
-                        "num_steps": num_steps,
-                        "loss": log.losses[-1],
-                        "num_tokens": num_tokens,
-                        "tokens_per_second": num_tokens / (time.perf_counter() - began),
-                    }
-                )
+                rate = num_tokens / (time.perf_counter() - began)
+                worker.report(Reached(step + 1, loss=log.losses[-1], num_tokens=num_tokens, tokens_per_second=rate))
                 if states and (due or step == stop - 1):
                     _save(engine, learning, log, states, worker)
-                    worker.report({"step": step + 1, "saved_step": step + 1})
+                    worker.report(Reached(step + 1, saved_step=step + 1))
                     last_save = time.monotonic()
         seconds = time.perf_counter() - began
         if optimizer_out:

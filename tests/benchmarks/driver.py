@@ -27,11 +27,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import TINY
 
 from raysweep.board import Board
+from raysweep.events import StageStarted, TrialStarted
 from raysweep.plan import Stage, Trial
 from raysweep.record import Record
 from raysweep.runners import tune as runner
 from raysweep.runners.chain import told
-from raysweep.runners.events import EventSource
+from raysweep.runners.channel import EventSource
 from raysweep.runners.journal import Journal, trial_row
 from raysweep.runs import Run
 from raysweep.space import load
@@ -52,10 +53,10 @@ class StandIn(tune.Trainable):
         return True
 
     def _told(self, trial: Trial) -> Iterator[dict[str, Any]]:
-        self._events.tell({"event": "trial", "row": trial_row(trial)})
+        self._events.tell(TrialStarted(row=trial_row(trial)))
         for step, batches in trial.legs():
             for stage in [stage for batch in batches for stage in batch]:
-                self._events.tell({"event": "started", "trial": trial.id, "stage": stage.id, "kind": stage.kind})
+                self._events.tell(StageStarted(trial=trial.id, stage=stage.id, kind=stage.kind))
                 self._events.tell(told("finished", self._record(stage), stage, trial))
             if step is not None:
                 last = step == trial.last_step
@@ -96,7 +97,7 @@ def measure(folder: Path, num_trials: int, num_gangs: int) -> None:
 
         def show(event: Any) -> None:
             board.show(event)
-            if event["event"] == "finished":
+            if event.event == "finished":
                 ends.append(time.monotonic())
                 if len(ends) % max(1, num_trials * 14 // 10) == 0:
                     memory.append(process.memory_info().rss)

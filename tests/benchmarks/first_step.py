@@ -32,9 +32,9 @@ def started(*args, **kwargs):
 tune.start_ray = started
 def show(event):
     names = {"trial": "first gang up", "finished": "tokenized", "progress": "first step"}
-    name = names.get(event["event"])
+    name = names.get(event.event)
     if name and name not in marks:
-        marks[name] = event["time"]
+        marks[name] = event.time
 run_sweep(load(sys.argv[2]), Store(sys.argv[3]), show=show)
 print(json.dumps({name: mark - began for name, mark in marks.items()}))
 """

@@ -182,7 +182,7 @@ def empty_trials(folder: Path) -> dict[str, Any]:
                 store.commit(record, store.work_dir(stage.id))
     run = Run.create(store, "empty", sweep_text="", identity="{}")
     ends: list[float] = []
-    journal = Journal(run, lambda event: ends.append(time.perf_counter()) if event["event"] == "trial" else None)
+    journal = Journal(run, lambda event: ends.append(time.perf_counter()) if event.event == "trial" else None)
     configs = [{**point, "seed": 0} for point in space.points()]
     run_tune(space, store, run, journal, configs=configs)
     assert len(run.trials()) == num

@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from ended import ended
 from timed import Timed, timed_trials
 
 from raysweep.plan import Stage, Trial
@@ -176,12 +177,7 @@ class Replay:
         self.warm[job.shape].append(placement)
         for stage, seconds in zip(job.trial.stages[1:], job.seconds, strict=True):
             num_workers = job.shape.workers if stage.spec.wide else 1
-            event = {
-                "event": "finished",
-                "stage": stage.id,
-                "wall_seconds": seconds,
-                "num_workers": num_workers,
-            }
+            event = ended(stage.id, wall_seconds=seconds, num_workers=num_workers)
             self.beginnings.take(event)
             self.queue.take(event)
         self.searcher.on_trial_complete(name)

@@ -102,7 +102,8 @@ def _compare(
     if lost:
         after = [event for event in events[before:] if event.get("trial") == trial]
         again = next(event["time"] for event in after if event["event"] == "found")
-        steps = [event["step"] for event in after if event["event"] == "progress" and event.get("kind") == "pretrain"]
+        progress = [event for event in after if event["event"] == "progress" and event["kind"] == "pretrain"]
+        steps = [event["at"]["step"] for event in progress]
         where = f"{where}; at work again after {again - killed_at:.0f} s, from step {min(steps) - 10}"
     found = results_in(store)
     differing = [stage for stage in wanted.keys() | found.keys() if found.get(stage) != wanted.get(stage)]

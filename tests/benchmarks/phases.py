@@ -12,14 +12,14 @@ import argparse
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from raysweep.events import Event, StageEnded, StageProgress, TrialStarted
 from raysweep.runners import run_sweep
 from raysweep.runners.queue import Beginnings
 from raysweep.space import load
 from raysweep.store import Store
+from raysweep.worker import Reached
 
 SWEEP = """\
 name: decays
@@ -49,14 +49,16 @@ class Clock:
         self.worked: dict[str, float] = defaultdict(float)
         self.tokens: dict[str, int] = {}
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        trial = event["row"].trial if event["event"] == "trial" else event.get("trial", "")
-        if event["event"] != "trial" or trial not in self.times:  # A gang that never came to it may have told it, too.
+    def __call__(self, event: Event) -> None:
+        is_start = isinstance(event, TrialStarted)
+        trial = event.row.trial if is_start else getattr(event, "trial", "")
+        if not is_start or trial not in self.times:  # A gang that never came to it may have told it, too.
             self.times[trial].append(time.monotonic())
-        if event["event"] == "finished":
-            self.worked[event["stage"]] = event["wall_seconds"]  # Told by all that have waited for it, too.
-        if "num_tokens" in event:
-            self.tokens[event["stage"]] = event["num_tokens"]
+        match event:
+            case StageEnded(event="finished"):
+                self.worked[event.stage] = event.wall_seconds  # Told by all that have waited for it, too.
+            case StageProgress(at=Reached(num_tokens=int(num_tokens))):
+                self.tokens[event.stage] = num_tokens
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def test_a_run_waits_for_room_and_goes_on(place, small_disk, tiny_space, untouch
             tiny_space,
             Store(place.format(disk=small_disk)),
             runner="inline",
-            show=lambda event: notes.append(event["message"]) if event["event"] == "note" else None,
+            show=lambda event: notes.append(event.message) if event.event == "note" else None,
         )
     finally:
         made_room.set()

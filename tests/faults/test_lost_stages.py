@@ -22,8 +22,8 @@ def test_what_is_lost_while_a_run_goes_on_is_made_again(kind, damage, tiny_space
     lost: list[Path] = []
 
     def lose(event) -> None:
-        if event["event"] == "finished" and event["kind"] == kind and not lost:
-            lost.append(store.root / "stages" / event["stage"])
+        if event.event == "finished" and event.kind == kind and not lost:
+            lost.append(store.root / "stages" / event.stage)
             damage(lost[0])
 
     run = run_sweep(tiny_space, store, runner="inline", show=lose)
@@ -37,8 +37,8 @@ def test_what_is_lost_behind_a_url_while_a_run_goes_on_is_made_again(tiny_space,
     lost: list[str] = []
 
     def lose(event) -> None:
-        if event["event"] == "finished" and event["kind"] == "tokenize" and not lost:
-            lost.append(event["stage"])
+        if event.event == "finished" and event.kind == "tokenize" and not lost:
+            lost.append(event.stage)
             corrupt(url, f"stages/{lost[0]}/meta.json")
             shutil.rmtree(store.root / "stages" / lost[0])
 

@@ -20,7 +20,7 @@ def test_a_run_waits_for_a_server_that_is_gone_for_a_while(tiny_space, machine, 
     began: list[threading.Thread] = []
 
     def goes(event) -> None:
-        if event["event"] == "finished" and event["kind"] == "pretrain" and not began:
+        if event.event == "finished" and event.kind == "pretrain" and not began:
             s3.stop()
             began.append(threading.Thread(target=lambda: (time.sleep(5), s3.start())))
             began[0].start()

@@ -48,7 +48,7 @@ def test_rates_widen_until_the_best_is_inside_and_a_resumed_run_adds_nothing(swe
     events = []
     again = run_sweep(space, store, runner="inline", show=events.append)
     assert results_of(again) == want
-    assert not [event for event in events if event["event"] in ("started", "finished")]
+    assert not [event for event in events if event.event in ("started", "finished")]
     assert len((run.folder / "trials.jsonl").read_text().split()) == len(
         (again.folder / "trials.jsonl").read_text().split()
     )
@@ -57,7 +57,7 @@ def test_rates_widen_until_the_best_is_inside_and_a_resumed_run_adds_nothing(swe
     broken = Store(tmp_path / "broken")
 
     def cut(event):
-        if event["event"] == "started" and event["kind"] == "sft":
+        if event.event == "started" and event.kind == "sft":
             known = {stage.id for trial in Run.all(broken)[0].trials() for stage in trial.stages}
             if len(known) > len(space.trial({"pretrain.optimizer.lr": 0.01}, 0).stages):
                 raise KeyboardInterrupt
@@ -75,6 +75,6 @@ def test_a_gang_on_ray_comes_by_the_same_rates(sweep_file, store, tmp_path):
     assert run.failures() == []
     events = []
     run_sweep(space, store, show=events.append)
-    assert not [event for event in events if event["event"] == "started"]
+    assert not [event for event in events if event.event == "started"]
     for checkpoint in checkpoint_table(run)["checkpoint"]:
         assert picked(run, checkpoint).edge is None

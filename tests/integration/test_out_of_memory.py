@@ -42,7 +42,7 @@ resource.setrlimit(resource.RLIMIT_AS, (held + 600 * 2**20, resource.RLIM_INFINI
 events = []
 run = run_sweep(load(sys.argv[3]), store, runner="inline", show=events.append)
 stage = next(stage for trial in run.trials() for stage in trial.stages if stage.kind == "pretrain")
-causes = [event["cause"] for event in events if event["event"] == "failed"]
+causes = [event.cause for event in events if event.event == "failed"]
 print(json.dumps({"provenance": store.get(stage.id).provenance, "causes": causes}))
 """
 

@@ -19,6 +19,7 @@ from raysweep.analysis.sections import cost_table
 from raysweep.analysis.tables import checkpoint_table, stage_table
 from raysweep.data.packing import Tokens
 from raysweep.errors import RaysweepError
+from raysweep.events import Event, StageEvent, StageProgress
 from raysweep.runners import run_sweep
 from raysweep.runs import Run
 from raysweep.space import load
@@ -92,7 +93,7 @@ def test_phases_that_change_nothing_are_one_run_to_the_bit(run_of, store):
 
 def test_trials_share_a_trunk_over_sweeps_and_a_measured_one_is_one_checkpoint(run_of, store):
     text = DECAYS.replace("steps: 20", "steps: 20, checkpoints: [10]")
-    told: list[dict] = []
+    told: list[Event] = []
     run = run_of(text, store, show=told.append)
     table = checkpoint_table(run)
     assert sorted(table["step"]) == [10, 22, 22, 22, 22]
@@ -107,14 +108,15 @@ def test_trials_share_a_trunk_over_sweeps_and_a_measured_one_is_one_checkpoint(r
     assert steps_computed(told) == 2, "of the new decay alone"
 
 
-def steps_computed(events: list[dict]) -> int:
+def steps_computed(events: list[Event]) -> int:
     """Steps of 8 sequences of 5 tokens, by what the stages told last."""
-    tokens = {event["stage"]: event["num_tokens"] for event in events if "num_tokens" in event}
+    progress = [event for event in events if isinstance(event, StageProgress) and event.at.num_tokens]
+    tokens = {event.stage: event.at.num_tokens for event in progress}
     return sum(tokens.values()) // 40
 
 
 def test_a_later_phase_goes_on_from_its_own_saved_state(run_of, store):
-    told: list[dict] = []
+    told: list[Event] = []
     whole, _ = last_checkpoint(run_of(WHOLE, store))
     text = PHASED.replace("{name: middle, steps: 5}", "{name: middle, steps: 5, checkpoints: [2, 4]}")
     phased, _ = last_checkpoint(run_of(text, store, show=told.append))
@@ -134,10 +136,10 @@ def run_and_die(path: str, store: str, told: Path, kinds: list[tuple[str, str]])
     """Runs a sweep inline, and is killed at the first event of one of these kinds; notes what stages tell."""
 
     def show(event) -> None:
-        if "num_tokens" in event:
+        if isinstance(event, StageProgress) and event.at.num_tokens:
             with told.open("a") as file:
-                file.write(json.dumps([event["stage"], event["num_tokens"]]) + "\n")
-        if (event["event"], event.get("kind")) in kinds:
+                file.write(json.dumps([event.stage, event.at.num_tokens]) + "\n")
+        if isinstance(event, StageEvent) and (event.event, event.kind) in kinds:
             os.kill(os.getpid(), signal.SIGKILL)
 
     run_sweep(load(path), Store(store), runner="inline", show=show)
@@ -162,10 +164,10 @@ def test_a_kill_between_stages_loses_nothing(run_of, store, tmp_path):
 
 @pytest.mark.slow
 def test_on_ray_a_trunk_is_begun_once_and_no_gang_waits_for_it(run_of, store, tmp_path):
-    told: list[dict] = []
+    told: list[Event] = []
     run = run_of(DECAYS + "resources: {workers: 1, max_concurrent: 2}\n", store, runner="tune", show=told.append)
     assert steps_computed(told) == 20 + 4 * 2
-    begun = Counter(event["stage"] for event in told if event["event"] == "started" and event["kind"] == "pretrain")
+    begun = Counter(event.stage for event in told if event.event == "started" and event.kind == "pretrain")
     assert set(begun.values()) == {1}, "a trial that waits in its gang would have begun it, too"
     inline = run_of(DECAYS, Store(tmp_path / "inline"))
     assert results_of(run) == results_of(inline)

@@ -116,7 +116,7 @@ def test_inline_again_runs_nothing(tiny_space, store):
     events = []
     again = run_sweep(tiny_space, store, runner="inline", show=events.append)
     assert results_of(again) == first
-    assert not [event for event in events if event["event"] in ("started", "finished")]
+    assert not [event for event in events if event.event in ("started", "finished")]
 
 
 def test_only_what_an_edit_changed_runs(sweep_file, tiny_space, store):
@@ -124,8 +124,8 @@ def test_only_what_an_edit_changed_runs(sweep_file, tiny_space, store):
     edited = load(sweep_file(TINY.replace("lrs: [1e-3, 1e-2]", "lrs: [1e-3, 1e-2, 3e-2]")))
     events = []
     run = run_sweep(edited, store, runner="inline", show=events.append)
-    started = [event for event in events if event["event"] == "started"]
-    assert {event["kind"] for event in started} == {"sft"}
+    started = [event for event in events if event.event == "started"]
+    assert {event.kind for event in started} == {"sft"}
     assert len(started) == 4  # two variants, two checkpoints
     assert run.name != Run.all(store)[0].name
 
@@ -137,7 +137,7 @@ def test_altered_checkpoint_is_made_again_to_the_same_bits(tiny_space, store):
     weights.write_bytes(weights.read_bytes()[:-8])
     events = []
     run = run_sweep(tiny_space, store, runner="inline", show=events.append)
-    assert [event["stage"] for event in events if event["event"] == "started"] == [stage_id]
+    assert [event.stage for event in events if event.event == "started"] == [stage_id]
     assert results_of(run) == before
 
 
@@ -158,7 +158,7 @@ def test_divergence_is_an_outcome(sweep_file, store):
     assert sorted(statuses) == ["diverged", "done", "done"]
     events = []
     run_sweep(load(sweep_file(text)), store, runner="inline", show=events.append)
-    assert not [event for event in events if event["event"] == "started"]
+    assert not [event for event in events if event.event == "started"]
 
 
 def test_a_stage_that_cannot_succeed_does_not_stop_the_sweep(sweep_file, store, tmp_path):
@@ -277,7 +277,7 @@ resources:
     assert workers == {(1e-2, 1), (3e-3, 2), (1e-3, 1), (1e-4, 1)}
     events = []
     run_sweep(load(sweep_file(asha)), store, show=events.append)
-    assert not [event for event in events if event["event"] == "started"]
+    assert not [event for event in events if event.event == "started"]
     assert run.pruned() == pruned
 
 
@@ -296,13 +296,14 @@ def test_workers_that_are_terminated_or_stopped_are_replaced(sweep_file, store, 
     saved: list[int] = []
 
     def show(event) -> None:
-        if event["event"] == "failed":
-            failed.append(event["cause"])
-        if len(hit) == 1 and "saved_step" in event:
-            saved.append(event["saved_step"])
+        if event.event == "failed":
+            failed.append(event.cause)
+        at = getattr(event, "at", None)
+        if len(hit) == 1 and at and at.saved_step:
+            saved.append(at.saved_step)
         # Not before the first one has led to a gang that goes on from what was saved.
-        is_due = len(hit) != 1 or event.get("step", 0) > max(saved, default=120)
-        if to_hit and is_due and (event["event"], event.get("kind")) == to_hit[0][:2]:
+        is_due = len(hit) != 1 or (at and at.step > max(saved, default=120))
+        if to_hit and is_due and (event.event, getattr(event, "kind", "")) == to_hit[0][:2]:
             _, _, name, number = to_hit.pop(0)
             # The newest process of that name: those of replaced gangs may take a moment to go.
             hit.append(max(gang_workers(os.getpid(), name)))
@@ -324,7 +325,7 @@ def test_the_cause_of_a_lost_gang_is_kept(sweep_file, store):
     text = TINY[: TINY.index("flatness:")].replace("[1e-2, 3e-3]", "[1e-2]")
 
     def show(event) -> None:
-        if event["event"] == "started" and event["kind"] == "pretrain":
+        if event.event == "started" and event.kind == "pretrain":
             os.kill(max(gang_workers(os.getpid(), RANK_0)), signal.SIGKILL)
 
     (failure,) = run_sweep(load(sweep_file(text + "resources: {max_retries: 0}\n")), store, show=show).failures()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ended import ended
 
 from raysweep.data.packing import Begin, Tokens, num_read
 from raysweep.errors import DataError, SpaceError
@@ -255,7 +256,7 @@ def test_a_trial_waits_for_a_beginning_in_the_making(space_of):
     assert beginnings.first_ready([trials[1], trials[3]]) is None
     for stage in trials[0].stages[1:3]:
         assert isinstance(stage.spec, Pretrain) or stage.kind == "optimizer_state"
-        beginnings.take({"event": "finished", "stage": stage.id})
+        beginnings.take(ended(stage.id))
     assert beginnings.first_ready([trials[3], trials[1]]) is trials[1]
     beginnings.end("second")
     assert beginnings.first_ready([trials[3], trials[1]]) is trials[3], "its maker ended: it makes the trunk itself"

@@ -4,17 +4,20 @@ import json
 from io import StringIO
 
 import pytest
+from ended import ended
 from rich.console import Console
 
 from raysweep import cli
 from raysweep.board import Board
 from raysweep.doctor import checks
+from raysweep.events import Event, StageEnded, StageFailed, StageProgress, StageStarted, TrialStarted
 from raysweep.progress import Progress
 from raysweep.runners import run_sweep
 from raysweep.runners.journal import trial_row
 from raysweep.screen import print_status
 from raysweep.space import load
 from raysweep.store import Store
+from raysweep.worker import Reached
 
 EVIL = "[/] [red] :smile: \x1b]0;title\x07 \u202e"
 
@@ -24,40 +27,29 @@ def board(space, *, terminal: bool) -> tuple[Board, StringIO]:
     return Board(space, console=Console(file=out, force_terminal=terminal, width=200, height=40)), out
 
 
-def result(stage, trial, *, event: str = "finished", **metrics: float) -> dict:
+def result(stage, trial, *, event: str = "finished", **metrics: float) -> StageEnded:
     """As `runners.chain.told` has it."""
-    spec = stage.spec
-    return {
-        "event": event,
-        "trial": trial.id,
-        "stage": stage.id,
-        "kind": stage.kind,
-        "status": "done",
-        "step": stage.step,
-        "task": stage.task,
-        "lr": getattr(spec, "lr", None),
-        "seed": getattr(spec, "seed", None),
-        "wall_seconds": 2.0,
-        "metrics": metrics,
-    }
+    of_spec = {name: getattr(stage.spec, name, None) for name in ("lr", "seed")}
+    of_stage = {"kind": stage.kind, "step": stage.step, "task": stage.task}
+    return ended(stage.id, event=event, trial=trial.id, wall_seconds=2.0, metrics=metrics, **of_spec, **of_stage)
 
 
-def events_of(space, *, point=None) -> list[dict]:
+def events_of(space, *, point=None) -> list[Event]:
     """Of a trial that has fine-tuned its first checkpoint; the higher rate looks better, by the test score alone."""
     trial = space.trial(point or {"pretrain.optimizer.lr": 0.01}, 0)
     tuned = [stage for stage in trial.stages if stage.kind == "sft" and stage.step == 6]
-    common = {"trial": trial.id}
+    pretrain = {"trial": trial.id, "stage": trial.stages[1].id, "kind": "pretrain"}
     scored = [
         result(stage, trial, score=score, valid_score=valid, event=event)
         for stage, (score, valid, event) in zip(tuned, [(0.625, 0.7, "found"), (0.9, 0.6, "finished")], strict=True)
     ]
     return [
-        {"event": "trial", "row": trial_row(trial)},
+        TrialStarted(row=trial_row(trial)),
         result(trial.stages[0], trial, event="found"),
-        {"event": "started", "stage": trial.stages[1].id, "kind": "pretrain", **common},
-        {"event": "progress", "stage": trial.stages[1].id, "kind": "pretrain", "tokens_per_second": 1234.0, **common},
+        StageStarted(**pretrain),
+        StageProgress(**pretrain, at=Reached(3, tokens_per_second=1234.0)),
         *scored,
-        {"event": "failed", "stage": "flatness-x", "kind": "flatness", "cause": EVIL, "retry": False, **common},
+        StageFailed(trial=trial.id, stage="flatness-x", kind="flatness", cause=EVIL, log="", retry=False),
     ]
 
 
@@ -108,7 +100,7 @@ def test_markup_in_a_label_is_text(sweep_file, terminal):
 def test_a_score_counts_once_all_rates_are_known(tiny_space):
     progress = Progress(tiny_space)
     trial, *others = events_of(tiny_space)
-    scored = [event for event in others if event.get("kind") == "sft"]
+    scored = [event for event in others if isinstance(event, StageEnded) and event.kind == "sft"]
     for event in (trial, scored[1]):
         progress.take(event)
     assert progress.best(1) == []
@@ -123,14 +115,14 @@ def test_stages_in_work_are_no_more_than_workers(tiny_space):
     progress.take(trial)
     split = [stage for stage in tiny_space.trial({"pretrain.optimizer.lr": 0.01}, 0).stages if stage.kind == "sft"]
     for stage in split:
-        progress.take({"event": "started", "trial": trial["row"].trial, "stage": stage.id, "kind": "sft"})
+        progress.take(StageStarted(trial=trial.row.trial, stage=stage.id, kind="sft"))
     assert progress.running("sft") == 1  # A gang of one.
 
 
 def test_rest_is_known_when_each_kind_has_been_seen(tiny_space):
     progress = Progress(tiny_space)
     trial = tiny_space.trial({"pretrain.optimizer.lr": 0.01}, 0)
-    progress.take({"event": "trial", "row": trial_row(trial)})
+    progress.take(TrialStarted(row=trial_row(trial)))
     first = {stage.kind: stage for stage in trial.stages if stage.step in (None, 6)}
     for stage in first.values():
         assert progress.rest_seconds(10.0) is None

@@ -17,7 +17,7 @@ from raysweep.data.tokenizers import Bpe
 from raysweep.stages.sft import Hyperparameters, Sft
 from raysweep.tasks.decoding import first_lines
 from raysweep.tasks.qa import QA
-from raysweep.worker import Worker
+from raysweep.worker import Reached, Worker
 
 SUBJECT = SUBJECTS["350M"]
 NUM_TRAIN, NUM_TEST = (2000, 500) if ON_GPU else (80, 20)
@@ -62,8 +62,9 @@ def _finetuning(task: QA, tokenizer: Any) -> tuple[str, Numbers]:
     stage = Sft(task=task, lr=1e-5, seed=0, hyperparameters=Hyperparameters(epochs=1.0))
     read: list[float] = []
 
-    def report(event: Any) -> None:
-        read.append(event["tokens_per_second"])
+    def report(reached: Reached) -> None:
+        if reached.tokens_per_second:
+            read.append(reached.tokens_per_second)
 
     fit = partial(stage._train, worker=Worker(device=device_name(), report=report))
     fitted = task.fit(model, tokenizer, fit, seed=0)

@@ -43,7 +43,7 @@ Contestant = Callable[[Subject, int], Clock]
 def ours(subject: Subject, length: int, **changes: Any) -> Clock:
     """By the training loop of every pretraining stage."""
     clock, ids = Clock(), subject.ids(length)
-    told = worker(subject, length, report=lambda event: clock.tick(event["step"]), **changes)
+    told = worker(subject, length, report=lambda reached: clock.tick(reached.step), **changes)
     train_on(subject.build(), ids, num_steps=WARM_UP + TIMED, worker=told)
     return clock
 

@@ -8,15 +8,18 @@ import subprocess
 import sys
 
 import pytest
+from ended import ended
 from tiny import put
 
 from raysweep.cli import main
 from raysweep.errors import StoreError
+from raysweep.events import Note, StageFailed, StageProgress, StageStarted, TrialStarted
 from raysweep.run_files import TrialRow
 from raysweep.runners.drivers import JOB_ADDRESS, JOB_ID, cancel, this_driver
 from raysweep.runners.journal import Journal
 from raysweep.runs import Run
 from raysweep.store import Store
+from raysweep.worker import Reached
 
 HOLDER = """
 import signal, sys, time
@@ -81,11 +84,11 @@ def test_a_job_is_stopped_by_its_job_server(run, monkeypatch):
 
 def test_the_log_says_what_happened_and_why_a_stage_failed(run, capsys):
     journal = Journal(run, lambda event: None)
-    journal({"event": "started", "trial": "t", "stage": "sft-12ab", "kind": "sft", "time": 1_800_000_000.0})
-    failed = {"event": "failed", "trial": "t", "stage": "sft-12ab", "kind": "sft", "cause": "\x1b[2J full"}
-    journal(failed | {"log": "Traceback: disk full", "retry": True})
-    journal({"event": "started", "trial": "t", "stage": "probe-9", "kind": "probe"})
-    journal({"event": "progress", "trial": "t", "stage": "probe-9", "kind": "probe", "step": 3})
+    sft, probe = ({"trial": "t", "stage": stage, "kind": stage.split("-")[0]} for stage in ("sft-12ab", "probe-9"))
+    journal(StageStarted(**sft, time=1_800_000_000.0))
+    journal(StageFailed(**sft, cause="\x1b[2J full", log="Traceback: disk full", retry=True))
+    journal(StageStarted(**probe))
+    journal(StageProgress(**probe, at=Reached(3)))
     journal.close()
     (run.folder / "events.jsonl").open("a").write('{"event": "cut o')
     store = ["--store", run.store.url]
@@ -112,7 +115,7 @@ def test_a_disk_without_room_for_the_log_loses_no_failure(run, monkeypatch):
     monkeypatch.setattr(run, "note_event", full)
     journal = Journal(run, lambda event: None)
     put(run.store, "x-1")
-    journal({"event": "failed", "trial": "t", "stage": "x-2", "kind": "x", "cause": "c", "log": "l", "retry": False})
+    journal(StageFailed(trial="t", stage="x-2", kind="x", cause="c", log="l", retry=False))
     assert [failure["attempts"] for failure in run.failures()] == [1]
 
 
@@ -121,16 +124,14 @@ def test_a_worker_that_stops_after_a_stage_does_not_fail_it(run):
     shown = []
     journal = Journal(run, shown.append)
     stage = {"trial": "t", "stage": "x-1", "kind": "x"}
-    failed = stage | {"event": "failed", "cause": "worker 0 gave no sign of life", "log": "l", "retry": True}
-    finished = stage | {"event": "finished", "status": "done", "step": 1, "task": None, "metrics": {}}
-    row = TrialRow(trial="t", variant="v", point={}, seed=0, stages=())
-    journal({"event": "trial", "row": row})
-    journal(stage | {"event": "started"})
-    journal(finished)
+    failed = StageFailed(**stage, cause="worker 0 gave no sign of life", log="l", retry=True)
+    journal(TrialStarted(row=TrialRow(trial="t", variant="v", point={}, seed=0, stages=())))
+    journal(StageStarted(**stage))
+    journal(ended("x-1", step=1))
     journal(failed)
     assert run.failures() == []
-    assert shown[-1]["event"] == "note"
-    assert "no sign of life" in shown[-1]["message"]
-    journal(stage | {"event": "started"})  # It was lost, and is made again.
+    assert isinstance(shown[-1], Note)
+    assert "no sign of life" in shown[-1].message
+    journal(StageStarted(**stage))  # It was lost, and is made again.
     journal(failed)
     assert [failure["stage"] for failure in run.failures()] == ["x-1"]

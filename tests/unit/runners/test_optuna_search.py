@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from ended import ended
 from tiny import ONE_CPU, TINY, roomy
 
 from raysweep.runners.optuna_search import study_search
@@ -56,7 +57,7 @@ def test_a_suggestion_waits_for_its_beginning(sweep_file, store, tmp_path):
     first = search.suggest("a")
     assert [search.suggest(name) for name in "bcdefgh"] == [None] * 7
     for stage in space.trial(first, 0).stages:
-        beginnings.take({"event": "finished", "stage": stage.id})
+        beginnings.take(ended(stage.id))
     later = [search.suggest(name) for name in "xyz"]
     assert len({str(point) for point in (first, *later)}) == 4
     for name in "axyz":

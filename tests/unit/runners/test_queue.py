@@ -4,6 +4,7 @@ import random
 from collections import Counter
 
 import pytest
+from ended import ended
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timed import Timed, timed_trials
@@ -52,12 +53,12 @@ def test_measurements_take_the_place_of_flops():
     quick, slow = timed_trials([10.0, 20.0]), timed_trials([1.0, 2.0], Slow)
     queue = queue_of([*quick, *slow])
     assert ids([queue.next(lambda shape: True)]) == [1]
-    queue.take({"event": "finished", "stage": quick[1].stages[1].id, "wall_seconds": 20.0, "num_workers": 1})
+    queue.take(ended(quick[1].stages[1].id, wall_seconds=20.0))
     assert queue.next(lambda shape: True) is quick[0]
     queue = queue_of([*quick, *slow])
     queue.next(lambda shape: True)
     for trial, seconds in ((quick[1], 20.0), (slow[0], 100.0)):
-        event = {"event": "finished", "stage": trial.stages[1].id, "wall_seconds": seconds, "num_workers": 1}
+        event = ended(trial.stages[1].id, wall_seconds=seconds)
         queue.take(event)
         queue.take(event)  # Told by all that waited for it.
     assert queue.next(lambda shape: True) is slow[1], "200 s against 10"
@@ -84,7 +85,7 @@ def test_seconds_of_a_trial(sweep_file):
 
 
 def finished(stage, *, seconds, num_workers):
-    return {"event": "finished", "stage": stage.id, "wall_seconds": seconds, "num_workers": num_workers}
+    return ended(stage.id, wall_seconds=seconds, num_workers=num_workers)
 
 
 @given(seed=st.integers(0, 10**6))

@@ -7,10 +7,13 @@ import sys
 from types import ModuleType
 
 import pytest
+from ended import ended
 
+from raysweep.events import StageProgress, TrialStarted
 from raysweep.runners.journal import Journal, trial_row
 from raysweep.runners.tracking import trackers
 from raysweep.runs import Run
+from raysweep.worker import Reached
 
 
 @pytest.fixture
@@ -30,13 +33,11 @@ def tell(run: Run, space) -> None:
     """A trial that trains two steps and fine-tunes once."""
     journal = Journal(run, lambda event: None, trackers=trackers(run, space.name))
     trial = space.trial({"pretrain.optimizer.lr": 0.01}, 0)
-    common = {"trial": trial.id, "kind": "pretrain", "stage": trial.stages[1].id}
-    journal({"event": "trial", "row": trial_row(trial)})
-    for step, loss in ((1, 3.0), (2, 2.5)):
-        journal({"event": "progress", "step": step, "loss": loss, **common})
+    journal(TrialStarted(row=trial_row(trial)))
+    for at in (Reached(1, loss=3.0), Reached(2, loss=2.5)):
+        journal(StageProgress(trial=trial.id, kind="pretrain", stage=trial.stages[1].id, at=at))
     sft = next(stage for stage in trial.stages if stage.kind == "sft")
-    scored = {"stage": sft.id, "kind": "sft", "task": "span", "step": 6, "metrics": {"score": 0.75}}
-    journal({"event": "finished", **common, **scored})
+    journal(ended(sft.id, trial=trial.id, task="span", step=6, metrics={"score": 0.75}))
     journal.close()
 
 

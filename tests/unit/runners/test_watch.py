@@ -10,7 +10,7 @@ import pytest
 from tiny import free_port
 
 from raysweep.runners import attempts
-from raysweep.runners.events import Address, EventSink
+from raysweep.runners.channel import Address, EventSink
 from raysweep.runners.heartbeat import start_beats
 from raysweep.runners.watch import Beat, Process, Watch
 
@@ -41,9 +41,9 @@ def test_a_process_without_a_beat_is_ended_and_the_cause_recorded():
         gang.pass_second(1.0, None)
     assert gang.ended == [gang.ranks[1]]
     (event,) = gang.events
-    assert (event["event"], event["stage"], event["kind"], event["retry"]) == ("failed", "sft-2", "sft", True)
-    assert event["trial"] == "trial-1"
-    assert "worker 1 (process 101) gave no sign of life for 10 s" in event["cause"]
+    assert (event.event, event.stage, event.kind, event.retry) == ("failed", "sft-2", "sft", True)
+    assert event.trial == "trial-1"
+    assert "worker 1 (process 101) gave no sign of life for 10 s" in event.cause
 
 
 def test_a_gang_whose_ranks_all_wait_is_ended():
@@ -51,7 +51,7 @@ def test_a_gang_whose_ranks_all_wait_is_ended():
     for _ in range(15):
         gang.pass_second(0.01, 0.01, stages=("pretrain-1", "pretrain-1"))
     assert gang.ended[0] == gang.ranks[0]
-    assert "2 worker(s) used no processor for 10 s" in gang.events[0]["cause"]
+    assert "2 worker(s) used no processor for 10 s" in gang.events[0].cause
 
 
 @pytest.mark.parametrize(
@@ -129,5 +129,5 @@ def test_real_processes_that_wait_in_a_collective_are_ended():
         assert time.monotonic() - began > 5
         ranks[1].kill()
         ranks[1].join()
-    assert "used no processor" in events[0]["cause"]
-    assert events[0]["stage"] == "pretrain-1"
+    assert "used no processor" in events[0].cause
+    assert events[0].stage == "pretrain-1"

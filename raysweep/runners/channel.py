@@ -1,25 +1,31 @@
-"""From gangs to the driver: what happens, as plain dicts over a connection of their own.
+"""Between gangs and the driver: events one way, what gangs are asked the other, over a connection of their own.
+
+Messages are dataclasses sent as JSON, and checked where they arrive: nothing is unpickled, and what is no message of
+ours is left out with a warning.
 
 Not a Ray actor, on a cluster neither, whose workers have to reach the driver's process anyway: measured, an event takes
-0.2 ms of a gang's processor and as much of the actor's, against 0.01 ms in all here. It would be one more process to
+0.2 ms of a gang's processor and as much of the actor's, against 0.04 ms in all here. It would be one more process to
 start, in 1 s, and to lose, and has no way to tell a gang that trains.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
-from typing import Any
+from typing import Annotated, Literal
 
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from raysweep.events import Event, Report
 from raysweep.runners.watch import Beat, Process, Watch
 
 logger = logging.getLogger(__name__)
@@ -28,15 +34,43 @@ logger = logging.getLogger(__name__)
 HANDSHAKE_SECONDS = 10
 
 
-SAVE = "save"
-"""What the driver asks of gangs, the other way."""
+# As of events: all fields, no others, and each of its very type.
+_EXACTLY = ConfigDict(strict=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Flush:
+    """A gang waits until the driver has taken all that it was told so far, and says so with the same."""
+
+    __pydantic_config__ = _EXACTLY
+
+    event: Literal["flush"] = "flush"
+
+
+@dataclass(frozen=True)
+class Save:
+    """The driver asks for the state of what is trained to be saved."""
+
+    __pydantic_config__ = _EXACTLY
+
+    event: Literal["save"] = "save"
 
 
 @dataclass(frozen=True)
 class Draining:
-    """What the driver tells gangs: the ids of all nodes that are about to be taken away."""
+    """The driver tells the ids of all nodes that are about to be taken away."""
 
-    nodes: frozenset[str]
+    __pydantic_config__ = _EXACTLY
+
+    nodes: tuple[str, ...]
+    event: Literal["draining"] = "draining"
+
+
+ToDriver = Event | Beat | Flush
+ToGang = Flush | Save | Draining
+
+_TO_DRIVER: TypeAdapter[ToDriver] = TypeAdapter(Annotated[ToDriver, Field(discriminator="event")])
+_TO_GANG: TypeAdapter[ToGang] = TypeAdapter(Annotated[ToGang, Field(discriminator="event")])
 
 
 @dataclass(frozen=True)
@@ -48,17 +82,35 @@ class Address:
     key: bytes
 
 
-def one_at_a_time(report: Callable[[Mapping[str, Any]], None]) -> Callable[[Mapping[str, Any]], None]:
+def connect(address: Address) -> Connection:
+    """A gang's connection to the driver. Raises OSError, EOFError or AuthenticationError if there is none to be had."""
+    connection = Client((address.host, address.port), authkey=address.key)
+    _send_at_once(connection.fileno())
+    return connection
+
+
+def send(connection: Connection, message: ToDriver | ToGang) -> None:
+    """Raises OSError if the other end is gone."""
+    connection.send_bytes(json.dumps(asdict(message)).encode())
+
+
+def _send_at_once(descriptor: int) -> None:
+    """Else a message that follows another waits for it to be acknowledged, which takes 40 ms."""
+    with socket.socket(fileno=os.dup(descriptor)) as peer:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def one_at_a_time(report: Report) -> Report:
     """`report` as several threads may call it."""
     lock = threading.Lock()
 
-    def take(event: Mapping[str, Any]) -> None:
+    def take(event: Event) -> None:
         with lock:
             try:
                 report(event)
             except Exception:
                 # What cannot be shown or kept must not end the telling of what follows.
-                logger.exception("event %s was not taken", event.get("event"))
+                logger.exception("event %r was not taken", event.event)
 
     return take
 
@@ -69,7 +121,7 @@ class EventSink:
     Signs of life go to `watch`.
     """
 
-    def __init__(self, host: str, report: Callable[[Mapping[str, Any]], None], *, watch: Watch | None = None) -> None:
+    def __init__(self, host: str, report: Report, *, watch: Watch | None = None) -> None:
         key = os.urandom(32)
         self._socket = socket.create_server((host, 0), backlog=128)
         self.address = Address(host, self._socket.getsockname()[1], key)
@@ -89,16 +141,16 @@ class EventSink:
 
     def ask_to_save(self) -> None:
         """Ask every gang to save the trajectory that it trains."""
-        self._send_all(SAVE)
+        self._send_all(Save())
 
     def tell_draining(self, nodes: frozenset[str]) -> None:
         """Tell every gang which nodes are about to be taken away."""
-        self._send_all(Draining(nodes))
+        self._send_all(Draining(tuple(sorted(nodes))))
 
-    def _send_all(self, message: object) -> None:
+    def _send_all(self, message: ToGang) -> None:
         for connection in list(self._connections):
             with contextlib.suppress(OSError):
-                connection.send(message)
+                send(connection, message)
 
     def _accept(self) -> None:
         """Take connections; all that a peer may be slow at is done in a thread of its own."""
@@ -113,6 +165,7 @@ class EventSink:
     def _serve(self, peer: socket.socket) -> None:
         with peer, Connection(os.dup(peer.fileno())) as connection:
             try:
+                _send_at_once(peer.fileno())
                 _set_timeout(peer, HANDSHAKE_SECONDS)
                 deliver_challenge(connection, self.address.key)
                 answer_challenge(connection, self.address.key)
@@ -126,11 +179,16 @@ class EventSink:
         self._connections.add(connection)
         try:
             while True:
-                message = connection.recv()
+                received = connection.recv_bytes()
                 if self._closed:
                     return
-                if message is None:
-                    connection.send(None)
+                try:
+                    message = _TO_DRIVER.validate_json(received)
+                except ValidationError as error:
+                    logger.warning("no event of ours, and left out: %.200r: %s", received, error)
+                    continue
+                if isinstance(message, Flush):
+                    send(connection, message)
                 elif not isinstance(message, Beat):
                     self._report(message)
                 elif self._watch:
@@ -158,17 +216,17 @@ class EventSource:
         self._save_asked = False
         self._draining: frozenset[str] = frozenset()
         try:
-            self._connection = Client((address.host, address.port), authkey=address.key)
+            self._connection = connect(address)
         except (OSError, EOFError, AuthenticationError) as error:
             logger.warning("no connection to the driver at %s:%d: %s", address.host, address.port, error)
 
-    def tell(self, event: Mapping[str, Any]) -> None:
-        """Send one event, with the time it was sent at."""
-        self._send({"time": time.time(), **event})
+    def tell(self, event: Event) -> None:
+        """Send one event."""
+        self._send(event)
 
     def wait(self) -> None:
         """Until the driver has taken all that was told so far."""
-        self._send(None)
+        self._send(Flush())
         while self._receive():
             pass
 
@@ -192,18 +250,20 @@ class EventSource:
         if self._connection is None:
             return False
         try:
-            message = self._connection.recv()
-        except (EOFError, OSError):
+            message = _TO_GANG.validate_json(self._connection.recv_bytes())
+        except (EOFError, OSError, ValidationError):
             self._connection = None
             return False
-        if isinstance(message, Draining):
-            self._draining = message.nodes
-        self._save_asked |= message == SAVE
-        return message is not None
+        match message:
+            case Draining(nodes=nodes):
+                self._draining = frozenset(nodes)
+            case Save():
+                self._save_asked = True
+        return not isinstance(message, Flush)
 
-    def _send(self, message: Any) -> None:
+    def _send(self, message: ToDriver) -> None:
         if self._connection is not None:
             try:
-                self._connection.send(message)
+                send(self._connection, message)
             except OSError:
                 self._connection = None

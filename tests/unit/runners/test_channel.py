@@ -1,0 +1,127 @@
+"""Between gangs and the driver, whoever else knocks at its port, and whatever comes over it."""
+
+import math
+import pickle
+import socket
+import time
+
+import pytest
+from ended import ended
+
+from raysweep.events import GangsChosen, Note, StageFailed, StageProgress, StageStarted, TrialStarted
+from raysweep.run_files import StageRow, TrialRow
+from raysweep.runners import channel
+from raysweep.runners.channel import Address, EventSink, EventSource
+from raysweep.worker import Reached
+
+STAGE = {"trial": "t", "stage": "sft-1", "kind": "sft"}
+ROWS = (StageRow("sft-1", "sft", 3, None, "a", {"model": "x-1"}),)
+
+
+def test_events_reach_the_driver_before_wait_returns():
+    got = []
+    with EventSink("127.0.0.1", got.append) as sink:
+        sources = [EventSource(sink.address) for _ in range(2)]
+        for number in range(100):
+            sources[number % 2].tell(Note(message=str(number)))
+        for source in sources:
+            source.wait()
+        assert sorted(int(event.message) for event in got) == list(range(100))
+        # Without the secret nobody is let in, and nothing breaks.
+        stranger = EventSource(Address(sink.address.host, sink.address.port, b"wrong"))
+        stranger.tell(Note(message="a stranger"))
+        sources[0].tell(Note(message="the last"))
+        sources[0].wait()
+    assert got[-1].message == "the last"
+    # A driver that is gone stops the telling, not the work.
+    EventSource(sink.address).tell(Note(message="late"))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Note(message="\u202e \x1b[2J"),
+        GangsChosen(num_workers=2),
+        TrialStarted(row=TrialRow("t", "v", {"pretrain.optimizer.lr": 0.01}, 0, ROWS)),
+        StageStarted(**STAGE),
+        StageProgress(**STAGE, at=Reached(3, loss=math.inf, num_tokens=7, tokens_per_second=0.5)),
+        StageProgress(**STAGE, at=Reached(3, saved_step=3)),
+        ended("sft-1", metrics={"diverged_step": 3, "score": math.inf}, lr=1e-3, seed=0, step=6, task="a"),
+        ended("sft-1", event="found", status="diverged"),
+        StageFailed(**STAGE, cause="c", log="l", retry=True),
+    ],
+)
+def test_an_event_arrives_as_it_was(event):
+    got = []
+    with EventSink("127.0.0.1", got.append) as sink:
+        source = EventSource(sink.address)
+        source.tell(event)
+        source.wait()
+    assert got == [event]
+    assert got[0].time == event.time
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b'{"event": "unheard-of"}',
+        b'{"event": "note"}',
+        b'{"event": "note", "message": 3}',
+        b'{"event": "note", "message": "m", "extra": 1}',
+        b'{"event": "started", "trial": "t", "stage": "../../x", "kind": "x"}',
+        b'{"event": "progress", "trial": "t", "stage": "x-1", "kind": "x", "at": {"step": "3"}}',
+        b'{"event": "beat", "process": {}, "trial": "", "stage": "", "seconds": 1.0, "load": 1.0}',
+        pickle.dumps({"event": "note"}),
+    ],
+)
+def test_what_is_no_event_is_left_out_and_stops_nothing(message, caplog):
+    got = []
+    with EventSink("127.0.0.1", got.append) as sink:
+        source = EventSource(sink.address)
+        source._connection.send_bytes(message)
+        source.tell(Note(message="after"))
+        source.wait()
+    assert [event.message for event in got] == ["after"]
+    assert "no event of ours" in caplog.text
+
+
+def test_silent_and_half_sent_connections_hold_nobody_up(monkeypatch):
+    monkeypatch.setattr(channel, "HANDSHAKE_SECONDS", 1)
+    got = []
+    with EventSink("127.0.0.1", got.append) as sink:
+        early = EventSource(sink.address)
+        place = (sink.address.host, sink.address.port)
+        strangers = [socket.create_connection(place) for _ in range(20)]
+        for stranger in strangers[:10]:
+            stranger.sendall(b"\x00\x00")  # Half the length of a message.
+        half = EventSource(sink.address)
+        half._connection._send(b"\x00\x00\x01\x00half")  # Let in, and stopped amid a message.
+        began = time.monotonic()
+        late = EventSource(sink.address)
+        for source in (early, late):
+            source.tell(Note(message="x"))
+            source.wait()
+        assert len(got) == 2
+        assert time.monotonic() - began < 1
+        for stranger in strangers:  # And each is sent away.
+            stranger.settimeout(10)
+            while stranger.recv(4096):
+                pass
+
+
+def test_gangs_are_told_what_the_driver_asks_whenever_they_look():
+    with EventSink("127.0.0.1", lambda event: None) as sink:
+        source = EventSource(sink.address)
+        source.wait()
+        assert not source.save_asked()
+        assert source.draining() == frozenset()
+        sink.ask_to_save()
+        sink.tell_draining(frozenset({"a"}))
+        sink.tell_draining(frozenset({"a", "b"}))
+        source.wait()  # Passes over none of it.
+        assert source.draining() == {"a", "b"}
+        assert source.save_asked()
+        assert not source.save_asked()
