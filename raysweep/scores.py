@@ -20,10 +20,12 @@ Side = Literal["lowest", "highest"]
 def column_name(kind: str, metric: str, task: str | None = None) -> str:
     """What a search and a table call a number of a checkpoint. Names of kinds and tasks hold no slash.
 
+    An empty kind is that of a number which no stage made: it goes by its own name.
+
     >>> column_name("flatness", "hessian_trace"), column_name("sft", "score", "boolq")
     ('flatness/hessian_trace', 'sft/boolq/score')
     """
-    return "/".join(part for part in (kind, task, metric) if part is not None)
+    return "/".join(part for part in (kind or None, task, metric) if part is not None)
 
 
 @dataclass(frozen=True)

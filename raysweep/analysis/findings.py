@@ -103,6 +103,21 @@ def how_to_read(ranking: Ranking) -> list[str]:
             "beyond noise, with one in twenty of them at most expected to be none (Benjamini-Hochberg)."
         )
         lines.append(_tie_line(ranking))
+    lines += agreement_lines(ranking)
+    lines += objective_lines(ranking.checkpoints)
+    if ranking.num_unscored:
+        statuses = Counter(ranking.checkpoints["status"])
+        known = [f"{statuses[status]} {status}" for status in ("diverged", "failed", "pruned") if statuses[status]]
+        lines.append(
+            f"{ranking.num_unscored} of {len(ranking.checkpoints)} checkpoints have no score and are not ranked"
+            + (f" ({', '.join(known)})." if known else ".")
+        )
+    return lines
+
+
+def agreement_lines(ranking: Ranking) -> list[str]:
+    """What the numbers of the indicators mean, a sentence each."""
+    lines = []
     if ranking.associations:
         lines.append(
             "Pairs right: share of checkpoint pairs an indicator orders as fine-tuning does (0.50 is chance; ties "
@@ -112,14 +127,6 @@ def how_to_read(ranking: Ranking) -> list[str]:
         lines.append(
             "Config rows need no measurement: a pair is ordered by what a setting did to the scores of other variants, "
             "the others held equal (a regression on all). The best of these rows is what an indicator has to beat."
-        )
-    lines += objective_lines(ranking.checkpoints)
-    if ranking.num_unscored:
-        statuses = Counter(ranking.checkpoints["status"])
-        known = [f"{statuses[status]} {status}" for status in ("diverged", "failed", "pruned") if statuses[status]]
-        lines.append(
-            f"{ranking.num_unscored} of {len(ranking.checkpoints)} checkpoints have no score and are not ranked"
-            + (f" ({', '.join(known)})." if known else ".")
         )
     return lines
 

@@ -6,7 +6,7 @@ import sys
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from raysweep.analysis.findings import cautions, how_to_read
+from raysweep.analysis.findings import agreement_lines, cautions, how_to_read
 from raysweep.analysis.labels import is_missing
 from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.sections import Cell, Row, Table, agreement_table, ranking_table
@@ -14,6 +14,7 @@ from raysweep.printable import printable
 
 if TYPE_CHECKING:
     from rich import table as rich_table
+    from rich.console import Console
     from rich.text import Text
 
 PLAIN_WIDTH = 140
@@ -24,20 +25,13 @@ INDICATOR_COLUMNS = 6
 
 def format_terminal(ranking: Ranking, *, width: int | None = None, color: bool | None = None) -> str:
     """Both tables and how to read them, for a terminal. None: as wide and coloured as stdout is."""
-    from rich.console import Console
-
-    color = sys.stdout.isatty() if color is None else color
-    width = width or (None if sys.stdout.isatty() else PLAIN_WIDTH)
-    console = Console(file=StringIO(), force_terminal=color, no_color=not color, width=width, highlight=False)
+    console = _console(width, color)
     if ranking.best is None:
         console.print("No checkpoint has a score yet.")
     else:
         by_task = ranking_table(ranking, {}, per_task=False)
         console.print(_rich(by_task, title=f"Checkpoints by {ranking.target}, %"))
-        indicators = agreement_table(ranking)
-        shown = [Row(row.cells[:INDICATOR_COLUMNS]) for row in indicators.rows]
-        few = Table(indicators.columns[:INDICATOR_COLUMNS], shown)
-        console.print(_rich(few, title="Indicators by agreement with it"))
+        console.print(_rich(_indicators(ranking), title="Indicators by agreement with it"))
     for line in cautions(ranking):
         console.print(_text(line, style="bold yellow"))
     for line in how_to_read(ranking):
@@ -47,6 +41,32 @@ def format_terminal(ranking: Ranking, *, width: int | None = None, color: bool |
     if ranking.best is not None and not is_missing(location := ranking.best.get("location")):
         console.print(_text(f"best checkpoint: {location}", style="bold"), soft_wrap=True)
     return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined, no-any-return]
+
+
+def format_indicators(ranking: Ranking, *, width: int | None = None, color: bool | None = None) -> str:
+    """The indicators alone: of a table, whose targets may be of any unit."""
+    console = _console(width, color)
+    title = f"Indicators by agreement with {ranking.target}"
+    console.print(_rich(_indicators(ranking), title=title))
+    for line in agreement_lines(ranking):
+        console.print(_text(line, style="dim"))
+    for name, why in sorted(ranking.skipped.items()):
+        console.print(_text(f"not ranked: {name}: {why}", style="dim"))
+    return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined, no-any-return]
+
+
+def _console(width: int | None, color: bool | None) -> Console:
+    from rich.console import Console
+
+    color = sys.stdout.isatty() if color is None else color
+    width = width or (None if sys.stdout.isatty() else PLAIN_WIDTH)
+    return Console(file=StringIO(), force_terminal=color, no_color=not color, width=width, highlight=False)
+
+
+def _indicators(ranking: Ranking) -> Table:
+    """As many of the columns as a terminal has room for."""
+    whole = agreement_table(ranking)
+    return Table(whole.columns[:INDICATOR_COLUMNS], [Row(row.cells[:INDICATOR_COLUMNS]) for row in whole.rows])
 
 
 def _rich(table: Table, *, title: str) -> rich_table.Table:

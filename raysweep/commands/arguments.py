@@ -75,6 +75,11 @@ def named(text: str) -> str:
     return text
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Names between commas, none of them empty."""
+    return tuple(named(name.strip()) for name in text.split(","))
+
+
 def gpu(text: str) -> str:
     """The name of a GPU that is in the table."""
     if memory_bytes(text) is None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from raysweep.commands.arguments import RUN_HELP, add_overrides, results_of
+from raysweep.commands.arguments import RUN_HELP, add_overrides, named, names, results_of
 from raysweep.commands.output import exit_code_of, print_json, print_ranking
+from raysweep.errors import DataError
 from raysweep.printable import printable
+
+TABLE_OPTIONS = ("target", "higher", "lower", "config", "variant")
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -19,15 +23,38 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         ("export", _export, "take a checkpoint out of the store, ready for from_pretrained"),
     ):
         sub = commands.add_parser(name, parents=[common], help=text)
-        sub.add_argument("run", metavar="RUN", help=RUN_HELP)
+        # A table is ranked in a run's place.
+        sub.add_argument("run", metavar="RUN", nargs="?" if name == "rank" else None, help=RUN_HELP)
         add_overrides(sub)
         sub.set_defaults(command=command)
+        if name == "rank":
+            _add_table(sub)
     sub.add_argument("--to", required=True, metavar="DIR", help="a folder that is new or empty, or hub:owner/name")
     sub.add_argument(
         "--checkpoint",
         default="1",
         metavar="WHICH",
         help="place in the ranking, label or stage id, or chosen, as search.choose says (default: the best)",
+    )
+
+
+def _add_table(rank: argparse.ArgumentParser) -> None:
+    """The options by which `rank` takes a table that no run made."""
+    rank.add_argument(
+        "--table", type=Path, metavar="FILE", help="in place of a run: a .csv or .parquet of indicators and scores"
+    )
+    rank.add_argument("--target", type=named, metavar="COLUMN", help="the score after fine-tuning, higher is better")
+    for option, text in (
+        ("higher", "indicators of which higher values are better"),
+        ("lower", "indicators of which lower values are better"),
+        ("config", "what was known before anything was measured, such as lr,objective,mix"),
+    ):
+        rank.add_argument(f"--{option}", type=names, default=(), metavar="COLUMNS", help=f"{text}; between commas")
+    rank.add_argument(
+        "--variant",
+        type=named,
+        metavar="COLUMN",
+        help="rows alike in it are no independent witnesses (default: variant if there is one, else the configuration)",
     )
 
 
@@ -44,12 +71,36 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _rank(args: argparse.Namespace) -> int:
+    if args.table or not args.run:
+        return _rank_table(args)
+    if given := [f"--{name}" for name in TABLE_OPTIONS if getattr(args, name)]:
+        raise DataError(
+            f"{given[0]} tells of a table's columns; give --table FILE in place of {args.run!r}, or leave it out"
+        )
     results = results_of(args)
     if args.json:
         print_json(results.ranking.to_dict())
     else:
         print_ranking(results)
     return exit_code_of(results)
+
+
+def _rank_table(args: argparse.Namespace) -> int:
+    from raysweep.analysis.given_table import Roles, rank_table
+    from raysweep.analysis.terminal import format_indicators
+
+    if args.run or not args.table:
+        both = f", not both {args.run!r} and --table {args.table}" if args.run else ""
+        raise DataError(f"rank takes a run's name, folder or sweep file, or --table FILE{both}")
+    if not args.target:
+        raise DataError(f"{args.table}: which column is the score after fine-tuning? Name it: --target COLUMN")
+    roles = Roles(args.target, higher=args.higher, lower=args.lower, config=args.config, variant=args.variant)
+    ranking = rank_table(args.table, roles)
+    if args.json:
+        print_json(ranking.to_dict())
+    else:
+        print(format_indicators(ranking))
+    return 0
 
 
 def _report(args: argparse.Namespace) -> int:

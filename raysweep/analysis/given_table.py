@@ -1,0 +1,186 @@
+"""A table of indicators and targets from a file, whoever measured them, as a checkpoint table that can be ranked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raysweep.analysis.labels import is_missing
+from raysweep.analysis.ranking import Ranking, rank
+from raysweep.errors import DataError
+from raysweep.scores import Column
+from raysweep.spec import Metric
+from raysweep.validation import suggested
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+VARIANT = "variant"
+"""A column that is taken for the rows' variants, where no other is named."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What the columns of a table are; others are left out.
+
+    A target's standard error may stand beside it, in `<target>_stderr`.
+    """
+
+    target: str
+    """The score after fine-tuning, higher being better."""
+    higher: tuple[str, ...] = ()
+    """Indicators of which higher values are better."""
+    lower: tuple[str, ...] = ()
+    """Indicators of which lower values are better."""
+    config: tuple[str, ...] = ()
+    """What was known before anything was measured: numbers, or names."""
+    variant: str | None = None
+    """Rows of one variant are no independent witnesses; None: `variant` where there is such a column, else rows of one
+    configuration, or each row by itself where no configuration is given."""
+
+    def named(self) -> Iterator[tuple[str, str]]:
+        """(option, column) of each."""
+        yield "--target", self.target
+        yield from (("--higher", name) for name in self.higher)
+        yield from (("--lower", name) for name in self.lower)
+        yield from (("--config", name) for name in self.config)
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Columns that hold numbers."""
+        return (self.target, *self.higher, *self.lower)
+
+
+def rank_table(path: Path, roles: Roles) -> Ranking:
+    """The ranking of a table's rows and indicators, as of a run's checkpoints.
+
+    Args:
+        path: of a .csv (with a line of names) or .parquet file.
+
+    Raises:
+        DataError: if the file cannot be read, or a column or a value is not what its role asks for.
+    """
+    table = checkpoint_rows(read_file(path), roles, name=path.name)
+    ranking = rank(table, columns=columns_of_roles(roles), target=roles.target)
+    # A row of a table has no step: that there is none says nothing of the table.
+    return replace(ranking, skipped={column: why for column, why in ranking.skipped.items() if column != "step"})
+
+
+def columns_of_roles(roles: Roles) -> tuple[Column, ...]:
+    """What the indicators of a table are, under the names that they have there."""
+    directions = dict.fromkeys(roles.higher, "max") | dict.fromkeys(roles.lower, "min")
+    kinds = {name: name.rpartition("/") for name in directions}
+    return tuple(
+        Column(kind, Metric(metric, directions[name]))  # type: ignore[arg-type]
+        for name, (kind, _, metric) in kinds.items()
+    )
+
+
+def read_file(path: Path) -> pd.DataFrame:
+    """A table as it is in a file: of a CSV file, texts, empty ones missing.
+
+    Raises:
+        DataError: if there is no such file, or it is none of the two kinds.
+    """
+    import pandas as pd
+
+    if path.suffix not in (".csv", ".parquet"):
+        raise DataError(f"{path}: a table is a .csv or a .parquet file, not {path.suffix or 'one without an ending'!r}")
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        # Without a header, so that a name that is there twice is seen, and not made into another.
+        rows = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, skipinitialspace=True)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    table = rows.iloc[1:].reset_index(drop=True)
+    table.columns = pd.Index(rows.iloc[0])
+    return table.mask(table == "")
+
+
+def checkpoint_rows(table: pd.DataFrame, roles: Roles, *, name: str) -> pd.DataFrame:
+    """A checkpoint table of the rows: targets and indicators by name, the configuration as `point.<column>`.
+
+    Raises:
+        DataError: names the column, the value and its row (`name`: of the file).
+    """
+    import pandas as pd
+
+    _check_roles(table, roles, name)
+    errors = f"{roles.target}_stderr"
+    numbers = [*roles.numbers, *([errors] if errors in table else [])]
+    parts = {column: _numbers(table[column], f"{name}: column {column!r}") for column in numbers}
+    points = {f"point.{column.removeprefix('point.')}": _config(table[column]) for column in roles.config}
+    if np.isfinite(parts[roles.target]).sum() < 2:
+        raise DataError(f"{name}: column {roles.target!r} holds fewer than 2 numbers, and there is nothing to compare")
+    rows = [f"row {number}" for number in range(1, len(table) + 1)]
+    known = {
+        "variant": _variants(table, roles, points, rows),
+        "trial": rows,
+        "seed": 0,
+        "checkpoint": rows,
+        "step": pd.Series([None] * len(rows), dtype="Int64"),
+        "status": "done",
+    }
+    return pd.DataFrame({**known, **points, **parts})
+
+
+def _check_roles(table: pd.DataFrame, roles: Roles, name: str) -> None:
+    there = [str(column) for column in table.columns]
+    twice = sorted({column for column in there if there.count(column) > 1})
+    if twice:
+        raise DataError(f"{name}: two columns are called {twice[0]!r}; rename one")
+    asked = [*roles.named(), *([("--variant", roles.variant)] if roles.variant else [])]
+    for option, column in asked:
+        if column not in there:
+            raise DataError(f"{name}: {option}: no column {column!r}{suggested(column, there, 'columns')}")
+    of: dict[str, str] = {}
+    for option, column in roles.named():
+        if column in of:
+            raise DataError(f"{name}: column {column!r} is given by {of[column]} and by {option}; leave it in one")
+        of[column] = option
+    if not (roles.higher or roles.lower or roles.config):
+        raise DataError(f"{name}: no indicators: name at least one column by --higher, --lower or --config")
+
+
+def _numbers(column: pd.Series, where: str) -> pd.Series:
+    """As floats, NaN where a cell is empty; raises DataError on what is no finite number."""
+    import pandas as pd
+
+    values = []
+    for number, value in enumerate(column, start=1):
+        try:
+            values.append(math.nan if is_missing(value) else float(value))
+        except (TypeError, ValueError):
+            raise DataError(f"{where}, row {number}: {value!r} is no number; leave it empty if it is missing") from None
+        if math.isinf(values[-1]):
+            raise DataError(f"{where}, row {number}: {value!r} is not finite; leave it empty if it is missing")
+    return pd.Series(values, dtype="float64")
+
+
+def _config(column: pd.Series) -> pd.Series:
+    """Numbers if all of it that is there are, else names."""
+    import pandas as pd
+
+    numbers = pd.to_numeric(column, errors="coerce")
+    are_numbers = bool((numbers.notna() | column.isna()).all())
+    return numbers.astype("float64") if are_numbers else column.astype("string")
+
+
+def _variants(table: pd.DataFrame, roles: Roles, points: Mapping[str, pd.Series], rows: list[str]) -> list[str]:
+    """Of each row, by what it is told from those of other variants."""
+    column = roles.variant or (VARIANT if VARIANT in table.columns else None)
+    if column:
+        names: list[Any] = list(table[column])
+        # Two rows whose variant is not known are not therefore of one.
+        return [row if is_missing(value) else str(value) for value, row in zip(names, rows, strict=True)]
+    if not points:
+        return rows
+    return [" / ".join(map(str, values)) for values in zip(*points.values(), strict=True)]

@@ -1,0 +1,125 @@
+"""Tables that no run made: what a column may be, and that they are ranked as a run is."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raysweep.analysis.given_table import Roles, rank_table
+from raysweep.cli import main
+from raysweep.errors import DataError
+
+DATA = Path(os.environ.get("RAYSWEEP_DATA", "nowhere"))
+PAPER = DATA / "paper2_table6.csv"
+CONFIG = ("lr", "objective", "mix", "tag", "length")
+ROLES = Roles("score", higher=("shots",), lower=("ppl",), config=("lr", "objective"))
+
+
+def rows(num: int = 12) -> pd.DataFrame:
+    """A score that rises with the rate, and indicators that follow it, or do not."""
+    generator = np.random.default_rng(0)
+    lr = np.tile([1e-4, 1e-3, 1e-2], num // 3)
+    score = np.log10(lr) + generator.normal(size=num) / 10
+    named = {"lr": lr, "objective": ["next", "span"] * (num // 2), "score": score, "ppl": -score}
+    return pd.DataFrame({**named, "shots": generator.normal(size=num)})
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_gives_the_document_of_a_run(tmp_path, capsys, ending):
+    path = tmp_path / f"t.{ending}"
+    rows().to_csv(path, index=False) if ending == "csv" else rows().to_parquet(path)
+    columns = ["--target", "score", "--higher", "shots", "--lower", "ppl", "--config", "lr,objective"]
+    assert main(["rank", "--table", str(path), *columns, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    found = {item["indicator"]: item for item in document["indicators"]}
+    assert next(iter(found)) == "ppl"
+    assert found["ppl"]["accuracy"]["value"] == 1.0
+    assert found["ppl"]["direction"] == "min"
+    assert {"point.lr", "point.objective", "all together"} < set(found)
+    assert document["num_variants"] == 6  # Rows of one configuration are of one variant.
+    assert document["skipped"] == {}
+    assert main(["rank", "--table", str(path), *columns]) == 0
+    assert "ppl" in capsys.readouterr().out
+
+
+def test_a_missing_value_is_counted_and_a_variant_may_be_named(tmp_path):
+    table = rows().astype({"shots": object})
+    table.loc[3, "shots"] = None
+    table["model"] = [f"m{row % 4}" for row in range(12)]
+    table.to_csv(tmp_path / "t.csv", index=False)
+    ranking = rank_table(tmp_path / "t.csv", Roles("score", higher=("shots",), variant="model"))
+    assert ranking.num_variants == 4
+    assert [(item.indicator, item.num_missing) for item in ranking.associations] == [("shots", 1)]
+
+
+@pytest.mark.parametrize(
+    ("change", "roles", "message"),
+    [
+        ({}, Roles("scor", higher=("ppl",)), r"t.csv: --target: no column 'scor', did you mean 'score'; columns: lr"),
+        ({}, Roles("score", higher=("ppl",), lower=("ppl",)), "'ppl' is given by --higher and by --lower"),
+        ({}, Roles("score"), "no indicators: name at least one"),
+        ({"ppl": "n/a"}, ROLES, "column 'ppl', row 1: 'n/a' is no number; leave it empty"),
+        ({"ppl": "inf"}, ROLES, "column 'ppl', row 1: 'inf' is not finite"),
+        ({"score": ""}, ROLES, "'score' holds fewer than 2 numbers"),
+    ],
+)
+def test_mistakes_name_the_column_the_value_and_the_fix(tmp_path, change, roles, message):
+    rows().assign(**change).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DataError, match=message):
+        rank_table(tmp_path / "t.csv", roles)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.txt", "a", "is a .csv or a .parquet file, not '.txt'"),
+        ("t.csv", "a,a\n1,2\n", "two columns are called 'a'"),
+        ("t.csv", "", "cannot be read"),
+        ("t.parquet", "no", "cannot be read"),
+    ],
+)
+def test_files_that_are_no_tables(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        rank_table(tmp_path / name, Roles("a", higher=("b",)))
+    with pytest.raises(DataError, match="no such file"):
+        rank_table(tmp_path / "none.csv", Roles("a", higher=("b",)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "rank takes a run's name, folder or sweep file, or --table FILE"),
+        (["r", "--table", "t.csv"], "not both 'r' and --table t.csv"),
+        (["r", "--higher", "a"], "--higher tells of a table's columns"),
+        (["--table", "t.csv"], "which column is the score"),
+    ],
+)
+def test_commands_that_do_not_go_together(capsys, given, message):
+    assert main(["rank", *given]) == 2
+    assert message in capsys.readouterr().err
+
+
+# Table 1 of the paper: pairs right of 1,225, for CMS, RAG and CBQA.
+PUBLISHED = {
+    "ppl_clm": (0.332, 0.380, 0.354),
+    "ppl_sc": (0.703, 0.622, 0.609),
+    "k_cms": (0.573, 0.569, 0.525),
+    "k_rag": (0.696, 0.766, 0.704),
+    "k_cbqa": (0.437, 0.447, 0.467),
+}
+
+
+@pytest.mark.skipif(not PAPER.is_file(), reason="RAYSWEEP_DATA names no data pack")
+def test_the_pairs_right_of_a_published_table():
+    off = []
+    for place, target in enumerate(("sft_cms", "sft_rag", "sft_cbqa")):
+        ranking = rank_table(PAPER, Roles(target, higher=tuple(PUBLISHED)))
+        found = {item.indicator: item for item in ranking.associations}
+        assert all(item.pairs.num_pairs == 1225 for item in found.values())
+        off += [abs(found[name].accuracy.value - values[place]) for name, values in PUBLISHED.items()]
+    assert max(off) <= 0.03
+    assert np.mean(off) <= 0.01
