@@ -1,0 +1,227 @@
+"""What the rows of `families.py` amount to: the cost of a trace at equal error, as a Markdown table.
+
+    python tests/benchmarks/curvature/family_table.py ROWS
+
+Ours: the root mean square error of all runs to a target about the mean of all of a cell's runs, and their mean CPU
+seconds. Plain Hutchinson is told the N sequences and K probes that make just this error at the lowest cost: the error
+is  between / N + (common + rest / N) / K  with the variances of the table, the cost that of the measured products.
+PyHessian stops by its own rule, and is told the fewest sequences that make this error where that stops.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+import numpy as np
+
+Row = Mapping[str, Any]
+Cell = tuple[str, int]
+"""Family and length."""
+
+MOST_SEQUENCES, MOST_PROBES = 4096, 64
+# PyHessian's defaults.
+RULE_PROBES, RULE_CHANGE = 100, 1e-3
+SIMULATED = 2000
+RESAMPLED = 200
+
+
+@dataclass(frozen=True)
+class Variances:
+    """Of v'H_s v relative to the trace: between sequences s, between probes v common to all, and of the rest."""
+
+    between: float
+    common: float
+    rest: float
+
+    @staticmethod
+    def of(rows: Sequence[Row]) -> Variances:
+        """Two-way random effects, of each sequence's deviation from the ratio of sums over that of tokens."""
+        sums = np.concatenate([np.array(row["values"]) for row in rows])
+        tokens = np.concatenate([np.array(row["tokens"], dtype=float) for row in rows])
+        trace = sums.mean() / tokens.mean()
+        table = (sums - trace * tokens[:, None]) / (trace * tokens.mean())
+        num, probes = table.shape
+        off = table - table.mean(0) - table.mean(1)[:, None] + table.mean()
+        rest = float((off**2).sum() / ((num - 1) * (probes - 1)))
+        between = max(0.0, float(table.mean(1).var(ddof=1)) - rest / probes)
+        common = max(0.0, float(table.mean(0).var(ddof=1)) - rest / num)
+        return Variances(between, common, rest)
+
+    def error(self, sequences: int, probes: int) -> float:
+        """Relative root mean square error of their mean."""
+        return math.sqrt(self.between / sequences + (self.common + self.rest / sequences) / probes)
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of CPU: of a sequence's part in a graph, of its part in a product, and of a probe beside these."""
+
+    graph: float
+    product: float
+    probe: float
+
+    def of(self, sequences: int, probes: float) -> float:
+        """Of so many sequences, each with all probes."""
+        return sequences * (self.graph + self.product * probes) + self.probe * probes
+
+    @staticmethod
+    def told(rows: Sequence[Row]) -> list[Seconds]:
+        """Of plain Hutchinson, by sequences of a graph; which is best depends on the number of probes."""
+        probe = median(row["probe"] for row in rows)
+        return [
+            Seconds(*(median(row["graphs"][num][part] for row in rows) for part in (0, 1)), probe)
+            for num in rows[0]["graphs"]
+        ]
+
+    @staticmethod
+    def rule(rows: Sequence[Row]) -> Seconds:
+        """Of PyHessian, from two numbers of sequences, each with two numbers of probes."""
+        times: dict[int, dict[int, float]] = defaultdict(dict)
+        for key in rows[0]["pyhessian"]:
+            sequences, probes = map(int, key.split("/"))
+            times[sequences][probes] = median(row["pyhessian"][key] for row in rows)
+        (few, of_few), (many, of_many) = ((num, _line(times[num])) for num in sorted(times))
+        (graph, _), (product, probe) = (_line({few: of_few[part], many: of_many[part]})[::-1] for part in (0, 1))
+        return Seconds(graph, product, max(0.0, probe))
+
+
+def _line(points: Mapping[int, float]) -> tuple[float, float]:
+    """Value at 0, and slope, through two points."""
+    (left, low), (right, high) = sorted(points.items())
+    slope = (high - low) / (right - left)
+    return low - slope * left, slope
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What plain Hutchinson is told for an error, and what that costs in seconds."""
+
+    told_sequences: int
+    told_probes: int
+    told_seconds: float
+    rule_sequences: int
+    rule_probes: float
+    rule_seconds: float
+
+    @staticmethod
+    def of(variances: Variances, told: Sequence[Seconds], rule: Seconds, error: float) -> Plan:
+        """The N and K of least cost, and the fewest N for PyHessian's rule."""
+        pairs = [(num, probes) for probes in range(1, MOST_PROBES) if (num := _fewest(variances, probes, error))]
+        cost, best = min((min(each.of(*pair) for each in told), pair) for pair in pairs)
+        low, high = 1, MOST_SEQUENCES
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if _by_rule(variances, middle)[0] <= error else (middle, high)
+        probes = _by_rule(variances, high)[1]
+        return Plan(*best, cost, high, probes, rule.of(high, probes))
+
+
+def _fewest(variances: Variances, probes: int, error: float) -> int | None:
+    """Sequences with which so many probes make the error."""
+    room = error**2 - variances.common / probes
+    return math.ceil((variances.between + variances.rest / probes) / room) if room > 0 else None
+
+
+def _by_rule(variances: Variances, sequences: int) -> tuple[float, float]:
+    """Error of PyHessian's trace, and its mean number of probes, simulated with normal estimates."""
+    draw = np.random.default_rng(0)
+    spread = math.sqrt(variances.common + variances.rest / sequences)
+    text = draw.normal(0, math.sqrt(variances.between / sequences), SIMULATED)
+    probes = draw.normal(0, spread, (SIMULATED, RULE_PROBES))
+    means = 1 + text[:, None] + probes.cumsum(1) / np.arange(1, RULE_PROBES + 1)
+    before = np.pad(means[:, :-1], ((0, 0), (1, 0)))
+    still = np.abs(means - before) / (before + 1e-6) < RULE_CHANGE
+    stops = np.where(still.any(1), still.argmax(1), RULE_PROBES - 1)
+    errors = means[np.arange(SIMULATED), stops] - 1
+    return float(np.sqrt((errors**2).mean())), float(stops.mean() + 1)
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """All rows of a folder, each once."""
+    rows = (json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines())
+    return list({row["key"]: row for row in rows}.values())
+
+
+def by_cell(rows: Sequence[Row]) -> dict[Cell, dict[str, list[Row]]]:
+    """Rows of each cell by kind; of cells that have what a plan takes."""
+    cells: dict[Cell, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        cells[row["family"], row["length"]][row["kind"]].append(row)
+    return {cell: kinds for cell, kinds in sorted(cells.items()) if kinds["table"] and kinds["seconds"]}
+
+
+def plan_of(rows: Sequence[Row], error: float) -> dict[Cell, Plan]:
+    """What plain Hutchinson is told in each cell."""
+    return {cell: _plan(kinds, error) for cell, kinds in by_cell(rows).items()}
+
+
+def _plan(kinds: Mapping[str, Sequence[Row]], error: float) -> Plan:
+    seconds = kinds["seconds"]
+    return Plan.of(Variances.of(kinds["table"]), Seconds.told(seconds), Seconds.rule(seconds), error)
+
+
+def main() -> None:
+    print("| family, tokens | target | ours: error, cost, sequences a unit | told N x K | ours | by its rule | ours |")
+    print("| --- " * 7 + "|")
+    for cell, kinds in by_cell(read_rows(Path(sys.argv[1]))).items():
+        truth = _truth(kinds["ours"]) if kinds["ours"] else math.nan
+        for target in sorted({row["rse"] for row in kinds["ours"]}):
+            runs = [row for row in kinds["ours"] if row["rse"] == target]
+            if len(runs) > 1:
+                print(_line_of(cell, target, runs, truth, kinds), flush=True)
+        for kind in ("told", "rule"):
+            if len(kinds[kind]) > 1:
+                print(_check(cell, kind, kinds, truth), flush=True)
+
+
+def _truth(ours: Sequence[Row]) -> float:
+    """Mean of all runs, each as much worth as its target says."""
+    weights = [row["rse"] ** -2 for row in ours]
+    return math.fsum(weight * row["trace"] for weight, row in zip(weights, ours, strict=True)) / math.fsum(weights)
+
+
+def _error(runs: Sequence[Row], truth: float) -> float:
+    return math.sqrt(fmean((row["trace"] / truth - 1) ** 2 for row in runs))
+
+
+def _line_of(cell: Cell, target: float, runs: Sequence[Row], truth: float, kinds: Mapping[str, Sequence[Row]]) -> str:
+    error, seconds = _error(runs, truth), fmean(row["seconds_of_run"] for row in runs)
+    plan = _plan(kinds, error)
+    draw = np.random.default_rng(0)
+    costs = []  # The error of the runs is most of what the ratio is unsure by; cost goes by its inverse square.
+    for _ in range(RESAMPLED):
+        again = [runs[index] for index in draw.integers(len(runs), size=len(runs))]
+        costs.append(fmean(row["seconds_of_run"] for row in again) * _error(again, truth) ** 2)
+    unsure = stdev(costs) / fmean(costs)
+    sizes = median(row["unit_batches"] for row in runs)
+    told, rule = plan.told_seconds / seconds, plan.rule_seconds / seconds
+    return (
+        f"| {cell[0]}, {cell[1]} | {target:.0%} | {error:.1%} ({len(runs)} runs), {seconds:.2f} s, {sizes:.0f} | "
+        f"{plan.told_sequences} x {plan.told_probes}: {plan.told_seconds:.2f} s | 1/{told:.2f} ± {unsure:.0%} | "
+        f"{plan.rule_sequences} x {plan.rule_probes:.0f}: {plan.rule_seconds:.2f} s | 1/{rule:.2f} ± {unsure:.0%} |"
+    )
+
+
+def _check(cell: Cell, kind: str, kinds: Mapping[str, Sequence[Row]], truth: float) -> str:
+    """What was run for real, beside what was expected."""
+    runs = kinds[kind]
+    plan, seconds = _plan(kinds, runs[0]["rse"]), fmean(row["seconds_of_run"] for row in runs)
+    expected = plan.told_seconds if kind == "told" else plan.rule_seconds
+    probes = runs[0]["probes"] or round(fmean(row["stopped"] for row in runs))
+    mean = fmean(row["trace"] for row in runs) / truth - 1
+    return (
+        f"{cell} {kind} {runs[0]['sequences']} x {probes}: error {_error(runs, truth):.1%} of {len(runs)} runs, "
+        f"{runs[0]['rse']:.1%} expected; {seconds:.2f} s, {expected:.2f} expected; mean {mean:+.1%}"
+    )
+
+
+if __name__ == "__main__":
+    main()
