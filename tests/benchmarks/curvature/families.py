@@ -8,7 +8,7 @@ Each row is one process's CPU seconds with one thread; what is compared takes tu
 setting of the allocator. Rows are appended as they come, and those that are there are not made again. Kinds of rows:
 
 - ours: a measurement to a target, with its own stop.
-- table: v'H_s v of some sequences s with probes v common to all, whence the variances between sequences, between
+- table: v'H_s v of some sequences s with probes v common to them, whence the variances between sequences, between
   probes, and of the rest; they say what plain Hutchinson with N sequences and K probes is wrong by.
 - seconds: of its products, exact ones by double backward from a graph that is kept, and of PyHessian's.
 - told, rule: plain Hutchinson with the N and K of least cost, and PyHessian with the fewest sequences with which its
@@ -43,9 +43,9 @@ from raysweep.curvature.settings import TraceSettings
 
 # Sequences of a measurement's text; far more than any takes.
 POOL = 4096
-# Tokens and common probes of one row of the table, and tokens in all.
+# Tokens and common probes of one row of the table, and rows by length.
 TABLE_TOKENS, TABLE_PROBES = 2048, 6
-TABLE_ROWS = {64: 10, 128: 16, 256: 24, 512: 32}
+TABLE_ROWS = {64: 10, 128: 14, 256: 18, 512: 24}
 # What exact products of one graph read at most: more tokens fall out of cache.
 GRAPH_TOKENS = (256, 1024, 2048)
 # Runs after which products are timed again.
@@ -108,8 +108,7 @@ def _second_tasks(asked: argparse.Namespace) -> Iterator[Task]:
     """Run by run, so that all cells get on alike, and what is compared takes turns."""
     plans = plan_of(read_rows(asked.out), TOLD_RSE)
     for seed in range(asked.first, asked.first + asked.runs):
-        for cell in _cells(asked):
-            plan = plans[cell]
+        for cell, plan in ((each, plans[each]) for each in _cells(asked) if each in plans):
             if seed % TIMED_EVERY == 0:
                 yield Task("seconds", *cell, seed)
             for rse in asked.targets:
@@ -181,7 +180,7 @@ def _table(task: Task) -> Mapping[str, Any]:
     movable = MovableParameters(named_parameters(model), math.nan)
     num = TABLE_TOKENS // task.length
     rows = equal_batches(_text(task, num), 1)
-    vectors = [movable.probe(seed=-1, probe=probe) for probe in range(TABLE_PROBES)]
+    vectors = [movable.probe(seed=-1 - task.seed, probe=probe) for probe in range(TABLE_PROBES)]
     tokens = [int((targets(model, row) != IGNORED).sum()) for row in rows]
     movable.step = step_for(logit_response(model, rows[0], vectors[0], movable) / tokens[0], movable.rms) / 2
     values = []

@@ -43,21 +43,31 @@ class Variances:
 
     @staticmethod
     def of(rows: Sequence[Row]) -> Variances:
-        """Two-way random effects, of each sequence's deviation from the ratio of sums over that of tokens."""
-        sums = np.concatenate([np.array(row["values"]) for row in rows])
-        tokens = np.concatenate([np.array(row["tokens"], dtype=float) for row in rows])
-        trace = sums.mean() / tokens.mean()
-        table = (sums - trace * tokens[:, None]) / (trace * tokens.mean())
-        num, probes = table.shape
-        off = table - table.mean(0) - table.mean(1)[:, None] + table.mean()
-        rest = float((off**2).sum() / ((num - 1) * (probes - 1)))
-        between = max(0.0, float(table.mean(1).var(ddof=1)) - rest / probes)
-        common = max(0.0, float(table.mean(0).var(ddof=1)) - rest / num)
-        return Variances(between, common, rest)
+        """Two-way random effects, nested in rows, of deviations from the ratio of all sums over that of tokens."""
+        sums = [np.array(row["values"]) for row in rows]
+        tokens = [np.array(row["tokens"], dtype=float)[:, None] for row in rows]
+        size = float(np.concatenate(tokens).mean())
+        trace = float(np.concatenate(sums).mean()) / size
+        tables = [(each - trace * counts) / (trace * size) for each, counts in zip(sums, tokens, strict=True)]
+        num, probes = tables[0].shape
+        text, along, off = [], [], []
+        for table in tables:
+            of_text, of_probe = table.mean(1, keepdims=True), table.mean(0, keepdims=True)
+            text.append(of_text - table.mean())
+            along.append(of_probe - table.mean())
+            off.append(table - of_text - of_probe + table.mean())
+        rest = _squares(off) / (len(tables) * (num - 1) * (probes - 1))
+        between = _squares(text) / (len(tables) * (num - 1)) - rest / probes
+        common = _squares(along) / (len(tables) * (probes - 1)) - rest / num
+        return Variances(max(0.0, between), max(0.0, common), rest)
 
     def error(self, sequences: int, probes: int) -> float:
         """Relative root mean square error of their mean."""
         return math.sqrt(self.between / sequences + (self.common + self.rest / sequences) / probes)
+
+
+def _squares(parts: Sequence[Any]) -> float:
+    return math.fsum(float((part**2).sum()) for part in parts)
 
 
 @dataclass(frozen=True)
