@@ -28,6 +28,7 @@ from raysweep.search import (
 from raysweep.spec import Neutral, Provenance, Spec, check_name
 from raysweep.stages.agreement import Agreement
 from raysweep.stages.base import StageSpec
+from raysweep.stages.early_sft import EarlySft
 from raysweep.stages.fetch import Existing
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.indicators import Indicators
@@ -100,6 +101,8 @@ class Declared(Spec):
     """Rises of the loss under noise on the weights, on every checkpoint; left out: none."""
     updates: Annotated[Updates | None, Neutral(None)] = None
     """Sharpness along the loss's own updates and those of fine-tuning, on every checkpoint; left out: none."""
+    early_sft: Annotated[EarlySft | None, Neutral(None)] = None
+    """A short fine-tuning on each task, on every checkpoint; left out: none."""
     sft: Finetuning | None = None
     """Tasks that every checkpoint is fine-tuned on; left out: none."""
     resources: Annotated[ResourcesSection, Provenance()] = AskedResources()
@@ -136,8 +139,8 @@ class Declared(Spec):
 
     @model_validator(mode="after")
     def _indicators_of_tasks(self) -> Declared:
-        for name, section in (("indicators", self.indicators), ("probes", self.probes)):
-            if section and not self.sft:
+        for name in ("indicators", "probes", "early_sft"):
+            if getattr(self, name) and not self.sft:
                 raise ValueError(f"{name} are scores of the tasks of sft: add sft, or remove {name}")
         return self
 

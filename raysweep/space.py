@@ -114,7 +114,8 @@ def _indicator_findings(space: SearchSpace) -> Iterator[Finding]:
     bound = declared.sft.bind(pretrain.data, objective_of(pretrain).head) if declared.sft else {}
     for name, task in bound.items():
         try:
-            if declared.indicators or (task.num_classes is not None and declared.sft and declared.sft.linear_probe):
+            needs = declared.indicators or declared.early_sft
+            if needs or (task.num_classes is not None and declared.sft and declared.sft.linear_probe):
                 task.check_indicator()
         except RaysweepError as error:
             yield from below(("sft", "tasks", name), error)

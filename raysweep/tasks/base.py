@@ -183,6 +183,19 @@ class TaskSpec(Spec):
         """
 
     @abstractmethod
+    def log_likelihoods(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[float]:
+        """log p(right answer) of each example by a fine-tuned model, in nats: it tells more than hits do.
+
+        Args:
+            model: `Fitted.model` of this task.
+            tokenizer: the checkpoint's.
+            split: whose examples are asked, in the order of `ids`.
+
+        Returns:
+            Of a class, its logarithm of probability; of an answer in words that per token, of the likeliest right one.
+        """
+
+    @abstractmethod
     def score_untrained(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, num_shots: int, max_examples: int
     ) -> list[float]:

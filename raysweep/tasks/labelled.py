@@ -97,6 +97,12 @@ class LabelledTask(TaskSpec):
             for label, hit in zip(said.tolist(), hits, strict=True)
         ]
 
+    def log_likelihoods(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[float]:
+        """Of the right class, by the head's softmax."""
+        examples = self.encoded(split, tokenizer, max_length=context_length(model.base))
+        found = model.log_probabilities(examples.batch(slice(None)))
+        return found[np.arange(len(examples.labels)), examples.labels].tolist()  # type: ignore[no-any-return]
+
     def score_untrained(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, num_shots: int, max_examples: int
     ) -> list[float]:

@@ -49,6 +49,10 @@ class MultipleChoice(TextTask):
         """The right choice, behind a blank."""
         return f" {example['choices'][example['answer']]}"
 
+    def right_answers(self, example: Example) -> list[str]:
+        """The right choice."""
+        return [example["choices"][example["answer"]]]
+
     def content(self, example: Example) -> str:
         """The question and the choices, in any order."""
         return "\n".join([self.prompt(example), *sorted(example["choices"])])

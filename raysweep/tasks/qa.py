@@ -53,6 +53,10 @@ class QA(TextTask):
         """The first of the right answers, behind a blank: what is trained on, though any is right."""
         return f" {example['answers'][0]}"
 
+    def right_answers(self, example: Example) -> list[str]:
+        """Any of its `answers`."""
+        return list(example["answers"])
+
     @property
     def typical_scored_length(self) -> int:
         """The prompt and a whole answer."""

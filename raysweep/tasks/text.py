@@ -48,6 +48,10 @@ class TextTask(FileTask):
             In the order of the examples.
         """
 
+    @abstractmethod
+    def right_answers(self, example: Example) -> list[str]:
+        """All texts that are right, without a blank before them."""
+
     @property
     def num_classes(self) -> None:
         """None: an answer is any text, so there is no class for a linear probe."""
@@ -83,6 +87,24 @@ class TextTask(FileTask):
     def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Answered]:
         """Answers without solved examples before them, as in fine-tuning; see `evaluate`."""
         return self.evaluate(model, tokenizer, self.examples(split), max_length=context_length(model))
+
+    def log_likelihoods(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[float]:
+        """Of the likeliest right answer behind its prompt, per token; without the token that ends it."""
+        from raysweep.tasks.likelihoods import mean_log_likelihoods
+
+        examples, max_length = self.examples(split), context_length(model)
+        prompts = token_ids(tokenizer, [self.prompt(example) for example in examples])
+        # At least one token of the prompt has to stand before an answer.
+        answers = [
+            [
+                ids[: max_length - 1]
+                for ids in token_ids(tokenizer, [f" {text}" for text in self.right_answers(example)])
+            ]
+            for example in examples
+        ]
+        kept = [fit(prompt, max(of, key=len), max_length) for prompt, of in zip(prompts, answers, strict=True)]
+        found = mean_log_likelihoods(model, [ids[:num_prompt] for ids, num_prompt in kept], answers)
+        return [max(of_example) for of_example in found]
 
     def score_untrained(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, num_shots: int, max_examples: int

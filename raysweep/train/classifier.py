@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from raysweep.objectives.base import IGNORED, Arrays, Ints, Loss
+from raysweep.objectives.base import IGNORED, Arrays, Floats, Ints, Loss
 from raysweep.train.evaluate import ROWS_OF_STATES
 
 Pooling = Literal["all", "mean"]
@@ -64,9 +64,16 @@ class Classifier(torch.nn.Module):
         Args:
             arrays: `input_ids` [n, L] on the host, and `lengths` and `attention_mask` where rows are padded.
         """
-        with torch.inference_mode():
-            logits = torch.cat([self(*inputs) for inputs in batches(arrays, device=self.head.weight.device)])
-            return logits.argmax(dim=-1).where(~logits.isnan().any(dim=-1), -1).cpu().numpy()
+        logits = self._logits(arrays)
+        return logits.argmax(dim=-1).where(~logits.isnan().any(dim=-1), -1).cpu().numpy()
+
+    def log_probabilities(self, arrays: Arrays) -> Floats:
+        """Of every class of each row, [n, num_classes], in nats; of the same rows as `predict`."""
+        return self._logits(arrays).double().log_softmax(dim=-1).cpu().numpy()
+
+    @torch.inference_mode()
+    def _logits(self, arrays: Arrays) -> torch.Tensor:
+        return torch.cat([self(*inputs) for inputs in batches(arrays, device=self.head.weight.device)])
 
 
 def pooled_states(

@@ -19,6 +19,7 @@ from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
 from raysweep.spec import Spec
 from raysweep.stages.base import Subject
+from raysweep.stages.early_sft import EarlySft
 from raysweep.stages.noise import Noise
 from raysweep.stages.sft import Hyperparameters, Sft
 from raysweep.stages.updates import Updates
@@ -134,10 +135,14 @@ def precise(folder) -> torch.nn.Module:
     return model
 
 
-def test_sharpness_along_updates_is_that_of_two_derivatives_and_of_a_scan(case, tmp_path):
+def task_of(corpus, **sizes: int):
+    """The corpus's own labels, as a task of a sweep file."""
     form = {"pcfg": {"form": "pcfg_span", "span": 2}, "brackets": {"form": "bracket_balance", "label": "majority"}}
-    given = {**form[case.subject.corpus.name], "num_train": 32, "num_valid": 8, "num_test": 8}
-    task = validate(Tasks, {"task": given}).task.bind(case.subject.corpus)
+    return validate(Tasks, {"task": form[corpus.name] | sizes}).task.bind(corpus)
+
+
+def test_sharpness_along_updates_is_that_of_two_derivatives_and_of_a_scan(case, tmp_path):
+    task = task_of(case.subject.corpus, num_train=32, num_valid=8, num_test=8)
     spec = Updates(batch_sequences=20, num_batches=2, hyperparameters=Hyperparameters(epochs=1, batch_sequences=8))
     spec = spec.bind(replace(case.subject, tasks={"task": task}))
     metrics = spec.run(case.inputs, tmp_path, Worker())
@@ -204,3 +209,29 @@ def test_noise_raises_the_loss_by_as_much_as_a_naive_loop_says(case, tmp_path):
         # Losses of some nats in float32, whose differences are good to 1e-6.
         assert metrics[f"rise_{name}"] == pytest.approx(np.mean(losses), rel=1e-3, abs=3e-6)
         assert metrics[f"rise_{name}_stderr"] > 0
+
+
+def test_early_fine_tuning_is_scored_on_examples_that_the_target_never_sees(case, tmp_path):
+    tasks = {
+        name: task_of(case.subject.corpus, num_train=64, num_valid=8, num_test=60, seed=seed)
+        for name, seed in (("a", 0), ("b", 1))
+    }
+    spec = EarlySft(lr=1e-2, hyperparameters=Hyperparameters(epochs=4, batch_sequences=8, max_examples=32))
+    spec = spec.bind(replace(case.subject, tasks=tasks))
+    metrics = spec.run(case.inputs, tmp_path, Worker())
+    assert sorted(metrics) == sorted(metric.name for metric in spec.metrics(case.subject.corpus))
+    errors = []
+    for name, task in tasks.items():
+        model, tokenizer = load_model(case.inputs["checkpoint"]), load_tokenizer(case.inputs["checkpoint"])
+        sft = Sft(task=task, lr=1e-2, seed=0, hyperparameters=spec.hyperparameters)
+        classifier = sft.fit(model, tokenizer, Worker()).model
+        examples = task.encoded("indicator", tokenizer, max_length=64)
+        ids, labels = torch.from_numpy(examples.ids), torch.from_numpy(examples.labels)
+        with torch.no_grad():
+            logits = classifier(ids)
+        losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        assert metrics[f"{name}/score"] == pytest.approx(float((logits.argmax(dim=1) == labels).double().mean()))
+        assert metrics[f"{name}/loss_nats"] == pytest.approx(float(losses.mean()), rel=1e-5)
+        errors.append(float(losses.std()) / len(losses) ** 0.5)
+    assert metrics["mean_loss_nats"] == pytest.approx((metrics["a/loss_nats"] + metrics["b/loss_nats"]) / 2)
+    assert metrics["mean_loss_nats_stderr"] == pytest.approx((errors[0] ** 2 + errors[1] ** 2) ** 0.5 / 2, rel=1e-5)

@@ -14,7 +14,8 @@ GRAMMAR = TINY.replace(
     "max_units: 8, own_samples: 4, parts: true, rescaled: true, shape: {num_steps: 4, num_eigenvalues: 2}}\n"
     "probes: {num_labels: [8, 20], num_draws: 2, layers: [0, 1]}\n"
     "noise: {num_draws: 2, per_row: [0.1]}\n"
-    "updates: {batch_sequences: 8, num_batches: 2, hyperparameters: {max_examples: 16}}",
+    "updates: {batch_sequences: 8, num_batches: 2, hyperparameters: {max_examples: 16}}\n"
+    "early_sft: {hyperparameters: {max_examples: 16}}",
 )
 TEXT = """\
 name: text
@@ -30,6 +31,8 @@ pretrain:
   batch_sequences: 4
   sequence_length: 16
 indicators: {kshot: 1, max_examples: 4}
+updates: {batch_sequences: 4, num_batches: 2, hyperparameters: {max_examples: 4}}
+early_sft: {hyperparameters: {epochs: 1, max_examples: 4}}
 sft:
   tasks:
     quiz: {form: multiple_choice, train: quiz.jsonl, test: quiz.test.jsonl, max_test_examples: 6}
@@ -72,10 +75,10 @@ def declared_and_reported(path, store) -> set[str]:
 
 def test_every_stage_reports_what_it_declares(sweep_file, folder, store):
     kinds = declared_and_reported(sweep_file(GRAMMAR), store)
-    measured = {"heldout", "indicators", "flatness", "probe", "probes", "noise", "updates", "sft"}
+    measured = {"heldout", "indicators", "flatness", "probe", "probes", "noise", "updates", "early_sft", "sft"}
     assert kinds == {"tokenize", "pretrain"} | measured
     kinds = declared_and_reported(sweep_file(TEXT), store)
-    assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "sft"}
+    assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "updates", "early_sft", "sft"}
 
 
 def test_phases_report_what_they_declare(sweep_file, store):
@@ -99,4 +102,4 @@ pretrain:
   sequence_length: 16
 """
     kinds = declared_and_reported(sweep_file(text + TEXT[TEXT.index("indicators:") :]), store)
-    assert kinds == {"fetch", "tokenize", "heldout", "indicators", "sft"}
+    assert kinds == {"fetch", "tokenize", "heldout", "indicators", "updates", "early_sft", "sft"}

@@ -49,6 +49,29 @@ def test_choices_are_ranked_by_mean_likelihood(model, tokenizer):
     assert sorted(scores) == [0.0, 0.0, 1.0]
 
 
+def test_likelihoods_of_right_answers_are_those_of_a_naive_loop(model, tokenizer, tmp_path):
+    """Per token; of several right answers the likeliest."""
+    lines = {
+        "multiple_choice": {"question": "the cat", "choices": ["sat", "mat on the mat"], "answer": 1},
+        "qa": {"question": "the cat", "answers": ["sat", "sat on the mat"]},
+    }
+    for kind, line in lines.items():
+        path = tmp_path / f"{kind}.jsonl"
+        path.write_text("\n".join(json.dumps(line | {"question": f"the cat {index}"}) for index in range(6)))
+        task = (MultipleChoice if kind == "multiple_choice" else QA)(form=kind, train=str(path), test=str(path))
+        task = task.pin(tmp_path)
+        found = task.log_likelihoods(model, tokenizer, "test")
+        rights = [" mat on the mat"] if kind == "multiple_choice" else [" sat", " sat on the mat"]
+        for value, example in zip(found, task.examples("test"), strict=True):
+            each = []
+            for right in rights:
+                prompt, answer = tokenizer(task.prompt(example))["input_ids"], tokenizer(right)["input_ids"]
+                with torch.no_grad():
+                    logits = model(torch.tensor([prompt + answer])).logits[0].double().log_softmax(dim=-1)
+                each.append(np.mean([logits[len(prompt) - 1 + at, token] for at, token in enumerate(answer)]))
+            assert value == pytest.approx(max(each), abs=1e-5)
+
+
 def test_a_model_whose_numbers_are_none_gets_no_score(model, tokenizer):
     """Not that of always picking the first choice."""
     broken = LlamaForCausalLM(model.config).eval()
