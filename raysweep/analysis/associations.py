@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from raysweep.analysis.baselines import credit, design
+from raysweep.analysis.baselines import credit, design, variant_groups
+from raysweep.analysis.beyond_config import ConfigFit, Matched, added, axes_of, config_fits, matched
 from raysweep.analysis.derived import is_config
+from raysweep.analysis.gaps import GapAccuracy, GapPairs, gap_pairs
 from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import (
+    MIN_CLUSTERS,
     Comparison,
     Flags,
     Floats,
@@ -26,6 +29,7 @@ from raysweep.analysis.pairwise import (
     leave_one_out,
     spearman,
 )
+from raysweep.analysis.selection import Halves, Selection, halves, select
 from raysweep.scores import Column
 from raysweep.spec import Direction
 
@@ -38,10 +42,6 @@ TOGETHER = "all together"
 """The baseline of all config columns at once."""
 
 NO_ESTIMATE = IntervalEstimate(math.nan)
-
-MAX_GROUPS = 16
-"""Groups of variants that a baseline is fitted anew without: what is left out of the pairs alone would leave the fit as
-it was, and its intervals too narrow (79 to 93 % in place of 95 where the sweep file tells nothing)."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,14 @@ class Association:
     """`accuracy` minus that of `baseline`, on the same pairs of checkpoints."""
     baseline: str | None
     """The config row that orders most of these pairs right; None where the best one was known of other checkpoints."""
+    added: IntervalEstimate
+    """What it adds to the pairs right by a fit on all config columns, see `beyond_config`; NaN for config."""
+    matched: tuple[Matched, ...]
+    """Pairs right among those that differ in one axis of the sweep alone; of a config column, in its own."""
+    by_gap: tuple[GapAccuracy, ...]
+    """Pairs right by how far the pair differs in another column; none for config."""
+    selection: tuple[Selection, ...]
+    """What fine-tuning only those that it puts first is worth; none where not all checkpoints compare by it."""
     pairs: PairCounts
     same_order_as: str | None
     """An indicator listed before, with the same order of the same checkpoints (perplexity and its loss)."""
@@ -89,7 +97,7 @@ class _Row:
 
 
 def associate(
-    table: pd.DataFrame, *, target: str, clear: Flags, columns: Mapping[str, Column]
+    table: pd.DataFrame, *, target: str, clear: Flags, columns: Mapping[str, Column], gaps_of: str | None = None
 ) -> tuple[tuple[Association, ...], dict[str, str]]:
     """Indicators, best first, and of each column that is none, why.
 
@@ -97,8 +105,10 @@ def associate(
         table: the rows of a checkpoint table that have a target.
         clear: [rows, rows], pairs whose target difference is clear.
         columns: what its metric columns are, by name; those of fine-tuning are no indicators.
+        gaps_of: a column of numbers, by whose differences pairs are looked at apart.
     """
-    rows, skipped, config = [], {}, []
+    measured: dict[str, Column] = {}
+    skipped, config = {}, []
     for name in map(str, table.columns):
         column = columns.get(name)
         direction = column.metric.direction if column else None
@@ -110,10 +120,14 @@ def associate(
         elif table[name].nunique() < 2:
             skipped[name] = "fewer than two different values"
         elif column and direction:
-            rows.append(_measured(table, name, column, target=target, clear=clear))
+            measured[name] = column
         else:
             config.append(name)
     whole = [name for name in config if table[name].notna().all()]
+    shared = _Shared(table, whole, target=target, gaps_of=gaps_of)
+    rows = [
+        _measured(table, name, column, target=target, clear=clear, shared=shared) for name, column in measured.items()
+    ]
     for name in config:
         rows.append(
             _config(table, name, [*(other for other in whole if other != name), name], target=target, clear=clear)
@@ -123,7 +137,39 @@ def associate(
     return _ordered(rows), skipped
 
 
-def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, clear: Flags) -> _Row:
+class _Shared:
+    """What indicators of the same checkpoints have in common, made once: of a table whose rows all have a target."""
+
+    def __init__(self, table: pd.DataFrame, config: Sequence[str], *, target: str, gaps_of: str | None) -> None:
+        self._table, self._config, self._target, self._gaps_of = table, list(config), target, gaps_of
+        self._known: dict[bytes, _Alike] = {}
+
+    def of(self, have: Flags) -> _Alike:
+        """Of the checkpoints [n] that `have` marks."""
+        key = have.tobytes()
+        if key not in self._known:
+            rows = self._table[have]
+            config, variants = rows[self._config], list(rows["variant"])
+            self._known[key] = _Alike(
+                fits=config_fits(config, _numbers(rows[self._target]), variants),
+                axes=axes_of(config),
+                gaps=gap_pairs(_numbers(rows[self._gaps_of])) if self._gaps_of else [],
+                drawn=halves(variants),
+            )
+        return self._known[key]
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Of some checkpoints: fits on the configuration, pairs by axis and by gap, and halves of their variants."""
+
+    fits: list[ConfigFit]
+    axes: dict[str | None, Flags]
+    gaps: list[GapPairs]
+    drawn: Halves
+
+
+def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, clear: Flags, shared: _Shared) -> _Row:
     direction, values = column.metric.direction, _numbers(table[name])
     have = np.isfinite(values)
     groups = loss_groups(table[have], column)
@@ -132,6 +178,13 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
     variants = list(table["variant"][have])
     weights = leave_one_out(variants)
     pairs = compare(oriented, scores, clear=clear[np.ix_(have, have)], comparable=comparable)
+    alike = shared.of(have)
+
+    def on(among: Flags) -> tuple[float, Floats]:
+        # Of variants that have no such pair, however many, nothing is learnt about how these vary.
+        own = weights[(weights[:, (pairs.every * among).any(axis=1)] == 0).any(axis=1)]
+        return _once(partial(pairs.accuracy, among=among), scores), pairs.accuracy(own, among=among)
+
     association = replace(
         _association(name, "measured", direction, pairs, have=have),
         accuracy=interval(_once(pairs.accuracy, scores), pairs.accuracy(weights)),
@@ -139,14 +192,29 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
         # Ranks among all checkpoints say nothing where some do not compare.
         spearman=_correlation(spearman, oriented, scores, weights) if comparable.all() else NO_ESTIMATE,
         kendall=_correlation(partial(kendall, comparable=comparable), oriented, scores, weights),
+        added=added(alike.fits, oriented, groups),
+        matched=matched(alike.axes, pairs.every, on),
+        by_gap=_by_gap(alike.gaps, pairs.every, on),
+        selection=tuple(select(oriented, scores, alike.drawn)) if comparable.all() else (),
     )
 
     def accuracy(among: Flags) -> tuple[float, Floats]:
         on_these = partial(pairs.accuracy, among=among)
-        return _once(on_these, scores), on_these(leave_one_out(_groups(variants)))
+        return _once(on_these, scores), on_these(leave_one_out(variant_groups(variants)))
 
     order = ("measured", tuple(_places(oriented, have)), comparable.tobytes())
     return _Row(association, have=have, comparable=comparable, accuracy=accuracy, order=order)
+
+
+def _by_gap(
+    gaps: Sequence[GapPairs], every: Floats, accuracy: Callable[[Flags], tuple[float, Floats]]
+) -> tuple[GapAccuracy, ...]:
+    counts = [int((every * each.pairs).sum()) // 2 for each in gaps]
+    return tuple(
+        GapAccuracy(each.low, each.high, num, interval(*accuracy(each.pairs)))
+        for each, num in zip(gaps, counts, strict=True)
+        if num
+    )
 
 
 def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: str, clear: Flags) -> _Row:
@@ -166,7 +234,7 @@ def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: s
         return comparison(shares, scores[rows], clear=apart[np.ix_(rows, rows)], undecided=undecided)
 
     pairs = pairs_of(np.ones(len(scores), dtype=bool))
-    kept = leave_one_out(_groups(list(variants))).astype(bool)
+    kept = leave_one_out(variant_groups(list(variants))).astype(bool)
     without = [pairs_of(rows) for rows in kept]
     clear_left = np.array([_once(fewer.clear_accuracy, fewer.every) for fewer in without])
 
@@ -177,29 +245,24 @@ def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: s
         ]
         return _once(partial(pairs.accuracy, among=among), scores), np.array(left)
 
+    def on(among: Flags) -> tuple[float, Floats]:
+        value, left = accuracy(among)
+        return value, left if len(set(variants[(pairs.every * among).any(axis=1)])) >= MIN_CLUSTERS else left[:0]
+
     every = np.ones((len(scores), len(scores)), dtype=bool)
     direction: Direction | None = None
     if name != TOGETHER and pd.api.types.is_numeric_dtype(there[name]) and there[name].nunique() > 1:
         rising = kendall(_numbers(there[name]), scores, np.ones((1, len(scores))))[0] >= 0
         direction = "max" if rising else "min"
+    axes = {axis: flags for axis, flags in axes_of(there[list(columns)]).items() if name in (axis, TOGETHER)}
     association = replace(
         _association(name, "config", direction, pairs, have=have),
         accuracy=interval(*accuracy(every)),
+        matched=matched(axes, pairs.every, on),
         clear_accuracy=interval(_once(pairs.clear_accuracy, scores), clear_left),
     )
     order = ("config", have.tobytes(), pairs.credit.tobytes())
     return _Row(association, have=have, comparable=every, accuracy=accuracy, order=order)
-
-
-def _groups(variants: Sequence[str]) -> list[str]:
-    """Of each checkpoint: its variant, or its group of variants where there are more than MAX_GROUPS; of like size.
-
-    Variants' names are hashes, so that neighbours by name are as good as drawn.
-    """
-    names = sorted(set(variants))
-    size = -(-len(names) // MAX_GROUPS)
-    group = {name: names[index - index % size] for index, name in enumerate(names)}
-    return [group[name] for name in variants]
 
 
 def _once(statistic: Callable[[Floats], Floats], rows: Floats) -> float:
@@ -228,6 +291,10 @@ def _association(
         kendall=NO_ESTIMATE,
         gain=NO_ESTIMATE,
         baseline=None,
+        added=NO_ESTIMATE,
+        matched=(),
+        by_gap=(),
+        selection=(),
         pairs=pairs.counts,
         same_order_as=None,
     )

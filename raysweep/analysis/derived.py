@@ -31,6 +31,11 @@ def is_config(column: str) -> bool:
     return column.startswith("point.") or column in _CONFIG
 
 
+def is_axis(column: str) -> bool:
+    """Whether a column of the configuration is varied by itself, and does not follow from others."""
+    return column.startswith("point.") or column == "step"
+
+
 @dataclass(frozen=True)
 class Derived:
     """An indicator from recorded columns: a function of the checkpoint table, where that has the columns it `needs`."""

@@ -68,6 +68,7 @@ def cautions(ranking: Ranking) -> list[str]:
             f"{ranking.num_near_chance} of {ranking.num_against_chance} scores are not clearly above chance ({levels}),"
             " so the ranking is mostly of noise. Fine-tune on more examples or longer, or take easier tasks."
         )
+    lines += [f"{flag.text[0].upper()}{flag.text[1:]}." for flag in ranking.flags]
     lines += _edge_lines(ranking)
     table = ranking.checkpoints
     lines += objective_cautions(table)
@@ -127,6 +128,20 @@ def agreement_lines(ranking: Ranking) -> list[str]:
         lines.append(
             "Config rows need no measurement: a pair is ordered by what a setting did to the scores of other variants, "
             "the others held equal (a regression on all). The best of these rows is what an indicator has to beat."
+        )
+        lines.append(
+            "Adds to config: what an indicator adds to the pairs right of a regression on the whole configuration, "
+            "each pair predicted without both its variants; 0 for what only follows a setting."
+        )
+    if any(item.selection for item in ranking.associations):
+        lines.append(
+            "Recall, regret and NDCG at k are of fine-tuning only the k that an indicator puts first, in sweeps of "
+            "half of these variants."
+        )
+    if not math.isnan(ranking.ceiling):
+        lines.append(
+            f"Noise of fine-tuning alone leaves {ranking.ceiling:.2f} of pairs right to an indicator that knows the "
+            "true scores."
         )
     return lines
 

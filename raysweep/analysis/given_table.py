@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysweep.analysis.defects import flagged_rows
 from raysweep.analysis.labels import is_missing
 from raysweep.analysis.ranking import Ranking, rank
 from raysweep.errors import DataError
 from raysweep.scores import Column
-from raysweep.spec import Metric
+from raysweep.spec import Metric, fingerprint
 from raysweep.validation import suggested
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class Roles:
     """Rows of one variant are no independent witnesses; None: `variant` where there is such a column, else rows of one
     configuration, or each row by itself where no configuration is given."""
 
+    gaps: str | None = None
+    """An indicator, such as perplexity, by whose differences pairs are looked at apart."""
+
     def named(self) -> Iterator[tuple[str, str]]:
         """(option, column) of each."""
         yield "--target", self.target
@@ -56,17 +60,23 @@ class Roles:
         return (self.target, *self.higher, *self.lower)
 
 
-def rank_table(path: Path, roles: Roles) -> Ranking:
+def rank_table(path: Path, roles: Roles, *, drop_flagged: bool = False) -> Ranking:
     """The ranking of a table's rows and indicators, as of a run's checkpoints.
 
     Args:
         path: of a .csv (with a line of names) or .parquet file.
+        drop_flagged: leave out what is flagged as a copy of another row or as collapsed; the flags stay.
 
     Raises:
         DataError: if the file cannot be read, or a column or a value is not what its role asks for.
     """
     table = checkpoint_rows(read_file(path), roles, name=path.name)
-    ranking = rank(table, columns=columns_of_roles(roles), target=roles.target)
+    columns = columns_of_roles(roles)
+    ranking = rank(table, columns=columns, target=roles.target, gaps_of=roles.gaps)
+    odd = flagged_rows(ranking.flags) if drop_flagged else ()
+    if odd:
+        kept = table[~table["checkpoint"].isin(odd)].reset_index(drop=True)
+        ranking = replace(rank(kept, columns=columns, target=roles.target, gaps_of=roles.gaps), flags=ranking.flags)
     # A row of a table has no step: that there is none says nothing of the table.
     return replace(ranking, skipped={column: why for column, why in ranking.skipped.items() if column != "step"})
 
@@ -146,7 +156,12 @@ def _check_roles(table: pd.DataFrame, roles: Roles, name: str) -> None:
         if column in of:
             raise DataError(f"{name}: column {column!r} is given by {of[column]} and by {option}; leave it in one")
         of[column] = option
-    if not (roles.higher or roles.lower or roles.config):
+    indicators = [*roles.higher, *roles.lower]
+    if roles.gaps and roles.gaps not in indicators:
+        raise DataError(
+            f"{name}: --gaps: {roles.gaps!r} is no indicator{suggested(roles.gaps, indicators, 'those are')}"
+        )
+    if not (indicators or roles.config):
         raise DataError(f"{name}: no indicators: name at least one column by --higher, --lower or --config")
 
 
@@ -175,12 +190,12 @@ def _config(column: pd.Series) -> pd.Series:
 
 
 def _variants(table: pd.DataFrame, roles: Roles, points: Mapping[str, pd.Series], rows: list[str]) -> list[str]:
-    """Of each row, by what it is told from those of other variants."""
+    """Of each row; as in a run a hash, so that neighbours by name have nothing in common."""
     column = roles.variant or (VARIANT if VARIANT in table.columns else None)
+    names: list[Any] = rows
     if column:
-        names: list[Any] = list(table[column])
         # Two rows whose variant is not known are not therefore of one.
-        return [row if is_missing(value) else str(value) for value, row in zip(names, rows, strict=True)]
-    if not points:
-        return rows
-    return [" / ".join(map(str, values)) for values in zip(*points.values(), strict=True)]
+        names = [row if is_missing(value) else str(value) for value, row in zip(table[column], rows, strict=True)]
+    elif points:
+        names = [[str(value) for value in values] for values in zip(*points.values(), strict=True)]
+    return [fingerprint(name) for name in names]

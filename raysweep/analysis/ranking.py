@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from raysweep.analysis.associations import Association, associate
-from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, NUM_TOKENS, PPL
+from raysweep.analysis.defects import Flag, find_flags
+from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, NUM_TOKENS, PPL, is_axis
 from raysweep.analysis.labels import Key, checkpoint_labels, is_missing, row_key
 from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
@@ -93,6 +94,13 @@ class Ranking:
     errors: Errors
     edges: tuple[Edge, ...]
     """By the checkpoints' order."""
+    ceiling: float
+    """Pairs right that an indicator which knew the true scores is expected to have: the rest is noise of fine-tuning.
+    NaN where the scores' errors are not known."""
+    gaps_of: str | None
+    """The column by whose differences `by_gap` of the indicators parts the pairs."""
+    flags: tuple[Flag, ...]
+    """Copies, collapsed numbers and leaks of the target, found from the numbers alone."""
 
     @property
     def best(self) -> pd.Series | None:
@@ -125,6 +133,9 @@ class Ranking:
             "num_clear": self.num_clear,
             "errors": self.errors,
             "edges": [asdict(edge) for edge in self.edges],
+            "ceiling": self.ceiling,
+            "gaps_of": self.gaps_of,
+            "flags": [asdict(flag) for flag in self.flags],
         }
         return _json(document)  # type: ignore[no-any-return]
 
@@ -135,6 +146,7 @@ def rank(
     columns: Sequence[Column],
     noise: Mapping[str, TaskNoise] | None = None,
     target: str = MEAN_SCORE,
+    gaps_of: str | None = None,
 ) -> Ranking:
     """Rank the checkpoints of a checkpoint table by `target` (higher is better), and the indicators by agreement.
 
@@ -147,6 +159,7 @@ def rank(
             take another, add its column to the table and here: Column("mine", Metric("sharpness", "min")).
         noise: task -> errors of its scores and of their differences, as `read_tables` gives them. Where the target is
             no score of these tasks, `<target>_stderr` is taken, and differences are not paired.
+        gaps_of: the column by whose differences pairs are looked at apart; None: the held-out perplexity.
 
     Raises:
         ValueError: if there is no column `target`, unless that is because nothing was fine-tuned at all.
@@ -166,7 +179,8 @@ def rank(
     )
     clear = differences.clear()
     by_name = {column.name: column for column in columns}
-    associations, skipped = associate(scored, target=target, clear=clear, columns=by_name)
+    gaps_of = gaps_of or (PPL if PPL in table else None)
+    associations, skipped = associate(scored, target=target, clear=clear, columns=by_name, gaps_of=gaps_of)
     places: dict[str, Any] = {"rank": _ranks(-scores)}
     for item in associations:
         if item.source == "measured":
@@ -196,7 +210,16 @@ def rank(
         num_clear=int(clear.sum()) // 2,
         errors=_errors(differences),
         edges=_edges(table, tasks, labels),
+        ceiling=differences.ceiling(),
+        gaps_of=gaps_of,
+        flags=_flags(scored, associations, target),
     )
+
+
+def _flags(scored: pd.DataFrame, associations: Sequence[Association], target: str) -> tuple[Flag, ...]:
+    indicators = [item.indicator for item in associations if item.source == "measured"]
+    config = [item.indicator for item in associations if item.source == "config" and is_axis(item.indicator)]
+    return tuple(find_flags(scored, target=target, indicators=sorted(indicators), config=sorted(config)))
 
 
 def _sorted(table: pd.DataFrame, target: str, tasks: Sequence[str]) -> pd.DataFrame:

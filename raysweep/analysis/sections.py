@@ -12,6 +12,7 @@ from raysweep.analysis.colors import Color
 from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, PPL
 from raysweep.analysis.findings import direction_text, score_text
 from raysweep.analysis.labels import is_missing, row_key
+from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import MEAN_SCORE, PROBE_MEAN, Ranking, score, shown_indicators
 from raysweep.runs import Run
 from raysweep.scores import column_name, mean_over_tasks
@@ -166,7 +167,7 @@ def alike_text(ranking: Ranking, indicator: str) -> str:
 def agreement_table(ranking: Ranking) -> Table:
     """Indicators, best first; those of one order as one row."""
     short = indicator_names(ranking)
-    titles = ("pairs right", "clear pairs right", "pairs", "Spearman", "Kendall", "over best config", "checkpoints")
+    titles = ("pairs right", "clear pairs right", "pairs", "adds to config", "over best config", "Spearman", "Kendall")
     rows = []
     for item in ranking.associations:
         if item.same_order_as:
@@ -180,13 +181,78 @@ def agreement_table(ranking: Ranking) -> Table:
             ),
             cell(direction_text(item)),
         ]
-        estimates = [item.accuracy, item.clear_accuracy, item.spearman, item.kendall, item.gain]
+        estimates = [item.accuracy, item.clear_accuracy, item.added, item.gain, item.spearman, item.kendall]
         cells += [cell(each.value, lambda _, each=each: formatting.with_interval(each)) for each in estimates]  # type: ignore[misc]
         cells.insert(4, cell(item.pairs.num_pairs, formatting.number, title=f"{item.pairs.num_clear} of them clear"))
         missing = f"{item.num_missing} missing" if item.num_missing else ""
         rows.append(Row([*cells, cell(item.num_checkpoints, formatting.number, mark=missing)]))
     columns = [Heading("indicator"), Heading("better"), *(Heading(title, numeric=True) for title in titles)]
-    return Table(columns, rows)
+    return Table([*columns, Heading("checkpoints", numeric=True)], rows)
+
+
+def beyond_tables(ranking: Ranking) -> list[tuple[str, Table]]:
+    """Titles and tables of what one number for an indicator does not tell; some may be empty."""
+    return [
+        ("Pairs right where one setting differs", matched_table(ranking)),
+        ("What fine-tuning the first few is worth", selection_table(ranking)),
+        (f"Pairs right by their difference in {ranking.gaps_of}", gap_table(ranking)),
+    ]
+
+
+def matched_table(ranking: Ranking) -> Table:
+    """Pairs right among pairs that differ in one axis alone, a column each; best indicator first."""
+    short = indicator_names(ranking)
+    shown = [item for item in ranking.associations if item.matched and item.same_order_as is None]
+    axes = {each.axis: each.num_pairs for item in reversed(shown) for each in item.matched}
+    names = formatting.short_names([axis for axis in axes if axis is not None])
+    rows = []
+    for item in shown:
+        found = {each.axis: each for each in item.matched}
+        cells = [Cell(short[item.indicator], item.indicator, mark="config" if item.source == "config" else "")]
+        for axis in axes:
+            estimate = found[axis].accuracy if axis in found else IntervalEstimate(math.nan)
+            cells.append(cell(estimate.value, lambda _, each=estimate: formatting.with_interval(each)))  # type: ignore[misc]
+        rows.append(Row(cells))
+    headings = [
+        Heading(f"{names[axis] if axis else 'no setting'} ({num} pairs)", numeric=True, title=axis or "seeds alone")
+        for axis, num in axes.items()
+    ]
+    return Table([Heading("indicator"), *headings], rows if len(axes) > 1 else [])
+
+
+def selection_table(ranking: Ranking) -> Table:
+    """What fine-tuning only the first few by each indicator is worth, best first."""
+    short = indicator_names(ranking)
+    shown = [item for item in ranking.associations if item.selection and item.same_order_as is None]
+    places = [each.k for each in shown[0].selection] if shown else []
+    rows = []
+    for item in shown:
+        estimates = [estimate for each in item.selection for estimate in (each.recall, each.regret, each.ndcg)]
+        cells = [cell(each.value, lambda _, each=each: formatting.with_interval(each)) for each in estimates]  # type: ignore[misc]
+        rows.append(Row([Cell(short[item.indicator], item.indicator), *cells]))
+    titles = [f"{what} at {k}" for k in places for what in ("recall", "regret", "NDCG")]
+    return Table([Heading("indicator"), *(Heading(title, numeric=True) for title in titles)], rows)
+
+
+def gap_table(ranking: Ranking) -> Table:
+    """Pairs right by how far the pair differs in the ranking's `gaps_of`, a column for each range."""
+    short = indicator_names(ranking)
+    shown = [item for item in ranking.associations if item.by_gap and item.same_order_as is None]
+    ranges = {(each.low, each.high): each.num_pairs for item in reversed(shown) for each in item.by_gap}
+    rows = []
+    for item in shown:
+        found = {(each.low, each.high): each.accuracy for each in item.by_gap}
+        estimates = [found.get(span, IntervalEstimate(math.nan)) for span in sorted(ranges)]
+        cells = [cell(each.value, lambda _, each=each: formatting.with_interval(each)) for each in estimates]  # type: ignore[misc]
+        rows.append(Row([Cell(short[item.indicator], item.indicator), *cells]))
+    headings = [
+        Heading(f"{_span(low, high)} ({ranges[low, high]} pairs)", numeric=True) for low, high in sorted(ranges)
+    ]
+    return Table([Heading("indicator"), *headings], rows if len(ranges) > 1 else [])
+
+
+def _span(low: float, high: float) -> str:
+    return f"equal within {high:.2g}" if low == 0 else f"{low:.2g} to {high:.2g}"
 
 
 def failure_table(run: Run, stages: pd.DataFrame) -> Table:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from raysweep.analysis.findings import agreement_lines, cautions, how_to_read
 from raysweep.analysis.labels import is_missing
 from raysweep.analysis.ranking import Ranking
-from raysweep.analysis.sections import Cell, Row, Table, agreement_table, ranking_table
+from raysweep.analysis.sections import Cell, Row, Table, agreement_table, beyond_tables, ranking_table
 from raysweep.printable import printable
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ def format_indicators(ranking: Ranking, *, width: int | None = None, color: bool
     console = _console(width, color)
     title = f"Indicators by agreement with {ranking.target}"
     console.print(_rich(_indicators(ranking), title=title))
+    for title, table in beyond_tables(ranking):
+        if table.rows:
+            console.print(_rich(table, title=title))
+    for flag in ranking.flags:
+        console.print(_text(f"{flag.kind}: {flag.text}", style="bold yellow"))
     for line in agreement_lines(ranking):
         console.print(_text(line, style="dim"))
     for name, why in sorted(ranking.skipped.items()):

@@ -11,7 +11,7 @@ from raysweep.commands.output import exit_code_of, print_json, print_ranking
 from raysweep.errors import DataError
 from raysweep.printable import printable
 
-TABLE_OPTIONS = ("target", "higher", "lower", "config", "variant")
+TABLE_OPTIONS = ("target", "higher", "lower", "config", "variant", "gaps", "drop_flagged")
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -56,6 +56,10 @@ def _add_table(rank: argparse.ArgumentParser) -> None:
         metavar="COLUMN",
         help="rows alike in it are no independent witnesses (default: variant if there is one, else the configuration)",
     )
+    rank.add_argument(
+        "--gaps", type=named, metavar="COLUMN", help="an indicator, such as perplexity: pairs by their difference in it"
+    )
+    rank.add_argument("--drop-flagged", action="store_true", help="leave out copies of rows, and collapsed ones")
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -73,7 +77,7 @@ def _status(args: argparse.Namespace) -> int:
 def _rank(args: argparse.Namespace) -> int:
     if args.table or not args.run:
         return _rank_table(args)
-    if given := [f"--{name}" for name in TABLE_OPTIONS if getattr(args, name)]:
+    if given := [f"--{name.replace('_', '-')}" for name in TABLE_OPTIONS if getattr(args, name)]:
         raise DataError(
             f"{given[0]} tells of a table's columns; give --table FILE in place of {args.run!r}, or leave it out"
         )
@@ -94,8 +98,15 @@ def _rank_table(args: argparse.Namespace) -> int:
         raise DataError(f"rank takes a run's name, folder or sweep file, or --table FILE{both}")
     if not args.target:
         raise DataError(f"{args.table}: which column is the score after fine-tuning? Name it: --target COLUMN")
-    roles = Roles(args.target, higher=args.higher, lower=args.lower, config=args.config, variant=args.variant)
-    ranking = rank_table(args.table, roles)
+    roles = Roles(
+        args.target,
+        higher=args.higher,
+        lower=args.lower,
+        config=args.config,
+        variant=args.variant,
+        gaps=args.gaps,
+    )
+    ranking = rank_table(args.table, roles, drop_flagged=args.drop_flagged)
     if args.json:
         print_json(ranking.to_dict())
     else:

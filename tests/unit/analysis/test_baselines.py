@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysweep.analysis.associations import MAX_GROUPS, _groups, associate
-from raysweep.analysis.baselines import PENALTY, credit, design
+from raysweep.analysis.associations import associate
+from raysweep.analysis.baselines import MAX_GROUPS, PENALTY, credit, design, variant_groups
 from raysweep.analysis.pairwise import interval
 
 
@@ -99,10 +99,10 @@ def test_a_baseline_is_fitted_anew_without_each_variant():
 
 
 def test_many_variants_are_left_out_in_groups_of_like_size():
-    groups = Counter(_groups([f"{i:02}" for i in range(50) for _ in range(3)]))
+    groups = Counter(variant_groups([f"{i:02}" for i in range(50) for _ in range(3)]))
     assert len(groups) <= MAX_GROUPS
     assert max(groups.values()) == 12
-    assert _groups(["b", "a", "a"]) == ["b", "a", "a"]
+    assert variant_groups(["b", "a", "a"]) == ["b", "a", "a"]
 
 
 def test_of_a_single_variant_nothing_is_left_to_fit():

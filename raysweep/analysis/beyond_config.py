@@ -1,0 +1,143 @@
+"""What an indicator tells beyond the configuration: added to a fit on it, and among pairs that differ in one axis.
+
+An indicator may order checkpoints well only because it follows a setting, such as the learning rate, that the sweep
+file tells for nothing. Two answers, which need not agree:
+
+* *Added*: the regression of scores on all config columns (`baselines`) with the indicator as one more regressor, every
+  pair being predicted without both its variants. Its pairs right minus those of the regression without it.
+* *Matched*: pairs right among pairs that differ in a single axis of the sweep, so that no other can be told by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raysweep.analysis.baselines import credit_of, design, smoothers, variant_groups, with_column
+from raysweep.analysis.derived import is_axis
+from raysweep.analysis.pairwise import SMALL, Flags, Floats, IntervalEstimate, interval, leave_one_out
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Pairs right among pairs of one configuration but for an axis."""
+
+    axis: str | None
+    """The column in which the pairs differ; None: in none, as two seeds of pretraining do."""
+    num_pairs: int
+    accuracy: IntervalEstimate
+
+
+@dataclass(frozen=True)
+class ConfigFit:
+    """The regression of some checkpoints' scores on all config columns."""
+
+    rows: Flags
+    """[n]: the checkpoints that it is fitted on, of those that were given."""
+    hat: Floats
+    """[rows, rows]: from their scores to fitted ones."""
+    credit: Floats
+    """[rows, rows]: of the configuration alone."""
+    scores: Floats
+    variants: tuple[str, ...]
+
+    def accuracy(self, among: Flags) -> float:
+        """Pairs right by the configuration alone, among pairs [n, n]; NaN where there is none."""
+        return _share(self.credit, among[np.ix_(self.rows, self.rows)])
+
+    def gain(self, values: Floats, among: Flags) -> float:
+        """What `values` [n] add to the pairs right among the pairs [n, n]; NaN where there is none."""
+        hat = with_column(self.hat, values[self.rows])
+        own = among[np.ix_(self.rows, self.rows)]
+        return _share(credit_of(hat, hat, self.scores, self.variants) - self.credit, own)
+
+
+def config_fits(config: pd.DataFrame, scores: Floats, variants: Sequence[str]) -> list[ConfigFit]:
+    """The fit on all checkpoints, and those without each group of variants; none where there is no config column.
+
+    Args:
+        config: columns of the configuration, without missing values.
+        scores: [n], finite.
+        variants: of each checkpoint.
+    """
+    if not len(config.columns) or not len(scores):
+        return []
+    blocks = [design(config[name]) for name in config]
+    names = np.asarray(variants, dtype=str)
+    every = [np.ones(len(scores), dtype=bool), *leave_one_out(variant_groups(variants)).astype(bool)]
+    fits = []
+    for rows in every:
+        hat, _ = smoothers([block[rows] for block in blocks], None)
+        own = tuple(names[rows])
+        fits.append(ConfigFit(rows, hat, credit_of(hat, hat, scores[rows], own), scores[rows], own))
+    return fits
+
+
+def added(fits: Sequence[ConfigFit], indicator: Floats, groups: np.ndarray) -> IntervalEstimate:
+    """What an indicator adds to the pairs right by the configuration, which are predicted without both variants.
+
+    Its ranks are the regressor, so that its scale does not matter; a fit may turn its direction round. 0 for what
+    follows from the configuration; below it for noise, which a fit on few variants takes for something.
+
+    Args:
+        fits: as `config_fits` gives them, of the same checkpoints.
+        indicator: [n], finite.
+        groups: [n]: equal numbers for checkpoints whose values compare, and whose pairs count.
+    """
+    if not fits:
+        return IntervalEstimate(np.nan)
+    values, among = ranks_within(indicator, groups), groups[:, None] == groups
+    whole, *left = (fit.gain(values, among) for fit in fits)
+    return interval(whole, np.array(left), low=-1.0)
+
+
+def ranks_within(values: Floats, groups: np.ndarray) -> Floats:
+    """[n]: mid-ranks within each group, from -1 to 1; 0 for a member that is alone."""
+    alike = (groups[:, None] == groups) * 1.0
+    ranks: Floats = (np.sign(values[:, None] - values) * alike).sum(axis=1) / np.maximum(alike.sum(axis=1) - 1, 1.0)
+    return ranks
+
+
+def axes_of(config: pd.DataFrame) -> dict[str | None, Flags]:
+    """Axis -> [n, n], the pairs that differ in it alone; None: those that differ in none. Only those with pairs.
+
+    Columns that move together are one axis, under the first one's name.
+    """
+    codes: dict[tuple[int, ...], str] = {}
+    for name in filter(is_axis, map(str, config.columns)):
+        codes.setdefault(tuple(config[name].factorize()[0]), name)
+    differ = {name: np.not_equal.outer(code, code) for code, name in codes.items()}
+    num = np.sum(list(differ.values()), axis=0) if differ else np.zeros((len(config),) * 2, dtype=int)
+    pairs: dict[str | None, Flags] = {name: flags & (num == 1) for name, flags in differ.items()}
+    pairs[None] = (num == 0) & ~np.eye(len(config), dtype=bool)
+    return {name: flags for name, flags in pairs.items() if flags.any()}
+
+
+def matched(
+    axes: dict[str | None, Flags], every: Floats, accuracy: Callable[[Flags], tuple[float, Floats]]
+) -> tuple[Matched, ...]:
+    """Pairs right among the pairs of each axis.
+
+    Args:
+        axes: as `axes_of` gives them.
+        every: [n, n]: 1 for the pairs that count at all.
+        accuracy: pairs [n, n] -> pairs right among these, and [clusters] the same without each cluster of variants.
+    """
+    found = []
+    for axis, pairs in axes.items():
+        num = int((every * pairs).sum()) // 2
+        if num:
+            found.append(Matched(axis, num, interval(*accuracy(pairs))))
+    return tuple(found)
+
+
+def _share(credit: Floats, among: Flags) -> float:
+    weights = among * ~np.eye(len(credit), dtype=bool)
+    total = weights.sum()
+    return float((credit * weights).sum() / total) if total > SMALL else np.nan

@@ -1,0 +1,164 @@
+"""What is wrong with a table's rows and columns, by their numbers alone: copies, collapses, leaks of the target.
+
+None of these is proof: a row that is flagged is named with its reason, for a person to look at where it came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from raysweep.analysis.pairwise import SMALL, Flags, Floats
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MIN_COPIED = 3
+"""Numbers that two rows share, to the last bit, before one counts as a copy of the other."""
+FAR = 6.0
+"""Robust standard deviations from the median of a column."""
+FACTOR = 2.0
+"""And by this factor below it, or above it: a quarter point is no collapse, however alike the others are."""
+MIN_SCALE = 0.01
+"""Least robust standard deviation of logarithms: columns that hardly vary have no collapse at a hundredth."""
+MIN_OTHERS = 6
+"""Numbers of a column, of which fewer do not say what is usual."""
+LEAKED = 0.99
+"""Correlation with the target, of values or of ranks, that no measurement before fine-tuning is expected to have."""
+MIN_ROWS = 10
+"""Fewer rows correlate so by chance too often, over many columns and parts; ten normal ones once in 20 million."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Something of a table that a reader should look at before believing it."""
+
+    kind: Literal["copy", "collapsed", "leaked"]
+    rows: tuple[str, ...]
+    """Checkpoints that it is about; of copies, the first is the one that stays."""
+    columns: tuple[str, ...]
+    text: str
+    """In words, with the numbers."""
+
+
+def find_flags(table: pd.DataFrame, *, target: str, indicators: Sequence[str], config: Sequence[str]) -> list[Flag]:
+    """All flags of a checkpoint table.
+
+    Args:
+        table: with the column `checkpoint`, and numbers in `target` and `indicators`.
+        config: columns of the configuration, in whose parts a leak is looked for, too.
+    """
+    values = {name: np.asarray(table[name].astype("float64"), dtype=np.float64) for name in (target, *indicators)}
+    rows = [str(name) for name in table["checkpoint"]]
+    flags = [*_copies(values, rows), *_collapsed(values, rows)]
+    odd = {row for flag in flags for row in (flag.rows[1:] if flag.kind == "copy" else flag.rows)}
+    kept = np.array([row not in odd for row in rows], dtype=bool)
+    parts = [("", kept), *((text, part & kept) for text, part in _parts(table, config))]
+    return flags + [flag for name in indicators if (flag := _leaked(values, name, target, parts, rows))]
+
+
+def flagged_rows(flags: Sequence[Flag]) -> tuple[str, ...]:
+    """Checkpoints that a ranking is better without: copies of others, and those whose numbers have collapsed."""
+    odd = [flag.rows[1:] if flag.kind == "copy" else flag.rows for flag in flags if flag.kind != "leaked"]
+    return tuple(dict.fromkeys(row for rows in odd for row in rows))
+
+
+def _copies(values: Mapping[str, Floats], rows: Sequence[str]) -> Iterator[Flag]:
+    """Rows that are alike in all numbers that they have: measured once and written twice."""
+    alike: dict[tuple[float | None, ...], list[str]] = defaultdict(list)
+    for row, numbers in zip(rows, zip(*values.values(), strict=True), strict=True):
+        alike[tuple(None if math.isnan(number) else float(number) for number in numbers)].append(row)
+    for numbers, names in alike.items():
+        same = list(dict.fromkeys(names))  # A checkpoint that two trials measured alike is no copy of itself.
+        num = sum(number is not None for number in numbers)
+        if len(same) > 1 and num >= MIN_COPIED:
+            text = f"{_listed(same)} are alike in all {num} numbers: one model, counted {len(same)} times"
+            yield Flag("copy", tuple(same), tuple(values), text)
+
+
+def _collapsed(values: Mapping[str, Floats], rows: Sequence[str]) -> Iterator[Flag]:
+    """Numbers far from their column's others, on a scale of factors: models that broke, or another unit."""
+    of: dict[str, dict[str, str]] = defaultdict(dict)
+    for name, column in values.items():
+        for place in np.flatnonzero(_far(column)):
+            of[rows[int(place)]][name] = f"{name} {column[place]:.4g} (median {np.nanmedian(column):.4g})"
+    for row, texts in of.items():
+        yield Flag("collapsed", (row,), tuple(texts), f"{row} is far from all others: {', '.join(texts.values())}")
+
+
+def _far(column: Floats) -> Flags:
+    """[n]: which values of a positive quantity are off the median by `FAR` deviations and a factor `FACTOR`."""
+    known = np.isfinite(column)
+    none = np.zeros(len(column), dtype=bool)
+    middle = np.median(column[known]) if known.sum() >= MIN_OTHERS else 0.0
+    if middle <= 0 or (column[known] < 0).any():
+        return none
+    logs = np.log(np.maximum(np.where(known, column, middle), SMALL * middle))
+    off = logs - np.log(middle)
+    scale = max(1.4826 * float(np.median(np.abs(off[known]))), MIN_SCALE)
+    far: Flags = known & (np.abs(off) > max(FAR * scale, math.log(FACTOR)))
+    return far
+
+
+def _parts(table: pd.DataFrame, config: Sequence[str]) -> Iterator[tuple[str, Flags]]:
+    """Each value of a config column, and each end of one that is a number, in words, and the rows [n] that have it."""
+    import pandas as pd
+
+    for name in config:
+        column = table[name]
+        short = name.removeprefix("point.")
+        levels = list(column.dropna().unique())
+        for level in levels:
+            yield f" where {short} is {level}", (column == level).fillna(False).to_numpy(dtype=bool)
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+            for level in sorted(levels)[1:-1]:
+                yield f" where {short} is {level} or more", (column >= level).fillna(False).to_numpy(dtype=bool)
+                yield f" where {short} is {level} or less", (column <= level).fillna(False).to_numpy(dtype=bool)
+
+
+def _leaked(
+    values: Mapping[str, Floats], name: str, target: str, parts: Sequence[tuple[str, Flags]], rows: Sequence[str]
+) -> Flag | None:
+    """Where an indicator is all but a function of the target, the largest such part of the rows."""
+    found: tuple[int, str, Flags, float] | None = None
+    for text, part in parts:
+        there = part & np.isfinite(values[name]) & np.isfinite(values[target])
+        num = int(there.sum())
+        if num < MIN_ROWS or (found and num <= found[0]):
+            continue
+        strength = _correlation(values[name][there], values[target][there])
+        if strength >= LEAKED:
+            found = num, text, there, strength
+    if not found:
+        return None
+    num, text, there, strength = found
+    said = (
+        f"{name} is all but a function of {target}{text} (correlation {strength:.3f} over {num} rows): see that it was "
+        "measured before fine-tuning"
+    )
+    return Flag("leaked", tuple(row for row, is_there in zip(rows, there, strict=True) if is_there), (name,), said)
+
+
+def _correlation(first: Floats, second: Floats) -> float:
+    """The larger of Pearson's correlations of values and of ranks, without its sign."""
+    return max(_pearson(first, second), _pearson(_ranks(first), _ranks(second)))
+
+
+def _pearson(first: Floats, second: Floats) -> float:
+    left, right = first - first.mean(), second - second.mean()
+    scale = float(np.sqrt((left @ left) * (right @ right)))
+    return abs(float(left @ right)) / scale if scale > SMALL * max(1.0, abs(first).max() * abs(second).max()) else 0.0
+
+
+def _ranks(values: Floats) -> Floats:
+    ranks: Floats = np.sign(values[:, None] - values).sum(axis=1)
+    return ranks
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,54 @@
+"""Copies, collapsed rows and leaks of the target are found; a sound table has none."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raysweep.analysis.defects import Flag, find_flags, flagged_rows
+
+
+def table(seed: int = 0) -> pd.DataFrame:
+    generator = np.random.default_rng(seed)
+    rows = pd.DataFrame(generator.normal(50, 2, size=(40, 4)), columns=["score", "a", "b", "c"])
+    rows["a"] += rows["score"]  # As good an indicator as one may wish for.
+    return rows.assign(checkpoint=[f"row {i}" for i in range(40)], **{"point.lr": np.tile([1e-4, 1e-3], 20)})
+
+
+def flags_of(rows: pd.DataFrame) -> list[Flag]:
+    return find_flags(rows, target="score", indicators=["a", "b", "c"], config=["point.lr"])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_sound_table_has_no_flags(seed):
+    assert flags_of(table(seed)) == []
+
+
+def test_a_copy_of_a_row_leaves_the_first():
+    rows = table()
+    rows.loc[7, ["score", "a", "b", "c"]] = rows.loc[3, ["score", "a", "b", "c"]]
+    [flag] = flags_of(rows)
+    assert (flag.kind, flag.rows) == ("copy", ("row 3", "row 7"))
+    assert flag.text == "row 3 and row 7 are alike in all 4 numbers: one model, counted 2 times"
+    assert flagged_rows([flag]) == ("row 7",)
+
+
+def test_a_collapsed_number_is_far_off_by_a_factor():
+    rows = table()
+    rows.loc[5, "b"] = 0.15
+    rows.loc[6, "c"] = 40.0  # Off by many deviations of noise, and no collapse.
+    [flag] = flags_of(rows)
+    assert (flag.kind, flag.rows, flag.columns) == ("collapsed", ("row 5",), ("b",))
+    assert flagged_rows([flag]) == ("row 5",)
+
+
+@pytest.mark.parametrize("leak", [lambda score: 3 * score + 1, lambda score: 50 + 10 * np.exp((50 - score) / 5)])
+def test_a_leak_is_found_in_a_part_of_the_rows(leak):
+    rows = table()
+    high = rows["point.lr"] == 1e-3
+    rows.loc[high, "b"] = leak(rows.loc[high, "score"])
+    leaked = [flag for flag in flags_of(rows) if flag.kind == "leaked"]
+    [flag] = leaked
+    assert flag.columns == ("b",)
+    assert set(flag.rows) == set(rows["checkpoint"][high])
+    assert "where lr is 0.001" in flag.text
+    assert flagged_rows(leaked) == ()
