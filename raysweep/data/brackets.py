@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from raysweep.data.draws import Floats, Ints, uniforms
+from raysweep.data.draws import Bools, Floats, Ints, uniforms
 from raysweep.data.exact import ExactCorpus, Seen, normalised
 
 OPEN, CLOSE = 0, 1
@@ -28,6 +28,8 @@ _MAX_EXPONENT = 700.0
 class Brackets(ExactCorpus):
     """A corpus of sentences of brackets: the first half of the words open, the others close."""
 
+    # 2: conditionals of a word by counts, which differ by rounding.
+    VERSION: ClassVar[int] = 2
     label_form: ClassVar[str | None] = "bracket_balance"
 
     name: Literal["brackets"]
@@ -100,15 +102,36 @@ class Brackets(ExactCorpus):
             after.append(normalised(here))
         return after[::-1]
 
+    def word_probabilities(self, words: Ints, *, seen: Seen, hidden: Bools | None = None) -> Floats:
+        """See `ExactCorpus.word_probabilities`; by counts alone, as the law does not change with the order of words."""
+        half = self.num_words_total // 2
+        is_seen = np.ones(words.shape, np.int64) if hidden is None else 1 - hidden.astype(np.int64)
+        opens = is_seen * (words < half)
+        # Of the places before each one; and of all but itself.
+        num, num_open = (
+            (each.cumsum(axis=1) if seen == "before" else each.sum(axis=1, keepdims=True)) - each
+            for each in (is_seen, opens)
+        )
+        return self._word_table[num, num_open]
+
+    @cached_property
+    def _word_table(self) -> Floats:
+        """p(word | so many others, so many of them opening), [T, T + 1, words]."""
+        types = np.stack([self._opening, 1 - self._opening], axis=-1)
+        return np.asarray(types @ self.emissions)
+
     @cached_property
     def _opening(self) -> Floats:
-        """p(open at t | k opening words before t), [T, T + 1]; 0 where k is above t."""
-        after = self._after(np.ones((2, self.sentence_length, 1)))
+        """p(open | v other words, k of them opening), [T, T + 1]; 0 where k is above v.
+
+        Proportional to g_h(k + 1) against g_h(k), where g_h(k) sums the law's weights over the types of the other h =
+        T - 1 - v words: g_0 are the weights themselves, and g_h+1(k) = g_h(k) + g_h(k + 1).
+        """
         table = np.zeros((self.sentence_length, self.sentence_length + 1))
-        for place in range(self.sentence_length):
-            there = slice(place + 1)
-            opens, closes = after[place + 1][1 : place + 2, 0], after[place + 1][there, 0]
-            table[place, there] = opens / (opens + closes)
+        weights = self._weights
+        for num in reversed(range(self.sentence_length)):
+            table[num, : num + 1] = weights[1:] / (weights[:-1] + weights[1:])
+            weights = weights[:-1] + weights[1:]
         return table
 
     def sample(self, num: int, *, seed: int, stream: int, part: slice = slice(None)) -> tuple[Ints, Ints]:

@@ -191,8 +191,9 @@ class ExactCorpus(CorpusSpec):
         See `optimum.TabledLaw`; `hidden` is [n, T + 1] here, too. The token that opens a sentence stands nowhere else.
         """
         under = None if hidden is None else hidden[:, 1:]
-        probabilities = self.word_probabilities(ids[:, 1:] - 1, seen=seen, hidden=under)
-        return np.pad(probabilities, ((0, 0), (1, 0), (1, 0)))
+        probabilities = np.zeros((*ids.shape, self.vocab_size))
+        probabilities[:, 1:, 1:] = self.word_probabilities(ids[:, 1:] - 1, seen=seen, hidden=under)
+        return probabilities
 
     def label_probabilities(self, ids: Ints) -> Floats:
         """p(symbol | all words), above each word and, of a language that has them, above longer spans.

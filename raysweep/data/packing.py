@@ -203,18 +203,21 @@ class Batches:
         """Sequences [num_sequences, L] of batch `step`, counted from 0, int64; in any order of steps."""
         index = self._first + step * num_sequences + np.arange(num_sequences)
         domain, nth = self._places_of(index)
-        batch: Ints | None = None
+        if len(self._names) == 1:
+            return self._sequences(0, nth)
+        batch = np.empty((num_sequences, self._data[0].shape[1]), np.int64)
         for which in np.unique(domain).tolist():
-            here, data = domain == which, self._data[which]
-            epoch, position = np.divmod(nth[here], len(data))
-            order = np.empty_like(position)
-            for each in np.unique(epoch).tolist():  # A batch may lie in two epochs of a domain.
-                order[epoch == each] = self._order(which, each)[position[epoch == each]]
-            if batch is None:
-                batch = np.empty((num_sequences, data.shape[1]), np.int64)
-            batch[here] = data[order]
-        assert batch is not None
+            here = domain == which
+            batch[here] = self._sequences(which, nth[here])
         return batch
+
+    def _sequences(self, which: int, nth: Ints) -> Ints:
+        """Of one domain those that are read as its `nth`, which rise: [n, L], int64."""
+        data = self._data[which]
+        epoch, position = np.divmod(nth, len(data))
+        # A batch may lie in two epochs of a domain.
+        order = [self._order(which, each)[position[epoch == each]] for each in range(epoch[0], epoch[-1] + 1)]
+        return np.asarray(data[np.concatenate(order)].astype(np.int64))
 
     def domains(self, step: int, num_sequences: int) -> Ints:
         """The domain of each sequence of `batch`, by its place among the mix's names in order: [num_sequences]."""

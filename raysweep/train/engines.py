@@ -8,6 +8,7 @@ is `accumulate`, then `apply`; or where it takes gradients at several weights, a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ class PlainEngine:
         self._stepped: Stepped = {n: (each, None) for n, each in model.named_parameters() if each.requires_grad}
         self._optimizer = optimizer.build(model)
         self._rates = Rates(self._optimizer)
-        self._max_norm = clip_norm if clip_norm is not None else float("inf")
+        self._max_norm = clip_norm
         self._device_type = worker.device.split(":")[0]
 
     def accumulate(
@@ -87,7 +88,7 @@ class PlainEngine:
         """
         total = torch.zeros((), device=self._parameters[0].device)
         for batch in micro_batches:
-            with torch.autocast(self._device_type, torch.bfloat16, enabled=self._bf16):
+            with torch.autocast(self._device_type, torch.bfloat16) if self._bf16 else nullcontext():
                 loss = (loss_sum or self._objective.loss_sum)(self.model, batch) / num_tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -102,10 +103,13 @@ class PlainEngine:
         Returns:
             Norm over all weights of the gradient before clipping, a scalar, not waited for.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        gradients = [each.grad for each in self._parameters if each.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self._max_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._max_norm, norm)
         self._rates.set(multiplier)
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         return norm
 
     @property
@@ -121,7 +125,7 @@ class PlainEngine:
     def take(self) -> list[torch.Tensor]:
         """The gradients that were accumulated, of each of `tensors`, which are forgotten here."""
         taken = [torch.zeros_like(each) if each.grad is None else each.grad for each in self._parameters]
-        self._optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         return taken
 
     def push(self) -> None:
@@ -171,6 +175,10 @@ class PlainEngine:
 
     def close(self) -> None:
         """Give the memory of gradients and optimizer back."""
+        self._forget_gradients()
+
+    def _forget_gradients(self) -> None:
+        # Not by the optimizer's own method, which opens a profiler's record first: longer than a small model's step.
         for parameter in self._parameters:
             parameter.grad = None
 

@@ -52,6 +52,8 @@ class Cutter:
         """This rank's part of a global batch of `Arrays`, or of some of its rows; as many on every rank of several."""
         worker = self._worker
         lengths = batch.get("lengths")
+        if lengths is None and worker.world_size * self.num_micro == 1:
+            return [self._tensors(batch, slice(None))]  # As it is: nothing is picked, and nothing copied.
         rows = np.arange(len(batch["input_ids"]))
         # Ranks keep rows of all lengths, so that they have as much to do.
         order = rows if lengths is None or worker.world_size > 1 else np.argsort(lengths, kind="stable")
@@ -64,7 +66,7 @@ class Cutter:
 
     def _tensors(self, batch: Mapping[str, Any], rows: Any) -> Batch:
         # A rank without a sequence still takes part: in one that counts for nothing.
-        idle = len(rows) == 0
+        idle = not isinstance(rows, slice) and len(rows) == 0
         rows = np.zeros(1, np.int64) if idle else rows
         lengths = batch.get("lengths")
         width = None if lengths is None else lengths[rows].max()

@@ -75,9 +75,9 @@ class OneLayerModel(OneLayerPreTrainedModel):
     ) -> BaseModelOutput:
         """States [n, L, neurons], the same at all places of a row, of ids [n, L]; 0 in the mask [n, L] is not read."""
         config = self.config
-        ones = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        ones = ones.to(self.hidden.weight.dtype)
-        counts = ones.new_zeros(len(input_ids), config.vocab_size).scatter_add(1, input_ids, ones)
+        dtype = self.hidden.weight.dtype
+        ones = torch.ones_like(input_ids, dtype=dtype) if attention_mask is None else attention_mask.to(dtype)
+        counts = ones.new_zeros(len(input_ids), config.vocab_size).scatter_add_(1, input_ids, ones)
         z = counts[:, 1:-1] / math.sqrt(config.num_visible_words)
         # With places as a dimension, of size one: curvature takes the first two as sequence and token.
         h = self.hidden(z[:, None])
