@@ -29,6 +29,7 @@ from raysweep.spec import Neutral, Provenance, Spec, check_name
 from raysweep.stages.agreement import Agreement
 from raysweep.stages.base import StageSpec
 from raysweep.stages.early_sft import EarlySft
+from raysweep.stages.enlarge import Enlarge
 from raysweep.stages.fetch import Existing
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.indicators import Indicators
@@ -91,6 +92,9 @@ class Declared(Spec):
     # What is measured on every checkpoint, in this order: a stage of its own kind for each section that is a StageSpec.
     indicators: Indicators | None = None
     """Zero- and few-shot scores of the fine-tuning tasks, on every checkpoint; left out: none."""
+    enlarge: Annotated[Enlarge | None, Neutral(None)] = None
+    """A larger model that every checkpoint is embedded in, with the same function, for what is measured of its weights:
+    sizes compare in one parametrisation. Left out: each is measured as it is."""
     flatness: Flatness | None = None
     """Traces of Hessian, Gauss-Newton and Fisher matrices, on every checkpoint; left out: none."""
     probes: Annotated[Probes | None, Neutral(None)] = None

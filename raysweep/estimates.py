@@ -137,11 +137,13 @@ class _Sum:
         size = size_of(trial)
         if size:
             self.sizes.add(size.num_parameters)
+        sizes = {stage.id: stage.spec.model_size for stage in trial.stages if stage.kind == "enlarge"}
         for stage in trial.stages:
             # Seen by each trial that shares a beginning; computed once, below.
             self.tokens_seen += stage.spec.pretraining_tokens
             if not (self.once and stage.id in self.flops_of):
-                self._count(stage, size or UNKNOWN, trial.corpus_of(stage), resources)
+                own = sizes.get(stage.inputs.get("checkpoint", "")) or size or UNKNOWN
+                self._count(stage, own, trial.corpus_of(stage), resources)
 
     def _count(self, stage: Stage, size: Size, corpus: Corpus, resources: Resources) -> None:
         spec, work = stage.spec, work_of(stage, self.finished)

@@ -15,6 +15,7 @@ from raysweep.objectives.families import Objective
 from raysweep.scores import MEANS, Column, Result, checkpoint_metrics, finetuning_runs, open_sides
 from raysweep.spec import Metric, canonical, fingerprint
 from raysweep.stages.base import StageSpec, Subject
+from raysweep.stages.enlarge import Enlarge
 from raysweep.stages.fetch import Existing, Fetch
 from raysweep.stages.heldout import Heldout
 from raysweep.stages.optimizer_state import OptimizerState
@@ -24,6 +25,7 @@ from raysweep.stages.probe import Probe
 from raysweep.stages.sft import Sft
 from raysweep.stages.tokenize import SAMPLER, Tokenize
 from raysweep.tasks.families import Task
+from raysweep.train.models import Model
 
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """The fine-tuning rates that `sft.lrs: auto` may come to."""
@@ -207,7 +209,7 @@ def chain(
         if part.corpus.row_length:
             given["max_sequences"] = NUM_SENTENCES
         heldout = Heldout(objective=part.objective, **given)
-        subject = Subject(part.corpus, part.objective, part.sequence_length, tasks)
+        subject = Subject(part.corpus, part.objective, part.sequence_length, tasks, model_of(pretrain))
         measured = [heldout, *(each.bind(subject) for each in measurements)]
         split = list(_finetunings(sft, tasks)) if sft else []
         stages += [stage for stage in part.opening if stage not in stages]
@@ -215,11 +217,23 @@ def chain(
             stages += [stage for stage in (checkpoint, *beside) if stage not in stages]
             where: dict[str, Any] = {"step": step, "checkpoint": checkpoint.id}
             alone = {"checkpoint": checkpoint.id}
-            on_text = {**alone, "tokens": part.tokens.id}
-            stages += [Stage(spec, on_text if spec.reads_text else alone, **where) for spec in measured]
+            stages += _measured(measured, alone, part.tokens, where)
             stages += [Stage(spec, alone, task=name, **where) for name, spec in split]
         stages += part.closing
     return tuple(stages)
+
+
+def _measured(
+    specs: Iterable[StageSpec], alone: Mapping[str, str], tokens: Stage, where: Mapping[str, Any]
+) -> Iterator[Stage]:
+    """What is measured of a checkpoint; of the enlarged one, if there is one, what changes with its weights."""
+    weights = alone
+    for spec in specs:
+        inputs = dict(weights if spec.of_weights else alone)
+        stage = Stage(spec, inputs | ({"tokens": tokens.id} if spec.reads_text else {}), **where)
+        if isinstance(spec, Enlarge):
+            weights = {"checkpoint": stage.id}
+        yield stage
 
 
 @dataclass(frozen=True)
@@ -243,6 +257,11 @@ def objective_of(pretrain: Recipe | Existing) -> Objective:
     Until that is pinned, causal_lm where the file says none.
     """
     return (pretrain.objective or CausalLM()).measured
+
+
+def model_of(pretrain: Recipe | Existing) -> Model | None:
+    """That is trained; None of checkpoints that exist, or of training that goes on from one."""
+    return pretrain.model if isinstance(pretrain, Recipe) else None
 
 
 def _existing(given: Existing) -> Iterator[_Part]:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from raysweep.declared import Declared, Section
 from raysweep.errors import Place, SpaceError, collect, dotted
 from raysweep.pinning import SOURCES, put
-from raysweep.plan import Trial, chain, objective_of
+from raysweep.plan import Trial, chain, model_of, objective_of
 from raysweep.resources import AskedResources, ByVariant, Resources
 from raysweep.scores import Column
 from raysweep.search import Axis, LogUniform, RandInt, Uniform, Zip, kind_of, labels, paths_of, settings
@@ -156,7 +156,7 @@ class SearchSpace:
             objective = objective_of(each)
             parts += [(("sft",), partial(sft.bind, each.data, objective.head))] if sft else []
             # Without tasks, which may be what is wrong: all that does not go together is told at once.
-            subject = Subject(each.data, objective, each.sequence_length, tasks={})
+            subject = Subject(each.data, objective, each.sequence_length, tasks={}, model=model_of(pretrain))
             parts += [((name,), partial(spec.bind, subject)) for name, spec in self.declared.measurements.items()]
         collect(parts)
         return pretrain

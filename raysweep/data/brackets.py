@@ -112,7 +112,7 @@ class Brackets(ExactCorpus):
             (each.cumsum(axis=1) if seen == "before" else each.sum(axis=1, keepdims=True)) - each
             for each in (is_seen, opens)
         )
-        return self._word_table[num, num_open]
+        return np.asarray(self._word_table[num, num_open])
 
     @cached_property
     def _word_table(self) -> Floats:

@@ -21,6 +21,7 @@ from raysweep.objectives.families import Objective
 from raysweep.resources import Resources
 from raysweep.spec import Metric, Spec
 from raysweep.tasks.families import Task
+from raysweep.train.models import Model
 from raysweep.worker import Worker
 
 
@@ -35,6 +36,8 @@ class Subject:
     """Tokens of a sequence of the text."""
     tasks: Mapping[str, Task]
     """What the checkpoints are fine-tuned on, by name."""
+    model: Model | None = None
+    """That is trained; None: checkpoints that exist, or training that goes on from one."""
 
 
 class StageSpec(Spec):
@@ -56,6 +59,9 @@ class StageSpec(Spec):
     """
     reads_text: ClassVar[bool] = False
     """Of a measurement: whether it reads held-out text."""
+    of_weights: ClassVar[bool] = False
+    """Of a measurement: whether it changes with what weights a function has, so that it is of the enlarged checkpoint
+    where the sweep file asks for one."""
     filled: ClassVar[frozenset[str]] = frozenset()
     """Of a measurement: fields that `bind` fills, which a sweep file leaves out."""
 

@@ -95,6 +95,7 @@ class Flatness(TraceSettings, StageSpec):
     kind: ClassVar[str] = "flatness"
     VERSION: ClassVar[int] = 3
     reads_text: ClassVar[bool] = True
+    of_weights: ClassVar[bool] = True
     filled: ClassVar[frozenset[str]] = frozenset({"mix", "sequence_length", "loss"})
 
     num_sequences: int = Field(default=512, ge=2)

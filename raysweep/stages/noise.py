@@ -41,6 +41,7 @@ class Noise(StageSpec):
 
     kind: ClassVar[str] = "noise"
     reads_text: ClassVar[bool] = True
+    of_weights: ClassVar[bool] = True
     filled: ClassVar[frozenset[str]] = frozenset({"text"})
 
     num_sequences: int = Field(default=256, ge=2)

@@ -57,6 +57,7 @@ class Updates(StageSpec):
     kind: ClassVar[str] = "updates"
     wide: ClassVar[bool] = False
     reads_text: ClassVar[bool] = True
+    of_weights: ClassVar[bool] = True
     filled: ClassVar[frozenset[str]] = frozenset({"text", "tasks"})
 
     batch_sequences: int = Field(default=64, ge=1)

@@ -73,6 +73,8 @@ def _check(small: Any, large: Any) -> None:
     ]
     if small.model_type == "llama" and groups[0] != groups[1]:
         raise ValueError("num_key_value_heads: as many query heads share one as in the model to be embedded")
+    if small.tie_word_embeddings != large.tie_word_embeddings:
+        raise ValueError("tie_word_embeddings: one matrix embeds and predicts in one of the two models alone")
     if small.vocab_size != large.vocab_size:
         raise ValueError(f"vocab_size {large.vocab_size} is not the {small.vocab_size} of the model to be embedded")
     if large.model_type != "llama" and large.hidden_size % small.hidden_size:
