@@ -2,13 +2,13 @@
 
 import math
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from shipped import FOLDER, presets
 from tiny import free_port, pretrain, recipe_of
 
 from raysweep.estimates import estimate
@@ -20,7 +20,6 @@ from raysweep.train.flat import ASAM, EMA, LAWA, SAM, SWA, TracePenalty
 from raysweep.train.optimizers import SGD, Muon
 from raysweep.worker import Worker
 
-ROOT = Path(__file__).parents[2]
 STEPS = 6
 METHODS: dict[str, dict] = {
     "sam": {"flat": SAM(name="sam", rho=0.1)},
@@ -117,17 +116,6 @@ def test_a_checkpoint_is_the_average_and_training_goes_on_with_the_weights(gramm
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
 
 
-def presets(text: str) -> dict[str, list[str]]:
-    """The overrides that a shipped sweep's comment names, by preset."""
-    found: dict[str, list[str]] = {"cpu": []}
-    name = ""
-    for line in re.findall(r"^#   (.*)$", text, re.M):
-        word, *rest = line.split()
-        name = word.removesuffix(":") if word.endswith(":") else name
-        found.setdefault(name, []).extend(rest if word.endswith(":") else [word, *rest])
-    return found
-
-
 @pytest.mark.data
 @pytest.mark.skipif("RAYSWEEP_DATA" not in os.environ, reason="RAYSWEEP_DATA names no data pack")
 @pytest.mark.parametrize(
@@ -135,9 +123,7 @@ def presets(text: str) -> dict[str, list[str]]:
     [("flat_minima", [0.1, 10.6, 85.0]), ("flat_minima_text", [0.2, 33.7, 110.1])],
 )
 def test_shipped_searches_for_flat_minima_plan_at_every_size(store, name, millions):
-    path = ROOT / f"search_spaces/{name}.yaml"
-    sizes = presets(path.read_text())
-    spaces = {preset: load(path, overrides) for preset, overrides in sizes.items()}
+    spaces = {preset: load(FOLDER / f"{name}.yaml", overrides) for preset, overrides in presets(name).items()}
     plans = {preset: estimate(space, store, mfu=0.5, peak_flops=1e12) for preset, space in spaces.items()}
     assert list(plans) == ["cpu", "gpu", "paper"]
     assert [round(plan.num_parameters[1] / 1e6, 1) for plan in plans.values()] == millions

@@ -1,13 +1,17 @@
-"""The shipped studies of the same loss, without running them: independent bases, each finished in ten ways."""
+"""The shipped studies, without running them: in three sizes; bases are trained once and finished in many ways."""
 
-from pathlib import Path
+import os
 
 import pytest
+from shipped import FOLDER, presets
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
+from raysweep.estimates import estimate
 from raysweep.objectives.adversary import Adversary
 from raysweep.space import load
-
-FOLDER = Path(__file__).parents[2] / "search_spaces"
+from raysweep.train.models import Llama
 
 
 @pytest.mark.parametrize("name", ["same_loss_hmm", "same_loss_pcfg"])
@@ -15,9 +19,10 @@ def test_every_base_is_trained_once_and_finished_in_ten_ways(name):
     space = load(FOLDER / f"{name}.yaml")
     trials = [space.trial(point, seed) for point in space.points() for seed in space.declared.seeds]
     ends = [[stage for stage in trial.stages if stage.kind == "pretrain"] for trial in trials]
-    bases = {base.id for base, _ in ends}
-    assert len(bases) == 3
-    assert len({finish.id for _, finish in ends}) == len(trials) == 30
+    finishes_of = {base.id: [finish for other, finish in ends if other == base] for base, _ in ends}
+    # Three of the size that is finished in ten ways, and three of each of two other sizes.
+    assert sorted(map(len, finishes_of.values())) == [1] * 6 + [10] * 3
+    assert len({finish.id for _, finish in ends}) == len(trials) == 36
     finishes = [finish.spec.recipe for _, finish in ends]
     assert all(isinstance(recipe.objective, Adversary) for recipe in finishes)
     strengths = [recipe.objective.strength for recipe in finishes]
@@ -25,6 +30,35 @@ def test_every_base_is_trained_once_and_finished_in_ten_ways(name):
     # The control is a dose's own recipe with a strength of 0; all are measured by the loss that is kept.
     alike = [recipe.with_(objective=recipe.objective.with_(strength=0.0)) for recipe in finishes]
     assert alike.count(alike[0]) == 3 * 5
-    assert {stage.spec.loss_of.name for trial in trials for stage in trial.stages if stage.kind == "heldout"} == {
-        "causal_lm"
-    }
+    heldout = [stage for trial in trials for stage in trial.stages if stage.kind == "heldout"]
+    assert {stage.spec.loss_of.name for stage in heldout} == {"causal_lm"}
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("theory", [0.0, 0.0, 0.0]),
+        ("same_loss_hmm", [0.1, 4.8, 21.4]),
+        ("same_loss_pcfg", [0.1, 4.8, 21.4]),
+        pytest.param("same_loss_sampled", [0.2, 31.7, 113.3], marks=pytest.mark.data),
+    ],
+)
+def test_studies_plan_at_every_size(store, tmp_path, monkeypatch, name, millions):
+    if name == "same_loss_sampled":
+        if "RAYSWEEP_DATA" not in os.environ:
+            pytest.skip("RAYSWEEP_DATA names no data pack")
+        teacher(tmp_path)
+        monkeypatch.setenv("RAYSWEEP_TEACHER", str(tmp_path))
+    spaces = {preset: load(FOLDER / f"{name}.yaml", overrides) for preset, overrides in presets(name).items()}
+    plans = {preset: estimate(space, store, mfu=0.5, peak_flops=1e12) for preset, space in spaces.items()}
+    assert list(plans) == ["cpu", "gpu", "paper"]
+    assert [round(plan.num_parameters[1] / 1e6, 1) for plan in plans.values()] == millions
+
+
+def teacher(folder):
+    """A causal model that writes text, of 64 words."""
+    Llama(hidden_size=16, num_layers=1, num_heads=2).build(vocab_size=64, sequence_length=32, seed=0).save_pretrained(
+        folder
+    )
+    words = Tokenizer(WordLevel({f"w{number}": number for number in range(64)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w0", eos_token="w0").save_pretrained(folder)
