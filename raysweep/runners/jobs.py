@@ -27,6 +27,10 @@ from raysweep.runners.drivers import END_SECONDS, JOB_ADDRESS, JOB_ID
 LOST_SECONDS = 120.0
 POLL_SECONDS = 1.0
 
+# How long a head may take to come up; its server waits for its agent for a few seconds of them by itself.
+AGENT_SECONDS = 60.0
+NO_AGENT = "No available agent"
+
 # What ends a job that was stopped, as a driver that gets SIGTERM would.
 TERMINATED = 143
 
@@ -91,12 +95,22 @@ def submit(submission: Submission) -> tuple[str, bool]:
                 # Ray would kill it after 3 s: what is being trained is saved first.
                 "RAY_JOB_STOP_WAIT_TIME_S": str(int(END_SECONDS)),
             }
-            client.submit_job(
-                entrypoint=submission.command(sweep),
-                submission_id=job_id,
-                runtime_env={"working_dir": str(folder), "env_vars": environment},
-            )
+            runtime_env = {"working_dir": str(folder), "env_vars": environment}
+            _send(client, entrypoint=submission.command(sweep), submission_id=job_id, runtime_env=runtime_env)
         return job_id, True
+
+
+def _send(client: Any, **job: Any) -> None:
+    """Submit a job; the agent that takes it comes up a while after the server that is asked."""
+    deadline = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            client.submit_job(**job)
+            return
+        except RuntimeError as error:
+            if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(POLL_SECONDS)
 
 
 def follow(address: str, job_id: str, show: Callable[[str], None]) -> int:

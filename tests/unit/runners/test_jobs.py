@@ -9,7 +9,8 @@ import pytest
 
 from raysweep.cli import main
 from raysweep.errors import ClusterError, StoreError
-from raysweep.runners.jobs import Submission, _sent_folder, submit
+from raysweep.runners import jobs
+from raysweep.runners.jobs import Submission, _send, _sent_folder, submit
 
 
 @pytest.fixture
@@ -59,3 +60,26 @@ def test_what_is_missing_here_is_said(submission, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "aiohttp" else real(name))
     with pytest.raises(ClusterError, match=r"pip install 'raysweep\[submit\]'"):
         submit(submission)
+
+
+class ComingUp:
+    """A job server whose agent comes up after some tries."""
+
+    def __init__(self, tries: int, says: str = "No available agent to submit job, please try again later.") -> None:
+        self.tries, self.says = tries, says
+
+    def submit_job(self, **job: object) -> None:
+        self.tries -= 1
+        if self.tries >= 0:
+            raise RuntimeError(f"Request failed with status code 500: {self.says}")
+
+
+def test_a_head_that_comes_up_is_waited_for_and_no_other_refusal(monkeypatch):
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.0)
+    _send(server := ComingUp(2), submission_id="x")
+    assert server.tries == -1
+    with pytest.raises(RuntimeError, match="no such runtime"):
+        _send(ComingUp(2, "no such runtime"), submission_id="x")
+    monkeypatch.setattr(jobs, "AGENT_SECONDS", 0.0)
+    with pytest.raises(RuntimeError, match="No available agent"):
+        _send(ComingUp(10**9), submission_id="x")
