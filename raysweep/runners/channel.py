@@ -91,7 +91,8 @@ def connect(address: Address) -> Connection:
 
 def send(connection: Connection, message: ToDriver | ToGang) -> None:
     """Raises OSError if the other end is gone."""
-    connection.send_bytes(json.dumps(asdict(message)).encode())
+    # Half a surrogate pair, as in names of files that are no UTF-8, stands for no character, and would be refused.
+    connection.send_bytes(json.dumps(asdict(message), ensure_ascii=False).encode(errors="replace"))
 
 
 def _send_at_once(descriptor: int) -> None:

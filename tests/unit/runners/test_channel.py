@@ -61,6 +61,15 @@ def test_an_event_arrives_as_it_was(event):
     assert got[0].time == event.time
 
 
+def test_what_no_text_can_hold_is_replaced():
+    got = []
+    with EventSink("127.0.0.1", got.append) as sink:
+        source = EventSource(sink.address)
+        source.tell(StageFailed(**STAGE, cause="no such file: a\udcff", log="\ud800", retry=False))
+        source.wait()
+    assert (got[0].cause, got[0].log) == ("no such file: a?", "?")
+
+
 @pytest.mark.parametrize(
     "message",
     [
