@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from shipped import FOLDER, presets
 from tiny import free_port, pretrain, recipe_of
 
@@ -76,7 +76,7 @@ def rank_main(rank: int, port: int, recipes: dict[str, str], folder: str) -> Non
 def test_a_gang_trains_what_one_process_does(grammar, tokens_dir, tmp_path):
     recipes = {name: recipe_of(grammar, steps=STEPS, **given) for name, given in METHODS.items()}
     given = {name: recipe.model_dump_json(by_alias=True) for name, recipe in recipes.items()}
-    mp.spawn(rank_main, (free_port(), given, str(tmp_path)), nprocs=2)
+    run_ranks(rank_main, (free_port(), given, str(tmp_path)))
     for name, recipe in recipes.items():
         pretrain(recipe, tokens_dir, tmp_path / name, step=STEPS)
     for name, zero_stage, is_resumed in CASES:

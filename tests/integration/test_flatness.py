@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 from tiny import free_port, pretrain, recipe_of
 
@@ -65,7 +66,7 @@ def inputs(grammar, tokens_dir, tmp_path):
 
 
 def spawn(world_size: int, *args: object) -> None:
-    mp.spawn(rank_main, (world_size, free_port(), *args), nprocs=world_size)
+    run_ranks(rank_main, (world_size, free_port(), *args), world_size)
 
 
 @pytest.mark.slow

@@ -4,12 +4,12 @@ import json
 import os
 import signal
 from collections import Counter
-from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from ranks import forked
 from safetensors.torch import load_file
 from tiny import TRUNK, results_of
 from tokenizers import ByteLevelBPETokenizer
@@ -152,7 +152,7 @@ def test_a_kill_between_stages_loses_nothing(run_of, store, tmp_path):
     deaths = [("finished", "pretrain"), ("finished", "pretrain"), ("finished", "optimizer_state")]
     deaths += [("finished", "pretrain"), ("started", "optimizer_state")]
     for death in deaths:
-        process = get_context("spawn").Process(target=run_and_die, args=(str(path), store.url, told, [death]))
+        process = forked.Process(target=run_and_die, args=(str(path), store.url, told, [death]))
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL, death

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from safetensors.torch import load_file
 from tiny import free_port, pretrain, recipe_of
 
@@ -104,7 +104,7 @@ def test_a_training_goes_on_on_a_gang_of_any_shape(grammar, tokens_dir, tmp_path
         pretrain(recipe, tokens_dir, tmp_path / name / "whole", step=12)
         pretrain(recipe, tokens_dir, tmp_path / name / "half", step=5, state=tmp_path / name / "alone")
     written = {name: recipe.model_dump_json(by_alias=True) for name, recipe in recipes.items()}
-    mp.spawn(rank_main, (free_port(), written, str(tmp_path)), nprocs=2)
+    run_ranks(rank_main, (free_port(), written, str(tmp_path)))
     for name, recipe in recipes.items():
         go_on(tmp_path, name, recipe, "two", Worker())
         case, whole = CASES[name], tmp_path / name / "whole"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from tiny import free_port
 
 from raysweep.objectives.causal_lm import CausalLM
@@ -67,7 +67,7 @@ def rank_main(rank: int, port: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_gradient_norms_are_equal_however_a_step_is_cut(tmp_path):
-    mp.spawn(rank_main, (free_port(), str(tmp_path)), nprocs=2)
+    run_ranks(rank_main, (free_port(), str(tmp_path)))
     found = json.loads((tmp_path / "found.json").read_text())
     # Whoever reaches a rank's port is let in without a key: on one machine nobody else may.
     listening = [json.loads((tmp_path / f"listening-{rank}.json").read_text()) for rank in range(2)]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from ranks import run_ranks
 from tiny import free_port, pretrain, recipe_of
 
 from raysweep.errors import Diverged
@@ -87,7 +88,7 @@ def made(folder: Path) -> Path:
 
 def gang(zero_stage: int, recipe: Recipe, folder: Path) -> dict:
     given = (free_port(), zero_stage, recipe.model_dump_json(by_alias=True), str(folder))
-    mp.spawn(rank_main, given, nprocs=2)
+    run_ranks(rank_main, given)
     return json.loads((folder / "found.json").read_text())
 
 
@@ -294,10 +295,10 @@ def test_a_killed_gang_goes_on_to_the_bit(tmp_path):
         (tmp_path / name).mkdir()
         for kill_at in kills:
             if kill_at is None:
-                mp.spawn(killed_main, (free_port(), str(tmp_path / name), None), nprocs=2)
+                run_ranks(killed_main, (free_port(), str(tmp_path / name), None))
             else:
                 with pytest.raises(mp.ProcessExitedException):
-                    mp.spawn(killed_main, (free_port(), str(tmp_path / name), kill_at), nprocs=2)
+                    run_ranks(killed_main, (free_port(), str(tmp_path / name), kill_at))
                 assert (tmp_path / name / "step-20").is_dir()
         found[name] = json.loads((tmp_path / name / "found.json").read_text())
     assert found["killed"] == found["whole"]
@@ -362,7 +363,7 @@ def test_every_optimizer_steps_the_same_weights_however_they_are_cut(
             (tmp_path / place / name).mkdir(parents=True)
             (tmp_path / place / name / "tokens").symlink_to(tokens_dir)
     written = {name: recipe.model_dump_json(by_alias=True) for name, recipe in recipes.items()}
-    mp.spawn(optimizers_main, (free_port(), zero_stage, written, str(tmp_path / "gang")), nprocs=2)
+    run_ranks(optimizers_main, (free_port(), zero_stage, written, str(tmp_path / "gang")))
     for name, recipe in recipes.items():
         alone, gang = tmp_path / "alone" / name, tmp_path / "gang" / name
         assert same(gang / "whole", gang / "resumed"), name
@@ -390,7 +391,7 @@ def test_a_gangs_phase_goes_on_to_the_bit_and_hands_on_to_any_gang(
     grammar, tokens_dir, tmp_path, zero_stage, precision
 ):
     recipe = recipe_of(grammar, precision=precision, schedule=Constant(name="constant", warmup=0.0))
-    mp.spawn(phases_main, (free_port(), zero_stage, recipe.model_dump_json(by_alias=True), str(tmp_path)), nprocs=2)
+    run_ranks(phases_main, (free_port(), zero_stage, recipe.model_dump_json(by_alias=True), str(tmp_path)))
     assert same(tmp_path / "whole", tmp_path / "then")
     # One process goes on from what the gang has left; after 7 steps at a rate of 0.01 only rounding lies between.
     then = Pretrain(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from tiny import free_port, pretrain, recipe_of
 
 from raysweep.costs import Size
@@ -66,7 +66,7 @@ def rank_main(rank: int, port: int, stages: dict[str, str], folder: str) -> None
 def test_two_workers_fine_tune_as_one_does(grammar, tokens_dir, tmp_path, stages):
     pretrain(recipe_of(grammar), tokens_dir, tmp_path / "checkpoint", step=12)
     written = {name: stage.model_dump_json(by_alias=True) for name, stage in stages.items()}
-    mp.spawn(rank_main, (free_port(), written, str(tmp_path)), nprocs=2)
+    run_ranks(rank_main, (free_port(), written, str(tmp_path)))
     for name, stage in stages.items():
         alone = run(stage, tmp_path, f"{name} alone", Worker())
         metrics = json.loads((tmp_path / f"{name}.json").read_text())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from tiny import free_port
 from tiny_models import build
 
@@ -160,7 +160,7 @@ def partitioned_main(rank: int, port: int, folder: str) -> None:
 
 
 def test_muon_of_matrices_cut_over_ranks_is_torchs_to_the_bit(tmp_path):
-    mp.spawn(partitioned_main, (free_port(), str(tmp_path)), nprocs=2)
+    run_ranks(partitioned_main, (free_port(), str(tmp_path)))
     matrices = [torch.nn.Parameter(torch.ones(shape)) for shape in SHAPES]
     muon = torch.optim.Muon(matrices, lr=0.1)
     for step in range(3):
