@@ -75,6 +75,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/benchmarks/gpu
 	$(BIN)/lint-imports
 
 # torch alone first and pinned, so that no other package draws in a newer build with CUDA. `doctor` also compiles the

@@ -49,8 +49,15 @@ def _task(folder: Path) -> tuple[QA, Any]:
     tokenizer = Bpe(vocab_size=max(300, min(8192, SUBJECT.vocab_size))).build(
         lambda num_bytes: iter([text[:num_bytes]])
     )
-    given = {"max_train_examples": NUM_TRAIN, "max_test_examples": NUM_TEST, "max_new_tokens": 8}
-    return QA(form="qa", train=("train.jsonl",), test=("test.jsonl",), **given).pin(folder), tokenizer
+    task = QA(
+        form="qa",
+        train=("train.jsonl",),
+        test=("test.jsonl",),
+        max_train_examples=NUM_TRAIN,
+        max_test_examples=NUM_TEST,
+        max_new_tokens=8,
+    )
+    return task.pin(folder), tokenizer
 
 
 def _model(tokenizer: Any) -> Any:

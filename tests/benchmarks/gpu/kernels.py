@@ -36,7 +36,7 @@ def main(table: Table) -> None:
         forms["liger's"] = output_loss.liger_sum
     exact = _loss_and_gradients(_whole, torch.float32)
     for name, loss in forms.items():
-        table.measure(f"loss of {SUBJECT.micro_tokens} tokens of 1B: {name}", lambda loss=loss: _of_loss(loss, exact))
+        table.measure(f"loss of {SUBJECT.micro_tokens} tokens of 1B: {name}", partial(_of_loss, loss, exact))
     backends = {
         "flash": SDPBackend.FLASH_ATTENTION,
         "cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -44,7 +44,7 @@ def main(table: Table) -> None:
     }
     if ON_GPU:
         for name, backend in backends.items():
-            table.measure(f"attention of a layer of 1B: {name}", lambda backend=backend: _attention(backend))
+            table.measure(f"attention of a layer of 1B: {name}", partial(_attention, backend))
         table.measure("waits of the host in ten steps of 124M", _waits)
 
 
@@ -96,11 +96,11 @@ def _of_loss(loss: Loss, exact: list[torch.Tensor]) -> tuple[str, Numbers]:
 def _attention(backend: SDPBackend) -> tuple[str, Numbers]:
     _, hidden, heads, _ = SUBJECT.model.dimensions()
     shape = (SUBJECT.micro_sequences(LENGTH), heads, LENGTH, hidden // heads)
-    states = [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
 
     def run() -> None:
         with sdpa_kernel(backend):
-            F.scaled_dot_product_attention(*states, is_causal=True).sum().backward()
+            F.scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
 
     seconds = _timed(run)
     flops = 12 * hidden * LENGTH * SUBJECT.micro_tokens / 2

@@ -37,7 +37,7 @@ def main(table: Table) -> None:
 
 def _step(subject: Subject, method: FlatSpec | None) -> tuple[str, Numbers]:
     clock = Clock()
-    told = worker(subject, LENGTH, report=lambda event: clock.tick(event["step"]))
+    told = worker(subject, LENGTH, report=lambda event: clock.tick(event.step))
     train_on(subject.build(), subject.ids(LENGTH), num_steps=WARM_UP + TIMED, worker=told, flat=method)
     milliseconds = 1000 * clock.seconds / TIMED
     return f"{milliseconds:.1f} ms, {in_words(clock.gib)}", {"milliseconds": milliseconds, "gib": clock.gib}

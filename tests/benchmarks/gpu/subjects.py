@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -102,8 +102,8 @@ def device_title() -> str:
 
 def worker(subject: Subject, length: int, **changes: Any) -> Worker:
     """A gang of one on the device, which compiles."""
-    given = {"device": device_name(), "micro_batch_sequences": subject.micro_sequences(length), "compile": True}
-    return Worker(**(given | changes))
+    alone = Worker(device=device_name(), micro_batch_sequences=subject.micro_sequences(length), compile=True)
+    return replace(alone, **changes)
 
 
 def train_on(
