@@ -131,11 +131,11 @@ def _has_content(content: Any) -> bool:
 
 
 def _same_loss(run: Run, stages: pd.DataFrame, ranking: Ranking) -> Page | None:
-    found = compare_same_loss(ranking.checkpoints, stages, columns_of(run), _reader(run), band=_band(run))
+    found = compare_same_loss(ranking.checkpoints, stages, columns_of(run), scores_reader(run), band=_band(run))
     return same_loss_page(found) if found else None
 
 
-def _reader(run: Run) -> Callable[[str], Floats | None]:
+def scores_reader(run: Run) -> Callable[[str], Floats | None]:
     """Gives the scores of a fine-tuning stage's test examples; None if they are lost."""
 
     def read(stage_id: str) -> Floats | None:

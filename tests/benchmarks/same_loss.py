@@ -1,0 +1,117 @@
+"""A finished study of the same loss, in Markdown: what was equal, what differed, its bars, and all measures tried.
+
+    python tests/benchmarks/same_loss.py search_spaces/same_loss_hmm.yaml --store STORE [OVERRIDE ...]
+
+Bar 1: an adversary of strength 0.05 costs a probe of 64 labels a point or more against its control, at no more than
+0.002 nats. Bar 2: among doses, Spearman's correlation within a base of the Fisher trace with that probe is at most
+-0.5, and its interval over bases is below 0; the loss gap's is printed beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from raysweep.analysis.formatting import with_interval
+from raysweep.analysis.report import scores_reader
+from raysweep.analysis.same_loss import GAP, Association, Group, SameLoss, compare_same_loss
+from raysweep.analysis.same_loss_page import same_loss_page
+from raysweep.analysis.sections import Table
+from raysweep.analysis.within_bases import correlation
+from raysweep.results import Results
+from raysweep.space import load
+
+FISHER, PROBE = "flatness/fisher_trace", "probe, 64 labels"
+TRACES = ("flatness/hessian_trace", "flatness/fisher_trace")
+
+
+def markdown(table: Table) -> Iterator[str]:
+    """Its rows, one a line."""
+    yield "| " + " | ".join(each.name for each in table.columns) + " |"
+    yield "| --- " * len(table.columns) + "|"
+    for row in table.rows:
+        yield "| " + " | ".join(each.text for each in row.cells) + " |"
+
+
+def measures(group: Group) -> Iterator[str]:
+    """A row for each measure: its correlation with each target, corrected p, and both with the loss given."""
+    targets = list(group.associations)
+    yield f"| {group.name} ({len(group.variants)} variants) | " + " | ".join(targets) + " |"
+    yield "| --- " * (len(targets) + 1) + "|"
+    by_target = [{each.measure: each for each in group.associations[target]} for target in targets]
+    for name in dict.fromkeys(name for of_target in by_target for name in of_target):
+        cells = [_association(of_target.get(name)) for of_target in by_target]
+        yield f"| {name.removeprefix('flatness/')} | " + " | ".join(cells) + " |"
+
+
+def _association(each: Association | None) -> str:
+    if each is None:
+        return "—"
+    text = f"{with_interval(each.rho)} (p {each.p:.3f})"
+    given, p = each.given_loss.value, each.p_given_loss
+    return text if given != given or p != p else f"{text}; given loss {given:+.2f} (p {p:.3f})"
+
+
+def bars(found: SameLoss) -> Iterator[str]:
+    """Bars 1 and 2, where there are doses."""
+    for contrast in found.contrasts:
+        if contrast.variant == "harm-0.05" and PROBE in contrast.transfer:
+            cost, gap = contrast.transfer[PROBE], contrast.gap
+            met = cost.value <= -0.01 and gap.value <= 0.002
+            yield (
+                f"Bar 1, strength 0.05: {100 * cost.value:+.2f} [{100 * cost.low:+.2f}, {100 * cost.high:+.2f}] points "
+                f"at {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}] nats: {'met' if met else 'not met'}"
+            )
+    for group in found.groups:
+        known = {each.measure: each.rho for each in group.associations.get(PROBE, ())}
+        if group.name.startswith("doses") and FISHER in known:
+            rho = known[FISHER]
+            met = rho.value <= -0.5 and rho.high < 0
+            gap_rho = with_interval(known[GAP]) if GAP in known else "not known"
+            yield f"Bar 2, doses: {with_interval(rho)}: {'met' if met else 'not met'}; the loss gap's: {gap_rho}"
+
+
+def rescaled(results: Results, found: SameLoss) -> Iterator[str]:
+    """Whether a random change of scale that keeps the function keeps the order of models of a base."""
+    table = results.checkpoints
+    for name in TRACES:
+        other = name.replace("flatness/", "flatness/rescaled_")
+        if other in table:
+            cells = [
+                table.pivot(index="seed", columns="point.finish", values=each).to_numpy() for each in (name, other)
+            ]
+            yield f"{name.removeprefix('flatness/')} before and after it: Spearman {with_interval(correlation(*cells))}"
+
+
+def main(sweep: Path, store: Path, overrides: list[str]) -> None:
+    """Prints all of it."""
+    results = Results.open(sweep, store=store, overrides=overrides)
+    band = load(sweep, overrides).declared.same_loss_nats
+    found = compare_same_loss(
+        results.ranking.checkpoints, results.stages, results.columns, scores_reader(results.run), band=band
+    )
+    if found is None:
+        raise SystemExit("nothing can be compared: too few variants within the band in every base")
+    page = same_loss_page(found)
+    print(page.equal, page.edge_note, *page.answers, *bars(found), *rescaled(results, found), sep="\n\n", end="\n\n")
+    for table in (page.variants, page.differed):
+        print(*markdown(table), "", sep="\n")
+    for group in found.groups:
+        print(*measures(group), "", sep="\n")
+        for target, associations in group.associations.items():
+            sure = [each for each in associations if each.measure in TRACES]
+            print(
+                f"Between seeds of one recipe, {target}:",
+                *(f"{e.measure} {with_interval(e.same_recipe)}" for e in sure),
+            )
+        print()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_args()
+    main(given.sweep, given.store, given.overrides)
