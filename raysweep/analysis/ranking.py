@@ -137,7 +137,7 @@ class Ranking:
             "gaps_of": self.gaps_of,
             "flags": [asdict(flag) for flag in self.flags],
         }
-        return _json(document)  # type: ignore[no-any-return]
+        return plain_json(document)  # type: ignore[no-any-return]
 
 
 def rank(
@@ -319,11 +319,12 @@ def _ranks(values: Any, groups: Any = None) -> Any:
     return by_group.rank(method="min").where(by_group.transform("count") > 1).astype("Int64")
 
 
-def _json(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
+    """As JSON has it: None for what is missing or not finite."""
     if isinstance(value, Mapping):
-        return {str(name): _json(item) for name, item in value.items()}
+        return {str(name): plain_json(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_json(item) for item in value]
+        return [plain_json(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if is_missing(value) or (isinstance(value, float) and math.isinf(value)) else value

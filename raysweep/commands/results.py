@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysweep.commands.arguments import RUN_HELP, add_overrides, named, names, results_of
 from raysweep.commands.output import exit_code_of, print_json, print_ranking
 from raysweep.errors import DataError
 from raysweep.printable import printable
+
+if TYPE_CHECKING:
+    from raysweep.analysis.learning import Learnt
 
 TABLE_OPTIONS = ("target", "higher", "lower", "config", "variant", "gaps", "drop_flagged")
 
@@ -59,6 +62,7 @@ def _add_table(rank: argparse.ArgumentParser) -> None:
     rank.add_argument(
         "--gaps", type=named, metavar="COLUMN", help="an indicator, such as perplexity: pairs by their difference in it"
     )
+    rank.add_argument("--learn", type=Path, metavar="DIR", help="learn to compare checkpoints by it, for `compare`")
     rank.add_argument("--drop-flagged", action="store_true", help="leave out copies of rows, and collapsed ones")
 
 
@@ -82,11 +86,27 @@ def _rank(args: argparse.Namespace) -> int:
             f"{given[0]} tells of a table's columns; give --table FILE in place of {args.run!r}, or leave it out"
         )
     results = results_of(args)
+    if args.learn:
+        from raysweep.comparing import learn_from_run
+
+        return _print_learnt(learn_from_run(results, args.learn), args)
     if args.json:
         print_json(results.ranking.to_dict())
     else:
         print_ranking(results)
     return exit_code_of(results)
+
+
+def _print_learnt(learnt: list[Learnt], args: argparse.Namespace) -> int:
+    from raysweep.analysis.learnt_page import format_learnt, learnt_document
+
+    if args.json:
+        print_json({"comparer": str(args.learn), "targets": [learnt_document(each) for each in learnt]})
+    else:
+        for each in learnt:
+            print(format_learnt(each))
+        print(printable(f"saved: {args.learn}; raysweep compare A B --with {args.learn} --measure SWEEP.yaml"))
+    return 0
 
 
 def _rank_table(args: argparse.Namespace) -> int:
@@ -106,6 +126,10 @@ def _rank_table(args: argparse.Namespace) -> int:
         variant=args.variant,
         gaps=args.gaps,
     )
+    if args.learn:
+        from raysweep.comparing import learn_from_table
+
+        return _print_learnt(learn_from_table(args.table, roles, args.learn), args)
     ranking = rank_table(args.table, roles, drop_flagged=args.drop_flagged)
     if args.json:
         print_json(ranking.to_dict())

@@ -1,0 +1,211 @@
+"""A model that learns to compare: which of two checkpoints fine-tunes better, from pairs of others.
+
+Gradient-boosted trees (LightGBM) over the features of a pair, made antisymmetric: with f the trees' logit, that of "a
+is better than b" is s (f(a, b) - f(b, a)) / 2. The slope s >= 0 calibrates it: it is fitted to pairs of checkpoints
+that the trees of a fold did not see, so that what does not carry over to new variants ends near probability 1/2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raysweep.analysis.pair_features import KINDS, Scale, features, fit_scale, logistic, normalised, ordered_pairs
+from raysweep.analysis.pairwise import SMALL, Floats
+from raysweep.errors import RaysweepError
+
+if TYPE_CHECKING:
+    from lightgbm import Booster
+
+NUM_TREES = 200
+SETTINGS = {
+    "objective": "binary",
+    "num_leaves": 4,
+    "learning_rate": 0.05,
+    "min_data_in_leaf": 50,
+    "num_threads": 1,
+    "deterministic": True,
+    "seed": 0,
+    "verbose": -1,
+}
+"""Smaller trees than LightGBM's own settings: pairs of a few dozen checkpoints are far fewer than they look."""
+NUM_FOLDS = 5
+MIN_VARIANTS = 10
+"""Two in each fold: fewer give no pair that is new to the trees."""
+MAX_SLOPE = 10.0
+
+
+class CompareError(RaysweepError):
+    """A comparer cannot be learnt, loaded, or asked about these checkpoints."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What an indicator says of a pair."""
+
+    indicator: str
+    logit: float
+    """Added to the logit of "the first is better"; the reasons of a pair add up to it."""
+    first: float
+    second: float
+    """The two values, as measured."""
+
+
+@dataclass(frozen=True)
+class Comparer:
+    """Compares checkpoints by their indicators, for one target; made by `learn`."""
+
+    target: str
+    scales: tuple[Scale, ...]
+    slope: float
+    known: Floats
+    """[checkpoints, indicators]: the normalised values that it was learnt from."""
+    text: str
+    """The trees, as LightGBM writes them."""
+    _booster: list[Any] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def indicators(self) -> tuple[str, ...]:
+        """Their names, in the order in which values are given."""
+        return tuple(scale.name for scale in self.scales)
+
+    @property
+    def booster(self) -> Booster:
+        """The trees, read once."""
+        if not self._booster:
+            self._booster.append(lightgbm().Booster(model_str=self.text))
+        return self._booster[0]
+
+    def logits(self, first: Floats, second: Floats) -> Floats:
+        """[pairs]: of "the first is better", from values [pairs, indicators] as measured."""
+        left, right = normalised(self.scales, first), normalised(self.scales, second)
+        return self.slope * antisymmetric(self.booster, left, right)
+
+    def probability(self, first: Floats, second: Floats) -> float:
+        """That the first of two checkpoints is better, from values [indicators]; 1 - p the other way round, exactly."""
+        return logistic(float(self.logits(first[None], second[None])[0]))
+
+    def reasons(self, first: Floats, second: Floats) -> list[Reason]:
+        """What each indicator adds to the logit of a pair, by TreeSHAP (Lundberg et al., 2020), strongest first."""
+        left, right = (normalised(self.scales, values[None]) for values in (first, second))
+        there, back = (
+            np.asarray(self.booster.predict(features(*pair), pred_contrib=True))[0, :-1]
+            for pair in ((left, right), (right, left))
+        )
+        parts = self.slope * ((there - back) / 2).reshape(len(KINDS), len(self.scales)).sum(axis=0)
+        found = [
+            Reason(scale.name, float(part), float(a), float(b))
+            for scale, part, a, b in zip(self.scales, parts, first, second, strict=True)
+        ]
+        return sorted(found, key=lambda reason: -abs(reason.logit))
+
+    def distance(self, values: Floats) -> float:
+        """How far a checkpoint lies from the nearest that it was learnt from, over how far those lie from each other.
+
+        About 1 for one more of the same; a pair with a distance of several is no interpolation. Root mean square over
+        the indicators that both have; NaN where there is none.
+        """
+        own = normalised(self.scales, values[None])[0]
+        usual = [_nearest(row, np.delete(self.known, place, axis=0)) for place, row in enumerate(self.known)]
+        middle = float(np.nanmedian(usual)) if np.isfinite(usual).any() else np.nan
+        return _nearest(own, self.known) / max(middle, SMALL)
+
+
+def learn(
+    values: Floats, scores: Floats, *, indicators: Sequence[str], variants: Sequence[str], target: str
+) -> Comparer:
+    """From checkpoints' indicators and scores.
+
+    Args:
+        values: [n, indicators], NaN where one is missing.
+        scores: [n], finite; pairs of equal ones teach nothing.
+        indicators: names of the columns of `values`.
+        variants: of each checkpoint; the slope is fitted to pairs of variants that are new to the trees.
+        target: name of the scores.
+
+    Raises:
+        CompareError: if LightGBM is missing, or there are too few variants.
+    """
+    if (num := len(set(variants))) < MIN_VARIANTS:
+        raise CompareError(f"{num} variants have a score in {target}; a comparer is learnt from {MIN_VARIANTS} or more")
+    scales = tuple(fit_scale(name, column) for name, column in zip(indicators, values.T, strict=True))
+    known = normalised(scales, values)
+    booster = grow(known, scores, np.arange(len(scores)))
+    return Comparer(
+        target=target,
+        scales=scales,
+        slope=_slope(known, scores, variants),
+        known=known,
+        text=booster.model_to_string(),
+    )
+
+
+def grow(known: Floats, scores: Floats, rows: np.ndarray) -> Booster:
+    """Trees from all pairs of some rows, in both orders, from normalised values [n, indicators]."""
+    first, second = ordered_pairs(rows)
+    apart = scores[first] != scores[second]
+    first, second = first[apart], second[apart]
+    better = (scores[first] > scores[second]).astype(np.float64)
+    module = lightgbm()
+    data = module.Dataset(features(known[first], known[second]), better, params={"verbose": -1})
+    return module.train(SETTINGS, data, num_boost_round=NUM_TREES)
+
+
+def importances(booster: Booster, num: int) -> Floats:
+    """[num]: of each of so many regressors, its share of the gain of all splits."""
+    gains = np.asarray(booster.feature_importance("gain"), dtype=np.float64).reshape(len(KINDS), num).sum(axis=0)
+    shares: Floats = gains / max(float(gains.sum()), SMALL)
+    return shares
+
+
+def antisymmetric(booster: Booster, first: Floats, second: Floats) -> Floats:
+    """[pairs]: half the difference of the trees' logits of a pair and of the pair turned round."""
+    there, back = (
+        np.asarray(booster.predict(features(*pair), raw_score=True)) for pair in ((first, second), (second, first))
+    )
+    half: Floats = (there - back) / 2
+    return half
+
+
+def fitted_slope(logits: Floats) -> float:
+    """Of logits for what was in fact the better one, [pairs]: the s >= 0 that makes s * logit likeliest."""
+    from scipy.optimize import minimize_scalar
+
+    if not len(logits):
+        return 0.0
+    found = minimize_scalar(lambda slope: np.logaddexp(0, -slope * logits).mean(), bounds=(0, MAX_SLOPE))
+    return float(found.x)
+
+
+def lightgbm() -> Any:
+    """The package. Raises CompareError if it is not installed."""
+    try:
+        import lightgbm as module
+    except ImportError:
+        raise CompareError("learning to compare needs LightGBM: pip install 'raysweep[compare]'") from None
+    return module
+
+
+def _slope(known: Floats, scores: Floats, variants: Sequence[str]) -> float:
+    """Over pairs of variants of one fold, by trees of the others."""
+    names, index = np.unique(np.asarray(variants, dtype=str), return_inverse=True)
+    fold = np.random.default_rng(0).permutation(len(names)) % NUM_FOLDS
+    logits = []
+    for number in range(NUM_FOLDS):
+        out = fold[index] == number
+        booster = grow(known, scores, np.flatnonzero(~out))
+        first, second = ordered_pairs(np.flatnonzero(out))
+        better = scores[first] > scores[second]
+        logits.append(antisymmetric(booster, known[first[better]], known[second[better]]))
+    return fitted_slope(np.concatenate(logits))
+
+
+def _nearest(row: Floats, others: Floats) -> float:
+    both = np.isfinite(row) & np.isfinite(others)
+    squares = np.where(both, np.square(np.where(both, others - row, 0.0)), 0.0).sum(axis=1)
+    nums = both.sum(axis=1)
+    near = np.sqrt(squares[nums > 0] / nums[nums > 0])
+    return float(near.min()) if len(near) else np.nan

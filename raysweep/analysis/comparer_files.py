@@ -1,0 +1,163 @@
+"""Comparers in a folder: JSON beside LightGBM's own text format, and no pickle. What does not match is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from raysweep.analysis.comparer import CompareError, Comparer
+from raysweep.analysis.pair_features import Scale
+from raysweep.durable import write_text
+from raysweep.spec import Spec
+
+FILE = "comparer.json"
+
+
+class ScaleFile(Spec):
+    """See `Scale`."""
+
+    name: str
+    is_log: bool
+    mean: float
+    deviation: float
+
+
+class TreesFile(Spec):
+    """A comparer of one target."""
+
+    target: str
+    slope: float
+    pairs_right: float
+    """On pairs of unseen variants."""
+    trees: str
+    """Name of the text file beside this one."""
+    sha256: str
+    scales: tuple[ScaleFile, ...]
+    known: tuple[tuple[float | None, ...], ...]
+
+
+class IndicatorFile(Spec):
+    """What a comparer needs to know of an indicator, to be told the same one."""
+
+    versions: tuple[str, ...] = ()
+    """Fingerprints of the stages that measured it; none where it is of a table."""
+    seconds: float | None = None
+    """Of worker time, to measure its stage on one checkpoint; the median."""
+
+
+class Contents(Spec):
+    """The file."""
+
+    format: Literal[1] = 1
+    learnt_from: str
+    """Name of the run or of the table."""
+    indicators: dict[str, IndicatorFile]
+    comparers: tuple[TreesFile, ...]
+
+
+def save(
+    folder: Path,
+    comparers: Mapping[str, tuple[Comparer, float]],
+    *,
+    learnt_from: str,
+    indicators: Mapping[str, IndicatorFile],
+) -> Path:
+    """Write comparers into a folder; the path of their JSON.
+
+    Args:
+        folder: made if it is not there.
+        comparers: target -> comparer, and its pairs right on unseen variants.
+        indicators: of each that any of them takes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for number, (target, (comparer, right)) in enumerate(comparers.items()):
+        name = f"trees-{number}.txt"
+        write_text(folder / name, comparer.text)
+        files.append(
+            TreesFile(
+                target=target,
+                slope=comparer.slope,
+                pairs_right=right,
+                trees=name,
+                sha256=_digest(comparer.text),
+                scales=tuple(ScaleFile(**vars(scale)) for scale in comparer.scales),
+                known=tuple(tuple(None if math.isnan(each) else float(each) for each in row) for row in comparer.known),
+            )
+        )
+    contents = Contents(
+        learnt_from=learnt_from,
+        indicators=dict(indicators),
+        comparers=tuple(files),
+    )
+    path = folder / FILE
+    write_text(path, contents.model_dump_json(indent=1))
+    return path
+
+
+def load(folder: Path) -> tuple[Contents, list[Comparer]]:
+    """What `save` wrote.
+
+    Raises:
+        CompareError: if it is not there, is not whole, or was changed.
+    """
+    path = folder / FILE
+    try:
+        contents = Contents.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CompareError(f"{folder}: no comparer there; `raysweep rank ... --learn {folder}` makes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CompareError(f"{path}: cannot be read: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CompareError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; learn it anew") from error
+    return contents, [_comparer(folder, each) for each in contents.comparers]
+
+
+def check_versions(contents: Contents, measured: Mapping[str, str]) -> None:
+    """See that checkpoints were measured as those were that a comparer was learnt from.
+
+    Args:
+        measured: indicator -> fingerprint of the stage that measured it.
+
+    Raises:
+        CompareError: names the indicator that is missing, or was measured in another way.
+    """
+    for name, needed in contents.indicators.items():
+        if name not in measured:
+            there = ", ".join(sorted(measured)) or "none"
+            raise CompareError(f"the comparer needs {name}, which was not measured; there: {there}")
+        if needed.versions and measured[name] not in needed.versions:
+            raise CompareError(
+                f"{name} was measured as version {measured[name]}, and the comparer was learnt from version "
+                f"{', '.join(needed.versions)}: measure it with the comparer's sweep file, or learn it anew"
+            )
+
+
+def _comparer(folder: Path, file: TreesFile) -> Comparer:
+    if Path(file.trees).name != file.trees:
+        raise CompareError(f"{folder / FILE}: trees {file.trees!r} are not beside it")
+    try:
+        text = (folder / file.trees).read_text(encoding="utf-8")
+    except OSError as error:
+        raise CompareError(f"{folder / file.trees}: cannot be read: {error}") from error
+    if _digest(text) != file.sha256:
+        raise CompareError(f"{folder / file.trees}: was changed since it was saved; learn it anew")
+    rows: list[list[Any]] = [[math.nan if each is None else each for each in row] for row in file.known]
+    return Comparer(
+        target=file.target,
+        scales=tuple(Scale(**scale.model_dump()) for scale in file.scales),
+        slope=file.slope,
+        known=np.array(rows, dtype=np.float64).reshape(len(rows), len(file.scales)),
+        text=text,
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

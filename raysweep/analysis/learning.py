@@ -1,0 +1,165 @@
+"""Comparers of a table's targets, and how well they compare variants that they have not seen, beside the configuration.
+
+What a learner gains over a single indicator may be the configuration, told by way of many indicators. So the same
+learner is given the configuration alone, and both; and importances are those of both together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raysweep.analysis.baselines import design
+from raysweep.analysis.comparer import CompareError, Comparer, grow, importances, learn
+from raysweep.analysis.defects import flagged_rows
+from raysweep.analysis.pair_features import fit_scale, normalised
+from raysweep.analysis.pairwise import Floats, IntervalEstimate
+from raysweep.analysis.ranking import Ranking
+from raysweep.analysis.unseen import (
+    Split,
+    Unseen,
+    gain_over,
+    indicator,
+    learner,
+    leave_group_out,
+    on_unseen,
+    random_splits,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_GROUPS = 12
+"""An axis of more values than these is left out value by value no more than it is at random."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Pairs right on unseen variants, of learners of one target."""
+
+    target: str
+    num_variants: int
+    left_out: tuple[str, ...]
+    """Indicators that the ranking flags as leaks of the target."""
+    indicators: Unseen
+    config: Unseen | None
+    """Of the configuration alone; None where there is none."""
+    both: Unseen | None
+    gain: IntervalEstimate | None
+    """`both` minus `config`, on the same splits."""
+    single: Mapping[str, IntervalEstimate]
+    """Each indicator as it is, on the same splits."""
+    without_group: Mapping[str, Unseen]
+    """Axis -> with all variants of one of its values left out at a time, tested among these."""
+    other_targets: Unseen | None
+    """Learnt from the mean of the other targets, tested on this one; None where there is no other."""
+    importances: Mapping[str, float]
+    """Indicator or config column -> share of the gain of the splits of a learner of both."""
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What a ranking's table teaches of one target."""
+
+    comparer: Comparer
+    tested: Tested
+
+
+def learn_target(ranking: Ranking, *, others: Sequence[str] = ()) -> Learnt:
+    """A comparer of the ranking's target, from its indicators; without flagged rows and leaks.
+
+    Args:
+        ranking: of a run's checkpoints, or of a table's rows.
+        others: columns of its table with other targets.
+
+    Raises:
+        CompareError: if there is no indicator that compares all checkpoints, or there are too few variants.
+    """
+    odd = flagged_rows(ranking.flags)
+    leaks = tuple(dict.fromkeys(name for flag in ranking.flags if flag.kind == "leaked" for name in flag.columns))
+    table = ranking.checkpoints
+    table = table[table[ranking.target].notna() & ~table["checkpoint"].isin(odd)].sort_values("checkpoint")
+    used = {
+        item.indicator: 1.0 if item.direction == "max" else -1.0
+        for item in sorted(ranking.associations, key=lambda item: item.indicator)
+        if item.source == "measured" and item.selection and item.indicator not in leaks
+    }
+    if not used:
+        raise CompareError(f"no indicator of {ranking.target} compares all checkpoints: nothing to learn from")
+    values = np.stack([_numbers(table[name]) for name in used], axis=1)
+    scores, variants = _numbers(table[ranking.target]), list(table["variant"])
+    comparer = learn(values, scores, indicators=list(used), variants=variants, target=ranking.target)
+    config = [item.indicator for item in ranking.associations if item.source == "config" and item.indicator in table]
+    whole = sorted(name for name in config if table[name].notna().all())
+    tested = _tested(table, ranking.target, values, used, whole, others=others, leaks=leaks)
+    return Learnt(comparer, tested)
+
+
+def _tested(
+    table: pd.DataFrame,
+    target: str,
+    values: Floats,
+    used: Mapping[str, float],
+    config: Sequence[str],
+    *,
+    others: Sequence[str],
+    leaks: tuple[str, ...],
+) -> Tested:
+    scores, variants = _numbers(table[target]), list(table["variant"])
+    splits = random_splits(variants)
+    ours = on_unseen(learner(values, scores), scores, splits)
+    blocks = {name: design(table[name]) for name in config}
+    known = np.concatenate([np.zeros((len(table), 0)), *blocks.values()], axis=1)
+    alone = on_unseen(learner(known, scores), scores, splits) if config else None
+    whole = np.concatenate([values, known], axis=1)
+    both = on_unseen(learner(whole, scores), scores, splits) if config else None
+    axes = [name for name in config if name.startswith("point.") and 1 < table[name].nunique() <= MAX_GROUPS]
+    groups = {name: leave_group_out(list(table[name]), variants) for name in axes}
+    owners = [*used, *(name for name, block in blocks.items() for _ in range(block.shape[1]))]
+    return Tested(
+        target=target,
+        num_variants=len(set(variants)),
+        left_out=leaks,
+        indicators=ours,
+        config=alone,
+        both=both,
+        gain=gain_over(both, alone, splits) if both and alone else None,
+        single={
+            name: on_unseen(indicator(sign * np.nan_to_num(column)), scores, splits).accuracy
+            for (name, sign), column in zip(used.items(), values.T, strict=True)
+        },
+        without_group={
+            name: on_unseen(learner(values, scores), scores, each) for name, each in groups.items() if len(each) > 1
+        },
+        other_targets=_by_others(table, values, scores, others, splits),
+        importances=_importances(whole, scores, owners),
+    )
+
+
+def _by_others(
+    table: pd.DataFrame, values: Floats, scores: Floats, others: Sequence[str], splits: Sequence[Split]
+) -> Unseen | None:
+    """Each other target counts alike, whatever its spread; those without a value in some row do not."""
+    there = [_numbers(table[name]) for name in others if table[name].notna().all()]
+    if not there:
+        return None
+    mean = np.mean([(each - each.mean()) / max(float(each.std()), 1e-12) for each in there], axis=0)
+    return on_unseen(learner(values, mean), scores, splits)
+
+
+def _importances(values: Floats, scores: Floats, owners: Sequence[str]) -> dict[str, float]:
+    """Of each column's owner, largest first."""
+    scales = [fit_scale(name, column) for name, column in zip(owners, values.T, strict=True)]
+    booster = grow(normalised(scales, values), scores, np.arange(len(scores)))
+    shares = importances(booster, len(owners))
+    totals = dict.fromkeys(owners, 0.0)
+    for name, share in zip(owners, shares, strict=True):
+        totals[name] += float(share)
+    return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+
+def _numbers(column: pd.Series) -> Floats:
+    return np.asarray(column.astype("float64"), dtype=np.float64)

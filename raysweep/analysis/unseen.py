@@ -1,0 +1,177 @@
+"""How well a learner compares checkpoints that it has not seen: by splits of variants, never of pairs.
+
+A pair of which one checkpoint was trained on is not new. So every split sets whole variants aside, or all of one group
+(a learning rate, a family of objectives), and tests on pairs among those alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysweep.analysis.comparer import antisymmetric, fitted_slope, grow
+from raysweep.analysis.pair_features import fit_scale, normalised, ordered_pairs
+from raysweep.analysis.pairwise import Floats, IntervalEstimate
+
+NUM_SPLITS = 20
+TRAINED = 0.6
+"""Part of the variants that are trained on."""
+NUM_BINS = 5
+"""Of a reliability plot, from probability 1/2 to 1."""
+MIN_TRAINED = 4
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows to train on, and rows whose pairs are the test."""
+
+    train: np.ndarray
+    test: np.ndarray
+    name: str = ""
+    """The group that is left out; empty for a random split."""
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Of a reliability plot: pairs by the probability stated for the likelier order."""
+
+    stated: float
+    right: float
+    num_pairs: int
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Pairs right on unseen variants, over splits."""
+
+    accuracy: IntervalEstimate
+    """Mean over random splits, see `over_splits`; where groups are left out, of all their pairs, with no interval."""
+    deviation: float
+    """Standard deviation over splits, whose tests overlap: of one split's luck, no error of the mean."""
+    by_split: tuple[tuple[str, float, int], ...]
+    """(group left out, pairs right, number of pairs) of each split."""
+    brier: float
+    """Mean squared error of the calibrated probabilities; 0.25 for a coin."""
+    reliability: tuple[Bin, ...]
+
+
+Predict = Callable[[Split], Callable[[np.ndarray, np.ndarray], Floats]]
+"""Trains on a split's rows; what it gives takes rows [pairs] and rows [pairs] to logits [pairs]."""
+
+
+def random_splits(variants: Sequence[str], *, num: int = NUM_SPLITS, trained: float = TRAINED) -> list[Split]:
+    """Each with the same part of the variants set aside."""
+    names, index = np.unique(np.asarray(variants, dtype=str), return_inverse=True)
+    size = round(trained * len(names))
+    splits = []
+    for number in range(num):
+        places = np.random.default_rng([0, number]).permutation(len(names))
+        own = np.isin(index, places[:size])
+        splits.append(Split(np.flatnonzero(own), np.flatnonzero(~own)))
+    return splits
+
+
+def leave_group_out(groups: Sequence[object], variants: Sequence[str]) -> list[Split]:
+    """One for each group of two variants or more, which are all left out together."""
+    labels, names = np.asarray([str(group) for group in groups]), np.asarray(variants, dtype=str)
+    splits = []
+    for label in dict.fromkeys(labels):
+        # A variant with a row elsewhere, as a checkpoint of its trajectory, is not new.
+        out = np.isin(names, names[labels == label])
+        if len(set(names[labels == label])) > 1 and (~out).sum() >= MIN_TRAINED:
+            splits.append(Split(np.flatnonzero(~out), np.flatnonzero(labels == label), str(label)))
+    return splits
+
+
+def learner(values: Floats, scores: Floats) -> Predict:
+    """Trees over the features of pairs, from values [n, regressors]; scaled by the rows that are trained on."""
+
+    def predict(split: Split) -> Callable[[np.ndarray, np.ndarray], Floats]:
+        scales = [fit_scale(str(place), column[split.train]) for place, column in enumerate(values.T)]
+        known = normalised(scales, values)
+        booster = grow(known, scores, split.train)
+        return lambda first, second: antisymmetric(booster, known[first], known[second])
+
+    return predict
+
+
+def indicator(oriented: Floats) -> Predict:
+    """An indicator as it is, higher being better: what a learner has to beat on the same pairs."""
+    return lambda split: lambda first, second: oriented[first] - oriented[second]
+
+
+def on_unseen(predict: Predict, scores: Floats, splits: Sequence[Split]) -> Unseen:
+    """Pairs right, and calibration: the slope of each split's logits is fitted to the other splits' pairs."""
+    logits = [_logits(predict, scores, split) for split in splits]
+    shares = [_right(each) for each in logits]
+    slopes = [
+        fitted_slope(np.concatenate([other for place, other in enumerate(logits) if place != own] or [np.zeros(0)]))
+        for own in range(len(logits))
+    ]
+    chances = np.concatenate(
+        [_chances(slope * each) for slope, each in zip(slopes, logits, strict=True)] or [np.zeros(0)]
+    )
+    return Unseen(
+        accuracy=IntervalEstimate(_right(np.concatenate(logits)))
+        if any(split.name for split in splits)
+        else over_splits(shares, splits),
+        deviation=float(np.std(shares, ddof=1)) if len(shares) > 1 else math.nan,
+        by_split=tuple(
+            (split.name, share, len(each)) for split, share, each in zip(splits, shares, logits, strict=True)
+        ),
+        brier=float(np.mean((1 - chances) ** 2)) if len(chances) else math.nan,
+        reliability=_reliability(chances),
+    )
+
+
+def gain_over(first: Unseen, second: Unseen, splits: Sequence[Split]) -> IntervalEstimate:
+    """Pairs right of one minus those of another, on the same splits."""
+    shares = [one[1] - other[1] for one, other in zip(first.by_split, second.by_split, strict=True)]
+    return over_splits(shares, splits)
+
+
+def over_splits(shares: Sequence[float], splits: Sequence[Split]) -> IntervalEstimate:
+    """Mean over random splits, with the 95 % interval of the corrected resampled t (Nadeau & Bengio, 2003).
+
+    Splits of one table overlap, so that their variance is taken 1/J + n_test/n_train times, in place of 1/J. An
+    interval for learning from so many variants as a split does, which is fewer than there are.
+    """
+    from scipy.special import stdtrit
+
+    known = np.array([share for share in shares if not math.isnan(share)])
+    if len(known) < 2:
+        return IntervalEstimate(float(known.mean()) if len(known) else math.nan)
+    ratio = float(np.mean([len(split.test) / len(split.train) for split in splits]))
+    half = float(stdtrit(len(known) - 1, 0.975)) * math.sqrt(float(known.var(ddof=1)) * (1 / len(known) + ratio))
+    mean = float(known.mean())
+    return IntervalEstimate(mean, mean - half, mean + half)
+
+
+def _logits(predict: Predict, scores: Floats, split: Split) -> Floats:
+    """Of what was in fact the better one, of each pair of test rows."""
+    first, second = ordered_pairs(split.test)
+    better = scores[first] > scores[second]
+    return predict(split)(first[better], second[better])
+
+
+def _right(logits: Floats) -> float:
+    return float(((logits > 0) + (logits == 0) / 2).mean()) if len(logits) else math.nan
+
+
+def _chances(logits: Floats) -> Floats:
+    chances: Floats = 1 / (1 + np.exp(-logits))
+    return chances
+
+
+def _reliability(chances: Floats) -> tuple[Bin, ...]:
+    """From the probabilities given to what was in fact the better one."""
+    stated, right = np.maximum(chances, 1 - chances), chances > 0.5
+    place = np.minimum(((stated - 0.5) * 2 * NUM_BINS).astype(int), NUM_BINS - 1)
+    return tuple(
+        Bin(float(stated[own].mean()), float(right[own].mean()), int(own.sum()))
+        for number in range(NUM_BINS)
+        if (own := place == number).any()
+    )

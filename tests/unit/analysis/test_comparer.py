@@ -1,0 +1,199 @@
+"""Learning to compare: antisymmetric, calibrated, tested on unseen variants, and saved without pickle."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raysweep.analysis.comparer import CompareError, Comparer, antisymmetric, fitted_slope, grow, learn
+from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, save
+from raysweep.analysis.learning import Learnt, learn_target
+from raysweep.analysis.ranking import rank
+from raysweep.analysis.unseen import indicator, learner, leave_group_out, on_unseen, random_splits
+from raysweep.cli import main
+from raysweep.scores import Column
+from raysweep.spec import Metric
+
+pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
+WEIGHTS = np.array([1.0, 0.7, 0.0])
+NAMES = ("one", "two", "noise")
+
+
+def draw(num: int, seed: int, *, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Indicators of which the first two decide the score, but for noise."""
+    generator = np.random.default_rng(seed)
+    values = generator.normal(size=(num, 3))
+    return values, values @ WEIGHTS + noise * generator.normal(size=num)
+
+
+def variants(num: int) -> list[str]:
+    return [f"{row:03}" for row in range(num)]
+
+
+@pytest.fixture(scope="module")
+def comparer() -> Comparer:
+    values, scores = draw(40, 0)
+    return learn(values, scores, indicators=NAMES, variants=variants(40), target="sft/mean_score")
+
+
+def test_turned_round_a_pair_has_the_other_probability_exactly(comparer):
+    values, _ = draw(30, 1)
+    values[3, 1] = np.nan
+    for first, second in itertools.pairwise(values):
+        assert comparer.probability(first, second) == 1 - comparer.probability(second, first)
+    assert comparer.probability(values[0], values[0]) == 0.5
+
+
+def test_new_pairs_are_compared_as_well_as_the_noise_allows(comparer):
+    values, scores = draw(60, 2)
+    first, second = np.triu_indices(60, 1)
+    right = (comparer.logits(values[first], values[second]) > 0) == (scores[first] > scores[second])
+    best = ((values @ WEIGHTS)[first] > (values @ WEIGHTS)[second]) == (scores[first] > scores[second])
+    assert best.mean() - right.mean() < 0.04
+
+
+def test_reasons_add_up_and_name_what_decides(comparer):
+    first, second = np.array([2.0, 0.0, -1.0]), np.array([-2.0, 0.0, 1.0])
+    reasons = comparer.reasons(first, second)
+    assert sum(reason.logit for reason in reasons) == pytest.approx(comparer.logits(first[None], second[None])[0])
+    assert reasons[0].indicator == "one"
+    assert (reasons[0].first, reasons[0].second) == (2.0, -2.0)
+
+
+def test_a_far_checkpoint_is_told_from_one_more_of_the_same(comparer):
+    values, _ = draw(20, 3)
+    assert np.median([comparer.distance(row) for row in values]) < 2
+    assert comparer.distance(np.array([30.0, 0.0, 0.0])) > 5
+    assert np.isnan(comparer.distance(np.full(3, np.nan)))
+
+
+def test_shuffled_labels_are_a_coin_and_calibrated_as_one():
+    shares, slopes = [], []
+    for seed in range(6):
+        values, scores = draw(30, seed)
+        scores = np.random.default_rng(seed).permutation(scores)
+        tested = on_unseen(learner(values, scores), scores, random_splits(variants(30), num=5))
+        shares.append(tested.accuracy.value)
+        slopes.append(tested.brier)
+    assert np.mean(shares) == pytest.approx(0.5, abs=4 * np.std(shares) / np.sqrt(6))
+    assert np.mean(slopes) < 0.27  # The trees alone would be sure of what is noise.
+
+
+def test_no_checkpoint_of_a_test_is_trained_on():
+    names = [f"{row // 3}" for row in range(30)]
+    for split in [*random_splits(names), *leave_group_out(["a", "b", "c"] * 10, names)]:
+        assert not {names[row] for row in split.train} & {names[row] for row in split.test}
+    by_rate = leave_group_out([1e-3] * 15 + [1e-2] * 15, names)
+    assert [(split.name, len(split.train), len(split.test)) for split in by_rate] == [
+        ("0.001", 15, 15),
+        ("0.01", 15, 15),
+    ]
+
+
+def test_a_slope_calibrates_logits_that_are_too_sure():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=20_000)
+    right = generator.random(20_000) < 1 / (1 + np.exp(-logits))
+    sure = 3 * np.where(right, logits, -logits)
+    assert fitted_slope(sure) == pytest.approx(1 / 3, abs=0.02)
+    assert fitted_slope(-np.abs(logits)) == pytest.approx(0, abs=1e-4)
+
+
+def test_trees_are_the_same_every_time():
+    values, scores = draw(20, 0)
+    first, second = (grow(values, scores, np.arange(20)) for _ in range(2))
+    assert first.model_to_string() == second.model_to_string()
+    assert (antisymmetric(first, values[:10], values[10:]) == antisymmetric(second, values[:10], values[10:])).all()
+
+
+def learnt_from(num: int, seed: int) -> Learnt:
+    """A table whose score follows the rate; `mirror` is the rate by another name, and `own` knows more."""
+    generator = np.random.default_rng(seed)
+    rate = np.resize([1.0, 2.0, 3.0], num)
+    own = generator.normal(size=num)
+    rows = {"variant": variants(num), "trial": variants(num), "checkpoint": variants(num), "status": "done", "seed": 0}
+    scores = {"score": rate + own + generator.normal(size=num) / 3, "other": rate + own + generator.normal(size=num)}
+    table = pd.DataFrame({**rows, "step": 1, "point.lr": rate, **scores, "mirror": -rate, "own": own})
+    columns = [Column("", Metric("mirror", "min")), Column("", Metric("own", "max"))]
+    return learn_target(rank(table, columns=columns, target="score"), others=["other"])
+
+
+def test_what_indicators_add_to_the_configuration_on_unseen_variants():
+    tested = learnt_from(36, 0).tested
+    assert tested.gain.low > 0
+    assert tested.config.accuracy.value < tested.both.accuracy.value
+    assert tested.single["mirror"].value < tested.indicators.accuracy.value
+    assert set(tested.without_group) == {"point.lr"}
+    assert [name for name, _, _ in tested.without_group["point.lr"].by_split] == ["1.0", "2.0", "3.0"]
+    assert tested.other_targets.accuracy.value > 0.6
+    assert set(tested.importances) == {"mirror", "own", "point.lr"}
+    assert sum(tested.importances.values()) == pytest.approx(1)
+
+
+def test_a_comparer_comes_back_from_its_folder(tmp_path, comparer):
+    save(tmp_path, {"sft/mean_score": (comparer, 0.8)}, learnt_from="r", indicators={"one": IndicatorFile()})
+    contents, [back] = load(tmp_path)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".txt"}
+    assert contents.comparers[0].pairs_right == 0.8
+    values, _ = draw(10, 4)
+    assert (back.logits(values[:5], values[5:]) == comparer.logits(values[:5], values[5:])).all()
+    assert back.distance(values[0]) == comparer.distance(values[0])
+    assert dataclasses.replace(back, known=comparer.known) == dataclasses.replace(comparer, known=comparer.known)
+
+
+def test_what_does_not_match_is_refused(tmp_path, comparer):
+    with pytest.raises(CompareError, match="no comparer there; `raysweep rank"):
+        load(tmp_path)
+    save(tmp_path, {"t": (comparer, 0.8)}, learnt_from="r", indicators={"flatness/x": IndicatorFile(versions=("aa",))})
+    contents, _ = load(tmp_path)
+    with pytest.raises(CompareError, match="needs flatness/x, which was not measured; there: heldout/ppl"):
+        check_versions(contents, {"heldout/ppl": "aa"})
+    with pytest.raises(CompareError, match=r"flatness/x was measured as version bb, and .* from version aa"):
+        check_versions(contents, {"flatness/x": "bb"})
+    check_versions(contents, {"flatness/x": "aa"})
+    whole = json.loads((tmp_path / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps(whole | {"format": 2}))
+    with pytest.raises(CompareError, match="format: Input should be 1"):
+        load(tmp_path)
+    whole["comparers"][0]["trees"] = "../trees-0.txt"
+    (tmp_path / FILE).write_text(json.dumps(whole))
+    with pytest.raises(CompareError, match="are not beside it"):
+        load(tmp_path)
+    whole["comparers"][0]["trees"] = "trees-0.txt"
+    (tmp_path / FILE).write_text(json.dumps(whole))
+    (tmp_path / "trees-0.txt").write_text("tree")
+    with pytest.raises(CompareError, match="was changed since it was saved"):
+        load(tmp_path)
+
+
+def test_too_few_variants_are_named():
+    values, scores = draw(8, 0)
+    with pytest.raises(CompareError, match="8 variants have a score in t; a comparer is learnt from 10 or more"):
+        learn(values, scores, indicators=NAMES, variants=variants(8), target="t")
+
+
+def test_an_indicator_as_it_is_has_the_pairs_right_that_it_has():
+    values, scores = draw(40, 0)
+    splits = random_splits(variants(40), num=3)
+    tested = on_unseen(indicator(values[:, 0]), scores, splits)
+    rows = splits[0].test
+    pairs = [(a, b) for a in rows for b in rows if scores[a] > scores[b]]
+    assert tested.by_split[0][1] == pytest.approx(np.mean([values[a, 0] > values[b, 0] for a, b in pairs]))
+
+
+def test_a_table_is_learnt_from(tmp_path, capsys):
+    values, scores = draw(30, 0)
+    table = pd.DataFrame(dict(zip(NAMES, values.T, strict=True)) | {"score": scores, "lr": np.resize([1, 2], 30)})
+    table["variant"] = variants(30)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    command = ["rank", "--table", str(tmp_path / "t.csv"), "--target", "score", "--higher", "one,two,noise"]
+    command += ["--config", "lr", "--learn", str(tmp_path / "model")]
+    assert main([*command, "--json"]) == 0
+    [tested] = json.loads(capsys.readouterr().out)["targets"]
+    assert tested["indicators"]["accuracy"]["value"] > 0.7
+    assert main(command) == 0
+    assert "learnt from indicators" in capsys.readouterr().out
+    assert load(tmp_path / "model")[0].learnt_from == "t.csv"
