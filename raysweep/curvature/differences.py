@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from raysweep.curvature.language import IGNORED, Batch, targets, token_logits
+from raysweep.curvature.language import Batch, predicting_logits
 from raysweep.curvature.operators import MovableParameters
 
 Tensor = torch.Tensor
@@ -48,14 +48,13 @@ def logit_response(model: Any, batch: Batch, vector: Mapping[str, Tensor], movab
     movable.step = SHIFT_WEIGHTS * movable.rms
     if not movable.step:
         raise ValueError("no step for differences: the chosen parameters are all 0; measure others as well")
-    counted = targets(model, batch) != IGNORED
-    here = token_logits(model, batch)
+    here, _ = predicting_logits(model, batch)
     with movable.moves() as move:
         move(vector, 1)
-        ahead = token_logits(model, batch).sub_(here)
+        ahead = predicting_logits(model, batch)[0].sub_(here)
     p = here.softmax(dim=-1)
     variance = torch.linalg.vecdot(p, ahead.sub_(torch.linalg.vecdot(p, ahead)[..., None]).square_())
-    return _total(variance, counted) / movable.step**2
+    return _total(variance) / movable.step**2
 
 
 def step_for(trace: float, rms: float) -> float:
@@ -90,17 +89,15 @@ def quadratic_forms(
     Returns:
         The forms with the step, and with twice the step if `check`.
     """
-    labels = targets(model, batch)
-    counted, at = labels != IGNORED, labels.clamp(min=0)[..., None]
-    here = token_logits(model, batch)
-    p = here.softmax(dim=-1)
+    here, labels = predicting_logits(model, batch)
+    p, at = here.softmax(dim=-1), labels[:, None]
 
     def forms(times: int) -> Forms:
         with movable.moves() as move:
             move(vector, times)
-            ahead = token_logits(model, batch).sub_(here)
+            ahead = predicting_logits(model, batch)[0].sub_(here)
             move(vector, -times)
-            behind = token_logits(model, batch).sub_(here)
+            behind = predicting_logits(model, batch)[0].sub_(here)
         # In place, and sums over the vocabulary as inner products: these tensors are as large as the logits, and each
         # pass over them counts.
         means = [torch.linalg.vecdot(p, side) for side in (ahead, behind)]
@@ -108,10 +105,10 @@ def quadratic_forms(
         slope = ahead.sub_(behind).sub_((means[0] - means[1])[..., None])
         variance = torch.linalg.vecdot(p, slope.square_())
         step = times * movable.step
-        return Forms(_total(variance, counted) / (2 * step) ** 2, _total(residual, counted) / step**2)
+        return Forms(_total(variance) / (2 * step) ** 2, _total(residual) / step**2)
 
     return forms(1), forms(2) if check else None
 
 
-def _total(of_tokens: Tensor, counted: Tensor) -> float:
-    return float(of_tokens[counted].sum(dtype=torch.float64))
+def _total(of_tokens: Tensor) -> float:
+    return float(of_tokens.sum(dtype=torch.float64))

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from raysweep.curvature.allocator import keep_freed_memory
 from raysweep.objectives.inputs import model_inputs
+from raysweep.objectives.logits import logits_at
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +136,23 @@ def token_logits(model: Any, batch: Batch) -> Tensor:
     if causal:
         logits = logits[:, :-1]
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def predicting_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits of the m positions that predict a token [m, vocabulary], and their labels [m]: those alone are computed.
+
+    A masked model's are a seventh of all. Otherwise as `token_logits` and `targets`.
+
+    >>> logits, labels = predicting_logits(model, batch)
+    >>> len(logits) == len(labels) == int((targets(model, batch) != IGNORED).sum())
+    True
+    """
+    _refuse_dropout(model)
+    labels = targets(model, batch)
+    rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+    without_cache = {"use_cache": False} if is_causal(model) else {}
+    logits, _ = logits_at(model, rows, columns, **model_inputs(model, batch), **without_cache)
+    return logits if logits.dtype == torch.float64 else logits.float(), labels[rows, columns]
 
 
 def slope(p: Tensor, labels: Tensor) -> Tensor:

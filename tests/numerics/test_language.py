@@ -7,7 +7,15 @@ import torch
 from tiny_models import CAUSAL, STYLES, batch_for, build
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
-from raysweep.curvature.language import IGNORED, is_causal, mean_token_loss, prepare, targets, token_logits
+from raysweep.curvature.language import (
+    IGNORED,
+    is_causal,
+    mean_token_loss,
+    predicting_logits,
+    prepare,
+    targets,
+    token_logits,
+)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -50,6 +58,19 @@ def test_ignored_labels_are_not_counted():
     rest = {"input_ids": batch["input_ids"][1:]}
     ignored = {**batch, "labels": labels}
     assert float(mean_token_loss(model, ignored)) == pytest.approx(float(mean_token_loss(model, rest)), rel=1e-5)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_logits_where_a_token_is_predicted_are_those_of_all_positions(style):
+    model = build(style)
+    batch = batch_for(model)
+    labels = batch.get("labels", batch["input_ids"]).clone()
+    labels[0, :3] = IGNORED
+    batch = {**batch, "labels": labels}
+    counted = targets(model, batch) != IGNORED
+    logits, wanted = predicting_logits(model, batch)
+    assert torch.allclose(logits, token_logits(model, batch)[counted], atol=1e-6)
+    assert torch.equal(wanted, targets(model, batch)[counted])
 
 
 def test_logits_are_in_float32_at_least():

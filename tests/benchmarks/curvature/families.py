@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=list(FAMILIES))
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
     parser.add_argument("--targets", nargs="+", type=float, default=[0.1, 0.05])
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--first", type=int, default=0, help="seed of the first run")
     parser.add_argument("--tables", type=float, default=1.0, help="part of the table's rows that is made")
@@ -89,7 +90,7 @@ def main() -> None:
         asked.workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(asked.inputs, end)
     ) as pool:
         for tasks in (_first_tasks(asked), _second_tasks(asked)):
-            _run(pool, tasks, asked.out)
+            _run(pool, tasks, asked.kinds, asked.out)
 
 
 def _cells(asked: argparse.Namespace) -> list[tuple[str, int]]:
@@ -117,9 +118,9 @@ def _second_tasks(asked: argparse.Namespace) -> Iterator[Task]:
             yield Task("rule", *cell, seed, TOLD_RSE, plan.rule_sequences)
 
 
-def _run(pool: ProcessPoolExecutor, tasks: Iterator[Task], out: Path) -> None:
+def _run(pool: ProcessPoolExecutor, tasks: Iterator[Task], kinds: Sequence[str], out: Path) -> None:
     done = {row["key"] for row in read_rows(out)}
-    missing = [task for task in tasks if task.key not in done]
+    missing = [task for task in tasks if task.key not in done and task.kind in kinds]
     began, num = time.monotonic(), 0
     with (out / "rows.jsonl").open("a") as file:
         for future in as_completed([pool.submit(_row, task) for task in missing]):

@@ -79,8 +79,8 @@ def _bert(vocab: int) -> Any:
     return BertForMaskedLM(
         BertConfig(
             vocab_size=vocab,
-            hidden_size=256,
-            intermediate_size=1024,
+            hidden_size=128,
+            intermediate_size=512,
             num_hidden_layers=4,
             num_attention_heads=4,
             hidden_dropout_prob=0,
@@ -92,7 +92,7 @@ def _bert(vocab: int) -> Any:
 FAMILIES = {
     "GPT-2": Family("books", 2048, 1_000_000, _gpt2),
     "Llama": Family("latex", 4096, 600_000, _llama),
-    "BERT": Family("medqa", 4096, 600_000, _bert, masked=True),
+    "BERT": Family("medqa", 2048, 2_400_000, _bert, masked=True),
 }
 
 
