@@ -119,21 +119,42 @@ def follow(address: str, job_id: str, show: Callable[[str], None]) -> int:
     Raises:
         ClusterError: if the job server is out of reach for long, or its cluster has lost the job.
     """
-    shown, heard = 0, time.monotonic()
+    log = _Log(job_id, show)
     while True:
         try:
             with _asked(address) as client:
-                shown = asyncio.run(_show_more(client, job_id, shown, show))
+                asyncio.run(log.show_more(client))
                 job = client.get_job_info(job_id)
-            heard = time.monotonic()
+            log.lost_at = None
             if job.status.is_terminal():
                 return _exit_code(job)
         except ClusterError as error:
-            if time.monotonic() - heard > LOST_SECONDS:
+            log.lost_at = log.lost_at or time.monotonic()
+            if time.monotonic() - log.lost_at > LOST_SECONDS:
                 raise ClusterError(
                     f"{error}; job {job_id} goes on if its cluster does: the same command follows it again"
                 ) from error
         time.sleep(POLL_SECONDS)
+
+
+class _Log:
+    """What a job prints, each part shown once, however often the connection is lost on the way."""
+
+    def __init__(self, job_id: str, show: Callable[[str], None]) -> None:
+        self._job_id, self._show = job_id, show
+        self._num_shown = 0
+        self.lost_at: float | None = None
+        """When the job server was first out of reach since something was heard of it; None: it is not."""
+
+    async def show_more(self, client: Any) -> None:
+        """Until the job or the connection ends; each connection gives the log from its beginning."""
+        seen = 0
+        async for text in client.tail_job_logs(self._job_id):
+            self.lost_at = None
+            if seen + len(text) > self._num_shown:
+                self._show(text[max(0, self._num_shown - seen) :])
+            seen += len(text)
+            self._num_shown = max(self._num_shown, seen)
 
 
 def stop(job_id: str, address: str) -> str:
@@ -159,17 +180,6 @@ def _exit_code(job: Any) -> int:
     if job.driver_exit_code is None:  # It never began: no such folder, no room for its supervisor.
         raise ClusterError(f"job {job.submission_id} {job.status.value.lower()}: {job.message}")
     return int(job.driver_exit_code)
-
-
-async def _show_more(client: Any, job_id: str, shown: int, show: Callable[[str], None]) -> int:
-    """Show what comes after the first `shown` characters, until the job or the connection ends; how many there are."""
-    seen = 0
-    async for text in client.tail_job_logs(job_id):
-        if seen + len(text) > shown:
-            show(text[max(0, shown - seen) :])
-        seen += len(text)
-        shown = max(shown, seen)
-    return shown
 
 
 @contextlib.contextmanager
@@ -205,4 +215,4 @@ def _asked(address: str) -> Iterator[Any]:
     # What it raises is RuntimeError or ConnectionError, with the server's traceback in it, or aiohttp's own.
     except Exception as error:
         lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-        raise ClusterError(f"job server at {address!r}: {lines[-1]}") from error
+        raise ClusterError(f"job server at {address!r}: {lines[-1].rstrip('.')}") from error
