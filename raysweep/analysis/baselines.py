@@ -68,8 +68,6 @@ def credit(blocks: Sequence[Floats], scores: Floats, variants: Sequence[str], *,
         variants: of each checkpoint.
         block: the column whose part of the prediction decides; None: the whole of it.
     """
-    if not len(scores):  # Without its only variant, nothing is left of a sweep.
-        return np.zeros((0, 0))
     return credit_of(*smoothers(blocks, block), scores, variants)
 
 
@@ -93,6 +91,8 @@ def smoothers(blocks: Sequence[Floats], block: int | None) -> tuple[Floats, Floa
 
     The intercept has no penalty.
     """
+    if not len(blocks[0]):  # Without its only variant, nothing is left of a sweep.
+        return np.zeros((0, 0)), np.zeros((0, 0))
     full = np.concatenate([np.ones((len(blocks[0]), 1)), *blocks], axis=1)
     penalty = np.diag([0.0] + [PENALTY] * (full.shape[1] - 1))
     coefficients = np.linalg.solve(full.T @ full + penalty, full.T)

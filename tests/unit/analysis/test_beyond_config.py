@@ -71,3 +71,9 @@ def test_without_a_configuration_nothing_is_added_to_it():
     rows = table(8, 2, x=lambda rows, _: rows["score"]).drop(columns=["point.lr", "point.name"])
     assert np.isnan(found(rows, "x")["x"].added.value)
     assert [each.axis for each in found(rows, "x")["x"].matched] == [None]
+
+
+def test_beyond_the_configuration_of_a_single_variant_nothing_can_be_told():
+    steps = pd.DataFrame({"step": [6, 12]})
+    estimate = added(config_fits(steps, np.array([0.4, 0.5]), ["a", "a"]), np.array([2.0, 1.0]), np.zeros(2))
+    assert not np.isfinite(estimate.low)
