@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 from raysweep.data.corpora import Corpus
 from raysweep.errors import collect
 from raysweep.objectives.heads import Head
-from raysweep.spec import Spec, check_name
+from raysweep.spec import Neutral, Spec, check_name
 from raysweep.stages.sft import Hyperparameters
 from raysweep.tasks.families import Task
 
@@ -47,6 +47,8 @@ class Finetuning(Spec):
     """What all fine-tuning runs share."""
     linear_probe: bool = True
     """Whether tasks with labels also get a linear probe on frozen features."""
+    forgetting: Annotated[bool, Neutral(False)] = False
+    """Whether it is measured how much the pretraining loss rises by fine-tuning: a target beside the score."""
 
     @field_validator("tasks")
     @classmethod

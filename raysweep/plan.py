@@ -17,6 +17,7 @@ from raysweep.spec import Metric, canonical, fingerprint
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.stages.enlarge import Enlarge
 from raysweep.stages.fetch import Existing, Fetch
+from raysweep.stages.held_text import HeldText
 from raysweep.stages.heldout import Heldout
 from raysweep.stages.optimizer_state import OptimizerState
 from raysweep.stages.phases import Reading, segments
@@ -211,14 +212,16 @@ def chain(
         heldout = Heldout(objective=part.objective, **given)
         subject = Subject(part.corpus, part.objective, part.sequence_length, tasks, model_of(pretrain))
         measured = [heldout, *(each.bind(subject) for each in measurements)]
-        split = list(_finetunings(sft, tasks)) if sft else []
+        split = list(_finetunings(sft, tasks, HeldText.of(subject))) if sft else []
         stages += [stage for stage in part.opening if stage not in stages]
         for step, (checkpoint, *beside) in part.checkpoints:
             stages += [stage for stage in (checkpoint, *beside) if stage not in stages]
             where: dict[str, Any] = {"step": step, "checkpoint": checkpoint.id}
             alone = {"checkpoint": checkpoint.id}
             stages += _measured(measured, alone, part.tokens, where)
-            stages += [Stage(spec, alone, task=name, **where) for name, spec in split]
+            for name, spec in split:
+                text = {"tokens": part.tokens.id} if isinstance(spec, Sft) and spec.forgetting else {}
+                stages.append(Stage(spec, {**alone, **text}, task=name, **where))
         stages += part.closing
     return tuple(stages)
 
@@ -332,10 +335,11 @@ def _sampler(corpus: Corpus) -> Stage | None:
     return Stage(Fetch(**source.model_dump() | {"head": "causal"}), {}) if source else None
 
 
-def _finetunings(sft: Finetuning, tasks: Mapping[str, Task]) -> Iterator[tuple[str, StageSpec]]:
+def _finetunings(sft: Finetuning, tasks: Mapping[str, Task], text: HeldText) -> Iterator[tuple[str, StageSpec]]:
+    given: dict[str, Any] = {"hyperparameters": sft.hyperparameters, "forgetting": text if sft.forgetting else None}
     for name, task in tasks.items():
         if task.num_classes is not None and sft.linear_probe:
             yield from ((name, Probe(task=task, seed=seed)) for seed in sft.seeds)
         for lr in sft.first_lrs:
             for seed in sft.seeds:
-                yield name, Sft(task=task, lr=lr, seed=seed, hyperparameters=sft.hyperparameters)
+                yield name, Sft(task=task, lr=lr, seed=seed, **given)

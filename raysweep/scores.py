@@ -53,6 +53,11 @@ class Mean:
 
 MEANS = (
     Mean(Column("sft", Metric("mean_score", "max", "share")), each="score", tasks_of="sft"),
+    Mean(
+        Column("sft", Metric("mean_forgetting", "min", "nats/token")),
+        each="forgetting_nats_per_token",
+        tasks_of="sft",
+    ),
     Mean(Column("probe", Metric("mean_score", "max", "share")), each="score", tasks_of="probe"),
     Mean(Column("indicators", Metric("zeroshot_mean", "max", "share")), each="zeroshot", tasks_of="sft"),
 )

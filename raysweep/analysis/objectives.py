@@ -27,7 +27,14 @@ _WHAT = {PERPLEXITY_OF: "Held-out loss and perplexity", FLATNESS_OF: "Traces and
 
 _OBJECTIVE: TypeAdapter[Any] = TypeAdapter(Objective)
 
-_LOSS_OF = {"pretrain": TRAINING_LOSS_OF, "heldout": PERPLEXITY_OF, "flatness": FLATNESS_OF}
+_LOSS_OF = {
+    "pretrain": TRAINING_LOSS_OF,
+    "heldout": PERPLEXITY_OF,
+    "flatness": FLATNESS_OF,
+    # Of the loss whose perplexity is told, always.
+    "noise": PERPLEXITY_OF,
+    "updates": PERPLEXITY_OF,
+}
 """Kind of stage -> the column that says whose loss its metrics are of."""
 
 

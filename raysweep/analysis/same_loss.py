@@ -41,6 +41,7 @@ BAND_NATS = 0.01
 GAP = column_name("heldout", "entropy_gap_nats_per_token")
 LOSS = column_name("heldout", "loss_nats_per_token")
 MEAN_SCORE = column_name("sft", "mean_score")
+FORGETTING = column_name("sft", "mean_forgetting")
 
 NO_MEASURES = frozenset({"tokenize", "fetch", "pretrain", "heldout", "indicators", "probe", "probes", "sft"})
 """Kinds of stage that prepare, or that tell of transfer: what they have for measures is named one by one."""
@@ -245,7 +246,7 @@ def _split(
 
 
 def _targets(table: pd.DataFrame, runs: pd.DataFrame, read: Callable[[str], Floats | None]) -> Iterator[Target]:
-    """Probes by number of labels; fine-tuning at the tuned rate, and at each fixed one."""
+    """Probes by number of labels; fine-tuning at the tuned rate, what that forgets, and at each fixed rate."""
     for name in _probes(table):
         draws = [other for other in table if str(other).startswith(f"{name}_draw_")]
         if draws:
@@ -257,6 +258,13 @@ def _targets(table: pd.DataFrame, runs: pd.DataFrame, read: Callable[[str], Floa
     tuned = {task: _numbers(table, column_name("sft", "lr", task)) for task in tasks}
     ids = _run_ids(runs, table, tuned)
     yield Target("fine-tuned, rate tuned", _numbers(table, MEAN_SCORE), _draws(ids, read) if ids else None)
+    if FORGETTING in table and ids and table[FORGETTING].notna().all():
+        rises = runs.set_index("id")["sft/forgetting_nats_per_token"].to_dict()
+        # Below 0, so that higher is better here, too. Each seed has read text of its own.
+        kept = -np.array([[[rises[each] for each in of_seed] for of_seed in row] for row in ids]).mean(axis=2)
+        yield Target(
+            "pretraining loss kept (a point: 0.01 nats)", kept.mean(axis=1), kept if kept.shape[1] > 1 else None
+        )
     known = runs.set_index("id")["sft/score"].to_dict()
     for lr in sorted(runs["lr"].unique()):
         ids = _run_ids(runs, table, {task: np.full(len(table), lr) for task in tasks})

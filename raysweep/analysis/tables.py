@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from statistics import variance
+from statistics import fmean, variance
 from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis.derived import DERIVED, NUM_PARAMETERS
@@ -43,6 +43,7 @@ _OF_TASKS = (
 _OF_MEAN = (
     Metric("mean_score", "max", "share"),
     *(Metric(f"mean_score_{end}", unit="share") for end in ("stderr", "low", "high")),
+    Metric("mean_forgetting_stderr", unit="nats/token"),
     Metric("num_tasks_missing"),
 )
 _DIVERGED = (Metric("diverged_step", unit="steps"), Metric("diverged_loss", unit="nats/token"))
@@ -184,7 +185,27 @@ def _checkpoint_row(
         scores = [row[column_name("sft", "score", task)] for task in tasks]
         row[column_name("sft", "mean_score")] = mean_over_tasks(scores)
         row[column_name("sft", "num_tasks_missing")] = sum(math.isnan(score) for score in scores)
+        row |= _forgetting_error(tasks, results)
     return row
+
+
+def _forgetting_error(tasks: Sequence[str], results: Sequence[Result]) -> RowValues:
+    """The standard error of the mean over tasks and seeds, by text and seeds; none where forgetting is not measured.
+
+    Each seed reads text of its own, so that seeds differ by all there is of chance; but few seeds tell that badly, and
+    then it is at least what the text alone makes. All tasks of a seed read the same: their errors add up.
+    """
+    by_id = {result.id: result.metrics for result in results}
+    runs = [picked.runs if (picked := pick(finetuning_runs(results, task))) else () for task in tasks]
+    of_seeds = [[by_id[run.id] for run in of_seed] for of_seed in zip(*runs, strict=False)]
+    names = ("forgetting_nats_per_token", "forgetting_stderr")
+    pairs = [[tuple(each.get(name, math.nan) for name in names) for each in of_seed] for of_seed in of_seeds]
+    if not pairs or all(math.isnan(pair[0]) for of_seed in pairs for pair in of_seed):
+        return {}
+    values, errors = zip(*(map(fmean, zip(*of_seed, strict=True)) for of_seed in pairs), strict=True)
+    of_text = fmean(error**2 for error in errors)
+    of_all = variance(values) if len(values) > 1 else 0.0
+    return {column_name("sft", "mean_forgetting_stderr"): math.sqrt(max(of_text, of_all) / len(values))}
 
 
 def _fine_tuned(task: str, results: Sequence[Result]) -> RowValues:

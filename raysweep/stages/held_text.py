@@ -14,6 +14,9 @@ from raysweep.stages.base import Subject
 from raysweep.stages.heldout import DRAW
 from raysweep.stages.specials import checkpoint_specials
 
+POOL = 4
+"""Times as many sequences as are read are drawn from, so that draws have mostly different ones."""
+
 
 class HeldText(Spec):
     """Sequences of all domains, each its share, and the objective that makes rows of them."""
@@ -37,18 +40,23 @@ class HeldText(Spec):
         """Tokens of a row that the model reads."""
         return self.loss.input_length(self.sequence_length)
 
-    def rows(self, tokens: Path, checkpoint: Path, *, num_sequences: int) -> Arrays:
+    def rows(self, tokens: Path, checkpoint: Path, *, num_sequences: int, draw: int = 0) -> Arrays:
         """What the objective makes of at most `num_sequences` sequences, in an order that is as good as random.
 
         Args:
             tokens: a tokens folder.
             checkpoint: whose tokenizer has the objective's own tokens.
             num_sequences: of all domains; fewer where one has not its share.
+            draw: another one gives other sequences, as far as there are so many, and other draws of the objective.
 
         Raises:
             DataError: if a domain has no sequence, or the tokenizer lacks a token.
         """
-        text = Tokens(tokens).valid_mix(self.mix, sequence_length=self.sequence_length, num_sequences=num_sequences)
+        there = Tokens(tokens).valid_mix(
+            self.mix, sequence_length=self.sequence_length, num_sequences=POOL * num_sequences
+        )
         # Shuffled, so that each part of the rows is a draw from the mix.
-        text = text[np.random.default_rng([DRAW, 1]).permutation(len(text))]
-        return self.loss.prepare(text, np.random.default_rng([DRAW, 2]), checkpoint_specials(checkpoint, self.loss))
+        text = there[np.random.default_rng([DRAW, draw, 1]).permutation(len(there))[:num_sequences]]
+        return self.loss.prepare(
+            text, np.random.default_rng([DRAW, draw, 2]), checkpoint_specials(checkpoint, self.loss)
+        )

@@ -22,10 +22,12 @@ from raysweep.objectives.base import Arrays, Loss
 from raysweep.resources import Resources
 from raysweep.spec import Metric, Neutral, Spec
 from raysweep.stages.base import StageSpec
+from raysweep.stages.held_text import HeldText
 from raysweep.tasks.base import Fitted
 from raysweep.tasks.families import Task
 from raysweep.tasks.rows import batch_tokens
 from raysweep.train.checkpoints import load_model
+from raysweep.train.evaluate import BATCH
 from raysweep.train.optimizers import AdamW
 from raysweep.train.precision import Precision, settled
 from raysweep.train.schedules import Cosine
@@ -34,6 +36,14 @@ from raysweep.worker import Worker
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+NUM_SEQUENCES = 512
+"""Held-out sequences that forgetting is measured on."""
+FORGETTING = (
+    Metric("forgetting_nats_per_token", "min", "nats/token"),
+    Metric("forgetting_stderr", unit="nats/token"),
+)
 
 
 class Hyperparameters(Spec):
@@ -68,6 +78,8 @@ class Sft(StageSpec):
     lr: float = Field(gt=0)
     seed: int
     hyperparameters: Hyperparameters = Hyperparameters()
+    forgetting: Annotated[HeldText | None, Neutral(None)] = None
+    """The text on whose loss it is told what is forgotten, of which it then takes the tokens; None: it is not."""
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Writes predictions.jsonl: a line for each test example with its id, what the model said, and its scores.
@@ -80,9 +92,11 @@ class Sft(StageSpec):
         """
         task = self.task
         model, tokenizer = load_model(inputs["checkpoint"]), load_tokenizer(inputs["checkpoint"])
+        forgetting = self._forgetting(model, inputs, worker) if self.forgetting and worker.rank == 0 else dict
         fitted = self.fit(model, tokenizer, worker)
         if worker.rank > 0:
             return {}
+        forgotten = forgetting()
         # The rate is picked by the first, and the second is shown: who picks by what is shown flatters it.
         valid, test = (task.score(fitted.model, tokenizer, split) for split in ("valid", "test"))
         for row in (*valid, *test):
@@ -104,7 +118,7 @@ class Sft(StageSpec):
             "loss_nats_per_token": float(np.mean(fitted.losses[-max(1, len(fitted.losses) // 10) :])),
             "num_steps": float(len(fitted.losses)),
             "num_test_examples": float(len(test)),
-        }
+        } | forgotten
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, worker: Worker) -> Fitted:
         """The model fine-tuned, its own weights among what `Fitted.model` has; see `TaskSpec.fit`."""
@@ -124,13 +138,15 @@ class Sft(StageSpec):
             Metric("loss_nats_per_token", "min", "nats/token"),
             Metric("num_steps", unit="steps"),
             Metric("num_test_examples", unit="examples"),
+            *(FORGETTING if self.forgetting else ()),
         )
 
     def flops(self, size: Size, corpus: Corpus) -> float:
-        """Training, and scoring of validation and test examples."""
+        """Training, scoring of validation and test examples, and the own loss before and after."""
         load = self.task.workload()
         scored = size.forward_flops((load.num_valid + load.num_test) * load.scored_length, load.length)
-        return self.training_flops(size) + scored
+        row = self.forgetting.input_length if self.forgetting else 0
+        return self.training_flops(size) + scored + 2 * size.forward_flops(NUM_SEQUENCES * row, row)
 
     def training_flops(self, size: Size) -> float:
         """Of training alone."""
@@ -161,14 +177,35 @@ class Sft(StageSpec):
         return max(trained, size.weights_bytes + self._scoring_bytes(size, on_gpu=resources.gpus_per_worker > 0))
 
     def _scoring_bytes(self, size: Size, *, on_gpu: bool) -> int:
-        """Of prompts that answers are read or written behind; of classes, which are read off a state, none."""
+        """Of prompts that answers are read or written behind, of classes, which are read off a state, none; or of the
+        own loss."""
         load = self.task.workload()
         tokens = min(batch_tokens(on_gpu=on_gpu), load.num_test * load.length)
-        return tokens * size.prompt_bytes if self.task.num_classes is None else 0
+        read = BATCH * self.forgetting.input_length if self.forgetting else 0
+        own = read * (size.forward_bytes + 4 * size.vocab_size)
+        return max(own, tokens * size.prompt_bytes if self.task.num_classes is None else 0)
 
     def disk_bytes(self, size: Size) -> int:
         """Predictions, of some kilobytes: the weights are not kept."""
         return 0
+
+    def _forgetting(
+        self, model: PreTrainedModel, inputs: Mapping[str, Path], worker: Worker
+    ) -> Callable[[], dict[str, float]]:
+        """Reads the own loss now; what is given back tells how much it has risen since."""
+        from raysweep.train.evaluate import heldout
+
+        text = self.forgetting
+        assert text
+        # Each seed reads other sequences, so that seeds differ by all chance that a rise has.
+        rows = text.rows(inputs["tokens"], inputs["checkpoint"], num_sequences=NUM_SEQUENCES, draw=self.seed)
+        before = heldout(model.to(worker.device), rows, text.loss)
+
+        def risen() -> dict[str, float]:
+            rise = heldout(model, rows, text.loss).less(before)
+            return {metric.name: value for metric, value in zip(FORGETTING, rise, strict=True)}
+
+        return risen
 
     @property
     def _optimizer(self) -> AdamW:

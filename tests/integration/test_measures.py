@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from tiny import pretrain, recipe_of, tokens_of
+from tiny import TINY, pretrain, recipe_of, tokens_of
 
 from raysweep.curvature.probes import key
 from raysweep.data.brackets import Brackets
@@ -17,9 +17,13 @@ from raysweep.objectives.base import IGNORED
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
+from raysweep.results import Results
+from raysweep.runners import run_sweep
+from raysweep.space import load
 from raysweep.spec import Spec
 from raysweep.stages.base import Subject
 from raysweep.stages.early_sft import EarlySft
+from raysweep.stages.held_text import HeldText
 from raysweep.stages.noise import Noise
 from raysweep.stages.sft import Hyperparameters, Sft
 from raysweep.stages.updates import Updates
@@ -235,3 +239,37 @@ def test_early_fine_tuning_is_scored_on_examples_that_the_target_never_sees(case
         errors.append(float(losses.std()) / len(losses) ** 0.5)
     assert metrics["mean_loss_nats"] == pytest.approx((metrics["a/loss_nats"] + metrics["b/loss_nats"]) / 2)
     assert metrics["mean_loss_nats_stderr"] == pytest.approx((errors[0] ** 2 + errors[1] ** 2) ** 0.5 / 2, rel=1e-5)
+
+
+def test_what_fine_tuning_forgets_is_the_rise_of_the_own_loss_and_changes_no_score(case, tmp_path):
+    task = task_of(case.subject.corpus, num_train=32, num_valid=8, num_test=20)
+    text = HeldText.of(case.subject)
+    plain = Sft(task=task, lr=1e-2, seed=1, hyperparameters=Hyperparameters(epochs=4, batch_sequences=8))
+    whole = plain.with_(forgetting=text)
+    (out := tmp_path / "out").mkdir()
+    metrics = whole.run(case.inputs, out, Worker())
+    assert sorted(metrics) == sorted(metric.name for metric in whole.metrics(case.subject.corpus))
+    before = load_model(case.inputs["checkpoint"]).eval()
+    model, tokenizer = load_model(case.inputs["checkpoint"]), load_tokenizer(case.inputs["checkpoint"])
+    plain.fit(model, tokenizer, Worker())
+    rows = text.rows(case.inputs["tokens"], case.inputs["checkpoint"], num_sequences=512, draw=1)
+    with torch.no_grad():
+        rise = float(loss_of(model.eval(), rows, text.loss) - loss_of(before, rows, text.loss))
+    assert metrics["forgetting_nats_per_token"] == pytest.approx(rise, rel=1e-3, abs=1e-6)
+    assert metrics["forgetting_stderr"] > 0
+    scored = plain.run({"checkpoint": case.inputs["checkpoint"]}, out, Worker())
+    assert scored == {name: value for name, value in metrics.items() if not name.startswith("forgetting")}
+
+
+def test_forgetting_is_a_column_beside_the_score_with_an_error_of_its_own(sweep_file, store):
+    text = TINY[: TINY.index("sweep:")] + TINY[TINY.index("sft:") :].replace("  lrs:", "  seeds: [0, 1]\n  lrs:")
+    plain = {stage.id for stage in load(sweep_file(text)).trial({}, 0).stages if stage.kind == "sft"}
+    run = run_sweep(load(sweep_file(text + "  forgetting: true\n")), store, runner="inline")
+    results = Results(run)
+    assert not plain & set(results.stages["id"])
+    row, runs = results.checkpoints.iloc[-1], results.stages[results.stages["kind"] == "sft"]
+    picked = runs[(runs["checkpoint"] == row["checkpoint"]) & (runs["lr"] == row["sft/span/lr"])]
+    rises, errors = picked["sft/forgetting_nats_per_token"], picked["sft/forgetting_stderr"]
+    assert row["sft/mean_forgetting"] == row["sft/span/forgetting_nats_per_token"] == pytest.approx(rises.mean())
+    assert row["sft/mean_forgetting_stderr"] == pytest.approx(max(rises.var(), (errors**2).mean()) ** 0.5 / 2**0.5)
+    assert "sft/mean_forgetting" in load(sweep_file(text + "  forgetting: true\n")).metric_names()

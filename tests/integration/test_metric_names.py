@@ -16,7 +16,7 @@ GRAMMAR = TINY.replace(
     "noise: {num_draws: 2, per_row: [0.1]}\n"
     "updates: {batch_sequences: 8, num_batches: 2, hyperparameters: {max_examples: 16}}\n"
     "early_sft: {hyperparameters: {max_examples: 16}}",
-)
+).replace("sft:\n", "sft:\n  forgetting: true\n")
 TEXT = """\
 name: text
 pretrain:
@@ -34,6 +34,7 @@ indicators: {kshot: 1, max_examples: 4}
 updates: {batch_sequences: 4, num_batches: 2, hyperparameters: {max_examples: 4}}
 early_sft: {hyperparameters: {epochs: 1, max_examples: 4}}
 sft:
+  forgetting: true
   tasks:
     quiz: {form: multiple_choice, train: quiz.jsonl, test: quiz.test.jsonl, max_test_examples: 6}
     ask: {form: qa, train: ask.jsonl, test: ask.test.jsonl, max_test_examples: 4, max_new_tokens: 4}

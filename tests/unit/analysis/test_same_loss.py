@@ -102,6 +102,26 @@ def test_doses_that_move_the_trace_and_the_probe_are_found_and_nothing_else():
     assert "control" not in {each.variant for each in found.contrasts}
 
 
+def test_what_is_forgotten_is_a_target_whose_better_side_is_up():
+    checkpoints, stages = study(link=0.4)
+    draw = np.random.default_rng(3)
+    trace = checkpoints.set_index("checkpoint")["flatness/hessian_trace"]
+    # As the trace says, but for the chance of a seed.
+    rises = [
+        trace[run["checkpoint"]] / 100 + 0.002 * draw.normal() if run["kind"] == "sft" else np.nan
+        for run in stages.to_dict("records")
+    ]
+    stages["sft/forgetting_nats_per_token"] = rises
+    tuned = stages[stages["lr"] == LRS[1]].groupby("checkpoint")["sft/forgetting_nats_per_token"].mean()
+    checkpoints["sft/mean_forgetting"] = checkpoints["checkpoint"].map(tuned)
+    found = compare_same_loss(checkpoints, stages, COLUMNS, lambda stage: np.random.default_rng(1).random(10))
+    target = "pretraining loss kept (a point: 0.01 nats)"
+    for group in found.groups:
+        (trace,) = (each for each in group.associations[target] if each.measure == "flatness/hessian_trace")
+        assert trace.rho.value < -0.8
+        assert group.spreads[target].noise == pytest.approx(0.002 / 2**0.5, rel=0.5)
+
+
 def test_every_measure_of_a_checkpoint_is_tried_and_counted():
     """Of the mean over tasks, not of each; and whoever tries more has to be surer."""
     checkpoints, stages = study(link=0.1)
