@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -78,6 +78,8 @@ class Trial:
     """Whether further fine-tuning stages come as results ask for them: see `widened`."""
     added: frozenset[str] = frozenset()
     """Ids of the stages that came so."""
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Zip -> path -> the value that the point's name of it stands for, or that value's name."""
 
     @cached_property
     def variant_id(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -46,6 +46,8 @@ class TrialRow:
     point: Mapping[str, Any]
     seed: int
     stages: tuple[StageRow, ...]
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Zip -> path -> what its name in the point stands for. None in rows of before it was kept."""
 
 
 _TRIAL_ROW = TypeAdapter(TrialRow)

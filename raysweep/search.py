@@ -143,6 +143,12 @@ class Setting(NamedTuple):
     """Dotted path -> where that value stands, below the axis."""
 
     @property
+    def names(self) -> Mapping[str, Any]:
+        """Dotted path -> what stands for its value: its name, where it has one, or the value itself."""
+        keys = {path: place[-1] for path, place in self.places.items()}
+        return {path: keys[path] if isinstance(keys[path], str) else value for path, value in self.values.items()}
+
+    @property
     def place(self) -> Place:
         """Where it stands, below the axis. Those of a zip stand nowhere in one piece, and go by their label."""
         return next(iter(self.places.values())) if len(self.places) == 1 else ("zip", self.label)

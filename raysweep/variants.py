@@ -141,6 +141,7 @@ class SearchSpace:
             seed=seed,
             stages=chain(pretrain, measurements=declared.measurements.values(), sft=declared.sft, seed=seed),
             auto_lrs=declared.sft is not None and declared.sft.lrs == "auto",
+            settings={name: self._settings[name][label] for name, label in point.items() if name in self._settings},
         )
 
     def bind(self, point: Point) -> Recipe | Existing:
@@ -182,6 +183,15 @@ class SearchSpace:
         """The paths and values that an axis' part of a point stands for."""
         named = self._named.get(name)
         return named[label].items() if named else [(name, label)]
+
+    @cached_property
+    def _settings(self) -> Mapping[str, Mapping[Any, Mapping[str, Any]]]:
+        """Zip -> its label in a point -> path -> value, or its name."""
+        return {
+            name: {setting.label: setting.names for setting in settings(name, axis)}
+            for name, axis in self.declared.sweep.items()
+            if isinstance(axis, Zip)
+        }
 
     @cached_property
     def _named(self) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from raysweep.analysis.baselines import credit, design, variant_groups
 from raysweep.analysis.beyond_config import ConfigFit, Matched, added, axes_of, config_fits, matched
-from raysweep.analysis.derived import is_config
+from raysweep.analysis.derived import is_config, moved_together
 from raysweep.analysis.gaps import GapAccuracy, GapPairs, gap_pairs
 from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import (
@@ -109,6 +109,7 @@ def associate(
     """
     measured: dict[str, Column] = {}
     skipped, config = {}, []
+    together = moved_together(table)
     for name in map(str, table.columns):
         column = columns.get(name)
         direction = column.metric.direction if column else None
@@ -117,6 +118,8 @@ def associate(
         if not direction and not is_config(name):
             if "/" in name and column is None:
                 skipped[name] = "no stage of this run declares it"
+        elif name in together:
+            skipped[name] = together[name]
         elif table[name].nunique() < 2:
             skipped[name] = "fewer than two different values"
         elif column and direction:

@@ -5,6 +5,7 @@ An indicator's direction is declared before anything is measured, never chosen b
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,18 +23,53 @@ KSHOT = column_name("indicators", "kshot_mean")
 NUM_TOKENS = column_name("pretrain", "num_tokens")
 NUM_PARAMETERS = column_name("pretrain", "num_parameters")
 
-# Known from the sweep file alone, as the points are: what any indicator has to beat.
+# Known from the sweep file alone, as what is swept is: what any indicator has to beat.
 _CONFIG = ("step", NUM_TOKENS, NUM_PARAMETERS)
+
+
+def setting_column(zip_name: str, path: str) -> str:
+    """Of what a zip sets at a path: its names alone would not tell that two of them share a learning rate."""
+    return f"setting.{zip_name}:{path}"
+
+
+def is_swept(column: str) -> bool:
+    """Whether a column has values of axes, or what their names stand for."""
+    return column.startswith(("point.", "setting."))
 
 
 def is_config(column: str) -> bool:
     """Whether a column is known before any training, from the sweep file."""
-    return column.startswith("point.") or column in _CONFIG
+    return is_swept(column) or column in _CONFIG
 
 
 def is_axis(column: str) -> bool:
     """Whether a column of the configuration is varied by itself, and does not follow from others."""
-    return column.startswith("point.") or column == "step"
+    return is_swept(column) or column == "step"
+
+
+def moved_together(table: pd.DataFrame) -> dict[str, str]:
+    """Column of what is swept -> why it stands for nothing that others do not tell.
+
+    A zip goes by its name where all that it sets moves together, and else by its settings: rates that several of its
+    names share.
+    """
+    settings: dict[str, list[str]] = defaultdict(list)
+    for column in map(str, table.columns):
+        if column.startswith("setting."):
+            settings[f"point.{column.removeprefix('setting.').rsplit(':', 1)[0]}"].append(column)
+    why: dict[str, str] = {}
+    for name, columns in settings.items():
+        kinds = {column: tuple(table[column].factorize()[0]) for column in columns}
+        whole = table[name].nunique()
+        if all(len(set(kind)) in (1, whole) for kind in kinds.values()):
+            why |= dict.fromkeys(columns, f"moves with {name}")
+            continue
+        why[name] = "what it sets has columns of its own"
+        first: dict[tuple[int, ...], str] = {}
+        for column, kind in kinds.items():
+            if (other := first.setdefault(kind, column)) != column:
+                why[column] = f"moves with {other}"
+    return why
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import TYPE_CHECKING, Any
 
-from raysweep.analysis.derived import DERIVED, NUM_PARAMETERS
+from raysweep.analysis.derived import DERIVED, NUM_PARAMETERS, is_swept, setting_column
 from raysweep.analysis.objectives import FLATNESS_OF, PERPLEXITY_OF, TRAINING_LOSS_OF, losses_of
 from raysweep.analysis.predictions import read_noise
 from raysweep.analysis.uncertainty import EstimateArrays, TaskNoise, mean_estimates
@@ -142,6 +142,8 @@ def write_tables(run: Run, stages: pd.DataFrame, checkpoints: pd.DataFrame) -> t
 def _stage_row(trial: TrialRow, stage: StageRow, record: Record | None, otherwise: str) -> RowValues:
     row: RowValues = {"trial": trial.trial, "variant": trial.variant, "seed": trial.seed}
     row |= {f"point.{path}": value for path, value in trial.point.items()}
+    for name, values in trial.settings.items():
+        row |= {setting_column(name, path): value for path, value in values.items()}
     row |= {"kind": stage.kind, "id": stage.id, "step": stage.step, "checkpoint": stage.checkpoint, "task": stage.task}
     row |= {"status": record.status if record else otherwise, "inputs": json.dumps(dict(stage.inputs), sort_keys=True)}
     if record is None:
@@ -169,7 +171,7 @@ def _checkpoint_row(
     row["status"] = made["status"] if made else "done"
     row["workers"] = made.get("world_size") if made and made["kind"] == "pretrain" else None
     row["location"] = made.get("location") if made else None
-    row |= {name: value for name, value in measured[0].items() if str(name).startswith("point.")}
+    row |= {name: value for name, value in measured[0].items() if is_swept(str(name))}
     for other in [*([made] if made else []), *measured]:
         if "settings" in other:  # Else it is not finished.
             row.update(losses_of(other["kind"], json.loads(other["settings"])))
@@ -265,7 +267,7 @@ def _each_once(rows: Mapping[tuple[str, str], list[RowValues]]) -> dict[tuple[st
 
 
 def _same(name: Hashable, value: Any, other: RowValues) -> bool:
-    return not str(name).startswith("point.") or other.get(name) == value
+    return not is_swept(str(name)) or other.get(name) == value
 
 
 def _add_errors(rows: Sequence[RowValues], tasks: Sequence[str], noise: Mapping[str, TaskNoise]) -> None:
@@ -301,20 +303,18 @@ def _known(row: Mapping[Hashable, Any]) -> RowValues:
 
 
 def _frame(rows: Sequence[RowValues], *, first: Sequence[str], last: Sequence[str] = ()) -> pd.DataFrame:
-    """Columns: `first`, points, metrics by name, `last`; each of one type, so that Parquet takes it."""
+    """Columns: `first`, what is swept, metrics by name, `last`; each of one type, so that Parquet takes it."""
     import pandas as pd
 
     names = {str(name) for row in rows for name in row} - {*first, *last}
-    points = sorted(name for name in names if name.startswith("point."))
-    columns = [*first, *points, *sorted(names - set(points)), *last]
+    swept = sorted(filter(is_swept, names))
+    columns = [*first, *swept, *sorted(names - set(swept)), *last]
     table = pd.DataFrame(index=range(len(rows)))
     series = {name: pd.Series([row.get(name) for row in rows], dtype=object) for name in columns}
-    for name in points:
-        series[name] = _plain(series[name])
     for name in columns:
-        if name.startswith("point."):
-            continue
-        if "/" in name or name in ("lr", "wall_seconds", "num_tokens"):
+        if is_swept(name):
+            series[name] = _plain(series[name])
+        elif "/" in name or name in ("lr", "wall_seconds", "num_tokens"):
             series[name] = series[name].map(_number).astype("float64")
         elif name in ("seed", "step", "stage_seed", "peak_memory_bytes", "world_size", "workers"):
             series[name] = series[name].map(_whole).astype("Int64")

@@ -62,7 +62,14 @@ def trial_row(trial: Trial) -> TrialRow:
         )
         for stage in trial.stages
     )
-    return TrialRow(trial=trial.id, variant=trial.variant_id, point=trial.point, seed=trial.seed, stages=stages)
+    return TrialRow(
+        trial=trial.id,
+        variant=trial.variant_id,
+        point=trial.point,
+        seed=trial.seed,
+        stages=stages,
+        settings=trial.settings,
+    )
 
 
 class Journal:

@@ -80,6 +80,23 @@ def test_a_zip_is_one_column_and_one_config_row(store):
     assert "size 256 / 4" in format_terminal(ranking)
 
 
+def test_a_zip_whose_names_share_settings_goes_by_these(store):
+    rows = build(store, num_trials=8).trials()
+    run = Run.create(store, "designed", sweep_text="", identity="{}")
+    lr, objective, size = "pretrain.optimizer.lr", "pretrain.objective", "pretrain.model.hidden_size"
+    for number, row in enumerate(rows):
+        settings = {lr: (1e-3, 1e-2)[number // 4], objective: "xy"[number % 2], size: (64, 128)[number // 4]}
+        run.add_trial(replace(row, point={"variant": f"v{number}"}, settings={"variant": settings}))
+    ranking = rank(checkpoint_table(run), columns=COLUMNS)
+    config = {item.indicator: item for item in ranking.associations if item.source == "config"}
+    assert {f"setting.variant:{size}", f"setting.variant:{objective}"} <= set(config)
+    assert not {"point.variant", f"setting.variant:{lr}"} & set(config)
+    assert config[f"setting.variant:{size}"].accuracy.value > 0.7
+    assert ranking.skipped["point.variant"] == "what it sets has columns of its own"
+    assert ranking.skipped[f"setting.variant:{lr}"] == f"moves with setting.variant:{size}"
+    assert "variant v7" in format_terminal(ranking)
+
+
 def test_missing_and_diverged_are_counted(store):
     run = build(store)
     put(store, "pretrain-9", {"diverged_step": 3.0, "diverged_loss": math.nan}, status="diverged")
