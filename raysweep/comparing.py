@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from raysweep.document import read_document
+from raysweep.errors import StageError
+from raysweep.events import Event, Report, StageFailed
+from raysweep.plan import Trial
 from raysweep.results import Results
+from raysweep.runners.chain import run_chain
+from raysweep.runners.gang import Gang
+from raysweep.runners.journal import quiet_libraries
+from raysweep.scores import Result, checkpoint_metrics
+from raysweep.space import load as load_space
 from raysweep.spec import fingerprint
+from raysweep.store import Store
+from raysweep.worker import ignore
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,3 +101,146 @@ def _versions(stages: pd.DataFrame) -> dict[str, IndicatorFile]:
 def version_of(spec: Mapping[str, object]) -> str:
     """Of a stage, as its record has it: two of one version measure the same thing."""
     return fingerprint(dict(spec))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A checkpoint's indicators, of whatever origin it is."""
+
+    name: str
+    values: Mapping[str, float]
+    """Column -> number."""
+    versions: Mapping[str, str]
+    """Column -> fingerprint of the stage that measured it."""
+    seconds: Mapping[str, float]
+    """Column -> worker time of that stage."""
+
+
+def compare(
+    names: tuple[str, str], *, comparers: Path, sweep: Path, store: Store, report: Report = ignore
+) -> dict[str, Any]:
+    """Which of two checkpoints fine-tunes better, by comparers that were learnt from others; a JSON document.
+
+    Args:
+        names: folders or hub ids of Hugging Face checkpoints, each measured with its own tokenizer.
+        comparers: a folder that `learn_from_run` made.
+        sweep: the sweep file that says how indicators are measured, and on what: that of the run learnt from.
+        store: what was measured before is taken from it.
+
+    Raises:
+        CompareError: if a comparer cannot be loaded, or its indicators are measured in another way here.
+        RaysweepError: if the sweep file or a checkpoint cannot be used.
+    """
+    from raysweep.analysis.comparer_files import check_versions, load
+
+    contents, loaded = load(comparers)
+    kinds = {name.partition("/")[0] for name in contents.indicators}
+    first, second = measure_checkpoints(names, sweep, store, kinds=kinds, report=report)
+    for each in (first, second):
+        check_versions(contents, each.versions)
+    rights = {each.target: each.pairs_right for each in contents.comparers}
+    answers = []
+    for comparer in loaded:
+        left, right = (np.array([each.values[name] for name in comparer.indicators]) for each in (first, second))
+        answers.append(
+            {
+                "target": comparer.target,
+                "probability": comparer.probability(left, right),
+                "pairs_right": rights[comparer.target],
+                "distance": [comparer.distance(left), comparer.distance(right)],
+                "reasons": [asdict(reason) for reason in comparer.reasons(left, right)],
+            }
+        )
+    return {
+        "first": names[0],
+        "second": names[1],
+        "learnt_from": contents.learnt_from,
+        "answers": answers,
+        "seconds": {name: [first.seconds[name], second.seconds[name]] for name in contents.indicators},
+    }
+
+
+def measure_checkpoints(
+    names: Sequence[str], sweep: Path, store: Store, *, kinds: Collection[str], report: Report
+) -> list[Measured]:
+    """Checkpoints measured as a sweep file says, in this process, without any fine-tuning.
+
+    Args:
+        kinds: of stages that are wanted; others of the file are left out.
+
+    Raises:
+        StageError: if a stage fails.
+        RaysweepError: if the sweep file, its data or a checkpoint cannot be used.
+    """
+    quiet_libraries()
+    given = read_document(sweep).data.get("pretrain", {})
+    taken = {name: given[name] for name in ("data", "sequence_length") if isinstance(given, dict) and name in given}
+    places = [str(Path(name).absolute()) if Path(name).is_dir() else name for name in names]
+    changes = {
+        "pretrain": {"from": places[0], **taken},
+        "sweep": {"pretrain.from": {"grid": places}},
+        "search": {"name": "grid"},
+        "seeds": [0],
+        "resources": {"workers": 1},
+    }
+    space = load_space(sweep, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    failures: list[str] = []
+
+    def tell(event: Event) -> None:
+        if isinstance(event, StageFailed):
+            failures.append(f"{event.stage}: {event.cause}")
+        report(event)
+
+    measured = []
+    gang = Gang(store, space.resources.of({}), report=tell)
+    try:
+        for name, place in zip(names, places, strict=True):
+            trial = space.trial({"pretrain.from": place}, 0)
+            for _leg in run_chain(_without_others(trial, kinds), gang, max_retries=0, report=tell):
+                pass
+            if failures:
+                raise StageError(f"{name}: {failures[0]}")
+            measured.append(_measured(name, trial, store))
+    finally:
+        gang.close()
+    return measured
+
+
+def _without_others(trial: Trial, kinds: Collection[str]) -> Trial:
+    """The stages that make a checkpoint and its tokens, and of what is measured on it the wanted ones."""
+    made = {stage.checkpoint for stage in trial.stages}
+    return replace(
+        trial,
+        stages=tuple(
+            stage for stage in trial.stages if stage.kind in kinds or stage.checkpoint is None or stage.id in made
+        ),
+        auto_lrs=False,
+    )
+
+
+def _measured(name: str, trial: Trial, store: Store) -> Measured:
+    from raysweep.analysis.derived import with_derived
+
+    records = {stage.id: record for stage in trial.stages if (record := store.get(stage.id))}
+    results = [
+        # What is left out counts as a task all the same: means are over tasks.
+        Result(
+            id=stage.id,
+            kind=stage.kind,
+            status="done" if stage.id in records else "missing",
+            metrics=records[stage.id].metrics if stage.id in records else {},
+            task=stage.task,
+        )
+        for stage in trial.stages
+    ]
+    values = with_derived(checkpoint_metrics(results))
+    by_kind = {record.kind: record for record in records.values()}
+    of = {column: by_kind[kind] for column in values if (kind := column.partition("/")[0]) in by_kind}
+    return Measured(
+        name,
+        values,
+        versions={column: version_of(record.spec) for column, record in of.items()},
+        seconds={
+            column: record.provenance["wall_seconds"] * record.provenance["world_size"] for column, record in of.items()
+        },
+    )

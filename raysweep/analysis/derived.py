@@ -6,7 +6,7 @@ An indicator's direction is declared before anything is measured, never chosen b
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -103,3 +103,16 @@ DERIVED = (
         function=trace_over_features,
     ),
 )
+
+
+def with_derived(metrics: Mapping[str, float]) -> dict[str, float]:
+    """One checkpoint's numbers, with those that are derived from them, by the column that a table has them in."""
+    import pandas as pd
+
+    values = dict(metrics)
+    if (taken := column_name("fetch", "num_parameters")) in values:  # A checkpoint taken as it is.
+        values.setdefault(NUM_PARAMETERS, values[taken])
+    for derived in DERIVED:
+        if all(name in values for name in derived.needs):
+            values[derived.column.name] = float(derived.function(pd.DataFrame([values])).iloc[0])
+    return values

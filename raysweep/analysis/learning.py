@@ -15,6 +15,7 @@ import numpy as np
 from raysweep.analysis.baselines import design
 from raysweep.analysis.comparer import CompareError, Comparer, grow, importances, learn
 from raysweep.analysis.defects import flagged_rows
+from raysweep.analysis.derived import is_axis
 from raysweep.analysis.pair_features import fit_scale, normalised
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.ranking import Ranking
@@ -28,6 +29,7 @@ from raysweep.analysis.unseen import (
     on_unseen,
     random_splits,
 )
+from raysweep.scores import column_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,10 +87,13 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = ()) -> Learnt:
     used = {
         item.indicator: 1.0 if item.direction == "max" else -1.0
         for item in sorted(ranking.associations, key=lambda item: item.indicator)
-        if item.source == "measured" and item.selection and item.indicator not in leaks
+        if item.source == "measured" and item.selection and item.indicator not in leaks and _is_portable(item.indicator)
     }
     if not used:
-        raise CompareError(f"no indicator of {ranking.target} compares all checkpoints: nothing to learn from")
+        leaked = f"; left out as leaks of it: {', '.join(leaks)}" if leaks else ""
+        raise CompareError(
+            f"no indicator of {ranking.target} can be learnt from: none compares all checkpoints{leaked}"
+        )
     values = np.stack([_numbers(table[name]) for name in used], axis=1)
     scores, variants = _numbers(table[ranking.target]), list(table["variant"])
     comparer = learn(values, scores, indicators=list(used), variants=variants, target=ranking.target)
@@ -96,6 +101,11 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = ()) -> Learnt:
     whole = sorted(name for name in config if table[name].notna().all())
     tested = _tested(table, ranking.target, values, used, whole, others=others, leaks=leaks)
     return Learnt(comparer, tested)
+
+
+def _is_portable(name: str) -> bool:
+    """Whether an indicator can be measured on any checkpoint: the training of others' is not known."""
+    return not name.startswith(column_name("pretrain", ""))
 
 
 def _tested(
@@ -116,7 +126,7 @@ def _tested(
     alone = on_unseen(learner(known, scores), scores, splits) if config else None
     whole = np.concatenate([values, known], axis=1)
     both = on_unseen(learner(whole, scores), scores, splits) if config else None
-    axes = [name for name in config if name.startswith("point.") and 1 < table[name].nunique() <= MAX_GROUPS]
+    axes = [name for name in config if is_axis(name) and 1 < table[name].nunique() <= MAX_GROUPS]
     groups = {name: leave_group_out(list(table[name]), variants) for name in axes}
     owners = [*used, *(name for name, block in blocks.items() for _ in range(block.shape[1]))]
     return Tested(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from raysweep.analysis.formatting import with_interval
+from raysweep.analysis.formatting import number, seconds, with_interval
 from raysweep.analysis.learning import Learnt
 from raysweep.analysis.ranking import plain_json
 from raysweep.analysis.unseen import Unseen
 from raysweep.printable import printable
 
+FAR = 2.0
+"""Distances above this are said."""
+MAX_REASONS = 5
+"""Of a comparison, that are listed."""
 MAX_IMPORTANCES = 8
 """Of regressors, that are listed."""
 
@@ -52,3 +57,26 @@ def format_learnt(learnt: Learnt) -> str:
 
 def _line(name: str, unseen: Unseen) -> str:
     return f"  {name:<26} {with_interval(unseen.accuracy)}, Brier {unseen.brier:.3f}"
+
+
+def format_comparison(document: Mapping[str, Any]) -> str:
+    """What `comparing.compare` found, for a terminal."""
+    first, second = document["first"], document["second"]
+    lines = [f"A = {first}", f"B = {second}", f"by a comparer learnt from {document['learnt_from']}"]
+    for answer in document["answers"]:
+        chance = answer["probability"]
+        lines.append(
+            f"{answer['target']}: A fine-tunes better with probability {chance:.2f} "
+            f"(comparisons of unseen variants were right in {answer['pairs_right']:.2f})"
+        )
+        far = max(answer["distance"])
+        if not far <= FAR:
+            lines.append(f"  {far:.1f} times as far from what was learnt from as that lies apart: believe it less")
+        for reason in answer["reasons"][:MAX_REASONS]:
+            side = "A" if reason["logit"] > 0 else "B"
+            spent = " and ".join(seconds(each) for each in document["seconds"][reason["indicator"]])
+            lines.append(
+                f"  {reason['indicator']:<36} for {side} by {abs(reason['logit']):.2f}   "
+                f"{number(reason['first'])} against {number(reason['second'])}, measured in {spent}"
+            )
+    return printable("\n".join(lines))

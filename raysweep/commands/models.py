@@ -1,13 +1,14 @@
-"""trace: any language model, outside a sweep."""
+"""trace and compare: any language models, outside a sweep."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import typing
+from pathlib import Path
 from typing import Any
 
-from raysweep.commands.arguments import above_zero, count, seed
+from raysweep.commands.arguments import above_zero, count, seed, store_of
 from raysweep.commands.output import print_json
 from raysweep.curvature.cost import Products
 from raysweep.curvature.settings import TraceSettings
@@ -15,7 +16,7 @@ from raysweep.printable import printable
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Give the parser `trace`; `common` holds the options of all commands."""
+    """Give the parser `trace` and `compare`; `common` holds the options of all commands."""
     trace = commands.add_parser("trace", parents=[common], help="flatness of language models: traces of the Hessian")
     trace.add_argument("models", nargs="+", metavar="MODEL", help="folder or hub id; several are compared")
     trace.add_argument(
@@ -39,6 +40,25 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     trace.add_argument("--parameters", nargs="+", default=("*",), metavar="PATTERN", help="of names, such as '*.mlp.*'")
     _add_setting(trace, "seed", type=seed)
     trace.set_defaults(command=_trace)
+    compare = commands.add_parser("compare", parents=[common], help="which of two checkpoints will fine-tune better")
+    compare.add_argument("first", metavar="A", help="folder or hub id of a Hugging Face checkpoint")
+    compare.add_argument("second", metavar="B", help="likewise")
+    compare.add_argument(
+        "--with",
+        dest="comparers",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="what `raysweep rank --learn DIR` made",
+    )
+    compare.add_argument(
+        "--measure",
+        type=Path,
+        required=True,
+        metavar="SWEEP.yaml",
+        help="how indicators are measured: the sweep file of the run learnt from",
+    )
+    compare.set_defaults(command=_compare)
 
 
 def _add_setting(parser: argparse.ArgumentParser, name: str, **how: Any) -> None:
@@ -80,3 +100,17 @@ def _trace(args: argparse.Namespace) -> int:
     for failure in failures:
         print(printable(f"DataError: {failure}"), file=sys.stderr)
     return 1 if failures else 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from raysweep.analysis.learnt_page import format_comparison
+    from raysweep.analysis.ranking import plain_json
+    from raysweep.comparing import compare
+
+    names = (args.first, args.second)
+    document = compare(names, comparers=args.comparers, sweep=args.measure, store=store_of(args))
+    if args.json:
+        print_json(plain_json(document))
+    else:
+        print(format_comparison(document))
+    return 0

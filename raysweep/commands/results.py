@@ -79,7 +79,7 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _rank(args: argparse.Namespace) -> int:
-    if args.table or not args.run:
+    if args.table or args.run is None:
         return _rank_table(args)
     if given := [f"--{name.replace('_', '-')}" for name in TABLE_OPTIONS if getattr(args, name)]:
         raise DataError(
@@ -113,8 +113,8 @@ def _rank_table(args: argparse.Namespace) -> int:
     from raysweep.analysis.given_table import Roles, rank_table
     from raysweep.analysis.terminal import format_indicators
 
-    if args.run or not args.table:
-        both = f", not both {args.run!r} and --table {args.table}" if args.run else ""
+    if args.run is not None or not args.table:
+        both = f", not both {args.run!r} and --table {args.table}" if args.table else ""
         raise DataError(f"rank takes a run's name, folder or sweep file, or --table FILE{both}")
     if not args.target:
         raise DataError(f"{args.table}: which column is the score after fine-tuning? Name it: --target COLUMN")

@@ -4,6 +4,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from raysweep.analysis.comparer import learn
+from raysweep.analysis.comparer_files import IndicatorFile, save
 from raysweep.analysis.tables import checkpoint_table
 from raysweep.cli import main
 from raysweep.data.text import Text
@@ -385,3 +388,35 @@ def test_an_axis_over_a_part_of_the_data_that_names_files_is_refused(folder):
     assert num_points("pretrain.data.tokenizer.vocab_size: {grid: [300, 400]}") == 2
     text = "{name: text, domains: {notes: {train: notes.txt, valid: notes.txt}}, tokenizer: %s}"
     assert num_points(f"pretrain.data: {{grid: {{a: {text % one}, b: {text % two}}}}}") == 2
+
+
+def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys):
+    """Without fine-tuning either; turned round the probability is the other one."""
+    pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
+    names = ("heldout/ppl", "flatness/hessian_trace", "flatness/mean_eigenvalue", "indicators/zeroshot_mean")
+    generator = np.random.default_rng(0)
+    values = np.exp(generator.normal(size=(20, 4)))
+    variants = [f"{row}" for row in range(20)]
+    comparer = learn(values, -values[:, 0], indicators=names, variants=variants, target="sft/quiz/score")
+    needed = {name: IndicatorFile() for name in names}
+    save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators=needed)
+    places = {"with": "model", "measure": "theirs.yaml", "store": "store"}
+    options = [part for name, place in places.items() for part in (f"--{name}", str(folder / place))]
+    one, two = str(folder / "one"), str(folder / "two")
+    assert main(["compare", one, two, *options, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert main(["compare", two, one, *options, "--json"]) == 0
+    turned = json.loads(capsys.readouterr().out)
+    [answer], [other] = document["answers"], turned["answers"]
+    assert answer["probability"] == 1 - other["probability"]
+    assert {reason["indicator"] for reason in answer["reasons"]} == set(names)
+    assert all(min(spent) > 0 for spent in document["seconds"].values())
+    # Measured once.
+    assert turned["seconds"] == {name: spent[::-1] for name, spent in document["seconds"].items()}
+    assert not list((folder / "store" / "stages").glob("sft-*"))
+    assert main(["compare", one, two, *options]) == 0
+    assert "sft/quiz/score: A fine-tunes better with probability" in capsys.readouterr().out
+    versions = {name: IndicatorFile(versions=("0123456789ab",)) for name in names}
+    save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators=versions)
+    assert main(["compare", one, two, *options]) == 2
+    assert "heldout/ppl was measured as version" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from columns import COLUMNS
 
 from raysweep.analysis.comparer import CompareError, Comparer, antisymmetric, fitted_slope, grow, learn
 from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, save
@@ -14,11 +15,17 @@ from raysweep.analysis.learning import Learnt, learn_target
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.unseen import indicator, learner, leave_group_out, on_unseen, random_splits
 from raysweep.cli import main
+from raysweep.comparing import version_of
+from raysweep.record import Record
+from raysweep.run_files import StageRow, TrialRow
+from raysweep.runs import Run
 from raysweep.scores import Column
 from raysweep.spec import Metric
 
 pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
 WEIGHTS = np.array([1.0, 0.7, 0.0])
+KNOWN = {"started": "2026-01-01T00:00:00+00:00", "wall_seconds": 1.0, "peak_memory_bytes": 2**20, "world_size": 2,
+         "device": "cpu", "host": "h", "git_commit": None, "versions": {}}  # fmt: skip
 NAMES = ("one", "two", "noise")
 
 
@@ -197,3 +204,36 @@ def test_a_table_is_learnt_from(tmp_path, capsys):
     assert main(command) == 0
     assert "learnt from indicators" in capsys.readouterr().out
     assert load(tmp_path / "model")[0].learnt_from == "t.csv"
+
+
+def test_a_run_is_learnt_from_by_task_with_its_indicators_versions(store, tmp_path, capsys):
+    run = Run.create(store, "r", sweep_text="x", identity="{}")
+    run.note_columns(COLUMNS)
+    generator = np.random.default_rng(0)
+    for number in range(14):
+        checkpoint, trace = f"pretrain-{number}", generator.uniform(1, 9)
+        scores = dict(zip("tu", 1 - trace / 12 + generator.normal(size=2) / 5, strict=True))
+        numbers = {
+            checkpoint: ({}, {"loss_nats_per_token": trace, "num_parameters": 10.0}),
+            f"flatness-{number}": ({"num_sequences": 4}, {"hessian_trace": trace}),
+        }
+        for task, score in scores.items():
+            numbers[f"sft-{task}{number}"] = {"lr": 0.1, "seed": 0}, {"score": score, "valid_score": 0.5}
+        stages = []
+        for stage_id, (spec, metrics) in numbers.items():
+            kind, _, rest = stage_id.partition("-")
+            task = rest[0] if kind == "sft" else None
+            store.commit(Record(stage_id, kind, "done", spec, {}, metrics, KNOWN, {}), store.work_dir(stage_id))
+            stages.append(StageRow(stage_id, kind, 1, checkpoint, task, {}))
+        run.add_trial(TrialRow(f"t{number}", f"v{number}", {"pretrain.x": number % 3}, 0, tuple(stages)))
+    command = ["rank", "r", "--store", store.url, "--learn", str(tmp_path / "model"), "--json"]
+    assert main(command) == 0
+    tested = json.loads(capsys.readouterr().out)["targets"]
+    assert [each["target"] for each in tested] == ["sft/mean_score", "sft/t/score", "sft/u/score"]
+    assert [each["other_targets"] is None for each in tested] == [True, False, False]
+    contents, _ = load(tmp_path / "model")
+    # Not the loss of its own training, which is not known of other checkpoints.
+    assert set(contents.indicators) == {"flatness/hessian_trace", "flatness/mean_eigenvalue"}
+    assert contents.indicators["flatness/hessian_trace"] == IndicatorFile(
+        versions=(version_of({"num_sequences": 4}),), seconds=2.0
+    )
