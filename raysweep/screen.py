@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raysweep.estimates import Plan
+from raysweep.flatter import Change, changes, verdict
 from raysweep.printable import duration, printable
 from raysweep.scores import Column
 
@@ -175,6 +176,7 @@ def print_traces(measured: Sequence[Mapping[str, Any]], differences: Sequence[Ma
             if where and not where["target_reached"]:
                 more = "text" if where["stopped_by"] == "text" else "units (--max-units)"
                 console.print(f"the target error was not reached: it takes more {more}", style="yellow")
+    by_model = {each["model"]: each for each in measured}
     for each in differences:
         low, high = each["hessian_trace_difference_interval"]
         console.print(
@@ -182,6 +184,25 @@ def print_traces(measured: Sequence[Mapping[str, Any]], differences: Sequence[Ma
             f"{each['hessian_trace_difference']:.4g} "
             f"± {each['hessian_trace_difference_stderr']:.2g} (95 %: {low:.4g} to {high:.4g})"
         )
+        found = changes(by_model[each["model"]], by_model[each["less"]], each)
+        console.print(_changes(found, model=printable(each["model"]), less=printable(each["less"])))
+        console.print(verdict(found, printable(each["model"]), printable(each["less"])), style="bold")
+    if differences:
+        console.print(
+            "intervals of traces hold the chance of probe vectors and of the text; those of other measures, all of the "
+            "same few sequences, that of probe vectors alone. ?: by chance it may be the other",
+            style="dim",
+        )
+
+
+def _changes(found: Sequence[Change], *, model: str, less: str) -> Table:
+    table = _numbers("relative change", "", "95 %", "flatter", "survives a change of scale")
+    for each in found:
+        between = "" if each.low is None or each.high is None else f"{each.low:+.1%} to {each.high:+.1%}"
+        flatter = (model if each.value < 0 else less) + ("" if each.is_sure else "?")
+        survives = "yes" if each.survives_rescaling else "no"
+        table.add_row(each.measure.replace("_", " "), f"{each.value:+.1%}", between, flatter, survives)
+    return table
 
 
 def _shape(shape: Mapping[str, float]) -> Table:

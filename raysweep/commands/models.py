@@ -12,6 +12,7 @@ from raysweep.commands.arguments import above_zero, count, seed, store_of
 from raysweep.commands.output import print_json
 from raysweep.curvature.cost import Products
 from raysweep.curvature.settings import TraceSettings
+from raysweep.flatter import changes
 from raysweep.printable import printable
 
 
@@ -96,6 +97,10 @@ def _trace(args: argparse.Namespace) -> int:
     elif len(args.models) == 1:
         print_json(documents[0][0])
     else:
+        by_model = {each["model"]: each for each in documents[0]}
+        for each in documents[1]:
+            found = changes(by_model[each["model"]], by_model[each["less"]], each)
+            each["changes"] = [change.to_dict() for change in found]
         print_json({"traces": documents[0], "differences": documents[1], "failures": failures})
     for failure in failures:
         print(printable(f"DataError: {failure}"), file=sys.stderr)

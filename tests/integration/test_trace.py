@@ -124,8 +124,38 @@ def test_several_models_get_differences_with_an_error_of_their_own(checkpoints, 
     assert difference["hessian_trace_difference_stderr"] < both
     low, high = difference["hessian_trace_difference_interval"]
     assert low < difference["hessian_trace_difference"] < high
+    assert [each["measure"] for each in difference["changes"]] == ["hessian_trace", "fisher_trace"]
     assert main(["trace", str(checkpoints["llama"]), str(tmp_path / "near"), *map(str, asked)]) == 0
-    assert "less that of" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "less that of" in said
+    assert "None of these survives a change of scale" in said
+
+
+def test_of_two_models_the_flatter_one_is_named_by_what_survives_a_change_of_scale(checkpoints, text, tmp_path, capsys):
+    # The same function at another scale: what the first layer norm multiplies by, its readers divide by.
+    model = LlamaForCausalLM.from_pretrained(checkpoints["llama"])
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.post_attention_layernorm.weight.mul_(3.0)
+            block.mlp.gate_proj.weight.div_(3.0)
+            block.mlp.up_proj.weight.div_(3.0)
+    model.save_pretrained(tmp_path / "scaled")
+    for path in checkpoints["llama"].glob("tokenizer*"):
+        (tmp_path / "scaled" / path.name).write_bytes(path.read_bytes())
+    pair = checkpoints["llama"], tmp_path / "scaled"
+    asked = ["--data", text, "--sequence-length", 16, "--rse", 0.1, "--shape", 4]
+    (difference,) = trace(capsys, *pair, *asked)["differences"]
+    found = {each["measure"]: each for each in difference["changes"]}
+    assert found["fisher_trace"]["value"] > 0.05
+    assert found["fisher_trace"]["is_sure"]
+    surviving = [each for each in found.values() if each["survives_rescaling"]]
+    assert len(surviving) == 4
+    # The same probe vectors, scaled with the weights.
+    assert all(abs(each["value"]) < 1e-2 and not each["is_sure"] for each in surviving)
+    assert main(["trace", *map(str, pair), *map(str, asked)]) == 0
+    said = capsys.readouterr().out
+    assert "Of 4 measures that survive a change of scale" in said
+    assert said.count("(none beyond chance)") == 2
 
 
 def test_a_model_that_fails_does_not_take_the_others_along(checkpoints, text, tmp_path, capsys):

@@ -1,0 +1,92 @@
+"""Which of two measured models is flatter, by each measure of `raysweep trace`, and how surely."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+T95 = 2.36
+"""Of Student's distribution of 7 degrees of freedom: a measure has 8 draws or more of random vectors."""
+
+SURVIVING = ("adaptive_trace", "relative_flatness", "average_sharpness_adaptive", "worst_sharpness_adaptive")
+"""Measures of `curvature.shape` that stay where a layer is scaled and the next one scales back."""
+OTHERS = ("average_sharpness", "worst_sharpness")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A measure of one model less that of another, relative to the other's; below 0 the first is flatter."""
+
+    measure: str
+    value: float
+    low: float | None
+    """Of the 95 % interval; None where no error is known."""
+    high: float | None
+    survives_rescaling: bool
+    """Whether a change of scale that keeps the function keeps the measure."""
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether its interval leaves 0 out."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self) | {"is_sure": self.is_sure}
+
+
+def changes(document: Mapping[str, Any], less: Mapping[str, Any], difference: Mapping[str, Any]) -> list[Change]:
+    """All that both models have been measured by.
+
+    Args:
+        document: of one model, as `trace.ModelTraces.to_dict` gives it.
+        less: of the model that it is compared with.
+        difference: of their traces, paired by text and probe vectors; as `trace.Difference.to_dict` gives it.
+
+    Returns:
+        The traces' changes have the error of their paired difference. Those of other measures add both models' errors
+        up, which hold the chance of probe vectors alone, on the same few sequences: if anything too wide.
+    """
+    return [*_of_traces(less, difference), *_of_shape(document.get("shape", {}), less.get("shape", {}))]
+
+
+def _of_traces(less: Mapping[str, Any], difference: Mapping[str, Any]) -> Iterator[Change]:
+    for name in ("hessian_trace", "fisher_trace"):
+        scale = abs(less[name])
+        if scale > 0:
+            low, high = (each / scale for each in difference[f"{name}_difference_interval"])
+            yield Change(name, difference[f"{name}_difference"] / scale, low, high, survives_rescaling=False)
+
+
+def _of_shape(one: Mapping[str, float], other: Mapping[str, float]) -> Iterator[Change]:
+    for name in (*OTHERS, *SURVIVING):
+        if name not in one or not (scale := abs(other.get(name, 0.0))):
+            continue
+        value = (one[name] - other[name]) / scale
+        errors = [each.get(f"{name}_stderr", math.nan) for each in (one, other)]
+        half = T95 * math.hypot(*errors) / scale
+        low, high = (None, None) if math.isnan(half) else (value - half, value + half)
+        yield Change(name, value, low, high, survives_rescaling=name in SURVIVING)
+
+
+def verdict(found: list[Change], model: str, less: str) -> str:
+    """One sentence: by which of the measures that survive a change of scale which model is flatter, and how surely."""
+    surviving = [each for each in found if each.survives_rescaling]
+    if not surviving:
+        return (
+            "None of these survives a change of scale that keeps the function: add --shape for some that do, before "
+            "saying which model is flatter."
+        )
+    flatter = {
+        model: [each for each in surviving if each.value < 0],
+        less: [each for each in surviving if each.value > 0],
+    }
+    said = []
+    for name, own in flatter.items():
+        sure = [each.measure.replace("_", " ") for each in own if each.is_sure]
+        said.append(
+            f"{name} by {len(own)}" + (f" ({', '.join(sure)} beyond chance)" if sure else ", none beyond chance")
+        )
+    return f"Of {len(surviving)} measures that survive a change of scale, flatter is {'; '.join(said)}."
