@@ -54,6 +54,10 @@ class Brackets(ExactCorpus):
             )
         return self
 
+    def at_temperature(self, factor: float) -> Brackets:
+        """See `ExactCorpus.at_temperature`, beta being the inverse of one; kinds are uniform at any."""
+        return self.with_(beta=self.beta / factor)  # type: ignore[no-any-return]
+
     @cached_property
     def emissions(self) -> Floats:
         """p(word | type), [2, words]: uniform over the half that is of the type."""

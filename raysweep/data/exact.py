@@ -3,8 +3,8 @@
 All have words that are drawn from hidden symbols, one above each word: the states of a hidden Markov model, the
 lowest non-terminals of a grammar. What is seen of a sentence enters as the probability of what is seen at each place
 under each symbol; what it says of the symbol at another place is the language's own algorithm (`contexts`), and all
-conditionals follow. To add a language: a class with `emissions`, `contexts` and `sample`, in a file beside this one,
-and its name in `corpora.py`.
+conditionals follow. To add a language: a class with `emissions`, `contexts`, `sample` and `at_temperature`, in a
+file beside this one, and its name in `corpora.py`.
 """
 
 from __future__ import annotations
@@ -89,6 +89,14 @@ class ExactCorpus(CorpusSpec):
     def source(self) -> Self:
         """What its tokens depend on: all of it."""
         return self
+
+    @abstractmethod
+    def at_temperature(self, factor: float) -> Self:
+        """The same language, whose words and hidden symbols are more alike in probability above 1, less below.
+
+        Args:
+            factor: on all its temperatures; above 0.
+        """
 
     @property
     @abstractmethod

@@ -44,6 +44,13 @@ class HMM(ExactCorpus):
         check_table("num_states", self.num_states, self.num_words_total)
         return self
 
+    def at_temperature(self, factor: float) -> HMM:
+        """See `ExactCorpus.at_temperature`: of transitions and emissions."""
+        return self.with_(  # type: ignore[no-any-return]
+            transition_temperature=self.transition_temperature * factor,
+            emission_temperature=self.emission_temperature * factor,
+        )
+
     @cached_property
     def _moves(self) -> tuple[Floats, Ints]:
         """Probability of each permutation [k], and the state that it makes of each state [k, states]."""

@@ -66,6 +66,10 @@ class PCFG(ExactCorpus):
             raise ValueError(f"num_rules {self.num_rules}: there are only {self.num_nonterminals**2} pairs")
         return self
 
+    def at_temperature(self, factor: float) -> PCFG:
+        """See `ExactCorpus.at_temperature`: of rules, words and roots."""
+        return self.with_(temperature=self.temperature * factor)  # type: ignore[no-any-return]
+
     @cached_property
     def _laws(self) -> _Laws:
         draw = np.random.default_rng([self.grammar_seed, 2718])

@@ -151,7 +151,7 @@ class Sft(StageSpec):
     def training_flops(self, size: Size) -> float:
         """Of training alone."""
         load = self.task.workload()
-        num = self.hyperparameters.num_examples(load.num_train)
+        num = self.hyperparameters.num_examples(self.task.num_finetuned)
         return size.gradient_flops(self.hyperparameters.epochs * num * load.length, load.length)
 
     @property
@@ -160,7 +160,7 @@ class Sft(StageSpec):
         counted."""
         load, given = self.task.workload(), self.hyperparameters
         return TrainingSteps(
-            sequences=min(given.batch_sequences, given.num_examples(load.num_train)),
+            sequences=min(given.batch_sequences, given.num_examples(self.task.num_finetuned)),
             length=load.length,
             optimizer_floats=self._optimizer.state_floats,
             precision=given.precision,

@@ -109,6 +109,11 @@ class TaskSpec(Spec):
         """Classes that a linear probe can tell apart; None: the task has no labels, and `features` is not asked for."""
 
     @property
+    def num_finetuned(self) -> int:
+        """Training examples that fine-tuning sees, of those that a probe may be fitted to: the first so many."""
+        return self.workload().num_train
+
+    @property
     def needs_intercept(self) -> bool:
         """Whether a linear classifier of two classes needs more than a direction; only of tasks with labels."""
         return True

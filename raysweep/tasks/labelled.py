@@ -79,7 +79,8 @@ class LabelledTask(TaskSpec):
         examples = self.encoded("train", tokenizer, max_length=context_length(model))
         length = examples.ids.shape[1] if self.pooling == "all" else None
         classifier = Classifier(model, length=length, num_classes=self.num_classes, seed=seed)
-        losses = train(classifier, examples.batch, loss=LabelLoss(), num_examples=len(examples.ids))
+        num_examples = min(len(examples.ids), self.num_finetuned)
+        losses = train(classifier, examples.batch, loss=LabelLoss(), num_examples=num_examples)
         classifier.eval()
         return Fitted(classifier, losses)
 

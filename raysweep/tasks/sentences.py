@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -19,6 +19,7 @@ from pydantic import Field
 from raysweep.data.exact import INDICATOR, MAX_NUMBERS, TASK, ExactCorpus
 from raysweep.errors import DataError, Finding, SpaceError
 from raysweep.objectives.base import Ints
+from raysweep.spec import Neutral
 from raysweep.tasks.base import TARGET_SPLITS, Split, Workload, numbered
 from raysweep.tasks.labelled import Labelled, LabelledTask
 
@@ -39,6 +40,11 @@ class SentenceTask(LabelledTask):
     """Test sentences."""
     seed: int = Field(default=0, ge=0)
     """Of the draw of sentences."""
+    max_labels: Annotated[int | None, Neutral(None)] = Field(default=None, ge=1)
+    """Training sentences that fine-tuning sees, the first so many; left out: all. Probes may be fitted to more."""
+    test_temperature: Annotated[float, Neutral(1.0)] = Field(default=1.0, gt=0)
+    """Out of distribution: test sentences, and those that indicators and probes are scored on, are of the same language
+    at so many times its temperatures. Training and validation stay in distribution."""
 
     @property
     @abstractmethod
@@ -75,15 +81,28 @@ class SentenceTask(LabelledTask):
                 f"{MAX_NUMBERS:,} fit into memory"
             )
 
+    @property
+    def num_finetuned(self) -> int:
+        """`max_labels`, if there are so many."""
+        return min(self.num_train, self.max_labels or self.num_train)
+
     def examples(self, split: Split) -> tuple[Ints, Ints]:
         """(token ids [n, T + 1], labels [n]); for indicators up to `num_test` sentences that no other split holds."""
         if split == "indicator":
             return self._indicator_examples()
         counts = {"train": self.num_train, "valid": self.num_valid, "test": self.num_test}
-        words, labels = self._target_sentences
+        words, labels = (self._shifted if split == "test" else self)._target_sentences
         first = {"train": 0, "valid": self.num_train, "test": self.num_train + self.num_valid}[split]
         part = slice(first, first + counts[split])
         return self.language.rows(words[part]), labels[part]
+
+    @cached_property
+    def _shifted(self) -> Self:
+        """The task on the sentences that it is scored on, where these are of other temperatures."""
+        if self.test_temperature == 1:
+            return self
+        plain = self.with_(test_temperature=1.0)
+        return plain.bind(self.language.at_temperature(self.test_temperature))  # type: ignore[no-any-return]
 
     @cached_property
     def _target_sentences(self) -> tuple[Ints, Ints]:
@@ -95,7 +114,7 @@ class SentenceTask(LabelledTask):
         return Labelled(*self.examples(split))
 
     def _indicator_examples(self) -> tuple[Ints, Ints]:
-        words, labels = self.labelled(self.num_test, stream=INDICATOR)
+        words, labels = self._shifted.labelled(self.num_test, stream=INDICATOR)
         ids = self.language.rows(words)
         # Another stream shares no draw, but a small language has few sentences, and draws them again.
         known = {row.tobytes() for split in TARGET_SPLITS for row in self.examples(split)[0]}

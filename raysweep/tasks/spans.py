@@ -1,8 +1,8 @@
-"""The grammar's own labels: which non-terminal spans the last `span` words of a sentence (paper 1's tasks A, B, C)."""
+"""The grammar's own labels: which non-terminal spans some words, as the last (paper 1's tasks A, B, C)."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from raysweep.data.corpora import Corpus
 from raysweep.data.pcfg import PCFG
 from raysweep.errors import SpaceError
 from raysweep.objectives.base import Ints
+from raysweep.spec import Neutral
 from raysweep.tasks.sentences import SentenceTask
 
 
@@ -21,7 +22,9 @@ class PCFGSpan(SentenceTask):
     form: Literal["pcfg_span"]
     """Which form of task."""
     span: int = Field(ge=1)
-    """Words at a sentence's end whose non-terminal is asked for; a power of two."""
+    """Words whose non-terminal is asked for; a power of two."""
+    place: Annotated[int | None, Neutral(None)] = Field(default=None, ge=0)
+    """Which of a sentence's spans of so many words, from 0; left out: the last."""
     grammar: PCFG | None = None
     """Filled from pretrain.data."""
 
@@ -37,6 +40,8 @@ class PCFGSpan(SentenceTask):
         grammar = bound.language
         if self.span not in (spans := [2**power for power in range(grammar.sentence_length.bit_length())]):
             raise SpaceError(f"{self.span} is no span of the grammar; spans: {spans}", at=("span",))
+        if self.place is not None and self.place >= (num := grammar.sentence_length // self.span):
+            raise SpaceError(f"{self.place}: a sentence has {num} spans of {self.span} words, from 0", at=("place",))
         self.check_size(grammar.sentence_length * grammar.num_rules, "sentence_length x num_rules")
         return bound
 
@@ -53,6 +58,6 @@ class PCFGSpan(SentenceTask):
         return self.grammar
 
     def labelled(self, num: int, *, stream: int) -> tuple[Ints, Ints]:
-        """Classes are the non-terminals above each sentence's last `span` words; see `SentenceTask.labelled`."""
+        """Classes are the non-terminals above a span of each sentence; see `SentenceTask.labelled`."""
         words, spans = self.language.sample(num, seed=self.seed, stream=stream)
-        return words, spans[self.span][:, -1]
+        return words, spans[self.span][:, -1 if self.place is None else self.place]

@@ -257,6 +257,8 @@ def test_what_fine_tuning_forgets_is_the_rise_of_the_own_loss_and_changes_no_sco
         rise = float(loss_of(model.eval(), rows, text.loss) - loss_of(before, rows, text.loss))
     assert metrics["forgetting_nats_per_token"] == pytest.approx(rise, rel=1e-3, abs=1e-6)
     assert metrics["forgetting_stderr"] > 0
+    few = plain.with_(task=task.with_(max_labels=8))
+    assert few.run({"checkpoint": case.inputs["checkpoint"]}, out, Worker())["num_steps"] == 4
     scored = plain.run({"checkpoint": case.inputs["checkpoint"]}, out, Worker())
     assert scored == {name: value for name, value in metrics.items() if not name.startswith("forgetting")}
 

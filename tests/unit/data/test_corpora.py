@@ -55,7 +55,7 @@ def test_a_corpus_that_builds_something_else_is_refused(tmp_path, corpus, said):
 
 
 def test_a_corpus_that_leaves_something_out_is_refused():
-    with pytest.raises(TypeError, match="Silent lacks emissions, sample, which ExactCorpus asks for"):
+    with pytest.raises(TypeError, match="Silent lacks at_temperature, emissions, sample, which ExactCorpus asks for"):
 
         class Silent(ExactCorpus):
             name: str = "silent"
