@@ -79,7 +79,7 @@ class Trial:
     added: frozenset[str] = frozenset()
     """Ids of the stages that came so."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Zip -> path -> the value that the point's name of it stands for, or that value's name."""
+    """Zip -> path -> the value that the point's name of it stands for, as a table has it."""
 
     @cached_property
     def variant_id(self) -> str:

@@ -143,10 +143,12 @@ class Setting(NamedTuple):
     """Dotted path -> where that value stands, below the axis."""
 
     @property
-    def names(self) -> Mapping[str, Any]:
-        """Dotted path -> what stands for its value: its name, where it has one, or the value itself."""
-        keys = {path: place[-1] for path, place in self.places.items()}
-        return {path: keys[path] if isinstance(keys[path], str) else value for path, value in self.values.items()}
+    def cells(self) -> Mapping[str, Any]:
+        """Dotted path -> its value in a table: numbers and text as they are, all else as the sweep file has it."""
+        return {
+            path: value if isinstance(value, bool | int | float | str) else written(value)
+            for path, value in self.values.items()
+        }
 
     @property
     def place(self) -> Place:

@@ -186,9 +186,9 @@ class SearchSpace:
 
     @cached_property
     def _settings(self) -> Mapping[str, Mapping[Any, Mapping[str, Any]]]:
-        """Zip -> its label in a point -> path -> value, or its name."""
+        """Zip -> its label in a point -> path -> value, as a table has it."""
         return {
-            name: {setting.label: setting.names for setting in settings(name, axis)}
+            name: {setting.label: setting.cells for setting in settings(name, axis)}
             for name, axis in self.declared.sweep.items()
             if isinstance(axis, Zip)
         }
