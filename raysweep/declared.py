@@ -17,6 +17,7 @@ from raysweep.search import (
     Axis,
     Choice,
     Grid,
+    Replicates,
     Search,
     Zip,
     kind_of,
@@ -118,6 +119,8 @@ class Declared(Spec):
     """Checkpoints whose held-out loss is within so many nats per token of the lowest count as of the same loss."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     """Of pretraining; each runs every point."""
+    replicates: Annotated[Replicates | None, Neutral(None)] = None
+    """Variants that run under further seeds; left out: none."""
     sweep: dict[str, Axis] = Field(default_factory=dict)
     """Axes: a path under pretrain, such as pretrain.optimizer.lr, to the values it takes; or a name of your own to a
     zip of paths that move together."""
@@ -187,6 +190,7 @@ def axis_findings(declared: Declared) -> Iterator[Finding]:
     yield from _overlap_findings(declared)
     if declared.search.name == "optuna" and len(declared.seeds) > 1:
         yield ("seeds",), f"optuna compares single trials, so seeds holds one, not {len(declared.seeds)}"
+    yield from _replicate_findings(declared)
     yield from _gang_findings(declared)
     yield from _size_findings(declared)
 
@@ -229,6 +233,26 @@ def _overlap_findings(declared: Declared) -> Iterator[Finding]:
             yield where, f"{path} is varied by the axis {first} already; leave it in one of them"
         elif path.startswith(f"{over}."):
             yield where, f"{over} replaces what {path} sets before it; let {over} come first"
+
+
+def _replicate_findings(declared: Declared) -> Iterator[Finding]:
+    """Further seeds of variants that there are not, or that run under them already."""
+    replicates = declared.replicates
+    if not replicates:
+        return
+    if declared.search.name != "grid":
+        yield ("replicates",), f"search.name {declared.search.name} draws its points: list all seeds in seeds"
+    if twice := {*replicates.seeds} & {*declared.seeds}:
+        yield ("replicates", "seeds"), f"seeds has {min(twice)} already: all variants run under it"
+    for axis, values in replicates.of.items():
+        where: Place = ("replicates", "of", axis)
+        if axis not in declared.sweep:
+            yield where, f"no axis {axis!r}" + suggested(axis, list(declared.sweep), "axes")
+            continue
+        taken = labels(declared.sweep[axis])
+        for value in values:
+            if value not in taken:
+                yield where, f"{axis} takes no {value!r}" + suggested(str(value), [*map(str, taken)], "values")
 
 
 def _gang_findings(declared: Declared) -> Iterator[Finding]:

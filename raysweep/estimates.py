@@ -188,13 +188,14 @@ def estimate(
     search, resources = space.declared.search, space.resources
     has_sizes = len({each.workers for each in resources.every}) > 1
     picked_later = search.name == "optuna"
-    points = [{}] * (search.num_trials or 0) if picked_later else list(space.points())
+    # Optuna's points are not known yet, so that the base stands for each.
+    base = [space.trial({}, space.declared.seeds[0])] * (search.num_trials or 0) if picked_later else []
+    trials = base or list(space.trials())
     finished = store.finished_ids()
-    # Where points are picked later, the base stands for each: its own stages being finished says nothing of them.
+    # Where points are picked later, the base's own stages being finished says nothing of them.
     total = _Sum(set() if picked_later else finished, once=not picked_later)
-    for point in points:
-        for seed in space.declared.seeds:
-            total.add(space.trial(point, seed), resources.of(point))
+    for trial in trials:
+        total.add(trial, resources.of(trial.point))
     # How long a stage of one gang takes in one of another size is not known.
     seconds, num_measured = ({}, 0) if has_sizes else _seconds(total, store, finished, resources.default)
     flops = float(sum(total.flops_to_do.values()))
@@ -207,8 +208,8 @@ def estimate(
     return Plan(
         name=space.name,
         run=space.run_name(),
-        num_variants=len(points),
-        num_trials=len(points) * len(space.declared.seeds),
+        num_variants=len(trials) if picked_later else len({trial.variant_id for trial in trials}),
+        num_trials=len(trials),
         stages=dict(total.stages),
         stages_done=dict(total.done),
         num_parameters=(min(total.sizes), max(total.sizes)) if total.sizes else None,

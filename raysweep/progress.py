@@ -37,7 +37,7 @@ class Progress:
     """Counts of a sweep's stages by kind, fed with the events of its run."""
 
     def __init__(self, space: SearchSpace) -> None:
-        search, seeds = space.declared.search, space.declared.seeds
+        search = space.declared.search
         self.num_workers = 1
         """Of the largest gang, once that is known."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -53,7 +53,7 @@ class Progress:
         self._leaders: dict[str, Leader] = {}
         self._made_seconds = self._made_at = 0.0
         if search.name == "optuna":
-            base = space.trial({}, seeds[0])
+            base = space.trial({}, space.declared.seeds[0])
             self.num_trials = search.num_trials or 0
             # Its points are not known yet. What needs no other stage, such as the tokens, trials most likely share.
             self._per_open_trial = Counter(stage.kind for stage in base.stages if stage.inputs)
@@ -61,11 +61,10 @@ class Progress:
             self._planned = {stage.kind: set() for stage in base.stages}
             return
         self._per_open_trial, self._shared, self.num_trials = Counter(), set(), 0
-        for point in space.points():
-            for seed in seeds:
-                self.num_trials += 1
-                for stage in space.trial(point, seed).stages:
-                    self._planned.setdefault(stage.kind, set()).add(stage.id)
+        for trial in space.trials():
+            self.num_trials += 1
+            for stage in trial.stages:
+                self._planned.setdefault(stage.kind, set()).add(stage.id)
 
     @property
     def kinds(self) -> tuple[str, ...]:

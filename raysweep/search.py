@@ -287,6 +287,19 @@ class ParetoAsha(Spec):
         return {("goals", index, "metric"): goal.metric for index, goal in enumerate(self.goals)}
 
 
+class Replicates(Spec):
+    """Further seeds of some variants: how far trainings of one recipe differ, without training all of them again."""
+
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    """Beside those that all variants run under."""
+    of: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = Field(min_length=1)
+    """Axis to its values, or their names; of several axes, the variants that have one of each."""
+
+    def holds(self, point: Mapping[str, Any]) -> bool:
+        """Whether a variant is one of them."""
+        return all(point.get(axis) in values for axis, values in self.of.items())
+
+
 class Search(Spec):
     """Who picks the points, how many, and who is stopped early."""
 

@@ -103,6 +103,14 @@ class SearchSpace:
                 draw = random.Random(f"{search.seed}:{index}")
                 yield {name: _sample(axis, self.values(name), draw) for name, axis in self.declared.sweep.items()}
 
+    def trials(self) -> Iterator[Trial]:
+        """Each point of a grid or random search under each of its seeds."""
+        declared = self.declared
+        for point in self.points():
+            more = declared.replicates.seeds if declared.replicates and declared.replicates.holds(point) else ()
+            for seed in (*declared.seeds, *more):
+                yield self.trial(point, seed)
+
     def columns(self) -> tuple[Column, ...]:
         """Those of the checkpoints of any variant, each once."""
         return tuple(dict.fromkeys(column for trial in self._kinds_of_trial() for column in trial.columns))

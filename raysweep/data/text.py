@@ -167,6 +167,8 @@ class Text(CorpusSpec):
     """Weight of each domain in the training sequences; left out: equal."""
     tokenizer: Tokenizer = Bpe()
     """How text becomes tokens."""
+    later_tags: Annotated[tuple[str, ...], Neutral(())] = ()
+    """Tags that documents of later phases have: a model has a row for each from its beginning."""
 
     @model_validator(mode="after")
     def _known(self) -> Text:
@@ -297,7 +299,8 @@ class Text(CorpusSpec):
 
     @property
     def _tags(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(domain.tag for domain in self.domains_.values() if domain.tag is not None))
+        here = (domain.tag for domain in self.domains_.values() if domain.tag is not None)
+        return tuple(dict.fromkeys((*self.later_tags, *here)))
 
     def _training_texts(self, num_bytes: int) -> Iterator[str]:
         """Documents for the tokenizer: about `num_bytes` of each domain whatever its weight, so mixes share it."""

@@ -94,15 +94,13 @@ def _run_on_ray(space: SearchSpace, store: Store, run: Run, journal: Journal) ->
     if search.name != "optuna":
         finished = store.finished_ids()
         trials = []
-        for point in space.points():
-            for seed in space.declared.seeds:
-                whole = space.trial(point, seed)
-                trial, to_do = recall(whole, store, finished)
-                # A scheduler compares with all that came before, so it is shown the finished trials again.
-                if search.scheduler is None and not to_do:
-                    _tell_finished(trial, store, journal)
-                else:
-                    trials.append(whole)
+        for whole in space.trials():
+            trial, to_do = recall(whole, store, finished)
+            # A scheduler compares with all that came before, so it is shown the finished trials again.
+            if search.scheduler is None and not to_do:
+                _tell_finished(trial, store, journal)
+            else:
+                trials.append(whole)
         if not trials:
             return
     from raysweep.runners.tune import run_tune

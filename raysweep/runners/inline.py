@@ -36,8 +36,7 @@ def run_inline(space: SearchSpace, store: Store, run: Run, report: Report) -> No
             logger.warning("the inline runner is one process: resources.workers %d is not used", each.workers)
     alone = asked.map(lambda each: each.with_(workers=1, max_concurrent=1))
     space = with_gangs_chosen(space, run, lambda: [this_machine()], report, asked=alone)
-    every = [space.trial(point, seed) for point in space.points() for seed in space.declared.seeds]
-    trials = Beginnings(store.finished_ids()).in_order(every)
+    trials = Beginnings(store.finished_ids()).in_order(list(space.trials()))
     current = ""
     saves = SaveFirst()
 

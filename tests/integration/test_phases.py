@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 from raysweep.analysis.sections import cost_table
 from raysweep.analysis.tables import checkpoint_table, stage_table
 from raysweep.data.packing import Tokens
+from raysweep.data.tokenizers import load_tokenizer
 from raysweep.errors import RaysweepError
 from raysweep.events import Event, StageEvent, StageProgress
 from raysweep.runners import run_sweep
@@ -292,6 +293,20 @@ pretrain:
     - {name: both, steps: 3, data: {domains: {tales: {train: tales.txt, valid: tales.txt}}}}
     - {name: tales, steps: 3, sequence_length: 32, data: {mix: {notes: 0.1, tales: 0.9}}}
 """
+
+
+def test_a_phase_may_tag_documents_where_the_first_has_rows_for_the_tags(run_of, models, store):
+    tagged = CURRICULUM.replace("train: tales.txt", 'tag: "<|tale|>", train: tales.txt')
+    (models / "tales.txt").write_text("Once upon a time a dog and a fox met. " * 60)
+    with pytest.raises(RaysweepError, match="text with a vocabulary of 301 cannot follow text with 300"):
+        load_text(models, tagged)
+    run = run_of(tagged.replace("vocab_size: 300}", 'vocab_size: 300}, later_tags: ["<|tale|>"]'), store)
+    (trial,) = run.trials()
+    ends = [store.folder(stage.id) for stage in trial.stages if stage.kind == "pretrain"]
+    assert {len(load_file(end / "model.safetensors")["model.embed_tokens.weight"]) for end in ends} == {301}
+    *_, last = (Tokens(store.folder(stage.id)) for stage in trial.stages if stage.kind == "tokenize")
+    tag = load_tokenizer(last.tokenizer_dir).convert_tokens_to_ids("<|tale|>")
+    assert tag in last.sequences("tales", "train", 16)
 
 
 def test_a_phase_of_other_text_is_read_by_the_tokenizer_of_the_first(run_of, models, store):

@@ -188,6 +188,33 @@ def test_indicators_without_tasks_are_refused(sweep_file):
         load(sweep_file(text))
 
 
+REPLICATES = "replicates: {seeds: [3, 4], of: {pretrain.optimizer.lr: [3e-3]}}\nsweep:"
+
+
+def test_some_variants_run_under_further_seeds(sweep_file):
+    text = TINY.replace("sweep:", REPLICATES)
+    lrs = [(trial.point["pretrain.optimizer.lr"], trial.seed) for trial in load(sweep_file(text)).trials()]
+    assert lrs == [(1e-2, 0), (3e-3, 0), (3e-3, 3), (3e-3, 4)]
+    same = (
+        load(sweep_file(text)).trials(),
+        load(sweep_file(TINY.replace("name: tiny", "seeds: [0, 3, 4]\nname: tiny"))).trials(),
+    )
+    assert {trial.id for trial in same[0]} < {trial.id for trial in same[1]}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[3e-3]}", "[1e-5]}", "replicates.of.pretrain.optimizer.lr: pretrain.optimizer.lr takes no 1e-05"),
+        ("{pretrain.optimizer.lr: [3e-3]}", "{size: [3e-3]}", "replicates.of.size: no axis 'size'"),
+        ("[3, 4]", "[0, 4]", "replicates.seeds: seeds has 0 already"),
+        ("sweep:", "search: {name: random, num_trials: 2}\nsweep:", "replicates: search.name random draws its points"),
+    ],
+)
+def test_replicates_of_what_there_is_not_are_refused(sweep_file, old, new, said):
+    refuse(sweep_file, "sweep:", REPLICATES.replace(old, new), said)
+
+
 def test_optuna_needs_objectives_and_one_seed(sweep_file):
     refuse(sweep_file, "name: tiny", "search: {name: optuna, num_trials: 3}\nname: tiny", "objectives is missing")
     optuna = "search: {name: optuna, num_trials: 3, objectives: [{metric: sft/mean_score, mode: max}]}\nseeds: [0, 1]\n"
