@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysweep.analysis import formatting
-from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT
+from raysweep.analysis.derived import HESSIAN_TRACE
 from raysweep.analysis.labels import is_missing, varying_points
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.within_bases import (
@@ -43,7 +43,7 @@ LOSS = column_name("heldout", "loss_nats_per_token")
 MEAN_SCORE = column_name("sft", "mean_score")
 FORGETTING = column_name("sft", "mean_forgetting")
 
-NO_MEASURES = frozenset({"tokenize", "fetch", "pretrain", "heldout", "indicators", "probe", "probes", "sft"})
+NO_MEASURES = frozenset({"tokenize", "fetch", "pretrain", "heldout", "probe", "probes", "sft"})
 """Kinds of stage that prepare, or that tell of transfer: what they have for measures is named one by one."""
 
 RowValues = Mapping[Hashable, Any]
@@ -316,7 +316,7 @@ def _measures(table: pd.DataFrame, columns: Sequence[Column], loss: str) -> dict
     others = [each for each in columns if each.kind not in NO_MEASURES and each.metric.direction]
     names = [each.name for each in others if "/" not in each.metric.name]
     early = _probes(table)[:1]
-    wanted = dict.fromkeys([*names, loss, KSHOT, *early])
+    wanted = dict.fromkeys([*names, loss, *early])
     return {name: values for name in wanted if name in table and np.isfinite(values := _numbers(table, name)).all()}
 
 

@@ -1,4 +1,4 @@
-"""Cheap numbers of a checkpoint, known before any fine-tuning: zero- and few-shot scores of its tasks."""
+"""Zero- and few-shot scores of a checkpoint on its tasks, known before any fine-tuning."""
 
 from __future__ import annotations
 
@@ -23,15 +23,21 @@ from raysweep.train.checkpoints import load_model
 from raysweep.train.evaluate import ROWS_OF_STATES
 from raysweep.worker import Worker
 
+LIKELIHOOD = "_log_likelihood"
+"""Ends the name of the mean log-likelihood of right answers, beside that of the score."""
+
 
 class Indicators(StageSpec):
-    """Each fine-tuning task's score without training.
+    """Each fine-tuning task's score without training, and the log-likelihood of its right answers.
 
-    Text tasks are scored with 0 and `kshot` solved examples before the question; a task with classes by the
-    nearest mean state of `kshot` examples of each class. Pieces are dealt over ranks, each whole on one rank.
+    Likelihoods tell more than scores where these are near chance; see `TaskSpec.log_likelihoods`. Text tasks are scored
+    with 0 and `kshot` solved examples before the question; a task with classes by the nearest mean state of `kshot`
+    examples of each class. Pieces are dealt over ranks, each whole on one rank.
     """
 
     kind: ClassVar[str] = "indicators"
+    # 2: with likelihoods.
+    VERSION: ClassVar[int] = 2
 
     kshot: int = Field(default=2, ge=1)
     """Solved examples before the question; of each class, for tasks with labels."""
@@ -46,28 +52,37 @@ class Indicators(StageSpec):
         return self.with_(tasks=dict(subject.tasks))  # type: ignore[no-any-return]
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """A score of each task without and, where `kshot` examples can be shown, with them; NaN where none was left."""
+        """Means over each task's examples, without and, where there are some, with shots; NaN where none was left."""
         model = load_model(inputs["checkpoint"]).to(worker.device).eval()
         tokenizer = load_tokenizer(inputs["checkpoint"])
         # Each piece whole on one rank: a score does not hang on how its examples would be batched over ranks.
-        pieces = self._pieces()
         mine = {
-            name: self._score(model, tokenizer, task, shots)
-            for index, (name, task, shots) in enumerate(pieces)
+            name: value
+            for index, (name, task, shots) in enumerate(self._pieces())
             if index % worker.world_size == worker.rank
+            for name, value in self._score(model, tokenizer, name, task, shots).items()
         }
-        scores = {name: score for part in worker.gather(mine) for name, score in part.items()}
-        mean = fmean(scores[f"{name}/kshot"] for name in self.tasks)
-        return {name: scores[name] for name, _, _ in pieces} | {"kshot_mean": mean}
+        values = {name: value for part in worker.gather(mine) for name, value in part.items()}
+        for end in ("", LIKELIHOOD):
+            values[f"kshot{end}_mean"] = fmean(values[f"{name}/kshot{end}"] for name in self.tasks)
+        return values
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
-        """A score of each task without and with solved examples, and the mean of the latter."""
+        """Of each task without and with solved examples, and the means of the latter."""
         names = [name for name, _, _ in self._pieces()]
-        return tuple(Metric(name, "max", "share") for name in (*names, "kshot_mean"))
+        return (
+            *(Metric(name, "max", "share") for name in (*names, "kshot_mean")),
+            *(Metric(f"{name}{LIKELIHOOD}", "max", "nats") for name in names),
+            Metric(f"kshot{LIKELIHOOD}_mean", "max", "nats"),
+        )
 
     def flops(self, size: Size, corpus: Corpus) -> float:
-        """A forward pass over each task's examples, and over those that they are solved by."""
-        return sum(size.forward_flops(num * length, length) for num, length in map(self._rows, self.tasks.values()))
+        """A forward pass over each task's examples, and those they are solved by; of texts one more, for answers."""
+        rows = ((task, *self._rows(task)) for task in self.tasks.values())
+        return sum(
+            (2 if task.num_classes is None else 1) * size.forward_flops(num * length, length)
+            for task, num, length in rows
+        )
 
     def memory_bytes(self, size: Size, resources: Resources) -> int:
         """Weights, and what the largest batch takes, all in 32 bits."""
@@ -106,6 +121,7 @@ class Indicators(StageSpec):
             or task.num_classes is None  # Classes have no names to go by: without an example there is no score.
         ]
 
-    def _score(self, model: Any, tokenizer: Any, task: Task, shots: int) -> float:
-        scores = task.score_untrained(model, tokenizer, num_shots=shots, max_examples=self.max_examples)
-        return fmean(scores) if scores else math.nan
+    def _score(self, model: Any, tokenizer: Any, name: str, task: Task, shots: int) -> dict[str, float]:
+        guesses = task.score_untrained(model, tokenizer, num_shots=shots, max_examples=self.max_examples)
+        score, likelihood = map(fmean, zip(*guesses, strict=True)) if guesses else (math.nan, math.nan)
+        return {name: score, f"{name}{LIKELIHOOD}": likelihood}

@@ -53,6 +53,15 @@ class Fitted(NamedTuple):
     """Mean loss of each step, in nats per predicted token or class."""
 
 
+class Guess(NamedTuple):
+    """What a checkpoint that was not fine-tuned makes of an example."""
+
+    score: float
+    """The score that counts, in [0, 1]; NaN where the model's numbers are none."""
+    log_likelihood: float
+    """Of the right answer, in nats, as in `TaskSpec.log_likelihoods`; NaN where it has none."""
+
+
 class Features(NamedTuple):
     """What a linear probe is fitted to, or scored on."""
 
@@ -203,8 +212,8 @@ class TaskSpec(Spec):
     @abstractmethod
     def score_untrained(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, num_shots: int, max_examples: int
-    ) -> list[float]:
-        """Scores of a checkpoint as it is on examples of the indicator split.
+    ) -> list[Guess]:
+        """Scores of a checkpoint as it is, and likelihoods of right answers, on examples of the indicator split.
 
         Args:
             model: in evaluation mode.
@@ -212,9 +221,6 @@ class TaskSpec(Spec):
             num_shots: solved training examples to go by: before the question, or of each class of a task with labels,
                 which needs one at least.
             max_examples: at most.
-
-        Returns:
-            The "score" of each example, in [0, 1].
         """
 
     @abstractmethod

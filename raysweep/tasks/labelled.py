@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 
 from raysweep.objectives.base import Arrays, Ints
 from raysweep.objectives.heads import Head
-from raysweep.tasks.base import Answered, Features, Fitted, Split, TaskSpec, Train
+from raysweep.tasks.base import Answered, Features, Fitted, Guess, Split, TaskSpec, Train
 from raysweep.tasks.rows import context_length
 
 if TYPE_CHECKING:
@@ -106,11 +107,13 @@ class LabelledTask(TaskSpec):
 
     def score_untrained(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, num_shots: int, max_examples: int
-    ) -> list[float]:
+    ) -> list[Guess]:
         """Hits of the class whose `num_shots` examples' mean state is nearest (Snell et al., 2017).
 
-        Near is by Euclidean distance, of one state for each example: see `_summaries`. A class without an example in
-        the training split is never predicted.
+        Near is by Euclidean distance d, of one state for each example: see `_summaries`. A class without an example in
+        the training split is never predicted. Likelihoods are those of normal classes of one variance s^2 in all
+        directions, p ~ exp(-d^2 / 2 s^2), by the examples' own about their means: another scale of states changes none.
+        Of one example a class no variance is known, and of a class without one no likelihood.
         """
         import torch
 
@@ -121,13 +124,23 @@ class LabelledTask(TaskSpec):
             np.concatenate([np.flatnonzero(train.labels == label)[:num_shots] for label in np.unique(train.labels)])
         ]
         states = self._summaries(model, chosen)
-        classes = torch.from_numpy(np.unique(chosen.labels))
-        given = torch.from_numpy(chosen.labels)
-        centroids = torch.stack([states[(given == label).to(states.device)].mean(dim=0) for label in classes])
+        classes, place = np.unique(chosen.labels, return_inverse=True)
+        given = torch.from_numpy(place).to(states.device)
+        centroids = torch.stack([states[given == label].mean(dim=0) for label in range(len(classes))])
         asked = self.encoded("indicator", tokenizer, max_length=max_length)[:max_examples]
-        distances = torch.cdist(self._summaries(model, asked), centroids).cpu()
-        hits = classes[distances.argmin(dim=1)].numpy() == asked.labels
-        return np.where(distances.isnan().any(dim=1).numpy(), np.nan, hits).tolist()  # type: ignore[no-any-return]
+        distances = torch.cdist(self._summaries(model, asked), centroids).cpu().double()
+        hits = np.where(
+            distances.isnan().any(dim=1).numpy(), np.nan, classes[distances.argmin(dim=1).numpy()] == asked.labels
+        )
+        freedom = (len(states) - len(classes)) * states.shape[1]
+        variance = float((states - centroids[given]).double().square().sum()) / freedom if freedom else math.nan
+        by_class = (-(distances**2) / (2 * variance)).log_softmax(dim=1).numpy()
+        right = dict(zip(classes.tolist(), by_class.T, strict=True))
+        unseen = np.full(len(asked.labels), math.nan)
+        return [
+            Guess(float(hit), float(right.get(label, unseen)[row]))
+            for row, (hit, label) in enumerate(zip(hits, asked.labels.tolist(), strict=True))
+        ]
 
     def features(
         self,

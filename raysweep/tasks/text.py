@@ -12,7 +12,7 @@ from raysweep.errors import StageError
 from raysweep.objectives.base import IGNORED, Arrays
 from raysweep.objectives.causal_lm import AnswerLM
 from raysweep.objectives.heads import Head
-from raysweep.tasks.base import Answered, Features, Fitted, Split, Train
+from raysweep.tasks.base import Answered, Features, Fitted, Guess, Split, Train
 from raysweep.tasks.files import Example, FileTask
 from raysweep.tasks.rows import context_length, fit, pad, token_ids
 
@@ -90,10 +90,29 @@ class TextTask(FileTask):
 
     def log_likelihoods(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[float]:
         """Of the likeliest right answer behind its prompt, per token; without the token that ends it."""
+        return self._likelihoods(model, tokenizer, self.examples(split), shots=())
+
+    def score_untrained(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, num_shots: int, max_examples: int
+    ) -> list[Guess]:
+        """The same with the first `num_shots` training examples, solved, before each prompt; 0: with none."""
+        examples, shots = self.examples("indicator")[:max_examples], self.examples("train")[:num_shots]
+        rows = self.evaluate(model, tokenizer, examples, max_length=context_length(model), shots=shots)
+        likelihoods = self._likelihoods(model, tokenizer, examples, shots=shots)
+        return [Guess(row.scores["score"], value) for row, value in zip(rows, likelihoods, strict=True)]
+
+    def _likelihoods(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[Example],
+        *,
+        shots: Sequence[Example],
+    ) -> list[float]:
         from raysweep.tasks.likelihoods import mean_log_likelihoods
 
-        examples, max_length = self.examples(split), context_length(model)
-        prompts = token_ids(tokenizer, [self.prompt(example) for example in examples])
+        before, max_length = self.shot_text(shots), context_length(model)
+        prompts = token_ids(tokenizer, [before + self.prompt(example) for example in examples])
         # At least one token of the prompt has to stand before an answer.
         answers = [
             [
@@ -105,19 +124,6 @@ class TextTask(FileTask):
         kept = [fit(prompt, max(of, key=len), max_length) for prompt, of in zip(prompts, answers, strict=True)]
         found = mean_log_likelihoods(model, [ids[:num_prompt] for ids, num_prompt in kept], answers)
         return [max(of_example) for of_example in found]
-
-    def score_untrained(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, num_shots: int, max_examples: int
-    ) -> list[float]:
-        """The same with the first `num_shots` training examples, solved, before each prompt; 0: with none."""
-        rows = self.evaluate(
-            model,
-            tokenizer,
-            self.examples("indicator")[:max_examples],
-            max_length=context_length(model),
-            shots=self.examples("train")[:num_shots],
-        )
-        return [row.scores["score"] for row in rows]
 
     def features(
         self,

@@ -101,11 +101,18 @@ def test_predictions_do_not_depend_on_the_batch(task, tokenizer):
 
 def test_untrained_scores_are_those_of_the_nearest_class(task, tokenizer):
     model = build("bert")
-    hits = task.score_untrained(model, tokenizer, num_shots=5, max_examples=20)
+    guesses = task.score_untrained(model, tokenizer, num_shots=5, max_examples=20)
     train, asked = (task.features(model, tokenizer, split) for split in ("train", "indicator"))
     means = torch.stack([train.states[train.labels == label][:5].mean(dim=0) for label in range(2)])
     nearest = (asked.states[:20, None] - means).square().sum(dim=-1).argmin(dim=1)
-    assert hits == (nearest == asked.labels[:20]).double().tolist()
+    assert [guess.score for guess in guesses] == (nearest == asked.labels[:20]).double().tolist()
+    shown = torch.cat([train.states[train.labels == label][:5] - means[label] for label in range(2)]).double()
+    variance = float(shown.square().sum()) / (8 * shown.shape[1])  # 10 examples less 2 means.
+    normal = torch.distributions.Normal(means.double(), variance**0.5)
+    densities = normal.log_prob(asked.states[:20, None].double()).sum(dim=-1)
+    expected = densities.log_softmax(dim=1)[range(20), asked.labels[:20]]
+    # By distances in float32 of states of some units.
+    assert [guess.log_likelihood for guess in guesses] == pytest.approx(expected.tolist(), abs=1e-3)
 
 
 def test_a_model_whose_numbers_are_none_gets_no_score(task, tokenizer):
@@ -114,7 +121,8 @@ def test_a_model_whose_numbers_are_none_gets_no_score(task, tokenizer):
     torch.nn.init.constant_(next(model.base_model.encoder.parameters()), math.nan)
     classifier = Classifier(model, length=None, num_classes=2, seed=0).eval()
     assert all(math.isnan(row.scores["score"]) for row in task.score(classifier, tokenizer, "test"))
-    assert all(map(math.isnan, task.score_untrained(model, tokenizer, num_shots=5, max_examples=20)))
+    guesses = task.score_untrained(model, tokenizer, num_shots=5, max_examples=20)
+    assert all(math.isnan(value) for guess in guesses for value in guess)
 
 
 def test_long_texts_lose_their_end_and_texts_of_no_tokens_have_a_state(tmp_path, tokenizer):

@@ -57,15 +57,21 @@ def test_likelihoods_of_right_answers_are_those_of_a_naive_loop(model, tokenizer
     }
     for kind, line in lines.items():
         path = tmp_path / f"{kind}.jsonl"
-        path.write_text("\n".join(json.dumps(line | {"question": f"the cat {index}"}) for index in range(6)))
+        path.write_text("\n".join(json.dumps(line | {"question": f"the cat {index}"}) for index in range(12)))
         task = (MultipleChoice if kind == "multiple_choice" else QA)(form=kind, train=str(path), test=str(path))
         task = task.pin(tmp_path)
         found = task.log_likelihoods(model, tokenizer, "test")
         rights = [" mat on the mat"] if kind == "multiple_choice" else [" sat", " sat on the mat"]
-        for value, example in zip(found, task.examples("test"), strict=True):
+        guesses = task.score_untrained(model, tokenizer, num_shots=2, max_examples=4)
+        shots = "".join(f"{task.prompt(shot)} {task.right_answers(shot)[0]}\n\n" for shot in task.examples("train")[:2])
+        cases = [("", value, example) for value, example in zip(found, task.examples("test"), strict=True)]
+        for guess, example in zip(guesses, task.examples("indicator"), strict=True):
+            cases.append((shots, guess.log_likelihood, example))
+        for before, value, example in cases:
             each = []
             for right in rights:
-                prompt, answer = tokenizer(task.prompt(example))["input_ids"], tokenizer(right)["input_ids"]
+                prompt = tokenizer(before + task.prompt(example))["input_ids"]
+                answer = tokenizer(right)["input_ids"]
                 with torch.no_grad():
                     logits = model(torch.tensor([prompt + answer])).logits[0].double().log_softmax(dim=-1)
                 each.append(np.mean([logits[len(prompt) - 1 + at, token] for at, token in enumerate(answer)]))
@@ -214,9 +220,9 @@ def test_states_that_cannot_be_asked_for(corpus, position, words):
 def test_nearest_centroid_of_separable_states(model, tokenizer):
     grammar = PCFG(num_words_total=16, num_nonterminals=3, num_rules=2, num_words=3, sentence_length=8)
     task = PCFGSpan(form="pcfg_span", span=1, num_train=60, num_valid=10, num_test=60).bind(grammar)
-    hits = task.score_untrained(model, tokenizer, num_shots=8, max_examples=40)
-    assert len(hits) == 40
-    assert np.mean(hits) > 1 / 3  # The last word alone tells more than chance.
+    guesses = task.score_untrained(model, tokenizer, num_shots=8, max_examples=40)
+    assert len(guesses) == 40
+    assert np.mean([guess.score for guess in guesses]) > 1 / 3  # The last word alone tells more than chance.
 
 
 def test_a_choice_of_blanks_is_no_choice(tmp_path):

@@ -39,7 +39,7 @@ def test_only_what_is_scored_is_of_another_temperature(name):
         # To the language that models are pretrained on, these sentences are less likely, and it shows in hundreds.
         mean = [np.mean(values[np.isfinite(values)]) for values in likely[split]]
         assert mean[1] < mean[0] - 0.3
-    assert len(set(hot.ids("test")) & set(plain.ids("test"))) < 200
+    assert hot.ids("test") != plain.ids("test")
     known = {row.tobytes() for split in ("train", "valid", "test") for row in hot.examples(split)[0]}
     assert not any(row.tobytes() in known for row in hot.examples("indicator")[0])
 
