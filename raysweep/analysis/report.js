@@ -87,6 +87,20 @@ if (data) {
       { legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 40, r: 16, t: 36, b: 50 },
         shapes: [{ type: "line", x0: 0.5, x1: 0.5, y0: 0, y1: 1, yref: "paper", line: { dash: "dot", color: css("--soft"), width: 1 } }] }), options);
   };
+  const worth = () => {
+    const { x, y, above, below, names, text, lines } = charts.worth;
+    const dots = {
+      x, y, text: names, hovertext: text, hoverinfo: "text", type: "scatter", mode: "markers+text", textposition: "top center",
+      textfont: { size: 11, color: css("--soft") }, marker: { size: 10 },
+      error_y: { type: "data", symmetric: false, array: above, arrayminus: below, thickness: 1.5, width: 4 },
+    };
+    Plotly.react("worth-chart", [dots], layout(
+      { title: { text: "worker seconds a checkpoint" }, type: "log", tickformat: "~s" },
+      { title: { text: "share of pairs ordered right" }, range: [-0.02, 1.05] },
+      { showlegend: false,
+        shapes: lines.map((line, index) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: line.y, y1: line.y, line: { dash: index ? "dot" : "dash", color: css("--soft"), width: 1.5 } })),
+        annotations: lines.map((line) => ({ text: line.name, showarrow: false, xref: "paper", x: 1, xanchor: "right", y: line.y, yanchor: "bottom", font: { size: 12, color: css("--soft") } })) }), options);
+  };
   const loss = () => {
     const drawn = charts.loss.traces.map((trace) => ({
       x: trace.x, y: trace.y, text: trace.text, hovertemplate: hover, type: "scatter", mode: "lines",
@@ -128,7 +142,7 @@ if (data) {
     document.getElementById("steps-chart").style.height = small ? `${80 + 220 * panels.length}px` : "";
     Plotly.react("steps-chart", drawn, layout({}, {}, { ...axes, annotations, showlegend: false }), options);
   };
-  const painters = { scatter, front, agreement, steps, loss };
+  const painters = { scatter, front, agreement, worth, steps, loss };
   const draw = () => Object.keys(charts).forEach((name) => painters[name]());
   if (charts.scatter) document.getElementById("indicator").addEventListener("change", scatter);
   document.getElementById("score")?.addEventListener("change", steps);

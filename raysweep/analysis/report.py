@@ -40,6 +40,7 @@ from raysweep.analysis.sections import (
 )
 from raysweep.analysis.tables import columns_of
 from raysweep.analysis.trajectories import steps_chart
+from raysweep.analysis.worth import worth_chart, worth_table
 from raysweep.durable import write_text
 from raysweep.errors import LostError, UnreachableError
 from raysweep.printable import printable
@@ -77,11 +78,14 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
     drawn = charts.all_charts(run, stages, ranking, colors=colors, front=front)
     if steps := steps_chart(ranking, colors):
         drawn["steps"] = steps
+    if worth := worth_chart(ranking, stages):
+        drawn["worth"] = worth
     sections = {
         "ranking": ("Ranking", ranking_table(ranking, colors)),
         "front": ("Trade-off", _front_table(front, ranking) if front else None),
         "scatter": ("Indicator against score", drawn.get("scatter")),
         "agreement": ("What predicts it", agreement_table(ranking)),
+        "worth": ("Worth its cost?", worth_table(ranking, stages)),
         "steps": ("Over steps", drawn.get("steps")),
         "same_loss": ("Is flat better here?", _same_loss(run, stages, ranking)),
         "loss": ("Loss curves", drawn.get("loss")),

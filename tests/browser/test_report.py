@@ -78,7 +78,7 @@ def test_the_page_shows_the_ranking_and_draws_its_charts(page, tmp_path):
     assert "linear" in table
     assert document.count("main-svg") >= 3  # Plotly drew its charts.
     drawn = set(re.findall(r'class="chart js-plotly-plot" id="([a-z]+)-chart"', document))
-    assert drawn == {"scatter", "agreement", "steps", "loss"}
+    assert drawn == {"scatter", "agreement", "worth", "steps", "loss"}
     assert 'id="failures"' not in document  # Nothing failed: no empty section.
 
 

@@ -19,6 +19,7 @@ from raysweep.analysis.ranking import Edge, Tie, rank
 from raysweep.analysis.report import render
 from raysweep.analysis.sections import agreement_table, failure_table, indicator_names, ranking_table
 from raysweep.analysis.terminal import format_terminal
+from raysweep.analysis.worth import worth_chart, worth_table
 from raysweep.runs import Run
 from raysweep.scores import Column
 from raysweep.search import Goal
@@ -37,7 +38,9 @@ def table_of(scores: list[float], **columns: list[float]) -> pd.DataFrame:
 
 
 def stages_of(*rows: dict) -> pd.DataFrame:
-    missing = dict.fromkeys(("started", "peak_memory_bytes", "world_size", "host", "device", "git_commit", "versions"))
+    missing = dict.fromkeys(
+        ("started", "peak_memory_bytes", "world_size", "host", "device", "git_commit", "versions", "checkpoint")
+    )
     numbers = {"seed": 0, "step": 1, "wall_seconds": np.nan, "num_tokens": np.nan}
     known = {"trial": "t", "variant": "c0", **numbers, **missing}
     return pd.DataFrame([known | row for row in rows])
@@ -211,3 +214,23 @@ def test_variants_have_colours_of_their_own():
     colors = variant_colors(rank(table_of([0.01 * index for index in range(25)]), columns=COLUMNS))
     assert len({(color.hue, color.shape) for color in colors.values()}) == 25
     assert colors["c24"].hue == HUES[0]  # The best one's is the first.
+
+
+def test_an_indicator_stands_beside_its_cost_and_the_configuration():
+    """Worker time of its stage on one checkpoint; a stage that two trials share counts once."""
+    scores = [0.9, 0.8, 0.7, 0.6, 0.5, 0.45]
+    columns = {"flatness/hessian_trace": [1.0, 2.0, 4.0, 3.0, 5.0, 6.0], "pretrain/loss_nats_per_token": scores}
+    ranking = rank(table_of(scores, **columns), columns=COLUMNS)
+    rows = [
+        {"id": f"{kind}-{number}", "kind": kind, "checkpoint": f"c{number}", "wall_seconds": spent, "world_size": 2}
+        for kind, spent in (("flatness", 3.0), ("sft", 30.0), ("pretrain", 100.0))
+        for number in range(6)
+    ]
+    stages = stages_of(*rows, rows[0])
+    [row] = worth_table(ranking, stages).rows
+    assert [cell.text for cell in row.cells][:3] == ["hessian_trace", "6.0 s", "10.0"]
+    chart = worth_chart(ranking, stages)
+    assert chart["x"] == [6.0]
+    assert chart["y"] == [pytest.approx(14 / 15)]
+    assert [line["name"] for line in chart["lines"]] == ["configuration alone"]
+    assert worth_chart(ranking, stages[stages["kind"] == "sft"]) is None

@@ -1,0 +1,103 @@
+"""Which indicator is worth its cost: pairs right, and what is added to the configuration, against worker time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from raysweep.analysis import formatting
+from raysweep.analysis.associations import TOGETHER, Association
+from raysweep.analysis.charts import Chart, escaped, numbers
+from raysweep.analysis.pairwise import IntervalEstimate
+from raysweep.analysis.ranking import Ranking
+from raysweep.analysis.sections import Cell, Heading, Row, Table, alike_text, cell, indicator_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Worth:
+    """An indicator beside what its stage takes."""
+
+    item: Association
+    seconds: float
+    """Worker time of its stages on one checkpoint, on average: all that these stages measure is had for it."""
+
+
+def seconds_by_kind(stages: pd.DataFrame) -> dict[str, float]:
+    """Kind of stage -> worker time on one checkpoint, of all its tasks, seeds and rates together."""
+    done = stages[stages["wall_seconds"].notna() & stages["checkpoint"].notna()].drop_duplicates("id")
+    spent = done["wall_seconds"] * done["world_size"].astype("float64")
+    totals = spent.groupby(done["kind"]).sum() / done.groupby("kind")["checkpoint"].nunique()
+    return {str(kind): float(total) for kind, total in totals.items() if total > 0}
+
+
+def worths(ranking: Ranking, stages: pd.DataFrame) -> list[Worth]:
+    """Of the measured indicators, best first; without those of pretraining, which come with it."""
+    spent = seconds_by_kind(stages)
+    return [
+        Worth(item, spent[kind])
+        for item in ranking.associations
+        if item.source == "measured" and item.same_order_as is None
+        if (kind := item.indicator.partition("/")[0]) in spent and kind != "pretrain"
+    ]
+
+
+def worth_table(ranking: Ranking, stages: pd.DataFrame) -> Table:
+    """A row for each indicator: its cost, and what it tells."""
+    short = indicator_names(ranking)
+    tuning = seconds_by_kind(stages).get("sft")
+    rows = []
+    for worth in worths(ranking, stages):
+        name = worth.item.indicator
+        share = formatting.percent(worth.seconds / tuning) if tuning else "—"
+        cells = [
+            Cell(short[name], name, title=alike_text(ranking, name)),
+            cell(worth.seconds, formatting.seconds),
+            Cell(share, worth.seconds if tuning else ""),
+            _estimate(worth.item.accuracy),
+            _estimate(worth.item.added),
+        ]
+        rows.append(Row(cells))
+    titles = ("worker time a checkpoint", "of fine-tuning, %", "pairs right", "adds to config")
+    return Table([Heading("indicator"), *(Heading(title, numeric=True) for title in titles)], rows)
+
+
+def worth_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | None:
+    """Pairs right against cost, a dot an indicator; lines for the configuration alone and for the noise's ceiling."""
+    found = worths(ranking, stages)
+    if not found:
+        return None
+    short = indicator_names(ranking)
+    accuracies = [worth.item.accuracy for worth in found]
+    return {
+        "x": numbers(worth.seconds for worth in found),
+        "y": numbers(each.value for each in accuracies),
+        "above": numbers(each.high - each.value for each in accuracies),
+        "below": numbers(each.value - each.low for each in accuracies),
+        "names": [escaped(short[worth.item.indicator]) for worth in found],
+        "text": [
+            escaped(
+                f"{worth.item.indicator}\n{formatting.with_interval(worth.item.accuracy)} of pairs right\n"
+                f"adds {formatting.with_interval(worth.item.added)} to the configuration\n"
+                f"{formatting.seconds(worth.seconds)} of worker time a checkpoint"
+            )
+            for worth in found
+        ],
+        "lines": _lines(ranking),
+    }
+
+
+def _lines(ranking: Ranking) -> list[Mapping[str, object]]:
+    """What needs no indicator, and what no indicator can pass."""
+    config = {item.indicator: item for item in ranking.associations if item.source == "config"}
+    whole = config.get(TOGETHER) or next(iter(config.values()), None)
+    lines = [{"y": whole.accuracy.value, "name": "configuration alone"}] if whole else []
+    lines += [{"y": ranking.ceiling, "name": "ceiling: noise of fine-tuning"}]
+    return [line for line in lines if numbers([line["y"]]) != [None]]
+
+
+def _estimate(estimate: IntervalEstimate) -> Cell:
+    return cell(estimate.value, lambda _: formatting.with_interval(estimate))

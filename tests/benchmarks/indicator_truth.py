@@ -1,0 +1,208 @@
+"""Statistics of indicators on simulated tables of known answers: coverage, Bayes accuracy, leaks, mirrors, speed.
+
+A table has a grid of rates and names as its configuration. The score is the rate's effect, what no setting tells, and
+noise of fine-tuning; an indicator is a mixture of these. The truth of a statistic is its mean over many other tables of
+the same kind and size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from raysweep.analysis.associations import Association, associate
+from raysweep.analysis.comparer import learn
+from raysweep.analysis.defects import find_flags
+from raysweep.analysis.pair_features import ordered_pairs
+from raysweep.analysis.pairwise import IntervalEstimate
+from raysweep.analysis.ranking import rank
+from raysweep.analysis.unseen import gain_over, learner, on_unseen, random_splits
+from raysweep.scores import Column
+from raysweep.spec import Metric
+
+RATES, NAMES = 4, 3
+TABLES = 150
+TRUTH = 600
+
+
+@dataclass(frozen=True)
+class World:
+    """What a table is like: what the rate and what no setting tells do to the score, and what the indicator sees."""
+
+    num: int
+    rate: float = 1.0
+    own: float = 1.0
+    seen_rate: float = 1.0
+    """Weight of the rate in the indicator."""
+    seen_own: float = 1.0
+    """Weight of what no setting tells."""
+
+
+def table(world: World, generator: np.random.Generator) -> pd.DataFrame:
+    """A checkpoint table with the columns score and x; one checkpoint a variant."""
+    variants = [f"{number:04}" for number in generator.permutation(10_000)[: world.num]]
+    rate = np.resize(np.arange(RATES), world.num)
+    effect = world.rate * (rate - rate.mean()) / rate.std()
+    own = generator.normal(size=world.num)
+    rows = {"variant": variants, "trial": variants, "checkpoint": variants, "status": "done", "seed": 0, "step": 1}
+    rows |= {"point.lr": rate * 1.0, "point.name": np.resize(list("xyz"), world.num)}
+    score = effect + world.own * own + generator.normal(size=world.num) / 2
+    x = world.seen_rate * effect + world.seen_own * own + generator.normal(size=world.num) / 2
+    return pd.DataFrame(rows | {"score": score, "x": x})
+
+
+def associations(rows: pd.DataFrame, *names: str) -> dict[str, Association]:
+    """By indicator, for columns of which higher is better."""
+    columns = {name: Column("", Metric(name, "max")) for name in names}
+    clear = np.ones((len(rows), len(rows)), dtype=bool)
+    found, _ = associate(rows, target="score", clear=clear, columns=columns, gaps_of="x")
+    return {item.indicator: item for item in found}
+
+
+def estimates(world: World, generator: np.random.Generator) -> dict[str, IntervalEstimate]:
+    """The statistics of one table."""
+    found = associations(table(world, generator), "x")
+    item = found["x"]
+    axes = {each.axis: each.accuracy for each in item.matched}
+    first = item.selection[1]
+    return {
+        "pairs right": item.accuracy,
+        "config alone": found["all together"].accuracy,
+        "adds to config": item.added,
+        "rate alone differs": axes["point.lr"],
+        "name alone differs": axes["point.name"],
+        "farthest quarter": item.by_gap[-1].accuracy,
+        "recall at 3": first.recall,
+        "regret at 3": first.regret,
+        "NDCG at 3": first.ndcg,
+    }
+
+
+def learnt(world: World, generator: np.random.Generator) -> dict[str, IntervalEstimate]:
+    """Of a learner on unseen variants of one table: pairs right, and its gain over the configuration."""
+    rows = table(world, generator)
+    scores = rows["score"].to_numpy()
+    config = pd.get_dummies(rows[["point.lr", "point.name"]].astype(str)).to_numpy(dtype=np.float64)
+    both = np.concatenate([config, rows[["x"]].to_numpy()], axis=1)
+    splits = random_splits(list(rows["variant"]), num=10)
+    ours, alone = (on_unseen(learner(values, scores), scores, splits) for values in (both, config))
+    return {"learnt, on unseen": ours.accuracy, "learnt, over config": gain_over(ours, alone, splits)}
+
+
+Statistics = Callable[[World, np.random.Generator], dict[str, IntervalEstimate]]
+
+
+def coverage(
+    world: World, statistics: Statistics = estimates, *, num: int = TABLES, num_truth: int = TRUTH, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Statistic -> (its truth, share of tables whose 95 % interval holds it)."""
+    others = [statistics(world, np.random.default_rng([seed, 1, number])) for number in range(num_truth)]
+    truth = {name: float(np.nanmean([each[name].value for each in others])) for name in others[0]}
+    hits: dict[str, list[bool]] = {name: [] for name in truth}
+    for number in range(num):
+        for name, estimate in statistics(world, np.random.default_rng([seed, 0, number])).items():
+            if not np.isnan(estimate.low):
+                hits[name].append(estimate.low <= truth[name] <= estimate.high)
+    return {name: (truth[name], float(np.mean(held))) for name, held in hits.items()}
+
+
+def below_bayes(num: int, num_indicators: int, *, seed: int, shuffled: bool = False) -> tuple[float, float]:
+    """(pairs right of a comparer on 60 new checkpoints, those of one who knows how the scores came about)."""
+    generator = np.random.default_rng(seed)
+    values = generator.normal(size=(num + 60, num_indicators))
+    known = values[:, :3] @ np.array([1.0, 0.7, -0.5])
+    scores = known + 0.6 * generator.normal(size=num + 60)
+    if shuffled:
+        scores = generator.permutation(scores)
+    names = [f"x{place}" for place in range(num_indicators)]
+    variants = [f"{row}" for row in range(num)]
+    comparer = learn(values[:num], scores[:num], indicators=names, variants=variants, target="score")
+    first, second = ordered_pairs(np.arange(num, num + 60))
+    better = scores[first] > scores[second]
+    right = (comparer.logits(values[first], values[second]) > 0) == better
+    return float(right.mean()), float(((known[first] > known[second]) == better).mean())
+
+
+def mirror_gain(num: int, *, seed: int, noise: float = 0.0) -> IntervalEstimate:
+    """What an indicator adds that only mirrors the rate, but for noise."""
+    generator = np.random.default_rng(seed)
+    rows = table(World(num), generator)
+    rows["x"] = np.exp(rows["point.lr"]) + noise * generator.normal(size=num)
+    return associations(rows, "x")["x"].added
+
+
+def flagged(num: int, *, seed: int, leaked: bool) -> bool:
+    """Whether a table's indicator is said to be a leak; a leak has it in the upper half of the rates alone."""
+    generator = np.random.default_rng(seed)
+    rows = table(World(num), generator)
+    if leaked:
+        high = rows["point.lr"] >= RATES / 2
+        rows.loc[high, "x"] = 2 * rows.loc[high, "score"] + generator.normal(size=int(high.sum())) / 100
+    flags = find_flags(rows, target="score", indicators=["x"], config=["point.lr", "point.name"])
+    return any(flag.kind == "leaked" for flag in flags)
+
+
+def seconds_of(num: int, num_indicators: int, num_tasks: int) -> float:
+    """CPU time of ranking so many indicators by each task, with all that a ranking says of them."""
+    generator = np.random.default_rng(0)
+    rows = table(World(num), generator)
+    names = [f"i{place}" for place in range(num_indicators)]
+    tasks = [f"t{place}" for place in range(num_tasks)]
+    more = {name: rows["score"] + generator.normal(size=num) for name in names + tasks}
+    rows = pd.concat([rows, pd.DataFrame(more)], axis=1)
+    columns = [Column("", Metric(name, "max")) for name in names]
+    start = time.process_time()
+    for task in tasks:
+        rank(rows, columns=columns, target=task, gaps_of=names[0])
+    return time.process_time() - start
+
+
+def main() -> list[tuple[str, str]]:
+    """Rows of a table."""
+    rows = [("(k) 60 variants x 40 indicators x 12 tasks, 2,000 halves", f"{seconds_of(60, 40, 12):.1f} s of CPU time")]
+    worlds = {
+        "an indicator that knows more": World(48),
+        "one that sees the rate alone": World(48, seen_own=0.0),
+        "one that tells nothing": World(48, seen_rate=0.0, seen_own=0.0),
+        "24 variants": World(24),
+    }
+    for name, world in worlds.items():
+        rows += [(f"(g) {name}: {what}", _held(*each)) for what, each in coverage(world).items()]
+    for name, world in list(worlds.items())[:2]:
+        found = coverage(world, learnt, num=60, num_truth=120)
+        rows += [(f"(g) {name}: {what}", _held(*each)) for what, each in found.items()]
+    for num, num_indicators in ((120, 5), (60, 5), (36, 5), (36, 40)):
+        found = [below_bayes(num, num_indicators, seed=seed) for seed in range(12)]
+        rows.append((f"(h) learnt from {num} variants, {num_indicators} indicators", _two(found)))
+    found = [below_bayes(60, 5, seed=seed, shuffled=True) for seed in range(24)]
+    shares = [share for share, _ in found]
+    rows.append(
+        ("(h) shuffled scores", f"{np.mean(shares):.3f} +- {np.std(shares) / np.sqrt(24):.3f} (standard error)")
+    )
+    gains = [mirror_gain(48, seed=seed) for seed in range(50)]
+    rows.append(("(i) an exact mirror of the rate adds", f"{np.mean([abs(each.value) for each in gains]):.4f} at most"))
+    noisy = [mirror_gain(48, seed=seed, noise=0.5) for seed in range(100)]
+    above = np.mean([each.low > 0 for each in noisy])
+    rows.append(("(i) a noisy one", f"{np.mean([each.value for each in noisy]):.4f}; said to add in {above:.0%}"))
+    for leaked in (True, False):
+        share = np.mean([flagged(48, seed=seed, leaked=leaked) for seed in range(200)])
+        rows.append((f"(j) {'leaked' if leaked else 'sound'} indicators flagged", f"{share:.1%} of 200"))
+    return rows
+
+
+def _held(truth: float, share: float) -> str:
+    return f"truth {truth:.3f}, held in {100 * share:.1f} %"
+
+
+def _two(found: Sequence[tuple[float, float]]) -> str:
+    ours, best = np.mean(found, axis=0)
+    return f"{ours:.3f} of {best:.3f}, {100 * (best - ours):.1f} points below"
+
+
+if __name__ == "__main__":
+    for row in main():
+        print(*row, sep=": ", flush=True)
