@@ -26,7 +26,8 @@ send_token() { # HOST. By standard input: arguments are seen by all users of a m
 }
 
 start() { # HOST ARGUMENTS: Ray in a process of its own, whose end is that of all it started; jobs find its `python`
-  on "$1" "RAY_AUTH_MODE=token PATH=$env/bin:\$PATH nohup ray start $2 --block >~/.ray/raysweep.log 2>&1 </dev/null &
+  on "$1" ": >~/.ray/raysweep.log
+    RAY_AUTH_MODE=token PATH=$env/bin:\$PATH nohup ray start $2 --block >~/.ray/raysweep.log 2>&1 </dev/null &
     echo \$! >~/.ray/raysweep.pid"
 }
 
@@ -39,6 +40,16 @@ wait_for_head() { # HOST
     exit 1"
 }
 
+wait_for_node() { # HOST
+  # shellcheck disable=SC2016 # Expanded on the host.
+  on "$1" 'for _ in $(seq 60); do
+      grep -q "Ray runtime started" ~/.ray/raysweep.log && exit 0
+      sleep 1
+    done
+    tail -n 20 ~/.ray/raysweep.log >&2
+    exit 1'
+}
+
 up() {
   local head=$1 host ip
   shift
@@ -49,17 +60,23 @@ up() {
   start "$head" "--head --node-ip-address=$ip --port=$port --dashboard-host=127.0.0.1"
   wait_for_head "$head" "$ip:$port"
   for host in "$@"; do start "$host" "--address=$ip:$port"; done
+  for host in "$@"; do wait_for_node "$host"; done
   echo "check it:  ssh $head '$env/bin/raysweep doctor --address $ip:$port --store /shared/sweeps'"
   echo "run there: ssh $head '$env/bin/raysweep run SWEEP.yaml --address $ip:$port --store /shared/sweeps'"
 }
 
 down() {
-  local host
-  for host in "$@"; do
+  local head=$1 host
+  shift
+  # The head last: what takes its leave of one that is gone waits for it for half a minute.
+  for host in "$@" "$head"; do
     # Only a process that is still that Ray: its number may be another's by now.
     # shellcheck disable=SC2016 # Expanded on the host.
     on "$host" 'pid=$(cat ~/.ray/raysweep.pid 2>/dev/null) || exit 0
-      tr "\0" " " <"/proc/$pid/cmdline" 2>/dev/null | grep -q "ray start" && kill "$pid"
+      if tr "\0" " " <"/proc/$pid/cmdline" 2>/dev/null | grep -q "ray start"; then
+        kill "$pid"
+        for _ in $(seq 60); do [ -e "/proc/$pid" ] || break; sleep 0.5; done
+      fi
       rm -f ~/.ray/raysweep.pid'
   done
 }

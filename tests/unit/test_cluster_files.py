@@ -221,8 +221,9 @@ def test_ssh_starts_the_head_first_with_the_token_and_ends_what_it_started(tmp_p
     stubs.env |= {"RAYSWEEP_ENV": str(env), "HOSTS": str(tmp_path / "hosts")}
     stubs.add("ssh", 'host=${@: -2:1}; mkdir -p "$HOSTS/$host"; HOME="$HOSTS/$host" bash -c "${@: -1}"')
     stubs.add("hostname", 'echo "10.0.0.1 172.17.0.1"')
-    (env / "bin" / "ray").write_text('#!/usr/bin/env bash\necho "ray $* $RAY_AUTH_MODE ${PATH%%:*}" >>"$LOG"\n'
-                                     'if [ "$1" = start ]; then sleep 60; fi\n')  # fmt: skip
+    calls = 'echo "ray $* $RAY_AUTH_MODE ${PATH%%:*}" >>"$LOG"'
+    starts = 'if [ "$1" = start ]; then echo "Ray runtime started"; sleep 60; fi'
+    (env / "bin" / "ray").write_text(f"#!/usr/bin/env bash\n{calls}\n{starts}\n")
     (env / "bin" / "ray").chmod(0o755)
     up = [str(CLUSTER / "ssh" / "up.sh"), "up", "a", "b"]
     done = subprocess.run(up, env=stubs.env, capture_output=True, text=True, timeout=60)
