@@ -37,6 +37,7 @@ from raysweep.stages.indicators import Indicators
 from raysweep.stages.noise import Noise
 from raysweep.stages.pretrain import Recipe
 from raysweep.stages.probes import Probes
+from raysweep.stages.span_loss import SpanLoss
 from raysweep.stages.updates import Updates
 from raysweep.validation import suggested
 
@@ -106,6 +107,8 @@ class Declared(Spec):
     """Rises of the loss under noise on the weights, on every checkpoint; left out: none."""
     updates: Annotated[Updates | None, Neutral(None)] = None
     """Sharpness along the loss's own updates and those of fine-tuning, on every checkpoint; left out: none."""
+    span_loss: Annotated[SpanLoss | None, Neutral(None)] = None
+    """Loss on spans cut out of held-out text, of every checkpoint of a causal model; left out: none."""
     early_sft: Annotated[EarlySft | None, Neutral(None)] = None
     """A short fine-tuning on each task, on every checkpoint; left out: none."""
     sft: Finetuning | None = None

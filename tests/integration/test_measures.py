@@ -10,8 +10,10 @@ from tiny import TINY, pretrain, recipe_of, tokens_of
 
 from raysweep.curvature.probes import key
 from raysweep.data.brackets import Brackets
+from raysweep.data.packing import Tokens
 from raysweep.data.pcfg import PCFG
 from raysweep.data.tokenizers import load_tokenizer
+from raysweep.errors import SpaceError
 from raysweep.objectives.adversary import Adversary
 from raysweep.objectives.base import IGNORED
 from raysweep.objectives.causal_lm import CausalLM
@@ -24,8 +26,10 @@ from raysweep.spec import Spec
 from raysweep.stages.base import Subject
 from raysweep.stages.early_sft import EarlySft
 from raysweep.stages.held_text import HeldText
+from raysweep.stages.heldout import DRAW
 from raysweep.stages.noise import Noise
 from raysweep.stages.sft import Hyperparameters, Sft
+from raysweep.stages.span_loss import SpanLoss
 from raysweep.stages.updates import Updates
 from raysweep.tasks.families import Task
 from raysweep.train.checkpoints import load_model
@@ -275,3 +279,35 @@ def test_forgetting_is_a_column_beside_the_score_with_an_error_of_its_own(sweep_
     assert row["sft/mean_forgetting"] == row["sft/span/forgetting_nats_per_token"] == pytest.approx(rises.mean())
     assert row["sft/mean_forgetting_stderr"] == pytest.approx(max(rises.var(), (errors**2).mean()) ** 0.5 / 2**0.5)
     assert "sft/mean_forgetting" in load(sweep_file(text + "  forgetting: true\n")).metric_names()
+
+
+def test_the_loss_of_spans_is_that_of_a_naive_loop_whatever_a_model_was_trained_by(case, tmp_path):
+    spec = SpanLoss(density=0.3, mean_span_length=1.0, num_sequences=24)
+    if case.subject.objective.head == "masked":
+        with pytest.raises(
+            SpaceError, match="span_loss reads on, as a causal model does, and masked_lm trains a masked"
+        ):
+            spec.bind(case.subject)
+        return
+    spec = spec.bind(case.subject)
+    metrics = spec.run(case.inputs, tmp_path, Worker())
+    assert sorted(metrics) == sorted(metric.name for metric in spec.metrics(case.subject.corpus))
+    assert spec.kept_length == 2  # Of 5, beside a sentinel, another and an end.
+    text = Tokens(case.inputs["tokens"]).valid_mix({"pcfg": 1.0}, sequence_length=5, num_sequences=24)
+    text = text[np.random.default_rng([DRAW, 1]).permutation(24)][:, :2]
+    rows = spec.rows(text, case.inputs["checkpoint"])
+    eos = load_tokenizer(case.inputs["checkpoint"]).eos_token_id
+    assert rows["input_ids"].tolist() == [[first, eos, eos, second, eos] for first, second in text.tolist()]
+    model = load_model(case.inputs["checkpoint"]).eval()
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(rows["input_ids"])).logits.log_softmax(dim=-1)
+    losses = -logits[torch.arange(24), 2, torch.from_numpy(text[:, 1])]
+    assert metrics["loss_nats_per_token"] == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+def test_many_spans_are_cut_out_of_a_long_row_and_only_they_are_predicted():
+    text = HeldText(loss=CausalLM(), mix={"a": 1.0}, sequence_length=64)
+    spec = SpanLoss(num_sequences=24).with_(text=text)
+    assert spec.kept_length == 57  # 9 tokens of 57 in 3 spans, and 7 sentinels.
+    assert spec.objective.input_length(57) == 64
+    assert spec.objective.mean_predicted(57) == 9 + 4

@@ -15,7 +15,8 @@ GRAMMAR = TINY.replace(
     "probes: {num_labels: [8, 20], num_draws: 2, layers: [0, 1]}\n"
     "noise: {num_draws: 2, per_row: [0.1]}\n"
     "updates: {batch_sequences: 8, num_batches: 2, hyperparameters: {max_examples: 16}}\n"
-    "early_sft: {hyperparameters: {max_examples: 16}}",
+    "early_sft: {hyperparameters: {max_examples: 16}}\n"
+    "span_loss: {}",
 ).replace("sft:\n", "sft:\n  forgetting: true\n")
 TEXT = """\
 name: text
@@ -76,7 +77,18 @@ def declared_and_reported(path, store) -> set[str]:
 
 def test_every_stage_reports_what_it_declares(sweep_file, folder, store):
     kinds = declared_and_reported(sweep_file(GRAMMAR), store)
-    measured = {"heldout", "indicators", "flatness", "probe", "probes", "noise", "updates", "early_sft", "sft"}
+    measured = {
+        "heldout",
+        "indicators",
+        "flatness",
+        "probe",
+        "probes",
+        "noise",
+        "updates",
+        "early_sft",
+        "span_loss",
+        "sft",
+    }
     assert kinds == {"tokenize", "pretrain"} | measured
     kinds = declared_and_reported(sweep_file(TEXT), store)
     assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "updates", "early_sft", "sft"}
