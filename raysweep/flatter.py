@@ -17,12 +17,15 @@ OTHERS = ("average_sharpness", "worst_sharpness")
 
 @dataclass(frozen=True)
 class Change:
-    """A measure of one model less that of another, relative to the other's; below 0 the first is flatter."""
+    """A measure of two models; below 0, `difference` says that the first is flatter."""
 
     measure: str
     value: float
+    of_other: float
+    difference: float
+    """Of the traces by the units that both have taken, so not quite that of the values."""
     low: float | None
-    """Of the 95 % interval; None where no error is known."""
+    """Of the difference's 95 % interval; None where no error is known."""
     high: float | None
     survives_rescaling: bool
     """Whether a change of scale that keeps the function keeps the measure."""
@@ -49,26 +52,23 @@ def changes(document: Mapping[str, Any], less: Mapping[str, Any], difference: Ma
         The traces' changes have the error of their paired difference. Those of other measures add both models' errors
         up, which hold the chance of probe vectors alone, on the same few sequences: if anything too wide.
     """
-    return [*_of_traces(less, difference), *_of_shape(document.get("shape", {}), less.get("shape", {}))]
+    return [*_of_traces(document, less, difference), *_of_shape(document.get("shape", {}), less.get("shape", {}))]
 
 
-def _of_traces(less: Mapping[str, Any], difference: Mapping[str, Any]) -> Iterator[Change]:
+def _of_traces(one: Mapping[str, Any], other: Mapping[str, Any], difference: Mapping[str, Any]) -> Iterator[Change]:
     for name in ("hessian_trace", "fisher_trace"):
-        scale = abs(less[name])
-        if scale > 0:
-            low, high = (each / scale for each in difference[f"{name}_difference_interval"])
-            yield Change(name, difference[f"{name}_difference"] / scale, low, high, survives_rescaling=False)
+        low, high = difference[f"{name}_difference_interval"]
+        change = difference[f"{name}_difference"]
+        yield Change(name, one[name], other[name], change, low, high, survives_rescaling=False)
 
 
 def _of_shape(one: Mapping[str, float], other: Mapping[str, float]) -> Iterator[Change]:
     for name in (*OTHERS, *SURVIVING):
-        if name not in one or not (scale := abs(other.get(name, 0.0))):
-            continue
-        value = (one[name] - other[name]) / scale
-        errors = [each.get(f"{name}_stderr", math.nan) for each in (one, other)]
-        half = T95 * math.hypot(*errors) / scale
-        low, high = (None, None) if math.isnan(half) else (value - half, value + half)
-        yield Change(name, value, low, high, survives_rescaling=name in SURVIVING)
+        if name in one and name in other:
+            change = one[name] - other[name]
+            half = T95 * math.hypot(*(each.get(f"{name}_stderr", math.nan) for each in (one, other)))
+            low, high = (None, None) if math.isnan(half) else (change - half, change + half)
+            yield Change(name, one[name], other[name], change, low, high, survives_rescaling=name in SURVIVING)
 
 
 def verdict(found: list[Change], model: str, less: str) -> str:
@@ -79,14 +79,9 @@ def verdict(found: list[Change], model: str, less: str) -> str:
             "None of these survives a change of scale that keeps the function: add --shape for some that do, before "
             "saying which model is flatter."
         )
-    flatter = {
-        model: [each for each in surviving if each.value < 0],
-        less: [each for each in surviving if each.value > 0],
-    }
     said = []
-    for name, own in flatter.items():
+    for name, sign in ((model, -1), (less, 1)):
+        own = [each for each in surviving if sign * each.difference > 0]
         sure = [each.measure.replace("_", " ") for each in own if each.is_sure]
-        said.append(
-            f"{name} by {len(own)}" + (f" ({', '.join(sure)} beyond chance)" if sure else ", none beyond chance")
-        )
+        said.append(f"{name} by {len(own)} ({', '.join(sure) or 'none'} beyond chance)")
     return f"Of {len(surviving)} measures that survive a change of scale, flatter is {'; '.join(said)}."
