@@ -31,8 +31,10 @@ from raysweep.stages.agreement import Agreement
 from raysweep.stages.base import StageSpec
 from raysweep.stages.early_sft import EarlySft
 from raysweep.stages.enlarge import Enlarge
+from raysweep.stages.features import FeatureRank
 from raysweep.stages.fetch import Existing
 from raysweep.stages.flatness import Flatness
+from raysweep.stages.gradient_noise import GradientNoise
 from raysweep.stages.indicators import Indicators
 from raysweep.stages.noise import Noise
 from raysweep.stages.pretrain import Recipe
@@ -109,6 +111,10 @@ class Declared(Spec):
     """Sharpness along the loss's own updates and those of fine-tuning, on every checkpoint; left out: none."""
     span_loss: Annotated[SpanLoss | None, Neutral(None)] = None
     """Loss on spans cut out of held-out text, of every checkpoint of a causal model; left out: none."""
+    gradient_noise: Annotated[GradientNoise | None, Neutral(None)] = None
+    """Noise of gradients from batch to batch, on every checkpoint; left out: none."""
+    features: Annotated[FeatureRank | None, Neutral(None)] = None
+    """Effective rank of the last layer's states, on every checkpoint; left out: none."""
     early_sft: Annotated[EarlySft | None, Neutral(None)] = None
     """A short fine-tuning on each task, on every checkpoint; left out: none."""
     sft: Finetuning | None = None

@@ -19,6 +19,7 @@ from typing import Any
 _HOMES = {
     "averages": ("Estimate", "Part", "Traces"),
     "estimators": ("frobenius_norm", "hutch_plus_plus", "hutchinson", "xtrace"),
+    "gradient_noise": ("noise_and_signal",),
     "ghost": ("GhostNorms",),
     "language": ("mean_token_loss", "prepare", "targets", "token_logits"),
     "linear": ("Operator", "curvature_operator"),

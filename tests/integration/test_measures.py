@@ -25,6 +25,8 @@ from raysweep.space import load
 from raysweep.spec import Spec
 from raysweep.stages.base import Subject
 from raysweep.stages.early_sft import EarlySft
+from raysweep.stages.features import FeatureRank
+from raysweep.stages.gradient_noise import GradientNoise
 from raysweep.stages.held_text import HeldText
 from raysweep.stages.heldout import DRAW
 from raysweep.stages.noise import Noise
@@ -311,3 +313,37 @@ def test_many_spans_are_cut_out_of_a_long_row_and_only_they_are_predicted():
     assert spec.kept_length == 57  # 9 tokens of 57 in 3 spans, and 7 sentinels.
     assert spec.objective.input_length(57) == 64
     assert spec.objective.mean_predicted(57) == 9 + 4
+
+
+def test_the_noise_of_gradients_is_that_of_single_gradients(case, tmp_path):
+    spec = GradientNoise(num_batches=4, batch_sequences=10).bind(case.subject)
+    metrics = spec.run(case.inputs, tmp_path, Worker())
+    assert sorted(metrics) == sorted(metric.name for metric in spec.metrics(case.subject.corpus))
+    whole = spec.text.rows(case.inputs["tokens"], case.inputs["checkpoint"], num_sequences=40)
+    model, gradients = load_model(case.inputs["checkpoint"]).eval(), []
+    for start in range(0, 40, 10):
+        loss = loss_of(model, {name: each[start : start + 10] for name, each in whole.items()}, spec.text.loss)
+        parts = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        gradients.append(torch.cat([part.flatten() for part in parts if part is not None]).double())
+    trace = float(torch.stack(gradients).var(dim=0).sum())
+    squared = float(torch.stack(gradients).mean(dim=0).square().sum()) - trace / 4
+    assert metrics["trace"] == pytest.approx(10 * trace, rel=1e-4)
+    assert metrics["signal"] == pytest.approx(squared / trace / 10, rel=1e-3, abs=1e-6)
+
+
+def test_the_rank_of_features_is_that_of_their_singular_values(case, tmp_path):
+    spec = FeatureRank(num_sequences=40).bind(case.subject)
+    metrics = spec.run(case.inputs, tmp_path, Worker())
+    assert sorted(metrics) == sorted(metric.name for metric in spec.metrics(case.subject.corpus))
+    rows = spec.text.rows(case.inputs["tokens"], case.inputs["checkpoint"], num_sequences=40)
+    model, states = load_model(case.inputs["checkpoint"]).eval(), []
+    hook = model.base_model.register_forward_hook(lambda module, given, output: states.append(output.last_hidden_state))
+    with torch.no_grad():
+        loss_of(model, rows, spec.text.loss)
+    hook.remove()
+    matrix = states[0].flatten(0, 1).double()
+    values = torch.linalg.svdvals(matrix)
+    p = values / values.sum()
+    assert metrics["effective_rank"] == pytest.approx(float(torch.exp(torch.special.entr(p).sum())), rel=1e-4)
+    assert metrics["mean_square"] == pytest.approx(float(matrix.square().mean()), rel=1e-5)
+    assert 0 <= metrics["effective_rank_stderr"] < 1
