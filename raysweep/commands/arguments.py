@@ -80,6 +80,17 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(named(name.strip()) for name in text.split(","))
 
 
+def hours(text: str) -> float:
+    """Worker hours: `20gpuh`, `20h`, or the number alone."""
+    return above_zero(text.removesuffix("h").removesuffix("gpu"))
+
+
+def costs(text: str) -> dict[str, float]:
+    """`name=hours` between commas."""
+    pairs = [part.partition("=") for part in names(text)]
+    return {name: hours(amount) for name, _, amount in pairs}
+
+
 def gpu(text: str) -> str:
     """The name of a GPU that is in the table."""
     if memory_bytes(text) is None:

@@ -6,15 +6,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep.commands.arguments import RUN_HELP, add_overrides, named, names, results_of
+from raysweep.commands.arguments import RUN_HELP, add_overrides, costs, hours, named, names, results_of
 from raysweep.commands.output import exit_code_of, print_json, print_ranking
 from raysweep.errors import DataError
 from raysweep.printable import printable
 
 if TYPE_CHECKING:
     from raysweep.analysis.learning import Learnt
+    from raysweep.analysis.ranking import Ranking
 
-TABLE_OPTIONS = ("target", "higher", "lower", "config", "variant", "gaps", "drop_flagged")
+TABLE_OPTIONS = ("target", "higher", "lower", "config", "variant", "gaps", "costs", "drop_flagged")
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -63,6 +64,14 @@ def _add_table(rank: argparse.ArgumentParser) -> None:
         "--gaps", type=named, metavar="COLUMN", help="an indicator, such as perplexity: pairs by their difference in it"
     )
     rank.add_argument("--learn", type=Path, metavar="DIR", help="learn to compare checkpoints by it, for `compare`")
+    rank.add_argument("--budget", type=hours, metavar="HOURS", help="what to buy next with it, such as 20gpuh")
+    rank.add_argument(
+        "--costs",
+        type=costs,
+        default={},
+        metavar="NAME=HOURS",
+        help="of a table: worker hours of each indicator on one row, and of sft; between commas (a run has its own)",
+    )
     rank.add_argument("--drop-flagged", action="store_true", help="leave out copies of rows, and collapsed ones")
 
 
@@ -90,11 +99,27 @@ def _rank(args: argparse.Namespace) -> int:
         from raysweep.comparing import learn_from_run
 
         return _print_learnt(learn_from_run(results, args.learn), args)
+    if args.budget:
+        from raysweep.analysis.worth import seconds_by_kind
+
+        spent = {kind: seconds / 3600 for kind, seconds in seconds_by_kind(results.stages).items()}
+        return _print_budget(results.ranking, spent, args, by_kind=True)
     if args.json:
         print_json(results.ranking.to_dict())
     else:
         print_ranking(results)
     return exit_code_of(results)
+
+
+def _print_budget(ranking: Ranking, spent: dict[str, float], args: argparse.Namespace, *, by_kind: bool) -> int:
+    from raysweep.analysis.budget_page import budget_document, format_budget, known_of
+
+    document = budget_document(ranking, known_of(ranking, spent, by_kind=by_kind), args.budget)
+    if args.json:
+        print_json(document)
+    else:
+        print(format_budget(document))
+    return 0
 
 
 def _print_learnt(learnt: list[Learnt], args: argparse.Namespace) -> int:
@@ -131,6 +156,8 @@ def _rank_table(args: argparse.Namespace) -> int:
 
         return _print_learnt(learn_from_table(args.table, roles, args.learn), args)
     ranking = rank_table(args.table, roles, drop_flagged=args.drop_flagged)
+    if args.budget:
+        return _print_budget(ranking, args.costs, args, by_kind=False)
     if args.json:
         print_json(ranking.to_dict())
     else:

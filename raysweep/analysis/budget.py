@@ -1,0 +1,256 @@
+"""What to buy with a budget of worker hours: indicators first, fine-tuning of those that are left, and what that risks.
+
+A strategy is an order of purchases. Each is played on variants that nothing was learnt from, over random halves of a
+table whose scores are known: how far the best score found so far is below the best there is, against the hours spent.
+Successive elimination by a comparer (`comparer`) buys the cheapest indicators of all, leaves out what is unlikely to
+beat the front-runner by calibrated probabilities, and buys the next ones of the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysweep.analysis.comparer import Comparer, learn
+from raysweep.analysis.pairwise import Floats
+from raysweep.analysis.unseen import random_splits
+
+UNLIKELY = 0.1
+"""Probability of beating the front-runner, below which a checkpoint is left out."""
+NUM_SPLITS = 10
+TRAINED = 0.5
+REDUCTION = 3
+"""Of ASHA: one in so many goes on to fine-tuning."""
+NUM_ORDERS = 20
+"""In which checkpoints may come to ASHA."""
+SFT = "sft"
+
+
+@dataclass(frozen=True)
+class Known:
+    """Checkpoints with all that was measured of them, and what each kind of stage takes on one of them."""
+
+    names: tuple[str, ...]
+    variants: tuple[str, ...]
+    values: Mapping[str, Floats]
+    """Indicator -> [n], higher being better; NaN where it is missing."""
+    kinds: Mapping[str, str]
+    """Indicator -> the kind of stage that is bought to have it."""
+    hours: Mapping[str, float]
+    """Kind -> worker hours on one checkpoint; `sft` is that of fine-tuning."""
+    scores: Floats
+    """[n]; NaN where a checkpoint is not fine-tuned yet."""
+
+    def at(self, rows: np.ndarray) -> Known:
+        """Some of the checkpoints."""
+        return Known(
+            names=tuple(self.names[row] for row in rows),
+            variants=tuple(self.variants[row] for row in rows),
+            values={name: values[rows] for name, values in self.values.items()},
+            kinds=self.kinds,
+            hours=self.hours,
+            scores=self.scores[rows],
+        )
+
+    @property
+    def purchases(self) -> list[str]:
+        """Kinds of stages that cost less than fine-tuning, cheapest first."""
+        cheaper = {kind for kind in self.kinds.values() if self.hours[kind] < self.hours[SFT]}
+        return sorted(cheaper, key=lambda kind: (self.hours[kind], kind))
+
+    def of_kinds(self, kinds: Sequence[str]) -> list[str]:
+        """The indicators that these kinds give."""
+        return sorted(name for name, kind in self.kinds.items() if kind in kinds)
+
+    def matrix(self, indicators: Sequence[str]) -> Floats:
+        """[n, indicators]."""
+        return np.stack([self.values[name] for name in indicators], axis=1)
+
+
+@dataclass(frozen=True)
+class Purchase:
+    """A kind of stage, on some checkpoints, in the order in which to buy it."""
+
+    kind: str
+    checkpoints: tuple[str, ...]
+    hours: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean regret of a strategy on unseen variants, by worker hours spent."""
+
+    strategy: str
+    hours: tuple[float, ...]
+    regret: tuple[float, ...]
+    """In the scores' unit; of the best fine-tuned one, else of what indicators put first, else of one drawn blindly."""
+
+    def at(self, hours: float) -> float:
+        """After so many hours."""
+        return float(np.interp(hours, self.hours, self.regret))
+
+
+def curves(known: Known, *, budget_hours: float, num_points: int = 40) -> list[Curve]:
+    """Of each strategy, on the same halves of the variants; the best at the budget first.
+
+    A half has fewer checkpoints than there are: hours are scaled up to all of them.
+
+    Raises:
+        CompareError: if there are too few variants with scores to learn from one half of them.
+    """
+    scored = known.at(np.flatnonzero(np.isfinite(known.scores)))
+    splits = random_splits(scored.variants, num=NUM_SPLITS, trained=TRAINED)
+    totals: dict[str, list[Floats]] = {}
+    whole = len(scored.names) * (scored.hours[SFT] + sum(scored.hours[kind] for kind in scored.purchases))
+    grid = np.linspace(0, max(whole, budget_hours), num_points)
+    for split in splits:
+        test, plan = scored.at(split.test), learn_prefixes(scored.at(split.train))
+        for strategy, steps in _played(test, plan).items():
+            part = len(test.names) / len(scored.names)
+            totals.setdefault(strategy, []).append(_on_grid(steps, test.scores, part * grid))
+    means = {strategy: np.mean(parts, axis=0) for strategy, parts in totals.items()}
+    found = [Curve(name, tuple(map(float, grid)), tuple(map(float, regret))) for name, regret in means.items()]
+    return sorted(found, key=lambda curve: (curve.at(budget_hours), curve.strategy))
+
+
+def learn_prefixes(known: Known) -> list[tuple[str, Comparer]]:
+    """(kind that is bought, comparer on the indicators of it and of all that are cheaper), cheapest first."""
+    plan = []
+    for number, kind in enumerate(known.purchases):
+        indicators = known.of_kinds(known.purchases[: number + 1])
+        comparer = learn(
+            known.matrix(indicators), known.scores, indicators=indicators, variants=known.variants, target=SFT
+        )
+        plan.append((kind, comparer))
+    return plan
+
+
+def eliminate(known: Known, plan: Sequence[tuple[str, Comparer]]) -> tuple[list[Purchase], list[int]]:
+    """What successive elimination buys before fine-tuning, and all rows in the order in which to fine-tune them.
+
+    A checkpoint that is left out early comes after all that were left out later.
+    """
+    left, order = list(range(len(known.names))), list(range(len(known.names)))
+    out: list[int] = []
+    bought = []
+    for kind, comparer in plan:
+        bought.append(Purchase(kind, tuple(known.names[row] for row in left), len(left) * known.hours[kind]))
+        values = known.matrix(comparer.indicators)[left]
+        first, second = np.repeat(np.arange(len(left)), len(left)), np.tile(np.arange(len(left)), len(left))
+        chances = 1 / (1 + np.exp(-comparer.logits(values[first], values[second]))).reshape(len(left), len(left))
+        ranked = np.argsort(-chances.sum(axis=1), kind="stable")
+        likely = [row for row in ranked if chances[row, ranked[0]] >= UNLIKELY]
+        unlikely = [row for row in ranked if chances[row, ranked[0]] < UNLIKELY]
+        out = [left[row] for row in unlikely] + out
+        left = [left[row] for row in likely]
+        order = left + out
+        if len(left) <= 1:
+            break
+    return bought, order
+
+
+def elimination(kinds: Sequence[str]) -> str:
+    """What successive elimination by these kinds of stages is called."""
+    return f"elimination by {', '.join(kinds)}"
+
+
+def next_purchases(known: Known, budget_hours: float, *, num_kinds: int) -> list[Purchase]:
+    """What to buy next for the checkpoints that are not fine-tuned yet, as far as the budget goes.
+
+    Indicators that are measured already cost nothing.
+
+    Args:
+        num_kinds: of stages that elimination goes by, the cheapest ones.
+
+    Raises:
+        CompareError: if too few checkpoints are fine-tuned to learn from.
+    """
+    open_rows = np.flatnonzero(~np.isfinite(known.scores))
+    plan = learn_prefixes(known.at(np.flatnonzero(np.isfinite(known.scores))))[:num_kinds]
+    there = known.at(open_rows)
+    bought, order = eliminate(there, plan)
+    spent, found = 0.0, []
+    for purchase in bought:
+        names = [name for name in purchase.checkpoints if _is_missing(there, name, purchase.kind)]
+        hours = len(names) * known.hours[purchase.kind]
+        if names and spent + hours <= budget_hours:
+            found.append(Purchase(purchase.kind, tuple(names), hours))
+            spent += hours
+    num = int((budget_hours - spent) / known.hours[SFT])
+    chosen = tuple(there.names[row] for row in order[:num])
+    return [*found, *([Purchase(SFT, chosen, len(chosen) * known.hours[SFT])] if chosen else [])]
+
+
+def _is_missing(known: Known, name: str, kind: str) -> bool:
+    row = known.names.index(name)
+    return any(np.isnan(known.values[indicator][row]) for indicator in known.of_kinds([kind]))
+
+
+_Steps = list[tuple[float, list[int]]]
+"""(hours spent so far, rows fine-tuned so far in order)."""
+
+
+def _played(test: Known, plan: Sequence[tuple[str, Comparer]]) -> dict[str, list[_Steps]]:
+    """Strategy -> what it does on a test half, of each order in which checkpoints may come."""
+    tuning, num = test.hours[SFT], len(test.names)
+    played = {}
+    for size in range(1, len(plan) + 1):
+        bought, order = eliminate(test, plan[:size])
+        spent = sum(each.hours for each in bought)
+        played[elimination([kind for kind, _ in plan[:size]])] = [_tuned(order, tuning, before=spent)]
+    blind = [list(np.random.default_rng([1, number]).permutation(num)) for number in range(NUM_ORDERS)]
+    played["fine-tune all"] = [_tuned(order, tuning) for order in blind]
+    for name, values in test.values.items():
+        best_first = list(np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable"))
+        played[f"by {name}"] = [_tuned(best_first, tuning, before=num * test.hours[test.kinds[name]])]
+    if test.purchases:
+        dearest = test.purchases[-1]
+        rung = test.of_kinds([dearest])[0]
+        played[f"ASHA on {rung}"] = [
+            _asha(order, test.values[rung], rung_hours=test.hours[dearest], tuning=tuning) for order in blind
+        ]
+    return played
+
+
+def _tuned(order: Sequence[int], hours: float, *, before: float = 0.0) -> _Steps:
+    # Without any fine-tuning, what comes first is taken at its word.
+    return [(before + number * hours, list(order[: max(1, number)])) for number in range(len(order) + 1)]
+
+
+def _asha(order: Sequence[int], values: Floats, *, rung_hours: float, tuning: float) -> _Steps:
+    """Asynchronous successive halving (Li et al., 2020) of two rungs: an indicator of each as it comes, then SFT.
+
+    One of `REDUCTION` that came so far goes on, as soon as it may; once all came, the rest goes on best first.
+    """
+    spent, come, tuned = 0.0, list[int](), list[int]()
+    steps: _Steps = [(0.0, [])]
+    for row in order:
+        spent += rung_hours
+        come.append(row)
+        best = sorted(come, key=lambda each: -values[each])[: len(come) // REDUCTION]
+        for each in best:
+            if each not in tuned:
+                tuned.append(each)
+                spent += tuning
+                steps.append((spent, list(tuned)))
+    for each in sorted(come, key=lambda each: -values[each]):
+        if each not in tuned:
+            tuned.append(each)
+            spent += tuning
+            steps.append((spent, list(tuned)))
+    return steps
+
+
+def _on_grid(runs: Sequence[_Steps], scores: Floats, grid: Floats) -> Floats:
+    """Mean regret at each of the hours."""
+    blind = float(scores.max() - scores.mean())
+    found = []
+    for steps in runs:
+        hours = np.array([spent for spent, _ in steps])
+        regret = np.array([scores.max() - scores[rows].max() if rows else blind for _, rows in steps])
+        places = np.searchsorted(hours, grid, side="right") - 1
+        found.append(np.where(places < 0, blind, regret[np.maximum(places, 0)]))
+    mean: Floats = np.mean(found, axis=0)
+    return mean

@@ -1,0 +1,104 @@
+"""A budget's strategies and next purchases: from a ranking, as a document, and on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from raysweep.analysis.budget import SFT, Known, curves, elimination, next_purchases
+from raysweep.analysis.comparer import CompareError
+from raysweep.analysis.defects import flagged_rows
+from raysweep.analysis.formatting import number
+from raysweep.analysis.ranking import Ranking
+from raysweep.printable import printable
+
+MAX_STRATEGIES = 12
+"""That a terminal lists."""
+PARTS = (0.25, 0.5, 1.0)
+"""Of the budget, at which a terminal says the regret."""
+
+
+def known_of(ranking: Ranking, hours: Mapping[str, float], *, by_kind: bool) -> Known:
+    """What a ranking's table tells, without flagged rows and leaks.
+
+    Args:
+        hours: kind of stage -> worker hours on one checkpoint; `sft` is that of fine-tuning.
+        by_kind: whether an indicator is of the kind before its slash; else it is one by itself.
+
+    Raises:
+        CompareError: if a cost is not known, or nothing costs less than fine-tuning.
+    """
+    leaks = {name for flag in ranking.flags if flag.kind == "leaked" for name in flag.columns}
+    used = {
+        item.indicator: (item.indicator.partition("/")[0] if by_kind else item.indicator, item.direction)
+        for item in ranking.associations
+        if item.source == "measured" and item.selection and item.indicator not in leaks
+    }
+    # What comes with pretraining is no purchase.
+    used = {name: each for name, each in used.items() if each[0] != "pretrain"}
+    for kind in (SFT, *(kind for kind, _ in used.values())):
+        if kind not in hours:
+            there = ", ".join(sorted(hours)) or "none"
+            raise CompareError(f"what {kind} costs on one checkpoint is not known, in worker hours; known: {there}")
+    table = ranking.checkpoints
+    table = table[~table["checkpoint"].isin(flagged_rows(ranking.flags))].sort_values("checkpoint")
+    known = Known(
+        names=tuple(map(str, table["checkpoint"])),
+        variants=tuple(map(str, table["variant"])),
+        values={
+            name: np.asarray(table[name].astype("float64"), dtype=np.float64) * (1 if direction == "max" else -1)
+            for name, (_, direction) in used.items()
+        },
+        kinds={name: kind for name, (kind, _) in used.items()},
+        hours=dict(hours),
+        scores=np.asarray(table[ranking.target].astype("float64"), dtype=np.float64),
+    )
+    if not known.purchases:
+        raise CompareError(f"no indicator costs less than fine-tuning ({hours[SFT]:.3g} worker hours a checkpoint)")
+    return known
+
+
+def budget_document(ranking: Ranking, known: Known, budget_hours: float) -> dict[str, Any]:
+    """Strategies, best at the budget first, and what to buy next; as JSON values.
+
+    Raises:
+        CompareError: if there are too few variants to learn from.
+    """
+    found = curves(known, budget_hours=budget_hours)
+    names = [elimination(known.purchases[: size + 1]) for size in range(len(known.purchases))]
+    ranks = {curve.strategy: place for place, curve in enumerate(found)}
+    best = min(names, key=lambda name: ranks[name])
+    buy = next_purchases(known, budget_hours, num_kinds=names.index(best) + 1)
+    return {
+        "target": ranking.target,
+        "budget_hours": budget_hours,
+        "hours": {kind: known.hours[kind] for kind in (*known.purchases, SFT)},
+        "num_checkpoints": len(known.names),
+        "num_scored": int(np.isfinite(known.scores).sum()),
+        "strategies": [asdict(curve) | {"regret_at_budget": curve.at(budget_hours)} for curve in found],
+        "bought_by": best,
+        "next": [asdict(each) for each in buy],
+    }
+
+
+def format_budget(document: Mapping[str, Any]) -> str:
+    """For a terminal."""
+    budget = document["budget_hours"]
+    parts = [part * budget for part in PARTS]
+    lines = [
+        f"Regret in {document['target']} on variants that nothing was learnt from, after worker hours for "
+        f"{document['num_scored']} checkpoints",
+        f"  {'strategy':<44}" + "".join(f"{number(part):>10}" for part in parts),
+    ]
+    for each in document["strategies"][:MAX_STRATEGIES]:
+        regrets = np.interp(parts, each["hours"], each["regret"])
+        lines.append(f"  {each['strategy']:<44}" + "".join(f"{number(float(regret)):>10}" for regret in regrets))
+    open_ones = document["num_checkpoints"] - document["num_scored"]
+    if not open_ones:
+        lines.append("every checkpoint is fine-tuned: nothing to buy")
+    for each in document["next"]:
+        lines.append(f"buy {each['kind']} ({each['hours']:.3g} h): {', '.join(each['checkpoints'])}")
+    return printable("\n".join(lines))

@@ -1,0 +1,91 @@
+"""A budget's strategies on tables whose best checkpoint is known, and what is bought next."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raysweep.analysis.budget import Known, curves, eliminate, learn_prefixes, next_purchases
+from raysweep.analysis.budget_page import format_budget
+from raysweep.cli import main
+
+pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
+NUM = 32
+HOURS = {"cheap": 0.01, "dear": 0.2, "sft": 1.0, "dearest": 2.0}
+
+
+def known(seed: int = 0) -> Known:
+    """A cheap indicator that tells a little, and a dear one that tells nearly all."""
+    generator = np.random.default_rng(seed)
+    scores = generator.normal(size=NUM)
+    names = tuple(f"c{row:02}" for row in range(NUM))
+    values = {"little": scores + 1.5 * generator.normal(size=NUM), "much": scores + 0.2 * generator.normal(size=NUM)}
+    values["useless"] = generator.normal(size=NUM)
+    kinds = {"little": "cheap", "much": "dear", "useless": "dearest"}
+    return Known(names, names, values, kinds, HOURS, scores)
+
+
+def test_regret_falls_with_hours_and_ends_at_none():
+    found = {curve.strategy: curve for curve in curves(known(), budget_hours=10.0)}
+    assert {"fine-tune all", "by much", "by little", "elimination by cheap", "elimination by cheap, dear"} <= set(found)
+    for curve in found.values():
+        assert (np.diff(curve.regret) <= 1e-9).all() or curve.strategy.startswith(("ASHA", "by", "elim"))
+        # All are fine-tuned by then, but for what costs more than fine-tuning itself.
+        assert curve.regret[-1] == pytest.approx(0, abs=0.01) or curve.strategy == "by useless"
+    # What tells nearly all costs a fifth of fine-tuning: 8 hours of all, and then hardly any more.
+    assert found["by much"].at(11) < 0.1 < found["fine-tune all"].at(11)
+    assert found["fine-tune all"].at(20) == pytest.approx(
+        np.mean([_left(known().scores, number) for number in range(300)]), abs=0.15
+    )
+
+
+def _left(scores: np.ndarray, seed: int) -> float:
+    """Regret of half of a random half's checkpoints."""
+    half = np.random.default_rng(seed).choice(scores, NUM // 2, replace=False)
+    return float(half.max() - half[: NUM // 4].max())
+
+
+def test_elimination_asks_for_dear_indicators_of_the_likely_ones_alone():
+    table = known()
+    bought, order = eliminate(table.at(np.arange(20, NUM)), learn_prefixes(table.at(np.arange(20))))
+    assert [each.kind for each in bought] == ["cheap", "dear"]  # Not what costs more than fine-tuning.
+    assert len(bought[0].checkpoints) == 12
+    assert set(bought[1].checkpoints) <= set(bought[0].checkpoints)
+    assert sorted(order) == list(range(12))
+    scores = table.scores[20:]
+    assert scores[order[:3]].max() >= np.sort(scores)[-2]
+
+
+def test_what_is_measured_already_is_not_bought_again():
+    table = known()
+    scores, much = table.scores.copy(), table.values["much"].copy()
+    scores[26:] = np.nan
+    much[26:] = np.nan
+    without = dataclasses.replace(table, scores=scores, values={**table.values, "much": much})
+    bought = next_purchases(without, 4.0, num_kinds=2)
+    assert [each.kind for each in bought] == ["dear", "sft"]
+    assert set(bought[0].checkpoints) <= set(table.names[26:])
+    assert sum(each.hours for each in bought) <= 4.0
+    [tuned] = next_purchases(dataclasses.replace(table, scores=scores), 3.0, num_kinds=2)
+    assert (tuned.kind, len(tuned.checkpoints)) == ("sft", 3)
+
+
+def test_a_table_with_costs_has_strategies(tmp_path, capsys):
+    table = known()
+    rows = pd.DataFrame({**table.values, "score": table.scores})
+    rows.loc[28:, "score"] = np.nan
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    command = ["rank", "--table", str(tmp_path / "t.csv"), "--target", "score", "--higher", "little,much"]
+    assert main([*command, "--budget", "3gpuh", "--costs", "little=0.01,much=0.2,sft=1h", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["num_checkpoints"], document["num_scored"], document["budget_hours"]) == (32, 28, 3.0)
+    regrets = [each["regret_at_budget"] for each in document["strategies"]]
+    assert regrets == sorted(regrets)
+    assert document["next"][-1]["kind"] == "sft"
+    assert "buy sft (3 h): row" in format_budget(document)
+    assert main([*command, "--budget", "3", "--costs", "little=1,sft=2"]) == 2
+    assert "what much costs on one checkpoint is not known" in capsys.readouterr().err
+    assert main([*command, "--budget", "3", "--costs", "little=3,much=3,sft=2"]) == 2
+    assert "no indicator costs less than fine-tuning" in capsys.readouterr().err
