@@ -37,6 +37,7 @@ from raysweep.stages.flatness import Flatness
 from raysweep.stages.gradient_noise import GradientNoise
 from raysweep.stages.indicators import Indicators
 from raysweep.stages.noise import Noise
+from raysweep.stages.other_text import OtherText
 from raysweep.stages.pretrain import Recipe
 from raysweep.stages.probes import Probes
 from raysweep.stages.span_loss import SpanLoss
@@ -109,6 +110,8 @@ class Declared(Spec):
     """Rises of the loss under noise on the weights, on every checkpoint; left out: none."""
     updates: Annotated[Updates | None, Neutral(None)] = None
     """Sharpness along the loss's own updates and those of fine-tuning, on every checkpoint; left out: none."""
+    other_text: Annotated[OtherText | None, Neutral(None)] = None
+    """Loss on text of other corpora, of every checkpoint; left out: none."""
     span_loss: Annotated[SpanLoss | None, Neutral(None)] = None
     """Loss on spans cut out of held-out text, of every checkpoint of a causal model; left out: none."""
     gradient_noise: Annotated[GradientNoise | None, Neutral(None)] = None

@@ -59,6 +59,9 @@ def pinned(declared: Declared, pretrain: Mapping[str, Any], pins: Pins) -> Pinne
     """Pin all of a sweep; `pretrain` is its section as written. What is wrong is noted in `pins`."""
     section = pins(("pretrain",), declared.pretrain, partial(declared.pretrain.pin, pins.folder))
     sft = declared.sft and pins(("sft",), declared.sft, partial(declared.sft.pin, pins.folder))
+    measured = {
+        name: pins((name,), spec, partial(spec.pin, pins.folder)) for name, spec in declared.measurements.items()
+    }
     # What "auto" stands for here: a checkpoint trained in other numbers is another checkpoint.
     on_gpu = declared.resources.default.gpus_per_worker > 0
     if isinstance(section, Recipe):
@@ -81,7 +84,7 @@ def pinned(declared: Declared, pretrain: Mapping[str, Any], pins: Pins) -> Pinne
             checkpoints |= {str(setting.label): source} if source else {}
             for path in values:
                 sweep[name] = _with_value(sweep[name], setting.places[path], values[path])
-    return Pinned(declared.with_(pretrain=section, sft=sft, sweep=sweep), base, checkpoints)
+    return Pinned(declared.with_(pretrain=section, sft=sft, sweep=sweep, **measured), base, checkpoints)
 
 
 def with_models_read(declared: Any, pins: Pins, place: Place = ()) -> Any:

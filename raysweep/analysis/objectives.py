@@ -34,6 +34,8 @@ _LOSS_OF = {
     # Of the loss whose perplexity is told, always.
     "noise": PERPLEXITY_OF,
     "updates": PERPLEXITY_OF,
+    "gradient_noise": PERPLEXITY_OF,
+    "other_text": PERPLEXITY_OF,
 }
 """Kind of stage -> the column that says whose loss its metrics are of."""
 

@@ -112,6 +112,17 @@ class StageSpec(Spec):
     def disk_bytes(self, size: Size) -> int:
         """Bytes that it leaves in the store: tokens or weights. Measurements, of some kilobytes, are not counted."""
 
+    def pin(self, base: Path) -> Self:
+        """Of a measurement: with the data that it names found and fingerprinted.
+
+        Args:
+            base: folder of the sweep file, which paths are relative to.
+
+        Raises:
+            DataError: if something is missing or malformed.
+        """
+        return self
+
     def bind(self, subject: Subject) -> Self:
         """Of a measurement: with what it takes from pretraining.
 

@@ -36,6 +36,7 @@ pretrain:
 indicators: {kshot: 1, max_examples: 4}
 updates: {batch_sequences: 4, num_batches: 2, hyperparameters: {max_examples: 4}}
 early_sft: {hyperparameters: {epochs: 1, max_examples: 4}}
+other_text: {texts: {b: {files: b.txt}, both: {files: ["a.txt", "b.txt"]}}}
 sft:
   forgetting: true
   tasks:
@@ -88,7 +89,7 @@ def test_every_stage_reports_what_it_declares(sweep_file, folder, store):
         *load(sweep_file(GRAMMAR)).declared.measurements,
     }
     kinds = declared_and_reported(sweep_file(TEXT), store)
-    assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "updates", "early_sft", "sft"}
+    assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "updates", "early_sft", "other_text", "sft"}
 
 
 def test_phases_report_what_they_declare(sweep_file, store):
@@ -112,4 +113,4 @@ pretrain:
   sequence_length: 16
 """
     kinds = declared_and_reported(sweep_file(text + TEXT[TEXT.index("indicators:") :]), store)
-    assert kinds == {"fetch", "tokenize", "heldout", "indicators", "updates", "early_sft", "sft"}
+    assert kinds == {"fetch", "tokenize", "heldout", "indicators", "updates", "early_sft", "other_text", "sft"}

@@ -1,0 +1,80 @@
+"""Loss on text of other corpora: found with the sweep file, and that of a naive loop."""
+
+import numpy as np
+import pytest
+import torch
+
+from raysweep.data.tokenizers import load_tokenizer
+from raysweep.errors import RaysweepError
+from raysweep.results import Results
+from raysweep.runners import run_sweep
+from raysweep.space import load
+from raysweep.train.checkpoints import load_model
+
+SWEEP = """\
+name: others
+pretrain:
+  data: {name: text, domains: {notes: {train: notes.txt, valid: notes.txt}}, tokenizer: {name: bpe, vocab_size: 300}}
+  model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
+  optimizer: {name: adamw, lr: 1e-2}
+  steps: 4
+  batch_sequences: 4
+  sequence_length: 8
+other_text: {texts: {tales: {files: tales.txt}}, num_sequences: 20}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "notes.txt").write_text("la si do re mi fa sol " * 200)
+    (tmp_path / "tales.txt").write_text("once upon a time there was a king " * 40)
+    return tmp_path
+
+
+def test_another_text_is_read_by_the_checkpoints_own_tokenizer(folder, sweep_file, store):
+    run = run_sweep(load(sweep_file(SWEEP)), store, runner="inline")
+    [row] = Results(run).checkpoints.to_dict("records")
+    checkpoint = store.folder(row["checkpoint"])
+    model, tokenizer = load_model(checkpoint).eval(), load_tokenizer(checkpoint)
+    text = (folder / "tales.txt").read_text()
+    ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    rows = torch.tensor(ids[:160]).view(20, 8)
+    with torch.no_grad():
+        loss = float(model(input_ids=rows, labels=rows).loss)
+    assert row["other_text/loss_tales"] == pytest.approx(loss, rel=1e-5)
+    assert row["other_text/bits_per_byte_tales"] == pytest.approx(loss / np.log(2) * len(ids) / len(text), rel=1e-5)
+    assert row["other_text/loss_tales"] > row["heldout/loss_nats_per_token"]
+
+
+def test_what_the_file_holds_is_part_of_the_id_and_where_it_lies_is_not(folder, sweep_file):
+    def stage_id(text=SWEEP):
+        stages = load(sweep_file(text)).trial({}, 0).stages
+        return next(stage.id for stage in stages if stage.kind == "other_text")
+
+    first = stage_id()
+    (folder / "moved.txt").write_text((folder / "tales.txt").read_text())
+    assert stage_id(SWEEP.replace("files: tales", "files: moved")) == first
+    (folder / "tales.txt").write_text("another tale " * 40)
+    assert stage_id() != first
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("files: tales.txt", "files: none.txt", r"tiny\.yaml:9: other_text\.texts\.tales\.files: .*none\.txt"),
+        ("num_sequences: 20", "num_sequences: 20, text: null", "text is taken from pretrain"),
+        ("{tales:", "{a/b:", "text name 'a/b'"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_runs(folder, sweep_file, old, new, words):
+    assert old in SWEEP
+    with pytest.raises(RaysweepError, match=words):
+        load(sweep_file(SWEEP.replace(old, new)))
+
+
+def test_words_of_a_made_up_language_spell_no_text(folder, sweep_file):
+    made_up = "{name: pcfg, vocabulary: 16, num_nonterminals: 4, num_rules: 2, num_words: 3, sentence_length: 4}"
+    start, end = SWEEP.index("{name: text"), SWEEP.index("  model:")
+    text = SWEEP[:start] + made_up + "\n" + SWEEP[end:].replace("sequence_length: 8", "sequence_length: 5")
+    with pytest.raises(RaysweepError, match=r"other_text needs pretrain\.data text, not pcfg"):
+        load(sweep_file(text))
