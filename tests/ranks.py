@@ -5,12 +5,15 @@ from collections.abc import Callable, Sequence
 
 import torch.multiprocessing
 
-# raysweep's own modules are imported by each process, so that it is never another checkout's that is tested.
+import raysweep
+
 IMPORTED = [
     "accelerate",
     "deepspeed",
     "networkx",
-    "ruamel.yaml",
+    "raysweep.runners.gang",
+    "raysweep.train.loop",
+    "torch._inductor.compile_fx",
     "torch.utils.cpp_extension",
     "transformers.models.bert.modeling_bert",
     "transformers.models.llama.modeling_llama",
@@ -23,4 +26,12 @@ forked.set_forkserver_preload(IMPORTED)
 
 def run_ranks(main: Callable[..., None], given: Sequence[object], num_ranks: int = 2) -> None:
     """Run `main(rank, *given)` in a process for each rank; raises what `torch.multiprocessing.spawn` does."""
-    torch.multiprocessing.start_processes(main, tuple(given), nprocs=num_ranks, start_method="forkserver")
+    torch.multiprocessing.start_processes(
+        _rank, (raysweep.__file__, main, *given), nprocs=num_ranks, start_method="forkserver"
+    )
+
+
+def _rank(rank: int, tested: str, main: Callable[..., None], *given: object) -> None:
+    # The one that was forked looks for it in its own folder first, then as any process does.
+    assert raysweep.__file__ == tested, "run the tests from their root"
+    main(rank, *given)
