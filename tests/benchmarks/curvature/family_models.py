@@ -1,4 +1,4 @@
-"""Models of three families, each trained on a text of its own, and text that they have not seen.
+"""Models of four families, each trained on a text of its own, and text that they have not seen.
 
 `python tests/benchmarks/curvature/family_models.py FOLDER --threads 4` makes what is not there: tokens, for which it
 takes the data pack, and the models, which any machine can then train (a minute and a half on 12 cores, each family in
@@ -27,6 +27,8 @@ from transformers import (
     BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -79,8 +81,8 @@ def _bert(vocab: int) -> Any:
     return BertForMaskedLM(
         BertConfig(
             vocab_size=vocab,
-            hidden_size=128,
-            intermediate_size=512,
+            hidden_size=256,
+            intermediate_size=1024,
             num_hidden_layers=4,
             num_attention_heads=4,
             hidden_dropout_prob=0,
@@ -89,10 +91,24 @@ def _bert(vocab: int) -> Any:
     )
 
 
+def _neox(vocab: int) -> Any:
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=vocab,
+            hidden_size=160,
+            intermediate_size=640,
+            num_hidden_layers=5,
+            num_attention_heads=5,
+            max_position_embeddings=512,
+        )
+    )
+
+
 FAMILIES = {
     "GPT-2": Family("books", 2048, 1_000_000, _gpt2),
     "Llama": Family("latex", 4096, 600_000, _llama),
-    "BERT": Family("medqa", 2048, 2_400_000, _bert, masked=True),
+    "BERT": Family("medqa", 4096, 600_000, _bert, masked=True),
+    "GPT-NeoX": Family("peps", 2048, 700_000, _neox),
 }
 
 
