@@ -1,4 +1,4 @@
-"""Models of four families, each trained on a text of its own, and text that they have not seen.
+"""Models of three families, each trained on a text of its own, and text that they have not seen.
 
 `python tests/benchmarks/curvature/family_models.py FOLDER --threads 4` makes what is not there: tokens, for which it
 takes the data pack, and the models, which any machine can then train (a minute and a half on 12 cores, each family in
@@ -27,8 +27,6 @@ from transformers import (
     BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -91,24 +89,10 @@ def _bert(vocab: int) -> Any:
     )
 
 
-def _neox(vocab: int) -> Any:
-    return GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=vocab,
-            hidden_size=160,
-            intermediate_size=640,
-            num_hidden_layers=5,
-            num_attention_heads=5,
-            max_position_embeddings=512,
-        )
-    )
-
-
 FAMILIES = {
     "GPT-2": Family("books", 2048, 1_000_000, _gpt2),
     "Llama": Family("latex", 4096, 600_000, _llama),
     "BERT": Family("medqa", 4096, 600_000, _bert, masked=True),
-    "GPT-NeoX": Family("peps", 2048, 700_000, _neox),
 }
 
 

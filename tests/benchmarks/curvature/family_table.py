@@ -34,8 +34,8 @@ MOST_SEQUENCES, MOST_PROBES = 4096, 64
 # PyHessian's defaults.
 RULE_PROBES, RULE_CHANGE = 100, 1e-3
 SIMULATED = 2000
-# Replays; their root mean square error is known to a twentieth.
-REPLAYS = 200
+# Replays; their root mean square error is known to a fourteenth.
+REPLAYS = 100
 
 
 @dataclass(frozen=True)
