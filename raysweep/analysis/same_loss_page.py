@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ def same_loss_page(found: SameLoss) -> Page:
         differed=_spread_table(found),
         variants=_variant_table(found),
         tables=tuple(
-            (f"{group.name}: {target}", _measure_table(associations))
+            (f"{group.name}: {target}", _measure_table(associations, found.seconds))
             for group in found.groups
             for target, associations in group.associations.items()
         ),
@@ -165,7 +165,7 @@ def _variant_table(found: SameLoss) -> Table:
     return Table(columns, rows)
 
 
-def _measure_table(associations: Sequence[Association]) -> Table:
+def _measure_table(associations: Sequence[Association], seconds: Mapping[str, float]) -> Table:
     short = formatting.short_names([each.measure for each in associations])
     titles = {
         "within a base": "Spearman's correlation within each base, mean over bases with Student's 95 % interval",
@@ -173,6 +173,7 @@ def _measure_table(associations: Sequence[Association]) -> Table:
         "same recipe": "correlation between seeds of one variant: all that the configuration explains taken out",
         "p": "by permuting variants, corrected for all measures of this table",
         "p, loss given": "the same with the loss partialled out",
+        "seconds": "of the stage that measures it, on one checkpoint: all measures of a kind share them",
     }
     rows = []
     for each in associations:
@@ -182,6 +183,7 @@ def _measure_table(associations: Sequence[Association]) -> Table:
             for estimate in estimates
         ]
         cells += [cell(each.p, _p), cell(each.p_given_loss, _p)]
+        cells.append(cell(seconds.get(each.measure.partition("/")[0]), "{:.3g}".format))
         rows.append(Row([Cell(short[each.measure], each.measure, title=each.measure), *cells]))
     columns = [Heading("measure"), *(Heading(name, numeric=True, title=title) for name, title in titles.items())]
     return Table(columns, rows)

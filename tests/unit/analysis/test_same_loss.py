@@ -72,7 +72,7 @@ def study(*, link: float, far: str = ""):
                 for lr in LRS
                 for of in (0, 1)
             ]
-    return pd.DataFrame(rows), pd.DataFrame(runs)
+    return pd.DataFrame(rows), pd.DataFrame(runs).assign(wall_seconds=[2.0 + (run["kind"] == "sft") for run in runs])
 
 
 def compared(**given):
@@ -139,6 +139,20 @@ def test_every_measure_of_a_checkpoint_is_tried_and_counted():
     assert set(p[1]) - set(p[0]) == {f"noise/rise_absolute_{size}" for size in range(12)}
     assert all(p[0][name] <= p[1][name] for name in p[0])
     assert any(p[0][name] < p[1][name] for name in p[0])
+
+
+def test_what_a_measure_costs_stands_beside_it():
+    checkpoints, stages = study(link=0.4)
+    more = [
+        {"id": f"flatness-{index}", "kind": "flatness", "status": "done", "wall_seconds": 8.0 + index}
+        for index in range(3)
+    ]
+    failed = [{"id": "flatness-x", "kind": "flatness", "status": "failed", "wall_seconds": 100.0}]
+    stages = pd.concat([stages, pd.DataFrame(more + failed + more)], ignore_index=True)
+    found = compare_same_loss(checkpoints, stages, COLUMNS, lambda stage: np.random.default_rng(1).random(10))
+    assert found.seconds == {"pretrain": 2.0, "sft": 3.0, "flatness": 9.0}
+    _, table = same_loss_page(found).tables[0]
+    assert [row.cells[-1].sort for row in table.rows if row.cells[0].sort.startswith("flatness/")] == [9.0] * 3
 
 
 def test_what_holds_for_these_variants_alone_is_said_so():
