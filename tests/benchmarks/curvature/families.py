@@ -32,6 +32,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from family_models import FAMILIES, LENGTHS, Batch, load, unseen
+from family_replay import POOL
 from family_table import plan_of, read_rows
 
 from raysweep.curvature.differences import logit_response, quadratic_forms, step_for
@@ -41,8 +42,6 @@ from raysweep.curvature.operators import MovableParameters, hessian_vector_produ
 from raysweep.curvature.probes import probe_vector
 from raysweep.curvature.settings import TraceSettings
 
-# Sequences of a measurement's text; far more than any takes.
-POOL = 4096
 # Tokens and common probes of one row of the table, and rows by length.
 TABLE_TOKENS, TABLE_PROBES = 2048, 6
 TABLE_ROWS = {64: 10, 128: 14, 256: 18, 512: 24}

@@ -22,7 +22,7 @@ from raysweep.curvature.groups import cheapest_size
 from raysweep.curvature.settings import TraceSettings
 from raysweep.curvature.units import Unit, Values
 
-# Sequences of the text, as in `families.py`.
+# Sequences of a measurement's text; far more than any takes.
 POOL = 4096
 
 
