@@ -59,16 +59,16 @@ def pinned(declared: Declared, pretrain: Mapping[str, Any], pins: Pins) -> Pinne
     """Pin all of a sweep; `pretrain` is its section as written. What is wrong is noted in `pins`."""
     section = pins(("pretrain",), declared.pretrain, partial(declared.pretrain.pin, pins.folder))
     sft = declared.sft and pins(("sft",), declared.sft, partial(declared.sft.pin, pins.folder))
-    measured = {
-        name: pins((name,), spec, partial(spec.pin, pins.folder)) for name, spec in declared.measurements.items()
-    }
     # What "auto" stands for here: a checkpoint trained in other numbers is another checkpoint.
     on_gpu = declared.resources.default.gpus_per_worker > 0
+    measured = {
+        name: pins((name,), spec, partial(spec.pin, pins.folder, on_gpu=on_gpu))
+        for name, spec in declared.measurements.items()
+    }
     if isinstance(section, Recipe):
         section = section.with_(precision=settled(section.precision, on_gpu=on_gpu))
     if sft:
-        given = sft.hyperparameters
-        sft = sft.with_(hyperparameters=given.with_(precision=settled(given.precision, on_gpu=on_gpu)))
+        sft = sft.with_(hyperparameters=sft.hyperparameters.in_numbers_of(on_gpu=on_gpu))
     base = {**pretrain, "data": _plain(section.data), **_source(section)}
     if isinstance(section, Recipe):
         base["precision"] = section.precision

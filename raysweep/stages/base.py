@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
@@ -112,16 +112,21 @@ class StageSpec(Spec):
     def disk_bytes(self, size: Size) -> int:
         """Bytes that it leaves in the store: tokens or weights. Measurements, of some kilobytes, are not counted."""
 
-    def pin(self, base: Path) -> Self:
-        """Of a measurement: with the data that it names found and fingerprinted.
+    def pin(self, base: Path, *, on_gpu: bool) -> Self:
+        """Of a measurement: with the data that it names found and fingerprinted, and with what "auto" stands for.
 
         Args:
             base: folder of the sweep file, which paths are relative to.
+            on_gpu: whether gangs have GPUs.
 
         Raises:
             DataError: if something is missing or malformed.
         """
         return self
+
+    def given(self, **changes: Any) -> Self:
+        """With some fields replaced; those that `bind` fills stay unset, as a sweep file leaves them."""
+        return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | changes)
 
     def bind(self, subject: Subject) -> Self:
         """Of a measurement: with what it takes from pretraining.

@@ -44,6 +44,10 @@ class EarlySft(StageSpec):
     tasks: dict[str, Task] = Field(default_factory=dict)
     """Name to task; filled from sft.tasks."""
 
+    def pin(self, base: Path, *, on_gpu: bool) -> EarlySft:
+        """With the precision that fine-tuning trains in."""
+        return self.given(hyperparameters=self.hyperparameters.in_numbers_of(on_gpu=on_gpu))
+
     def bind(self, subject: Subject) -> EarlySft:
         """With the tasks that checkpoints are fine-tuned on."""
         return self.with_(tasks=dict(subject.tasks))  # type: ignore[no-any-return]

@@ -81,12 +81,10 @@ class OtherText(StageSpec):
             check_name("text", name)
         return texts
 
-    def pin(self, base: Path) -> OtherText:
+    def pin(self, base: Path, *, on_gpu: bool) -> OtherText:
         """With every text's files found and fingerprinted."""
         pinned = collect((("texts", name), partial(texts.pin, base)) for name, texts in self.texts.items())
-        # What is filled later stays unset: a sweep file leaves it out.
-        given = {name: getattr(self, name) for name in self.model_fields_set}
-        return OtherText(**given | {"texts": dict(zip(self.texts, pinned, strict=True))})
+        return self.given(texts=dict(zip(self.texts, pinned, strict=True)))
 
     def bind(self, subject: Subject) -> OtherText:
         """With the objective.

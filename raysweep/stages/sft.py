@@ -62,6 +62,10 @@ class Hyperparameters(Spec):
     max_examples: Annotated[int | None, Neutral(None)] = Field(default=None, ge=1)
     """Training examples of a task, the first so many; left out: all. A probe may be fitted to more (see probes)."""
 
+    def in_numbers_of(self, *, on_gpu: bool) -> Hyperparameters:
+        """With what "auto" stands for there: a model that is trained in other numbers is another one."""
+        return self.with_(precision=settled(self.precision, on_gpu=on_gpu))  # type: ignore[no-any-return]
+
     def num_examples(self, num_train: int) -> int:
         """Of so many training examples, those that are trained on."""
         return min(num_train, self.max_examples or num_train)

@@ -77,6 +77,10 @@ class Updates(StageSpec):
     tasks: dict[str, Task] = Field(default_factory=dict)
     """Name to task; filled from sft.tasks."""
 
+    def pin(self, base: Path, *, on_gpu: bool) -> Updates:
+        """With the precision that fine-tuning trains in."""
+        return self.given(hyperparameters=self.hyperparameters.in_numbers_of(on_gpu=on_gpu))
+
     def bind(self, subject: Subject) -> Updates:
         """With the text, the objective and the tasks; without tasks, its own updates are all."""
         return self.with_(text=HeldText.of(subject), tasks=dict(subject.tasks))  # type: ignore[no-any-return]

@@ -28,6 +28,24 @@ def test_noise_is_as_large_as_its_scale_says_and_of_one_direction(style):
     assert abs(float(everything.square().mean()) - 1) < 4 * (2 / len(everything)) ** 0.5
 
 
+def test_relative_noise_grows_with_a_matrix_that_the_next_one_scales_back():
+    """So that the loss under it stays as it is."""
+    ids = torch.arange(12).view(2, 6)
+    losses = {}
+    for scale in ("absolute", "per_tensor", "per_row"):
+        for factor in (1.0, 4.0):
+            model = build("llama", tied=False)
+            with torch.no_grad():
+                model.model.layers[0].mlp.up_proj.weight.mul_(factor)
+                model.model.layers[0].mlp.down_proj.weight.div_(factor)
+                for name, noise in noise_vector(model, scale, seed=0, draw=0).items():
+                    model.get_parameter(name).add_(noise, alpha=0.1)
+                losses[scale, factor] = float(model(input_ids=ids, labels=ids).loss)
+    for scale in ("per_tensor", "per_row"):
+        assert losses[scale, 4.0] == pytest.approx(losses[scale, 1.0], rel=1e-5)
+    assert losses["absolute", 4.0] != pytest.approx(losses["absolute", 1.0], rel=1e-2)
+
+
 def test_the_error_holds_the_chance_of_noise_and_of_text():
     draw = np.random.default_rng(0)
     num_draws, num_pieces, truth = 6, 8, 2.0

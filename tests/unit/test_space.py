@@ -417,3 +417,11 @@ def test_flatness_of_next_tokens_is_not_that_of_a_masked_model(sweep_file):
     path = sweep_file(text.replace("max_units: 8}", "max_units: 8, objective: causal_lm}"))
     with pytest.raises(SpaceError, match=r"flatness\.objective: causal_lm: masked_lm trains a masked model"):
         load(path)
+
+
+@pytest.mark.parametrize(("gpus", "precision"), [(0, "fp32"), (1, "bf16")])
+def test_brief_fine_tunings_are_told_apart_by_their_numbers_too(sweep_file, gpus, precision):
+    text = f"{TINY}updates: {{}}\nearly_sft: {{}}\nresources: {{workers: 1, gpus_per_worker: {gpus}}}\n"
+    stages = load(sweep_file(text)).trial({"pretrain.optimizer.lr": 0.01}, 0).stages
+    specs = [stage.spec for stage in stages if stage.kind in ("updates", "early_sft", "sft")]
+    assert {spec.hyperparameters.precision for spec in specs} == {precision}
