@@ -104,21 +104,26 @@ class RealCluster:
         self._nodes.remove(node)
         self._num_lost += 1
 
-    def kill_gcs(self) -> Callable[[], object]:
-        """Kill -9 the GCS, of a head that keeps what it knows; gives what starts it again, and waits for its nodes."""
+    def kill_gcs(self) -> Callable[..., object]:
+        """Kill -9 the GCS, of a head that keeps what it knows; gives what starts it again, and waits for its nodes.
+
+        With `forgets=True` it is another GCS at the same address, which knows nothing; the cluster is lost then.
+        """
         pid = self._gcs.pid if self._gcs else named(self._nodes[0].pid, "gcs_server")
         command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
         env = dict(pair.split("=", 1) for pair in Path(f"/proc/{pid}/environ").read_text().split("\0") if pair)
         os.kill(pid, signal.SIGKILL)
 
-        def start() -> None:
+        def start(*, forgets: bool = False) -> None:
+            kept = {name: value for name, value in env.items() if not (forgets and name.startswith("RAY_gcs_storage"))}
             with self._log.open("ab") as log:
-                self._gcs = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+                self._gcs = subprocess.Popen(command, env=kept, stdout=log, stderr=log)
             deadline = time.monotonic() + 60
             while not _answers(self.address):
                 assert time.monotonic() < deadline, self._log.read_text()[-3000:]
                 time.sleep(0.2)
-            time.sleep(FOUND_AGAIN_SECONDS)
+            if not forgets:
+                time.sleep(FOUND_AGAIN_SECONDS)
 
         return start
 

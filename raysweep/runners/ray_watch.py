@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -25,10 +26,10 @@ GONE_SECONDS_OF_A_CLUSTER = 45.0
 # Not SIGINT: a process started in a script's background ignores it. Tune has taken SIGUSR1.
 WAKE = signal.SIGUSR2
 
-# A GCS that is back has to be asked who it is before Ray's own libraries do, once a second: they abort this process if
-# it does not know them.
+# A GCS that is back has to be asked who it is before Ray's own libraries do, about once a second: they abort this
+# process if it does not know them.
 LOOK_SECONDS = 1.0
-LOOK_SECONDS_WHEN_MISSED = 0.1
+LOOK_SECONDS_WHEN_MISSED = 0.02
 
 # A machine that is off refuses no connection.
 ANSWER_SECONDS = 2.0
@@ -57,6 +58,47 @@ class _Door:
     def look(self, seconds: float) -> None:
         """`seconds` after the last time."""
         self.missed_seconds = 0.0 if _opens(self.family, self.address) else self.missed_seconds + seconds
+
+
+class _Lifeline:
+    """An idle connection to a process, which ends with it at once, however soon another one takes its place.
+
+    It may also end by itself: gRPC has no patience with one that is silent for two minutes.
+    """
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._address = address
+        self._socket: socket.socket | None = None
+
+    def hold(self) -> bool:
+        """Connect anew. False if that fails."""
+        self.drop()
+        try:
+            self._socket = socket.create_connection(self._address, timeout=ANSWER_SECONDS)
+        except OSError:
+            return False
+        return True
+
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for so long, or until it ends."""
+        if self._socket is None:
+            time.sleep(seconds)
+            return False
+        if not select.select([self._socket], [], [], seconds)[0]:
+            return False
+        try:
+            said = self._socket.recv(4096)  # A greeting of gRPC's.
+        except OSError:
+            said = b""
+        if not said:
+            self.drop()
+        return not said
+
+    def drop(self) -> None:
+        """Be without one."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
 
 @contextlib.contextmanager
@@ -88,10 +130,15 @@ def ray_watched() -> Iterator[Sequence[str]]:
         raise KeyboardInterrupt  # What Ray's own waiting lets through.
 
     def watch() -> None:
-        pause, then = LOOK_SECONDS, time.monotonic()
-        while not left.wait(pause):
+        lifeline, then = _Lifeline((host, int(port))), time.monotonic()
+        # It may have been started again before this connection to it.
+        is_doubtful, pause = True, 0.0
+        while True:
+            is_doubtful |= lifeline.ends_within(pause)
+            if left.is_set():
+                lifeline.drop()
+                return
             now = time.monotonic()
-            was_missed = gcs.missed_seconds > 0
             for door in doors:
                 # Not more than a look takes: this process may have been stopped, and does not know what was.
                 door.look(min(now - then, LOOK_SECONDS + ANSWER_SECONDS))
@@ -101,10 +148,12 @@ def ray_watched() -> Iterator[Sequence[str]]:
                     if not left.wait(WAKE_SECONDS):
                         _leave(_message(door.name))
                     return
-            if was_missed and not gcs.missed_seconds and _cluster_at(node.gcs_address) not in (node.cluster_id, None):
-                _leave(FORGOT)
-            pause = LOOK_SECONDS_WHEN_MISSED if any(door.missed_seconds for door in doors) else LOOK_SECONDS
-            then = now
+            if is_doubtful and not gcs.missed_seconds:
+                is_doubtful = not lifeline.hold()
+                if _cluster_at(node.gcs_address) not in (node.cluster_id, None):
+                    _leave(FORGOT)
+            is_missed = is_doubtful or any(door.missed_seconds for door in doors)
+            pause, then = LOOK_SECONDS_WHEN_MISSED if is_missed else LOOK_SECONDS, now
 
     before = signal.signal(WAKE, wake)
     threading.Thread(target=watch, name="raysweep-ray-watch", daemon=True).start()

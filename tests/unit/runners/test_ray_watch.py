@@ -59,14 +59,16 @@ address = gcs.getsockname()
 ray._private.worker._global_node = SimpleNamespace(
     gcs_address="%s:%d" % address, raylet_socket_name=path, cluster_id="first"
 )
+restarted = False
 # What listens here has no cluster.
-ray_watch._cluster_at = lambda address: {"again": "second", "back": "first"}[mode]
+ray_watch._cluster_at = lambda address: "second" if mode == "again" and restarted else "first"
 os.environ.pop("RAY_ADDRESS", None)
 with ray_watch.ray_watched():
     time.sleep(0.5)
     gcs.close()
     if mode != "gone":
         time.sleep(1.5)
+        restarted = True
         gcs = listening(socket.AF_INET, address)
     time.sleep(2 if mode == "back" else 30)
 ray._private.worker._global_node = None
