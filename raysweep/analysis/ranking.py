@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -148,7 +148,10 @@ def rank(
     target: str = MEAN_SCORE,
     gaps_of: str | None = None,
 ) -> Ranking:
-    """Rank the checkpoints of a checkpoint table by `target` (higher is better), and the indicators by agreement.
+    """Rank the checkpoints of a checkpoint table by `target`, best first, and the indicators by agreement.
+
+    Higher is better, unless the target's column declares otherwise, as that of forgetting does: then all differences
+    are of its negative, so that what is better is above 0 here, too.
 
     Intervals of agreement leave out whole variants with all their seeds and checkpoints: checkpoints of one
     trajectory are no independent witnesses.
@@ -166,6 +169,12 @@ def rank(
     """
     import pandas as pd
 
+    if any(column.name == target and column.metric.direction == "min" for column in columns) and target in table:
+        others = [column for column in columns if column.name != target]
+        given: dict[str, Any] = {"noise": noise, "target": target, "gaps_of": gaps_of}
+        turned = rank(table.assign(**{target: -table[target]}), columns=others, **given)
+        shown = turned.checkpoints
+        return replace(turned, checkpoints=shown.assign(**{target: -shown[target]}))
     tasks = _tasks(table, columns)
     table = _sorted(table, target, tasks)
     scores: Floats = np.asarray(table[target], dtype=np.float64)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import TINY, pretrain, recipe_of, tokens_of
 
+from raysweep.analysis.ranking import rank
 from raysweep.curvature.probes import key
 from raysweep.data.brackets import Brackets
 from raysweep.data.packing import Tokens
@@ -280,6 +281,9 @@ def test_forgetting_is_a_column_beside_the_score_with_an_error_of_its_own(sweep_
     rises, errors = picked["sft/forgetting_nats_per_token"], picked["sft/forgetting_stderr"]
     assert row["sft/mean_forgetting"] == row["sft/span/forgetting_nats_per_token"] == pytest.approx(rises.mean())
     assert row["sft/mean_forgetting_stderr"] == pytest.approx(max(rises.var(), (errors**2).mean()) ** 0.5 / 2**0.5)
+    ranking = rank(results.checkpoints, columns=results.columns, target="sft/mean_forgetting").checkpoints
+    assert list(ranking["sft/mean_forgetting"]) == sorted(results.checkpoints["sft/mean_forgetting"])
+    assert list(ranking["rank"]) == [1, 2]
     assert "sft/mean_forgetting" in load(sweep_file(text + "  forgetting: true\n")).metric_names()
 
 
