@@ -30,8 +30,10 @@ MIN_OTHERS = 6
 """Numbers of a column, of which fewer do not say what is usual."""
 LEAKED = 0.99
 """Correlation with the target, of values or of ranks, that no measurement before fine-tuning is expected to have."""
+GOOD = 0.95
+"""Correlation of a very good indicator, which a part's few rows must exceed by three standard errors (Fisher, 1915)."""
 MIN_ROWS = 10
-"""Fewer rows correlate so by chance too often, over many columns and parts; ten normal ones once in 20 million."""
+"""Fewer rows correlate so by chance too often, over many columns and parts."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def _leaked(
         if num < MIN_ROWS or (found and num <= found[0]):
             continue
         strength = _correlation(values[name][there], values[target][there])
-        if strength >= LEAKED:
+        if strength >= LEAKED and math.atanh(min(strength, 1 - SMALL)) - 3 / math.sqrt(num - 3) > math.atanh(GOOD):
             found = num, text, there, strength
     if not found:
         return None

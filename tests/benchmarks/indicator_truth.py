@@ -25,7 +25,7 @@ from raysweep.scores import Column
 from raysweep.spec import Metric
 
 RATES, NAMES = 4, 3
-TABLES, TRUTH = 200, 300
+TABLES, TRUTH = 150, 200
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,20 @@ class World:
     """Weight of the rate in the indicator."""
     seen_own: float = 1.0
     """Weight of what no setting tells."""
+    grid: bool = False
+    """Whether all tables have the same rates and names; else each variant's are drawn, as the variants are."""
 
 
 def table(world: World, generator: np.random.Generator) -> pd.DataFrame:
     """A checkpoint table with the columns score and x; one checkpoint a variant."""
     variants = [f"{number:04}" for number in generator.permutation(10_000)[: world.num]]
-    rate = np.resize(np.arange(RATES), world.num)
-    effect = world.rate * (rate - rate.mean()) / rate.std()
+    rate, name = np.resize(np.arange(RATES), world.num), np.resize(np.arange(NAMES), world.num)
+    if not world.grid:
+        rate, name = (generator.integers(0, most, size=world.num) for most in (RATES, NAMES))
+    effect = world.rate * (rate - (RATES - 1) / 2)
     own = generator.normal(size=world.num)
     rows = {"variant": variants, "trial": variants, "checkpoint": variants, "status": "done", "seed": 0, "step": 1}
-    rows |= {"point.lr": rate * 1.0, "point.name": np.resize(list("xyz"), world.num)}
+    rows |= {"point.lr": rate * 1.0, "point.name": np.array(list("xyz"))[name]}
     score = effect + world.own * own + generator.normal(size=world.num) / 2
     x = world.seen_rate * effect + world.seen_own * own + generator.normal(size=world.num) / 2
     return pd.DataFrame(rows | {"score": score, "x": x})
@@ -164,6 +168,7 @@ WORLDS = {
     "sees the rate alone": World(48, seen_own=0.0),
     "tells nothing": World(48, seen_rate=0.0, seen_own=0.0),
     "24 variants": World(24),
+    "one grid": World(48, grid=True),
 }
 
 
