@@ -1,0 +1,113 @@
+"""What models of the same loss are compared by: ways to measure transfer, and measures that may go with it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raysweep.analysis.pairwise import Floats
+from raysweep.scores import Column, column_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MEAN_SCORE = column_name("sft", "mean_score")
+FORGETTING = column_name("sft", "mean_forgetting")
+
+NO_MEASURES = frozenset({"tokenize", "fetch", "pretrain", "heldout", "probe", "probes", "sft"})
+"""Kinds of stage that prepare, or that tell of transfer: what they have for measures is named one by one."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A way to measure transfer; `draws` [checkpoints, draws] are shared by all, and hold all chance of a score."""
+
+    name: str
+    values: Floats
+    """[checkpoints]."""
+    draws: Floats | None
+
+
+def transfer_targets(table: pd.DataFrame, runs: pd.DataFrame, read: Callable[[str], Floats | None]) -> Iterator[Target]:
+    """Probes by number of labels; fine-tuning at the tuned rate, what that forgets, and at each fixed rate."""
+    for name in _probes(table):
+        draws = [other for other in table if str(other).startswith(f"{name}_draw_")]
+        if draws:
+            label = f"probe, {name.removeprefix('probes/labels_')} labels"
+            yield Target(label, numbers(table, name), table[draws].to_numpy(dtype=np.float64))
+    if MEAN_SCORE not in table or table[MEAN_SCORE].isna().any():
+        return
+    tasks = sorted(runs["task"].unique())
+    tuned = {task: numbers(table, column_name("sft", "lr", task)) for task in tasks}
+    ids = _run_ids(runs, table, tuned)
+    yield Target("fine-tuned, rate tuned", numbers(table, MEAN_SCORE), _draws(ids, read) if ids else None)
+    if FORGETTING in table and ids and table[FORGETTING].notna().all():
+        rises = runs.set_index("id")["sft/forgetting_nats_per_token"].to_dict()
+        # Below 0, so that higher is better here, too. Each seed has read text of its own.
+        kept = -np.array([[[rises[each] for each in of_seed] for of_seed in row] for row in ids]).mean(axis=2)
+        yield Target(
+            "pretraining loss kept (a point: 0.01 nats)", kept.mean(axis=1), kept if kept.shape[1] > 1 else None
+        )
+    known = runs.set_index("id")["sft/score"].to_dict()
+    for lr in sorted(runs["lr"].unique()):
+        ids = _run_ids(runs, table, {task: np.full(len(table), lr) for task in tasks})
+        if ids:
+            scores = np.array([[[known[each] for each in of_seed] for of_seed in row] for row in ids])
+            yield Target(f"fine-tuned at {lr:g}", scores.mean(axis=(1, 2)), _draws(ids, read))
+
+
+def _run_ids(runs: pd.DataFrame, table: pd.DataFrame, rates: Mapping[str, Floats]) -> list[list[list[str]]] | None:
+    """Stages by checkpoint, seed of fine-tuning and task, at a rate of each; None if one is missing."""
+    known = runs.set_index(["checkpoint", "task", "lr", "stage_seed"])["id"].to_dict()
+    seeds = sorted(runs["stage_seed"].dropna().unique())
+    keys = [
+        [[(checkpoint, task, rates[task][row], seed) for task in rates] for seed in seeds]
+        for row, checkpoint in enumerate(table["checkpoint"])
+    ]
+    if any(key not in known for row in keys for each in row for key in each):
+        return None
+    return [[[str(known[key]) for key in each] for each in row] for row in keys]
+
+
+def _draws(ids: Sequence[Sequence[Sequence[str]]], read: Callable[[str], Floats | None]) -> Floats | None:
+    """Scores of each seed on test examples of its own, [checkpoints, seeds]; None where predictions are lost.
+
+    With the same examples for all seeds, what a model has of luck with them would pass for skill.
+    """
+    num_seeds = len(ids[0])
+    if num_seeds < 2:
+        return None
+    draws = np.empty((len(ids), num_seeds))
+    for row, of_checkpoint in enumerate(ids):
+        for seed, of_seed in enumerate(of_checkpoint):
+            scores = [read(each) for each in of_seed]
+            draws[row, seed] = np.mean([math.nan if each is None else each[seed::num_seeds].mean() for each in scores])
+    return None if np.isnan(draws).any() else draws
+
+
+def _probes(table: pd.DataFrame) -> list[str]:
+    """Columns of probes, by rising number of labels."""
+    sizes = (re.fullmatch(r"probes/labels_(\d+)", str(name)) for name in table)
+    return [each[0] for each in sorted(filter(None, sizes), key=lambda each: int(each[1]))]
+
+
+def transfer_measures(table: pd.DataFrame, columns: Sequence[Column], loss: str) -> dict[str, Floats]:
+    """What may go with transfer: every number of the measurements, the loss, and downstream scores that are had early.
+
+    Of what is measured on several tasks the mean alone counts: each more is one more that is tried.
+    """
+    others = [each for each in columns if each.kind not in NO_MEASURES and each.metric.direction]
+    names = [each.name for each in others if "/" not in each.metric.name]
+    early = _probes(table)[:1]
+    wanted = dict.fromkeys([*names, loss, *early])
+    return {name: values for name in wanted if name in table and np.isfinite(values := numbers(table, name)).all()}
+
+
+def numbers(table: pd.DataFrame, name: str) -> Floats:
+    """A column [rows], NaN where a cell is empty."""
+    return np.array(table[name].astype("Float64").to_numpy(na_value=math.nan), dtype=np.float64)
