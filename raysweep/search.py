@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from raysweep.errors import Place
 from raysweep.spec import Neutral, Spec
@@ -294,6 +294,13 @@ class Replicates(Spec):
     """Beside those that all variants run under."""
     of: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = Field(min_length=1)
     """Axis to its values, or their names; of several axes, the variants that have one of each."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"seeds {list(seeds)} holds one twice")
+        return seeds
 
     def holds(self, point: Mapping[str, Any]) -> bool:
         """Whether a variant is one of them."""

@@ -121,7 +121,9 @@ class Tokens:
         picked = np.linspace(0, len(every) - 1, num=min(max_sequences, len(every))).astype(np.int64)
         return every[picked].astype(np.int64)
 
-    def valid_mix(self, mix: Mapping[str, float], *, sequence_length: int, num_sequences: int) -> Ints:
+    def valid_mix(
+        self, mix: Mapping[str, float], *, sequence_length: int, num_sequences: int, num_needed: int | None = None
+    ) -> Ints:
         """Held-out sequences of several domains, each its share [n, L], int64, domain by domain: always the same.
 
         n is `num_sequences` but for rounding, as each domain has one at least. Where the text of a domain is shorter
@@ -131,6 +133,7 @@ class Tokens:
             mix: domain -> share, summing to 1.
             sequence_length: L, in tokens.
             num_sequences: that are asked for.
+            num_needed: of them; where there are fewer, it is warned of. None: all.
 
         Raises:
             DataError: if there is not even one of a domain.
@@ -138,9 +141,10 @@ class Tokens:
         there = {name: len(self.sequences(name, "valid", sequence_length)) for name in mix}
         shortest = min(mix, key=lambda name: there[name] / mix[name])
         num = min(float(num_sequences), there[shortest] / mix[shortest])
-        if num < min(num_sequences, sum(there.values())):  # Some are there and left out.
+        needed = num_sequences if num_needed is None else num_needed
+        if num < min(needed, sum(there.values())):  # Some are there and left out.
             text = "%d held-out sequences in place of %d: domain %r has %d, and all are to have their shares"
-            logger.warning(text, num, num_sequences, shortest, there[shortest])
+            logger.warning(text, num, needed, shortest, there[shortest])
         parts = [
             self.valid(name, sequence_length=sequence_length, max_sequences=max(1, round(share * num)))
             for name, share in sorted(mix.items())

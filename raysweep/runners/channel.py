@@ -252,7 +252,10 @@ class EventSource:
             return False
         try:
             message = _TO_GANG.validate_json(self._connection.recv_bytes())
-        except (EOFError, OSError, ValidationError):
+        except ValidationError as error:
+            logger.warning("no message of the driver's, and left out: %s", error)
+            return True
+        except (EOFError, OSError):
             self._connection = None
             return False
         match message:

@@ -117,7 +117,7 @@ def follow(address: str, job_id: str, show: Callable[[str], None]) -> int:
     """Show what a job prints until it ends; returns its exit code, 143 if it was stopped.
 
     Raises:
-        ClusterError: if the job server is out of reach for long, or its cluster has lost the job.
+        ClusterError: if the job server is out of reach for long, its cluster has lost the job, or that never began.
     """
     log = _Log(job_id, show)
     while True:
@@ -125,15 +125,16 @@ def follow(address: str, job_id: str, show: Callable[[str], None]) -> int:
             with _asked(address) as client:
                 asyncio.run(log.show_more(client))
                 job = client.get_job_info(job_id)
-            log.lost_at = None
-            if job.status.is_terminal():
-                return _exit_code(job)
         except ClusterError as error:
             log.lost_at = log.lost_at or time.monotonic()
             if time.monotonic() - log.lost_at > LOST_SECONDS:
                 raise ClusterError(
                     f"{error}; job {job_id} goes on if its cluster does: the same command follows it again"
                 ) from error
+        else:
+            log.lost_at = None
+            if job.status.is_terminal():
+                return _exit_code(job)
         time.sleep(POLL_SECONDS)
 
 
@@ -210,7 +211,7 @@ def _asked(address: str) -> Iterator[Any]:
     use_token()
     try:
         yield JobSubmissionClient(address)
-    except ClusterError:
+    except (ClusterError, BrokenPipeError):  # The pipe is that of whoever reads what is shown.
         raise
     # What it raises is RuntimeError or ConnectionError, with the server's traceback in it, or aiohttp's own.
     except Exception as error:

@@ -84,7 +84,10 @@ class _Lifeline:
         if self._socket is None:
             time.sleep(seconds)
             return False
-        if not select.select([self._socket], [], [], seconds)[0]:
+        # Unlike select, poll takes a descriptor of any number, which a driver of many gangs may have come to.
+        ready = select.poll()
+        ready.register(self._socket, select.POLLIN)
+        if not ready.poll(1000 * seconds):
             return False
         try:
             said = self._socket.recv(4096)  # A greeting of gRPC's.
@@ -149,9 +152,10 @@ def ray_watched() -> Iterator[Sequence[str]]:
                         _leave(_message(door.name))
                     return
             if is_doubtful and not gcs.missed_seconds:
-                is_doubtful = not lifeline.hold()
-                if _cluster_at(node.gcs_address) not in (node.cluster_id, None):
+                is_held, cluster = lifeline.hold(), _cluster_at(node.gcs_address)
+                if cluster not in (node.cluster_id, None):
                     _leave(FORGOT)
+                is_doubtful = cluster is None or not is_held
             is_missed = is_doubtful or any(door.missed_seconds for door in doors)
             pause, then = LOOK_SECONDS_WHEN_MISSED if is_missed else LOOK_SECONDS, now
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from raysweep.costs import Size
@@ -65,7 +66,8 @@ class EarlySft(StageSpec):
             metrics |= {f"{name}/{measure}": _mean(values) for name, values in of_tasks.items()}
             metrics[f"mean_{measure}"] = fmean(map(_mean, of_tasks.values()))
             errors = [
-                stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan for values in of_tasks.values()
+                float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else math.nan
+                for values in of_tasks.values()
             ]
             metrics[f"mean_{measure}_stderr"] = math.hypot(*errors) / len(errors)
         return metrics

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
+from raysweep.errors import DataError
 from raysweep.objectives.base import Arrays, Floats
 from raysweep.resources import Resources
 from raysweep.spec import Metric
@@ -47,10 +48,16 @@ class FeatureRank(StageSpec):
         return self.with_(text=HeldText.of(subject))  # type: ignore[no-any-return]
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """The rank, its error by leaving out groups of sequences (the jackknife), and the states' mean square."""
+        """The rank, its error by leaving out groups of sequences (the jackknife), and the states' mean square.
+
+        Raises:
+            DataError: if there are fewer held-out sequences than groups.
+        """
         assert self.text
         model = load_model(inputs["checkpoint"]).to(worker.device).eval()
         rows = self.text.rows(inputs["tokens"], inputs["checkpoint"], num_sequences=self.num_sequences)
+        if (there := len(rows["input_ids"])) < GROUPS:
+            raise DataError(f"features: there are {there} held-out sequences, and {GROUPS} or more are needed")
         ends = np.linspace(0, len(rows["input_ids"]), num=GROUPS + 1).astype(int)
         groups = [
             _moment(model, {name: each[start:end] for name, each in rows.items()}, device=worker.device)
@@ -99,7 +106,8 @@ def _moment(model: Any, rows: Arrays, *, device: str) -> tuple[Floats, int]:
         part = {name: each[start : start + BATCH] for name, each in rows.items() if name != "lengths"}
         batch = {name: torch.from_numpy(np.ascontiguousarray(each)).to(device) for name, each in part.items()}
         with torch.inference_mode():
-            states = model.base_model(**model_inputs(model, batch)).last_hidden_state
+            # No keys and values are kept, of which a causal model would have those of all layers.
+            states = model.base_model(**model_inputs(model, batch), use_cache=False).last_hidden_state
             kept = states[is_read[start : start + BATCH].to(device)].double()
             total = total + (kept.T @ kept).cpu().numpy()
     return total, int(is_read.sum())

@@ -1,4 +1,4 @@
-"""Held-out text that measurements of a checkpoint's own loss read: the same rows for all models."""
+"""Held-out text that measurements of a checkpoint's own loss read: the same rows for all models of one mix."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ class HeldText(Spec):
             DataError: if a domain has no sequence, or the tokenizer lacks a token.
         """
         there = Tokens(tokens).valid_mix(
-            self.mix, sequence_length=self.sequence_length, num_sequences=POOL * num_sequences
+            self.mix,
+            sequence_length=self.sequence_length,
+            num_sequences=POOL * num_sequences,
+            num_needed=num_sequences,
         )
         # Shuffled, so that each part of the rows is a draw from the mix.
         text = there[np.random.default_rng([DRAW, draw, 1]).permutation(len(there))[:num_sequences]]

@@ -204,6 +204,8 @@ class Sft(StageSpec):
         # Each seed reads other sequences, so that seeds differ by all chance that a rise has.
         rows = text.rows(inputs["tokens"], inputs["checkpoint"], num_sequences=NUM_SEQUENCES, draw=self.seed)
         before = heldout(model.to(worker.device), rows, text.loss)
+        if worker.world_size > 1:
+            model.cpu()  # A gang trains a copy, beside which these weights would stay on the GPU.
 
         def risen() -> dict[str, float]:
             rise = heldout(model, rows, text.loss).less(before)

@@ -44,6 +44,7 @@ class BracketBalance(SentenceTask):
         bound: BracketBalance = self.with_(brackets=corpus)
         if bound.language.sentence_length < 4:
             raise SpaceError("no single bracket is unbalanced; raise pretrain.data.sentence_length", at=("label",))
+        bound.check_temperature()
         share = min(bound._shares)
         self.check_size(math.ceil(2 * bound.language.sentence_length / share), "2 x sentence_length / rarer label")
         return bound

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from raysweep.data.exact import INDICATOR, MAX_NUMBERS, TASK, ExactCorpus
 from raysweep.errors import DataError, Finding, SpaceError
@@ -80,6 +80,17 @@ class SentenceTask(LabelledTask):
                 f"num_train, num_valid and num_test sentences take {size:,} numbers (sentences x {by}); at most "
                 f"{MAX_NUMBERS:,} fit into memory"
             )
+
+    def check_temperature(self) -> None:
+        """See that there is the language that it is scored on. Raises SpaceError."""
+        try:
+            self.language.at_temperature(self.test_temperature)
+        except ValidationError as error:
+            why = error.errors()[0]["msg"]
+            raise SpaceError(
+                f"{self.test_temperature}: the language cannot have it ({why}); take one nearer to 1",
+                at=("test_temperature",),
+            ) from error
 
     @property
     def num_finetuned(self) -> int:

@@ -42,6 +42,7 @@ class PCFGSpan(SentenceTask):
             raise SpaceError(f"{self.span} is no span of the grammar; spans: {spans}", at=("span",))
         if self.place is not None and self.place >= (num := grammar.sentence_length // self.span):
             raise SpaceError(f"{self.place}: a sentence has {num} spans of {self.span} words, from 0", at=("place",))
+        bound.check_temperature()
         self.check_size(grammar.sentence_length * grammar.num_rules, "sentence_length x num_rules")
         return bound
 

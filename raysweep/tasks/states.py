@@ -35,6 +35,7 @@ class HMMState(SentenceTask):
         length = bound.language.sentence_length
         if self.position > length:
             raise SpaceError(f"{self.position} is no position of a sentence of {length} words", at=("position",))
+        bound.check_temperature()
         self.check_size(2 * length, "2 x sentence_length")
         return bound
 

@@ -208,6 +208,7 @@ def test_some_variants_run_under_further_seeds(sweep_file):
         ("[3e-3]}", "[1e-5]}", "replicates.of.pretrain.optimizer.lr: pretrain.optimizer.lr takes no 1e-05"),
         ("{pretrain.optimizer.lr: [3e-3]}", "{size: [3e-3]}", "replicates.of.size: no axis 'size'"),
         ("[3, 4]", "[0, 4]", "replicates.seeds: seeds has 0 already"),
+        ("[3, 4]", "[4, 4]", "replicates.seeds: seeds [4, 4] holds one twice"),
         ("sweep:", "search: {name: random, num_trials: 2}\nsweep:", "replicates: search.name random draws its points"),
     ],
 )

@@ -44,6 +44,13 @@ def test_only_what_is_scored_is_of_another_temperature(name):
     assert not any(row.tobytes() in known for row in hot.examples("indicator")[0])
 
 
+def test_a_temperature_that_a_language_cannot_have_is_refused():
+    task, language = TASKS["brackets"]
+    with pytest.raises(SpaceError, match=r"0\.001: the language cannot have it") as caught:
+        task.with_(test_temperature=0.001).bind(language.with_(sentence_length=16))
+    assert caught.value.findings[0][0] == ("test_temperature",)
+
+
 def test_labels_of_other_temperatures_are_that_languages_own():
     task, language = TASKS["hmm"]
     hot = task.with_(test_temperature=2.0).bind(language)
