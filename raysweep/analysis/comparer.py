@@ -7,25 +7,27 @@ that the trees of a fold did not see, so that what does not carry over to new va
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raysweep.analysis.pair_features import KINDS, Scale, features, fit_scale, logistic, normalised, ordered_pairs
-from raysweep.analysis.pairwise import SMALL, Floats
+from raysweep.analysis.pairwise import SMALL, Flags, Floats
 from raysweep.errors import RaysweepError
 
 if TYPE_CHECKING:
     from lightgbm import Booster
 
 NUM_TREES = 200
+MIN_LEAF = 50
+"""Pairs in a leaf of the trees: fewer than twice as many cannot be split at all."""
 SETTINGS = {
     "objective": "binary",
     "num_leaves": 4,
     "learning_rate": 0.05,
-    "min_data_in_leaf": 50,
+    "min_data_in_leaf": MIN_LEAF,
     "num_threads": 1,
     "deterministic": True,
     "seed": 0,
@@ -35,6 +37,8 @@ SETTINGS = {
 NUM_FOLDS = 5
 MIN_VARIANTS = 10
 """Two in each fold: fewer give no pair that is new to the trees."""
+ENOUGH_VARIANTS = 14
+"""Of one row each: four fifths of them, rounded down, make 110 ordered pairs."""
 MAX_SLOPE = 10.0
 
 
@@ -108,10 +112,11 @@ class Comparer:
         About 1 for one more of the same; a pair with a distance of several is no interpolation. Root mean square over
         the indicators that both have; NaN where there is none.
         """
-        own = normalised(self.scales, values[None])[0]
-        usual = [_nearest(row, np.delete(self.known, place, axis=0)) for place, row in enumerate(self.known)]
-        middle = float(np.nanmedian(usual)) if np.isfinite(usual).any() else np.nan
-        return _nearest(own, self.known) / max(middle, SMALL)
+        gaps = _distances(normalised(self.scales, values[None])[0], self.known)
+        to_others = [_distances(row, self.known) for row in self.known]
+        # Not itself, and no twin of it either: two rows that are alike do not say how far rows lie apart.
+        usual = [apart[apart > 0].min() for apart in to_others if (apart > 0).any()]
+        return float(gaps.min() / np.median(usual)) if len(gaps) and usual else np.nan
 
 
 def learn(
@@ -127,10 +132,9 @@ def learn(
         target: name of the scores.
 
     Raises:
-        CompareError: if LightGBM is missing, or there are too few variants.
+        CompareError: if LightGBM is missing, there are too few variants, or all scores are equal.
     """
-    if (num := len(set(variants))) < MIN_VARIANTS:
-        raise CompareError(f"{num} variants have a score in {target}; a comparer is learnt from {MIN_VARIANTS} or more")
+    _check_enough(scores, variants, target)
     scales = tuple(fit_scale(name, column) for name, column in zip(indicators, values.T, strict=True))
     known = normalised(scales, values)
     booster = grow(known, scores, np.arange(len(scores)))
@@ -154,6 +158,14 @@ def grow(known: Floats, scores: Floats, rows: np.ndarray) -> Booster:
     return module.train(SETTINGS, data, num_boost_round=NUM_TREES)
 
 
+def trained_on(known: Floats, scores: Floats, rows: np.ndarray) -> Callable[[np.ndarray, np.ndarray], Floats]:
+    """Takes rows [pairs] and rows [pairs] to the logits of trees grown from `rows`; 0 if those have one score."""
+    if np.ptp(scores[rows]) == 0:
+        return lambda first, second: np.zeros(len(first))
+    booster = grow(known, scores, rows)
+    return lambda first, second: antisymmetric(booster, known[first], known[second])
+
+
 def importances(booster: Booster, num: int) -> Floats:
     """[num]: of each of so many regressors, its share of the gain of all splits."""
     gains = np.asarray(booster.feature_importance("gain"), dtype=np.float64).reshape(len(KINDS), num).sum(axis=0)
@@ -163,6 +175,8 @@ def importances(booster: Booster, num: int) -> Floats:
 
 def antisymmetric(booster: Booster, first: Floats, second: Floats) -> Floats:
     """[pairs]: half the difference of the trees' logits of a pair and of the pair turned round."""
+    if not len(first):  # Which LightGBM refuses.
+        return np.zeros(0)
     there, back = (
         np.asarray(booster.predict(features(*pair), raw_score=True)) for pair in ((first, second), (second, first))
     )
@@ -174,7 +188,8 @@ def fitted_slope(logits: Floats) -> float:
     """Of logits for what was in fact the better one, [pairs]: the s >= 0 that makes s * logit likeliest."""
     from scipy.optimize import minimize_scalar
 
-    if not len(logits):
+    # Trees that never split say 0 of each pair: any slope is as likely, and none of them is learnt.
+    if not np.any(logits):
         return 0.0
     found = minimize_scalar(lambda slope: np.logaddexp(0, -slope * logits).mean(), bounds=(0, MAX_SLOPE))
     return float(found.x)
@@ -191,21 +206,37 @@ def lightgbm() -> Any:
 
 def _slope(known: Floats, scores: Floats, variants: Sequence[str]) -> float:
     """Over pairs of variants of one fold, by trees of the others."""
-    names, index = np.unique(np.asarray(variants, dtype=str), return_inverse=True)
-    fold = np.random.default_rng(0).permutation(len(names)) % NUM_FOLDS
     logits = []
-    for number in range(NUM_FOLDS):
-        out = fold[index] == number
-        booster = grow(known, scores, np.flatnonzero(~out))
+    for out in _folds(variants):
         first, second = ordered_pairs(np.flatnonzero(out))
         better = scores[first] > scores[second]
-        logits.append(antisymmetric(booster, known[first[better]], known[second[better]]))
+        logits.append(trained_on(known, scores, np.flatnonzero(~out))(first[better], second[better]))
     return fitted_slope(np.concatenate(logits))
 
 
-def _nearest(row: Floats, others: Floats) -> float:
+def _folds(variants: Sequence[str]) -> list[Flags]:
+    """Rows [n] that each sets aside."""
+    names, index = np.unique(np.asarray(variants, dtype=str), return_inverse=True)
+    fold = np.random.default_rng(0).permutation(len(names)) % NUM_FOLDS
+    return [fold[index] == number for number in range(NUM_FOLDS)]
+
+
+def _check_enough(scores: Floats, variants: Sequence[str], target: str) -> None:
+    if len(scores) > 1 and np.ptp(scores) == 0:
+        raise CompareError(f"{target} is {scores[0]:.4g} in all {len(scores)} rows: there is nothing to compare")
+    num, nums_trained = len(set(variants)), [int((~out).sum()) for out in _folds(variants)]
+    least = min(num_rows * (num_rows - 1) for num_rows in nums_trained)
+    if num < MIN_VARIANTS or least < 2 * MIN_LEAF:
+        raise CompareError(
+            f"{num} variants have a score in {target}, in {len(scores)} rows; a comparer is learnt from "
+            f"{ENOUGH_VARIANTS} or more, or from {MIN_VARIANTS} or more of several rows each"
+        )
+
+
+def _distances(row: Floats, others: Floats) -> Floats:
+    """Of a row from each that has an indicator that it has."""
     both = np.isfinite(row) & np.isfinite(others)
     squares = np.where(both, np.square(np.where(both, others - row, 0.0)), 0.0).sum(axis=1)
     nums = both.sum(axis=1)
-    near = np.sqrt(squares[nums > 0] / nums[nums > 0])
-    return float(near.min()) if len(near) else np.nan
+    found: Floats = np.sqrt(squares[nums > 0] / nums[nums > 0])
+    return found

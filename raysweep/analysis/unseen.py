@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysweep.analysis.comparer import antisymmetric, fitted_slope, grow
+from raysweep.analysis.comparer import fitted_slope, trained_on
 from raysweep.analysis.pair_features import fit_scale, normalised, ordered_pairs
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 
@@ -91,9 +91,7 @@ def learner(values: Floats, scores: Floats) -> Predict:
 
     def predict(split: Split) -> Callable[[np.ndarray, np.ndarray], Floats]:
         scales = [fit_scale(str(place), column[split.train]) for place, column in enumerate(values.T)]
-        known = normalised(scales, values)
-        booster = grow(known, scores, split.train)
-        return lambda first, second: antisymmetric(booster, known[first], known[second])
+        return trained_on(normalised(scales, values), scores, split.train)
 
     return predict
 
@@ -130,14 +128,15 @@ def on_unseen(predict: Predict, scores: Floats, splits: Sequence[Split]) -> Unse
 def gain_over(first: Unseen, second: Unseen, splits: Sequence[Split]) -> IntervalEstimate:
     """Pairs right of one minus those of another, on the same splits."""
     shares = [one[1] - other[1] for one, other in zip(first.by_split, second.by_split, strict=True)]
-    return over_splits(shares, splits)
+    return over_splits(shares, splits, least=-1.0)
 
 
-def over_splits(shares: Sequence[float], splits: Sequence[Split]) -> IntervalEstimate:
+def over_splits(shares: Sequence[float], splits: Sequence[Split], *, least: float = 0.0) -> IntervalEstimate:
     """Mean over random splits, with the 95 % interval of the corrected resampled t (Nadeau & Bengio, 2003).
 
     Splits of one table overlap, so that their variance is taken 1/J + n_test/n_train times, in place of 1/J. An
-    interval for learning from so many variants as a split does, which is fewer than there are.
+    interval for learning from so many variants as a split does, which is fewer than there are. It ends at `least` and
+    at 1, as the shares themselves do.
     """
     from scipy.special import stdtrit
 
@@ -147,7 +146,7 @@ def over_splits(shares: Sequence[float], splits: Sequence[Split]) -> IntervalEst
     ratio = float(np.mean([len(split.test) / len(split.train) for split in splits]))
     half = float(stdtrit(len(known) - 1, 0.975)) * math.sqrt(float(known.var(ddof=1)) * (1 / len(known) + ratio))
     mean = float(known.mean())
-    return IntervalEstimate(mean, mean - half, mean + half)
+    return IntervalEstimate(mean, max(mean - half, least), min(mean + half, 1.0))
 
 
 def _logits(predict: Predict, scores: Floats, split: Split) -> Floats:

@@ -13,7 +13,7 @@ from raysweep.analysis.comparer import CompareError, Comparer, antisymmetric, fi
 from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, save
 from raysweep.analysis.learning import Learnt, learn_target
 from raysweep.analysis.ranking import rank
-from raysweep.analysis.unseen import indicator, learner, leave_group_out, on_unseen, random_splits
+from raysweep.analysis.unseen import indicator, learner, leave_group_out, on_unseen, over_splits, random_splits
 from raysweep.cli import main
 from raysweep.comparing import version_of
 from raysweep.record import Record
@@ -178,8 +178,48 @@ def test_what_does_not_match_is_refused(tmp_path, comparer):
 
 def test_too_few_variants_are_named():
     values, scores = draw(8, 0)
-    with pytest.raises(CompareError, match="8 variants have a score in t; a comparer is learnt from 10 or more"):
+    with pytest.raises(CompareError, match="8 variants have a score in t, in 8 rows; a comparer is learnt from 14 or"):
         learn(values, scores, indicators=NAMES, variants=variants(8), target="t")
+
+
+@pytest.mark.parametrize("num", [10, 11, 12, 13])
+def test_variants_whose_folds_cannot_be_split_are_too_few(num):
+    values, scores = draw(num, 0)
+    with pytest.raises(CompareError, match=f"{num} variants have .* from 14 or more, or from 10 or more of several"):
+        learn(values, scores, indicators=NAMES, variants=variants(num), target="t")
+    rows = np.repeat(np.arange(num), 2)
+    learn(values[rows], scores[rows], indicators=NAMES, variants=np.repeat(variants(num), 2), target="t")
+
+
+def test_trees_that_never_split_are_given_no_slope():
+    assert fitted_slope(np.zeros(20)) == fitted_slope(np.zeros(0)) == 0
+    values, _ = draw(20, 0)
+    one_best = np.eye(20)[0]  # 38 pairs that differ, and fewer where the best one is set aside.
+    learnt = learn(values, one_best, indicators=NAMES, variants=variants(20), target="t")
+    assert learnt.probability(values[0], values[1]) == 0.5
+
+
+def test_a_target_that_does_not_vary_is_named():
+    values, _ = draw(20, 0)
+    with pytest.raises(CompareError, match=r"t is 0\.25 in all 20 rows: there is nothing to compare"):
+        learn(values, np.full(20, 0.25), indicators=NAMES, variants=variants(20), target="t")
+
+
+def test_rows_with_a_twin_lie_as_far_apart_as_without():
+    values, scores = draw(20, 0)
+    twice = np.repeat(np.arange(20), 2)
+    alone, beside = (
+        learn(values[rows], scores[rows], indicators=NAMES, variants=np.array(variants(20))[rows], target="t")
+        for rows in (np.arange(20), twice)
+    )
+    assert beside.distance(values[0] + 1) == pytest.approx(alone.distance(values[0] + 1))
+
+
+def test_an_interval_ends_where_shares_do():
+    splits = random_splits(variants(20), num=3)
+    estimate = over_splits([1.0, 0.9, 1.0], splits)
+    assert estimate.low < estimate.value < estimate.high == 1.0
+    assert over_splits([0.0, -0.9, -1.0], splits, least=-1.0).low == -1.0
 
 
 def test_an_indicator_as_it_is_has_the_pairs_right_that_it_has():
