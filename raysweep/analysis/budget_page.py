@@ -10,7 +10,7 @@ import numpy as np
 
 from raysweep.analysis.budget import SFT, Known, curves, elimination, next_purchases
 from raysweep.analysis.comparer import CompareError
-from raysweep.analysis.defects import flagged_rows
+from raysweep.analysis.defects import leaks, unusable_rows
 from raysweep.analysis.formatting import number
 from raysweep.analysis.ranking import Ranking
 from raysweep.printable import printable
@@ -22,7 +22,7 @@ PARTS = (0.25, 0.5, 1.0)
 
 
 def known_of(ranking: Ranking, hours: Mapping[str, float], *, by_kind: bool) -> Known:
-    """What a ranking's table tells, without flagged rows and leaks.
+    """What a ranking's table tells, without its leaks, copies of rows and collapsed ones.
 
     Args:
         hours: kind of stage -> worker hours on one checkpoint; `sft` is that of fine-tuning.
@@ -31,11 +31,11 @@ def known_of(ranking: Ranking, hours: Mapping[str, float], *, by_kind: bool) -> 
     Raises:
         CompareError: if a cost is not known, or nothing costs less than fine-tuning.
     """
-    leaks = {name for flag in ranking.flags if flag.kind == "leaked" for name in flag.columns}
+    leaked = leaks(ranking.flags)
     used = {
         item.indicator: (item.indicator.partition("/")[0] if by_kind else item.indicator, item.direction)
         for item in ranking.associations
-        if item.source == "measured" and item.selection and item.indicator not in leaks
+        if item.source == "measured" and item.selection and item.indicator not in leaked
     }
     # What comes with pretraining is no purchase.
     used = {name: each for name, each in used.items() if each[0] != "pretrain"}
@@ -44,7 +44,7 @@ def known_of(ranking: Ranking, hours: Mapping[str, float], *, by_kind: bool) -> 
             there = ", ".join(sorted(hours)) or "none"
             raise CompareError(f"what {kind} costs on one checkpoint is not known, in worker hours; known: {there}")
     table = ranking.checkpoints
-    table = table[~table["checkpoint"].isin(flagged_rows(ranking.flags))].sort_values("checkpoint")
+    table = table[~table["checkpoint"].isin(unusable_rows(ranking.flags, ranking.target))].sort_values("checkpoint")
     known = Known(
         names=tuple(map(str, table["checkpoint"])),
         variants=tuple(map(str, table["variant"])),
@@ -78,6 +78,7 @@ def budget_document(ranking: Ranking, known: Known, budget_hours: float) -> dict
         "hours": {kind: known.hours[kind] for kind in (*known.purchases, SFT)},
         "num_checkpoints": len(known.names),
         "num_scored": int(np.isfinite(known.scores).sum()),
+        "rows_left_out": unusable_rows(ranking.flags, ranking.target),
         "strategies": [asdict(curve) | {"regret_at_budget": curve.at(budget_hours)} for curve in found],
         "bought_by": best,
         "next": [asdict(each) for each in buy],
@@ -101,4 +102,5 @@ def format_budget(document: Mapping[str, Any]) -> str:
         lines.append("every checkpoint is fine-tuned: nothing to buy")
     for each in document["next"]:
         lines.append(f"buy {each['kind']} ({each['hours']:.3g} h): {', '.join(each['checkpoints'])}")
+    lines += [f"left out: {row}: {why}" for row, why in document["rows_left_out"].items()]
     return printable("\n".join(lines))

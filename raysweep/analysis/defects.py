@@ -70,6 +70,25 @@ def flagged_rows(flags: Sequence[Flag]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row for rows in odd for row in rows))
 
 
+def unusable_rows(flags: Sequence[Flag], target: str) -> dict[str, str]:
+    """Checkpoint -> why nothing is learnt from it, nor tested on it: copies of others, and collapsed indicators.
+
+    A collapsed target alone is an outcome like any other, and to leave it out would flatter what is tested.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for flag in flags:
+        if flag.kind == "leaked" or set(flag.columns) == {target}:
+            continue
+        for row in flag.rows[1:] if flag.kind == "copy" else flag.rows:
+            found[row].append(flag.text)
+    return {row: "; ".join(texts) for row, texts in found.items()}
+
+
+def leaks(flags: Sequence[Flag]) -> tuple[str, ...]:
+    """Indicators that are all but a function of the target."""
+    return tuple(dict.fromkeys(name for flag in flags if flag.kind == "leaked" for name in flag.columns))
+
+
 def _copies(values: Mapping[str, Floats], rows: Sequence[str]) -> Iterator[Flag]:
     """Rows that are alike in all numbers that they have: measured once and written twice."""
     alike: dict[tuple[float | None, ...], list[str]] = defaultdict(list)
@@ -94,16 +113,19 @@ def _collapsed(values: Mapping[str, Floats], rows: Sequence[str]) -> Iterator[Fl
 
 
 def _far(column: Floats) -> Flags:
-    """[n]: which values of a positive quantity are off the median by `FAR` deviations and a factor `FACTOR`."""
-    known = np.isfinite(column)
-    none = np.zeros(len(column), dtype=bool)
-    middle = np.median(column[known]) if known.sum() >= MIN_OTHERS else 0.0
-    if middle <= 0 or (column[known] < 0).any():
-        return none
-    logs = np.log(np.maximum(np.where(known, column, middle), SMALL * middle))
-    off = logs - np.log(middle)
-    scale = max(1.4826 * float(np.median(np.abs(off[known]))), MIN_SCALE)
-    far: Flags = known & (np.abs(off) > max(FAR * scale, math.log(FACTOR)))
+    """[n]: which values of a positive quantity are off the median by `FAR` deviations and a factor `FACTOR`.
+
+    A single 0 is, where the others vary by less than a `FAR`th of their median; several are a value of their own.
+    """
+    known, zeros = np.isfinite(column), column == 0
+    positive = known & ~zeros
+    if positive.sum() < MIN_OTHERS or zeros.sum() > 1 or (column[known] < 0).any():
+        return np.zeros(len(column), dtype=bool)
+    middle = float(np.median(column[positive]))
+    off = np.log(np.where(positive, column, middle)) - math.log(middle)
+    scale = max(1.4826 * float(np.median(np.abs(off[positive]))), MIN_SCALE)
+    collapsed = zeros & (middle > FAR * float(column[positive].std()))
+    far: Flags = collapsed | (np.abs(off) > max(FAR * scale, math.log(FACTOR)))
     return far
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from raysweep.analysis.baselines import design
 from raysweep.analysis.comparer import CompareError, Comparer, grow, importances, learn
-from raysweep.analysis.defects import flagged_rows
+from raysweep.analysis.defects import leaks, unusable_rows
 from raysweep.analysis.derived import is_axis
 from raysweep.analysis.pair_features import fit_scale, normalised
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
@@ -46,6 +46,8 @@ class Tested:
     num_variants: int
     left_out: tuple[str, ...]
     """Indicators that the ranking flags as leaks of the target."""
+    rows_left_out: Mapping[str, str]
+    """Checkpoint -> the flag for which it is neither learnt from nor tested on."""
     indicators: Unseen
     config: Unseen | None
     """Of the configuration alone; None where there is none."""
@@ -71,7 +73,7 @@ class Learnt:
 
 
 def learn_target(ranking: Ranking, *, others: Sequence[str] = ()) -> Learnt:
-    """A comparer of the ranking's target, from its indicators; without flagged rows and leaks.
+    """A comparer of the ranking's target, from its indicators; without its leaks, copies of rows and collapsed ones.
 
     Args:
         ranking: of a run's checkpoints, or of a table's rows.
@@ -80,26 +82,26 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = ()) -> Learnt:
     Raises:
         CompareError: if there is no indicator that compares all checkpoints, or there are too few variants.
     """
-    odd = flagged_rows(ranking.flags)
-    leaks = tuple(dict.fromkeys(name for flag in ranking.flags if flag.kind == "leaked" for name in flag.columns))
+    odd, leaked = unusable_rows(ranking.flags, ranking.target), leaks(ranking.flags)
     table = ranking.checkpoints
     table = table[table[ranking.target].notna() & ~table["checkpoint"].isin(odd)].sort_values("checkpoint")
     used = {
         item.indicator: 1.0 if item.direction == "max" else -1.0
         for item in sorted(ranking.associations, key=lambda item: item.indicator)
-        if item.source == "measured" and item.selection and item.indicator not in leaks and _is_portable(item.indicator)
+        if item.source == "measured"
+        and item.selection
+        and item.indicator not in leaked
+        and _is_portable(item.indicator)
     }
     if not used:
-        leaked = f"; left out as leaks of it: {', '.join(leaks)}" if leaks else ""
-        raise CompareError(
-            f"no indicator of {ranking.target} can be learnt from: none compares all checkpoints{leaked}"
-        )
+        left = f"; left out as leaks of it: {', '.join(leaked)}" if leaked else ""
+        raise CompareError(f"no indicator of {ranking.target} can be learnt from: none compares all checkpoints{left}")
     values = np.stack([_numbers(table[name]) for name in used], axis=1)
     scores, variants = _numbers(table[ranking.target]), list(table["variant"])
     comparer = learn(values, scores, indicators=list(used), variants=variants, target=ranking.target)
     config = [item.indicator for item in ranking.associations if item.source == "config" and item.indicator in table]
     whole = sorted(name for name in config if table[name].notna().all())
-    tested = _tested(table, ranking.target, values, used, whole, others=others, leaks=leaks)
+    tested = _tested(table, ranking.target, values, used, whole, others=others, leaked=leaked, odd=odd)
     return Learnt(comparer, tested)
 
 
@@ -116,7 +118,8 @@ def _tested(
     config: Sequence[str],
     *,
     others: Sequence[str],
-    leaks: tuple[str, ...],
+    leaked: tuple[str, ...],
+    odd: Mapping[str, str],
 ) -> Tested:
     scores, variants = _numbers(table[target]), list(table["variant"])
     splits = random_splits(variants)
@@ -132,13 +135,14 @@ def _tested(
     return Tested(
         target=target,
         num_variants=len(set(variants)),
-        left_out=leaks,
+        left_out=leaked,
+        rows_left_out=odd,
         indicators=ours,
         config=alone,
         both=both,
         gain=gain_over(both, alone, splits) if both and alone else None,
         single={
-            name: on_unseen(indicator(sign * np.nan_to_num(column)), scores, splits).accuracy
+            name: on_unseen(indicator(sign * column), scores, splits).accuracy
             for (name, sign), column in zip(used.items(), values.T, strict=True)
         },
         without_group={

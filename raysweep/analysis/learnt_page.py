@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -52,6 +53,7 @@ def format_learnt(learnt: Learnt) -> str:
     shown = [f"{name} {share:.0%}" for name, share in list(tested.importances.items())[:MAX_IMPORTANCES]]
     lines.append(f"  importance, with the configuration beside: {', '.join(shown)}")
     lines += [f"  left out as a leak of the target: {', '.join(tested.left_out)}"] if tested.left_out else []
+    lines += [f"  left out: {row}: {why}" for row, why in tested.rows_left_out.items()]
     return printable("\n".join(lines))
 
 
@@ -69,8 +71,10 @@ def format_comparison(document: Mapping[str, Any]) -> str:
             f"{answer['target']}: A fine-tunes better with probability {chance:.2f} "
             f"(comparisons of unseen variants were right in {answer['pairs_right']:.2f})"
         )
-        far = max(answer["distance"])
-        if not far <= FAR:
+        far = max(answer["distance"], key=lambda distance: (math.isnan(distance), distance))
+        if math.isnan(far):
+            lines.append("  how far from what was learnt from is not known: no value of an indicator is there")
+        elif far > FAR:
             lines.append(f"  {far:.1f} times as far from what was learnt from as that lies apart: believe it less")
         for reason in answer["reasons"][:MAX_REASONS]:
             side = "A" if reason["logit"] > 0 else "B"

@@ -97,8 +97,11 @@ def learner(values: Floats, scores: Floats) -> Predict:
 
 
 def indicator(oriented: Floats) -> Predict:
-    """An indicator as it is, higher being better: what a learner has to beat on the same pairs."""
-    return lambda split: lambda first, second: oriented[first] - oriented[second]
+    """An indicator as it is, higher being better: what a learner has to beat on the same pairs.
+
+    A pair of which a value is missing is not ordered, and half right.
+    """
+    return lambda split: lambda first, second: np.nan_to_num(oriented[first] - oriented[second])
 
 
 def on_unseen(predict: Predict, scores: Floats, splits: Sequence[Split]) -> Unseen:

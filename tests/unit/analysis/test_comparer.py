@@ -13,7 +13,7 @@ from raysweep.analysis.comparer import CompareError, Comparer, antisymmetric, fi
 from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, save
 from raysweep.analysis.learning import Learnt, learn_target
 from raysweep.analysis.ranking import rank
-from raysweep.analysis.unseen import indicator, learner, leave_group_out, on_unseen, over_splits, random_splits
+from raysweep.analysis.unseen import Split, indicator, learner, leave_group_out, on_unseen, over_splits, random_splits
 from raysweep.cli import main
 from raysweep.comparing import version_of
 from raysweep.record import Record
@@ -231,10 +231,19 @@ def test_an_indicator_as_it_is_has_the_pairs_right_that_it_has():
     assert tested.by_split[0][1] == pytest.approx(np.mean([values[a, 0] > values[b, 0] for a, b in pairs]))
 
 
+def test_a_missing_value_orders_no_pair():
+    values, scores = np.array([np.nan, 1.0, 2.0]), np.array([3.0, 1.0, 2.0])
+    split = Split(np.arange(3), np.arange(3))
+    assert on_unseen(indicator(values), scores, [split]).by_split[0][1] == pytest.approx((0.5 + 0.5 + 1) / 3)
+    assert on_unseen(indicator(-values), scores, [split]).by_split[0][1] == pytest.approx((0.5 + 0.5 + 0) / 3)
+
+
 def test_a_table_is_learnt_from(tmp_path, capsys):
     values, scores = draw(30, 0)
     table = pd.DataFrame(dict(zip(NAMES, values.T, strict=True)) | {"score": scores, "lr": np.resize([1, 2], 30)})
     table["variant"] = variants(30)
+    table.loc[7, "two"] = 1e3
+    table["two"] += 10
     table.to_csv(tmp_path / "t.csv", index=False)
     command = ["rank", "--table", str(tmp_path / "t.csv"), "--target", "score", "--higher", "one,two,noise"]
     command += ["--config", "lr", "--learn", str(tmp_path / "model")]
@@ -242,7 +251,9 @@ def test_a_table_is_learnt_from(tmp_path, capsys):
     [tested] = json.loads(capsys.readouterr().out)["targets"]
     assert tested["indicators"]["accuracy"]["value"] > 0.7
     assert main(command) == 0
-    assert "learnt from indicators" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "learnt from indicators" in text
+    assert "left out: row 8: row 8 is far from all others: two 1010" in text
     assert load(tmp_path / "model")[0].learnt_from == "t.csv"
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysweep.analysis.defects import Flag, find_flags, flagged_rows
+from raysweep.analysis.defects import Flag, find_flags, flagged_rows, unusable_rows
 
 
 def table(seed: int = 0) -> pd.DataFrame:
@@ -52,3 +52,25 @@ def test_a_leak_is_found_in_a_part_of_the_rows(leak):
     assert set(flag.rows) == set(rows["checkpoint"][high])
     assert "where lr is 0.001" in flag.text
     assert flagged_rows(leaked) == ()
+
+
+def test_zeros_are_values_unless_one_stands_alone_far_below_the_others():
+    rows = table()
+    rows.loc[:11, "b"] = 0.0  # As a few-shot score that a third of the models have.
+    rows["c"] = np.tile([0.0, 1.0, 2.0, 2.0], 10)
+    assert flags_of(rows) == []
+    rows = table()
+    rows.loc[5, "b"] = 0.0
+    rows["c"] = [0.0, *np.tile([1.0, 2.0, 3.0], 13)]
+    [flag] = flags_of(rows)
+    assert (flag.rows, flag.columns) == (("row 5",), ("b",))
+
+
+def test_a_row_is_not_left_out_of_a_test_by_its_target():
+    rows = table()
+    rows.loc[5, "score"] = 0.15
+    rows.loc[6, "b"] = 0.15
+    flags = flags_of(rows)
+    assert flagged_rows(flags) == ("row 5", "row 6")
+    assert list(unusable_rows(flags, "score")) == ["row 6"]
+    assert "row 6 is far from all others: b 0.15" in unusable_rows(flags, "score")["row 6"]
