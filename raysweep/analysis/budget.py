@@ -8,14 +8,15 @@ beat the front-runner by calibrated probabilities, and buys the next ones of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from raysweep.analysis.comparer import Comparer, learn
-from raysweep.analysis.pairwise import Floats
-from raysweep.analysis.unseen import random_splits
+from raysweep.analysis.comparer import CompareError, Comparer, learn
+from raysweep.analysis.pairwise import SMALL, Floats, IntervalEstimate
+from raysweep.analysis.unseen import Split, over_splits, random_splits
 
 UNLIKELY = 0.1
 """Probability of beating the front-runner, below which a checkpoint is left out."""
@@ -42,6 +43,8 @@ class Known:
     """Kind -> worker hours on one checkpoint; `sft` is that of fine-tuning."""
     scores: Floats
     """[n]; NaN where a checkpoint is not fine-tuned yet."""
+    target: str
+    """Name of the scores."""
 
     def at(self, rows: np.ndarray) -> Known:
         """Some of the checkpoints."""
@@ -52,6 +55,7 @@ class Known:
             kinds=self.kinds,
             hours=self.hours,
             scores=self.scores[rows],
+            target=self.target,
         )
 
     @property
@@ -86,6 +90,10 @@ class Curve:
     hours: tuple[float, ...]
     regret: tuple[float, ...]
     """In the scores' unit; of the best fine-tuned one, else of what indicators put first, else of one drawn blindly."""
+    deviation: tuple[float, ...]
+    """Standard deviation of the regret over halves, which overlap: of one half's luck, no error of the mean."""
+    behind_first: IntervalEstimate
+    """Regret at the budget minus that of the first strategy, see `over_splits`; 0 within it is a tie."""
 
     def at(self, hours: float) -> float:
         """After so many hours."""
@@ -106,13 +114,38 @@ def curves(known: Known, *, budget_hours: float, num_points: int = 40) -> list[C
     whole = len(scored.names) * (scored.hours[SFT] + sum(scored.hours[kind] for kind in scored.purchases))
     grid = np.linspace(0, max(whole, budget_hours), num_points)
     for split in splits:
-        test, plan = scored.at(split.test), learn_prefixes(scored.at(split.train))
+        test, plan = scored.at(split.test), _learn_half(scored, split)
         for strategy, steps in _played(test, plan).items():
             part = len(test.names) / len(scored.names)
             totals.setdefault(strategy, []).append(_on_grid(steps, test.scores, part * grid))
-    means = {strategy: np.mean(parts, axis=0) for strategy, parts in totals.items()}
-    found = [Curve(name, tuple(map(float, grid)), tuple(map(float, regret))) for name, regret in means.items()]
+    at_budget = {
+        strategy: np.array([np.interp(budget_hours, grid, part) for part in parts])
+        for strategy, parts in totals.items()
+    }
+    first = min(at_budget, key=lambda strategy: (at_budget[strategy].mean(), strategy))
+    found = [
+        Curve(
+            strategy,
+            hours=tuple(map(float, grid)),
+            regret=tuple(map(float, np.mean(parts, axis=0))),
+            deviation=tuple(map(float, np.std(parts, axis=0, ddof=1))),
+            behind_first=over_splits(
+                list(at_budget[strategy] - at_budget[first]), splits, low=-math.inf, high=math.inf
+            ),
+        )
+        for strategy, parts in totals.items()
+    ]
     return sorted(found, key=lambda curve: (curve.at(budget_hours), curve.strategy))
+
+
+def _learn_half(scored: Known, split: Split) -> list[tuple[str, Comparer]]:
+    try:
+        return learn_prefixes(scored.at(split.train))
+    except CompareError as error:
+        num = len(set(scored.variants))
+        raise CompareError(
+            f"strategies are learnt from one half of {num} variants and tested on the other; of that half: {error}"
+        ) from error
 
 
 def learn_prefixes(known: Known) -> list[tuple[str, Comparer]]:
@@ -121,7 +154,7 @@ def learn_prefixes(known: Known) -> list[tuple[str, Comparer]]:
     for number, kind in enumerate(known.purchases):
         indicators = known.of_kinds(known.purchases[: number + 1])
         comparer = learn(
-            known.matrix(indicators), known.scores, indicators=indicators, variants=known.variants, target=SFT
+            known.matrix(indicators), known.scores, indicators=indicators, variants=known.variants, target=known.target
         )
         plan.append((kind, comparer))
     return plan
@@ -159,7 +192,8 @@ def elimination(kinds: Sequence[str]) -> str:
 def next_purchases(known: Known, budget_hours: float, *, num_kinds: int) -> list[Purchase]:
     """What to buy next for the checkpoints that are not fine-tuned yet, as far as the budget goes.
 
-    Indicators that are measured already cost nothing.
+    Indicators that are measured already cost nothing. Where one is to be bought, that is all: what comes after it
+    depends on what it will be.
 
     Args:
         num_kinds: of stages that elimination goes by, the cheapest ones.
@@ -171,16 +205,15 @@ def next_purchases(known: Known, budget_hours: float, *, num_kinds: int) -> list
     plan = learn_prefixes(known.at(np.flatnonzero(np.isfinite(known.scores))))[:num_kinds]
     there = known.at(open_rows)
     bought, order = eliminate(there, plan)
-    spent, found = 0.0, []
     for purchase in bought:
-        names = [name for name in purchase.checkpoints if _is_missing(there, name, purchase.kind)]
-        hours = len(names) * known.hours[purchase.kind]
-        if names and spent + hours <= budget_hours:
-            found.append(Purchase(purchase.kind, tuple(names), hours))
-            spent += hours
-    num = int((budget_hours - spent) / known.hours[SFT])
-    chosen = tuple(there.names[row] for row in order[:num])
-    return [*found, *([Purchase(SFT, chosen, len(chosen) * known.hours[SFT])] if chosen else [])]
+        if names := [name for name in purchase.checkpoints if _is_missing(there, name, purchase.kind)]:
+            return _affordable(purchase.kind, names, known.hours[purchase.kind], budget_hours)
+    return _affordable(SFT, [there.names[row] for row in order], known.hours[SFT], budget_hours)
+
+
+def _affordable(kind: str, names: Sequence[str], hours: float, budget_hours: float) -> list[Purchase]:
+    chosen = tuple(names[: int(budget_hours / hours + SMALL)])
+    return [Purchase(kind, chosen, len(chosen) * hours)] if chosen else []
 
 
 def _is_missing(known: Known, name: str, kind: str) -> bool:
@@ -225,6 +258,7 @@ def _asha(order: Sequence[int], values: Floats, *, rung_hours: float, tuning: fl
     One of `REDUCTION` that came so far goes on, as soon as it may; once all came, the rest goes on best first.
     """
     spent, come, tuned = 0.0, list[int](), list[int]()
+    values = np.where(np.isnan(values), -np.inf, values)
     steps: _Steps = [(0.0, [])]
     for row in order:
         spent += rung_hours

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from raysweep.analysis.budget import SFT, Known, curves, elimination, next_purchases
+from raysweep.analysis.budget import NUM_SPLITS, SFT, Known, curves, elimination, next_purchases
 from raysweep.analysis.comparer import CompareError
 from raysweep.analysis.defects import leaks, unusable_rows
 from raysweep.analysis.formatting import number
@@ -55,6 +55,7 @@ def known_of(ranking: Ranking, hours: Mapping[str, float], *, by_kind: bool) -> 
         kinds={name: kind for name, (kind, _) in used.items()},
         hours=dict(hours),
         scores=np.asarray(table[ranking.target].astype("float64"), dtype=np.float64),
+        target=ranking.target,
     )
     if not known.purchases:
         raise CompareError(f"no indicator costs less than fine-tuning ({hours[SFT]:.3g} worker hours a checkpoint)")
@@ -91,16 +92,23 @@ def format_budget(document: Mapping[str, Any]) -> str:
     parts = [part * budget for part in PARTS]
     lines = [
         f"Regret in {document['target']} on variants that nothing was learnt from, after worker hours for "
-        f"{document['num_scored']} checkpoints",
-        f"  {'strategy':<44}" + "".join(f"{number(part):>10}" for part in parts),
+        f"{document['num_scored']} checkpoints: mean over {NUM_SPLITS} halves of the variants, and in brackets the "
+        "standard deviation of one half's; ≈: at the budget a tie with the first (95 % by the corrected resampled t)",
+        f"  {'strategy':<44}" + "".join(f"{number(part):>18}" for part in parts),
     ]
-    for each in document["strategies"][:MAX_STRATEGIES]:
-        regrets = np.interp(parts, each["hours"], each["regret"])
-        lines.append(f"  {each['strategy']:<44}" + "".join(f"{number(float(regret)):>10}" for regret in regrets))
+    for place, each in enumerate(document["strategies"][:MAX_STRATEGIES]):
+        columns = (np.interp(parts, each["hours"], each[name]) for name in ("regret", "deviation"))
+        cells = [
+            f"{number(float(mean), 2)} ({number(float(spread), 2)})" for mean, spread in zip(*columns, strict=True)
+        ]
+        is_tie = place > 0 and not each["behind_first"]["low"] > 0
+        lines.append(f"  {each['strategy']:<44}" + "".join(f"{cell:>18}" for cell in cells) + " ≈" * is_tie)
     open_ones = document["num_checkpoints"] - document["num_scored"]
     if not open_ones:
         lines.append("every checkpoint is fine-tuned: nothing to buy")
     for each in document["next"]:
         lines.append(f"buy {each['kind']} ({each['hours']:.3g} h): {', '.join(each['checkpoints'])}")
+    if any(each["kind"] != SFT for each in document["next"]):
+        lines.append("then ask again: what is worth fine-tuning depends on what that measures")
     lines += [f"left out: {row}: {why}" for row, why in document["rows_left_out"].items()]
     return printable("\n".join(lines))

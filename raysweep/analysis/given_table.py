@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 VARIANT = "variant"
 """A column that is taken for the rows' variants, where no other is named."""
 
+POINT = "point."
+"""Before the name of a setting, in a checkpoint table."""
+
 
 @dataclass(frozen=True)
 class Roles:
@@ -127,7 +130,7 @@ def checkpoint_rows(table: pd.DataFrame, roles: Roles, *, name: str) -> pd.DataF
     errors = f"{roles.target}_stderr"
     numbers = [*roles.numbers, *([errors] if errors in table else [])]
     parts = {column: _numbers(table[column], f"{name}: column {column!r}") for column in numbers}
-    points = {f"point.{column.removeprefix('point.')}": _config(table[column]) for column in roles.config}
+    points = {POINT + column.removeprefix(POINT): _config(table[column]) for column in roles.config}
     if np.isfinite(parts[roles.target]).sum() < 2:
         raise DataError(f"{name}: column {roles.target!r} holds fewer than 2 numbers, and there is nothing to compare")
     rows = [f"row {number}" for number in range(1, len(table) + 1)]
@@ -156,7 +159,15 @@ def _check_roles(table: pd.DataFrame, roles: Roles, name: str) -> None:
         if column in of:
             raise DataError(f"{name}: column {column!r} is given by {of[column]} and by {option}; leave it in one")
         of[column] = option
+    points = {column.removeprefix(POINT): column for column in roles.config}
+    for column in roles.config:
+        if (other := points[column.removeprefix(POINT)]) != column:
+            raise DataError(f"{name}: --config: {column!r} and {other!r} are one setting by two names; leave one out")
     indicators = [*roles.higher, *roles.lower]
+    if tuned := [column for column in indicators if column.startswith("sft/")]:
+        raise DataError(
+            f"{name}: {of[tuned[0]]}: {tuned[0]!r} is a score of fine-tuning by its name; rename the column"
+        )
     if roles.gaps and roles.gaps not in indicators:
         raise DataError(
             f"{name}: --gaps: {roles.gaps!r} is no indicator{suggested(roles.gaps, indicators, 'those are')}"

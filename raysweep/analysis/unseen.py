@@ -131,15 +131,17 @@ def on_unseen(predict: Predict, scores: Floats, splits: Sequence[Split]) -> Unse
 def gain_over(first: Unseen, second: Unseen, splits: Sequence[Split]) -> IntervalEstimate:
     """Pairs right of one minus those of another, on the same splits."""
     shares = [one[1] - other[1] for one, other in zip(first.by_split, second.by_split, strict=True)]
-    return over_splits(shares, splits, least=-1.0)
+    return over_splits(shares, splits, low=-1.0)
 
 
-def over_splits(shares: Sequence[float], splits: Sequence[Split], *, least: float = 0.0) -> IntervalEstimate:
+def over_splits(
+    shares: Sequence[float], splits: Sequence[Split], *, low: float = 0.0, high: float = 1.0
+) -> IntervalEstimate:
     """Mean over random splits, with the 95 % interval of the corrected resampled t (Nadeau & Bengio, 2003).
 
     Splits of one table overlap, so that their variance is taken 1/J + n_test/n_train times, in place of 1/J. An
-    interval for learning from so many variants as a split does, which is fewer than there are. It ends at `least` and
-    at 1, as the shares themselves do.
+    interval for learning from so many variants as a split does, which is fewer than there are. It ends at `low` and
+    `high`, as the shares themselves do.
     """
     from scipy.special import stdtrit
 
@@ -149,7 +151,7 @@ def over_splits(shares: Sequence[float], splits: Sequence[Split], *, least: floa
     ratio = float(np.mean([len(split.test) / len(split.train) for split in splits]))
     half = float(stdtrit(len(known) - 1, 0.975)) * math.sqrt(float(known.var(ddof=1)) * (1 / len(known) + ratio))
     mean = float(known.mean())
-    return IntervalEstimate(mean, max(mean - half, least), min(mean + half, 1.0))
+    return IntervalEstimate(mean, max(mean - half, low), min(mean + half, high))
 
 
 def _logits(predict: Predict, scores: Floats, split: Split) -> Floats:

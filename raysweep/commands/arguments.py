@@ -82,12 +82,17 @@ def names(text: str) -> tuple[str, ...]:
 
 def hours(text: str) -> float:
     """Worker hours: `20gpuh`, `20h`, or the number alone."""
-    return above_zero(text.removesuffix("h").removesuffix("gpu"))
+    try:
+        return above_zero(text.removesuffix("h").removesuffix("gpu"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of worker hours; write 20gpuh, 20h or 20") from None
 
 
 def costs(text: str) -> dict[str, float]:
     """`name=hours` between commas."""
     pairs = [part.partition("=") for part in names(text)]
+    if bare := [name for name, equals, _ in pairs if not equals]:
+        raise argparse.ArgumentTypeError(f"{bare[0]!r} has no hours; write NAME=HOURS, such as sft=1gpuh")
     return {name: hours(amount) for name, _, amount in pairs}
 
 

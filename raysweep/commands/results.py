@@ -10,6 +10,7 @@ from raysweep.commands.arguments import RUN_HELP, add_overrides, costs, hours, n
 from raysweep.commands.output import exit_code_of, print_json, print_ranking
 from raysweep.errors import DataError
 from raysweep.printable import printable
+from raysweep.validation import suggested
 
 if TYPE_CHECKING:
     from raysweep.analysis.learning import Learnt
@@ -88,6 +89,7 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _rank(args: argparse.Namespace) -> int:
+    _check_together(args)
     if args.table or args.run is None:
         return _rank_table(args)
     if given := [f"--{name.replace('_', '-')}" for name in TABLE_OPTIONS if getattr(args, name)]:
@@ -109,6 +111,25 @@ def _rank(args: argparse.Namespace) -> int:
     else:
         print_ranking(results)
     return exit_code_of(results)
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    """That no option is ignored, and `--learn` can be written. Raises DataError."""
+    if args.learn and args.budget:
+        raise DataError("--learn and --budget are answered one at a time; leave one of them out")
+    if args.learn and args.drop_flagged:
+        raise DataError("--learn leaves out copies and collapsed rows in its own way; leave --drop-flagged out")
+    if args.learn and args.learn.is_file():
+        raise DataError(f"--learn: {args.learn} is a file; name a folder, which is made if it is not there")
+    if args.table and args.costs and not args.budget:
+        raise DataError("--costs says what a budget buys: give --budget HOURS too, or leave it out")
+    if args.table and args.budget and not args.costs:
+        raise DataError("--budget needs what a row costs in worker hours: --costs sft=HOURS,INDICATOR=HOURS,...")
+    known = ["sft", *args.higher, *args.lower]
+    if unknown := [name for name in args.costs if args.table and name not in known]:
+        raise DataError(
+            f"--costs: {unknown[0]!r} is no indicator{suggested(unknown[0], known, 'those with costs are')}"
+        )
 
 
 def _print_budget(ranking: Ranking, spent: dict[str, float], args: argparse.Namespace, *, by_kind: bool) -> int:

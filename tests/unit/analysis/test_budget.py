@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysweep.analysis.budget import Known, curves, eliminate, learn_prefixes, next_purchases
+from raysweep.analysis.budget import Known, _asha, curves, eliminate, learn_prefixes, next_purchases
 from raysweep.analysis.budget_page import format_budget
+from raysweep.analysis.comparer import CompareError
 from raysweep.cli import main
 
 pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
@@ -24,7 +25,7 @@ def known(seed: int = 0) -> Known:
     values = {"little": scores + 1.5 * generator.normal(size=NUM), "much": scores + 0.2 * generator.normal(size=NUM)}
     values["useless"] = generator.normal(size=NUM)
     kinds = {"little": "cheap", "much": "dear", "useless": "dearest"}
-    return Known(names, names, values, kinds, HOURS, scores)
+    return Known(names, names, values, kinds, HOURS, scores, "score")
 
 
 def test_regret_falls_with_hours_and_ends_at_none():
@@ -65,11 +66,37 @@ def test_what_is_measured_already_is_not_bought_again():
     much[26:] = np.nan
     without = dataclasses.replace(table, scores=scores, values={**table.values, "much": much})
     bought = next_purchases(without, 4.0, num_kinds=2)
-    assert [each.kind for each in bought] == ["dear", "sft"]
+    # Which to fine-tune is not known before.
+    assert [each.kind for each in bought] == ["dear"]
     assert set(bought[0].checkpoints) <= set(table.names[26:])
-    assert sum(each.hours for each in bought) <= 4.0
+    [half] = next_purchases(without, 0.45, num_kinds=2)
+    assert (half.kind, half.checkpoints, half.hours) == ("dear", bought[0].checkpoints[:2], 0.4)
+    assert next_purchases(without, 0.1, num_kinds=2) == []
     [tuned] = next_purchases(dataclasses.replace(table, scores=scores), 3.0, num_kinds=2)
     assert (tuned.kind, len(tuned.checkpoints)) == ("sft", 3)
+
+
+def test_too_few_variants_of_a_half_are_named():
+    with pytest.raises(CompareError, match=r"one half of 20 variants and .*: 10 variants have a score in score, in 10"):
+        curves(known().at(np.arange(20)), budget_hours=10.0)
+
+
+def test_strategies_that_are_alike_are_said_to_tie():
+    table = known()
+    twin = dataclasses.replace(
+        table, values={**table.values, "twin": table.values["much"]}, kinds={**table.kinds, "twin": "dear"}
+    )
+    found = {curve.strategy: curve for curve in curves(twin, budget_hours=11.0)}
+    behind = found["by twin"].behind_first, found["by much"].behind_first
+    assert behind[0] == behind[1]
+    assert found["by useless"].behind_first.low > 0
+    assert found["fine-tune all"].deviation[0] > 0
+
+
+def test_asha_takes_a_missing_value_for_the_worst():
+    values = np.array([np.nan, 3.0, np.nan, 2.0, 1.0, np.nan])
+    steps = _asha(range(6), values, rung_hours=0.1, tuning=1.0)
+    assert steps[-1][1][:3] == [1, 3, 4]
 
 
 def test_a_table_with_costs_has_strategies(tmp_path, capsys):
@@ -85,6 +112,7 @@ def test_a_table_with_costs_has_strategies(tmp_path, capsys):
     assert regrets == sorted(regrets)
     assert document["next"][-1]["kind"] == "sft"
     assert "buy sft (3 h): row" in format_budget(document)
+    assert " ≈" in format_budget(document)
     assert main([*command, "--budget", "3", "--costs", "little=1,sft=2"]) == 2
     assert "what much costs on one checkpoint is not known" in capsys.readouterr().err
     assert main([*command, "--budget", "3", "--costs", "little=3,much=3,sft=2"]) == 2

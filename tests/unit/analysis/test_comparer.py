@@ -219,7 +219,7 @@ def test_an_interval_ends_where_shares_do():
     splits = random_splits(variants(20), num=3)
     estimate = over_splits([1.0, 0.9, 1.0], splits)
     assert estimate.low < estimate.value < estimate.high == 1.0
-    assert over_splits([0.0, -0.9, -1.0], splits, least=-1.0).low == -1.0
+    assert over_splits([0.0, -0.9, -1.0], splits, low=-1.0).low == -1.0
 
 
 def test_an_indicator_as_it_is_has_the_pairs_right_that_it_has():
@@ -255,6 +255,8 @@ def test_a_table_is_learnt_from(tmp_path, capsys):
     assert "learnt from indicators" in text
     assert "left out: row 8: row 8 is far from all others: two 1010" in text
     assert load(tmp_path / "model")[0].learnt_from == "t.csv"
+    assert main([*command[:-1], str(tmp_path / "t.csv")]) == 2
+    assert "t.csv is a file; name a folder" in capsys.readouterr().err
 
 
 def test_a_run_is_learnt_from_by_task_with_its_indicators_versions(store, tmp_path, capsys):

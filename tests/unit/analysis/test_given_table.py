@@ -63,6 +63,12 @@ def test_a_missing_value_is_counted_and_a_variant_may_be_named(tmp_path):
         ({}, Roles("score"), "no indicators: name at least one"),
         ({"ppl": "n/a"}, ROLES, "column 'ppl', row 1: 'n/a' is no number; leave it empty"),
         ({"ppl": "inf"}, ROLES, "column 'ppl', row 1: 'inf' is not finite"),
+        (
+            {"point.lr": 1},
+            Roles("score", config=("lr", "point.lr")),
+            "'lr' and 'point.lr' are one setting by two names",
+        ),
+        ({"sft/a": 1}, Roles("score", higher=("sft/a",)), "--higher: 'sft/a' is a score of fine-tuning by its name"),
         ({"score": ""}, ROLES, "'score' holds fewer than 2 numbers"),
     ],
 )
@@ -96,10 +102,31 @@ def test_files_that_are_no_tables(tmp_path, name, text, message):
         (["r", "--table", "t.csv"], "not both 'r' and --table t.csv"),
         (["r", "--higher", "a"], "--higher tells of a table's columns"),
         (["--table", "t.csv"], "which column is the score"),
+        (["r", "--learn", "m", "--budget", "3"], "--learn and --budget are answered one at a time"),
+        (["--table", "t.csv", "--learn", "m", "--drop-flagged"], "leave --drop-flagged out"),
+        (["--table", "t.csv", "--costs", "sft=1"], "give --budget HOURS too"),
+        (["--table", "t.csv", "--budget", "3"], "--costs sft=HOURS,INDICATOR=HOURS"),
+        (
+            ["--table", "t.csv", "--higher", "ppl", "--budget", "3", "--costs", "sft=1,pl=1"],
+            "'pl' is no indicator, did",
+        ),
     ],
 )
 def test_commands_that_do_not_go_together(capsys, given, message):
     assert main(["rank", *given]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--budget", "abc", "'abc' is no number of worker hours; write 20gpuh"),
+        ("--costs", "ppl=1h,sft", "'sft' has no hours; write NAME=HOURS"),
+    ],
+)
+def test_hours_say_their_form(capsys, option, value, message):
+    with pytest.raises(SystemExit):
+        main(["rank", "--table", "t.csv", option, value])
     assert message in capsys.readouterr().err
 
 
