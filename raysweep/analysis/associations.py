@@ -144,7 +144,9 @@ class _Shared:
     """What indicators of the same checkpoints have in common, made once: of a table whose rows all have a target."""
 
     def __init__(self, table: pd.DataFrame, config: Sequence[str], *, target: str, gaps_of: str | None) -> None:
-        self._table, self._config, self._target, self._gaps_of = table, list(config), target, gaps_of
+        self._table, self._config, self._target = table, list(config), target
+        # Of all checkpoints, so that the ranges are the same for an indicator with missing values.
+        self._gaps = gap_pairs(_numbers(table[gaps_of])) if gaps_of else []
         self._known: dict[bytes, _Alike] = {}
 
     def of(self, have: Flags) -> _Alike:
@@ -156,7 +158,7 @@ class _Shared:
             self._known[key] = _Alike(
                 fits=config_fits(config, _numbers(rows[self._target]), variants),
                 axes=axes_of(config),
-                gaps=gap_pairs(_numbers(rows[self._gaps_of])) if self._gaps_of else [],
+                gaps=[replace(each, pairs=each.pairs[np.ix_(have, have)]) for each in self._gaps],
                 drawn=halves(variants),
             )
         return self._known[key]

@@ -47,10 +47,6 @@ class ConfigFit:
     scores: Floats
     variants: tuple[str, ...]
 
-    def accuracy(self, among: Flags) -> float:
-        """Pairs right by the configuration alone, among pairs [n, n]; NaN where there is none."""
-        return _share(self.credit, among[np.ix_(self.rows, self.rows)])
-
     def gain(self, values: Floats, among: Flags) -> float:
         """What `values` [n] add to the pairs right among the pairs [n, n]; NaN where there is none."""
         hat = with_column(self.hat, values[self.rows])

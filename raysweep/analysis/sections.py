@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raysweep.analysis import formatting
 from raysweep.analysis.colors import Color
@@ -203,7 +203,7 @@ def matched_table(ranking: Ranking) -> Table:
     """Pairs right among pairs that differ in one axis alone, a column each; best indicator first."""
     short = indicator_names(ranking)
     shown = [item for item in ranking.associations if item.matched and item.same_order_as is None]
-    axes = {each.axis: each.num_pairs for item in reversed(shown) for each in item.matched}
+    axes = _most((each.axis, each.num_pairs) for item in shown for each in item.matched)
     names = formatting.short_names([axis for axis in axes if axis is not None])
     rows = []
     for item in shown:
@@ -224,10 +224,13 @@ def selection_table(ranking: Ranking) -> Table:
     """What fine-tuning only the first few by each indicator is worth, best first."""
     short = indicator_names(ranking)
     shown = [item for item in ranking.associations if item.selection and item.same_order_as is None]
-    places = [each.k for each in shown[0].selection] if shown else []
+    # An indicator with missing values may have too few checkpoints for the last of them.
+    places = sorted({each.k for item in shown for each in item.selection})
+    none = (IntervalEstimate(math.nan),) * 3
     rows = []
     for item in shown:
-        estimates = [estimate for each in item.selection for estimate in (each.recall, each.regret, each.ndcg)]
+        found = {each.k: (each.recall, each.regret, each.ndcg) for each in item.selection}
+        estimates = [estimate for k in places for estimate in found.get(k, none)]
         cells = [cell(each.value, lambda _, each=each: formatting.with_interval(each)) for each in estimates]  # type: ignore[misc]
         rows.append(Row([Cell(short[item.indicator], item.indicator), *cells]))
     titles = [f"{what} at {k}" for k in places for what in ("recall", "regret", "NDCG")]
@@ -238,7 +241,7 @@ def gap_table(ranking: Ranking) -> Table:
     """Pairs right by how far the pair differs in the ranking's `gaps_of`, a column for each range."""
     short = indicator_names(ranking)
     shown = [item for item in ranking.associations if item.by_gap and item.same_order_as is None]
-    ranges = {(each.low, each.high): each.num_pairs for item in reversed(shown) for each in item.by_gap}
+    ranges = _most(((each.low, each.high), each.num_pairs) for item in shown for each in item.by_gap)
     rows = []
     for item in shown:
         found = {(each.low, each.high): each.accuracy for each in item.by_gap}
@@ -249,6 +252,17 @@ def gap_table(ranking: Ranking) -> Table:
         Heading(f"{_span(low, high)} ({ranges[low, high]} pairs)", numeric=True) for low, high in sorted(ranges)
     ]
     return Table([Heading("indicator"), *headings], rows if len(ranges) > 1 else [])
+
+
+_Key = TypeVar("_Key")
+
+
+def _most(counts: Iterable[tuple[_Key, int]]) -> dict[_Key, int]:
+    """Largest count of each: an indicator with missing values has fewer pairs than there are."""
+    found: dict[_Key, int] = {}
+    for key, count in counts:
+        found[key] = max(count, found.get(key, 0))
+    return found
 
 
 def _span(low: float, high: float) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from raysweep.analysis.given_table import Roles, rank_table
+from raysweep.analysis.sections import beyond_tables
 from raysweep.cli import main
 from raysweep.errors import DataError
 
@@ -128,6 +129,24 @@ def test_hours_say_their_form(capsys, option, value, message):
     with pytest.raises(SystemExit):
         main(["rank", "--table", "t.csv", option, value])
     assert message in capsys.readouterr().err
+
+
+def test_tables_of_indicators_with_missing_values_have_columns_in_common(tmp_path):
+    table = rows(24)
+    table["few"] = table["score"].where(np.arange(24) < 6)  # The best one, of too few rows to select 3.
+    roles = Roles("score", higher=("few", "shots"), lower=("ppl",), config=("lr", "objective"), gaps="shots")
+    table["variant"] = [str(row) for row in range(24)]
+    table.to_csv(tmp_path / "t.csv", index=False)
+    ranking = rank_table(tmp_path / "t.csv", roles)
+    matched, selected, gaps = (table for _, table in beyond_tables(ranking))
+    for each in (matched, selected, gaps):
+        assert {len(row.cells) for row in each.rows} == {len(each.columns)}
+    assert [heading.name for heading in selected.columns[1::3]] == ["recall at 1", "recall at 3", "recall at 5"]
+    # Four rows in each of six settings: 16 pairs of each two rates of an objective, or two objectives of a rate.
+    pairs = {"lr (96 pairs)", "objective (48 pairs)", "no setting (36 pairs)"}
+    assert {heading.name for heading in matched.columns[1:]} == pairs
+    spans = [{(gap.low, gap.high) for gap in item.by_gap} for item in ranking.associations]
+    assert len(set().union(*spans)) == max(map(len, spans)) <= 5
 
 
 # Table 1 of the paper: pairs right of 1,225, for CMS, RAG and CBQA.
