@@ -20,7 +20,7 @@ from raysweep.runners.gang import Gang
 from raysweep.runners.journal import quiet_libraries
 from raysweep.scores import Result, checkpoint_metrics
 from raysweep.space import load as load_space
-from raysweep.spec import fingerprint
+from raysweep.spec import canonical, fingerprint
 from raysweep.store import Store
 from raysweep.worker import ignore
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from raysweep.analysis.given_table import Roles
     from raysweep.analysis.learning import Learnt
     from raysweep.analysis.ranking import Ranking
+    from raysweep.variants import SearchSpace
 
 
 def learn_from_run(results: Results, folder: Path) -> list[Learnt]:
@@ -135,7 +136,10 @@ def compare(
 
     contents, loaded = load(comparers)
     kinds = {name.partition("/")[0] for name in contents.indicators}
-    first, second = measure_checkpoints(names, sweep, store, kinds=kinds, report=report)
+    space, trials = _planned(names, sweep)
+    for trial in trials:
+        check_versions(contents, _planned_versions(trial, contents.indicators))
+    first, second = _measure(names, trials, space, store, kinds=kinds, report=report)
     for each in (first, second):
         check_versions(contents, each.versions)
     rights = {each.target: each.pairs_right for each in contents.comparers}
@@ -160,18 +164,8 @@ def compare(
     }
 
 
-def measure_checkpoints(
-    names: Sequence[str], sweep: Path, store: Store, *, kinds: Collection[str], report: Report
-) -> list[Measured]:
-    """Checkpoints measured as a sweep file says, in this process, without any fine-tuning.
-
-    Args:
-        kinds: of stages that are wanted; others of the file are left out.
-
-    Raises:
-        StageError: if a stage fails.
-        RaysweepError: if the sweep file, its data or a checkpoint cannot be used.
-    """
+def _planned(names: Sequence[str], sweep: Path) -> tuple[SearchSpace, list[Trial]]:
+    """All that a sweep file says of each checkpoint. Raises RaysweepError if it, its data or one of them is no use."""
     quiet_libraries()
     given = read_document(sweep).data.get("pretrain", {})
     taken = {name: given[name] for name in ("data", "sequence_length") if isinstance(given, dict) and name in given}
@@ -184,6 +178,25 @@ def measure_checkpoints(
         "resources": {"workers": 1},
     }
     space = load_space(sweep, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    return space, [space.trial({"pretrain.from": place}, 0) for place in places]
+
+
+def _planned_versions(trial: Trial, indicators: Collection[str]) -> dict[str, str]:
+    """Indicator -> fingerprint of the stage that is to measure it; without those of which there is no stage."""
+    of = {stage.kind: version_of(canonical(stage.spec)) for stage in trial.stages}
+    return {name: of[kind] for name in indicators if (kind := name.partition("/")[0]) in of}
+
+
+def _measure(
+    names: Sequence[str],
+    trials: Sequence[Trial],
+    space: SearchSpace,
+    store: Store,
+    *,
+    kinds: Collection[str],
+    report: Report,
+) -> list[Measured]:
+    """Checkpoints, in this process, by the stages of some kinds alone. Raises StageError if a stage fails."""
     failures: list[str] = []
 
     def tell(event: Event) -> None:
@@ -194,8 +207,7 @@ def measure_checkpoints(
     measured = []
     gang = Gang(store, space.resources.of({}), report=tell)
     try:
-        for name, place in zip(names, places, strict=True):
-            trial = space.trial({"pretrain.from": place}, 0)
+        for name, trial in zip(names, trials, strict=True):
             for _leg in run_chain(_without_others(trial, kinds), gang, max_retries=0, report=tell):
                 pass
             if failures:

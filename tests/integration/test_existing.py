@@ -22,6 +22,7 @@ from raysweep.analysis.comparer import learn
 from raysweep.analysis.comparer_files import IndicatorFile, save
 from raysweep.analysis.tables import checkpoint_table
 from raysweep.cli import main
+from raysweep.comparing import version_of
 from raysweep.data.text import Text
 from raysweep.errors import DataError
 from raysweep.results import Results
@@ -418,5 +419,11 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     assert "sft/quiz/score: A fine-tunes better with probability" in capsys.readouterr().out
     versions = {name: IndicatorFile(versions=("0123456789ab",)) for name in names}
     save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators=versions)
-    assert main(["compare", one, two, *options]) == 2
+    assert main(["compare", one, two, *options[:-1], str(folder / "new")]) == 2
     assert "heldout/ppl was measured as version" in capsys.readouterr().err
+    assert not list((folder / "new" / "stages").glob("*"))  # Nothing was measured for that.
+    stages = [Store(str(folder / "store")).get(path.name) for path in (folder / "store" / "stages").iterdir()]
+    of = {stage.kind: version_of(stage.spec) for stage in stages}
+    versions = {name: IndicatorFile(versions=(of[name.partition("/")[0]],)) for name in names}
+    save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators=versions)
+    assert main(["compare", one, two, *options]) == 0
