@@ -1,8 +1,9 @@
 """A model that learns to compare: which of two checkpoints fine-tunes better, from pairs of others.
 
 Gradient-boosted trees (LightGBM) over the features of a pair, made antisymmetric: with f the trees' logit, that of "a
-is better than b" is s (f(a, b) - f(b, a)) / 2. The slope s >= 0 calibrates it: it is fitted to pairs of checkpoints
-that the trees of a fold did not see, so that what does not carry over to new variants ends near probability 1/2.
+is better than b" is s (f(a, b) - f(b, a)) / 2. The slope 0 <= s <= 1 calibrates it: it is fitted to pairs of
+checkpoints that the trees of a fold did not see, so that what does not carry over to new variants ends near
+probability 1/2.
 """
 
 from __future__ import annotations
@@ -211,7 +212,8 @@ def _slope(known: Floats, scores: Floats, variants: Sequence[str]) -> float:
         first, second = ordered_pairs(np.flatnonzero(out))
         better = scores[first] > scores[second]
         logits.append(trained_on(known, scores, np.flatnonzero(~out))(first[better], second[better]))
-    return fitted_slope(np.concatenate(logits))
+    # Boosted trees are not less sure than they should be: a slope above 1 is the luck of few pairs.
+    return min(fitted_slope(np.concatenate(logits)), 1.0)
 
 
 def _folds(variants: Sequence[str]) -> list[Flags]:

@@ -199,6 +199,12 @@ def test_trees_that_never_split_are_given_no_slope():
     assert learnt.probability(values[0], values[1]) == 0.5
 
 
+def test_the_luck_of_few_pairs_makes_no_comparer_surer_than_its_trees():
+    generator = np.random.default_rng(0)
+    values, scores = generator.normal(size=(14, 3)), generator.normal(size=14)  # Noise, of which 13 pairs are tested.
+    assert learn(values, scores, indicators=NAMES, variants=variants(14), target="t").slope == 1.0
+
+
 def test_a_target_that_does_not_vary_is_named():
     values, _ = draw(20, 0)
     with pytest.raises(CompareError, match=r"t is 0\.25 in all 20 rows: there is nothing to compare"):
