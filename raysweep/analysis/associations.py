@@ -146,7 +146,7 @@ class _Shared:
     def __init__(self, table: pd.DataFrame, config: Sequence[str], *, target: str, gaps_of: str | None) -> None:
         self._table, self._config, self._target = table, list(config), target
         # Of all checkpoints, so that the ranges are the same for an indicator with missing values.
-        self._gaps = gap_pairs(_numbers(table[gaps_of])) if gaps_of else []
+        self._gaps = gap_pairs(numbers(table[gaps_of])) if gaps_of else []
         self._known: dict[bytes, _Alike] = {}
 
     def of(self, have: Flags) -> _Alike:
@@ -156,7 +156,7 @@ class _Shared:
             rows = self._table[have]
             config, variants = rows[self._config], list(rows["variant"])
             self._known[key] = _Alike(
-                fits=config_fits(config, _numbers(rows[self._target]), variants),
+                fits=config_fits(config, numbers(rows[self._target]), variants),
                 axes=axes_of(config),
                 gaps=[replace(each, pairs=each.pairs[np.ix_(have, have)]) for each in self._gaps],
                 drawn=halves(variants),
@@ -175,11 +175,11 @@ class _Alike:
 
 
 def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, clear: Flags, shared: _Shared) -> _Row:
-    direction, values = column.metric.direction, _numbers(table[name])
+    direction, values = column.metric.direction, numbers(table[name])
     have = np.isfinite(values)
     groups = loss_groups(table[have], column)
     comparable = groups[:, None] == groups
-    scores, oriented = _numbers(table[target])[have], values[have] * (-1 if direction == "min" else 1)
+    scores, oriented = numbers(table[target])[have], values[have] * (-1 if direction == "min" else 1)
     variants = list(table["variant"][have])
     weights = leave_one_out(variants)
     pairs = compare(oriented, scores, clear=clear[np.ix_(have, have)], comparable=comparable)
@@ -228,7 +228,7 @@ def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: s
 
     have: Flags = table[list(columns)].notna().all(axis=1).to_numpy(dtype=bool)
     there = table[have]
-    scores, variants = _numbers(there[target]), np.asarray(there["variant"], dtype=str)
+    scores, variants = numbers(there[target]), np.asarray(there["variant"], dtype=str)
     apart = clear[np.ix_(have, have)]
 
     def pairs_of(rows: Flags) -> Comparison:
@@ -257,7 +257,7 @@ def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: s
     every = np.ones((len(scores), len(scores)), dtype=bool)
     direction: Direction | None = None
     if name != TOGETHER and pd.api.types.is_numeric_dtype(there[name]) and there[name].nunique() > 1:
-        rising = kendall(_numbers(there[name]), scores, np.ones((1, len(scores))))[0] >= 0
+        rising = kendall(numbers(there[name]), scores, np.ones((1, len(scores))))[0] >= 0
         direction = "max" if rising else "min"
     axes = {axis: flags for axis, flags in axes_of(there[list(columns)]).items() if name in (axis, TOGETHER)}
     association = replace(
@@ -346,7 +346,8 @@ def _place_in_order(row: _Row) -> tuple[bool, float, str]:
     return math.isnan(accuracy), -accuracy, row.association.indicator
 
 
-def _numbers(column: pd.Series) -> Floats:
+def numbers(column: pd.Series) -> Floats:
+    """[n], NaN where one is missing."""
     return np.array(column.astype("Float64").to_numpy(na_value=math.nan), dtype=np.float64)
 
 

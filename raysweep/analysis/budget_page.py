@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from raysweep.analysis.associations import numbers
 from raysweep.analysis.budget import NUM_SPLITS, SFT, Known, curves, elimination, next_purchases
 from raysweep.analysis.comparer import CompareError
 from raysweep.analysis.defects import leaks, unusable_rows
@@ -49,12 +50,11 @@ def known_of(ranking: Ranking, hours: Mapping[str, float], *, by_kind: bool) -> 
         names=tuple(map(str, table["checkpoint"])),
         variants=tuple(map(str, table["variant"])),
         values={
-            name: np.asarray(table[name].astype("float64"), dtype=np.float64) * (1 if direction == "max" else -1)
-            for name, (_, direction) in used.items()
+            name: numbers(table[name]) * (1 if direction == "max" else -1) for name, (_, direction) in used.items()
         },
         kinds={name: kind for name, (kind, _) in used.items()},
         hours=dict(hours),
-        scores=np.asarray(table[ranking.target].astype("float64"), dtype=np.float64),
+        scores=numbers(table[ranking.target]),
         target=ranking.target,
     )
     if not known.purchases:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raysweep.analysis.associations import numbers
 from raysweep.analysis.baselines import design
 from raysweep.analysis.comparer import CompareError, Comparer, grow, importances, learn
 from raysweep.analysis.defects import leaks, unusable_rows
@@ -96,8 +97,8 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = ()) -> Learnt:
     if not used:
         left = f"; left out as leaks of it: {', '.join(leaked)}" if leaked else ""
         raise CompareError(f"no indicator of {ranking.target} can be learnt from: none compares all checkpoints{left}")
-    values = np.stack([_numbers(table[name]) for name in used], axis=1)
-    scores, variants = _numbers(table[ranking.target]), list(table["variant"])
+    values = np.stack([numbers(table[name]) for name in used], axis=1)
+    scores, variants = numbers(table[ranking.target]), list(table["variant"])
     comparer = learn(values, scores, indicators=list(used), variants=variants, target=ranking.target)
     config = [item.indicator for item in ranking.associations if item.source == "config" and item.indicator in table]
     whole = sorted(name for name in config if table[name].notna().all())
@@ -121,7 +122,7 @@ def _tested(
     leaked: tuple[str, ...],
     odd: Mapping[str, str],
 ) -> Tested:
-    scores, variants = _numbers(table[target]), list(table["variant"])
+    scores, variants = numbers(table[target]), list(table["variant"])
     splits = random_splits(variants)
     ours = on_unseen(learner(values, scores), scores, splits)
     blocks = {name: design(table[name]) for name in config}
@@ -157,7 +158,7 @@ def _by_others(
     table: pd.DataFrame, values: Floats, scores: Floats, others: Sequence[str], splits: Sequence[Split]
 ) -> Unseen | None:
     """Each other target counts alike, whatever its spread; those without a value in some row do not."""
-    there = [_numbers(table[name]) for name in others if table[name].notna().all()]
+    there = [numbers(table[name]) for name in others if table[name].notna().all()]
     if not there:
         return None
     mean = np.mean([(each - each.mean()) / max(float(each.std()), 1e-12) for each in there], axis=0)
@@ -173,7 +174,3 @@ def _importances(values: Floats, scores: Floats, owners: Sequence[str]) -> dict[
     for name, share in zip(owners, shares, strict=True):
         totals[name] += float(share)
     return dict(sorted(totals.items(), key=lambda item: -item[1]))
-
-
-def _numbers(column: pd.Series) -> Floats:
-    return np.asarray(column.astype("float64"), dtype=np.float64)
