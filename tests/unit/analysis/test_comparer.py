@@ -176,19 +176,11 @@ def test_what_does_not_match_is_refused(tmp_path, comparer):
         load(tmp_path)
 
 
-def test_too_few_variants_are_named():
-    values, scores = draw(8, 0)
-    with pytest.raises(CompareError, match="8 variants have a score in t, in 8 rows; a comparer is learnt from 14 or"):
-        learn(values, scores, indicators=NAMES, variants=variants(8), target="t")
-
-
-@pytest.mark.parametrize("num", [10, 11, 12, 13])
-def test_variants_whose_folds_cannot_be_split_are_too_few(num):
+@pytest.mark.parametrize("num", [8, 19])
+def test_too_few_variants_are_named(num):
     values, scores = draw(num, 0)
-    with pytest.raises(CompareError, match=f"{num} variants have .* from 14 or more, or from 10 or more of several"):
+    with pytest.raises(CompareError, match=f"{num} variants have a score in t; a comparer is learnt from 20 or more"):
         learn(values, scores, indicators=NAMES, variants=variants(num), target="t")
-    rows = np.repeat(np.arange(num), 2)
-    learn(values[rows], scores[rows], indicators=NAMES, variants=np.repeat(variants(num), 2), target="t")
 
 
 def test_trees_that_never_split_are_given_no_slope():
@@ -200,9 +192,8 @@ def test_trees_that_never_split_are_given_no_slope():
 
 
 def test_the_luck_of_few_pairs_makes_no_comparer_surer_than_its_trees():
-    generator = np.random.default_rng(0)
-    values, scores = generator.normal(size=(14, 3)), generator.normal(size=14)  # Noise, of which 13 pairs are tested.
-    assert learn(values, scores, indicators=NAMES, variants=variants(14), target="t").slope == 1.0
+    values, scores = draw(30, 3)
+    assert learn(values, scores, indicators=NAMES, variants=variants(30), target="t").slope == 1.0
 
 
 def test_a_target_that_does_not_vary_is_named():
@@ -269,7 +260,7 @@ def test_a_run_is_learnt_from_by_task_with_its_indicators_versions(store, tmp_pa
     run = Run.create(store, "r", sweep_text="x", identity="{}")
     run.note_columns(COLUMNS)
     generator = np.random.default_rng(0)
-    for number in range(14):
+    for number in range(20):
         checkpoint, trace = f"pretrain-{number}", generator.uniform(1, 9)
         scores = dict(zip("tu", 1 - trace / 12 + generator.normal(size=2) / 5, strict=True))
         numbers = {
