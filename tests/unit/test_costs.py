@@ -9,6 +9,7 @@ from columns import CORPUS, OF_MODELS, OF_TASKS, RECIPE, TASK
 from raysweep.costs import UNKNOWN, Size
 from raysweep.resources import Resources
 from raysweep.stages.base import StageSpec
+from raysweep.stages.enlarge import Enlarge
 from raysweep.stages.fetch import Fetch
 from raysweep.stages.indicators import Indicators
 from raysweep.stages.optimizer_state import OptimizerState
@@ -19,11 +20,14 @@ SIZE = Size(
     num_parameters=1000, num_layers=2, hidden_size=8, num_heads=2, inner_numbers=96, vocab_size=50, num_bytes=4000
 )
 STATE = OptimizerState(pretrain=Pretrain(recipe=RECIPE, seed=0, step=1))
-EVERY = (*OF_MODELS, *OF_TASKS, STATE, Tokenize(corpus=CORPUS), Fetch(source="hub/model@1", fingerprint="1"))
+LARGER = Enlarge(model=RECIPE.model, vocab_size=50)
+EVERY = (*OF_MODELS, *OF_TASKS, STATE, LARGER, Tokenize(corpus=CORPUS), Fetch(source="hub/model@1", fingerprint="1"))
 # Why they take none: tokens are drawn or read without a model, a checkpoint is copied, a state is there already.
 WITHOUT_FLOPS = {"tokenize", "fetch", "optimizer_state"}
 WITHOUT_MEMORY = {"tokenize", "fetch"}
-LEAVE = {"pretrain": 4000, "optimizer_state": 2 * 4 * 1000, "tokenize": CORPUS.tokens_bytes()}
+# Whatever the size of the checkpoint is.
+OF_THEIR_OWN = {"tokenize": CORPUS.tokens_bytes(), "enlarge": LARGER.model_size.num_bytes}
+LEAVE = {"pretrain": 4000, "optimizer_state": 2 * 4 * 1000} | OF_THEIR_OWN
 
 
 def test_no_kind_of_stage_is_missing_here():
@@ -45,7 +49,7 @@ def test_every_kind_says_what_it_costs(spec):
 def test_nothing_is_counted_of_a_model_that_is_not_known(spec):
     assert spec.flops(UNKNOWN, CORPUS) == 0
     assert spec.state_bytes(UNKNOWN, Resources()) == 0
-    assert spec.disk_bytes(UNKNOWN) == (CORPUS.tokens_bytes() if spec.kind == "tokenize" else 0)
+    assert spec.disk_bytes(UNKNOWN) == OF_THEIR_OWN.get(spec.kind, 0)
 
 
 @pytest.mark.parametrize("missing", ["flops", "memory_bytes", "disk_bytes", "metrics", "run", "kind"])
