@@ -18,10 +18,10 @@ export RAYSWEEP_DATA ?= $(abspath ../shared/data)
 run: $(VENV)/.ready
 	$(BIN)/raysweep run search_spaces/quickstart.yaml --store $(STORE)
 
-# Two at once, of about the same length: those with gangs wait much of their time, the others have none. With PYTEST_ARGS,
-# such as -m "not slow", one after the other.
+# Two at once, of about the same length: those with gangs wait much of their time; faults come last among the others,
+# which have none. With PYTEST_ARGS, such as -m "not slow", one after the other.
 WITHOUT_GANGS := agreement existing languages metric_names models objectives plan quickstart ranking sampled sft theory trace
-TESTS_OF_NUMBERS := tests/numerics tests/unit $(WITHOUT_GANGS:%=tests/integration/test_%.py)
+TESTS_OF_NUMBERS := tests/numerics tests/unit $(WITHOUT_GANGS:%=tests/integration/test_%.py) tests/faults
 ifdef PYTEST_ARGS
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
