@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from raysweep.costs import Size
 from raysweep.data.packing import Tokens
 from raysweep.objectives.base import Arrays
 from raysweep.objectives.families import Objective
@@ -13,6 +14,7 @@ from raysweep.spec import Spec
 from raysweep.stages.base import Subject
 from raysweep.stages.heldout import DRAW
 from raysweep.stages.specials import checkpoint_specials
+from raysweep.train.evaluate import BATCH
 
 POOL = 4
 """Times as many sequences as are read are drawn from, so that draws have mostly different ones."""
@@ -39,6 +41,11 @@ class HeldText(Spec):
     def input_length(self) -> int:
         """Tokens of a row that the model reads."""
         return self.loss.input_length(self.sequence_length)
+
+    def batch_bytes(self, size: Size, num_sequences: int) -> int:
+        """One layer's activations and the logits of a batch that is only read, of so many sequences, in 32 bits."""
+        tokens = min(BATCH, num_sequences) * self.input_length
+        return tokens * (size.forward_bytes + 4 * size.vocab_size)
 
     def rows(self, tokens: Path, checkpoint: Path, *, num_sequences: int, draw: int = 0) -> Arrays:
         """What the objective makes of at most `num_sequences` sequences, in an order that is as good as random.

@@ -134,8 +134,7 @@ class Noise(StageSpec):
     def memory_bytes(self, size: Size, resources: Resources) -> int:
         """Weights, their copy and the noise, whole on each worker; activations of a layer and logits of a batch."""
         assert self.text
-        tokens = min(BATCH, self.num_sequences) * self.text.input_length
-        return 3 * size.weights_bytes + tokens * (size.forward_bytes + 4 * size.vocab_size)
+        return 3 * size.weights_bytes + self.text.batch_bytes(size, self.num_sequences)
 
     def disk_bytes(self, size: Size) -> int:
         """None: its numbers stand in its record."""

@@ -27,7 +27,6 @@ from raysweep.tasks.base import Fitted
 from raysweep.tasks.families import Task
 from raysweep.tasks.rows import batch_tokens
 from raysweep.train.checkpoints import load_model
-from raysweep.train.evaluate import BATCH
 from raysweep.train.optimizers import AdamW
 from raysweep.train.precision import Precision, settled
 from raysweep.train.schedules import Cosine
@@ -185,8 +184,7 @@ class Sft(StageSpec):
         own loss."""
         load = self.task.workload()
         tokens = min(batch_tokens(on_gpu=on_gpu), load.num_test * load.length)
-        read = BATCH * self.forgetting.input_length if self.forgetting else 0
-        own = read * (size.forward_bytes + 4 * size.vocab_size)
+        own = self.forgetting.batch_bytes(size, NUM_SEQUENCES) if self.forgetting else 0
         return max(own, tokens * size.prompt_bytes if self.task.num_classes is None else 0)
 
     def disk_bytes(self, size: Size) -> int:

@@ -22,7 +22,7 @@ from raysweep.stages.base import StageSpec, Subject
 from raysweep.stages.held_text import HeldText
 from raysweep.stages.heldout import DRAW
 from raysweep.train.checkpoints import load_model
-from raysweep.train.evaluate import BATCH, perplexity
+from raysweep.train.evaluate import perplexity
 from raysweep.worker import Worker
 
 
@@ -91,8 +91,7 @@ class SpanLoss(StageSpec):
     def memory_bytes(self, size: Size, resources: Resources) -> int:
         """Weights, one layer's activations and the logits of a batch, all in 32 bits."""
         assert self.text
-        tokens = min(BATCH, self.num_sequences) * self.text.input_length
-        return size.weights_bytes + tokens * (size.forward_bytes + 4 * size.vocab_size)
+        return size.weights_bytes + self.text.batch_bytes(size, self.num_sequences)
 
     def disk_bytes(self, size: Size) -> int:
         """None: its numbers stand in its record."""
