@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny import TINY, tokens_of
+from tiny import GRAMMAR, TINY, tokens_of
 
 # One thread a process: the tests' own processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,15 +20,7 @@ from raysweep.variants import SearchSpace
 @pytest.fixture
 def grammar() -> PCFG:
     """A small grammar."""
-    return PCFG(
-        num_words_total=16,
-        num_nonterminals=4,
-        num_rules=2,
-        num_words=3,
-        sentence_length=4,
-        num_train_sentences=400,
-        num_valid_sentences=40,
-    )
+    return GRAMMAR
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from raysweep.data.corpora import Corpus
+from raysweep.data.pcfg import PCFG
 from raysweep.record import Record
 from raysweep.run_files import StageRow, TrialRow
 from raysweep.runners.room import Gangs, Shape, View
@@ -16,6 +17,15 @@ from raysweep.train.models import Llama
 from raysweep.train.optimizers import AdamW
 from raysweep.worker import StateDir, Worker
 
+GRAMMAR = PCFG(
+    num_words_total=16,
+    num_nonterminals=4,
+    num_rules=2,
+    num_words=3,
+    sentence_length=4,
+    num_train_sentences=400,
+    num_valid_sentences=40,
+)
 TINY = """\
 name: tiny
 pretrain:

@@ -6,13 +6,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from tiny import TINY, pretrain, recipe_of, tokens_of
+from tiny import GRAMMAR, TINY, pretrain, recipe_of, tokens_of
 
 from raysweep.analysis.ranking import rank
 from raysweep.curvature.probes import key
 from raysweep.data.brackets import Brackets
 from raysweep.data.packing import Tokens
-from raysweep.data.pcfg import PCFG
 from raysweep.data.tokenizers import load_tokenizer
 from raysweep.errors import SpaceError
 from raysweep.objectives.adversary import Adversary
@@ -48,15 +47,6 @@ class Tasks(Spec):
     task: Task
 
 
-GRAMMAR = PCFG(
-    num_words_total=16,
-    num_nonterminals=4,
-    num_rules=2,
-    num_words=3,
-    sentence_length=4,
-    num_train_sentences=400,
-    num_valid_sentences=40,
-)
 BRACKETS = Brackets(
     name="brackets", num_words_total=8, sentence_length=4, num_train_sentences=400, num_valid_sentences=40
 )
