@@ -84,6 +84,9 @@ def _numbers(ranges: str) -> set[int]:
 
 LOOPBACK = "127.0.0.1"
 
+# Variables that `join_process_group` has set, as they were: a process that leaves its group may start a gang elsewhere.
+_replaced: dict[str, str | None] = {}
+
 
 def join_process_group(
     worker: Worker,
@@ -119,9 +122,10 @@ def join_process_group(
         # Here, and not in the first step that needs it: whoever compiles it elsewhere may take minutes.
         load_cpu_operator(tell)
     hosts = list(hosts) or [address] * worker.world_size
-    os.environ |= environment_of(worker, hosts) | {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
-    for name, value in interfaces_of(address, own=hosts[worker.rank]).items():
-        os.environ.setdefault(name, value)
+    variables = environment_of(worker, hosts) | {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    variables |= {k: v for k, v in interfaces_of(address, own=hosts[worker.rank]).items() if k not in os.environ}
+    _replaced.update((name, os.environ.get(name)) for name in variables)
+    os.environ |= variables
     is_first = worker.rank == 0
     if is_first:
         listener = listener or socket.create_server((address, port))
@@ -175,3 +179,8 @@ def leave_process_group() -> None:
             deepspeed.comm.destroy_process_group()  # With it goes what DeepSpeed keeps of the group.
     if dist.is_initialized():
         dist.destroy_process_group()
+    for name, value in _replaced.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    _replaced.clear()

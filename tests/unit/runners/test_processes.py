@@ -4,8 +4,16 @@ import os
 
 import psutil
 import pytest
+from tiny import free_port
 
-from raysweep.runners.processes import environment_of, interfaces_of, stay_near
+from raysweep.resources import Resources
+from raysweep.runners.processes import (
+    environment_of,
+    interfaces_of,
+    join_process_group,
+    leave_process_group,
+    stay_near,
+)
 from raysweep.worker import Worker
 
 HOSTS = ["10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2"]
@@ -29,6 +37,18 @@ def test_ranks_of_several_hosts_talk_on_the_interface_of_their_nodes_address():
 
 def test_ranks_of_one_host_stay_on_loopback():
     assert interfaces_of("127.0.0.1", own="127.0.0.1") == {"GLOO_SOCKET_IFNAME": "lo"}
+
+
+def test_who_leaves_a_group_has_the_environment_of_before(monkeypatch):
+    """Else gangs that its process then starts on other nodes would look for this one's rank 0 and interface."""
+    monkeypatch.setenv("RANK", "7")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    names = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME"
+    before = {name: os.environ.get(name) for name in names}
+    join_process_group(Worker(zero_stage=1), Resources(zero_stage=1), "127.0.0.1", free_port())
+    assert (os.environ["RANK"], os.environ["GLOO_SOCKET_IFNAME"]) == ("0", "lo")
+    leave_process_group()
+    assert {name: os.environ.get(name) for name in names} == before
 
 
 @pytest.mark.parametrize(("told", "wanted"), [("1-3,900-901\n", {1, 2, 3}), ("900\n", None), ("", None), (None, None)])
