@@ -49,6 +49,9 @@ class Finetuning(Spec):
     """Whether tasks with labels also get a linear probe on frozen features."""
     forgetting: Annotated[bool, Neutral(False)] = False
     """Whether it is measured how much the pretraining loss rises by fine-tuning: a target beside the score."""
+    likelihood: Annotated[bool, Neutral(False)] = False
+    """Whether the log-likelihood of right answers is measured: a target beside the score that tells more where scores
+    are near chance, and then picks the rate."""
 
     @field_validator("tasks")
     @classmethod

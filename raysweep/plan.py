@@ -338,7 +338,11 @@ def _sampler(corpus: Corpus) -> Stage | None:
 
 
 def _finetunings(sft: Finetuning, tasks: Mapping[str, Task], text: HeldText) -> Iterator[tuple[str, StageSpec]]:
-    given: dict[str, Any] = {"hyperparameters": sft.hyperparameters, "forgetting": text if sft.forgetting else None}
+    given: dict[str, Any] = {
+        "hyperparameters": sft.hyperparameters,
+        "forgetting": text if sft.forgetting else None,
+        "likelihood": sft.likelihood,
+    }
     for name, task in tasks.items():
         if task.num_classes is not None and sft.linear_probe:
             yield from ((name, Probe(task=task, seed=seed)) for seed in sft.seeds)

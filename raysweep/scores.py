@@ -53,6 +53,7 @@ class Mean:
 
 MEANS = (
     Mean(Column("sft", Metric("mean_score", "max", "share")), each="score", tasks_of="sft"),
+    Mean(Column("sft", Metric("mean_log_likelihood", "max", "nats/token")), each="log_likelihood", tasks_of="sft"),
     Mean(
         Column("sft", Metric("mean_forgetting", "min", "nats/token")),
         each="forgetting_nats_per_token",
@@ -71,6 +72,7 @@ class FinetuningRun:
     seed: int
     diverged: bool
     valid_score: float
+    """Or the mean log-likelihood of right answers, where that is measured."""
     id: str
 
 
@@ -173,7 +175,7 @@ def finetuning_runs(results: Iterable[Result], task: str) -> list[FinetuningRun]
             lr=result.lr or math.nan,
             seed=result.seed or 0,
             diverged=result.status == "diverged",
-            valid_score=result.metrics.get("valid_score", math.nan),
+            valid_score=result.metrics.get("valid_log_likelihood", result.metrics.get("valid_score", math.nan)),
             id=result.id,
         )
         for result in results

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -23,7 +24,7 @@ from raysweep.errors import DataError, SpaceError, collect
 from raysweep.objectives.base import Ints
 from raysweep.objectives.families import Objective
 from raysweep.resources import Resources
-from raysweep.spec import Metric, Provenance, Spec, check_name
+from raysweep.spec import Direction, Metric, Neutral, Provenance, Spec, check_name
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.stages.held_text import HeldText
 from raysweep.stages.heldout import DRAW
@@ -57,12 +58,17 @@ class Texts(Spec):
 
 
 class OtherText(StageSpec):
-    """Held-out loss by the own objective on other corpora, by which the order of models can be another.
+    """Loss on other corpora, by which the order of models can be another.
+
+    By the own objective, or for all models by one: causal_lm gives PPL-CLM of Zeng et al. (2025, arXiv 2504.12491), the
+    same text read the same way by models of any objective, mix and tags.
 
     Documents in the order of the files, each closed by the end of a text, cut into sequences of pretraining's length.
     """
 
     kind: ClassVar[str] = "other_text"
+    # 2: the mean over texts.
+    VERSION: ClassVar[int] = 2
     wide: ClassVar[bool] = False
     filled: ClassVar[frozenset[str]] = frozenset({"text"})
 
@@ -70,6 +76,8 @@ class OtherText(StageSpec):
     """Name to files; names become metrics."""
     num_sequences: int = Field(default=256, ge=2)
     """Of each text, the first so many."""
+    objective: Annotated[Objective | None, Neutral(None)] = None
+    """Whose loss is measured; left out: that of the checkpoint's own pretraining."""
     text: HeldText | None = None
     """Whose objective and length of sequences are taken; filled from pretrain."""
 
@@ -89,19 +97,27 @@ class OtherText(StageSpec):
         """With the objective.
 
         Raises:
-            SpaceError: if the models' words are no language's that files could be of.
+            SpaceError: if the models' words are no language's that files could be of, or they read otherwise than the
+                objective does.
         """
         if not subject.corpus.is_natural_language:
             raise SpaceError(f"other_text needs pretrain.data text, not {subject.corpus.name}: its words spell no text")
-        return self.with_(text=HeldText.of(subject))  # type: ignore[no-any-return]
+        text = HeldText.of(subject)
+        if self.objective and self.objective.head != text.loss.head:
+            raise SpaceError(
+                f"other_text.objective {self.objective.name} is of {self.objective.head} models, and pretrain's is a "
+                f"{text.loss.head} one; leave it out for the own objective"
+            )
+        return self.with_(text=text.with_(loss=self.objective or text.loss))  # type: ignore[no-any-return]
 
     @property
     def loss_of(self) -> Objective | None:
-        """What the model was trained by."""
+        """What is measured."""
         return self.text.loss if self.text else None
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """Of each text the loss in nats per predicted token, and its standard error over batches of sequences.
+        """Of each text the loss in nats per predicted token, and its standard error over batches of sequences; the mean
+        over texts, each counting alike.
 
         Where the loss is the text's own likelihood, bits per byte, too, which compare over tokenizers.
         """
@@ -112,19 +128,22 @@ class OtherText(StageSpec):
         model, tokenizer = load_model(inputs["checkpoint"]).to(worker.device), load_tokenizer(inputs["checkpoint"])
         specials = checkpoint_specials(inputs["checkpoint"], loss)
         metrics: dict[str, float] = {}
+        means, errors = [], []
         for name, texts in self.texts.items():
             ids, bytes_per_token = self._sequences(name, texts, tokenizer)
             rows = loss.prepare(ids, np.random.default_rng([DRAW, *name.encode()]), specials)
             mean, error = heldout(model, rows, loss).above(np.zeros(len(ids)))
             metrics |= {f"loss_{name}": mean, f"loss_{name}_stderr": error}
+            means.append(mean)
+            errors.append(error)
             if loss.is_likelihood:
                 metrics[f"bits_per_byte_{name}"] = mean / math.log(2) / bytes_per_token
-        return metrics
+        return metrics | {"mean_loss": fmean(means), "mean_loss_stderr": math.hypot(*errors) / len(errors)}
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
         """Bits per byte order models of one tokenizer as the loss does, and are no indicator of their own."""
         is_likelihood = self.text is not None and self.text.loss.is_likelihood
-        return tuple(
+        of_texts = (
             metric
             for name in self.texts
             for metric in (
@@ -133,6 +152,9 @@ class OtherText(StageSpec):
                 *((Metric(f"bits_per_byte_{name}", unit="bits/byte"),) if is_likelihood else ()),
             )
         )
+        # Of one text it is that text's.
+        direction: Direction | None = "min" if len(self.texts) > 1 else None
+        return *of_texts, Metric("mean_loss", direction, "nats/token"), Metric("mean_loss_stderr", unit="nats/token")
 
     def flops(self, size: Size, corpus: Corpus) -> float:
         """A forward pass over each text."""

@@ -23,7 +23,7 @@ from raysweep.resources import Resources
 from raysweep.spec import Metric, Neutral, Spec
 from raysweep.stages.base import StageSpec
 from raysweep.stages.held_text import HeldText
-from raysweep.tasks.base import Fitted
+from raysweep.tasks.base import Fitted, Split
 from raysweep.tasks.families import Task
 from raysweep.tasks.rows import batch_tokens
 from raysweep.train.checkpoints import load_model
@@ -42,6 +42,11 @@ NUM_SEQUENCES = 512
 FORGETTING = (
     Metric("forgetting_nats_per_token", "min", "nats/token"),
     Metric("forgetting_stderr", unit="nats/token"),
+)
+LIKELIHOOD = (
+    Metric("log_likelihood", "max", "nats/token"),
+    Metric("log_likelihood_stderr", unit="nats/token"),
+    Metric("valid_log_likelihood", "max", "nats/token"),
 )
 
 
@@ -71,7 +76,8 @@ class Hyperparameters(Spec):
 
 
 class Sft(StageSpec):
-    """Fine-tune all weights; score on held-out splits. The learning rate is picked by `valid_score`, later."""
+    """Fine-tune all weights; score on held-out splits. The learning rate is picked later, by `valid_score` or, where it
+    is measured, `valid_log_likelihood`."""
 
     VERSION: ClassVar[int] = 2
     kind: ClassVar[str] = "sft"
@@ -83,6 +89,8 @@ class Sft(StageSpec):
     hyperparameters: Hyperparameters = Hyperparameters()
     forgetting: Annotated[HeldText | None, Neutral(None)] = None
     """The text on whose loss it is told what is forgotten, of which it then takes the tokens; None: it is not."""
+    likelihood: Annotated[bool, Neutral(False)] = False
+    """Whether the likelihood of right answers is measured beside the score, and picks the learning rate."""
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Writes predictions.jsonl: a line for each test example with its id, what the model said, and its scores.
@@ -107,21 +115,30 @@ class Sft(StageSpec):
                 raise StageError(f"form {task.form}: scores are {sorted(row.scores)}, not {sorted(task.score_names)}")
             if math.isnan(row.scores["score"]):
                 raise Diverged(len(fitted.losses), math.nan)
+        lines: list[dict[str, Any]] = [
+            {"id": name, "output": row.output, **row.scores} for name, row in zip(task.ids("test"), test, strict=True)
+        ]
+        likelihood = {}
+        if self.likelihood:
+            in_valid, in_test = (self._likelihoods(fitted, tokenizer, split) for split in ("valid", "test"))
+            lines = [line | {"log_likelihood": value} for line, value in zip(lines, in_test, strict=True)]
+            values = float(np.mean(in_test)), _stderr(in_test), float(np.mean(in_valid))
+            likelihood = {metric.name: value for metric, value in zip(LIKELIHOOD, values, strict=True)}
         with (out / "predictions.jsonl").open("w") as file:
-            for name, row in zip(task.ids("test"), test, strict=True):
-                file.write(json.dumps({"id": name, "output": row.output, **row.scores}) + "\n")
+            file.writelines(json.dumps(line) + "\n" for line in lines)
         metrics = {name: float(np.mean([row.scores[name] for row in test])) for name in task.score_names}
-        spread = float(np.std([row.scores["score"] for row in test], ddof=1)) if len(test) > 1 else math.nan
         return {
             **metrics,
-            "score_stderr": spread / math.sqrt(len(test)),
+            "score_stderr": _stderr([row.scores["score"] for row in test]),
             "chance_score": task.chance(),
             "valid_score": float(np.mean([row.scores["score"] for row in valid])),
             # Of the last tenth of the steps: that of a single batch says little.
             "loss_nats_per_token": float(np.mean(fitted.losses[-max(1, len(fitted.losses) // 10) :])),
             "num_steps": float(len(fitted.losses)),
             "num_test_examples": float(len(test)),
-        } | forgotten
+            **likelihood,
+            **forgotten,
+        }
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, worker: Worker) -> Fitted:
         """The model fine-tuned, its own weights among what `Fitted.model` has; see `TaskSpec.fit`."""
@@ -141,13 +158,15 @@ class Sft(StageSpec):
             Metric("loss_nats_per_token", "min", "nats/token"),
             Metric("num_steps", unit="steps"),
             Metric("num_test_examples", unit="examples"),
+            *(LIKELIHOOD if self.likelihood else ()),
             *(FORGETTING if self.forgetting else ()),
         )
 
     def flops(self, size: Size, corpus: Corpus) -> float:
         """Training, scoring of validation and test examples, and the own loss before and after."""
         load = self.task.workload()
-        scored = size.forward_flops((load.num_valid + load.num_test) * load.scored_length, load.length)
+        times = 2 if self.likelihood else 1
+        scored = size.forward_flops(times * (load.num_valid + load.num_test) * load.scored_length, load.length)
         row = self.forgetting.input_length if self.forgetting else 0
         return self.training_flops(size) + scored + 2 * size.forward_flops(NUM_SEQUENCES * row, row)
 
@@ -190,6 +209,13 @@ class Sft(StageSpec):
     def disk_bytes(self, size: Size) -> int:
         """Predictions, of some kilobytes: the weights are not kept."""
         return 0
+
+    def _likelihoods(self, fitted: Fitted, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[float]:
+        """Of the right answers of a split; see `TaskSpec.log_likelihoods`."""
+        values = self.task.log_likelihoods(fitted.model, tokenizer, split)
+        if not np.isfinite(values).all():
+            raise Diverged(len(fitted.losses), math.nan)
+        return values
 
     def _forgetting(
         self, model: PreTrainedModel, inputs: Mapping[str, Path], worker: Worker
@@ -263,3 +289,8 @@ class Sft(StageSpec):
             model.load_state_dict(training.weights)
             model.to(worker.device)
         return training.losses
+
+
+def _stderr(values: Sequence[float]) -> float:
+    """Of the mean over test examples; NaN of one."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan

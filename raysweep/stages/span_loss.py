@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -17,7 +17,7 @@ from raysweep.errors import DataError, SpaceError
 from raysweep.objectives.base import IGNORED, Arrays, Ints, Specials
 from raysweep.objectives.span_corruption import SpanCorruption, count_noise, sentinel_names
 from raysweep.resources import Resources
-from raysweep.spec import Metric
+from raysweep.spec import Metric, Neutral
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.stages.held_text import HeldText
 from raysweep.stages.heldout import DRAW
@@ -46,6 +46,9 @@ class SpanLoss(StageSpec):
     """Tokens of a span, on average over those of a row."""
     num_sequences: int = Field(default=256, ge=2)
     """Held-out sequences, each domain's share by its mix; fewer where a domain has not its share."""
+    mix: Annotated[dict[str, Annotated[float, Field(gt=0)]] | None, Neutral(None)] = Field(default=None, min_length=1)
+    """Domain -> its share of the sequences; left out: that of pretraining. Where variants differ by their mix, one that
+    is named here has all of them read the same text."""
     text: HeldText | None = None
     """Filled from pretrain."""
 
@@ -53,9 +56,17 @@ class SpanLoss(StageSpec):
         """With the text.
 
         Raises:
-            SpaceError: if the model predicts in place, or its rows have no room for a span.
+            SpaceError: if the model predicts in place, its rows have no room for a span, or `mix` names no domains
+                of the corpus.
         """
         text = HeldText.of(subject)
+        if self.mix is not None:
+            domains = subject.corpus.domains
+            if unknown := sorted(self.mix.keys() - set(domains)):
+                there = ", ".join(domains)
+                raise SpaceError(f"span_loss.mix names {unknown[0]!r}, which is no domain; domains: {there}")
+            total = sum(self.mix.values())
+            text = text.with_(mix={name: share / total for name, share in self.mix.items()})
         if text.loss.head != "causal":
             raise SpaceError(f"span_loss reads on, as a causal model does, and {text.loss.name} trains a masked one")
         if text.input_length < 5:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_LENGTH = 512
-"""Tokens of a row; a longer prompt loses its beginning."""
+"""Tokens of a row where nothing else is said; a longer prompt loses its beginning."""
 
 
 def batch_tokens(*, on_gpu: bool) -> int:
@@ -17,11 +17,11 @@ def batch_tokens(*, on_gpu: bool) -> int:
     return 16384 if on_gpu else 4096
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """Tokens that a row may have: as many as the model has positions, at most `MAX_LENGTH`."""
+def context_length(model: PreTrainedModel, *, at_most: int = MAX_LENGTH) -> int:
+    """Tokens that a row may have: as many as the model has positions, if that is not more than `at_most`."""
     from raysweep.train.checkpoints import max_tokens
 
-    return min(MAX_LENGTH, max_tokens(model) or MAX_LENGTH)
+    return min(at_most, max_tokens(model) or at_most)
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from raysweep.errors import StageError
 from raysweep.objectives.base import IGNORED, Arrays
 from raysweep.objectives.causal_lm import AnswerLM
 from raysweep.objectives.heads import Head
-from raysweep.tasks.base import Answered, Features, Fitted, Guess, Split, Train
+from raysweep.spec import Neutral
+from raysweep.tasks.base import Answered, Features, Fitted, Guess, Split, Train, Workload
 from raysweep.tasks.files import Example, FileTask
-from raysweep.tasks.rows import context_length, fit, pad, token_ids
+from raysweep.tasks.rows import MAX_LENGTH, context_length, fit, pad, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +26,15 @@ class TextTask(FileTask):
     """Examples of a prompt and its answer; a model says what it takes for the answer."""
 
     heads: ClassVar[tuple[Head, ...]] = ("causal",)
+
+    max_length: Annotated[int | None, Neutral(None)] = Field(default=None, ge=16)
+    """Tokens of a prompt and its answer at most: a longer prompt loses its beginning; left out: 512, or as many as the
+    model has positions."""
+
+    def workload(self) -> Workload:
+        """As many examples as there may be, none longer than may be."""
+        load = super().workload()
+        return load._replace(length=min(load.length, self.max_length or load.length))
 
     @abstractmethod
     def evaluate(
@@ -63,7 +74,7 @@ class TextTask(FileTask):
         """
         if tokenizer.eos_token_id is None:
             raise StageError("the checkpoint's tokenizer has no eos_token, which ends an answer; set it in the folder")
-        max_length = context_length(model)
+        max_length = self._longest(model)
         examples = self.examples("train")
         prompts = token_ids(tokenizer, [self.prompt(example) for example in examples])
         answers = token_ids(tokenizer, [self.answer(example) for example in examples])
@@ -86,7 +97,7 @@ class TextTask(FileTask):
 
     def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Answered]:
         """Answers without solved examples before them, as in fine-tuning; see `evaluate`."""
-        return self.evaluate(model, tokenizer, self.examples(split), max_length=context_length(model))
+        return self.evaluate(model, tokenizer, self.examples(split), max_length=self._longest(model))
 
     def log_likelihoods(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[float]:
         """Of the likeliest right answer behind its prompt, per token; without the token that ends it."""
@@ -97,9 +108,12 @@ class TextTask(FileTask):
     ) -> list[Guess]:
         """The same with the first `num_shots` training examples, solved, before each prompt; 0: with none."""
         examples, shots = self.examples("indicator")[:max_examples], self.examples("train")[:num_shots]
-        rows = self.evaluate(model, tokenizer, examples, max_length=context_length(model), shots=shots)
+        rows = self.evaluate(model, tokenizer, examples, max_length=self._longest(model), shots=shots)
         likelihoods = self._likelihoods(model, tokenizer, examples, shots=shots)
         return [Guess(row.scores["score"], value) for row, value in zip(rows, likelihoods, strict=True)]
+
+    def _longest(self, model: PreTrainedModel) -> int:
+        return context_length(model, at_most=self.max_length or MAX_LENGTH)
 
     def _likelihoods(
         self,
@@ -111,7 +125,7 @@ class TextTask(FileTask):
     ) -> list[float]:
         from raysweep.tasks.likelihoods import mean_log_likelihoods
 
-        before, max_length = self.shot_text(shots), context_length(model)
+        before, max_length = self.shot_text(shots), self._longest(model)
         prompts = token_ids(tokenizer, [before + self.prompt(example) for example in examples])
         # At least one token of the prompt has to stand before an answer.
         answers = [

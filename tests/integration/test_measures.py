@@ -1,5 +1,6 @@
 """Measures of a checkpoint's own loss around its weights: each against a naive reference, of every kind of model."""
 
+import json
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -258,6 +259,33 @@ def test_what_fine_tuning_forgets_is_the_rise_of_the_own_loss_and_changes_no_sco
     assert few.run({"checkpoint": case.inputs["checkpoint"]}, out, Worker())["num_steps"] == 4
     scored = plain.run({"checkpoint": case.inputs["checkpoint"]}, out, Worker())
     assert scored == {name: value for name, value in metrics.items() if not name.startswith("forgetting")}
+
+
+def test_the_likelihood_of_right_answers_is_a_target_that_picks_the_rate(case, sweep_file, store, tmp_path):
+    task = task_of(case.subject.corpus, num_train=32, num_valid=8, num_test=20)
+    plain = Sft(task=task, lr=1e-2, seed=1, hyperparameters=Hyperparameters(epochs=4, batch_sequences=8))
+    whole = plain.with_(likelihood=True)
+    (out := tmp_path / "out").mkdir()
+    metrics = whole.run(case.inputs, out, Worker())
+    assert sorted(metrics) == sorted(metric.name for metric in whole.metrics(case.subject.corpus))
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    model, tokenizer = load_model(case.inputs["checkpoint"]), load_tokenizer(case.inputs["checkpoint"])
+    fitted = plain.fit(model, tokenizer, Worker()).model
+    for split, name in (("test", "log_likelihood"), ("valid", "valid_log_likelihood")):
+        assert metrics[name] == pytest.approx(np.mean(task.log_likelihoods(fitted, tokenizer, split)))
+    values = [line["log_likelihood"] for line in lines]
+    assert metrics["log_likelihood"] == pytest.approx(np.mean(values))
+    assert metrics["log_likelihood_stderr"] == pytest.approx(np.std(values, ddof=1) / 20**0.5)
+    scored = plain.run(case.inputs, out, Worker())
+    assert scored == {name: value for name, value in metrics.items() if "log_likelihood" not in name}
+
+    text = TINY[: TINY.index("sweep:")] + TINY[TINY.index("sft:") :] + "  likelihood: true\n"
+    results = Results(run_sweep(load(sweep_file(text)), store, runner="inline"))
+    row, runs = results.checkpoints.iloc[-1], results.stages[results.stages["kind"] == "sft"]
+    own = runs[runs["checkpoint"] == row["checkpoint"]].set_index("lr")["sft/valid_log_likelihood"]
+    assert row["sft/span/lr"] == own.idxmax()
+    assert row["sft/mean_log_likelihood"] == row["sft/span/log_likelihood"]
+    assert "sft/mean_log_likelihood" in load(sweep_file(text)).metric_names()
 
 
 def test_forgetting_is_a_column_beside_the_score_with_an_error_of_its_own(sweep_file, store):
