@@ -8,6 +8,7 @@ pairs of a checkpoint with its own copy do not count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -142,28 +143,41 @@ def leave_one_out(clusters: Sequence[str]) -> Floats:
 
 
 def interval(value: float, left: Floats, *, low: float = 0.0, high: float = 1.0) -> IntervalEstimate:
-    """The value of a statistic between `low` and `high`, with its 95 % interval by the jackknife.
+    """The value of a statistic between `low` and `high`, with its 95 % interval by the jackknife; see `wilson`.
 
-    Wilson's interval (1927) of a share, by Student's t with one degree of freedom less than there are clusters, and
-    with the number of observations that would give the jackknife's variance to a share (Korn & Graubard, 1998); where
-    that is zero, as when all pairs are right, with the number of clusters. No interval of fewer than `MIN_CLUSTERS`,
-    nor where the statistic is not defined without one of them.
+    None where the statistic is not defined without one of the clusters.
 
     Args:
         left: [clusters], the statistic without each cluster.
     """
+    if not np.isfinite(left).all():
+        return IntervalEstimate(value)
+    num = len(left)
+    variance = (num - 1) / num * float(((left - left.mean()) ** 2).sum()) if num else 0.0
+    return wilson(value, variance, num_clusters=num, low=low, high=high)
+
+
+def wilson(
+    value: float, variance: float, *, num_clusters: int, low: float = 0.0, high: float = 1.0
+) -> IntervalEstimate:
+    """The value of a statistic between `low` and `high`, with its 95 % interval by the statistic's variance.
+
+    Wilson's interval (1927) of a share, by Student's t with one degree of freedom less than there are clusters, and
+    with the number of observations that would give this variance to a share (Korn & Graubard, 1998); where that is
+    zero, as when all pairs are right, with the number of clusters. No interval of fewer than `MIN_CLUSTERS`.
+    """
     from scipy.special import stdtrit
 
-    num = len(left)
-    if num < MIN_CLUSTERS or not (np.isfinite(value) and np.isfinite(left).all()):
+    if num_clusters < MIN_CLUSTERS or not math.isfinite(value):
         return IntervalEstimate(value)
     share = min(max((value - low) / (high - low), 0.0), 1.0)
-    variance = (num - 1) / num * float(((left - left.mean()) ** 2).sum()) / (high - low) ** 2
-    size = share * (1 - share) / variance if variance > SMALL and SMALL < share < 1 - SMALL else float(num)
-    bend = float(stdtrit(num - 1, 0.975)) ** 2 / size
+    variance /= (high - low) ** 2
+    is_inside = variance > SMALL and SMALL < share < 1 - SMALL
+    size = share * (1 - share) / variance if is_inside else float(num_clusters)
+    bend = float(stdtrit(num_clusters - 1, 0.975)) ** 2 / size
     middle = (share + bend / 2) / (1 + bend)
-    half = np.sqrt(bend * share * (1 - share) + bend**2 / 4) / (1 + bend)
-    return IntervalEstimate(value, low + (high - low) * float(middle - half), low + (high - low) * float(middle + half))
+    half = math.sqrt(bend * share * (1 - share) + bend**2 / 4) / (1 + bend)
+    return IntervalEstimate(value, low + (high - low) * (middle - half), low + (high - low) * (middle + half))
 
 
 def _signs(values: Floats) -> Floats:

@@ -28,7 +28,8 @@ def test_means_over_halves_of_the_variants():
     indicator = scores + generator.normal(size=20) / 3
     variants = [f"{row // 2:02}" for row in range(20)]
     drawn = halves(variants, 200)
-    assert (drawn.variants.sum(axis=1) == 5).all()
+    assert (drawn.rows[:200] + drawn.rows[200:] == 1).all()  # The two of a pair have nothing in common.
+    assert (drawn.rows.sum(axis=1) == 10).all()
     for each in select(indicator, scores, drawn):
         expected = [naive(indicator[rows], scores[rows], each.k) for rows in drawn.rows.astype(bool)]
         assert [each.recall.value, each.regret.value, each.ndcg.value] == pytest.approx(np.mean(expected, axis=0))
