@@ -27,6 +27,9 @@ from raysweep.tasks.families import Task
 from raysweep.validation import findings, validate
 from raysweep.variants import Point, SearchSpace
 
+MANY_PLACES = 5
+"""Where so many further places of a file have what is wrong with one, they are counted, not listed."""
+
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> SearchSpace:
     """Read a sweep file, validate all of it and pin its data.
@@ -64,9 +67,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> SearchSpace:
 
 
 def _told(document: Document, kind: type[RaysweepError], problems: Iterable[Finding]) -> RaysweepError:
-    """One error of all findings, each with its line of the sweep file."""
-    lines = (f"{document.at(place)}: {line}" for place, text in problems for line in text.splitlines())
-    return kind("\n".join(dict.fromkeys(lines)))
+    """One error of all findings, each with its line of the sweep file; what is wrong in many places is told once."""
+    places: dict[str, dict[str, None]] = {}
+    for place, text in problems:
+        for line in text.splitlines():
+            places.setdefault(line, {})[document.at(place)] = None
+    lines = []
+    for line, (first, *others) in places.items():
+        if len(others) < MANY_PLACES:
+            lines += [f"{at}: {line}" for at in (first, *others)]
+        else:
+            lines.append(f"{first}: {line} (the same in {len(others):,} more places)")
+    return kind("\n".join(lines))
 
 
 class _Data(Spec):

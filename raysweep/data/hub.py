@@ -65,10 +65,10 @@ def expanded(path: str) -> str:
 def unset(path: str) -> str | None:
     """What to say of a path that is not there, if an expanded one still holds a variable; else None."""
     variable = re.search(r"\$(\w+)|\$\{([^}]*)\}", path)
-    return (
-        variable
-        and f"{path!r}: the environment variable {variable[1] or variable[2]} is not set; set it, or write the path out"
-    )
+    if variable is None:
+        return None
+    # Without the path, so that a variable that many paths name is told of once.
+    return f"the environment variable {variable[1] or variable[2]} is not set; set it, or write the path out"
 
 
 def name_and_revision(hub_id: str) -> tuple[str, str | None]:

@@ -329,6 +329,14 @@ def test_the_loss_of_spans_is_that_of_a_naive_loop_whatever_a_model_was_trained_
     assert metrics["loss_nats_per_token"] == pytest.approx(float(losses.mean()), rel=1e-5)
 
 
+def test_spans_of_a_mix_that_is_named_are_of_the_same_text_for_all(case):
+    if case.subject.objective.head == "causal":
+        [domain] = case.subject.corpus.domains
+        assert SpanLoss(mix={domain: 2.0}).bind(case.subject).text == SpanLoss().bind(case.subject).text
+        with pytest.raises(SpaceError, match=f"span_loss.mix names 'nowhere', which is no domain; domains: {domain}"):
+            SpanLoss(mix={"nowhere": 1.0}).bind(case.subject)
+
+
 def test_many_spans_are_cut_out_of_a_long_row_and_only_they_are_predicted():
     text = HeldText(loss=CausalLM(), mix={"a": 1.0}, sequence_length=64)
     spec = SpanLoss(num_sequences=24).with_(text=text)

@@ -48,10 +48,9 @@ def test_another_text_is_read_by_the_checkpoints_own_tokenizer(folder, sweep_fil
 
 def test_models_of_any_objective_are_read_by_one(folder, sweep_file, store):
     text = SWEEP.replace("  steps: 4\n", "  objective: {name: span_corruption}\n  steps: 4\n")
-    text = text.replace("sequence_length: 8", "sequence_length: 24").replace("num_sequences: 20", "num_sequences: 6, ")
+    text = text.replace("sequence_length: 8", "sequence_length: 24").replace("num_sequences: 20", "num_sequences: 6 ")
     text = text.replace("{tales: {files: tales.txt}}", "{tales: {files: tales.txt}, notes: {files: notes.txt}}")
-    own = text.replace("6, ", "6")
-    by_one = text.replace("6, ", "6, objective: {name: causal_lm}")
+    own, by_one = text, text.replace("6 }", "6, objective: {name: causal_lm}}")
     both = [Results(run_sweep(load(sweep_file(each)), store, runner="inline")) for each in (own, by_one)]
     [first], [row] = (results.checkpoints.to_dict("records") for results in both)
     model, tokenizer = (make(store.folder(row["checkpoint"])) for make in (load_model, load_tokenizer))
@@ -65,7 +64,7 @@ def test_models_of_any_objective_are_read_by_one(folder, sweep_file, store):
         (row["other_text/loss_tales"] + row["other_text/loss_notes"]) / 2
     )
     with pytest.raises(RaysweepError, match="masked_lm is of masked models, and pretrain's is a causal one"):
-        load(sweep_file(text.replace("6, ", "6, objective: {name: masked_lm}")))
+        load(sweep_file(text.replace("6 }", "6, objective: {name: masked_lm}}")))
 
 
 def test_what_the_file_holds_is_part_of_the_id_and_where_it_lies_is_not(folder, sweep_file):

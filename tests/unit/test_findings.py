@@ -250,7 +250,10 @@ def test_a_byte_order_mark_is_no_text(sweep_file, folder):
 def test_an_unset_variable_is_called_unset(sweep_file, folder, monkeypatch):
     monkeypatch.delenv("NOWHERE", raising=False)
     (line,) = findings(sweep_file(TEXT.replace("train: a.jsonl", 'train: "${NOWHERE}/a.jsonl"')), DataError)
-    assert "pretrain.data.domains.a.train: '${NOWHERE}/a.jsonl': the environment variable NOWHERE is not set" in line
+    assert "pretrain.data.domains.a.train: the environment variable NOWHERE is not set" in line
+    more = "".join(f'      d{number}: {{train: "${{NOWHERE}}/a", valid: "${{NOWHERE}}/b"}}\n' for number in range(4))
+    (line,) = findings(sweep_file(TEXT.replace("    domains:\n", f"    domains:\n{more}")), DataError)
+    assert line.endswith("NOWHERE is not set; set it, or write the path out (the same in 7 more places)")
     monkeypatch.setenv("NOWHERE", str(folder))
     assert load(sweep_file(TEXT.replace("train: a.jsonl", 'train: "${NOWHERE}/a.jsonl"'))).name == "text"
     (line,) = findings(sweep_file(TEXT.replace("train: a.jsonl", "train: []")), DataError)

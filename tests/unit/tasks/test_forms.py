@@ -78,6 +78,33 @@ def test_likelihoods_of_right_answers_are_those_of_a_naive_loop(model, tokenizer
             assert value == pytest.approx(max(each), abs=1e-5)
 
 
+def test_a_prompt_loses_its_beginning_where_a_task_allows_fewer_tokens(model, tokenizer, tmp_path):
+    """In training, in scoring and in likelihoods."""
+    (path := tmp_path / "qa.jsonl").write_text(
+        "\n".join(
+            json.dumps({"question": f"the cat {index}", "context": f"{index} " * 40, "answers": ["sat"]})
+            for index in range(12)
+        )
+    )
+    task = QA(form="qa", train=str(path), test=str(path), max_length=32, max_new_tokens=4).pin(tmp_path)
+    read: list[int] = []
+
+    def train(model, batch, *, loss, num_examples):
+        read.extend(batch(range(num_examples))["input_ids"].shape)
+        return [0.0]
+
+    task.fit(model, tokenizer, train, seed=0)
+    assert read[1] == 32
+    example = task.examples("test")[0]
+    prompt, answer = (tokenizer(text)["input_ids"] for text in (task.prompt(example), " sat"))
+    kept = prompt[-(32 - len(answer)) :]
+    with torch.no_grad():
+        logits = model(torch.tensor([kept + answer])).logits[0].double().log_softmax(dim=-1)
+    likelihood = np.mean([logits[len(kept) - 1 + at, token] for at, token in enumerate(answer)])
+    assert task.log_likelihoods(model, tokenizer, "test")[0] == pytest.approx(likelihood, abs=1e-5)
+    assert task.workload().length == 32
+
+
 def test_a_model_whose_numbers_are_none_gets_no_score(model, tokenizer):
     """Not that of always picking the first choice."""
     broken = LlamaForCausalLM(model.config).eval()
