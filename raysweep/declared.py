@@ -183,8 +183,8 @@ class Section(Spec):
     pretrain: PretrainSection
 
 
-def axis_findings(declared: Declared) -> Iterator[Finding]:
-    """What is wrong with the axes as such."""
+def section_findings(declared: Declared) -> Iterator[Finding]:
+    """What is wrong with the axes as such, or between sections that are valid each by itself."""
     for name, axis in declared.sweep.items():
         loc: Place = ("sweep", name)
         for path in paths_of(name, axis):
@@ -205,6 +205,7 @@ def axis_findings(declared: Declared) -> Iterator[Finding]:
     yield from _replicate_findings(declared)
     yield from _gang_findings(declared)
     yield from _size_findings(declared)
+    yield from _family_findings(declared)
 
 
 def _path_findings(declared: Declared, path: str) -> Iterator[str]:
@@ -279,6 +280,20 @@ def _gang_findings(declared: Declared) -> Iterator[Finding]:
     for label in resources.sizes:
         if name_of(label) not in taken:
             yield ("resources", label), f"{resources.by} takes no {label!r}" + suggested(label, taken, "values")
+
+
+def _family_findings(declared: Declared) -> Iterator[Finding]:
+    """Families of tasks that there are not, or by the name of one."""
+    tasks = list(declared.sft.tasks) if declared.sft else []
+    for family, members in declared.indicators.families.items() if declared.indicators else ():
+        where: Place = ("indicators", "families", family)
+        if family in tasks:
+            yield where, f"{family} is a task of sft; call the family otherwise"
+        yield from (
+            (where, f"sft has no task {task!r}" + suggested(task, tasks, "tasks"))
+            for task in members
+            if task not in tasks
+        )
 
 
 def _size_findings(declared: Declared) -> Iterator[Finding]:

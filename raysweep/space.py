@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raysweep.data.corpora import Corpus
-from raysweep.declared import Declared, axis_findings
+from raysweep.declared import Declared, section_findings
 from raysweep.document import Document, nearest, read_document
 from raysweep.errors import DataError, Finding, Place, RaysweepError, SpaceError, below
 from raysweep.overrides import with_overrides
@@ -53,7 +53,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> SearchSpace:
         # What can be looked at all the same is told at once, so that it need not be mended twice.
         problems = [*findings(Declared, document.data, error), *_data_findings(document.data, folder)]
         raise _told(document, SpaceError, problems) from error
-    if problems := list(axis_findings(declared)):
+    if problems := list(section_findings(declared)):
         raise _told(document, SpaceError, problems)
     declared, base, checkpoints = pinned(declared, document.data["pretrain"], pins)
     space = SearchSpace(declared=declared, base=base, text=document.text, checkpoints=checkpoints)

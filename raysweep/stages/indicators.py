@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
 from raysweep.data.tokenizers import load_tokenizer
 from raysweep.resources import Resources
-from raysweep.spec import Metric
+from raysweep.spec import Metric, Neutral, check_name
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.tasks.families import Task
 from raysweep.tasks.files import TYPICAL_LENGTH
@@ -25,27 +25,41 @@ from raysweep.worker import Worker
 
 LIKELIHOOD = "_log_likelihood"
 """Ends the name of the mean log-likelihood of right answers, beside that of the score."""
+NUM_CUT = "_num_cut"
+"""Ends the name of how many prompts did not fit."""
 
 
 class Indicators(StageSpec):
     """Each fine-tuning task's score without training, and the log-likelihood of its right answers.
 
     Likelihoods tell more than scores where these are near chance; see `TaskSpec.log_likelihoods`. Text tasks are scored
-    with 0 and `kshot` solved examples before the question; a task with classes by the nearest mean state of `kshot`
-    examples of each class. Pieces are dealt over ranks, each whole on one rank.
+    with 0 and `kshot` solved examples before the question, in the prompts of their form (`tasks/`); a task with classes
+    by the nearest mean state of `kshot` examples of each class. A prompt that does not fit loses its beginning, solved
+    examples first, and is counted. Pieces are dealt over ranks, each whole on one rank.
     """
 
     kind: ClassVar[str] = "indicators"
-    # 2: with likelihoods.
-    VERSION: ClassVar[int] = 2
+    # 2: with likelihoods. 3: with the number of prompts that did not fit.
+    VERSION: ClassVar[int] = 3
 
     kshot: int = Field(default=2, ge=1)
     """Solved examples before the question; of each class, for tasks with labels."""
     max_examples: int = Field(default=200, ge=1)
     """Of each task, from a split that no fine-tuning trains, validates or tests on."""
+    families: Annotated[dict[str, tuple[str, ...]], Neutral({})] = Field(default_factory=dict)
+    """Name of a family to the names of its tasks, such as cms: [arc_easy, comve]; its means are indicators, too."""
     tasks: dict[str, Task] = Field(default_factory=dict)
     """Name to task; filled from sft.tasks."""
     filled: ClassVar[frozenset[str]] = frozenset({"tasks"})
+
+    @field_validator("families")
+    @classmethod
+    def _distinct(cls, families: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name, tasks in families.items():
+            check_name("family", name)
+            if not tasks or len(set(tasks)) < len(tasks):
+                raise ValueError(f"{name}: {list(tasks)}: name one or more tasks, each once")
+        return families
 
     def bind(self, subject: Subject) -> Indicators:
         """With the tasks that checkpoints are fine-tuned on."""
@@ -65,14 +79,24 @@ class Indicators(StageSpec):
         values = {name: value for part in worker.gather(mine) for name, value in part.items()}
         for end in ("", LIKELIHOOD):
             values[f"kshot{end}_mean"] = fmean(values[f"{name}/kshot{end}"] for name in self.tasks)
+        for name, prefix in self._family_pieces():
+            for end in ("", LIKELIHOOD):
+                members = [values[f"{task}/{prefix}{end}"] for task in self.families[name]]
+                values[f"{name}/{prefix}{end}"] = fmean(members)
         return values
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
-        """Of each task without and with solved examples, and the means of the latter."""
+        """Of each task and family without and with solved examples, and the means of the latter over all tasks."""
         names = [name for name, _, _ in self._pieces()]
+        names += [f"{name}/{prefix}" for name, prefix in self._family_pieces()]
         return (
             *(Metric(name, "max", "share") for name in (*names, "kshot_mean")),
             *(Metric(f"{name}{LIKELIHOOD}", "max", "nats") for name in names),
+            *(
+                Metric(f"{name}{NUM_CUT}", unit="prompts")
+                for name, task, _ in self._pieces()
+                if task.num_classes is None
+            ),
             Metric(f"kshot{LIKELIHOOD}_mean", "max", "nats"),
         )
 
@@ -121,7 +145,21 @@ class Indicators(StageSpec):
             or task.num_classes is None  # Classes have no names to go by: without an example there is no score.
         ]
 
+    def _family_pieces(self) -> list[tuple[str, str]]:
+        """(family, shots in words) of every mean: of scores that all its tasks have."""
+        scores = {name for name, _, _ in self._pieces()}
+        return [
+            (family, prefix)
+            for family, tasks in sorted(self.families.items())
+            for prefix in ("zeroshot", "kshot")
+            if all(f"{task}/{prefix}" in scores for task in tasks)
+        ]
+
     def _score(self, model: Any, tokenizer: Any, name: str, task: Task, shots: int) -> dict[str, float]:
         guesses = task.score_untrained(model, tokenizer, num_shots=shots, max_examples=self.max_examples)
-        score, likelihood = map(fmean, zip(*guesses, strict=True)) if guesses else (math.nan, math.nan)
-        return {name: score, f"{name}{LIKELIHOOD}": likelihood}
+        values = {
+            name: fmean(guess.score for guess in guesses) if guesses else math.nan,
+            f"{name}{LIKELIHOOD}": fmean(guess.log_likelihood for guess in guesses) if guesses else math.nan,
+        }
+        cut = {f"{name}{NUM_CUT}": float(sum(guess.is_cut for guess in guesses))}
+        return values | (cut if task.num_classes is None else {})

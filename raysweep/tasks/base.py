@@ -37,6 +37,8 @@ class Answered:
     """A text, the name of a class, or the number of a choice or class."""
     scores: Mapping[str, float]
     """Metric name -> value in [0, 1]; "score" is the one that counts. NaN where the model's numbers are none."""
+    is_cut: bool = False
+    """Whether the model could not read all that it was asked."""
 
     def __post_init__(self) -> None:
         for name, value in self.scores.items():
@@ -60,6 +62,8 @@ class Guess(NamedTuple):
     """The score that counts, in [0, 1]; NaN where the model's numbers are none."""
     log_likelihood: float
     """Of the right answer, in nats, as in `TaskSpec.log_likelihoods`; NaN where it has none."""
+    is_cut: bool
+    """Whether the prompt, with its solved examples and an answer, did not fit: it lost its beginning."""
 
 
 class Features(NamedTuple):

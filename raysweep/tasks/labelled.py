@@ -138,7 +138,7 @@ class LabelledTask(TaskSpec):
         right = dict(zip(classes.tolist(), by_class.T, strict=True))
         unseen = np.full(len(asked.labels), math.nan)
         return [
-            Guess(float(hit), float(right.get(label, unseen)[row]))
+            Guess(float(hit), float(right.get(label, unseen)[row]), is_cut=False)
             for row, (hit, label) in enumerate(zip(hits, asked.labels.tolist(), strict=True))
         ]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raysweep.tasks.base import Answered
 from raysweep.tasks.files import TYPICAL_LENGTH, Example, missing_text
-from raysweep.tasks.rows import fit, token_ids
+from raysweep.tasks.rows import ask
 from raysweep.tasks.text import TextTask
 
 if TYPE_CHECKING:
@@ -84,20 +84,19 @@ class MultipleChoice(TextTask):
         from raysweep.tasks.likelihoods import mean_log_likelihoods
 
         before = self.shot_text(shots)
-        prompts = token_ids(tokenizer, [before + self.prompt(example) for example in examples])
-        # With the blank before them, which most tokenizers make part of a word, as in what is trained on.
-        texts = token_ids(tokenizer, [f" {choice}" for example in examples for choice in example["choices"]])
-        tokens = iter(texts)
-        # At least one token of the prompt has to stand before a choice.
-        choices = [[next(tokens)[: max_length - 1] for _ in example["choices"]] for example in examples]
-        # All choices follow the same prompt, so it is cut for the longest.
-        kept = [fit(prompt, max(of, key=len), max_length) for prompt, of in zip(prompts, choices, strict=True)]
-        likelihoods = mean_log_likelihoods(model, [ids[:num_prompt] for ids, num_prompt in kept], choices)
+        asked = ask(
+            tokenizer,
+            [before + self.prompt(example) for example in examples],
+            # With the blank before them, which most tokenizers make part of a word, as in what is trained on.
+            [[f" {choice}" for choice in example["choices"]] for example in examples],
+            max_length=max_length,
+        )
+        likelihoods = mean_log_likelihoods(model, [each.prompt for each in asked], [each.answers for each in asked])
         answered = []
-        for example, values in zip(examples, likelihoods, strict=True):
+        for example, each, values in zip(examples, asked, likelihoods, strict=True):
             picked = max(range(len(values)), key=values.__getitem__)
             # Of what is no number nothing is the largest: the first choice would be picked.
             is_known = math.isfinite(values[picked]) and not any(map(math.isnan, values))
             right = float(picked == example["answer"]) if is_known else math.nan
-            answered.append(Answered(picked, {"score": right, "accuracy": right}))
+            answered.append(Answered(picked, {"score": right, "accuracy": right}, each.is_cut))
         return answered

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from raysweep.tasks.base import Answered
 from raysweep.tasks.files import TYPICAL_LENGTH, Example, missing_text
-from raysweep.tasks.rows import fit, token_ids
+from raysweep.tasks.rows import fit, prompt_ids
 from raysweep.tasks.text import TextTask
 
 if TYPE_CHECKING:
@@ -93,11 +93,12 @@ class QA(TextTask):
         before = self.shot_text(shots)
         num_new = min(self.max_new_tokens, max_length // 2)  # A model of few positions must see some of the question.
         texts = [before + self.prompt(example) for example in examples]
-        prompts = [fit(ids, [], max_length - num_new)[0] for ids in token_ids(tokenizer, texts)]
-        answers = first_lines(model, tokenizer, prompts, max_new_tokens=num_new)
+        prompts = prompt_ids(tokenizer, texts)
+        room = max_length - num_new
+        answers = first_lines(model, tokenizer, [fit(ids, room) for ids in prompts], max_new_tokens=num_new)
         return [
-            Answered(answer or "", self._score(answer, example))
-            for example, answer in zip(examples, answers, strict=True)
+            Answered(answer or "", self._score(answer, example), is_cut=len(ids) > room)
+            for ids, example, answer in zip(prompts, examples, answers, strict=True)
         ]
 
 

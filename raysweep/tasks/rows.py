@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,26 +25,74 @@ def context_length(model: PreTrainedModel, *, at_most: int = MAX_LENGTH) -> int:
     return min(at_most, max_tokens(model) or at_most)
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Each text's tokens, without those that a tokenizer adds at its ends."""
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+class Asked(NamedTuple):
+    """A prompt that fits with each of its answers, as token ids."""
+
+    prompt: list[int]
+    answers: list[list[int]]
+    is_cut: bool
+    """Whether the prompt lost its beginning, or an answer its end."""
 
 
-def fit(prompt: Sequence[int], answer: Sequence[int], max_length: int) -> tuple[list[int], int]:
-    """(token ids, how many of them are prompt): the prompt loses its beginning where both are too long.
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Each text's tokens, and before them what the tokenizer begins a text with, as that of Llama does with <s>."""
+    if not texts:
+        return []
+    # Not what it would close a text with: an answer goes on.
+    plain, framed = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    first = [*takewhile(lambda token: token not in plain, framed)]
+    return [first + ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
-    At least the prompt's last token is kept, which an answer is predicted from, and the answer loses its end for it.
+
+def ask(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    *,
+    max_length: int,
+    end: Sequence[int] = (),
+) -> list[Asked]:
+    """Prompts and the answers that go on from each, split into tokens as one text.
+
+    A tokenizer may begin a text otherwise than it goes on (Llama's puts a blank before it), so an answer's tokens are
+    those of prompt and answer behind those of the prompt, as in lm-evaluation-harness. All answers of a prompt follow
+    the same tokens: it is cut to fit with the longest, and ends before a token that would reach into an answer.
 
     Args:
-        prompt, answer: token ids.
-        max_length: tokens of both.
-
-    >>> fit([1, 2, 3], [8, 9], 4)
-    ([2, 3, 8, 9], 2)
+        tokenizer: the checkpoint's.
+        prompts: texts.
+        answers: of each prompt, one or more: texts as they stand behind it, with the blank that sets them off.
+        max_length: tokens of a prompt and an answer, at least 2 more than `end` has.
+        end: tokens that close an answer.
     """
-    room = max(1, max_length - len(answer))
-    kept = list(prompt)[-room:]
-    return [*kept, *answer][:max_length], len(kept)
+    before = prompt_ids(tokenizer, prompts)
+    whole = iter(prompt_ids(tokenizer, [p + text for p, of in zip(prompts, answers, strict=True) for text in of]))
+    return [
+        _asked(prompt, [next(whole) for _ in of], max_length, end) for prompt, of in zip(before, answers, strict=True)
+    ]
+
+
+def _asked(prompt: list[int], whole: Sequence[list[int]], max_length: int, end: Sequence[int]) -> Asked:
+    num = max(1, min(_num_shared(prompt, ids) for ids in whole))
+    answers = [ids[num:] for ids in whole]
+    longest = max(map(len, answers)) + len(end)
+    # At least one token of the prompt has to stand before an answer.
+    kept = [[*ids[: max_length - 1 - len(end)], *end] for ids in answers]
+    return Asked(fit(prompt[:num], max_length - max(map(len, kept))), kept, is_cut=num + longest > max_length)
+
+
+def _num_shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """Tokens that two rows have in common before they part."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
+
+
+def fit(prompt: Sequence[int], room: int) -> list[int]:
+    """The prompt without its beginning where it is longer than `room`, which is 1 at least.
+
+    >>> fit([1, 2, 3], 2)
+    [2, 3]
+    """
+    return list(prompt)[-max(1, room) :]
 
 
 def pad(rows: Sequence[Sequence[int]], *, value: int, left: bool = False) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from raysweep.objectives.heads import Head
 from raysweep.spec import Neutral
 from raysweep.tasks.base import Answered, Features, Fitted, Guess, Split, Train, Workload
 from raysweep.tasks.files import Example, FileTask
-from raysweep.tasks.rows import MAX_LENGTH, context_length, fit, pad, token_ids
+from raysweep.tasks.rows import MAX_LENGTH, Asked, ask, context_length, pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class TextTask(FileTask):
     """Examples of a prompt and its answer; a model says what it takes for the answer."""
 
+    # 3: prompt and answer are split into tokens as one text, which begins as the tokenizer begins one.
+    VERSION: ClassVar[int] = 3
     heads: ClassVar[tuple[Head, ...]] = ("causal",)
 
     max_length: Annotated[int | None, Neutral(None)] = Field(default=None, ge=16)
@@ -74,14 +76,15 @@ class TextTask(FileTask):
         """
         if tokenizer.eos_token_id is None:
             raise StageError("the checkpoint's tokenizer has no eos_token, which ends an answer; set it in the folder")
-        max_length = self._longest(model)
         examples = self.examples("train")
-        prompts = token_ids(tokenizer, [self.prompt(example) for example in examples])
-        answers = token_ids(tokenizer, [self.answer(example) for example in examples])
-        pairs = [
-            fit(prompt, [*answer, tokenizer.eos_token_id], max_length)
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
+        asked = ask(
+            tokenizer,
+            [self.prompt(example) for example in examples],
+            [[self.answer(example)] for example in examples],
+            max_length=self._longest(model),
+            end=[tokenizer.eos_token_id],
+        )
+        pairs = [([*each.prompt, *each.answers[0]], len(each.prompt)) for each in asked]
 
         def batch(rows: Sequence[int]) -> Arrays:
             # Any token will do as padding: behind a row, nothing that has a label attends to it.
@@ -101,7 +104,7 @@ class TextTask(FileTask):
 
     def log_likelihoods(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[float]:
         """Of the likeliest right answer behind its prompt, per token; without the token that ends it."""
-        return self._likelihoods(model, tokenizer, self.examples(split), shots=())
+        return self._likelihoods(model, self._asked(model, tokenizer, self.examples(split)))
 
     def score_untrained(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, num_shots: int, max_examples: int
@@ -109,34 +112,37 @@ class TextTask(FileTask):
         """The same with the first `num_shots` training examples, solved, before each prompt; 0: with none."""
         examples, shots = self.examples("indicator")[:max_examples], self.examples("train")[:num_shots]
         rows = self.evaluate(model, tokenizer, examples, max_length=self._longest(model), shots=shots)
-        likelihoods = self._likelihoods(model, tokenizer, examples, shots=shots)
-        return [Guess(row.scores["score"], value) for row, value in zip(rows, likelihoods, strict=True)]
+        asked = self._asked(model, tokenizer, examples, shots=shots)
+        return [
+            Guess(row.scores["score"], likelihood, is_cut=row.is_cut or each.is_cut)
+            for row, likelihood, each in zip(rows, self._likelihoods(model, asked), asked, strict=True)
+        ]
 
     def _longest(self, model: PreTrainedModel) -> int:
         return context_length(model, at_most=self.max_length or MAX_LENGTH)
 
-    def _likelihoods(
+    def _asked(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         examples: Sequence[Example],
         *,
-        shots: Sequence[Example],
-    ) -> list[float]:
+        shots: Sequence[Example] = (),
+    ) -> list[Asked]:
+        """Examples with all their right answers."""
+        before = self.shot_text(shots)
+        return ask(
+            tokenizer,
+            [before + self.prompt(example) for example in examples],
+            [[f" {text}" for text in self.right_answers(example)] for example in examples],
+            max_length=self._longest(model),
+        )
+
+    def _likelihoods(self, model: PreTrainedModel, asked: Sequence[Asked]) -> list[float]:
+        """Of each example's likeliest right answer."""
         from raysweep.tasks.likelihoods import mean_log_likelihoods
 
-        before, max_length = self.shot_text(shots), self._longest(model)
-        prompts = token_ids(tokenizer, [before + self.prompt(example) for example in examples])
-        # At least one token of the prompt has to stand before an answer.
-        answers = [
-            [
-                ids[: max_length - 1]
-                for ids in token_ids(tokenizer, [f" {text}" for text in self.right_answers(example)])
-            ]
-            for example in examples
-        ]
-        kept = [fit(prompt, max(of, key=len), max_length) for prompt, of in zip(prompts, answers, strict=True)]
-        found = mean_log_likelihoods(model, [ids[:num_prompt] for ids, num_prompt in kept], answers)
+        found = mean_log_likelihoods(model, [each.prompt for each in asked], [each.answers for each in asked])
         return [max(of_example) for of_example in found]
 
     def features(

@@ -134,13 +134,13 @@ def tokenized(sweep: str, checkpoint: str) -> list[tuple[list[int], int]]:
     from transformers import AutoTokenizer
 
     from raysweep.space import load
-    from raysweep.tasks.rows import fit, token_ids
+    from raysweep.tasks.rows import ask
 
     task, tokenizer = load(sweep).declared.sft.tasks[TRL_TASK], AutoTokenizer.from_pretrained(checkpoint)
     examples = task.examples("train")
-    prompts = token_ids(tokenizer, [task.prompt(example) for example in examples])
-    answers = token_ids(tokenizer, [task.answer(example) for example in examples])
-    return [fit(p, [*a, tokenizer.eos_token_id], 512) for p, a in zip(prompts, answers, strict=True)]
+    prompts, answers = [task.prompt(example) for example in examples], [[task.answer(example)] for example in examples]
+    asked = ask(tokenizer, prompts, answers, max_length=512, end=[tokenizer.eos_token_id])
+    return [([*each.prompt, *each.answers[0]], len(each.prompt)) for each in asked]
 
 
 def train_ours(checkpoint: str, rows: list[tuple[list[int], int]]) -> float:

@@ -6,7 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raysweep.data.exact import TASK
@@ -16,7 +19,7 @@ from raysweep.errors import DataError, SpaceError
 from raysweep.tasks.base import Answered
 from raysweep.tasks.multiple_choice import MultipleChoice
 from raysweep.tasks.qa import QA, normalise, token_f1
-from raysweep.tasks.rows import fit, in_batches, pad
+from raysweep.tasks.rows import ask, fit, in_batches, pad
 from raysweep.tasks.spans import PCFGSpan
 from raysweep.tasks.states import HMMState
 
@@ -153,8 +156,53 @@ def test_qa_takes_the_best_of_the_right_answers(model, tokenizer, monkeypatch):
 
 
 def test_a_prompt_too_long_loses_its_beginning():
-    assert fit([1, 2, 3, 4], [9, 8], 4) == ([3, 4, 9, 8], 2)
-    assert fit([1, 2], [9], 8) == ([1, 2, 9], 2)
+    assert fit([1, 2, 3, 4], 2) == [3, 4]
+    assert fit([1, 2], 7) == [1, 2]
+
+
+def as_llamas(*pieces):
+    """A tokenizer that puts a blank and <s> before a text; its tokens are characters, <s> and these pieces."""
+    vocabulary = [
+        ("<unk>", -9.0),
+        *((char, -5.0) for char in "▁:abc"),
+        *((piece, -1.0) for piece in pieces),
+        ("<s>", 0),
+    ]
+    tokenizer = Tokenizer(Unigram(vocabulary, unk_id=0))
+    tokenizer.pre_tokenizer = Metaspace(prepend_scheme="always", split=False)
+    start = len(vocabulary) - 1
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", start)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
+
+
+def test_an_answer_goes_on_from_its_prompt_without_what_a_text_begins_with():
+    tokenizer = as_llamas("▁a", "▁b")
+    (asked,) = ask(tokenizer, ["a:"], [[" b", " bc"]], max_length=9)
+    assert tokenizer.convert_ids_to_tokens(asked.prompt) == ["<s>", "▁a", ":"]
+    # By itself " b" would be "▁", "▁b".
+    assert [tokenizer.convert_ids_to_tokens(ids) for ids in asked.answers] == [["▁b"], ["▁b", "c"]]
+    assert not asked.is_cut
+
+
+def test_a_prompt_ends_before_a_token_that_reaches_into_an_answer():
+    tokenizer = as_llamas("▁a", ":▁b")
+    (asked,) = ask(tokenizer, ["a:"], [[" b", " c"]], max_length=9)
+    assert tokenizer.convert_ids_to_tokens(asked.prompt) == ["<s>", "▁a"]
+    assert [tokenizer.convert_ids_to_tokens(ids) for ids in asked.answers] == [[":▁b"], [":", "▁", "c"]]
+
+
+def test_a_prompt_that_does_not_fit_with_its_longest_answer_is_cut(tokenizer):
+    texts = [("one two three:", [" a", " aaa"]), ("one:", [" a"])]
+    whole = ask(tokenizer, *zip(*texts, strict=True), max_length=99, end=[0])
+    assert [each.is_cut for each in whole] == [False, False]
+    longest = max(len(each.prompt) + max(map(len, each.answers)) for each in whole)
+    cut, other = ask(tokenizer, *zip(*texts, strict=True), max_length=longest - 2, end=[0])
+    assert (cut.is_cut, other.is_cut) == (True, False)
+    assert cut.prompt == whole[0].prompt[2:]
+    assert cut.answers == whole[0].answers
+    (short,) = ask(tokenizer, ["one two"], [[" abc abc"]], max_length=3, end=[0])
+    # One token of the prompt is left, one of the answer, and what closes it.
+    assert [len(short.prompt), len(short.answers[0]), short.answers[0][-1], short.is_cut] == [1, 2, 0, True]
 
 
 def test_batches_keep_the_order():
