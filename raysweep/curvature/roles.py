@@ -7,6 +7,7 @@ features, and how unsure the prediction is. It is most of the trace of small mod
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -41,6 +42,25 @@ def roles_of(model: Any) -> Callable[[str], Role]:
         for name, parameter in model.named_parameters(remove_duplicate=False)
     }
     return roles.__getitem__
+
+
+def blocks_of(model: Any) -> Callable[[str], str]:
+    """Which block a parameter, by name, is of: "block_0" is the first; "none" of what stands outside, as a last norm.
+
+    Args:
+        model: a Hugging Face language model, whose blocks have their number in the names of their parameters.
+
+    >>> block = blocks_of(model)
+    >>> block("model.layers.0.mlp.up_proj.weight"), block("model.norm.weight")
+    ('block_0', 'none')
+    """
+    role = roles_of(model)
+
+    def block(name: str) -> str:
+        number = re.search(r"\.(\d+)\.", name) if role(name) == "blocks" else None
+        return f"block_{number[1]}" if number else "none"
+
+    return block
 
 
 @torch.no_grad()

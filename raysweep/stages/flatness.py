@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from raysweep.costs import Size
 from raysweep.curvature.cost import COST, first_draws, most_batches, predicted
@@ -47,12 +48,7 @@ TRACES = (
     Metric("hessian_trace_stderr_data", unit=NATS),
 )
 # Of parameters by what they are for, as `curvature.roles` has it.
-ROLES = tuple(
-    Metric(f"{name}_trace_{role}{end}", "min" if not end else None, NATS)
-    for name in ("fisher", "hessian")
-    for role in ("head", "embeddings", "blocks")
-    for end in ("", "_stderr")
-)
+ROLES = ("head", "embeddings", "blocks")
 FEATURES = (Metric("feature_trace", "min", NATS), Metric("feature_trace_stderr", unit=NATS))
 WORK = (
     Metric("difference_error"),
@@ -104,6 +100,9 @@ class Flatness(TraceSettings, StageSpec):
     """Of a batch, the least that a probe vector is for; `max_unit_batches` may share one."""
     parameters: tuple[str, ...] = ("*",)
     """Patterns, as of a shell, of the names of the parameters whose curvature is measured."""
+    num_blocks: Annotated[int, Neutral(0)] = Field(default=0, ge=0)
+    """Of the first so many blocks the traces one by one, beside those of `parts`, at no further cost; NaN of a block
+    that a model has not."""
     own_samples: Annotated[int, Neutral(0)] = Field(default=0, ge=0)
     """Sequences drawn from the model itself, on which the traces are measured as well."""
     rescaled: Annotated[bool, Neutral(False)] = False
@@ -126,6 +125,12 @@ class Flatness(TraceSettings, StageSpec):
         if num == 1:
             raise ValueError("1 sequence gives no error bar; take 2 at least (256 are few), or 0 for none")
         return num
+
+    @model_validator(mode="after")
+    def _blocks_are_parts(self) -> Flatness:
+        if self.num_blocks and not self.parts:
+            raise ValueError(f"num_blocks: {self.num_blocks} needs traces of single parameters: set parts: true")
+        return self
 
     def bind(self, subject: Subject) -> Flatness:
         """With the text, and the objective whose loss is measured, of a model that is trained by the subject's.
@@ -237,7 +242,7 @@ class Flatness(TraceSettings, StageSpec):
                 parts = {name: asdict(part) for name, part in measured.parts("parameter").items()}
                 (out / "parameters.json").write_text(json.dumps(parts, indent=1))
         if self.parts:
-            metrics |= self._by_role(model, measured, text)
+            metrics |= self._by_part(model, measured, text)
         if self.own_samples:
             metrics |= self._on_samples(model, inputs["checkpoint"], measured, worker)
         if self.shape:
@@ -250,7 +255,7 @@ class Flatness(TraceSettings, StageSpec):
         """Traces with their errors, and what else is asked for; the flatter the better."""
         metrics = (*TRACES, *WORK)
         if self.parts:
-            metrics += (*self._roles, *FEATURES)
+            metrics += (*self._parts, *FEATURES)
         if self.own_samples:
             metrics += tuple(replace(each, name=f"samples_{each.name}") for each in TRACES)
             metrics += (Metric("samples_relative_distance"), Metric("samples_relative_distance_stderr"))
@@ -264,21 +269,29 @@ class Flatness(TraceSettings, StageSpec):
         return metrics
 
     @property
-    def _roles(self) -> tuple[Metric, ...]:
+    def _parts(self) -> tuple[Metric, ...]:
         """The default products say nothing of the Hessian's parts."""
-        return ROLES[: len(ROLES) // 2] if self.products == "logit_differences" else ROLES
+        traces = ("fisher",) if self.products == "logit_differences" else ("fisher", "hessian")
+        parts = (*ROLES, *(f"block_{number}" for number in range(self.num_blocks)))
+        return tuple(
+            Metric(f"{trace}_trace_{part}{end}", None if end else "min", NATS)
+            for trace in traces
+            for part in parts
+            for end in ("", "_stderr")
+        )
 
-    def _by_role(self, model: Any, measured: Measured, text: Batch) -> dict[str, float]:
-        """Traces of the head, embeddings and blocks, 0 where nothing is measured of them, and the feature norm's."""
+    def _by_part(self, model: Any, measured: Measured, text: Batch) -> dict[str, float]:
+        """Traces by role, 0 where nothing is measured of one, and of single blocks; and the feature norm's."""
         from raysweep.curvature.language import equal_batches
-        from raysweep.curvature.roles import feature_trace, roles_of
+        from raysweep.curvature.roles import blocks_of, feature_trace, roles_of
 
-        metrics = {metric.name: 0.0 for metric in self._roles}
-        for role, part in measured.roles(roles_of(model)).items():
-            for name, estimate in (("fisher", part.fisher), ("hessian", part.hessian)):
-                if estimate:
-                    metrics[f"{name}_trace_{role}"] = estimate.mean
-                    metrics[f"{name}_trace_{role}_stderr"] = estimate.stderr
+        metrics = {metric.name: math.nan if "_block_" in metric.name else 0.0 for metric in self._parts}
+        parts = measured.roles(roles_of(model)) | measured.roles(blocks_of(model))
+        for name, part in parts.items():
+            for trace, estimate in (("fisher", part.fisher), ("hessian", part.hessian)):
+                if estimate and f"{trace}_trace_{name}" in metrics:
+                    metrics[f"{trace}_trace_{name}"] = estimate.mean
+                    metrics[f"{trace}_trace_{name}_stderr"] = estimate.stderr
         features = feature_trace(model, equal_batches(text, self.batch_sequences))
         return metrics | {"feature_trace": features.mean, "feature_trace_stderr": features.stderr}
 
@@ -291,7 +304,9 @@ class Flatness(TraceSettings, StageSpec):
             raise ValueError("own_samples: the checkpoint's tokenizer has no token that a text could begin with")
         given: dict[str, Any] = {"length": self.sequence_length, "start": start, "seed": self.seed}
         ids = sample_sequences(model, self.own_samples, deal=RankDeal(worker, "samples"), **given)
-        measured = self.with_(parts=False)._measure(model, {"input_ids": ids}, RankDeal(worker, "units-of-samples"))
+        measured = self.with_(parts=False, num_blocks=0)._measure(
+            model, {"input_ids": ids}, RankDeal(worker, "units-of-samples")
+        )
         # Other text than the one they are compared with: the errors of both add up, none is paired.
         off, error = distance(measured, on_text)
         traces = {f"samples_{name}": value for name, value in measured.metrics().items() if "trace" in name}
@@ -304,7 +319,7 @@ class Flatness(TraceSettings, StageSpec):
         from raysweep.curvature.rescaling import rescale
 
         rescale(model, torch.Generator().manual_seed(self.seed))
-        measured = self.with_(parts=False)._measure(model, text, RankDeal(worker, "units-of-rescaled"))
+        measured = self.with_(parts=False, num_blocks=0)._measure(model, text, RankDeal(worker, "units-of-rescaled"))
         return {f"rescaled_{name}": value for name, value in measured.metrics().items() if "trace" in name}
 
     def _shape(self, model: Any, shape: Shape, text: Batch, out: Path, worker: Worker) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Flatness and indicators over a gang: the same bits for any number of workers."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -92,6 +93,20 @@ def test_one_two_and_four_workers_agree_to_the_bit(grammar, inputs, tmp_path):
         text = path.read_text()
         path.write_text(text[: len(text) // 2])
     assert made[0].run(inputs, tmp_path, state) == alone[0]
+
+
+def test_blocks_are_told_one_by_one_from_the_same_work(inputs, tmp_path):
+    given = {"num_sequences": 16, "min_units": 6, "max_units": 8, "parts": True, "products": "exact", **MEASURES}
+    plain, told = (Flatness(num_blocks=num, **given).run(inputs, tmp_path, Worker()) for num in (0, 2))
+    assert {name: told[name] for name in plain} == plain
+    for trace in ("fisher", "hessian"):
+        first, second, error = (told[f"{trace}_trace_block_{end}"] for end in ("0", "1", "0_stderr"))
+        # Of this model of one block all but the last norm is in it.
+        assert first == pytest.approx(told[f"{trace}_trace_blocks"], rel=0.5)
+        assert error > 0
+        assert math.isnan(second)
+    with pytest.raises(ValueError, match="num_blocks: 2 needs traces of single parameters: set parts: true"):
+        Flatness(num_blocks=2, **given | {"parts": False})
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ from raysweep.space import load
 
 GRAMMAR = TINY.replace(
     "max_units: 8}",
-    "max_units: 8, own_samples: 4, parts: true, rescaled: true, shape: {num_steps: 4, num_eigenvalues: 2}}\n"
+    "max_units: 8, own_samples: 4, parts: true, num_blocks: 2, rescaled: true, "
+    "shape: {num_steps: 4, num_eigenvalues: 2}}\n"
     "probes: {num_labels: [8, 20], num_draws: 2, layers: [0, 1]}\n"
     "noise: {num_draws: 2, per_row: [0.1]}\n"
     "updates: {batch_sequences: 8, num_batches: 2, hyperparameters: {max_examples: 16}}\n"

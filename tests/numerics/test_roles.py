@@ -6,7 +6,7 @@ from tiny_models import STYLES, batch_for, build
 
 from raysweep.curvature import TraceSettings, measure_traces, prepare
 from raysweep.curvature.language import IGNORED, targets, token_logits
-from raysweep.curvature.roles import ROLES, feature_trace, roles_of
+from raysweep.curvature.roles import ROLES, blocks_of, feature_trace, roles_of
 
 
 def head_fisher(model, batch):
@@ -49,3 +49,21 @@ def test_roles_add_up_to_the_whole(tied):
     assert roles["embeddings"].fisher.mean == pytest.approx(
         sum(parts[f"bert.embeddings.{name}.weight"].fisher.mean for name in embeddings)
     )
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_blocks_add_up_to_their_role_and_have_errors_of_their_own(style):
+    model = build(style)
+    prepare(model, twice_differentiable=True)
+    batches = [batch_for(model, num=1, seed=seed) for seed in range(6)]
+    settings = TraceSettings(rse=0.5, min_units=4, max_units=6, parts=True, products="exact")
+    measured = measure_traces(model, batches, settings)
+    blocks, parts = measured.roles(blocks_of(model)), measured.parts("parameter")
+    assert set(blocks) == {"block_0", "block_1", "none"}
+    for trace in ("fisher", "hessian"):
+        of_blocks = {name: getattr(part, trace) for name, part in blocks.items()}
+        whole = sum(getattr(part, trace).mean for part in parts.values())
+        assert sum(each.mean for each in of_blocks.values()) == pytest.approx(whole)
+        first = [getattr(part, trace).mean for name, part in parts.items() if ".0." in name]
+        assert of_blocks["block_0"].mean == pytest.approx(sum(first))
+        assert all(each.stderr > 0 for each in of_blocks.values())
