@@ -69,7 +69,7 @@ class Results:
 
     @cached_property
     def noise(self) -> Mapping[str, TaskNoise]:
-        """Task -> the errors of its scores and of their differences, over test examples and seeds."""
+        """Column -> the errors of a task's scores and of their differences, over test examples and seeds."""
         from raysweep.analysis.tables import noise_of
 
         return noise_of(self.run.store, self.stages)

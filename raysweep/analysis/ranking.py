@@ -17,7 +17,7 @@ from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.score_differences import Differences, between
 from raysweep.analysis.uncertainty import TaskNoise
-from raysweep.scores import Column, Side, column_name
+from raysweep.scores import MEANS, Column, Side, column_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,8 +160,8 @@ def rank(
         table: with the columns variant, trial, checkpoint, step, status.
         columns: what its metric columns are, as `columns_of` gives them; one that has a direction is an indicator. To
             take another, add its column to the table and here: Column("mine", Metric("sharpness", "min")).
-        noise: task -> errors of its scores and of their differences, as `read_tables` gives them. Where the target is
-            no score of these tasks, `<target>_stderr` is taken, and differences are not paired.
+        noise: column -> errors of a task's scores and of their differences, as `noise_of` gives them. Where the target
+            is none of these columns or their mean, `<target>_stderr` is taken, and differences are not paired.
         gaps_of: the column by whose differences pairs are looked at apart; None: the held-out perplexity.
 
     Raises:
@@ -245,9 +245,10 @@ def _sorted(table: pd.DataFrame, target: str, tasks: Sequence[str]) -> pd.DataFr
 
 def _noise_of(target: str, noise: Mapping[str, TaskNoise]) -> list[TaskNoise]:
     """Of the tasks that `target` is the mean of."""
-    if target == MEAN_SCORE:
-        return list(noise.values())
-    return [each for task, each in noise.items() if target == score(task)]
+    each = {mean.column.name: mean.each for mean in MEANS if mean.tasks_of == "sft"}.get(target)
+    if each is None:
+        return [noise[target]] if target in noise else []
+    return [of_task for name, of_task in noise.items() if name.endswith(f"/{each}")]
 
 
 def _errors(differences: Differences) -> Errors:

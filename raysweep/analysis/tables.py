@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import defaultdict
@@ -39,10 +40,12 @@ _OF_TASKS = (
     Metric("lr_edge"),
     Metric("num_seeds"),
     *(Metric(f"score_{end}", unit="share") for end in ("sd", "stderr", "low", "high")),
+    *(Metric(f"log_likelihood_{end}", unit="nats/token") for end in ("low", "high")),
 )
 _OF_MEAN = (
     Metric("mean_score", "max", "share"),
     *(Metric(f"mean_score_{end}", unit="share") for end in ("stderr", "low", "high")),
+    *(Metric(f"mean_log_likelihood_{end}", unit="nats/token") for end in ("stderr", "low", "high")),
     Metric("mean_forgetting_stderr", unit="nats/token"),
     Metric("num_tasks_missing"),
 )
@@ -81,7 +84,7 @@ def stage_table(run: Run) -> pd.DataFrame:
 
 
 def noise_of(store: Store, stages: pd.DataFrame) -> dict[str, TaskNoise]:
-    """Task -> the errors of its scores, from the test examples' scores that the stages of a stage table left."""
+    """Column -> the errors of a task's scores, from the test examples' scores that the stages of a stage table left."""
     results = {checkpoint: [_result(row) for row in rows] for (_, checkpoint), rows in _by_checkpoint(stages).items()}
     return read_noise(store, results)
 
@@ -271,21 +274,24 @@ def _same(name: Hashable, value: Any, other: RowValues) -> bool:
 
 
 def _add_errors(rows: Sequence[RowValues], tasks: Sequence[str], noise: Mapping[str, TaskNoise]) -> None:
-    """The errors and intervals of scores, of each task and of the mean over tasks."""
-    places = {task: {name: place for place, name in enumerate(each.checkpoints)} for task, each in noise.items()}
-    for row in rows:
-        there = [task for task in tasks if row["checkpoint"] in places.get(task, {})]
-        parts = {task: noise[task].scores.at([places[task][row["checkpoint"]]]) for task in there}
-        for task, part in parts.items():
-            row |= _errors(column_name("sft", "score", task), part)
+    """The errors and intervals of scores and likelihoods, of each task and of the mean over tasks."""
+    places = {name: {point: place for place, point in enumerate(each.checkpoints)} for name, each in noise.items()}
+    for row, metric in itertools.product(rows, ("score", "log_likelihood")):
+        names = [column_name("sft", metric, task) for task in tasks]
+        there = [name for name in names if row["checkpoint"] in places.get(name, {})]
+        parts = {name: noise[name].scores.at([places[name][row["checkpoint"]]]) for name in there}
+        for name, part in parts.items():
+            row |= _errors(name, part, is_share=metric == "score")
         if tasks and len(parts) == len(tasks):
-            row |= _errors(column_name("sft", "mean_score"), mean_estimates(list(parts.values())))
+            mean = mean_estimates(list(parts.values()))
+            row |= _errors(column_name("sft", f"mean_{metric}"), mean, is_share=metric == "score")
 
 
-def _errors(name: str, score: EstimateArrays) -> RowValues:
+def _errors(name: str, score: EstimateArrays, *, is_share: bool) -> RowValues:
     middle, half = float(score.value[0]), float(score.half_width()[0])
-    # max and min would make an end of a NaN.
-    low, high = (math.nan, math.nan) if math.isnan(half) else (max(0.0, middle - half), min(1.0, middle + half))
+    low, high = middle - half, middle + half
+    if is_share and not math.isnan(half):  # max and min would make an end of a NaN.
+        low, high = max(0.0, low), min(1.0, high)
     return {f"{name}_stderr": math.sqrt(score.variance[0]), f"{name}_low": low, f"{name}_high": high}
 
 

@@ -138,9 +138,15 @@ class TaskNoise:
     """Whether any checkpoint has several seeds; if none has, the errors are those of the examples alone."""
 
 
-def task_noise(samples: Sequence[Sample], *, num_tasks: int = 1) -> TaskNoise:
-    """The errors of one task's samples, one for each checkpoint; the task is one of `num_tasks` that are averaged."""
-    scores, pairs, paired = _over_examples(samples, num_tasks)
+def task_noise(samples: Sequence[Sample], *, num_tasks: int = 1, are_shares: bool = True) -> TaskNoise:
+    """The errors of one task's samples, one for each checkpoint.
+
+    Args:
+        samples: of all checkpoints that have some.
+        num_tasks: tasks that are averaged, of which this is one.
+        are_shares: whether scores lie in [0, 1]; others, such as log-likelihoods, get no pseudo-examples.
+    """
+    scores, pairs, paired = _over_examples(samples, 1 / num_tasks if are_shares else 0.0)
     between, together = _between_seeds(samples), _between_seeds_paired(samples)
     shares = np.array([1 / len(each.seeds) for each in samples])
     shared = _equal([each.seeds for each in samples]) & paired
@@ -160,10 +166,13 @@ def task_noise(samples: Sequence[Sample], *, num_tasks: int = 1) -> TaskNoise:
     )
 
 
-def _over_examples(samples: Sequence[Sample], num_tasks: int) -> tuple[EstimateArrays, EstimateArrays, Flags]:
-    """Scores, differences, and which of these are paired, with the errors that are of the examples."""
-    pseudo = np.array([1 / (len(each.seeds) * num_tasks) for each in samples])
-    alone = [_alone(each, pseudo=2 * weight) for each, weight in zip(samples, pseudo, strict=True)]
+def _over_examples(samples: Sequence[Sample], weight: float) -> tuple[EstimateArrays, EstimateArrays, Flags]:
+    """Scores, differences, and which of these are paired, with the errors that are of the examples.
+
+    `weight`: of a pseudo-example beside one seed.
+    """
+    pseudo = np.array([weight / len(each.seeds) for each in samples])
+    alone = [_alone(each, pseudo=2 * own) for each, own in zip(samples, pseudo, strict=True)]
     scores = EstimateArrays(
         np.array([value for value, _ in alone]),
         np.array([variance for _, variance in alone]),

@@ -156,7 +156,7 @@ def test_a_score_whose_error_is_not_known_has_no_interval(run):
     add(run, "a", [120])
     stages = Results(run).stages
     noise = task_noise([recorded("pretrain-a", seeds=[0], means=[0.6], errors=[math.nan], num_examples=1)])
-    (row,) = checkpoints_of(stages, {"t": noise}).to_dict("records")
+    (row,) = checkpoints_of(stages, {"sft/t/score": noise}).to_dict("records")
     assert row["sft/t/score"] == 0.6
     assert all(
         math.isnan(row[f"sft/{name}_{end}"]) for name in ("t/score", "mean_score") for end in ("stderr", "low", "high")
