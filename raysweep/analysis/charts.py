@@ -51,6 +51,7 @@ def _scatter(ranking: Ranking, colors: Mapping[str, Color]) -> Chart | None:
     names = [item.indicator for item in measured]
     if table.empty or not names:
         return None
+    scale, unit = 100 if formatting.is_share(ranking.target) else 1, formatting.unit(ranking.target)
     traces = []
     for variant, color in colors.items():
         group = table[table["variant"] == variant]
@@ -64,11 +65,11 @@ def _scatter(ranking: Ranking, colors: Mapping[str, Color]) -> Chart | None:
                 "checkpoints": list(group["checkpoint"]),
                 "x": [numbers(group[name]) for name in names],
                 "x_error": [numbers(group[f"{name}_stderr"]) if f"{name}_stderr" in group else [] for name in names],
-                "y": numbers(100 * group[ranking.target]),
-                "y_error": numbers(100 * half_width(row, ranking.target) for row in group.to_dict("records")),
+                "y": numbers(scale * group[ranking.target]),
+                "y_error": numbers(scale * half_width(row, ranking.target) for row in group.to_dict("records")),
                 "text": [
                     [
-                        escaped(f"{label}\nscore {score} %\n{name} {formatting.number(value)}")
+                        escaped(f"{label}\nscore {score}{unit}\n{name} {formatting.number(value)}")
                         for label, score, value in zip(labels, scores, group[name], strict=True)
                     ]
                     for name in names
@@ -80,7 +81,7 @@ def _scatter(ranking: Ranking, colors: Mapping[str, Color]) -> Chart | None:
         "indicators": [short.get(name, name) for name in names],
         "titles": [escaped(f"{item.indicator} ({direction_text(item)} is better)") for item in measured],
         "logs": [bool((table[name].dropna() > 0).all()) and "trace" in name for name in names],
-        "y_title": escaped(f"{ranking.target}, %"),
+        "y_title": escaped(f"{ranking.target},{unit}"),
         "traces": traces,
     }
 

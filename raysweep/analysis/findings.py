@@ -13,7 +13,7 @@ from raysweep.analysis.derived import HESSIAN_TRACE
 from raysweep.analysis.labels import is_missing, row_key
 from raysweep.analysis.objectives import objective_cautions, objective_lines
 from raysweep.analysis.pairwise import MIN_CLUSTERS, IntervalEstimate
-from raysweep.analysis.ranking import MEAN_SCORE, PROBE_MEAN, Ranking, Tie, score
+from raysweep.analysis.ranking import MEAN_LIKELIHOOD, MEAN_SCORE, PROBE_MEAN, Ranking, Tie, score
 from raysweep.scores import column_name
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def headline(ranking: Ranking) -> str:
     if ranking.best is None:
         return "No checkpoint has a fine-tuned score, so there is nothing to rank."
     best = ranking.best
-    score = score_text(best.to_dict(), ranking.target)
-    text = f"Best after fine-tuning is {ranking.labels[row_key(best)]} ({score} %){_beside(ranking)}"
+    score = f"{score_text(best.to_dict(), ranking.target)}{formatting.unit(ranking.target)}"
+    text = f"Best after fine-tuning is {ranking.labels[row_key(best)]} ({score}){_beside(ranking)}"
     measured = [
         item
         for item in ranking.associations
@@ -62,11 +62,12 @@ def headline(ranking: Ranking) -> str:
 def cautions(ranking: Ranking) -> list[str]:
     """What a reader must know before believing the ranking, a sentence each; none in a good sweep."""
     lines = []
-    if 2 * ranking.num_near_chance > ranking.num_against_chance:
+    if formatting.is_share(ranking.target) and 2 * ranking.num_near_chance > ranking.num_against_chance:
         levels = ", ".join(f"{task} {formatting.percent(level)} %" for task, level in sorted(ranking.chance.items()))
         lines.append(
             f"{ranking.num_near_chance} of {ranking.num_against_chance} scores are not clearly above chance ({levels}),"
-            " so the ranking is mostly of noise. Fine-tune on more examples or longer, or take easier tasks."
+            " so the ranking is mostly of noise. Fine-tune on more examples or longer, take easier tasks, or rank by "
+            "the likelihood of right answers (sft.likelihood), which tells more."
         )
     lines += [f"{flag.text[0].upper()}{flag.text[1:]}." for flag in ranking.flags]
     lines += _edge_lines(ranking)
@@ -94,8 +95,8 @@ def how_to_read(ranking: Ranking) -> list[str]:
     lines = []
     if ranking.best is not None:
         lines = [
-            "Checkpoints are by falling mean score over fine-tuning tasks, on test examples, at the learning rate "
-            "picked by validation score. #n is a checkpoint's place by that indicator.",
+            f"Checkpoints are by {_target_text(ranking.target)}, on test examples, at the learning rate picked on "
+            "validation examples. #n is a checkpoint's place by that indicator.",
             _error_line(ranking),
         ]
     if ranking.gap and ranking.errors != "unknown":
@@ -147,11 +148,20 @@ def agreement_lines(ranking: Ranking) -> list[str]:
     return lines
 
 
+def _target_text(target: str) -> str:
+    known = {
+        MEAN_SCORE: "falling mean score over fine-tuning tasks",
+        MEAN_LIKELIHOOD: "falling mean log-likelihood of right answers over fine-tuning tasks",
+    }
+    return known.get(target, target)
+
+
 def score_text(row: Mapping[Any, Any], target: str) -> str:
-    """`61.2 ± 1.4`, in percent: the half width of the 95 % interval, on its longer side where it ends at 0 or 100."""
+    """`61.2 ± 1.4`, a score in percent: the half width of the 95 % interval, on its longer side where it ends at 0 or
+    100."""
     half = half_width(row, target)
-    text = formatting.percent(row[target])
-    return text if math.isnan(half) else f"{text} ± {formatting.percent(half)}"
+    text = formatting.amount(row[target], target)
+    return text if math.isnan(half) else f"{text} ± {formatting.amount(half, target)}"
 
 
 def half_width(row: Mapping[Any, Any], target: str) -> float:
@@ -160,11 +170,11 @@ def half_width(row: Mapping[Any, Any], target: str) -> float:
     return math.nan if is_missing(low) or is_missing(high) else float(max(high - row[target], row[target] - low))
 
 
-def points_text(difference: IntervalEstimate) -> str:
-    """`1.3 [-0.4, 3.0] points`: a difference of shares, in hundredths, with its interval where there is one."""
-    if math.isnan(difference.low):
-        return f"{formatting.percent(difference.value)} points"
-    return f"{100 * difference.value:.1f} [{100 * difference.low:.1f}, {100 * difference.high:.1f}] points"
+def points_text(difference: IntervalEstimate, target: str) -> str:
+    """`1.3 [-0.4, 3.0] points`: a difference of scores in hundredths, or in nats, with its interval if there is one."""
+    value, low, high = (formatting.amount(each, target) for each in (difference.value, difference.low, difference.high))
+    unit = " points" if formatting.is_share(target) else formatting.unit(target)
+    return f"{value}{unit}" if math.isnan(difference.low) else f"{value} [{low}, {high}]{unit}"
 
 
 def direction_text(item: Association) -> str:
@@ -179,9 +189,9 @@ def cost_text(tie: Tie) -> str:
     return "at half the tokens" if tie.cost_ratio == 0.5 else f"at {formatting.number(tie.cost_ratio)} times the tokens"
 
 
-def tie_text(tie: Tie) -> str:
+def tie_text(tie: Tie, target: str) -> str:
     """`lr 0.01 · step 300 (1.3 [-0.4, 3.0] points below, at half the tokens)`."""
-    return f"{tie.label} ({', '.join(filter(None, (f'{points_text(tie.difference)} below', cost_text(tie))))})"
+    return f"{tie.label} ({', '.join(filter(None, (f'{points_text(tie.difference, target)} below', cost_text(tie))))})"
 
 
 def _known_before(indicator: Association) -> str:
@@ -200,14 +210,14 @@ def _beside(ranking: Ranking) -> str:
         return f", not distinguishable from {tie.label}{cost}{f', and {more} more' if more else ''}"
     if ranking.gap is None or math.isnan(ranking.gap.low):
         return ""
-    return f", {points_text(ranking.gap)} above the next"
+    return f", {points_text(ranking.gap, ranking.target)} above the next"
 
 
 def _tie_line(ranking: Ranking) -> str:
     method = f"95 % intervals that hold for all {ranking.num_comparisons} pairs at once, Tukey-Kramer"
     if not ranking.ties:
         return f"The best is better than every other ({method})."
-    named = [tie_text(tie) for tie in ranking.ties[:MAX_NAMED]]
+    named = [tie_text(tie, ranking.target) for tie in ranking.ties[:MAX_NAMED]]
     if more := len(ranking.ties) - len(named):
         named.append(f"and {more} more")
     return f"Not distinguishable from the best: {'; '.join(named)} ({method})."

@@ -30,6 +30,31 @@ def percent(share: float) -> str:
     return "—" if math.isnan(share) else f"{100 * share:.1f}"
 
 
+def is_share(column: str) -> bool:
+    """Whether a target is a score, which is shown in percent; others are in nats."""
+    return column.rpartition("/")[2] in ("score", "mean_score")
+
+
+def unit(column: str) -> str:
+    """Of a target as it is shown, behind a blank.
+
+    >>> unit("sft/mean_score"), unit("sft/arc/log_likelihood")
+    (' %', ' nats/token')
+    """
+    return " %" if is_share(column) else " nats/token"
+
+
+def amount(value: float, column: str) -> str:
+    """A target, or a part of it, in its unit.
+
+    >>> amount(0.25, "sft/mean_score"), amount(-4.5, "sft/mean_log_likelihood")
+    ('25.0', '-4.500')
+    """
+    if is_share(column):
+        return percent(value)
+    return "—" if math.isnan(value) else f"{value:.3f}"
+
+
 def with_interval(estimate: IntervalEstimate) -> str:
     """`0.74 [0.65, 0.82]`; the value alone where there is no interval, a dash where there is no value."""
     if math.isnan(estimate.value):

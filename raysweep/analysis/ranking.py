@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEAN_SCORE = column_name("sft", "mean_score")
+MEAN_LIKELIHOOD = column_name("sft", "mean_log_likelihood")
 PROBE_MEAN = column_name("probe", "mean_score")
 
 Errors = Literal["paired", "paired, one seed", "unpaired", "unknown"]

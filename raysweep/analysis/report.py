@@ -171,9 +171,9 @@ def _best(run: Run, ranking: Ranking) -> dict[str, Any] | None:
     return {
         "label": ranking.labels[row_key(best)],
         "score": score_text(best.to_dict(), ranking.target),
-        "gap": points_text(ranking.gap) if ranking.gap else "",
+        "gap": points_text(ranking.gap, ranking.target) if ranking.gap else "",
         "second": ranking.labels[row_key(second)] if second is not None else "",
-        "ties": [tie_text(tie) for tie in ranking.ties[:MAX_TIES]],
+        "ties": [tie_text(tie, ranking.target) for tie in ranking.ties[:MAX_TIES]],
         "num_more_ties": max(0, len(ranking.ties) - MAX_TIES),
         "location": None if is_missing(location) else location,
         "export": f"raysweep export {run.name} --store {shlex.quote(run.store.url)} --to DIR",

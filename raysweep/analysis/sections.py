@@ -13,7 +13,7 @@ from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, PPL
 from raysweep.analysis.findings import direction_text, score_text
 from raysweep.analysis.labels import is_missing, row_key
 from raysweep.analysis.pairwise import IntervalEstimate
-from raysweep.analysis.ranking import MEAN_SCORE, PROBE_MEAN, Ranking, score, shown_indicators
+from raysweep.analysis.ranking import MEAN_LIKELIHOOD, MEAN_SCORE, PROBE_MEAN, Ranking, score, shown_indicators
 from raysweep.runs import Run
 from raysweep.scores import column_name, mean_over_tasks
 
@@ -74,11 +74,14 @@ def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bo
     """Checkpoints, best first, with the level of chance last; `per_task`: with a column for each task."""
     table, target = ranking.checkpoints, ranking.target
     tasks = _tasks(ranking) if per_task else []
+    of_task = {task: column_name("sft", _each(target), task) for task in tasks}
     extra = {name: title for name, title in ((PROBE_MEAN, "linear probe"), (UNTUNED, "before")) if name in table}
     short = indicator_names(ranking)
     shown = [name for name in shown_indicators(ranking) if name not in extra]
-    columns = [Heading("#", numeric=True), Heading("checkpoint"), Heading("mean score, %", numeric=True, title=target)]
-    columns += [Heading(f"{task}, %", numeric=True, title=score(task)) for task in tasks]
+    columns = [Heading("#", numeric=True), Heading("checkpoint"), Heading(_heading(target), numeric=True, title=target)]
+    columns += [
+        Heading(f"{task},{formatting.unit(of_task[task])}", numeric=True, title=of_task[task]) for task in tasks
+    ]
     columns += [Heading(f"{title}, %", numeric=True, title=_EXTRA[name]) for name, title in extra.items()]
     columns += [Heading(short[name], numeric=True, title=alike_text(ranking, name)) for name in shown]
     ties = {(tie.trial, tie.checkpoint) for tie in ranking.ties}
@@ -94,7 +97,7 @@ def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bo
             cell(row[target], lambda _, row=row: score_text(row, target)),  # type: ignore[misc]
         ]
         for task in tasks:
-            name, edge = score(task), edges.get((*key, task))
+            name, edge = of_task[task], edges.get((*key, task))
             why = f"picked learning rate {edge.lr:g}, the {edge.side} of its grid" if edge else ""
             cells.append(
                 cell(
@@ -108,6 +111,16 @@ def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bo
         cells += [cell(row[name], formatting.number, mark=_place(row, name)) for name in shown]
         rows.append(Row(cells, checkpoint=row["checkpoint"], is_best=row["rank"] == 1))
     return Table(columns, rows, _chance_cells(ranking, tasks, width=len(columns)))
+
+
+def _heading(target: str) -> str:
+    names = {MEAN_SCORE: "mean score", MEAN_LIKELIHOOD: "mean log-likelihood"}
+    return f"{names.get(target, target)},{formatting.unit(target)}"
+
+
+def _each(target: str) -> str:
+    """The metric of a task that stands beside a target."""
+    return "log_likelihood" if target.endswith("log_likelihood") else "score"
 
 
 def _place(row: Mapping[Any, Any], indicator: str) -> str:
@@ -124,11 +137,11 @@ _EXTRA = {
 
 def _tasks(ranking: Ranking) -> list[str]:
     """Those with a column of their own, beside the target's."""
-    return [task for task in ranking.tasks if score(task) != ranking.target]
+    return [task for task in ranking.tasks if column_name("sft", _each(ranking.target), task) != ranking.target]
 
 
 def _chance_cells(ranking: Ranking, tasks: Sequence[str], *, width: int) -> list[Cell]:
-    if not ranking.chance:
+    if not ranking.chance or not formatting.is_share(ranking.target):
         return []
     levels = {score(task): level for task, level in ranking.chance.items()}
     levels[MEAN_SCORE] = mean_over_tasks(ranking.chance.get(task, math.nan) for task in _tasks(ranking))

@@ -7,6 +7,7 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from raysweep.analysis.findings import agreement_lines, cautions, how_to_read
+from raysweep.analysis.formatting import unit
 from raysweep.analysis.labels import is_missing
 from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.sections import Cell, Row, Table, agreement_table, beyond_tables, ranking_table
@@ -30,7 +31,7 @@ def format_terminal(ranking: Ranking, *, width: int | None = None, color: bool |
         console.print("No checkpoint has a score yet.")
     else:
         by_task = ranking_table(ranking, {}, per_task=False)
-        console.print(_rich(by_task, title=f"Checkpoints by {ranking.target}, %"))
+        console.print(_rich(by_task, title=f"Checkpoints by {ranking.target},{unit(ranking.target)}"))
         console.print(_rich(_indicators(ranking), title="Indicators by agreement with it"))
     for line in cautions(ranking):
         console.print(_text(line, style="bold yellow"))

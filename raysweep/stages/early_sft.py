@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -33,6 +33,8 @@ class EarlySft(StageSpec):
     """
 
     kind: ClassVar[str] = "early_sft"
+    # 2: no more examples are scored than are asked for.
+    VERSION: ClassVar[int] = 2
     wide: ClassVar[bool] = False
     filled: ClassVar[frozenset[str]] = frozenset({"tasks"})
 
@@ -42,6 +44,8 @@ class EarlySft(StageSpec):
     """As of fine-tuning, with fewer examples."""
     seed: int = Field(default=0, ge=0)
     """Of fine-tuning."""
+    max_examples: int = Field(default=200, ge=1)
+    """Of the indicator split of each task, the first so many are scored."""
     tasks: dict[str, Task] = Field(default_factory=dict)
     """Name to task; filled from sft.tasks."""
 
@@ -90,7 +94,7 @@ class EarlySft(StageSpec):
         total = 0.0
         for task in self.tasks.values():
             load = task.workload()
-            scored = size.forward_flops(load.num_indicator * (load.scored_length + load.length), load.length)
+            scored = size.forward_flops(self.max_examples * (load.scored_length + load.length), load.length)
             total += self._finetuning(task).training_flops(size) + scored
         return total
 
@@ -112,8 +116,9 @@ class EarlySft(StageSpec):
             fitted = self._finetuning(task).fit(model, tokenizer, worker.alone())
         except Diverged:
             return [math.nan], [math.nan]
-        scores = [row.scores["score"] for row in task.score(fitted.model, tokenizer, "indicator")]
-        return scores, [-value for value in task.log_likelihoods(fitted.model, tokenizer, "indicator")]
+        asked: dict[str, Any] = {"split": "indicator", "max_examples": self.max_examples}
+        scores = [row.scores["score"] for row in task.score(fitted.model, tokenizer, **asked)]
+        return scores, [-value for value in task.log_likelihoods(fitted.model, tokenizer, **asked)]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -191,23 +191,29 @@ class TaskSpec(Spec):
         """
 
     @abstractmethod
-    def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Answered]:
+    def score(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split, *, max_examples: int | None = None
+    ) -> list[Answered]:
         """What a fine-tuned model says to each example of a split, in the order of `ids`, and how good that is.
 
         Args:
             model: `Fitted.model` of this task.
             tokenizer: the checkpoint's.
             split: whose examples are asked.
+            max_examples: the first so many of them; None: all.
         """
 
     @abstractmethod
-    def log_likelihoods(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[float]:
+    def log_likelihoods(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split, *, max_examples: int | None = None
+    ) -> list[float]:
         """log p(right answer) of each example by a fine-tuned model, in nats: it tells more than hits do.
 
         Args:
             model: `Fitted.model` of this task.
             tokenizer: the checkpoint's.
             split: whose examples are asked, in the order of `ids`.
+            max_examples: the first so many of them; None: all.
 
         Returns:
             Of a class, its logarithm of probability; of an answer in words that per token, of the likeliest right one.

@@ -89,9 +89,11 @@ class LabelledTask(TaskSpec):
         """What predictions call a class: its number, where it has no name."""
         return label
 
-    def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Answered]:
+    def score(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split, *, max_examples: int | None = None
+    ) -> list[Answered]:
         """The likeliest class of each example: 1 if it is the right one, else 0, NaN where no logit is a number."""
-        examples = self.encoded(split, tokenizer, max_length=context_length(model.base))
+        examples = self.encoded(split, tokenizer, max_length=context_length(model.base))[:max_examples]
         said = model.predict(examples.batch(slice(None)))
         hits = np.where(said < 0, np.nan, said == examples.labels).tolist()
         return [
@@ -99,9 +101,11 @@ class LabelledTask(TaskSpec):
             for label, hit in zip(said.tolist(), hits, strict=True)
         ]
 
-    def log_likelihoods(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[float]:
+    def log_likelihoods(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split, *, max_examples: int | None = None
+    ) -> list[float]:
         """Of the right class, by the head's softmax."""
-        examples = self.encoded(split, tokenizer, max_length=context_length(model.base))
+        examples = self.encoded(split, tokenizer, max_length=context_length(model.base))[:max_examples]
         found = model.log_probabilities(examples.batch(slice(None)))
         return found[np.arange(len(examples.labels)), examples.labels].tolist()  # type: ignore[no-any-return]
 

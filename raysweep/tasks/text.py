@@ -98,13 +98,17 @@ class TextTask(FileTask):
         model.eval()
         return Fitted(model, losses)
 
-    def score(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Answered]:
+    def score(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split, *, max_examples: int | None = None
+    ) -> list[Answered]:
         """Answers without solved examples before them, as in fine-tuning; see `evaluate`."""
-        return self.evaluate(model, tokenizer, self.examples(split), max_length=self._longest(model))
+        return self.evaluate(model, tokenizer, self.examples(split)[:max_examples], max_length=self._longest(model))
 
-    def log_likelihoods(self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[float]:
+    def log_likelihoods(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split, *, max_examples: int | None = None
+    ) -> list[float]:
         """Of the likeliest right answer behind its prompt, per token; without the token that ends it."""
-        return self._likelihoods(model, self._asked(model, tokenizer, self.examples(split)))
+        return self._likelihoods(model, self._asked(model, tokenizer, self.examples(split)[:max_examples]))
 
     def score_untrained(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, num_shots: int, max_examples: int
