@@ -35,20 +35,19 @@ if TYPE_CHECKING:
 
 
 def learn_from_run(results: Results, folder: Path) -> list[Learnt]:
-    """A comparer of the mean score and of each task's, saved in `folder`.
+    """A comparer of what checkpoints are ranked by and of the same of each task, saved in `folder`.
 
     Raises:
         CompareError: if there is too little to learn from.
     """
-    from raysweep.analysis.ranking import MEAN_SCORE, rank, score
+    from raysweep.analysis.ranking import of_task, rank
 
-    targets = [MEAN_SCORE, *map(score, results.ranking.tasks)]
+    whole = results.ranking.target
+    targets = list(dict.fromkeys([whole, *(of_task(whole, task) for task in results.ranking.tasks)]))
     rankings = [
         rank(results.checkpoints, columns=results.columns, noise=results.noise, target=target) for target in targets
     ]
-    others = {MEAN_SCORE: ()} | {
-        target: tuple(each for each in targets[1:] if each != target) for target in targets[1:]
-    }
+    others = {whole: ()} | {target: tuple(each for each in targets[1:] if each != target) for target in targets[1:]}
     return _learn(rankings, folder, results.run.name, versions=_versions(results.stages), others=others)
 
 

@@ -29,6 +29,8 @@ class Results:
     """A run's results. Tables are read when first asked for, and once: open it again to see what came since."""
 
     run: Run
+    target: str = ""
+    """The column that checkpoints are ranked by; empty: `usual_target`."""
 
     @staticmethod
     def open(run: str | Path, *, store: str | Path | None = None, overrides: Sequence[str] = ()) -> Results:
@@ -81,12 +83,25 @@ class Results:
 
         return columns_of(self.run)
 
+    @property
+    def usual_target(self) -> str:
+        """The mean log-likelihood of right answers, where fine-tuning measures it and picks rates by it; else the mean
+        score."""
+        from raysweep.analysis.ranking import MEAN_LIKELIHOOD, MEAN_SCORE
+
+        return MEAN_LIKELIHOOD if any(column.name == MEAN_LIKELIHOOD for column in self.run.columns()) else MEAN_SCORE
+
     @cached_property
     def ranking(self) -> Ranking:
-        """Checkpoints by mean fine-tuned score and indicators by agreement with it, best first."""
+        """Checkpoints by the target and indicators by agreement with it, best first.
+
+        Raises:
+            ValueError: if there is no such column.
+        """
         from raysweep.analysis.ranking import rank
 
-        return rank(self.checkpoints, columns=self.columns, noise=self.noise)
+        target = self.target or self.usual_target
+        return rank(self.checkpoints, columns=self.columns, noise=self.noise, target=target)
 
     @property
     def failures(self) -> list[dict[str, Any]]:

@@ -235,8 +235,8 @@ def _flags(scored: pd.DataFrame, associations: Sequence[Association], target: st
 def _sorted(table: pd.DataFrame, target: str, tasks: Sequence[str]) -> pd.DataFrame:
     """By falling target, those without one last; raises ValueError if there is no such column."""
     if target not in table.columns:
-        there = [name for name in (MEAN_SCORE, *map(score, tasks)) if name in table]
-        if len(table) and (there or target != MEAN_SCORE):
+        there = [name for name in (MEAN_SCORE, MEAN_LIKELIHOOD, *map(score, tasks)) if name in table]
+        if len(table) and (there or target not in (MEAN_SCORE, MEAN_LIKELIHOOD)):
             raise ValueError(f"no column {target!r} to rank by; scores: {', '.join(there) or 'none yet'}")
         table = table.assign(**{target: math.nan})
     # One order of rows, whatever the caller's: sums of floats, and so the last bits, depend on it.
@@ -312,6 +312,11 @@ def _tasks(table: pd.DataFrame, columns: Sequence[Column]) -> tuple[str, ...]:
     """Those with a score in the table."""
     names = {column.task for column in columns if column.kind == "sft" and column.task is not None}
     return tuple(sorted(task for task in names if score(task) in table))
+
+
+def of_task(target: str, task: str) -> str:
+    """The column of one task that a target is the mean of, or stands beside."""
+    return column_name("sft", "log_likelihood" if target.endswith("log_likelihood") else "score", task)
 
 
 def score(task: str, kind: str = "sft") -> str:

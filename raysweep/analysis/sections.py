@@ -13,7 +13,15 @@ from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, PPL
 from raysweep.analysis.findings import direction_text, score_text
 from raysweep.analysis.labels import is_missing, row_key
 from raysweep.analysis.pairwise import IntervalEstimate
-from raysweep.analysis.ranking import MEAN_LIKELIHOOD, MEAN_SCORE, PROBE_MEAN, Ranking, score, shown_indicators
+from raysweep.analysis.ranking import (
+    MEAN_LIKELIHOOD,
+    MEAN_SCORE,
+    PROBE_MEAN,
+    Ranking,
+    of_task,
+    score,
+    shown_indicators,
+)
 from raysweep.runs import Run
 from raysweep.scores import column_name, mean_over_tasks
 
@@ -74,14 +82,12 @@ def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bo
     """Checkpoints, best first, with the level of chance last; `per_task`: with a column for each task."""
     table, target = ranking.checkpoints, ranking.target
     tasks = _tasks(ranking) if per_task else []
-    of_task = {task: column_name("sft", _each(target), task) for task in tasks}
+    own = {task: of_task(target, task) for task in tasks}
     extra = {name: title for name, title in ((PROBE_MEAN, "linear probe"), (UNTUNED, "before")) if name in table}
     short = indicator_names(ranking)
     shown = [name for name in shown_indicators(ranking) if name not in extra]
     columns = [Heading("#", numeric=True), Heading("checkpoint"), Heading(_heading(target), numeric=True, title=target)]
-    columns += [
-        Heading(f"{task},{formatting.unit(of_task[task])}", numeric=True, title=of_task[task]) for task in tasks
-    ]
+    columns += [Heading(f"{task},{formatting.unit(own[task])}", numeric=True, title=own[task]) for task in tasks]
     columns += [Heading(f"{title}, %", numeric=True, title=_EXTRA[name]) for name, title in extra.items()]
     columns += [Heading(short[name], numeric=True, title=alike_text(ranking, name)) for name in shown]
     ties = {(tie.trial, tie.checkpoint) for tie in ranking.ties}
@@ -97,7 +103,7 @@ def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bo
             cell(row[target], lambda _, row=row: score_text(row, target)),  # type: ignore[misc]
         ]
         for task in tasks:
-            name, edge = of_task[task], edges.get((*key, task))
+            name, edge = own[task], edges.get((*key, task))
             why = f"picked learning rate {edge.lr:g}, the {edge.side} of its grid" if edge else ""
             cells.append(
                 cell(
@@ -118,11 +124,6 @@ def _heading(target: str) -> str:
     return f"{names.get(target, target)},{formatting.unit(target)}"
 
 
-def _each(target: str) -> str:
-    """The metric of a task that stands beside a target."""
-    return "log_likelihood" if target.endswith("log_likelihood") else "score"
-
-
 def _place(row: Mapping[Any, Any], indicator: str) -> str:
     """A checkpoint's place by an indicator; empty where it has none."""
     place = row.get(f"rank/{indicator}")
@@ -137,7 +138,7 @@ _EXTRA = {
 
 def _tasks(ranking: Ranking) -> list[str]:
     """Those with a column of their own, beside the target's."""
-    return [task for task in ranking.tasks if column_name("sft", _each(ranking.target), task) != ranking.target]
+    return [task for task in ranking.tasks if of_task(ranking.target, task) != ranking.target]
 
 
 def _chance_cells(ranking: Ranking, tasks: Sequence[str], *, width: int) -> list[Cell]:

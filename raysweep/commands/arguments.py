@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raysweep.devices import known_gpus, memory_bytes
-from raysweep.errors import StoreError
+from raysweep.errors import DataError, StoreError
+from raysweep.validation import suggested
 
 if TYPE_CHECKING:
     from raysweep.results import Results
@@ -34,10 +36,20 @@ def store_of(args: argparse.Namespace) -> Store:
 
 
 def results_of(args: argparse.Namespace) -> Results:
-    """The results of the run that RUN names."""
+    """The results of the run that RUN names, by the target that is asked for. Raises DataError if there is none."""
     from raysweep.results import Results
 
-    return Results.open(args.run, store=args.store, overrides=args.overrides)
+    results = Results.open(args.run, store=args.store, overrides=args.overrides)
+    if not (target := getattr(args, "target", None)):
+        return results
+    known = [
+        column.name
+        for column in results.columns
+        if column.kind == "sft" and column.metric.direction and column.name in results.checkpoints
+    ]
+    if target not in known:
+        raise DataError(f"--target: no column {target!r}{suggested(target, known, 'those of fine-tuning')}")
+    return replace(results, target=target)
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from raysweep.analysis.learning import Learnt
     from raysweep.analysis.ranking import Ranking
 
-TABLE_OPTIONS = ("target", "higher", "lower", "config", "variant", "gaps", "costs", "drop_flagged")
+TABLE_OPTIONS = ("higher", "lower", "config", "variant", "gaps", "costs", "drop_flagged")
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -32,6 +32,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         sub.add_argument("run", metavar="RUN", nargs="?" if name == "rank" else None, help=RUN_HELP)
         add_overrides(sub)
         sub.set_defaults(command=command)
+        if name in ("rank", "report", "export"):
+            what = "what a run's checkpoints are ranked by, such as sft/mean_score or sft/TASK/log_likelihood"
+            of_table = "; of a table, the score after fine-tuning" if name == "rank" else ""
+            sub.add_argument("--target", type=named, metavar="COLUMN", help=what + of_table)
         if name == "rank":
             _add_table(sub)
     sub.add_argument("--to", required=True, metavar="DIR", help="a folder that is new or empty, or hub:owner/name")
@@ -48,7 +52,6 @@ def _add_table(rank: argparse.ArgumentParser) -> None:
     rank.add_argument(
         "--table", type=Path, metavar="FILE", help="in place of a run: a .csv or .parquet of indicators and scores"
     )
-    rank.add_argument("--target", type=named, metavar="COLUMN", help="the score after fine-tuning, higher is better")
     for option, text in (
         ("higher", "indicators of which higher values are better"),
         ("lower", "indicators of which lower values are better"),

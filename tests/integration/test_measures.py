@@ -10,6 +10,8 @@ import torch
 from tiny import GRAMMAR, TINY, pretrain, recipe_of, tokens_of
 
 from raysweep.analysis.ranking import rank
+from raysweep.analysis.terminal import format_terminal
+from raysweep.cli import main
 from raysweep.curvature.probes import key
 from raysweep.data.brackets import Brackets
 from raysweep.data.packing import Tokens
@@ -261,7 +263,7 @@ def test_what_fine_tuning_forgets_is_the_rise_of_the_own_loss_and_changes_no_sco
     assert scored == {name: value for name, value in metrics.items() if not name.startswith("forgetting")}
 
 
-def test_the_likelihood_of_right_answers_is_a_target_that_picks_the_rate(case, sweep_file, store, tmp_path):
+def test_the_likelihood_of_right_answers_is_a_target_that_picks_the_rate(case, sweep_file, store, tmp_path, capsys):
     task = task_of(case.subject.corpus, num_train=32, num_valid=8, num_test=20)
     plain = Sft(task=task, lr=1e-2, seed=1, hyperparameters=Hyperparameters(epochs=4, batch_sequences=8))
     whole = plain.with_(likelihood=True)
@@ -280,12 +282,27 @@ def test_the_likelihood_of_right_answers_is_a_target_that_picks_the_rate(case, s
     assert scored == {name: value for name, value in metrics.items() if "log_likelihood" not in name}
 
     text = TINY[: TINY.index("sweep:")] + TINY[TINY.index("sft:") :] + "  likelihood: true\n"
-    results = Results(run_sweep(load(sweep_file(text)), store, runner="inline"))
+    run = run_sweep(load(sweep_file(text)), store, runner="inline")
+    results = Results(run)
     row, runs = results.checkpoints.iloc[-1], results.stages[results.stages["kind"] == "sft"]
     own = runs[runs["checkpoint"] == row["checkpoint"]].set_index("lr")["sft/valid_log_likelihood"]
     assert row["sft/span/lr"] == own.idxmax()
     assert row["sft/mean_log_likelihood"] == row["sft/span/log_likelihood"]
     assert "sft/mean_log_likelihood" in load(sweep_file(text)).metric_names()
+    # What picks the rate is what is ranked by, with its error; the score may be asked for.
+    ranking = results.ranking
+    assert (ranking.target, ranking.errors) == ("sft/mean_log_likelihood", "paired, one seed")
+    assert list(ranking.checkpoints[ranking.target]) == sorted(ranking.checkpoints[ranking.target], reverse=True)
+    assert 0 < ranking.best["sft/mean_log_likelihood_stderr"] < ranking.best["sft/mean_log_likelihood_high"] + 10
+    shown = format_terminal(ranking, width=200)
+    assert "Checkpoints by sft/mean_log_likelihood, nats/token" in shown
+    assert f"{ranking.best[ranking.target]:.3f} ± " in shown
+    assert "mean log-likelihood" in results.write_report().read_text()
+    assert replace(results, target="sft/mean_score").ranking.target == "sft/mean_score"
+    assert main(["rank", str(run.folder), "--target", "sft/mean_score"]) == 0
+    assert "Checkpoints by sft/mean_score, %" in capsys.readouterr().out
+    assert main(["rank", str(run.folder), "--target", "sft/mean_scor"]) == 2
+    assert "--target: no column 'sft/mean_scor', did you mean 'sft/mean_score'" in capsys.readouterr().err
 
 
 def test_forgetting_is_a_column_beside_the_score_with_an_error_of_its_own(sweep_file, store):
