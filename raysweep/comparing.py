@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def learn_from_run(results: Results, folder: Path) -> list[Learnt]:
-    """A comparer of what checkpoints are ranked by and of the same of each task, saved in `folder`.
+    """A comparer of what checkpoints are ranked by and of the same of each family and task, saved in `folder`.
 
     Raises:
         CompareError: if there is too little to learn from.
@@ -43,11 +43,15 @@ def learn_from_run(results: Results, folder: Path) -> list[Learnt]:
     from raysweep.analysis.ranking import of_task, rank
 
     whole = results.ranking.target
-    targets = list(dict.fromkeys([whole, *(of_task(whole, task) for task in results.ranking.tasks)]))
+    tasks = [of_task(whole, task) for task in results.ranking.tasks]
+    metric = whole.rpartition("/")[2]
+    families = [column.name for column in results.columns if column.tasks and column.metric.name == metric]
+    targets = list(dict.fromkeys([whole, *families, *tasks]))
     rankings = [
         rank(results.checkpoints, columns=results.columns, noise=results.noise, target=target) for target in targets
     ]
-    others = {whole: ()} | {target: tuple(each for each in targets[1:] if each != target) for target in targets[1:]}
+    # By comparers of the other tasks, none of which is a part of what they are tried on.
+    others = {target: tuple(each for each in tasks if each != target) if target in tasks else () for target in targets}
     return _learn(rankings, folder, results.run.name, versions=_versions(results.stages), others=others)
 
 

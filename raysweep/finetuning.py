@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 from raysweep.data.corpora import Corpus
 from raysweep.errors import collect
 from raysweep.objectives.heads import Head
-from raysweep.spec import Neutral, Spec, check_name
+from raysweep.spec import Neutral, Provenance, Spec, check_name
 from raysweep.stages.sft import Hyperparameters
 from raysweep.tasks.families import Task
 
@@ -38,6 +38,10 @@ class Finetuning(Spec):
 
     tasks: dict[str, Task] = Field(min_length=1)
     """Name to downstream task; names become metric columns."""
+    families: Annotated[dict[str, Annotated[tuple[str, ...], Field(min_length=1)]], Provenance()] = Field(
+        default_factory=dict
+    )
+    """Name of a family to the names of its tasks, such as cms: [arc_easy, comve]; means over them are targets, too."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     """Of fine-tuning; each task is trained once with each."""
     lrs: Rates = (3e-4,)

@@ -67,7 +67,7 @@ class Results:
         """One row per checkpoint: its point, indicators, fine-tuned scores, and the folder it lies in."""
         from raysweep.analysis.tables import checkpoints_of
 
-        return checkpoints_of(self.stages, self.noise)
+        return checkpoints_of(self.stages, self.noise, self.columns)
 
     @cached_property
     def noise(self) -> Mapping[str, TaskNoise]:

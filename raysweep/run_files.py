@@ -86,7 +86,7 @@ def is_counts(value: Any) -> bool:
 def has_columns(value: dict[str, Any]) -> bool:
     """Of columns.json."""
     rows = value.get("columns")
-    return isinstance(rows, list) and all(isinstance(row, dict) and row.keys() == _COLUMN for row in rows)
+    return isinstance(rows, list) and all(isinstance(row, dict) and row.keys() - {"tasks"} == _COLUMN for row in rows)
 
 
 def is_choice(value: dict[str, Any]) -> bool:

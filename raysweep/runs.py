@@ -171,13 +171,19 @@ class Run:
 
     def note_columns(self, columns: Sequence[Column]) -> None:
         """Note what the stages of the sweep report, for tables to know which numbers are better large or small."""
-        rows = [{"kind": column.kind, "task": column.task, **asdict(column.metric)} for column in columns]
+        rows = [
+            {"kind": column.kind, "task": column.task, "tasks": column.tasks, **asdict(column.metric)}
+            for column in columns
+        ]
         write_text(self.folder / "columns.json", json.dumps({"columns": rows}, indent=1))
 
     def columns(self) -> tuple[Column, ...]:
         """What `note_columns` noted; none if that is lost, until the next run."""
         rows = (self._read("columns.json", has_columns) or {"columns": []})["columns"]
-        return tuple(Column(row.pop("kind"), task=row.pop("task"), metric=Metric(**row)) for row in rows)
+        return tuple(
+            Column(row.pop("kind"), task=row.pop("task"), tasks=tuple(row.pop("tasks", ())), metric=Metric(**row))
+            for row in rows
+        )
 
     @property
     def is_held(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import fmean
 from typing import Literal
@@ -30,11 +30,15 @@ def column_name(kind: str, metric: str, task: str | None = None) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A metric of a kind of stage, as one number of each checkpoint; of one task, where `task` names it."""
+    """A metric of a kind of stage, as one number of each checkpoint; of one task, where `task` names it.
+
+    `tasks`: those that it is the mean of, where `task` names a family of some.
+    """
 
     kind: str
     metric: Metric
     task: str | None = None
+    tasks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -62,6 +66,22 @@ MEANS = (
     Mean(Column("probe", Metric("mean_score", "max", "share")), each="score", tasks_of="probe"),
     Mean(Column("indicators", Metric("zeroshot_mean", "max", "share")), each="zeroshot", tasks_of="sft"),
 )
+
+
+EACH_OF_MEAN = {mean.column.name: mean.each for mean in MEANS if mean.tasks_of == "sft"}
+"""Column of a mean over tasks -> the metric of each."""
+
+
+def family_columns(columns: Iterable[Column], families: Mapping[str, Sequence[str]]) -> list[Column]:
+    """The means over the tasks of each family, of all that has a mean over fine-tuning's tasks."""
+    means = [column for column in columns if column.name in EACH_OF_MEAN and column.kind == "sft"]
+    return [replace(column, task=family, tasks=tuple(tasks)) for family, tasks in families.items() for column in means]
+
+
+def columns_of_mean(column: Column) -> list[str]:
+    """The columns that one of a family is the mean of."""
+    each = EACH_OF_MEAN[column_name(column.kind, column.metric.name)]
+    return [column_name(column.kind, each, task) for task in column.tasks]
 
 
 @dataclass(frozen=True)

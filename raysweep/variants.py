@@ -19,7 +19,7 @@ from raysweep.errors import Place, SpaceError, collect, dotted
 from raysweep.pinning import SOURCES, put
 from raysweep.plan import Trial, chain, model_of, objective_of
 from raysweep.resources import AskedResources, ByVariant, Resources
-from raysweep.scores import Column
+from raysweep.scores import Column, family_columns
 from raysweep.search import Axis, LogUniform, RandInt, Uniform, Zip, kind_of, labels, paths_of, settings
 from raysweep.spec import canonical, fingerprint
 from raysweep.stages.base import Subject
@@ -112,8 +112,9 @@ class SearchSpace:
                 yield self.trial(point, seed)
 
     def columns(self) -> tuple[Column, ...]:
-        """Those of the checkpoints of any variant, each once."""
-        return tuple(dict.fromkeys(column for trial in self._kinds_of_trial() for column in trial.columns))
+        """Those of the checkpoints of any variant, each once; and the means over families of tasks."""
+        declared = dict.fromkeys(column for trial in self._kinds_of_trial() for column in trial.columns)
+        return *declared, *family_columns(declared, sft.families if (sft := self.declared.sft) else {})
 
     def metric_names(self) -> tuple[str, ...]:
         """What a search may ask for: the columns of the last checkpoint of any variant."""

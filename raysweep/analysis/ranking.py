@@ -17,7 +17,7 @@ from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.score_differences import Differences, between
 from raysweep.analysis.uncertainty import TaskNoise
-from raysweep.scores import MEANS, Column, Side, column_name
+from raysweep.scores import EACH_OF_MEAN, Column, Side, column_name, columns_of_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,7 +184,7 @@ def rank(
     differences = between(
         scores[: len(scored)],
         errors=scored[errors].to_numpy(dtype="float64") if errors in scored else None,
-        noise=_noise_of(target, noise or {}),
+        noise=_noise_of(target, noise or {}, columns),
         checkpoints=list(scored["checkpoint"]),
     )
     clear = differences.clear()
@@ -244,12 +244,16 @@ def _sorted(table: pd.DataFrame, target: str, tasks: Sequence[str]) -> pd.DataFr
     return table.reset_index(drop=True)
 
 
-def _noise_of(target: str, noise: Mapping[str, TaskNoise]) -> list[TaskNoise]:
-    """Of the tasks that `target` is the mean of."""
-    each = {mean.column.name: mean.each for mean in MEANS if mean.tasks_of == "sft"}.get(target)
-    if each is None:
-        return [noise[target]] if target in noise else []
-    return [of_task for name, of_task in noise.items() if name.endswith(f"/{each}")]
+def _noise_of(target: str, noise: Mapping[str, TaskNoise], columns: Sequence[Column]) -> list[TaskNoise]:
+    """Of the tasks that `target` is the mean of; none where it is another number."""
+    families = {column.name: column for column in columns if column.tasks}
+    if target in families:
+        parts = columns_of_mean(families[target])
+    elif target in EACH_OF_MEAN:
+        parts = [name for name in noise if name.endswith(f"/{EACH_OF_MEAN[target]}")]
+    else:
+        parts = [target]
+    return [noise[part] for part in parts] if all(part in noise for part in parts) else []
 
 
 def _errors(differences: Differences) -> Errors:

@@ -12,6 +12,7 @@ from statistics import fmean, variance
 from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis.derived import DERIVED, NUM_PARAMETERS, is_swept, setting_column
+from raysweep.analysis.formatting import is_share
 from raysweep.analysis.objectives import FLATNESS_OF, PERPLEXITY_OF, TRAINING_LOSS_OF, losses_of
 from raysweep.analysis.predictions import read_noise
 from raysweep.analysis.uncertainty import EstimateArrays, TaskNoise, mean_estimates
@@ -19,7 +20,16 @@ from raysweep.durable import replacing
 from raysweep.record import Record
 from raysweep.run_files import StageRow, TrialRow
 from raysweep.runs import Run
-from raysweep.scores import Column, Result, checkpoint_metrics, column_name, finetuning_runs, mean_over_tasks, pick
+from raysweep.scores import (
+    Column,
+    Result,
+    checkpoint_metrics,
+    column_name,
+    columns_of_mean,
+    finetuning_runs,
+    mean_over_tasks,
+    pick,
+)
 from raysweep.spec import Metric
 from raysweep.store import Store
 
@@ -99,19 +109,23 @@ def checkpoint_table(run: Run) -> pd.DataFrame:
     `score` (test, mean over SFT seeds, at the learning rate with the best mean validation score), `score_sd` and
     `num_seeds` over these, `score_stderr` with `score_low` and `score_high` (a 95 % interval, over test examples and
     seeds), `lr`, and `lr_edge` (-1 where that is the lowest of its grid, 1 the highest, else 0); and over tasks
-    `sft/mean_score` with its `_stderr`, `_low` and `_high`, NaN where a task is missing, and `sft/num_tasks_missing`.
+    `sft/mean_score` with its `_stderr`, `_low` and `_high`, NaN where a task is missing, and `sft/num_tasks_missing`;
+    over those of a family `sft/<family>/mean_score`, likewise. Of `sft.likelihood` the same as `log_likelihood`.
     """
     stages = stage_table(run)
-    return checkpoints_of(stages, noise_of(run.store, stages))
+    return checkpoints_of(stages, noise_of(run.store, stages), columns_of(run))
 
 
-def checkpoints_of(stages: pd.DataFrame, noise: Mapping[str, TaskNoise]) -> pd.DataFrame:
-    """`checkpoint_table` from a stage table and the errors of its scores."""
+def checkpoints_of(
+    stages: pd.DataFrame, noise: Mapping[str, TaskNoise], columns: Sequence[Column] = ()
+) -> pd.DataFrame:
+    """`checkpoint_table` from a stage table, the errors of its scores and, for means over families, `columns_of`."""
     by_checkpoint = _by_checkpoint(stages)
     made = {(row["trial"], row["id"]): _known(row) for row in stages.to_dict("records")}
     tasks = sorted({row["task"] for rows in by_checkpoint.values() for row in rows if row["kind"] == "sft"})
     rows = [_checkpoint_row(key, measured, made.get(key), tasks=tasks) for key, measured in by_checkpoint.items()]
-    _add_errors(rows, tasks, noise)
+    _add_families(rows, columns)
+    _add_errors(rows, tasks, noise, columns)
     table = _frame(rows, first=_CHECKPOINT)
     for derived in DERIVED:
         if set(derived.needs) <= set(table.columns):
@@ -125,6 +139,10 @@ def columns_of(run: Run) -> tuple[Column, ...]:
     tasks = dict.fromkeys(stage.task for stage in stages if stage.kind == "sft")
     added = [Column("sft", metric, task) for task in tasks for metric in _OF_TASKS]
     added += [Column("sft", metric) for metric in _OF_MEAN]
+    families = dict.fromkeys(str(column.task) for column in run.columns() if column.tasks)
+    added += [
+        Column("sft", metric, family) for family in families for metric in _OF_MEAN if "_missing" not in metric.name
+    ]
     added += [Column(kind, metric) for kind in dict.fromkeys(stage.kind for stage in stages) for metric in _DIVERGED]
     added.append(Column("pretrain", Metric("num_parameters")))
     added += [derived.column for derived in DERIVED]
@@ -273,24 +291,37 @@ def _same(name: Hashable, value: Any, other: RowValues) -> bool:
     return not is_swept(str(name)) or other.get(name) == value
 
 
-def _add_errors(rows: Sequence[RowValues], tasks: Sequence[str], noise: Mapping[str, TaskNoise]) -> None:
-    """The errors and intervals of scores and likelihoods, of each task and of the mean over tasks."""
+def _add_families(rows: Sequence[RowValues], columns: Sequence[Column]) -> None:
+    """Means over families of tasks; NaN where one is missing."""
+    for row, column in itertools.product(rows, [column for column in columns if column.tasks]):
+        parts = columns_of_mean(column)
+        if any(part in row for part in parts):
+            row[column.name] = mean_over_tasks(row.get(part, math.nan) for part in parts)
+
+
+def _add_errors(
+    rows: Sequence[RowValues], tasks: Sequence[str], noise: Mapping[str, TaskNoise], columns: Sequence[Column]
+) -> None:
+    """The errors and intervals of scores and likelihoods, of each task and of means over tasks."""
+    means = {
+        column_name("sft", f"mean_{metric}"): [column_name("sft", metric, task) for task in tasks]
+        for metric in ("score", "log_likelihood")
+    } | {column.name: columns_of_mean(column) for column in columns if column.tasks}
     places = {name: {point: place for place, point in enumerate(each.checkpoints)} for name, each in noise.items()}
-    for row, metric in itertools.product(rows, ("score", "log_likelihood")):
-        names = [column_name("sft", metric, task) for task in tasks]
-        there = [name for name in names if row["checkpoint"] in places.get(name, {})]
+    for row in rows:
+        there = [name for name in noise if row["checkpoint"] in places[name]]
         parts = {name: noise[name].scores.at([places[name][row["checkpoint"]]]) for name in there}
         for name, part in parts.items():
-            row |= _errors(name, part, is_share=metric == "score")
-        if tasks and len(parts) == len(tasks):
-            mean = mean_estimates(list(parts.values()))
-            row |= _errors(column_name("sft", f"mean_{metric}"), mean, is_share=metric == "score")
+            row |= _errors(name, part)
+        for name, of in means.items():
+            if of and all(part in parts for part in of):
+                row |= _errors(name, mean_estimates([parts[part] for part in of]))
 
 
-def _errors(name: str, score: EstimateArrays, *, is_share: bool) -> RowValues:
+def _errors(name: str, score: EstimateArrays) -> RowValues:
     middle, half = float(score.value[0]), float(score.half_width()[0])
     low, high = middle - half, middle + half
-    if is_share and not math.isnan(half):  # max and min would make an end of a NaN.
+    if is_share(name) and not math.isnan(half):  # max and min would make an end of a NaN.
         low, high = max(0.0, low), min(1.0, high)
     return {f"{name}_stderr": math.sqrt(score.variance[0]), f"{name}_low": low, f"{name}_high": high}
 

@@ -282,12 +282,26 @@ def test_the_likelihood_of_right_answers_is_a_target_that_picks_the_rate(case, s
     assert scored == {name: value for name, value in metrics.items() if "log_likelihood" not in name}
 
     text = TINY[: TINY.index("sweep:")] + TINY[TINY.index("sft:") :] + "  likelihood: true\n"
+    plain_ids = {stage.id for stage in load(sweep_file(text)).trial({}, 0).stages}
+    span = text[text.index("    span:") : text.index("  lrs:")]
+    text = text.replace(span, span + span.replace("    span:", "    more:").replace("span: 2", "span: 1"))
+    text += "  families: {both: [span, more], one: [span]}\n"
+    assert plain_ids < {stage.id for stage in load(sweep_file(text)).trial({}, 0).stages}
     run = run_sweep(load(sweep_file(text)), store, runner="inline")
     results = Results(run)
     row, runs = results.checkpoints.iloc[-1], results.stages[results.stages["kind"] == "sft"]
-    own = runs[runs["checkpoint"] == row["checkpoint"]].set_index("lr")["sft/valid_log_likelihood"]
+    of_span = runs[(runs["checkpoint"] == row["checkpoint"]) & (runs["task"] == "span")]
+    own = of_span.set_index("lr")["sft/valid_log_likelihood"]
     assert row["sft/span/lr"] == own.idxmax()
-    assert row["sft/mean_log_likelihood"] == row["sft/span/log_likelihood"]
+    assert row["sft/mean_log_likelihood"] == pytest.approx(
+        (row["sft/span/log_likelihood"] + row["sft/more/log_likelihood"]) / 2
+    )
+    for end in ("", "_stderr", "_low", "_high"):
+        assert row[f"sft/both/mean_log_likelihood{end}"] == row[f"sft/mean_log_likelihood{end}"]
+        assert row[f"sft/one/mean_score{end}"] == row[f"sft/span/score{end}"]
+    by_family = replace(results, target="sft/one/mean_log_likelihood").ranking
+    by_task = replace(results, target="sft/span/log_likelihood").ranking
+    assert (by_family.errors, by_family.gap) == ("paired, one seed", by_task.gap)
     assert "sft/mean_log_likelihood" in load(sweep_file(text)).metric_names()
     # What picks the rate is what is ranked by, with its error; the score may be asked for.
     ranking = results.ranking
