@@ -89,7 +89,7 @@ class Results:
         score."""
         from raysweep.analysis.ranking import MEAN_LIKELIHOOD, MEAN_SCORE
 
-        return MEAN_LIKELIHOOD if any(column.name == MEAN_LIKELIHOOD for column in self.run.columns()) else MEAN_SCORE
+        return MEAN_LIKELIHOOD if MEAN_LIKELIHOOD in self.checkpoints else MEAN_SCORE
 
     @cached_property
     def ranking(self) -> Ranking:

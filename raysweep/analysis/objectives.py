@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TRAINING_LOSS_OF, PERPLEXITY_OF, FLATNESS_OF = "training_loss_of", "perplexity_of", "flatness_of"
+OTHER_TEXT_OF = "other_text_of"
 """Columns of the checkpoint table: an objective in words, whose loss a checkpoint's numbers of a kind are."""
-_WHAT = {PERPLEXITY_OF: "Held-out loss and perplexity", FLATNESS_OF: "Traces and other numbers of flatness"}
+_WHAT = {
+    PERPLEXITY_OF: "Held-out loss and perplexity",
+    FLATNESS_OF: "Traces and other numbers of flatness",
+    OTHER_TEXT_OF: "Losses on other corpora",
+}
 
 _OBJECTIVE: TypeAdapter[Any] = TypeAdapter(Objective)
 
@@ -35,7 +40,8 @@ _LOSS_OF = {
     "noise": PERPLEXITY_OF,
     "updates": PERPLEXITY_OF,
     "gradient_noise": PERPLEXITY_OF,
-    "other_text": PERPLEXITY_OF,
+    # Of one for all, where the sweep file names it.
+    "other_text": OTHER_TEXT_OF,
 }
 """Kind of stage -> the column that says whose loss its metrics are of."""
 
@@ -50,6 +56,9 @@ def losses_of(kind: str, spec: Mapping[str, Any]) -> dict[str, str]:
         return {TRAINING_LOSS_OF: _words(recipe.get("objective") if isinstance(recipe, Mapping) else recipe)}
     if kind == "heldout":
         return {PERPLEXITY_OF: _words(spec.get("objective"))}
+    if kind == "other_text":
+        text = spec.get("text")
+        return {OTHER_TEXT_OF: _words(text.get("loss") if isinstance(text, Mapping) else text)}
     return {FLATNESS_OF: _words(spec.get("loss"))} if kind == "flatness" else {}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis.derived import DERIVED, NUM_PARAMETERS, is_swept, setting_column
 from raysweep.analysis.formatting import is_share
-from raysweep.analysis.objectives import FLATNESS_OF, PERPLEXITY_OF, TRAINING_LOSS_OF, losses_of
+from raysweep.analysis.objectives import FLATNESS_OF, OTHER_TEXT_OF, PERPLEXITY_OF, TRAINING_LOSS_OF, losses_of
 from raysweep.analysis.predictions import read_noise
 from raysweep.analysis.uncertainty import EstimateArrays, TaskNoise, mean_estimates
 from raysweep.durable import replacing
@@ -62,7 +62,7 @@ _OF_MEAN = (
 _DIVERGED = (Metric("diverged_step", unit="steps"), Metric("diverged_loss", unit="nats/token"))
 _CHECKPOINT = (
     *("trial", "variant", "seed", "checkpoint", "step", "status", "workers", "location"),
-    *(TRAINING_LOSS_OF, PERPLEXITY_OF, FLATNESS_OF),
+    *(TRAINING_LOSS_OF, PERPLEXITY_OF, FLATNESS_OF, OTHER_TEXT_OF),
 )
 
 
@@ -103,9 +103,9 @@ def checkpoint_table(run: Run) -> pd.DataFrame:
     """One row per checkpoint, with all that was measured on it.
 
     Columns: trial, variant, seed, checkpoint (its stage id), step, status, workers (that pretrained it), location;
-    training_loss_of, perplexity_of and flatness_of (in words, the objective whose loss these numbers are of);
-    `point.<path>`; metrics of whole models
-    as `<kind>/<metric>` and of tasks as `<kind>/<task>/<metric>` (mean over seeds). Of fine-tuning, `sft/<task>/`:
+    training_loss_of, perplexity_of, flatness_of and other_text_of (in words, whose loss these numbers are of);
+    `point.<path>`; metrics of whole models as `<kind>/<metric>` and of tasks as `<kind>/<task>/<metric>` (mean over
+    seeds). Of fine-tuning, `sft/<task>/`:
     `score` (test, mean over SFT seeds, at the learning rate with the best mean validation score), `score_sd` and
     `num_seeds` over these, `score_stderr` with `score_low` and `score_high` (a 95 % interval, over test examples and
     seeds), `lr`, and `lr_edge` (-1 where that is the lowest of its grid, 1 the highest, else 0); and over tasks

@@ -60,6 +60,7 @@ def test_models_of_any_objective_are_read_by_one(folder, sweep_file, store):
         loss = float(model.eval()(input_ids=rows, labels=rows).loss)
     assert row["other_text/loss_tales"] == pytest.approx(loss, rel=1e-5)
     assert first["other_text/loss_tales"] != row["other_text/loss_tales"]
+    assert [each["other_text_of"].split()[0] for each in (first, row)] == ["span_corruption", "causal_lm"]
     assert row["other_text/mean_loss"] == pytest.approx(
         (row["other_text/loss_tales"] + row["other_text/loss_notes"]) / 2
     )
