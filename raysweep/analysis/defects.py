@@ -26,6 +26,8 @@ FACTOR = 2.0
 """And by this factor below it, or above it: a quarter point is no collapse, however alike the others are."""
 MIN_SCALE = 0.01
 """Least robust standard deviation of logarithms: columns that hardly vary have no collapse at a hundredth."""
+MAX_ALIKE = 2, 0.05
+"""Rows, and part of them, of which more that are far off on one side are a kind of models, as of another objective."""
 MIN_OTHERS = 6
 """Numbers of a column, of which fewer do not say what is usual."""
 LEAKED = 0.99
@@ -115,7 +117,8 @@ def _collapsed(values: Mapping[str, Floats], rows: Sequence[str]) -> Iterator[Fl
 def _far(column: Floats) -> Flags:
     """[n]: which values of a positive quantity are off the median by `FAR` deviations and a factor `FACTOR`.
 
-    A single 0 is, where the others vary by less than a `FAR`th of their median; several are a value of their own.
+    A single 0 is, where the others vary by less than a `FAR`th of their median; several are a value of their own, and
+    more than `MAX_ALIKE` that are off on one side a kind of their own.
     """
     known, zeros = np.isfinite(column), column == 0
     positive = known & ~zeros
@@ -125,8 +128,11 @@ def _far(column: Floats) -> Flags:
     off = np.log(np.where(positive, column, middle)) - math.log(middle)
     scale = max(1.4826 * float(np.median(np.abs(off[positive]))), MIN_SCALE)
     collapsed = zeros & (middle > FAR * float(column[positive].std()))
-    far: Flags = collapsed | (np.abs(off) > max(FAR * scale, math.log(FACTOR)))
-    return far
+    far, most = max(FAR * scale, math.log(FACTOR)), max(MAX_ALIKE[0], MAX_ALIKE[1] * int(known.sum()))
+    for side in (off > far, off < -far):
+        collapsed = collapsed | (side & (side.sum() <= most))
+    flags: Flags = collapsed
+    return flags
 
 
 def _parts(table: pd.DataFrame, config: Sequence[str]) -> Iterator[tuple[str, Flags]]:

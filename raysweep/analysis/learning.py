@@ -57,6 +57,8 @@ class Tested:
     """`both` minus `config`, on the same splits."""
     single: Mapping[str, IntervalEstimate]
     """Each indicator as it is, on the same splits."""
+    mean_rank: IntervalEstimate
+    """The mean of the checkpoints' ranks by all of them, on the same splits: nothing is learnt for it."""
     without_group: Mapping[str, Unseen]
     """Axis -> with all variants of one of its values left out at a time, tested among these."""
     other_targets: Unseen | None
@@ -146,12 +148,24 @@ def _tested(
             name: on_unseen(indicator(sign * column), scores, splits).accuracy
             for (name, sign), column in zip(used.items(), values.T, strict=True)
         },
+        mean_rank=on_unseen(indicator(_mean_rank(values, list(used.values()))), scores, splits).accuracy,
         without_group={
             name: on_unseen(learner(values, scores), scores, each) for name, each in groups.items() if len(each) > 1
         },
         other_targets=_by_others(table, values, scores, others, splits),
         importances=_importances(whole, scores, owners),
     )
+
+
+def _mean_rank(values: Floats, signs: Sequence[float]) -> Floats:
+    """[rows]: mean over columns of a row's rank, the best highest; of equal values the middle one, also of those that
+    are missing."""
+    from scipy.stats import rankdata
+
+    missing = np.isnan(values)
+    ranks = rankdata(np.where(missing, np.nan, values * np.array(signs)), axis=0, nan_policy="omit")
+    mean: Floats = np.where(missing, (len(values) + 1) / 2, ranks).mean(axis=1)
+    return mean
 
 
 def _by_others(

@@ -41,6 +41,7 @@ def format_learnt(learnt: Learnt) -> str:
         lines.append(f"  {'indicators add':<26} {with_interval(tested.gain)}")
     if tested.other_targets:
         lines.append(_line("from the other targets", tested.other_targets))
+    lines.append(f"  {'mean rank by all indicators':<26} {with_interval(tested.mean_rank)}")
     best = sorted(tested.single.items(), key=lambda item: -item[1].value)[:3]
     lines += [f"  {f'{name} as it is':<26} {with_interval(estimate)}" for name, estimate in best]
     for axis, unseen in tested.without_group.items():

@@ -133,6 +133,7 @@ def test_what_indicators_add_to_the_configuration_on_unseen_variants():
     assert tested.gain.low > 0
     assert tested.config.accuracy.value < tested.both.accuracy.value
     assert tested.single["mirror"].value < tested.indicators.accuracy.value
+    assert 0.5 < tested.mean_rank.value <= 1
     assert set(tested.without_group) == {"point.lr"}
     assert [name for name, _, _ in tested.without_group["point.lr"].by_split] == ["1.0", "2.0", "3.0"]
     assert tested.other_targets.accuracy.value > 0.6

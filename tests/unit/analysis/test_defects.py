@@ -41,6 +41,15 @@ def test_a_collapsed_number_is_far_off_by_a_factor():
     assert flagged_rows([flag]) == ("row 5",)
 
 
+def test_a_kind_of_models_that_is_far_from_the_others_is_no_collapse():
+    """As of an objective by which nothing is read on, whose causal loss is thrice that of all others."""
+    rows = table()
+    rows.loc[:5, "b"] *= 3
+    rows.loc[[9, 11], "c"] /= 30
+    flags = flags_of(rows)
+    assert [(flag.kind, flag.rows) for flag in flags] == [("collapsed", ("row 9",)), ("collapsed", ("row 11",))]
+
+
 @pytest.mark.parametrize("leak", [lambda score: 3 * score + 1, lambda score: 50 + 10 * np.exp((50 - score) / 5)])
 def test_a_leak_is_found_in_a_part_of_the_rows(leak):
     rows = table()
