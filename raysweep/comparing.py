@@ -18,7 +18,7 @@ from raysweep.results import Results
 from raysweep.runners.chain import run_chain
 from raysweep.runners.gang import Gang
 from raysweep.runners.journal import quiet_libraries
-from raysweep.scores import Result, checkpoint_metrics
+from raysweep.scores import Result, checkpoint_metrics, column_name
 from raysweep.space import load as load_space
 from raysweep.spec import canonical, fingerprint
 from raysweep.store import Store
@@ -250,7 +250,18 @@ def _measured(name: str, trial: Trial, store: Store) -> Measured:
     ]
     values = with_derived(checkpoint_metrics(results))
     by_kind = {record.kind: record for record in records.values()}
-    of = {column: by_kind[kind] for column in values if (kind := column.partition("/")[0]) in by_kind}
+    by_column = {
+        column_name(stage.kind, metric, stage.task): records[stage.id]
+        for stage in trial.stages
+        if stage.id in records
+        for metric in records[stage.id].metrics
+    }
+    # What is derived is of the kind that its name begins with.
+    of = {
+        column: by_column.get(column, by_kind[kind])
+        for column in values
+        if (kind := column.partition("/")[0]) in by_kind
+    }
     return Measured(
         name,
         values,

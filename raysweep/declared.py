@@ -36,6 +36,7 @@ from raysweep.stages.fetch import Existing
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.gradient_noise import GradientNoise
 from raysweep.stages.indicators import Indicators
+from raysweep.stages.lm_eval import LmEval
 from raysweep.stages.noise import Noise
 from raysweep.stages.other_text import OtherText
 from raysweep.stages.pretrain import Recipe
@@ -118,6 +119,8 @@ class Declared(Spec):
     """Noise of gradients from batch to batch, on every checkpoint; left out: none."""
     features: Annotated[FeatureRank | None, Neutral(None)] = None
     """Effective rank of the last layer's states, on every checkpoint; left out: none."""
+    lm_eval: Annotated[LmEval | None, Neutral(None)] = None
+    """Scores on tasks of lm-evaluation-harness, of every checkpoint of a causal model; left out: none."""
     early_sft: Annotated[EarlySft | None, Neutral(None)] = None
     """A short fine-tuning on each task, on every checkpoint; left out: none."""
     sft: Finetuning | None = None
@@ -318,7 +321,7 @@ def _size_findings(declared: Declared) -> Iterator[Finding]:
 
 def _stages_of_a_trial(declared: Declared) -> int:
     pretrain, sft = declared.pretrain, declared.sft
-    each = 2 + len(declared.measurements)
+    each = 2 + sum(len(spec.by_task()) for spec in declared.measurements.values())
     if sft:
         each += len(sft.tasks) * len(sft.seeds) * (len(sft.first_lrs) + sft.linear_probe)
     if isinstance(pretrain, Existing):

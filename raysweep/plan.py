@@ -233,9 +233,9 @@ def _measured(
 ) -> Iterator[Stage]:
     """What is measured of a checkpoint; of the enlarged one, if there is one, what changes with its weights."""
     weights = alone
-    for spec in specs:
+    for task, spec in (item for each in specs for item in each.by_task().items()):
         inputs = dict(weights if spec.of_weights else alone)
-        stage = Stage(spec, inputs | ({"tokens": tokens.id} if spec.reads_text else {}), **where)
+        stage = Stage(spec, inputs | ({"tokens": tokens.id} if spec.reads_text else {}), task=task, **where)
         if isinstance(spec, Enlarge):
             weights = {"checkpoint": stage.id}
         yield stage

@@ -16,7 +16,7 @@ from raysweep.errors import Finding, Place
 from raysweep.spec import Spec
 
 # Fields that are not for a person to write: they are filled when the sweep file is loaded.
-_FILLED = ("fingerprint", "digests", "grammar")
+_FILLED = ("fingerprint", "digests", "grammar", "pinned")
 
 S = TypeVar("S", bound=Spec)
 

@@ -9,9 +9,11 @@ from raysweep.stages.early_sft import EarlySft
 from raysweep.stages.features import FeatureRank
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.gradient_noise import GradientNoise
+from raysweep.stages.harness import HarnessScore, PinnedTask
 from raysweep.stages.held_text import HeldText
 from raysweep.stages.heldout import Heldout
 from raysweep.stages.indicators import Indicators
+from raysweep.stages.lm_eval import HarnessTask, LmEval
 from raysweep.stages.noise import Noise
 from raysweep.stages.other_text import OtherText, Texts
 from raysweep.stages.pretrain import Pretrain, Recipe
@@ -43,7 +45,23 @@ OF_MODELS: tuple[StageSpec, ...] = (
     SpanLoss(text=TEXT),
     OtherText(texts={"notes": Texts(files=("notes.txt",))}, text=TEXT),
 )
-OF_TASKS: tuple[StageSpec, ...] = (Probe(task=TASK, seed=0), Sft(task=TASK, lr=1, seed=0))
+HARNESS_TASK = PinnedTask(
+    version="0.4",
+    name="quiz",
+    fingerprint="1",
+    files=("quiz.yaml",),
+    data={},
+    digests={},
+    revision="",
+    num_fewshot=2,
+    output_type="multiple_choice",
+    scores=(HarnessScore(metric="acc", filter="none", direction="max"),),
+)
+OF_TASKS: tuple[StageSpec, ...] = (
+    Probe(task=TASK, seed=0),
+    Sft(task=TASK, lr=1, seed=0),
+    LmEval(tasks={"t": HarnessTask(pinned=HARNESS_TASK)}),
+)
 COLUMNS = (
     *(Column(spec.kind, metric) for spec in OF_MODELS for metric in spec.metrics(CORPUS)),
     *(Column(spec.kind, metric, "t") for spec in OF_TASKS for metric in spec.metrics(CORPUS)),

@@ -97,16 +97,8 @@ def dataset_files(pattern: str) -> list[str]:
     Raises:
         DataError: if it is no such URL, the hub cannot be asked, or no file matches.
     """
-    from huggingface_hub import HfApi
-
     url = _DatasetUrl.parse(pattern)
-    try:
-        info = HfApi().dataset_info(url.name, revision=url.revision, timeout=30)
-    except Exception as error:  # Whatever the hub, or the want of a network, answers: the user mends it one way.
-        raise DataError(
-            f"{pattern!r}: the hub does not show this data set ({type(error).__name__}); correct the id and the "
-            "revision, set HF_TOKEN if it is private, or download it and name its files"
-        ) from error
+    info = _dataset_info(url.name, url.revision, given=pattern)
     files = [sibling.rfilename for sibling in info.siblings or ()]
     matches = fnmatch.filter(files, url.path)
     if not matches:
@@ -114,6 +106,23 @@ def dataset_files(pattern: str) -> list[str]:
         raise DataError(f"no file matches {pattern!r}; of {len(files)} files there are: {there}")
     # At the commit that was listed: a branch may move before its files are read.
     return [str(url._replace(revision=info.sha, path=match)) for match in matches]
+
+
+def dataset_commit(name: str, revision: str | None) -> str:
+    """The commit that a data set's branch or tag is at; of None its newest. Raises DataError as `dataset_files`."""
+    return str(_dataset_info(name, revision, given=f"{name}@{revision}" if revision else name).sha)
+
+
+def _dataset_info(name: str, revision: str | None, *, given: str) -> Any:
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(name, revision=revision, timeout=30)
+    except Exception as error:  # Whatever the hub, or the want of a network, answers: the user mends it one way.
+        raise DataError(
+            f"{given!r}: the hub does not show this data set ({type(error).__name__}); correct the id and the "
+            "revision, set HF_TOKEN if it is private, or download it and name its files"
+        ) from error
 
 
 def dataset_digests(urls: Sequence[str]) -> Digests:

@@ -58,14 +58,23 @@ def unchanged(path: str, want: str | None) -> Iterator[None]:
     Raises:
         DataError: if it is not as `want`, its SHA-256, says; also in place of an error in reading it.
     """
-    _compare(path, want)
+    compare(path, want)
     try:
         yield
     finally:  # In place of any error within; a file that was not touched is not read for it.
-        _compare(path, want)
+        compare(path, want)
 
 
-def _compare(path: str, want: str | None) -> None:
+def compare(path: str, want: str | None) -> None:
+    """See that a file is as it was when the sweep was loaded.
+
+    Args:
+        path: of the file, absolute.
+        want: its SHA-256 then; None: whatever is there is right.
+
+    Raises:
+        DataError: if it was changed, or is gone.
+    """
     try:
         if want is not None and kept_digests([path])[path] != want:
             raise changed(path)

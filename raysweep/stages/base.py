@@ -136,6 +136,10 @@ class StageSpec(Spec):
         """
         return self
 
+    def by_task(self) -> Mapping[str | None, Self]:
+        """Of a measurement: the stages that it is, by the task that their columns name; None: one of no task."""
+        return {None: self}
+
     @property
     def state_key(self) -> str | None:
         """Names resumable state that several stages hand on, as the checkpoints of one trajectory do."""

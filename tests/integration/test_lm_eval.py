@@ -1,0 +1,200 @@
+"""Tasks of lm-evaluation-harness as indicators: found with the sweep file, and scored as the harness scores them."""
+
+import importlib.metadata
+import json
+import math
+import shutil
+
+import pytest
+
+from raysweep.data.tokenizers import load_tokenizer
+from raysweep.errors import RaysweepError
+from raysweep.results import Results
+from raysweep.runners import run_sweep
+from raysweep.space import load
+from raysweep.train.checkpoints import load_model
+from raysweep.worker import Worker
+
+SWEEP = """\
+name: harness
+pretrain:
+  data: {name: text, domains: {notes: {train: notes.txt, valid: notes.txt}}, tokenizer: {name: bpe, vocab_size: 300}}
+  model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
+  optimizer: {name: adamw, lr: 1e-2}
+  steps: 4
+  batch_sequences: 4
+  sequence_length: 8
+lm_eval:
+  tasks:
+    places: {task: tasks/places.yaml, limit: 20}
+    shots: {task: tasks/places.yaml, num_fewshot: 2}
+    said: {task: tasks/said.yaml, limit: 3}
+"""
+PLACES = r"""
+include: common.yaml
+task: places_of_animals
+dataset_kwargs: {data_files: {train: ../data/train.jsonl, test: ../data/test*.jsonl}}
+doc_to_text: "Question: {{question}}\nAnswer:"
+doc_to_target: !function utils.right
+doc_to_choice: choices
+"""
+COMMON = """
+dataset_path: json
+output_type: multiple_choice
+training_split: train
+test_split: test
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+  - {metric: brier_score, aggregation: brier_score, higher_is_better: false}
+"""
+UTILS = """
+def right(doc):
+    return doc["answer"]
+"""
+SAID = r"""
+task: said
+dataset_path: json
+dataset_kwargs: {data_files: {test: ../data/test.jsonl}}
+output_type: generate_until
+test_split: test
+doc_to_text: "Question: {{question}}\nAnswer:"
+doc_to_target: "{{choices[answer]}}"
+generation_kwargs: {until: ["\n"], max_gen_toks: 4}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+filter_list:
+  - {name: strict, filter: [{function: take_first}]}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "notes.txt").write_text("the cat sat on the mat in the old barn " * 60)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "data").mkdir()
+    for name, text in {"places.yaml": PLACES, "common.yaml": COMMON, "said.yaml": SAID, "utils.py": UTILS}.items():
+        (tmp_path / "tasks" / name).write_text(text)
+    for name, num in (("train", 8), ("test", 24)):
+        lines = [
+            {"question": f"where is the cat {name} {n}?", "choices": ["barn", "mat", "the old mat"], "answer": n % 3}
+            for n in range(num)
+        ]
+        (tmp_path / "data" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
+
+
+def stages_of(path):
+    return {stage.task: stage for stage in load(path).trial({}, 0).stages if stage.kind == "lm_eval"}
+
+
+def test_without_the_extra_a_line_says_so(folder, sweep_file, monkeypatch):
+    def not_there(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", not_there)
+    with pytest.raises(RaysweepError, match=r"lm_eval\.tasks\.places: .*run: pip install 'raysweep\[lm-eval\]'"):
+        load(sweep_file(SWEEP))
+
+
+def test_scores_are_the_harnesss_own(folder, sweep_file, store):
+    harness = pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    run = run_sweep(load(sweep_file(SWEEP)), store, runner="inline")
+    [row] = Results(run).checkpoints.to_dict("records")
+    checkpoint = store.folder(row["checkpoint"])
+    model = HFLM(pretrained=load_model(checkpoint).eval(), tokenizer=load_tokenizer(checkpoint), batch_size=8)
+    for name, task, given, scores in (
+        ("places", "places_of_animals", {"limit": 20}, ("acc", "brier_score")),
+        ("shots", "places_of_animals", {"num_fewshot": 2}, ("acc", "brier_score")),
+        ("said", "said", {"limit": 3}, ("exact_match",)),
+    ):
+        # As its own users call it, from the folder of the task, whose paths it takes for the process's.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder / "tasks")
+            patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # It asks the hub about the model.
+            manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
+            report = harness.simple_evaluate(model, tasks=[task], task_manager=manager, **given)
+        for score in scores:
+            kept = "strict" if name == "said" else "none"
+            column = f"lm_eval/{name}/{score}" + ("_strict" if name == "said" else "")
+            assert row[column] == pytest.approx(report["results"][task][f"{score},{kept}"], abs=1e-6)
+            stderr = report["results"][task][f"{score}_stderr,{kept}"]
+            assert row.get(f"{column}_stderr", math.nan) == pytest.approx(
+                math.nan if stderr == "N/A" else stderr, nan_ok=True
+            )
+        assert row[f"lm_eval/{name}/num_cut"] == 0
+    directions = {column.name: column.metric.direction for column in run.columns()}
+    assert directions["lm_eval/shots/acc"] == "max"
+    assert directions["lm_eval/shots/brier_score"] == "min"
+    assert directions["lm_eval/shots/acc_stderr"] is None
+    stages = stages_of(sweep_file(SWEEP))
+    for stage in stages.values():
+        record = store.get(stage.id)
+        assert record.provenance["wall_seconds"] > 0
+        assert (store.folder(stage.id) / "harness.json").is_file()
+    # A file that is not as it was is not read.
+    (folder / "tasks" / "utils.py").write_text(UTILS + "\n")
+    with pytest.raises(RaysweepError, match=r"utils\.py: was changed since the sweep was loaded"):
+        stages["places"].spec.run({"checkpoint": checkpoint}, folder, Worker())
+
+
+def test_each_task_has_an_id_by_its_bytes_and_its_datas(folder, sweep_file):
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+    first = stages_of(sweep_file(SWEEP))
+    assert first["places"].id != first["shots"].id
+    for path in ("tasks/places.yaml", "tasks/common.yaml", "tasks/utils.py", "data/test.jsonl"):
+        text = (folder / path).read_text()
+        (folder / path).write_text(text + "\n")
+        then = stages_of(sweep_file(SWEEP))
+        assert then["places"].id != first["places"].id, path
+        # The other task has files of its own.
+        assert (then["said"].id == first["said"].id) == (path != "data/test.jsonl")
+        (folder / path).write_text(text)
+    assert stages_of(sweep_file(SWEEP)) == first
+    # A further task leaves the others as they are, and where files lie is no part of a result.
+    for name in ("tasks", "data"):
+        shutil.copytree(folder / name, folder / "elsewhere" / name)
+    moved = SWEEP.replace("task: tasks", "task: elsewhere/tasks") + "    again: {task: tasks/said.yaml}\n"
+    more = stages_of(sweep_file(moved))
+    assert {name: more[name].id for name in first} == {name: stage.id for name, stage in first.items()}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("tasks/said.yaml", "tasks/sad.yaml", r"lm_eval\.tasks\.said: no file 'tasks/sad\.yaml' \(looked for .*sad"),
+        ("said: {task: tasks/said.yaml, ", "gsm8kk: {", r"lm_eval 0\.\S+ has no task 'gsm8kk', did you mean 'gsm8k'"),
+        ("said: {task: tasks/said.yaml, ", "mmlu: {", "'mmlu' is a group of tasks in lm_eval; name its tasks"),
+        ("said: {task: tasks/said.yaml, ", "humaneval: {", "humaneval: it runs code that models write"),
+        ("name: llama, ", "name: bert, ", "lm_eval needs a causal model, and masked_lm trains a masked one"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_runs(folder, sweep_file, old, new, words):
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+    assert old in SWEEP
+    text = SWEEP.replace(old, new)
+    if "bert" in new:
+        text = text.replace("  optimizer:", "  objective: {name: masked_lm}\n  optimizer:")
+    with pytest.raises(RaysweepError, match=words):
+        load(sweep_file(text))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("said.yaml", "task: [1, 2", r"said\.yaml: no YAML: "),
+        ("said.yaml", "hello", r"said\.yaml: holds no mapping"),
+        ("said.yaml", "output_type: multiple_choice", r"said\.yaml: lm_eval finds no task in it"),
+        ("said.yaml", "include: said.yaml\ntask: a", r"said\.yaml includes itself"),
+        ("said.yaml", "include: no.yaml\ntask: a", r"no\.yaml: cannot be read \(No such file"),
+        ("said.yaml", SAID.replace("test.jsonl", "tests.jsonl"), r"no file matches '\.\./data/tests\.jsonl'"),
+        ("said.yaml", SAID.replace("dataset_kwargs", "metadata"), "dataset_path json needs dataset_kwargs"),
+        ("said.yaml", SAID.replace("path: json", "path: ../data"), r"dataset_path '\.\./data' is a folder"),
+    ],
+)
+def test_what_is_wrong_with_a_task_is_told_before_anything_runs(folder, sweep_file, file, text, words):
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+    (folder / "tasks" / file).write_text(text)
+    with pytest.raises(RaysweepError, match=words):
+        load(sweep_file(SWEEP))
