@@ -3,7 +3,8 @@
 A strategy is an order of purchases. Each is played on variants that nothing was learnt from, over random halves of a
 table whose scores are known: how far the best score found so far is below the best there is, against the hours spent.
 Successive elimination by a comparer (`comparer`) buys the cheapest indicators of all, leaves out what is unlikely to
-beat the front-runner by calibrated probabilities, and buys the next ones of the rest.
+beat the front-runner by calibrated probabilities, and buys the next ones of the rest: a rung at a time, as successive
+halving does, of indicators that cost about as much.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysweep.analysis.comparer import CompareError, Comparer, learn
-from raysweep.analysis.pairwise import SMALL, Floats, IntervalEstimate
+from raysweep.analysis.pairwise import SMALL, Flags, Floats, IntervalEstimate
 from raysweep.analysis.unseen import Split, over_splits, random_splits
 
 UNLIKELY = 0.1
 """Probability of beating the front-runner, below which a checkpoint is left out."""
+RUNG = 3.0
+"""Times the cost of its cheapest kind of stage, up to which others are bought with it."""
 NUM_SPLITS = 10
 TRAINED = 0.5
 REDUCTION = 3
@@ -27,6 +30,8 @@ REDUCTION = 3
 NUM_ORDERS = 20
 """In which checkpoints may come to ASHA."""
 SFT = "sft"
+ALL = "fine-tune all"
+"""In any order."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,10 @@ class Known:
     """Indicator -> the kind of stage that is bought to have it."""
     hours: Mapping[str, float]
     """Kind -> worker hours on one checkpoint; `sft` is that of fine-tuning."""
+    bought: Mapping[str, Flags]
+    """Kind, `sft` too -> [n], whether it has run: it is not bought again, even where no number came out."""
     scores: Floats
-    """[n]; NaN where a checkpoint is not fine-tuned yet."""
+    """[n]; NaN where a checkpoint has none."""
     target: str
     """Name of the scores."""
 
@@ -54,15 +61,22 @@ class Known:
             values={name: values[rows] for name, values in self.values.items()},
             kinds=self.kinds,
             hours=self.hours,
+            bought={kind: flags[rows] for kind, flags in self.bought.items()},
             scores=self.scores[rows],
             target=self.target,
         )
 
     @property
-    def purchases(self) -> list[str]:
-        """Kinds of stages that cost less than fine-tuning, cheapest first."""
+    def rungs(self) -> list[tuple[str, ...]]:
+        """Kinds of stages that cost less than fine-tuning, cheapest first, by what is bought together; see `RUNG`."""
         cheaper = {kind for kind in self.kinds.values() if self.hours[kind] < self.hours[SFT]}
-        return sorted(cheaper, key=lambda kind: (self.hours[kind], kind))
+        rungs: list[tuple[str, ...]] = []
+        for kind in sorted(cheaper, key=lambda kind: (self.hours[kind], kind)):
+            if rungs and self.hours[kind] <= RUNG * self.hours[rungs[-1][0]]:
+                rungs[-1] = (*rungs[-1], kind)
+            else:
+                rungs.append((kind,))
+        return rungs
 
     def of_kinds(self, kinds: Sequence[str]) -> list[str]:
         """The indicators that these kinds give."""
@@ -90,8 +104,9 @@ class Curve:
     hours: tuple[float, ...]
     regret: tuple[float, ...]
     """In the scores' unit; of the best fine-tuned one, else of what indicators put first, else of one drawn blindly."""
-    deviation: tuple[float, ...]
-    """Standard deviation of the regret over halves, which overlap: of one half's luck, no error of the mean."""
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    """Its 95 % interval, see `over_splits`: over variants, for strategies that learn from half of these."""
     behind_first: IntervalEstimate
     """Regret at the budget minus that of the first strategy, see `over_splits`; 0 within it is a tie."""
 
@@ -111,11 +126,12 @@ def curves(known: Known, *, budget_hours: float, num_points: int = 40) -> list[C
     scored = known.at(np.flatnonzero(np.isfinite(known.scores)))
     splits = random_splits(scored.variants, num=NUM_SPLITS, trained=TRAINED)
     totals: dict[str, list[Floats]] = {}
-    whole = len(scored.names) * (scored.hours[SFT] + sum(scored.hours[kind] for kind in scored.purchases))
+    kinds = [kind for rung in scored.rungs for kind in rung]
+    whole = len(scored.names) * (scored.hours[SFT] + sum(scored.hours[kind] for kind in kinds))
     grid = np.linspace(0, max(whole, budget_hours), num_points)
     for split in splits:
-        test, plan = scored.at(split.test), _learn_half(scored, split)
-        for strategy, steps in _played(test, plan).items():
+        test, train, plan = scored.at(split.test), scored.at(split.train), _learn_half(scored, split)
+        for strategy, steps in _played(test, train, plan).items():
             part = len(test.names) / len(scored.names)
             totals.setdefault(strategy, []).append(_on_grid(steps, test.scores, part * grid))
     at_budget = {
@@ -123,24 +139,22 @@ def curves(known: Known, *, budget_hours: float, num_points: int = 40) -> list[C
         for strategy, parts in totals.items()
     }
     first = min(at_budget, key=lambda strategy: (at_budget[strategy].mean(), strategy))
-    found = [
-        Curve(
-            strategy,
-            hours=tuple(map(float, grid)),
-            regret=tuple(map(float, np.mean(parts, axis=0))),
-            deviation=tuple(map(float, np.std(parts, axis=0, ddof=1))),
-            behind_first=over_splits(
-                list(at_budget[strategy] - at_budget[first]), splits, low=-math.inf, high=math.inf
-            ),
-        )
-        for strategy, parts in totals.items()
-    ]
+    found = []
+    for strategy, parts in totals.items():
+        means = [over_splits(list(column), splits, high=math.inf) for column in np.transpose(parts)]
+        behind = over_splits(list(at_budget[strategy] - at_budget[first]), splits, low=-math.inf, high=math.inf)
+        regret, low, high = zip(*((each.value, each.low, each.high) for each in means), strict=True)
+        found.append(Curve(strategy, tuple(map(float, grid)), regret, low, high, behind_first=behind))
     return sorted(found, key=lambda curve: (curve.at(budget_hours), curve.strategy))
 
 
-def _learn_half(scored: Known, split: Split) -> list[tuple[str, Comparer]]:
+_Plan = list[tuple[tuple[str, ...], Comparer]]
+"""(kinds of a rung, comparer on the indicators of it and of all rungs before it), cheapest first."""
+
+
+def _learn_half(scored: Known, split: Split) -> _Plan:
     try:
-        return learn_prefixes(scored.at(split.train))
+        return learn_rungs(scored.at(split.train))
     except CompareError as error:
         num = len(set(scored.variants))
         raise CompareError(
@@ -148,19 +162,20 @@ def _learn_half(scored: Known, split: Split) -> list[tuple[str, Comparer]]:
         ) from error
 
 
-def learn_prefixes(known: Known) -> list[tuple[str, Comparer]]:
-    """(kind that is bought, comparer on the indicators of it and of all that are cheaper), cheapest first."""
-    plan = []
-    for number, kind in enumerate(known.purchases):
-        indicators = known.of_kinds(known.purchases[: number + 1])
+def learn_rungs(known: Known) -> _Plan:
+    """A comparer for each rung."""
+    plan, kinds = [], list[str]()
+    for rung in known.rungs:
+        kinds += rung
+        indicators = known.of_kinds(kinds)
         comparer = learn(
             known.matrix(indicators), known.scores, indicators=indicators, variants=known.variants, target=known.target
         )
-        plan.append((kind, comparer))
+        plan.append((rung, comparer))
     return plan
 
 
-def eliminate(known: Known, plan: Sequence[tuple[str, Comparer]]) -> tuple[list[Purchase], list[int]]:
+def eliminate(known: Known, plan: _Plan) -> tuple[list[Purchase], list[int]]:
     """What successive elimination buys before fine-tuning, and all rows in the order in which to fine-tune them.
 
     A checkpoint that is left out early comes after all that were left out later.
@@ -168,8 +183,9 @@ def eliminate(known: Known, plan: Sequence[tuple[str, Comparer]]) -> tuple[list[
     left, order = list(range(len(known.names))), list(range(len(known.names)))
     out: list[int] = []
     bought = []
-    for kind, comparer in plan:
-        bought.append(Purchase(kind, tuple(known.names[row] for row in left), len(left) * known.hours[kind]))
+    for rung, comparer in plan:
+        names = tuple(known.names[row] for row in left)
+        bought += [Purchase(kind, names, len(left) * known.hours[kind]) for kind in rung]
         values = known.matrix(comparer.indicators)[left]
         first, second = np.repeat(np.arange(len(left)), len(left)), np.tile(np.arange(len(left)), len(left))
         chances = 1 / (1 + np.exp(-comparer.logits(values[first], values[second]))).reshape(len(left), len(left))
@@ -184,67 +200,96 @@ def eliminate(known: Known, plan: Sequence[tuple[str, Comparer]]) -> tuple[list[
     return bought, order
 
 
-def elimination(kinds: Sequence[str]) -> str:
-    """What successive elimination by these kinds of stages is called."""
-    return f"elimination by {', '.join(kinds)}"
+def elimination(num_rungs: int) -> str:
+    """What successive elimination by the first so many rungs is called."""
+    return f"elimination, {num_rungs} rung" + "s" * (num_rungs > 1)
 
 
-def next_purchases(known: Known, budget_hours: float, *, num_kinds: int) -> list[Purchase]:
+def by(indicator: str) -> str:
+    """What fine-tuning in the order of an indicator is called."""
+    return f"by {indicator}"
+
+
+def asha(kind: str) -> str:
+    """What ASHA with the best indicator of a kind as its rung is called."""
+    return f"ASHA on {kind}"
+
+
+def next_purchases(known: Known, budget_hours: float, *, num_rungs: int) -> list[Purchase]:
     """What to buy next for the checkpoints that are not fine-tuned yet, as far as the budget goes.
 
-    Indicators that are measured already cost nothing. Where one is to be bought, that is all: what comes after it
+    Indicators that are measured already cost nothing. Where a rung is to be bought, that is all: what comes after it
     depends on what it will be.
 
     Args:
-        num_kinds: of stages that elimination goes by, the cheapest ones.
+        num_rungs: that elimination goes by, the cheapest ones.
 
     Raises:
         CompareError: if too few checkpoints are fine-tuned to learn from.
     """
-    open_rows = np.flatnonzero(~np.isfinite(known.scores))
-    plan = learn_prefixes(known.at(np.flatnonzero(np.isfinite(known.scores))))[:num_kinds]
-    there = known.at(open_rows)
+    there = known.at(np.flatnonzero(~np.isfinite(known.scores) & ~known.bought[SFT]))
+    if not there.names:
+        return []
+    plan = learn_rungs(known.at(np.flatnonzero(np.isfinite(known.scores))))[:num_rungs]
     bought, order = eliminate(there, plan)
-    for purchase in bought:
-        if names := [name for name in purchase.checkpoints if _is_missing(there, name, purchase.kind)]:
-            return _affordable(purchase.kind, names, known.hours[purchase.kind], budget_hours)
-    return _affordable(SFT, [there.names[row] for row in order], known.hours[SFT], budget_hours)
+    has = {
+        kind: {name for name, flag in zip(there.names, there.bought[kind], strict=True) if flag}
+        for kind in there.bought
+    }
+    for rung, _ in plan:
+        wanted = {
+            each.kind: [name for name in each.checkpoints if name not in has[each.kind]]
+            for each in bought
+            if each.kind in rung
+        }
+        if any(wanted.values()):
+            return _affordable(wanted, known.hours, budget_hours)
+    return _affordable({SFT: [there.names[row] for row in order]}, known.hours, budget_hours)
 
 
-def _affordable(kind: str, names: Sequence[str], hours: float, budget_hours: float) -> list[Purchase]:
-    chosen = tuple(names[: int(budget_hours / hours + SMALL)])
-    return [Purchase(kind, chosen, len(chosen) * hours)] if chosen else []
-
-
-def _is_missing(known: Known, name: str, kind: str) -> bool:
-    row = known.names.index(name)
-    return any(np.isnan(known.values[indicator][row]) for indicator in known.of_kinds([kind]))
+def _affordable(wanted: Mapping[str, Sequence[str]], hours: Mapping[str, float], budget_hours: float) -> list[Purchase]:
+    found = []
+    for kind, names in wanted.items():
+        chosen = tuple(names[: int(budget_hours / hours[kind] + SMALL)])
+        if chosen:
+            found.append(Purchase(kind, chosen, len(chosen) * hours[kind]))
+            budget_hours -= found[-1].hours
+    return found
 
 
 _Steps = list[tuple[float, list[int]]]
 """(hours spent so far, rows fine-tuned so far in order)."""
 
 
-def _played(test: Known, plan: Sequence[tuple[str, Comparer]]) -> dict[str, list[_Steps]]:
+def _played(test: Known, train: Known, plan: _Plan) -> dict[str, list[_Steps]]:
     """Strategy -> what it does on a test half, of each order in which checkpoints may come."""
     tuning, num = test.hours[SFT], len(test.names)
     played = {}
     for size in range(1, len(plan) + 1):
         bought, order = eliminate(test, plan[:size])
         spent = sum(each.hours for each in bought)
-        played[elimination([kind for kind, _ in plan[:size]])] = [_tuned(order, tuning, before=spent)]
+        played[elimination(size)] = [_tuned(order, tuning, before=spent)]
     blind = [list(np.random.default_rng([1, number]).permutation(num)) for number in range(NUM_ORDERS)]
-    played["fine-tune all"] = [_tuned(order, tuning) for order in blind]
+    played[ALL] = [_tuned(order, tuning) for order in blind]
     for name, values in test.values.items():
         best_first = list(np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable"))
-        played[f"by {name}"] = [_tuned(best_first, tuning, before=num * test.hours[test.kinds[name]])]
-    if test.purchases:
-        dearest = test.purchases[-1]
-        rung = test.of_kinds([dearest])[0]
-        played[f"ASHA on {rung}"] = [
-            _asha(order, test.values[rung], rung_hours=test.hours[dearest], tuning=tuning) for order in blind
-        ]
+        played[by(name)] = [_tuned(best_first, tuning, before=num * test.hours[test.kinds[name]])]
+    if test.rungs:
+        dearest = test.rungs[-1][-1]
+        values = test.values[_best_of(train, test.of_kinds([dearest]))]
+        played[asha(dearest)] = [_asha(order, values, rung_hours=test.hours[dearest], tuning=tuning) for order in blind]
     return played
+
+
+def _best_of(train: Known, indicators: Sequence[str]) -> str:
+    """The one that orders most pairs of the other half right, a pair without a value half."""
+    signs = np.sign(train.scores[:, None] - train.scores)
+    return max(
+        indicators,
+        key=lambda name: float(
+            (np.sign(np.nan_to_num(train.values[name][:, None] - train.values[name])) * signs).sum()
+        ),
+    )
 
 
 def _tuned(order: Sequence[int], hours: float, *, before: float = 0.0) -> _Steps:

@@ -1,42 +1,57 @@
-"""A budget's strategies and next purchases: from a ranking, as a document, and on a terminal."""
+"""A budget's strategies and next purchases: from a ranking, as a document, on a terminal and as a chart."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raysweep.analysis.associations import numbers
-from raysweep.analysis.budget import NUM_SPLITS, SFT, Known, curves, elimination, next_purchases
+from raysweep.analysis.budget import ALL, NUM_SPLITS, SFT, Known, asha, by, curves, elimination, next_purchases
+from raysweep.analysis.charts import Chart, escaped
 from raysweep.analysis.comparer import CompareError
 from raysweep.analysis.defects import leaks, unusable_rows
+from raysweep.analysis.derived import PPL
 from raysweep.analysis.formatting import number
+from raysweep.analysis.labels import row_key
 from raysweep.analysis.ranking import Ranking
+from raysweep.analysis.worth import seconds_by_kind, seconds_spent
 from raysweep.printable import printable
+from raysweep.scores import column_name
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_STRATEGIES = 12
 """That a terminal lists."""
+EARLY_SFT = column_name("early_sft", "mean_score")
+OTHER_TEXT_LOSSES = column_name("other_text", "loss_")
+"""Begins the names of losses on texts that are the same for all variants."""
 PARTS = (0.25, 0.5, 1.0)
 """Of the budget, at which a terminal says the regret."""
 
 
-def known_of(ranking: Ranking, hours: Mapping[str, float], *, by_kind: bool) -> Known:
-    """What a ranking's table tells, without its leaks, copies of rows and collapsed ones.
+def known_of(
+    ranking: Ranking, hours: Mapping[str, float], *, ran: Mapping[str, Collection[str]] | None = None
+) -> Known:
+    """What a ranking's table tells, without its leaks, and without rows that are of no use (see `left_out`).
 
     Args:
         hours: kind of stage -> worker hours on one checkpoint; `sft` is that of fine-tuning.
-        by_kind: whether an indicator is of the kind before its slash; else it is one by itself.
+        ran: of a run, kind of stage -> checkpoints that it has run on, whatever came out; an indicator is of the kind
+            before its slash. None: each is one by itself, and has run where it has a value.
 
     Raises:
         CompareError: if a cost is not known, or nothing costs less than fine-tuning.
     """
     leaked = leaks(ranking.flags)
     used = {
-        item.indicator: (item.indicator.partition("/")[0] if by_kind else item.indicator, item.direction)
+        item.indicator: (item.indicator.partition("/")[0] if ran is not None else item.indicator, item.direction)
         for item in ranking.associations
-        if item.source == "measured" and item.selection and item.indicator not in leaked
+        if item.source == "measured" and item.selection and item.indicator not in leaked and item.same_order_as is None
     }
     # What comes with pretraining is no purchase.
     used = {name: each for name, each in used.items() if each[0] != "pretrain"}
@@ -44,22 +59,47 @@ def known_of(ranking: Ranking, hours: Mapping[str, float], *, by_kind: bool) -> 
         if kind not in hours:
             there = ", ".join(sorted(hours)) or "none"
             raise CompareError(f"what {kind} costs on one checkpoint is not known, in worker hours; known: {there}")
-    table = ranking.checkpoints
-    table = table[~table["checkpoint"].isin(unusable_rows(ranking.flags, ranking.target))].sort_values("checkpoint")
+    table = ranking.checkpoints.drop_duplicates("checkpoint")
+    table = table[~table["checkpoint"].isin(left_out(ranking))].sort_values("checkpoint")
+    values = {name: numbers(table[name]) * (1 if direction == "max" else -1) for name, (_, direction) in used.items()}
+    kinds = {name: kind for name, (kind, _) in used.items()}
+    bought = {SFT: np.isfinite(numbers(table[ranking.target]))}
+    for name, kind in kinds.items():
+        bought[kind] = bought.get(kind, False) | np.isfinite(values[name])
+    for kind, done in (ran or {}).items():
+        bought[kind] = bought.get(kind, False) | table["checkpoint"].isin(done).to_numpy(dtype=bool)
     known = Known(
         names=tuple(map(str, table["checkpoint"])),
         variants=tuple(map(str, table["variant"])),
-        values={
-            name: numbers(table[name]) * (1 if direction == "max" else -1) for name, (_, direction) in used.items()
-        },
-        kinds={name: kind for name, (kind, _) in used.items()},
+        values=values,
+        kinds=kinds,
         hours=dict(hours),
+        bought=bought,
         scores=numbers(table[ranking.target]),
         target=ranking.target,
     )
-    if not known.purchases:
+    if not known.rungs:
         raise CompareError(f"no indicator costs less than fine-tuning ({hours[SFT]:.3g} worker hours a checkpoint)")
     return known
+
+
+def known_of_run(ranking: Ranking, stages: pd.DataFrame) -> Known:
+    """What a run's ranking tells, with costs and what has run by its stage table; see `known_of`."""
+    ran: dict[str, set[str]] = defaultdict(set)
+    for kind, checkpoint in seconds_spent(stages).index:
+        ran[str(kind)].add(str(checkpoint))
+    hours = {kind: seconds / 3600 for kind, seconds in seconds_by_kind(stages).items()}
+    return known_of(ranking, hours, ran=ran)
+
+
+def left_out(ranking: Ranking) -> dict[str, str]:
+    """Checkpoint -> why nothing is learnt from it nor bought for it."""
+    table = ranking.checkpoints
+    gone = table[table[ranking.target].isna() & (table["status"] != "done")]
+    why = {
+        str(name): f"its pretraining: {status}" for name, status in zip(gone["checkpoint"], gone["status"], strict=True)
+    }
+    return why | unusable_rows(ranking.flags, ranking.target)
 
 
 def budget_document(ranking: Ranking, known: Known, budget_hours: float) -> dict[str, Any]:
@@ -69,20 +109,24 @@ def budget_document(ranking: Ranking, known: Known, budget_hours: float) -> dict
         CompareError: if there are too few variants to learn from.
     """
     found = curves(known, budget_hours=budget_hours)
-    names = [elimination(known.purchases[: size + 1]) for size in range(len(known.purchases))]
+    names = [elimination(size + 1) for size in range(len(known.rungs))]
     ranks = {curve.strategy: place for place, curve in enumerate(found)}
     best = min(names, key=lambda name: ranks[name])
-    buy = next_purchases(known, budget_hours, num_kinds=names.index(best) + 1)
+    buy = next_purchases(known, budget_hours, num_rungs=names.index(best) + 1)
+    rows = ranking.checkpoints.to_dict("records")
     return {
         "target": ranking.target,
         "budget_hours": budget_hours,
-        "hours": {kind: known.hours[kind] for kind in (*known.purchases, SFT)},
+        "hours": {kind: known.hours[kind] for kind in (*(kind for rung in known.rungs for kind in rung), SFT)},
+        "rungs": [list(rung) for rung in known.rungs],
         "num_checkpoints": len(known.names),
         "num_scored": int(np.isfinite(known.scores).sum()),
-        "rows_left_out": unusable_rows(ranking.flags, ranking.target),
+        "num_without_score": int((known.bought[SFT] & ~np.isfinite(known.scores)).sum()),
+        "rows_left_out": left_out(ranking),
         "strategies": [asdict(curve) | {"regret_at_budget": curve.at(budget_hours)} for curve in found],
         "bought_by": best,
         "next": [asdict(each) for each in buy],
+        "labels": {str(row["checkpoint"]): ranking.labels[row_key(row)] for row in rows},
     }
 
 
@@ -92,23 +136,89 @@ def format_budget(document: Mapping[str, Any]) -> str:
     parts = [part * budget for part in PARTS]
     lines = [
         f"Regret in {document['target']} on variants that nothing was learnt from, after worker hours for "
-        f"{document['num_scored']} checkpoints: mean over {NUM_SPLITS} halves of the variants, and in brackets the "
-        "standard deviation of one half's; ≈: at the budget a tie with the first (95 % by the corrected resampled t)",
-        f"  {'strategy':<44}" + "".join(f"{number(part):>18}" for part in parts),
+        f"{document['num_scored']} checkpoints: mean over {NUM_SPLITS} halves of the variants, with its 95 % interval "
+        "(corrected resampled t); ≈: at the budget a tie with the first, which is picked by these numbers",
+        f"  {'strategy':<44}" + "".join(f"{number(part):>22}" for part in parts),
     ]
     for place, each in enumerate(document["strategies"][:MAX_STRATEGIES]):
-        columns = (np.interp(parts, each["hours"], each[name]) for name in ("regret", "deviation"))
-        cells = [
-            f"{number(float(mean), 2)} ({number(float(spread), 2)})" for mean, spread in zip(*columns, strict=True)
-        ]
+        columns = (np.interp(parts, each["hours"], each[name]) for name in ("regret", "low", "high"))
+        cells = [_cell(*map(float, values)) for values in zip(*columns, strict=True)]
         is_tie = place > 0 and not each["behind_first"]["low"] > 0
-        lines.append(f"  {each['strategy']:<44}" + "".join(f"{cell:>18}" for cell in cells) + " ≈" * is_tie)
-    open_ones = document["num_checkpoints"] - document["num_scored"]
-    if not open_ones:
+        lines.append(f"  {each['strategy']:<44}" + "".join(f"{cell:>22}" for cell in cells) + " ≈" * is_tie)
+    if more := len(document["strategies"]) - MAX_STRATEGIES:
+        lines += [f"  and {more} more"] * (more > 0)
+    lines += _rung_lines(document)
+    lines += _purchase_lines(document)
+    lines += [f"left out: {document['labels'][row]}: {why}" for row, why in document["rows_left_out"].items()]
+    return printable("\n".join(lines))
+
+
+def _cell(mean: float, low: float, high: float) -> str:
+    return f"{number(mean, 2)} [{number(low, 2)}, {number(high, 2)}]"
+
+
+def _rung_lines(document: Mapping[str, Any]) -> list[str]:
+    """What each rung of elimination measures, with what that takes on one checkpoint."""
+    lines = []
+    for place, rung in enumerate(document["rungs"], start=1):
+        kinds = ", ".join(f"{kind} ({document['hours'][kind]:.3g} h)" for kind in rung)
+        lines.append(f"rung {place}, a checkpoint: {kinds}")
+    return [*lines, f"fine-tuning, a checkpoint: {document['hours'][SFT]:.3g} h"]
+
+
+def _purchase_lines(document: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if num := document["num_without_score"]:
+        lines.append(f"fine-tuning of {num} more checkpoints has run, and gave no score")
+    if not document["num_checkpoints"] - document["num_scored"] - num:
         lines.append("every checkpoint is fine-tuned: nothing to buy")
+    elif not document["next"]:
+        lines.append(f"{number(document['budget_hours'])} worker hours are less than the next purchase takes")
     for each in document["next"]:
-        lines.append(f"buy {each['kind']} ({each['hours']:.3g} h): {', '.join(each['checkpoints'])}")
+        names = ", ".join(document["labels"][name] for name in each["checkpoints"])
+        lines.append(f"buy {each['kind']} ({each['hours']:.3g} h), by {document['bought_by']}: {names}")
     if any(each["kind"] != SFT for each in document["next"]):
         lines.append("then ask again: what is worth fine-tuning depends on what that measures")
-    lines += [f"left out: {row}: {why}" for row, why in document["rows_left_out"].items()]
-    return printable("\n".join(lines))
+    return lines
+
+
+def regret_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | str:
+    """Regret against worker hours: elimination beside fine-tuning all, by perplexity and early fine-tuning, and ASHA.
+
+    In words why not, where there is too little to learn from.
+    """
+    try:
+        known = known_of_run(ranking, stages)
+        found = {curve.strategy: curve for curve in curves(known, budget_hours=0.0)}
+    except CompareError as error:
+        return str(error)
+    shown = [elimination(size + 1) for size in range(len(known.rungs))]
+    shown += [ALL, *map(by, _baselines(ranking)), asha(known.rungs[-1][-1])]
+    return {
+        "lines": [
+            {
+                "name": escaped(name),
+                **{side: list(map(float, getattr(curve, side))) for side in ("hours", "regret", "low", "high")},
+                "text": [
+                    escaped(f"{name}\n{_cell(*values)} after {number(hours)} worker hours")
+                    for hours, *values in zip(curve.hours, curve.regret, curve.low, curve.high, strict=True)
+                ],
+            }
+            for name in shown
+            if (curve := found.get(name))
+        ],
+        "y_title": escaped(f"regret in {ranking.target}"),
+        "rungs": [", ".join(rung) for rung in known.rungs],
+        "num_scored": int(np.isfinite(known.scores).sum()),
+        "num_halves": NUM_SPLITS,
+    }
+
+
+def _baselines(ranking: Ranking) -> list[str]:
+    """Perplexity and early fine-tuning, or of each the indicator of the same order that stands for it.
+
+    Where perplexities do not compare, as of several objectives, the loss on other text that orders most pairs right.
+    """
+    there = {item.indicator: item.same_order_as or item.indicator for item in ranking.associations if item.selection}
+    other = [name for name in there if name.startswith(OTHER_TEXT_LOSSES)][:1]
+    return [there[name] for name in ([PPL] if PPL in there else other) + [EARLY_SFT] if name in there]

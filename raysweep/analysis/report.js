@@ -101,6 +101,20 @@ if (data) {
         shapes: lines.map((line, index) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: line.y, y1: line.y, line: { dash: index ? "dot" : "dash", color: css("--soft"), width: 1.5 } })),
         annotations: lines.map((line) => ({ text: line.name, showarrow: false, xref: "paper", x: 1, xanchor: "right", y: line.y, yanchor: "bottom", font: { size: 12, color: css("--soft") } })) }), options);
   };
+  const regret = () => {
+    const { lines, y_title } = charts.regret;
+    const drawn = lines.flatMap(({ name, hours, regret, low, high, text }, index) => {
+      const color = colors[index % colors.length];
+      const band = {
+        x: [...hours, ...hours.toReversed()], y: [...high, ...low.toReversed()], type: "scatter", mode: "lines",
+        fill: "toself", fillcolor: `${color}1c`, line: { width: 0 }, hoverinfo: "skip", showlegend: false,
+      };
+      return [band, { name, x: hours, y: regret, text, hovertemplate: hover, type: "scatter", mode: "lines", line: { width: 2, color } }];
+    });
+    Plotly.react("regret-chart", drawn, layout(
+      { title: { text: "worker hours, on all checkpoints" } }, { title: { text: y_title }, rangemode: "tozero" },
+      { legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 } }), options);
+  };
   const loss = () => {
     const drawn = charts.loss.traces.map((trace) => ({
       x: trace.x, y: trace.y, text: trace.text, hovertemplate: hover, type: "scatter", mode: "lines",
@@ -142,7 +156,7 @@ if (data) {
     document.getElementById("steps-chart").style.height = small ? `${80 + 220 * panels.length}px` : "";
     Plotly.react("steps-chart", drawn, layout({}, {}, { ...axes, annotations, showlegend: false }), options);
   };
-  const painters = { scatter, front, agreement, worth, steps, loss };
+  const painters = { scatter, front, agreement, worth, regret, steps, loss };
   const draw = () => Object.keys(charts).forEach((name) => painters[name]());
   if (charts.scatter) document.getElementById("indicator").addEventListener("change", scatter);
   document.getElementById("score")?.addEventListener("change", steps);

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis import charts, formatting
+from raysweep.analysis.budget_page import regret_chart
 from raysweep.analysis.choosing import Chosen, chosen_of, identity_of, search_of
 from raysweep.analysis.colors import variant_colors
 from raysweep.analysis.findings import cautions, headline, how_to_read, points_text, score_text, tie_text
@@ -80,6 +81,9 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
         drawn["steps"] = steps
     if worth := worth_chart(ranking, stages):
         drawn["worth"] = worth
+    regret = regret_chart(ranking, stages) if worth else ""
+    if not isinstance(regret, str):
+        drawn["regret"] = regret
     sections = {
         "ranking": ("Ranking", ranking_table(ranking, colors)),
         "front": ("Trade-off", _front_table(front, ranking) if front else None),
@@ -109,6 +113,8 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
         has_edges=bool(ranking.edges),
         has_ties=bool(ranking.ties),
         beyond=beyond_tables(ranking),
+        regret=drawn.get("regret"),
+        why_no_regret=regret if isinstance(regret, str) else "",
         skipped=sorted(ranking.skipped.items()),
         sweep_text=run.sweep_text,
         provenance=_provenance(run, stages),

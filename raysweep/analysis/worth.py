@@ -26,12 +26,22 @@ class Worth:
     """Worker time of its stages on one checkpoint, on average: all that these stages measure is had for it."""
 
 
+def seconds_spent(stages: pd.DataFrame) -> pd.Series:
+    """(kind, checkpoint) -> worker time of all stages of that kind on it: of all tasks, seeds and rates together.
+
+    Only where all of them have run, whatever came out: a part of them costs less than the whole.
+    """
+    own = stages[stages["checkpoint"].notna()].drop_duplicates("id")
+    spent = own["wall_seconds"] * own["world_size"].astype("float64")
+    # A stage that has not run has no time, and makes the sum none.
+    totals: pd.Series = spent.groupby([own["kind"], own["checkpoint"]]).agg(lambda each: each.sum(skipna=False))
+    return totals.dropna()
+
+
 def seconds_by_kind(stages: pd.DataFrame) -> dict[str, float]:
-    """Kind of stage -> worker time on one checkpoint, of all its tasks, seeds and rates together."""
-    done = stages[stages["wall_seconds"].notna() & stages["checkpoint"].notna()].drop_duplicates("id")
-    spent = done["wall_seconds"] * done["world_size"].astype("float64")
-    totals = spent.groupby(done["kind"]).sum() / done.groupby("kind")["checkpoint"].nunique()
-    return {str(kind): float(total) for kind, total in totals.items() if total > 0}
+    """Kind of stage -> `seconds_spent` on one checkpoint, on average over those that have it."""
+    means = seconds_spent(stages).groupby(level="kind").mean()
+    return {str(kind): float(seconds) for kind, seconds in means.items() if seconds > 0}
 
 
 def worths(ranking: Ranking, stages: pd.DataFrame) -> list[Worth]:

@@ -13,6 +13,7 @@ from raysweep.printable import printable
 from raysweep.validation import suggested
 
 if TYPE_CHECKING:
+    from raysweep.analysis.budget import Known
     from raysweep.analysis.learning import Learnt
     from raysweep.analysis.ranking import Ranking
 
@@ -105,10 +106,9 @@ def _rank(args: argparse.Namespace) -> int:
 
         return _print_learnt(learn_from_run(results, args.learn), args)
     if args.budget:
-        from raysweep.analysis.worth import seconds_by_kind
+        from raysweep.analysis.budget_page import known_of_run
 
-        spent = {kind: seconds / 3600 for kind, seconds in seconds_by_kind(results.stages).items()}
-        return _print_budget(results.ranking, spent, args, by_kind=True)
+        return _print_budget(results.ranking, known_of_run(results.ranking, results.stages), args)
     if args.json:
         print_json(results.ranking.to_dict())
     else:
@@ -135,10 +135,10 @@ def _check_together(args: argparse.Namespace) -> None:
         )
 
 
-def _print_budget(ranking: Ranking, spent: dict[str, float], args: argparse.Namespace, *, by_kind: bool) -> int:
-    from raysweep.analysis.budget_page import budget_document, format_budget, known_of
+def _print_budget(ranking: Ranking, known: Known, args: argparse.Namespace) -> int:
+    from raysweep.analysis.budget_page import budget_document, format_budget
 
-    document = budget_document(ranking, known_of(ranking, spent, by_kind=by_kind), args.budget)
+    document = budget_document(ranking, known, args.budget)
     if args.json:
         print_json(document)
     else:
@@ -181,7 +181,9 @@ def _rank_table(args: argparse.Namespace) -> int:
         return _print_learnt(learn_from_table(args.table, roles, args.learn), args)
     ranking = rank_table(args.table, roles, drop_flagged=args.drop_flagged)
     if args.budget:
-        return _print_budget(ranking, args.costs, args, by_kind=False)
+        from raysweep.analysis.budget_page import known_of
+
+        return _print_budget(ranking, known_of(ranking, args.costs), args)
     if args.json:
         print_json(ranking.to_dict())
     else:

@@ -4,25 +4,14 @@ import functools
 import http.server
 import json
 import re
-import shutil
-import subprocess
 import threading
 from pathlib import Path
 
 import pytest
+from chromium import needs_chromium, open_page
 
 from raysweep.results import Results
 from raysweep.runners import run_sweep
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--enable-logging=stderr", "--virtual-time-budget=10000", "--window-size=1280,2000",
-)  # fmt: skip
-
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 # A page of ours beside the report, which opens it as wide as a phone and says what it sees. Chromium's own windows
 # are 500 pixels wide at least.
@@ -43,13 +32,6 @@ document.getElementById("phone").addEventListener("load", ({ target }) => setTim
   document.body.append(result);
 }, 1500));
 </script></body>"""
-
-
-def open_page(page: str, profile: Path) -> tuple[str, list[str]]:
-    """(the document after its scripts ran, lines of the console)."""
-    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysweep.analysis.budget import Known, _asha, curves, eliminate, learn_prefixes, next_purchases
+from raysweep.analysis.budget import Known, _asha, curves, eliminate, learn_rungs, next_purchases
 from raysweep.analysis.budget_page import format_budget
 from raysweep.analysis.comparer import CompareError
 from raysweep.cli import main
@@ -25,12 +25,13 @@ def known(seed: int = 0) -> Known:
     values = {"little": scores + 1.5 * generator.normal(size=NUM), "much": scores + 0.2 * generator.normal(size=NUM)}
     values["useless"] = generator.normal(size=NUM)
     kinds = {"little": "cheap", "much": "dear", "useless": "dearest"}
-    return Known(names, names, values, kinds, HOURS, scores, "score")
+    bought = {kind: np.ones(NUM, dtype=bool) for kind in HOURS}
+    return Known(names, names, values, kinds, HOURS, bought, scores, "score")
 
 
 def test_regret_falls_with_hours_and_ends_at_none():
     found = {curve.strategy: curve for curve in curves(known(), budget_hours=10.0)}
-    assert {"fine-tune all", "by much", "by little", "elimination by cheap", "elimination by cheap, dear"} <= set(found)
+    assert {"fine-tune all", "by much", "by little", "elimination, 1 rung", "elimination, 2 rungs"} <= set(found)
     for curve in found.values():
         assert (np.diff(curve.regret) <= 1e-9).all() or curve.strategy.startswith(("ASHA", "by", "elim"))
         # All are fine-tuned by then, but for what costs more than fine-tuning itself.
@@ -50,7 +51,7 @@ def _left(scores: np.ndarray, seed: int) -> float:
 
 def test_elimination_asks_for_dear_indicators_of_the_likely_ones_alone():
     table = known()
-    bought, order = eliminate(table.at(np.arange(20, NUM)), learn_prefixes(table.at(np.arange(20))))
+    bought, order = eliminate(table.at(np.arange(20, NUM)), learn_rungs(table.at(np.arange(20))))
     assert [each.kind for each in bought] == ["cheap", "dear"]  # Not what costs more than fine-tuning.
     assert len(bought[0].checkpoints) == NUM - 20
     assert set(bought[1].checkpoints) <= set(bought[0].checkpoints)
@@ -64,16 +65,37 @@ def test_what_is_measured_already_is_not_bought_again():
     scores, much = table.scores.copy(), table.values["much"].copy()
     scores[26:] = np.nan
     much[26:] = np.nan
-    without = dataclasses.replace(table, scores=scores, values={**table.values, "much": much})
-    bought = next_purchases(without, 4.0, num_kinds=2)
+    open_ones = {"sft": np.isfinite(scores), "dear": np.isfinite(much)}
+    without = dataclasses.replace(
+        table, scores=scores, values={**table.values, "much": much}, bought={**table.bought, **open_ones}
+    )
+    bought = next_purchases(without, 4.0, num_rungs=2)
     # Which to fine-tune is not known before.
     assert [each.kind for each in bought] == ["dear"]
     assert set(bought[0].checkpoints) <= set(table.names[26:])
-    [half] = next_purchases(without, 0.45, num_kinds=2)
+    [half] = next_purchases(without, 0.45, num_rungs=2)
     assert (half.kind, half.checkpoints, half.hours) == ("dear", bought[0].checkpoints[:2], 0.4)
-    assert next_purchases(without, 0.1, num_kinds=2) == []
-    [tuned] = next_purchases(dataclasses.replace(table, scores=scores), 3.0, num_kinds=2)
+    assert next_purchases(without, 0.1, num_rungs=2) == []
+    measured = dataclasses.replace(without, values=table.values, bought={**table.bought, "sft": open_ones["sft"]})
+    [tuned] = next_purchases(measured, 3.0, num_rungs=2)
     assert (tuned.kind, len(tuned.checkpoints)) == ("sft", 3)
+    # What ran and came to no number is not asked for again.
+    assert next_purchases(dataclasses.replace(without, bought=table.bought), 3.0, num_rungs=2) == []
+
+
+def test_kinds_of_about_one_cost_are_bought_together():
+    table = known()
+    hours = {"cheap": 0.1, "dear": 0.3, "sft": 1.0, "dearest": 2.0}
+    assert table.rungs == [("cheap",), ("dear",)]
+    assert dataclasses.replace(table, hours=hours).rungs == [("cheap", "dear")]
+    scores, none = table.scores.copy(), np.full(NUM, np.nan)
+    scores[26:] = np.nan
+    open_ones = dict.fromkeys(("sft", "cheap", "dear"), np.arange(NUM) < 26)
+    values = {**table.values, "little": np.where(open_ones["cheap"], table.values["little"], none)}
+    asked = dataclasses.replace(table, hours=hours, scores=scores, values=values, bought={**table.bought, **open_ones})
+    # 18 of them: 1.8 hours, and of what is left 4 of the other kind.
+    cheap, dear = next_purchases(asked, 3.0, num_rungs=1)
+    assert (cheap.kind, len(cheap.checkpoints), dear.kind, len(dear.checkpoints)) == ("cheap", 18, "dear", 4)
 
 
 def test_too_few_variants_of_a_half_are_named():
@@ -90,7 +112,8 @@ def test_strategies_that_are_alike_are_said_to_tie():
     behind = found["by twin"].behind_first, found["by much"].behind_first
     assert behind[0] == behind[1]
     assert found["by useless"].behind_first.low > 0
-    assert found["fine-tune all"].deviation[0] > 0
+    everything = found["fine-tune all"]
+    assert everything.low[0] < everything.regret[0] < everything.high[0]
 
 
 def test_asha_takes_a_missing_value_for_the_worst():
@@ -111,7 +134,7 @@ def test_a_table_with_costs_has_strategies(tmp_path, capsys):
     regrets = [each["regret_at_budget"] for each in document["strategies"]]
     assert regrets == sorted(regrets)
     assert document["next"][-1]["kind"] == "sft"
-    assert "buy sft (3 h): row" in format_budget(document)
+    assert "buy sft (3 h), by elimination, 2 rungs: row" in format_budget(document)
     assert " ≈" in format_budget(document)
     assert main([*command, "--budget", "3", "--costs", "little=1,sft=2"]) == 2
     assert "what much costs on one checkpoint is not known" in capsys.readouterr().err
