@@ -40,12 +40,17 @@ def learn_from_run(results: Results, folder: Path) -> list[Learnt]:
     Raises:
         CompareError: if there is too little to learn from.
     """
-    from raysweep.analysis.ranking import of_task, rank
+    from raysweep.analysis.ranking import of_task, rank, tasks_beside
 
     whole = results.ranking.target
-    tasks = [of_task(whole, task) for task in results.ranking.tasks]
+    own = tasks_beside(whole, results.ranking.tasks)
+    tasks = [of_task(whole, task) for task in own]
     metric = whole.rpartition("/")[2]
-    families = [column.name for column in results.columns if column.tasks and column.metric.name == metric]
+    families = [
+        column.name
+        for column in results.columns
+        if column.tasks and column.metric.name == metric and {*column.tasks} <= {*own}
+    ]
     targets = list(dict.fromkeys([whole, *families, *tasks]))
     rankings = [
         rank(results.checkpoints, columns=results.columns, noise=results.noise, target=target) for target in targets
@@ -229,7 +234,7 @@ def _without_others(trial: Trial, kinds: Collection[str]) -> Trial:
         stages=tuple(
             stage for stage in trial.stages if stage.kind in kinds or stage.checkpoint is None or stage.id in made
         ),
-        auto_lrs=False,
+        auto_lrs=frozenset(),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from raysweep.data.sources import checkpoint_files
 from raysweep.train.architectures import inner_numbers
+from raysweep.train.methods import Adapters
 from raysweep.weights import num_stored
 
 
@@ -41,6 +42,19 @@ class Size:
         """Those of all blocks, if one matrix embeds tokens and predicts them; else some more."""
         return max(0, self.num_parameters - self.vocab_size * self.hidden_size)
 
+    def adapter_parameters(self, rank: int) -> int:
+        """Those of matrices of this rank beside all linear layers but the output's: rank (in + out) of each.
+
+        Of a block of a Llama that is rank (7 h + P / h), with P its parameters; of other blocks, and where fewer layers
+        have such matrices, it is more than there are.
+
+        >>> Size(110, 1, 2, 1, 0, vocab_size=5, num_bytes=0).adapter_parameters(3)  # P = 100
+        192
+        """
+        if not self.hidden_size:
+            return 0
+        return rank * (7 * self.hidden_size * self.num_layers + self.block_parameters // self.hidden_size)
+
     @property
     def forward_bytes(self) -> int:
         """Of a token in a forward pass that keeps nothing, in 32 bits and without logits: a block is widest in its
@@ -54,10 +68,22 @@ class Size:
         kept = 4 * 2 * self.num_layers * self.hidden_size
         return kept + max(kept, self.forward_bytes)
 
-    def gradient_flops(self, num_tokens: float, sequence_length: int) -> float:
-        """Forward and backward: 6 N + 12 L h s a token (Chowdhery et al., 2022, appendix B)."""
+    def gradient_flops(self, num_tokens: float, sequence_length: int, *, adapters: Adapters | None = None) -> float:
+        """Forward and backward: 6 N + 12 L h s a token (Chowdhery et al., 2022, appendix B).
+
+        Of the 6 N, 2 N are the gradients of weights, which frozen ones have not: beside M parameters of adapters it is
+        4 N + 6 M.
+
+        Args:
+            num_tokens: that are read.
+            sequence_length: tokens that attend to each other.
+            adapters: that are trained; None: all weights are.
+        """
         attention = 12.0 * self.num_layers * self.hidden_size * sequence_length
-        return (6.0 * self.num_parameters + attention) * num_tokens
+        weights = 6.0 * self.num_parameters
+        if adapters:
+            weights = 4.0 * self.num_parameters + 6.0 * self.adapter_parameters(adapters.rank)
+        return (weights + attention) * num_tokens
 
     def forward_flops(self, num_tokens: float, sequence_length: int) -> float:
         """A third of a gradient's: a backward pass takes two products where a forward pass takes one."""

@@ -323,7 +323,8 @@ def _stages_of_a_trial(declared: Declared) -> int:
     pretrain, sft = declared.pretrain, declared.sft
     each = 2 + sum(len(spec.by_task()) for spec in declared.measurements.values())
     if sft:
-        each += len(sft.tasks) * len(sft.seeds) * (len(sft.first_lrs) + sft.linear_probe)
+        num_rates = sum(len(sft.first_lrs(method)) for method in sft.methods)
+        each += len(sft.tasks) * len(sft.seeds) * (num_rates + sft.linear_probe)
     if isinstance(pretrain, Existing):
         return each
     listed = [pretrain.checkpoints, *(phase.checkpoints for phase in pretrain.phases)]

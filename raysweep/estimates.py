@@ -245,8 +245,9 @@ def _note(space: SearchSpace, *, has_sizes: bool, known_sizes: bool, tokens_agai
         )
     if space.declared.search.name == "optuna":
         notes.append("Optuna picks the points; counted as if each were the base recipe.")
-    if (sft := space.declared.sft) and sft.lrs == "auto":
-        rates = ", ".join(f"{lr:g}" for lr in sft.first_lrs)
+    if (sft := space.declared.sft) and sft.auto_lrs:
+        begins = (", ".join(f"{lr:g}" for lr in sft.first_lrs(method)) for method in sorted(sft.auto_lrs))
+        rates = "; ".join(dict.fromkeys(begins))
         notes.append(f"sft.lrs auto: counted are the rates it begins with ({rates}), so there are at least so many.")
     if has_sizes:
         notes.append("Gangs have several sizes, so no time is told.")

@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from raysweep.data.corpora import Corpus
 from raysweep.errors import collect
 from raysweep.objectives.heads import Head
+from raysweep.scores import FULL
 from raysweep.spec import Neutral, Provenance, Spec, check_name
 from raysweep.stages.sft import Hyperparameters
 from raysweep.tasks.families import Task
+from raysweep.train.methods import Full, Method
+from raysweep.train.models import Model
 
-FIRST_LRS = (1e-4, 3e-4, 1e-3)
-"""The fine-tuning rates that `sft.lrs: auto` begins with; `plan.LADDER` has those that it may come to."""
 
-
-def _rates_or_word(lrs: Any) -> str | None:
+def _form_of_rates(lrs: Any) -> str | None:
     return "word" if lrs == "auto" else "rates" if isinstance(lrs, list | tuple) else None
+
+
+def _form_of_lrs(lrs: Any) -> str | None:
+    return "by_method" if isinstance(lrs, Mapping) else _form_of_rates(lrs)
 
 
 Rates = Annotated[
     Annotated[tuple[float, ...], Tag("rates")] | Annotated[Literal["auto"], Tag("word")],
     Discriminator(
-        _rates_or_word,
+        _form_of_rates,
         custom_error_type="rates",
         custom_error_message="write a list of rates, such as [1e-4, 3e-4, 1e-3], or auto",
     ),
 ]
+Lrs = Annotated[
+    Annotated[tuple[float, ...], Tag("rates")]
+    | Annotated[Literal["auto"], Tag("word")]
+    | Annotated[dict[str, Rates], Tag("by_method")],
+    Discriminator(
+        _form_of_lrs,
+        custom_error_type="lrs",
+        custom_error_message="write a list of rates, such as [1e-4, 3e-4, 1e-3], or one for each method, or auto",
+    ),
+]
+"""The rates of all methods, or by the method's name."""
 
 
 class Finetuning(Spec):
-    """What every checkpoint is fine-tuned on: tasks x seeds x learning rates, the rate picked by validation score."""
+    """What every checkpoint is fine-tuned on: tasks x methods x seeds x rates, the rate picked by validation score."""
 
     tasks: dict[str, Task] = Field(min_length=1)
     """Name to downstream task; names become metric columns."""
@@ -44,9 +60,13 @@ class Finetuning(Spec):
     """Name of a family to the names of its tasks, such as cms: [arc_easy, comve]; means over them are targets, too."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     """Of fine-tuning; each task is trained once with each."""
-    lrs: Rates = (3e-4,)
+    methods: Annotated[dict[str, Method], Neutral({FULL: Full()})] = Field(default={FULL: Full()}, min_length=1)
+    """Name to method of fine-tuning, such as {full: {name: full}, lora: {name: lora, r: 16}}. Columns of each name it,
+    sft/lora/<task>/score, but those of full fine-tuning, whose name here is full."""
+    lrs: Lrs = (3e-4,)
     """Learning rates, of which that with the best validation score counts, for each checkpoint and task by itself; or
-    auto: 1e-4, 3e-4 and 1e-3, and then lower and higher ones, until the best is inside."""
+    auto: 1e-4, 3e-4 and 1e-3 (of lora ten times these), and then lower and higher ones, until the best is inside. By
+    method: {full: [1e-4, 3e-4], lora: auto}; else all methods have the same."""
     hyperparameters: Hyperparameters = Hyperparameters()
     """What all fine-tuning runs share."""
     linear_probe: bool = True
@@ -64,29 +84,63 @@ class Finetuning(Spec):
             check_name("task", name)
         return tasks
 
-    @property
-    def first_lrs(self) -> tuple[float, ...]:
-        """The rates to begin with, whatever comes out."""
-        return FIRST_LRS if isinstance(self.lrs, str) else self.lrs
+    @field_validator("methods")
+    @classmethod
+    def _named_methods(cls, methods: dict[str, Method]) -> dict[str, Method]:
+        for name, method in methods.items():
+            check_name("method", name)
+            if (name == FULL) != isinstance(method, Full):
+                raise ValueError(
+                    f"{name}: {{name: {method.name}}}: the name {FULL} is that of full fine-tuning, and of no other"
+                )
+        return methods
 
     @field_validator("seeds", "lrs")
     @classmethod
-    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if isinstance(values, tuple) and len(set(values)) != len(values):
-            raise ValueError(f"{list(values)} holds one twice")
+    def _distinct(cls, values: Any) -> Any:
+        for each in values.values() if isinstance(values, dict) else [values]:
+            if isinstance(each, tuple) and len(set(each)) != len(each):
+                raise ValueError(f"{list(each)} holds one twice")
         return values
 
     @field_validator("lrs")
     @classmethod
-    def _positive(cls, values: tuple[float, ...] | str) -> tuple[float, ...] | str:
-        if not isinstance(values, str) and min(values, default=0.0) <= 0:
-            raise ValueError(f"{list(values)}: give one or more learning rates above 0, or auto")
+    def _positive(cls, values: Any) -> Any:
+        for each in values.values() if isinstance(values, dict) else [values]:
+            if not isinstance(each, str) and min(each, default=0.0) <= 0:
+                raise ValueError(f"{list(each)}: give one or more learning rates above 0, or auto")
         return values
 
+    @model_validator(mode="after")
+    def _go_together(self) -> Finetuning:
+        for name in self.methods.keys() & (self.tasks.keys() | self.families.keys()):
+            of = "task" if name in self.tasks else "family"
+            raise ValueError(f"{name!r} is a {of} and a method: columns could not tell them apart; rename one")
+        if isinstance(self.lrs, dict) and self.lrs.keys() != self.methods.keys():
+            asked, given = ", ".join(self.methods), ", ".join(self.lrs)
+            raise ValueError(f"lrs are by method, of {given}; methods are {asked}: give each its rates, and no other")
+        return self
+
+    def lrs_of(self, method: str) -> tuple[float, ...] | Literal["auto"]:
+        """The rates of a method of this name."""
+        return self.lrs[method] if isinstance(self.lrs, dict) else self.lrs
+
+    def first_lrs(self, method: str) -> tuple[float, ...]:
+        """The rates that it begins with, whatever comes out; `plan.LADDER` has those that auto may come to."""
+        lrs = self.lrs_of(method)
+        return self.methods[method].first_lrs if isinstance(lrs, str) else lrs
+
+    @property
+    def auto_lrs(self) -> frozenset[str]:
+        """The methods whose rates are auto."""
+        return frozenset(method for method in self.methods if self.lrs_of(method) == "auto")
+
     def pin(self, base: Path) -> Finetuning:
-        """With every task's data found, checked and fingerprinted."""
-        tasks = collect((("tasks", name), partial(task.pin, base)) for name, task in self.tasks.items())
-        return self.with_(tasks=dict(zip(self.tasks, tasks, strict=True)))  # type: ignore[no-any-return]
+        """With every task's data found, checked and fingerprinted, and what methods need found to be installed."""
+        tasks = [(("tasks", name), partial(task.pin, base)) for name, task in self.tasks.items()]
+        needed = [(("methods", name), method.check_installed) for name, method in self.methods.items()]
+        pinned = collect([*tasks, *needed])[: len(tasks)]
+        return self.with_(tasks=dict(zip(self.tasks, pinned, strict=True)))  # type: ignore[no-any-return]
 
     def bind(self, corpus: Corpus, head: Head) -> dict[str, Task]:
         """Its tasks, each with what it takes from the corpus, for a model that predicts so.
@@ -96,6 +150,10 @@ class Finetuning(Spec):
         """
         bound = collect((("tasks", name), partial(_bound, task, corpus, head)) for name, task in self.tasks.items())
         return dict(zip(self.tasks, bound, strict=True))
+
+    def check_model(self, model: Model) -> None:
+        """See that its methods fit such models. Raises SpaceError."""
+        collect((("methods", name), partial(method.check_model, model)) for name, method in self.methods.items())
 
 
 def _bound(task: Task, corpus: Corpus, head: Head) -> Task:

@@ -13,6 +13,7 @@ from raysweep.costs import Size
 from raysweep.curvature.cost import COPIES, LOGITS, Products
 from raysweep.objectives.base import LOGIT_CHUNK_BYTES
 from raysweep.resources import Resources
+from raysweep.train.methods import Adapters
 from raysweep.train.precision import Precision, settled
 
 # Resident memory of a process beside what its tensors take: the C library's heap cannot reuse all that is freed.
@@ -47,6 +48,8 @@ class Step:
     """Whether there is more than one micro-batch."""
     zero_stage: int = 0
     num_workers: int = 1
+    adapters: Adapters | None = None
+    """That are trained beside frozen weights; None: the weights are trained."""
 
     @property
     def has_masters(self) -> bool:
@@ -74,6 +77,8 @@ class TrainingSteps:
     """Tokens of a sequence whose logits are made at once; None: a few at a time on a GPU, all on a CPU."""
     by_length: bool = False
     """Whether rows of like length are computed together: in several micro-batches, and not compiled."""
+    adapters: Adapters | None = None
+    """See `Step`."""
 
     def share(self, gang: Resources) -> int:
         """Sequences of a batch that fall to the worker that has most."""
@@ -98,6 +103,7 @@ class TrainingSteps:
             accumulates=self.by_length or micro_batch < self.share(gang),
             zero_stage=gang.zero_stage,
             num_workers=gang.workers,
+            adapters=self.adapters,
         )
 
 
@@ -112,7 +118,7 @@ def training_bytes(size: Size, step: Step) -> int:
     blocks = size.num_layers * (entry if step.recomputed else block)
     copies = 0 if step.has_masters or not step.in_half else 2 * size.block_parameters
     # float32, of the output layer; where it also embeds, what embeds adds a second one to it at the end.
-    output = 4 * size.vocab_size * size.hidden_size
+    output = 4 * size.vocab_size * size.hidden_size if step.adapters is None else 0
     before = gradients if step.accumulates else 0
     work = step.tokens * _work_bytes(size, step)
     bucket = bucket_bytes(size, step)
@@ -132,20 +138,26 @@ def training_bytes(size: Size, step: Step) -> int:
 
 def held_bytes(size: Size, step: Step) -> tuple[float, float, float]:
     """Weights, gradients at the end of a backward pass, and the optimizer's state with what it steps, as sharded."""
-    num, each = size.num_parameters, 2 if step.has_masters else 4
+    trained, each = trained_parameters(size, step), 2 if step.has_masters else 4
+    num = size.num_parameters + (trained if step.adapters else 0)
     weights = num * each / step.shards(3)
-    gradients = 4 * num / step.shards(2)
-    optimizer = 4 * num * step.optimizer_floats / step.shards(1)
+    gradients = 4 * trained / step.shards(2)
+    optimizer = 4 * trained * step.optimizer_floats / step.shards(1)
     if step.zero_stage:  # Float32 ones beside the weights.
-        optimizer += 4 * num / step.shards(1)
+        optimizer += 4 * trained / step.shards(1)
     if step.zero_stage == 3:  # Those that are gathered, and those to come.
         weights += each * min(num, LIVE + AHEAD)
     return weights, gradients, optimizer
 
 
+def trained_parameters(size: Size, step: Step) -> int:
+    """Those that have gradients and an optimizer's state."""
+    return size.adapter_parameters(step.adapters.rank) if step.adapters else size.num_parameters
+
+
 def bucket_bytes(size: Size, step: Step) -> float:
     """Of gradients that DeepSpeed reduces together."""
-    return (2 if step.has_masters else 4) * min(size.num_parameters, BUCKET) if step.zero_stage else 0
+    return (2 if step.has_masters else 4) * min(trained_parameters(size, step), BUCKET) if step.zero_stage else 0
 
 
 def block_bytes(size: Size, step: Step) -> float:
@@ -154,18 +166,23 @@ def block_bytes(size: Size, step: Step) -> float:
     Attention is fused: it keeps queries, keys, values, its output and a float32 number per head. Norms are fused on
     GPUs, and keep what they are of. Under autocast the stream between blocks, and norms, stay in float32, and each
     product has a bfloat16 copy of its input; compiled, products share it, and activations are made again.
+
+    Adapters keep the inputs that frozen weights would not; with dropout also what it leaves of each, and a mask: of six
+    inputs of width h in a Llama, fewer in others, and one of the feed-forward layers' width, taken as inner / 3.
     """
     hidden, inner = size.hidden_size, float(size.inner_numbers)
-    per_head = 4 * size.num_heads
+    beside = 4.0 * size.num_heads
+    if step.adapters and step.adapters.has_dropout:
+        beside += (4 if step.in_half else 6) * (6 * hidden + inner / 3)
     if step.compiled and step.on_gpu:
         inner = 3 * inner / 4
     if not step.in_half:
-        return (32 if step.on_gpu else 40) * hidden + 4 * inner + per_head
+        return (32 if step.on_gpu else 40) * hidden + 4 * inner + beside
     if step.has_masters:
-        return 16 * hidden + 2 * inner + per_head
+        return 16 * hidden + 2 * inner + beside
     if step.compiled and step.on_gpu:
-        return 20 * hidden + 2 * inner + per_head
-    return (26 if step.on_gpu else 34) * hidden + 2 * inner + per_head
+        return 20 * hidden + 2 * inner + beside
+    return (26 if step.on_gpu else 34) * hidden + 2 * inner + beside
 
 
 def _stream_bytes(size: Size, step: Step) -> float:

@@ -12,7 +12,16 @@ from raysweep.data.corpora import Corpus
 from raysweep.finetuning import Finetuning
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
-from raysweep.scores import MEANS, Column, Result, checkpoint_metrics, finetuning_runs, open_sides
+from raysweep.scores import (
+    Column,
+    Result,
+    checkpoint_metrics,
+    finetuning_runs,
+    means_of,
+    method_of,
+    open_sides,
+    tuning_name,
+)
 from raysweep.spec import Metric, canonical, fingerprint
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.stages.enlarge import Enlarge
@@ -41,7 +50,7 @@ class Stage:
     """One unit of work. `inputs` maps a role to the id of the stage that plays it.
 
     `checkpoint` is the id of the stage whose checkpoint this one leaves or measures, `step` that checkpoint's step
-    (None before there is one), `task` the name of its downstream task.
+    (None before there is one), `task` the name of its downstream task; of fine-tuning a `scores.tuning_name`.
     """
 
     spec: StageSpec
@@ -74,8 +83,8 @@ class Trial:
     point: Mapping[str, Any]
     seed: int
     stages: tuple[Stage, ...]
-    auto_lrs: bool = False
-    """Whether further fine-tuning stages come as results ask for them: see `widened`."""
+    auto_lrs: frozenset[str] = frozenset()
+    """The methods of which further fine-tuning stages come as results ask for them: see `widened`."""
     added: frozenset[str] = frozenset()
     """Ids of the stages that came so."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -104,7 +113,7 @@ class Trial:
 
     def columns_at(self, step: int) -> tuple[Column, ...]:
         """Those of the checkpoint at `step`, in the order of `checkpoint_metrics`."""
-        declared = {mean.column.name: mean.column for mean in MEANS}
+        declared: dict[str, Column] = {}
         results = []
         for stage in self.stages:
             if stage.step != step:
@@ -113,6 +122,7 @@ class Trial:
             columns = [Column(stage.kind, metric, stage.task) for metric in metrics]
             declared |= {column.name: column for column in columns}
             results.append(_assumed(stage, metrics))
+        declared |= {column.name: column for column, _ in means_of(results)}
         return tuple(declared[name] for name in checkpoint_metrics(results))
 
     def corpus_of(self, stage: Stage) -> Corpus:
@@ -134,7 +144,7 @@ class Trial:
         """
         groups: dict[tuple[str, str], list[Stage]] = {}
         for stage in self.stages if self.auto_lrs else ():
-            if stage.kind == "sft":
+            if stage.kind == "sft" and method_of(str(stage.task)) in self.auto_lrs:
                 groups.setdefault((str(stage.checkpoint), str(stage.task)), []).append(stage)
         more = {stages[-1].id: _further(stages, results) for stages in groups.values()}
         if not any(more.values()):
@@ -346,6 +356,7 @@ def _finetunings(sft: Finetuning, tasks: Mapping[str, Task], text: HeldText) -> 
     for name, task in tasks.items():
         if task.num_classes is not None and sft.linear_probe:
             yield from ((name, Probe(task=task, seed=seed)) for seed in sft.seeds)
-        for lr in sft.first_lrs:
-            for seed in sft.seeds:
-                yield name, Sft(task=task, lr=lr, seed=seed, **given)
+        for by, method in sft.methods.items():
+            for lr in sft.first_lrs(by):
+                for seed in sft.seeds:
+                    yield tuning_name(name, by), Sft(task=task, lr=lr, seed=seed, method=method, **given)

@@ -18,7 +18,7 @@ from raysweep.events import (
     TrialStarted,
 )
 from raysweep.run_files import TrialRow
-from raysweep.scores import Result, checkpoint_metrics
+from raysweep.scores import MEAN_SCORE, Result, checkpoint_metrics, of_methods
 from raysweep.variants import SearchSpace
 from raysweep.worker import Reached
 
@@ -169,6 +169,7 @@ class Progress:
             return
         missing = {each.id: Result(each.id, each.kind, "missing", {}, each.task) for each in group}
         results = [self._results.get(each.id, missing[each.id]) for each in group]
-        score = checkpoint_metrics(results)["sft/mean_score"]
+        metrics = checkpoint_metrics(results)
+        score = metrics[of_methods(MEAN_SCORE, (str(each.task) for each in results))[0]]
         if not math.isnan(score):
             self._leaders[str(scored.checkpoint)] = Leader(score, row.point, row.seed, scored.step)

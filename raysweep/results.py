@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep.errors import SpaceError
 from raysweep.runners import run_sweep
 from raysweep.runs import Run
-from raysweep.scores import Column
+from raysweep.scores import Column, usual_target
 from raysweep.space import load
 from raysweep.store import DEFAULT_ROOT, Store
 from raysweep.variants import SearchSpace
@@ -30,7 +30,7 @@ class Results:
 
     run: Run
     target: str = ""
-    """The column that checkpoints are ranked by; empty: `usual_target`."""
+    """The column that checkpoints are ranked by; empty: `scores.usual_target`."""
 
     @staticmethod
     def open(run: str | Path, *, store: str | Path | None = None, overrides: Sequence[str] = ()) -> Results:
@@ -83,14 +83,6 @@ class Results:
 
         return columns_of(self.run)
 
-    @property
-    def usual_target(self) -> str:
-        """The mean log-likelihood of right answers, where fine-tuning measures it and picks rates by it; else the mean
-        score."""
-        from raysweep.analysis.ranking import MEAN_LIKELIHOOD, MEAN_SCORE
-
-        return MEAN_LIKELIHOOD if MEAN_LIKELIHOOD in self.checkpoints else MEAN_SCORE
-
     @cached_property
     def ranking(self) -> Ranking:
         """Checkpoints by the target and indicators by agreement with it, best first.
@@ -100,7 +92,7 @@ class Results:
         """
         from raysweep.analysis.ranking import rank
 
-        target = self.target or self.usual_target
+        target = self.target or usual_target(column for column in self.columns if column.name in self.checkpoints)
         return rank(self.checkpoints, columns=self.columns, noise=self.noise, target=target)
 
     @property

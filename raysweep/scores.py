@@ -6,7 +6,7 @@ Pure, and used by runners (what a searcher is told) and analysis (what a report 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import fmean
@@ -15,6 +15,9 @@ from typing import Literal
 from raysweep.spec import Metric
 
 Side = Literal["lowest", "highest"]
+
+FULL = "full"
+"""The method of fine-tuning whose columns do not name it."""
 
 
 def column_name(kind: str, metric: str, task: str | None = None) -> str:
@@ -28,10 +31,62 @@ def column_name(kind: str, metric: str, task: str | None = None) -> str:
     return "/".join(part for part in (kind or None, task, metric) if part is not None)
 
 
+def tuning_name(task: str, method: str = FULL) -> str:
+    """What stands for a task in columns of its fine-tuning: the task, behind the method's name unless that is full.
+
+    Names of tasks and methods hold no slash.
+
+    >>> tuning_name("boolq"), tuning_name("boolq", "lora")
+    ('boolq', 'lora/boolq')
+    """
+    return task if method == FULL else f"{method}/{task}"
+
+
+def method_of(tuning: str) -> str:
+    """The method in a `tuning_name`.
+
+    >>> method_of("boolq"), method_of("lora/boolq")
+    ('full', 'lora')
+    """
+    return tuning.rpartition("/")[0] or FULL
+
+
+def task_of(tuning: str) -> str:
+    """The task in a `tuning_name`.
+
+    >>> task_of("boolq"), task_of("lora/boolq")
+    ('boolq', 'boolq')
+    """
+    return tuning.rpartition("/")[2]
+
+
+def by_method(tunings: Iterable[str]) -> dict[str, list[str]]:
+    """Method -> its names among `tuning_name`s.
+
+    >>> by_method(["arc", "boolq", "lora/arc"])
+    {'full': ['arc', 'boolq'], 'lora': ['lora/arc']}
+    """
+    groups: dict[str, list[str]] = {}
+    for tuning in tunings:
+        groups.setdefault(method_of(tuning), []).append(tuning)
+    return groups
+
+
+def of_method(column: str, method: str) -> str:
+    """The name of a method's own of a column that is of all tasks.
+
+    >>> of_method("sft/mean_score", "full"), of_method("sft/mean_score", "lora")
+    ('sft/mean_score', 'sft/lora/mean_score')
+    """
+    kind, _, metric = column.partition("/")
+    return column if method == FULL else column_name(kind, metric, method)
+
+
 @dataclass(frozen=True)
 class Column:
     """A metric of a kind of stage, as one number of each checkpoint; of one task, where `task` names it.
 
+    `task` of fine-tuning is a `tuning_name`; of the means over a method's tasks it is the method, unless that is full.
     `tasks`: those that it is the mean of, where `task` names a family of some.
     """
 
@@ -48,7 +103,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of a metric over all tasks that have stages of the kind `tasks_of`."""
+    """The mean of a metric over all tasks that have stages of the kind `tasks_of`; of fine-tuning, by each method."""
 
     column: Column
     each: str
@@ -68,20 +123,51 @@ MEANS = (
 )
 
 
+MEAN_SCORE, MEAN_LIKELIHOOD = MEANS[0].column.name, MEANS[1].column.name
 EACH_OF_MEAN = {mean.column.name: mean.each for mean in MEANS if mean.tasks_of == "sft"}
 """Column of a mean over tasks -> the metric of each."""
 
 
 def family_columns(columns: Iterable[Column], families: Mapping[str, Sequence[str]]) -> list[Column]:
-    """The means over the tasks of each family, of all that has a mean over fine-tuning's tasks."""
-    means = [column for column in columns if column.name in EACH_OF_MEAN and column.kind == "sft"]
-    return [replace(column, task=family, tasks=tuple(tasks)) for family, tasks in families.items() for column in means]
+    """The means over the tasks of each family, of all that has a mean over fine-tuning's tasks, by each method."""
+    means = [each for each in columns if each.kind == "sft" and column_name("sft", each.metric.name) in EACH_OF_MEAN]
+    return [
+        replace(
+            column,
+            task=tuning_name(family, column.task or FULL),
+            tasks=tuple(tuning_name(task, column.task or FULL) for task in tasks),
+        )
+        for family, tasks in families.items()
+        for column in means
+    ]
 
 
 def columns_of_mean(column: Column) -> list[str]:
     """The columns that one of a family is the mean of."""
     each = EACH_OF_MEAN[column_name(column.kind, column.metric.name)]
     return [column_name(column.kind, each, task) for task in column.tasks]
+
+
+def of_methods(mean: str, tasks: Iterable[str]) -> list[str]:
+    """The columns of a mean over tasks by each method of these `tuning_name`s; full fine-tuning's first.
+
+    >>> of_methods("sft/mean_score", ["lora/arc", "arc"])
+    ['sft/mean_score', 'sft/lora/mean_score']
+    """
+    return [of_method(mean, method) for method in sorted(by_method(tasks), key=lambda name: (name != FULL, name))]
+
+
+def usual_target(columns: Iterable[Column]) -> str:
+    """What checkpoints are ranked by where nothing else is asked for.
+
+    The mean log-likelihood of right answers, where fine-tuning measures it and picks rates by it; else the mean score.
+    Of full fine-tuning where there is some.
+    """
+    tuned = [column for column in columns if column.kind == "sft" and column.task and not column.tasks]
+    has_likelihood = any(column.metric.name == "log_likelihood" for column in tuned)
+    mean = MEAN_LIKELIHOOD if has_likelihood else MEAN_SCORE
+    tasks = [str(column.task) for column in tuned if column.metric.name == "score"]
+    return next(iter(of_methods(mean, tasks)), mean)
 
 
 @dataclass(frozen=True)
@@ -175,8 +261,8 @@ def mean_over_tasks(scores: Iterable[float]) -> float:
 class Result:
     """What is known of one stage of a checkpoint.
 
-    `status` is done, diverged, failed, pruned or missing; `metrics` are empty where the stage is not finished; `lr` and
-    `seed` are the stage's own, where it has them.
+    `status` is done, diverged, failed, pruned or missing; `metrics` are empty where the stage is not finished; `task`
+    of fine-tuning is a `tuning_name`; `lr` and `seed` are the stage's own, where it has them.
     """
 
     id: str
@@ -218,12 +304,21 @@ def checkpoint_metrics(results: Sequence[Result]) -> dict[str, float]:
     others = [result for result in results if result.kind != "sft" and result.metrics]
     for group in dict.fromkeys((result.kind, result.task) for result in others):
         metrics |= _means([result for result in others if (result.kind, result.task) == group])
+    for mean, columns in means_of(results):
+        if any(column in metrics for column in columns):
+            metrics[mean.name] = mean_over_tasks(metrics.get(column, math.nan) for column in columns)
+    return metrics
+
+
+def means_of(results: Sequence[Result]) -> Iterator[tuple[Column, list[str]]]:
+    """Each mean over tasks that results may have, and the columns that it is the mean of."""
     for mean in MEANS:
         tasks = _tasks(results, mean.tasks_of)
-        columns = [column_name(mean.column.kind, mean.each, task) for task in tasks]
-        if any(column in metrics for column in columns):
-            metrics[mean.column.name] = mean_over_tasks(metrics.get(column, math.nan) for column in columns)
-    return metrics
+        if mean.column.kind != "sft":  # What else is of tasks is not of methods.
+            tasks = list(dict.fromkeys(map(task_of, tasks)))
+        for method, own in by_method(tasks).items():
+            column = replace(mean.column, task=None if method == FULL else method)
+            yield column, [column_name(column.kind, mean.each, task) for task in own]
 
 
 def _tasks(results: Iterable[Result], kind: str) -> list[str]:

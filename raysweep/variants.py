@@ -149,7 +149,7 @@ class SearchSpace:
             point=dict(point),
             seed=seed,
             stages=chain(pretrain, measurements=declared.measurements.values(), sft=declared.sft, seed=seed),
-            auto_lrs=declared.sft is not None and declared.sft.lrs == "auto",
+            auto_lrs=declared.sft.auto_lrs if declared.sft else frozenset(),
             settings={name: self._settings[name][label] for name, label in point.items() if name in self._settings},
         )
 
@@ -157,6 +157,7 @@ class SearchSpace:
         """The pretrain section of a variant, seen to go together with what follows. Raises a RaysweepError if not."""
         pretrain = self._pretrain(point) if point else self.declared.pretrain
         sft = self.declared.sft
+        model = model_of(pretrain)
         measured: list[Recipe | Existing] = [pretrain]
         if isinstance(pretrain, Recipe):
             [made] = collect([(("pretrain",), partial(segments, pretrain))])
@@ -165,8 +166,9 @@ class SearchSpace:
         for each in measured:
             objective = objective_of(each)
             parts += [(("sft",), partial(sft.bind, each.data, objective.head))] if sft else []
+            parts += [(("sft",), partial(sft.check_model, model))] if sft and model else []
             # Without tasks, which may be what is wrong: all that does not go together is told at once.
-            subject = Subject(each.data, objective, each.sequence_length, tasks={}, model=model_of(pretrain))
+            subject = Subject(each.data, objective, each.sequence_length, tasks={}, model=model)
             parts += [((name,), partial(spec.bind, subject)) for name, spec in self.declared.measurements.items()]
         collect(parts)
         return pretrain

@@ -13,8 +13,8 @@ from raysweep.analysis.derived import HESSIAN_TRACE
 from raysweep.analysis.labels import is_missing, row_key
 from raysweep.analysis.objectives import objective_cautions, objective_lines
 from raysweep.analysis.pairwise import MIN_CLUSTERS, IntervalEstimate
-from raysweep.analysis.ranking import MEAN_LIKELIHOOD, MEAN_SCORE, PROBE_MEAN, Ranking, Tie, score
-from raysweep.scores import column_name
+from raysweep.analysis.ranking import PROBE_MEAN, Ranking, Tie, score
+from raysweep.scores import MEAN_LIKELIHOOD, MEAN_SCORE, column_name, of_methods, task_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +76,8 @@ def cautions(ranking: Ranking) -> list[str]:
     lines += _flatness_lines(table)
     lines += _workers_lines(table)
     # Of the same task, or the same mean; there is none for a target that is no score of fine-tuning.
-    probes = {MEAN_SCORE: PROBE_MEAN} | {score(task): score(task, "probe") for task in ranking.tasks}
+    probes = dict.fromkeys(of_methods(MEAN_SCORE, ranking.tasks), PROBE_MEAN)
+    probes |= {score(task): score(task_of(task), "probe") for task in ranking.tasks}
     probe = probes.get(ranking.target)
     if probe in table:
         both = table[[probe, ranking.target]].dropna()

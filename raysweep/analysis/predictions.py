@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from raysweep.analysis.pairwise import Floats
 from raysweep.analysis.uncertainty import Sample, TaskNoise, recorded, sample, task_noise
 from raysweep.errors import LostError
-from raysweep.scores import Result, column_name, finetuning_runs, pick
+from raysweep.scores import Result, by_method, column_name, finetuning_runs, pick
 from raysweep.store import Store
 
 logger = logging.getLogger(__name__)
@@ -34,11 +35,11 @@ def read_noise(store: Store, results: Mapping[str, Sequence[Result]]) -> dict[st
     tuned = [result for own in results.values() for result in own if result.kind == "sft"]
     tasks = sorted({str(result.task) for result in tuned})
     noise = {}
-    for metric in ("score", "log_likelihood"):
-        for task in tasks if metric == "score" or any(metric in result.metrics for result in tuned) else []:
+    for metric, averaged in product(("score", "log_likelihood"), by_method(tasks).values()):
+        for task in averaged if metric == "score" or any(metric in result.metrics for result in tuned) else []:
             samples = [_sample(store, checkpoint, own, task, metric) for checkpoint, own in sorted(results.items())]
             noise[column_name("sft", metric, task)] = task_noise(
-                [each for each in samples if each is not None], num_tasks=len(tasks), are_shares=metric == "score"
+                [each for each in samples if each is not None], num_tasks=len(averaged), are_shares=metric == "score"
             )
     return noise
 

@@ -17,13 +17,25 @@ from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.score_differences import Differences, between
 from raysweep.analysis.uncertainty import TaskNoise
-from raysweep.scores import EACH_OF_MEAN, Column, Side, column_name, columns_of_mean
+from raysweep.scores import (
+    EACH_OF_MEAN,
+    FULL,
+    MEAN_LIKELIHOOD,
+    MEAN_SCORE,
+    Column,
+    Side,
+    by_method,
+    column_name,
+    columns_of_mean,
+    method_of,
+    of_method,
+    of_methods,
+    task_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MEAN_SCORE = column_name("sft", "mean_score")
-MEAN_LIKELIHOOD = column_name("sft", "mean_log_likelihood")
 PROBE_MEAN = column_name("probe", "mean_score")
 
 Errors = Literal["paired", "paired, one seed", "unpaired", "unknown"]
@@ -78,7 +90,7 @@ class Ranking:
     labels: Mapping[Key, str]
     """Trial and checkpoint id -> the point and step, in words."""
     tasks: tuple[str, ...]
-    """Those fine-tuned on."""
+    """Those fine-tuned on, by each method: see `scores.tuning_name`."""
     ties: tuple[Tie, ...]
     """Not distinguishable from the best, by falling score."""
     gap: IntervalEstimate | None
@@ -184,7 +196,7 @@ def rank(
     differences = between(
         scores[: len(scored)],
         errors=scored[errors].to_numpy(dtype="float64") if errors in scored else None,
-        noise=_noise_of(target, noise or {}, columns),
+        noise=_noise_of(target, noise or {}, columns, tasks),
         checkpoints=list(scored["checkpoint"]),
     )
     clear = differences.clear()
@@ -235,8 +247,10 @@ def _flags(scored: pd.DataFrame, associations: Sequence[Association], target: st
 def _sorted(table: pd.DataFrame, target: str, tasks: Sequence[str]) -> pd.DataFrame:
     """By falling target, those without one last; raises ValueError if there is no such column."""
     if target not in table.columns:
-        there = [name for name in (MEAN_SCORE, MEAN_LIKELIHOOD, *map(score, tasks)) if name in table]
-        if len(table) and (there or target not in (MEAN_SCORE, MEAN_LIKELIHOOD)):
+        means = (MEAN_SCORE, MEAN_LIKELIHOOD)
+        there = [name for mean in means for name in of_methods(mean, tasks) if name in table]
+        there += map(score, tasks)
+        if len(table) and (there or target.rpartition("/")[2] not in {mean.rpartition("/")[2] for mean in means}):
             raise ValueError(f"no column {target!r} to rank by; scores: {', '.join(there) or 'none yet'}")
         table = table.assign(**{target: math.nan})
     # One order of rows, whatever the caller's: sums of floats, and so the last bits, depend on it.
@@ -244,15 +258,16 @@ def _sorted(table: pd.DataFrame, target: str, tasks: Sequence[str]) -> pd.DataFr
     return table.reset_index(drop=True)
 
 
-def _noise_of(target: str, noise: Mapping[str, TaskNoise], columns: Sequence[Column]) -> list[TaskNoise]:
+def _noise_of(
+    target: str, noise: Mapping[str, TaskNoise], columns: Sequence[Column], tasks: Sequence[str]
+) -> list[TaskNoise]:
     """Of the tasks that `target` is the mean of; none where it is another number."""
-    families = {column.name: column for column in columns if column.tasks}
-    if target in families:
-        parts = columns_of_mean(families[target])
-    elif target in EACH_OF_MEAN:
-        parts = [name for name in noise if name.endswith(f"/{EACH_OF_MEAN[target]}")]
-    else:
-        parts = [target]
+    means = {column.name: columns_of_mean(column) for column in columns if column.tasks} | {
+        of_method(mean, method): [column_name("sft", each, task) for task in own]
+        for mean, each in EACH_OF_MEAN.items()
+        for method, own in by_method(tasks).items()
+    }
+    parts = means.get(target, [target])
     return [noise[part] for part in parts] if all(part in noise for part in parts) else []
 
 
@@ -313,14 +328,26 @@ def _edges(table: pd.DataFrame, tasks: Sequence[str], labels: Mapping[Key, str])
 
 
 def _tasks(table: pd.DataFrame, columns: Sequence[Column]) -> tuple[str, ...]:
-    """Those with a score in the table."""
+    """Those with a score in the table, each by every method, full first."""
     names = {column.task for column in columns if column.kind == "sft" and column.task is not None}
-    return tuple(sorted(task for task in names if score(task) in table))
+    there = (name for name in names if score(name) in table)
+    return tuple(sorted(there, key=lambda name: (task_of(name), method_of(name) != FULL, name)))
 
 
 def of_task(target: str, task: str) -> str:
     """The column of one task that a target is the mean of, or stands beside."""
     return column_name("sft", "log_likelihood" if target.endswith("log_likelihood") else "score", task)
+
+
+def tasks_beside(target: str, tasks: Sequence[str]) -> list[str]:
+    """Of the tasks by all methods, those by the target's own.
+
+    >>> tasks_beside("sft/lora/mean_score", ["arc", "lora/arc"]), tasks_beside("sft/mean_score", ["arc", "lora/arc"])
+    (['lora/arc'], ['arc'])
+    """
+    methods = by_method(tasks)
+    word = target.partition("/")[2].partition("/")[0]  # No task has the name of a method.
+    return methods.get(word if word in methods else FULL, [])
 
 
 def score(task: str, kind: str = "sft") -> str:

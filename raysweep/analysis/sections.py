@@ -13,17 +13,17 @@ from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, PPL
 from raysweep.analysis.findings import direction_text, score_text
 from raysweep.analysis.labels import is_missing, row_key
 from raysweep.analysis.pairwise import IntervalEstimate
-from raysweep.analysis.ranking import (
+from raysweep.analysis.ranking import PROBE_MEAN, Ranking, of_task, score, shown_indicators
+from raysweep.runs import Run
+from raysweep.scores import (
     MEAN_LIKELIHOOD,
     MEAN_SCORE,
-    PROBE_MEAN,
-    Ranking,
-    of_task,
-    score,
-    shown_indicators,
+    by_method,
+    column_name,
+    mean_over_tasks,
+    of_method,
+    of_methods,
 )
-from raysweep.runs import Run
-from raysweep.scores import column_name, mean_over_tasks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,10 +83,12 @@ def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bo
     table, target = ranking.checkpoints, ranking.target
     tasks = _tasks(ranking) if per_task else []
     own = {task: of_task(target, task) for task in tasks}
+    others = _same_by_others(ranking)
     extra = {name: title for name, title in ((PROBE_MEAN, "linear probe"), (UNTUNED, "before")) if name in table}
     short = indicator_names(ranking)
     shown = [name for name in shown_indicators(ranking) if name not in extra]
     columns = [Heading("#", numeric=True), Heading("checkpoint"), Heading(_heading(target), numeric=True, title=target)]
+    columns += [Heading(f"by {method},{formatting.unit(name)}", numeric=True, title=name) for name, method in others]
     columns += [Heading(f"{task},{formatting.unit(own[task])}", numeric=True, title=own[task]) for task in tasks]
     columns += [Heading(f"{title}, %", numeric=True, title=_EXTRA[name]) for name, title in extra.items()]
     columns += [Heading(short[name], numeric=True, title=alike_text(ranking, name)) for name in shown]
@@ -102,6 +104,7 @@ def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bo
             cell(ranking.labels[key], mark=" · ".join(marks), color=colors.get(row["variant"])),
             cell(row[target], lambda _, row=row: score_text(row, target)),  # type: ignore[misc]
         ]
+        cells += [cell(row[name], lambda _, row=row, name=name: score_text(row, name)) for name, _ in others]  # type: ignore[misc]
         for task in tasks:
             name, edge = own[task], edges.get((*key, task))
             why = f"picked learning rate {edge.lr:g}, the {edge.side} of its grid" if edge else ""
@@ -116,7 +119,8 @@ def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bo
         cells += [cell(row[name], formatting.percent, mark=_place(row, name)) for name in extra]
         cells += [cell(row[name], formatting.number, mark=_place(row, name)) for name in shown]
         rows.append(Row(cells, checkpoint=row["checkpoint"], is_best=row["rank"] == 1))
-    return Table(columns, rows, _chance_cells(ranking, tasks, width=len(columns)))
+    shown_scores = [target, *(name for name, _ in others), *own.values()]
+    return Table(columns, rows, _chance_cells(ranking, shown_scores, width=len(columns)))
 
 
 def _heading(target: str) -> str:
@@ -141,12 +145,21 @@ def _tasks(ranking: Ranking) -> list[str]:
     return [task for task in ranking.tasks if of_task(ranking.target, task) != ranking.target]
 
 
-def _chance_cells(ranking: Ranking, tasks: Sequence[str], *, width: int) -> list[Cell]:
+def _same_by_others(ranking: Ranking) -> list[tuple[str, str]]:
+    """Of a target that is a mean over tasks: the columns of the same mean by other methods, and these."""
+    for mean in (MEAN_SCORE, MEAN_LIKELIHOOD):
+        found = {of_method(mean, method): method for method in by_method(ranking.tasks)}
+        if ranking.target in found:
+            return [item for item in found.items() if item[0] != ranking.target and item[0] in ranking.checkpoints]
+    return []
+
+
+def _chance_cells(ranking: Ranking, columns: Sequence[str], *, width: int) -> list[Cell]:
     if not ranking.chance or not formatting.is_share(ranking.target):
         return []
     levels = {score(task): level for task, level in ranking.chance.items()}
-    levels[MEAN_SCORE] = mean_over_tasks(ranking.chance.get(task, math.nan) for task in _tasks(ranking))
-    columns = [ranking.target, *(score(task) for task in tasks)]
+    for method, tasks in by_method(ranking.tasks).items():
+        levels[of_method(MEAN_SCORE, method)] = mean_over_tasks(ranking.chance.get(task, math.nan) for task in tasks)
     known = [cell(levels.get(name), formatting.percent) for name in columns]
     cells = [Cell(""), Cell("chance", title="guessing, or always giving the commonest answer"), *known]
     return cells + [Cell("")] * (width - len(cells))
@@ -164,7 +177,7 @@ def indicator_names(ranking: Ranking) -> dict[str, str]:
             groups[item.same_order_as].append(item.indicator)
     known = {name: next((each for each in _KNOWN if each in group), name) for name, group in groups.items()}
     # A score of fine-tuning has the first claim on a name.
-    scores = [MEAN_SCORE, *map(score, ranking.tasks)]
+    scores = [MEAN_SCORE, *of_methods(MEAN_SCORE, ranking.tasks), *map(score, ranking.tasks)]
     short = formatting.short_names(list(dict.fromkeys([*known.values(), *shown_indicators(ranking), *scores])))
     return {name: short[shown] for name, shown in known.items()} | {
         name: short[name] for name in shown_indicators(ranking)

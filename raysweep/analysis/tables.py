@@ -21,13 +21,16 @@ from raysweep.record import Record
 from raysweep.run_files import StageRow, TrialRow
 from raysweep.runs import Run
 from raysweep.scores import (
+    FULL,
     Column,
     Result,
+    by_method,
     checkpoint_metrics,
     column_name,
     columns_of_mean,
     finetuning_runs,
     mean_over_tasks,
+    of_method,
     pick,
 )
 from raysweep.spec import Metric
@@ -110,7 +113,8 @@ def checkpoint_table(run: Run) -> pd.DataFrame:
     `num_seeds` over these, `score_stderr` with `score_low` and `score_high` (a 95 % interval, over test examples and
     seeds), `lr`, and `lr_edge` (-1 where that is the lowest of its grid, 1 the highest, else 0); and over tasks
     `sft/mean_score` with its `_stderr`, `_low` and `_high`, NaN where a task is missing, and `sft/num_tasks_missing`;
-    over those of a family `sft/<family>/mean_score`, likewise. Of `sft.likelihood` the same as `log_likelihood`.
+    over those of a family `sft/<family>/mean_score`, likewise. Of `sft.likelihood` the same as `log_likelihood`. Of
+    other methods of fine-tuning than full `sft/<method>/<task>/score`, `sft/<method>/mean_score`, and so on.
     """
     stages = stage_table(run)
     return checkpoints_of(stages, noise_of(run.store, stages), columns_of(run))
@@ -136,9 +140,10 @@ def checkpoints_of(
 def columns_of(run: Run) -> tuple[Column, ...]:
     """What the metric columns of a checkpoint table are: as the stages of the run declare them, and what tables add."""
     stages = [stage for trial in run.trials() for stage in trial.stages]
-    tasks = dict.fromkeys(stage.task for stage in stages if stage.kind == "sft")
+    tasks = dict.fromkeys(str(stage.task) for stage in stages if stage.kind == "sft")
     added = [Column("sft", metric, task) for task in tasks for metric in _OF_TASKS]
-    added += [Column("sft", metric) for metric in _OF_MEAN]
+    methods = dict.fromkeys([None, *(method for method in by_method(tasks) if method != FULL)])
+    added += [Column("sft", metric, method) for method in methods for metric in _OF_MEAN]
     families = dict.fromkeys(str(column.task) for column in run.columns() if column.tasks)
     added += [
         Column("sft", metric, family) for family in families for metric in _OF_MEAN if "_missing" not in metric.name
@@ -204,15 +209,18 @@ def _checkpoint_row(
         row[NUM_PARAMETERS] = row[taken]
     for task in tasks:
         row |= _fine_tuned(task, results)
-    if tasks:
-        scores = [row[column_name("sft", "score", task)] for task in tasks]
-        row[column_name("sft", "mean_score")] = mean_over_tasks(scores)
-        row[column_name("sft", "num_tasks_missing")] = sum(math.isnan(score) for score in scores)
-        row |= _forgetting_error(tasks, results)
+    for method, own in by_method(tasks).items():
+        scores = [row[column_name("sft", "score", task)] for task in own]
+        of_mean = {
+            "mean_score": mean_over_tasks(scores),
+            "num_tasks_missing": sum(math.isnan(score) for score in scores),
+            **_forgetting_error(own, results),
+        }
+        row |= {of_method(column_name("sft", name), method): value for name, value in of_mean.items()}
     return row
 
 
-def _forgetting_error(tasks: Sequence[str], results: Sequence[Result]) -> RowValues:
+def _forgetting_error(tasks: Sequence[str], results: Sequence[Result]) -> dict[str, float]:
     """The standard error of the mean over tasks and seeds, by text and seeds; none where forgetting is not measured.
 
     Each seed reads text of its own, so that seeds differ by all there is of chance; but few seeds tell that badly, and
@@ -228,7 +236,7 @@ def _forgetting_error(tasks: Sequence[str], results: Sequence[Result]) -> RowVal
     values, errors = zip(*(map(fmean, zip(*of_seed, strict=True)) for of_seed in pairs), strict=True)
     of_text = fmean(error**2 for error in errors)
     of_all = variance(values) if len(values) > 1 else 0.0
-    return {column_name("sft", "mean_forgetting_stderr"): math.sqrt(max(of_text, of_all) / len(values))}
+    return {"mean_forgetting_stderr": math.sqrt(max(of_text, of_all) / len(values))}
 
 
 def _fine_tuned(task: str, results: Sequence[Result]) -> RowValues:
@@ -304,8 +312,9 @@ def _add_errors(
 ) -> None:
     """The errors and intervals of scores and likelihoods, of each task and of means over tasks."""
     means = {
-        column_name("sft", f"mean_{metric}"): [column_name("sft", metric, task) for task in tasks]
+        of_method(column_name("sft", f"mean_{metric}"), method): [column_name("sft", metric, task) for task in own]
         for metric in ("score", "log_likelihood")
+        for method, own in by_method(tasks).items()
     } | {column.name: columns_of_mean(column) for column in columns if column.tasks}
     places = {name: {point: place for place, point in enumerate(each.checkpoints)} for name, each in noise.items()}
     for row in rows:

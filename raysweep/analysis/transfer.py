@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysweep.analysis.pairwise import Floats
-from raysweep.scores import Column, column_name
+from raysweep.scores import FULL, MEAN_SCORE, Column, by_method, column_name, of_method
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MEAN_SCORE = column_name("sft", "mean_score")
 FORGETTING = column_name("sft", "mean_forgetting")
 
 NO_MEASURES = frozenset({"tokenize", "fetch", "pretrain", "heldout", "probe", "probes", "sft"})
@@ -40,25 +39,40 @@ def transfer_targets(table: pd.DataFrame, runs: pd.DataFrame, read: Callable[[st
         if draws:
             label = f"probe, {name.removeprefix('probes/labels_')} labels"
             yield Target(label, numbers(table, name), table[draws].to_numpy(dtype=np.float64))
-    if MEAN_SCORE not in table or table[MEAN_SCORE].isna().any():
+    for method, tasks in by_method(sorted(runs["task"].unique())).items():
+        yield from _tuned_targets(table, runs, read, method=method, tasks=tasks)
+
+
+def _tuned_targets(
+    table: pd.DataFrame,
+    runs: pd.DataFrame,
+    read: Callable[[str], Floats | None],
+    *,
+    method: str,
+    tasks: Sequence[str],
+) -> Iterator[Target]:
+    """Of one method of fine-tuning, over all its tasks."""
+    mean, forgetting = of_method(MEAN_SCORE, method), of_method(FORGETTING, method)
+    by = "" if method == FULL else f" by {method}"
+    if mean not in table or table[mean].isna().any():
         return
-    tasks = sorted(runs["task"].unique())
+    runs = runs[runs["task"].isin(tasks)]
     tuned = {task: numbers(table, column_name("sft", "lr", task)) for task in tasks}
     ids = _run_ids(runs, table, tuned)
-    yield Target("fine-tuned, rate tuned", numbers(table, MEAN_SCORE), _draws(ids, read) if ids else None)
-    if FORGETTING in table and ids and table[FORGETTING].notna().all():
+    yield Target(f"fine-tuned{by}, rate tuned", numbers(table, mean), _draws(ids, read) if ids else None)
+    if forgetting in table and ids and table[forgetting].notna().all():
         rises = runs.set_index("id")["sft/forgetting_nats_per_token"].to_dict()
         # Below 0, so that higher is better here, too. Each seed has read text of its own.
         kept = -np.array([[[rises[each] for each in of_seed] for of_seed in row] for row in ids]).mean(axis=2)
         yield Target(
-            "pretraining loss kept (a point: 0.01 nats)", kept.mean(axis=1), kept if kept.shape[1] > 1 else None
+            f"pretraining loss kept{by} (a point: 0.01 nats)", kept.mean(axis=1), kept if kept.shape[1] > 1 else None
         )
     known = runs.set_index("id")["sft/score"].to_dict()
     for lr in sorted(runs["lr"].unique()):
         ids = _run_ids(runs, table, {task: np.full(len(table), lr) for task in tasks})
         if ids:
             scores = np.array([[[known[each] for each in of_seed] for of_seed in row] for row in ids])
-            yield Target(f"fine-tuned at {lr:g}", scores.mean(axis=(1, 2)), _draws(ids, read))
+            yield Target(f"fine-tuned{by} at {lr:g}", scores.mean(axis=(1, 2)), _draws(ids, read))
 
 
 def _run_ids(runs: pd.DataFrame, table: pd.DataFrame, rates: Mapping[str, Floats]) -> list[list[list[str]]] | None:

@@ -27,6 +27,7 @@ from raysweep.tasks.base import Fitted, Split
 from raysweep.tasks.families import Task
 from raysweep.tasks.rows import batch_tokens
 from raysweep.train.checkpoints import load_model
+from raysweep.train.methods import Full, Method
 from raysweep.train.optimizers import AdamW
 from raysweep.train.precision import Precision, settled
 from raysweep.train.schedules import Cosine
@@ -76,7 +77,7 @@ class Hyperparameters(Spec):
 
 
 class Sft(StageSpec):
-    """Fine-tune all weights; score on held-out splits. The learning rate is picked later, by `valid_score` or, where it
+    """Fine-tune by a method; score on held-out splits. The learning rate is picked later, by `valid_score` or, where it
     is measured, `valid_log_likelihood`."""
 
     VERSION: ClassVar[int] = 2
@@ -87,6 +88,7 @@ class Sft(StageSpec):
     lr: float = Field(gt=0)
     seed: int
     hyperparameters: Hyperparameters = Hyperparameters()
+    method: Annotated[Method, Neutral(Full())] = Full()
     forgetting: Annotated[HeldText | None, Neutral(None)] = None
     """The text on whose loss it is told what is forgotten, of which it then takes the tokens; None: it is not."""
     likelihood: Annotated[bool, Neutral(False)] = False
@@ -174,7 +176,8 @@ class Sft(StageSpec):
         """Of training alone."""
         load = self.task.workload()
         num = self.hyperparameters.num_examples(self.task.num_finetuned)
-        return size.gradient_flops(self.hyperparameters.epochs * num * load.length, load.length)
+        tokens = self.hyperparameters.epochs * num * load.length
+        return size.gradient_flops(tokens, load.length, adapters=self.method.adapters)
 
     @property
     def training(self) -> TrainingSteps:
@@ -188,6 +191,7 @@ class Sft(StageSpec):
             precision=given.precision,
             logits=0,
             by_length=True,
+            adapters=self.method.adapters,
         )
 
     def memory_bytes(self, size: Size, resources: Resources) -> int:
@@ -272,6 +276,7 @@ class Sft(StageSpec):
             return batch(order(epoch)[place * size : (place + 1) * size])
 
         is_wide = worker.world_size > 1
+        end = self.method.begin(model, seed=self.seed)
         # What DeepSpeed leaves of a model may be sharded, in bfloat16 or under autocast: the model gets weights alone.
         trained = copy.deepcopy(model) if is_wide else model
         training = train(
@@ -286,11 +291,18 @@ class Sft(StageSpec):
             worker=worker,
         )
         if is_wide and worker.rank == 0:
-            model.load_state_dict(training.weights)
+            model.load_state_dict(dict(model.state_dict()) | _learnt(trained, training.weights))
             model.to(worker.device)
+        end()
         return training.losses
 
 
 def _stderr(values: Sequence[float]) -> float:
     """Of the mean over test examples; NaN of one."""
     return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def _learnt(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of a model's weights those that take gradients: a gang may have rounded the others to bfloat16."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name: weights[name] for name, each in parameters if each.requires_grad}

@@ -179,14 +179,18 @@ class DeepSpeedEngine:
         return average_of(self._engine.module, self._stepped, self._base, mean)
 
     def weights(self) -> Tensors:
-        """All weights in float32, by name, gathered from the ranks; to be called by every rank, used by rank 0."""
+        """All weights by name, gathered from the ranks; to be called by every rank, used by rank 0.
+
+        Trained ones are in float32; those that take no gradient are as the engine multiplies them.
+        """
         weights = dict(self._accelerator.get_state_dict(self._engine) or {})
         if self._has_masters:
             from deepspeed.utils import safe_get_full_fp32_param
 
             # The model's own are rounded to bfloat16; what the optimizer steps, and one process trains, is not.
             for name, parameter in self._engine.module.named_parameters(remove_duplicate=False):
-                weights[name] = safe_get_full_fp32_param(parameter).detach().clone()
+                if parameter.requires_grad:
+                    weights[name] = safe_get_full_fp32_param(parameter).detach().clone()
         return weights
 
     def ranges(self) -> dict[str, Range]:

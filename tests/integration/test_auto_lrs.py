@@ -4,12 +4,12 @@ import pytest
 from tiny import TINY, results_of
 
 from raysweep.analysis.tables import checkpoint_table
-from raysweep.finetuning import FIRST_LRS
 from raysweep.runners import run_sweep
 from raysweep.runs import Run, status
 from raysweep.scores import FinetuningRun, pick
 from raysweep.space import load
 from raysweep.store import Store
+from raysweep.train.methods import Full
 
 AUTO = (
     TINY.replace("lrs: [1e-3, 1e-2]", "lrs: auto")
@@ -39,7 +39,7 @@ def test_rates_widen_until_the_best_is_inside_and_a_resumed_run_adds_nothing(swe
     for checkpoint, row in table.iterrows():
         found = picked(run, checkpoint)
         assert found.edge is None
-        assert row["sft/span/lr"] == found.lr > FIRST_LRS[-1]
+        assert row["sft/span/lr"] == found.lr > Full.first_lrs[-1]
         assert row["sft/span/score"] == store.get(found.runs[0].id).metrics["score"]
     want = results_of(run)
     num = sum(stage_id.startswith("sft") for stage_id in want)

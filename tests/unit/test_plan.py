@@ -13,7 +13,7 @@ from raysweep.curvature.cost import COST
 from raysweep.declared import Declared
 from raysweep.errors import SpaceError
 from raysweep.estimates import estimate, size_of
-from raysweep.finetuning import FIRST_LRS, Finetuning
+from raysweep.finetuning import Finetuning
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.span_corruption import SpanCorruption
@@ -26,6 +26,7 @@ from raysweep.stages.flatness import Flatness
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.tasks.spans import PCFGSpan
 from raysweep.train.checkpoints import load_model
+from raysweep.train.methods import Full
 from raysweep.train.models import Llama
 from raysweep.train.optimizers import SGD, AdamW
 
@@ -243,7 +244,7 @@ def test_auto_rates_end_at_the_ladders_ends_and_wait_for_what_is_unfinished(auto
     assert {stage.spec.lr for stage in flat.stages if stage.kind == "sft"} == set(LADDER)
     diverging = widened_to_the_end(auto_trial, lambda lr: None)
     assert min(stage.spec.lr for stage in diverging.stages if stage.kind == "sft") == LADDER[0]
-    assert max(stage.spec.lr for stage in diverging.stages if stage.kind == "sft") == FIRST_LRS[-1]
+    assert max(stage.spec.lr for stage in diverging.stages if stage.kind == "sft") == Full.first_lrs[-1]
     results = finished(auto_trial, lambda lr: lr)
     missing = next(iter(results))
     wider = auto_trial.widened({key: result for key, result in results.items() if key != missing})
