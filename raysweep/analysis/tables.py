@@ -64,7 +64,7 @@ _OF_MEAN = (
 )
 _DIVERGED = (Metric("diverged_step", unit="steps"), Metric("diverged_loss", unit="nats/token"))
 _CHECKPOINT = (
-    *("trial", "variant", "seed", "checkpoint", "step", "status", "workers", "location"),
+    *("trial", "variant", "seed", "checkpoint", "step", "status", "workers", "location", "sft_optimizer"),
     *(TRAINING_LOSS_OF, PERPLEXITY_OF, FLATNESS_OF, OTHER_TEXT_OF),
 )
 
@@ -106,6 +106,7 @@ def checkpoint_table(run: Run) -> pd.DataFrame:
     """One row per checkpoint, with all that was measured on it.
 
     Columns: trial, variant, seed, checkpoint (its stage id), step, status, workers (that pretrained it), location;
+    sft_optimizer (what fine-tuned it: the same in all of a run, a covariate where tables of several are put together);
     training_loss_of, perplexity_of, flatness_of and other_text_of (in words, whose loss these numbers are of);
     `point.<path>`; metrics of whole models as `<kind>/<metric>` and of tasks as `<kind>/<task>/<metric>` (mean over
     seeds). Of fine-tuning, `sft/<task>/`:
@@ -200,7 +201,10 @@ def _checkpoint_row(
     row |= {name: value for name, value in measured[0].items() if is_swept(str(name))}
     for other in [*([made] if made else []), *measured]:
         if "settings" in other:  # Else it is not finished.
-            row.update(losses_of(other["kind"], json.loads(other["settings"])))
+            settings = json.loads(other["settings"])
+            row.update(losses_of(other["kind"], settings))
+            if other["kind"] == "sft":
+                row["sft_optimizer"] = _optimizer_of(settings)
     known = {other["id"] for other in measured}
     results = [_result(other) for other in [*([made] if made and made["id"] not in known else []), *measured]]
     row.update(checkpoint_metrics(results))
@@ -218,6 +222,12 @@ def _checkpoint_row(
         }
         row |= {of_method(column_name("sft", name), method): value for name, value in of_mean.items()}
     return row
+
+
+def _optimizer_of(settings: Mapping[str, Any]) -> str:
+    """Of fine-tuning, from its recorded spec: a field that this leaves out had its neutral value."""
+    given = settings.get("hyperparameters")
+    return str(given.get("optimizer", "adamw")) if isinstance(given, Mapping) else "adamw"
 
 
 def _forgetting_error(tasks: Sequence[str], results: Sequence[Result]) -> dict[str, float]:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -28,7 +28,7 @@ from raysweep.tasks.families import Task
 from raysweep.tasks.rows import batch_tokens
 from raysweep.train.checkpoints import load_model
 from raysweep.train.methods import Full, Method
-from raysweep.train.optimizers import AdamW
+from raysweep.train.optimizers import SGD, AdamW, Lion, Optimizer
 from raysweep.train.precision import Precision, settled
 from raysweep.train.schedules import Cosine
 from raysweep.worker import Worker
@@ -52,7 +52,7 @@ LIKELIHOOD = (
 
 
 class Hyperparameters(Spec):
-    """What all fine-tuning runs of a sweep share. AdamW, cosine decay to zero."""
+    """What all fine-tuning runs of a sweep share. Cosine decay to zero."""
 
     epochs: float = Field(default=2.0, gt=0)
     """Passes over a task's training examples; may be a fraction."""
@@ -61,11 +61,22 @@ class Hyperparameters(Spec):
     warmup: float = Field(default=0.06, ge=0, le=1)
     """Fraction of the steps."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's, on matrices alone."""
+    """The optimizer's, on matrices alone."""
     precision: Precision = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
     max_examples: Annotated[int | None, Neutral(None)] = Field(default=None, ge=1)
     """Training examples of a task, the first so many; left out: all. A probe may be fitted to more (see probes)."""
+    optimizer: Annotated[Literal["adamw", "sgd", "lion"], Neutral("adamw")] = "adamw"
+    """What takes the steps, with its defaults of pretraining but for AdamW's betas, 0.9 and 0.999. Checkpoints may
+    fine-tune best by the optimizer that pretrained them (Liu et al., 2025), so tables hold it: sft_optimizer."""
+
+    def optimizer_at(self, lr: float) -> Optimizer:
+        """The optimizer, at a peak learning rate."""
+        given: dict[str, Any] = {"name": self.optimizer, "lr": lr, "weight_decay": self.weight_decay}
+        if self.optimizer == "adamw":
+            # The betas of BERT's fine-tuning (Devlin et al., 2019), where pretraining's second is 0.95.
+            return AdamW(**given, betas=(0.9, 0.999))
+        return SGD(**given) if self.optimizer == "sgd" else Lion(**given)
 
     def in_numbers_of(self, *, on_gpu: bool) -> Hyperparameters:
         """With what "auto" stands for there: a model that is trained in other numbers is another one."""
@@ -187,7 +198,7 @@ class Sft(StageSpec):
         return TrainingSteps(
             sequences=min(given.batch_sequences, given.num_examples(self.task.num_finetuned)),
             length=load.length,
-            optimizer_floats=self._optimizer.state_floats,
+            optimizer_floats=given.optimizer_at(self.lr).state_floats,
             precision=given.precision,
             logits=0,
             by_length=True,
@@ -241,11 +252,6 @@ class Sft(StageSpec):
 
         return risen
 
-    @property
-    def _optimizer(self) -> AdamW:
-        # The betas of BERT's fine-tuning (Devlin et al., 2019), where pretraining's second is 0.95.
-        return AdamW(lr=self.lr, weight_decay=self.hyperparameters.weight_decay, betas=(0.9, 0.999))
-
     def _in_half(self, *, on_gpu: bool) -> bool:
         return settled(self.hyperparameters.precision, on_gpu=on_gpu) == "bf16"
 
@@ -283,7 +289,7 @@ class Sft(StageSpec):
             trained,
             batch_at,
             objective=loss,
-            optimizer=self._optimizer,
+            optimizer=given.optimizer_at(self.lr),
             schedule=Cosine(warmup=given.warmup, final=0.0),
             num_steps=max(1, round(given.epochs * per_epoch)),
             seed=self.seed,

@@ -53,6 +53,7 @@ def test_both_methods_of_a_sweep_stand_side_by_side(sweep_file, store):
         assert list(table[f"sft/{name}mean_score"]) == list(table[f"sft/{name}span/score"])
         assert table[f"sft/{name}mean_score_low"].notna().all()
         assert table[f"sft/{name}mean_forgetting_stderr"].notna().all()
+    assert set(table["sft_optimizer"]) == {"adamw"}
     assert set(table["sft/span/lr"]) <= {1e-3, 1e-2}
     assert set(table["sft/lora/span/lr"]) <= {1e-2, 3e-2, 1e-1}
     assert (table["sft/lora/mean_forgetting"] != table["sft/mean_forgetting"]).all()
