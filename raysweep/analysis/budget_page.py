@@ -18,7 +18,7 @@ from raysweep.analysis.derived import PPL
 from raysweep.analysis.formatting import number
 from raysweep.analysis.labels import row_key
 from raysweep.analysis.ranking import Ranking
-from raysweep.analysis.worth import seconds_by_kind, seconds_spent
+from raysweep.analysis.worth import own_stages, seconds_by_kind, seconds_spent
 from raysweep.printable import printable
 from raysweep.scores import column_name
 
@@ -85,6 +85,7 @@ def known_of(
 
 def known_of_run(ranking: Ranking, stages: pd.DataFrame) -> Known:
     """What a run's ranking tells, with costs and what has run by its stage table; see `known_of`."""
+    stages = own_stages(ranking, stages)
     ran: dict[str, set[str]] = defaultdict(set)
     for kind, checkpoint in seconds_spent(stages).index:
         ran[str(kind)].add(str(checkpoint))

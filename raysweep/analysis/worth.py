@@ -10,7 +10,7 @@ from raysweep.analysis import formatting
 from raysweep.analysis.associations import TOGETHER, Association
 from raysweep.analysis.charts import Chart, escaped, numbers
 from raysweep.analysis.pairwise import IntervalEstimate
-from raysweep.analysis.ranking import Ranking
+from raysweep.analysis.ranking import Ranking, tasks_beside
 from raysweep.analysis.sections import Cell, Heading, Row, Table, alike_text, cell, indicator_names
 
 if TYPE_CHECKING:
@@ -44,6 +44,12 @@ def seconds_by_kind(stages: pd.DataFrame) -> dict[str, float]:
     return {str(kind): float(seconds) for kind, seconds in means.items() if seconds > 0}
 
 
+def own_stages(ranking: Ranking, stages: pd.DataFrame) -> pd.DataFrame:
+    """A stage table without fine-tuning by other methods than the target's."""
+    by_others = {*ranking.tasks} - {*tasks_beside(ranking.target, ranking.tasks)}
+    return stages[(stages["kind"] != "sft") | ~stages["task"].isin(by_others)]
+
+
 def worths(ranking: Ranking, stages: pd.DataFrame) -> list[Worth]:
     """Of the measured indicators, best first; without those of pretraining, which come with it."""
     spent = seconds_by_kind(stages)
@@ -58,7 +64,7 @@ def worths(ranking: Ranking, stages: pd.DataFrame) -> list[Worth]:
 def worth_table(ranking: Ranking, stages: pd.DataFrame) -> Table:
     """A row for each indicator: its cost, and what it tells."""
     short = indicator_names(ranking)
-    tuning = seconds_by_kind(stages).get("sft")
+    tuning = seconds_by_kind(own_stages(ranking, stages)).get("sft")
     rows = []
     for worth in worths(ranking, stages):
         name = worth.item.indicator

@@ -100,6 +100,7 @@ class Sft(StageSpec):
     seed: int
     hyperparameters: Hyperparameters = Hyperparameters()
     method: Annotated[Method, Neutral(Full())] = Full()
+    """Which weights are trained."""
     forgetting: Annotated[HeldText | None, Neutral(None)] = None
     """The text on whose loss it is told what is forgotten, of which it then takes the tokens; None: it is not."""
     likelihood: Annotated[bool, Neutral(False)] = False

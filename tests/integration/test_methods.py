@@ -4,6 +4,7 @@ import pytest
 from tiny import TINY, results_of
 
 from raysweep.analysis.tables import columns_of
+from raysweep.analysis.worth import own_stages, seconds_by_kind
 from raysweep.costs import Size
 from raysweep.errors import SpaceError
 from raysweep.progress import Progress
@@ -12,6 +13,7 @@ from raysweep.results import Results
 from raysweep.runners import run_sweep
 from raysweep.scores import FULL, method_of
 from raysweep.space import load
+from raysweep.train.optimizers import SGD
 
 pytest.importorskip("peft", reason="PEFT, of the extra 'lora', is not installed")
 
@@ -67,6 +69,9 @@ def test_both_methods_of_a_sweep_stand_side_by_side(sweep_file, store):
         name for name in ranking.tasks if table[f"sft/{name}/lr_edge"].ne(0).any()
     }
     assert not [item.indicator for item in ranking.associations if item.indicator.startswith("sft/")]
+    spent, whole = seconds_by_kind(own_stages(ranking, results.stages)), seconds_by_kind(results.stages)
+    assert 0 < spent.pop("sft") < whole.pop("sft")
+    assert spent == whole
     page = results.write_report().read_text()
     for heading in ("by lora", "lora/span"):
         assert f"{heading},\N{NO-BREAK SPACE}%</button>" in page
@@ -121,6 +126,22 @@ def test_what_cannot_be_is_said_before_anything_runs(sweep_file, change, found):
     with pytest.raises(SpaceError) as error:
         load(sweep_file(FEW), [f"sft.methods={change}"])
     assert found in str(error.value)
+
+
+def test_one_rate_for_both_is_hardly_meant(sweep_file):
+    assert not load(sweep_file(BOTH)).warnings
+    [warning] = load(sweep_file(BOTH), ["sft.lrs=[3e-4]"]).warnings
+    assert "sft.lrs: 0.0003 is the one rate of full, lora, and LoRA's best are about ten times" in warning
+
+
+def test_the_optimizer_of_fine_tuning_is_declared(sweep_file):
+    adamw, same, sgd = (
+        finetunings(load(sweep_file(FEW), [f"sft.hyperparameters.optimizer={name}"] if name else []), FULL)[0]
+        for name in ("", "adamw", "sgd")
+    )
+    assert adamw.id == same.id != sgd.id
+    assert sgd.spec.hyperparameters.optimizer_at(0.5) == SGD(name="sgd", lr=0.5, weight_decay=0.01)
+    assert adamw.spec.hyperparameters.optimizer_at(0.5).betas == (0.9, 0.999)
 
 
 def test_rates_by_method_are_those_of_the_methods(sweep_file):
