@@ -18,7 +18,7 @@ from raysweep.results import Results
 from raysweep.runners.chain import run_chain
 from raysweep.runners.gang import Gang
 from raysweep.runners.journal import quiet_libraries
-from raysweep.scores import Result, checkpoint_metrics, column_name
+from raysweep.scores import Column, Result, checkpoint_metrics, column_name, with_families
 from raysweep.space import load as load_space
 from raysweep.spec import canonical, fingerprint
 from raysweep.store import Store
@@ -220,7 +220,7 @@ def _measure(
                 pass
             if failures:
                 raise StageError(f"{name}: {failures[0]}")
-            measured.append(_measured(name, trial, store))
+            measured.append(_measured(name, trial, store, space.columns()))
     finally:
         gang.close()
     return measured
@@ -238,7 +238,7 @@ def _without_others(trial: Trial, kinds: Collection[str]) -> Trial:
     )
 
 
-def _measured(name: str, trial: Trial, store: Store) -> Measured:
+def _measured(name: str, trial: Trial, store: Store, columns: Sequence[Column]) -> Measured:
     from raysweep.analysis.derived import with_derived
 
     records = {stage.id: record for stage in trial.stages if (record := store.get(stage.id))}
@@ -253,7 +253,7 @@ def _measured(name: str, trial: Trial, store: Store) -> Measured:
         )
         for stage in trial.stages
     ]
-    values = with_derived(checkpoint_metrics(results))
+    values = with_derived(with_families(checkpoint_metrics(results), columns))
     by_kind = {record.kind: record for record in records.values()}
     by_column = {
         column_name(stage.kind, metric, stage.task): records[stage.id]

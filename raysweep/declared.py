@@ -288,10 +288,8 @@ def _gang_findings(declared: Declared) -> Iterator[Finding]:
 def _family_findings(declared: Declared) -> Iterator[Finding]:
     """Families of tasks that there are not, or by the name of one."""
     tasks = list(declared.sft.tasks) if declared.sft else []
-    sections = (("indicators", declared.indicators), ("sft", declared.sft))
-    families = [(key, *item) for key, section in sections if section for item in section.families.items()]
-    for key, family, members in families:
-        where: Place = (key, "families", family)
+    for family, members in declared.sft.families.items() if declared.sft else ():
+        where: Place = ("sft", "families", family)
         if family in tasks:
             yield where, f"{family} is a task of sft; call the family otherwise"
         yield from (

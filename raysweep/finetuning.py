@@ -54,10 +54,9 @@ class Finetuning(Spec):
 
     tasks: dict[str, Task] = Field(min_length=1)
     """Name to downstream task; names become metric columns."""
-    families: Annotated[dict[str, Annotated[tuple[str, ...], Field(min_length=1)]], Provenance()] = Field(
-        default_factory=dict
-    )
-    """Name of a family to the names of its tasks, such as cms: [arc_easy, comve]; means over them are targets, too."""
+    families: Annotated[dict[str, tuple[str, ...]], Provenance()] = Field(default_factory=dict)
+    """Name of a family to the names of its tasks, such as cms: [arc_easy, comve]: means over them are targets, too, and
+    indicators those of what is measured by task."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     """Of fine-tuning; each task is trained once with each."""
     methods: Annotated[dict[str, Method], Neutral({FULL: Full()})] = Field(default={FULL: Full()}, min_length=1)
@@ -76,6 +75,15 @@ class Finetuning(Spec):
     likelihood: Annotated[bool, Neutral(False)] = False
     """Whether the log-likelihood of right answers is measured: a target beside the score that tells more where scores
     are near chance, and then picks the rate."""
+
+    @field_validator("families")
+    @classmethod
+    def _families(cls, families: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name, tasks in families.items():
+            check_name("family", name)
+            if not tasks or len(set(tasks)) < len(tasks):
+                raise ValueError(f"{name}: {list(tasks)}: name one or more tasks, each once")
+        return families
 
     @field_validator("tasks")
     @classmethod

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, product
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from raysweep.spec import Metric
 
@@ -129,23 +129,37 @@ EACH_OF_MEAN = {mean.column.name: mean.each for mean in MEANS if mean.tasks_of =
 
 
 def family_columns(columns: Iterable[Column], families: Mapping[str, Sequence[str]]) -> list[Column]:
-    """The means over the tasks of each family, of all that has a mean over fine-tuning's tasks, by each method."""
-    means = [each for each in columns if each.kind == "sft" and column_name("sft", each.metric.name) in EACH_OF_MEAN]
-    return [
-        replace(
-            column,
-            task=tuning_name(family, column.task or FULL),
-            tasks=tuple(tuning_name(task, column.task or FULL) for task in tasks),
-        )
-        for family, tasks in families.items()
-        for column in means
-    ]
+    """The means over the tasks of each family: of what has a mean over fine-tuning's tasks, by each method, and of
+    indicators that all its tasks have, whose metrics are called `<task>/<metric>`."""
+    declared = {column.name: column for column in columns}
+    means = []
+    for (family, tasks), column in product(families.items(), declared.values()):
+        task, _, metric = column.metric.name.rpartition("/")
+        if column.kind == "sft" and column_name("sft", metric) in EACH_OF_MEAN:
+            method = column.task or FULL
+            of_tasks = tuple(tuning_name(each, method) for each in tasks)
+            means.append(replace(column, task=tuning_name(family, method), tasks=of_tasks))
+        elif column.metric.direction and task == tasks[0]:
+            mean = Column(column.kind, replace(column.metric, name=metric), family, tuple(tasks))
+            means += [mean] if all(part in declared for part in columns_of_mean(mean)) else []
+    return means
 
 
 def columns_of_mean(column: Column) -> list[str]:
     """The columns that one of a family is the mean of."""
-    each = EACH_OF_MEAN[column_name(column.kind, column.metric.name)]
+    name = column.metric.name
+    each = EACH_OF_MEAN[column_name("sft", name)] if column.kind == "sft" else name
     return [column_name(column.kind, each, task) for task in column.tasks]
+
+
+def with_families(values: Mapping[Any, Any], columns: Iterable[Column]) -> dict[Any, Any]:
+    """A checkpoint's numbers by column, with the means over families of tasks; NaN where one is missing."""
+    means = {}
+    for column in columns:
+        parts = columns_of_mean(column) if column.tasks else []
+        if any(part in values for part in parts):
+            means[column.name] = mean_over_tasks(values.get(part, math.nan) for part in parts)
+    return {**values, **means}
 
 
 def of_methods(mean: str, tasks: Iterable[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections import defaultdict
@@ -32,6 +31,7 @@ from raysweep.scores import (
     mean_over_tasks,
     of_method,
     pick,
+    with_families,
 )
 from raysweep.spec import Metric
 from raysweep.store import Store
@@ -129,7 +129,7 @@ def checkpoints_of(
     made = {(row["trial"], row["id"]): _known(row) for row in stages.to_dict("records")}
     tasks = sorted({row["task"] for rows in by_checkpoint.values() for row in rows if row["kind"] == "sft"})
     rows = [_checkpoint_row(key, measured, made.get(key), tasks=tasks) for key, measured in by_checkpoint.items()]
-    _add_families(rows, columns)
+    rows = [with_families(row, columns) for row in rows]
     _add_errors(rows, tasks, noise, columns)
     table = _frame(rows, first=_CHECKPOINT)
     for derived in DERIVED:
@@ -145,7 +145,7 @@ def columns_of(run: Run) -> tuple[Column, ...]:
     added = [Column("sft", metric, task) for task in tasks for metric in _OF_TASKS]
     methods = dict.fromkeys([None, *(method for method in by_method(tasks) if method != FULL)])
     added += [Column("sft", metric, method) for method in methods for metric in _OF_MEAN]
-    families = dict.fromkeys(str(column.task) for column in run.columns() if column.tasks)
+    families = dict.fromkeys(str(column.task) for column in run.columns() if column.tasks and column.kind == "sft")
     added += [
         Column("sft", metric, family) for family in families for metric in _OF_MEAN if "_missing" not in metric.name
     ]
@@ -309,14 +309,6 @@ def _same(name: Hashable, value: Any, other: RowValues) -> bool:
     return not is_swept(str(name)) or other.get(name) == value
 
 
-def _add_families(rows: Sequence[RowValues], columns: Sequence[Column]) -> None:
-    """Means over families of tasks; NaN where one is missing."""
-    for row, column in itertools.product(rows, [column for column in columns if column.tasks]):
-        parts = columns_of_mean(column)
-        if any(part in row for part in parts):
-            row[column.name] = mean_over_tasks(row.get(part, math.nan) for part in parts)
-
-
 def _add_errors(
     rows: Sequence[RowValues], tasks: Sequence[str], noise: Mapping[str, TaskNoise], columns: Sequence[Column]
 ) -> None:
@@ -325,7 +317,7 @@ def _add_errors(
         of_method(column_name("sft", f"mean_{metric}"), method): [column_name("sft", metric, task) for task in own]
         for metric in ("score", "log_likelihood")
         for method, own in by_method(tasks).items()
-    } | {column.name: columns_of_mean(column) for column in columns if column.tasks}
+    } | {column.name: columns_of_mean(column) for column in columns if column.tasks and column.kind == "sft"}
     places = {name: {point: place for place, point in enumerate(each.checkpoints)} for name, each in noise.items()}
     for row in rows:
         there = [name for name in noise if row["checkpoint"] in places[name]]

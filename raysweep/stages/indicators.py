@@ -6,15 +6,15 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
 from raysweep.data.tokenizers import load_tokenizer
 from raysweep.resources import Resources
-from raysweep.spec import Metric, Neutral, check_name
+from raysweep.spec import Metric
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.tasks.families import Task
 from raysweep.tasks.files import TYPICAL_LENGTH
@@ -46,20 +46,9 @@ class Indicators(StageSpec):
     """Solved examples before the question; of each class, for tasks with labels."""
     max_examples: int = Field(default=200, ge=1)
     """Of each task, from a split that no fine-tuning trains, validates or tests on."""
-    families: Annotated[dict[str, tuple[str, ...]], Neutral({})] = Field(default_factory=dict)
-    """Name of a family to the names of its tasks, such as cms: [arc_easy, comve]; its means are indicators, too."""
     tasks: dict[str, Task] = Field(default_factory=dict)
     """Name to task; filled from sft.tasks."""
     filled: ClassVar[frozenset[str]] = frozenset({"tasks"})
-
-    @field_validator("families")
-    @classmethod
-    def _distinct(cls, families: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        for name, tasks in families.items():
-            check_name("family", name)
-            if not tasks or len(set(tasks)) < len(tasks):
-                raise ValueError(f"{name}: {list(tasks)}: name one or more tasks, each once")
-        return families
 
     def bind(self, subject: Subject) -> Indicators:
         """With the tasks that checkpoints are fine-tuned on."""
@@ -79,16 +68,11 @@ class Indicators(StageSpec):
         values = {name: value for part in worker.gather(mine) for name, value in part.items()}
         for end in ("", LIKELIHOOD):
             values[f"kshot{end}_mean"] = fmean(values[f"{name}/kshot{end}"] for name in self.tasks)
-        for name, prefix in self._family_pieces():
-            for end in ("", LIKELIHOOD):
-                members = [values[f"{task}/{prefix}{end}"] for task in self.families[name]]
-                values[f"{name}/{prefix}{end}"] = fmean(members)
         return values
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
-        """Of each task and family without and with solved examples, and the means of the latter over all tasks."""
+        """Of each task without and with solved examples, and the means of the latter over all tasks."""
         names = [name for name, _, _ in self._pieces()]
-        names += [f"{name}/{prefix}" for name, prefix in self._family_pieces()]
         return (
             *(Metric(name, "max", "share") for name in (*names, "kshot_mean")),
             *(Metric(f"{name}{LIKELIHOOD}", "max", "nats") for name in names),
@@ -143,16 +127,6 @@ class Indicators(StageSpec):
             for prefix, shots in (("zeroshot", 0), ("kshot", self.kshot))
             if shots
             or task.num_classes is None  # Classes have no names to go by: without an example there is no score.
-        ]
-
-    def _family_pieces(self) -> list[tuple[str, str]]:
-        """(family, shots in words) of every mean: of scores that all its tasks have."""
-        scores = {name for name, _, _ in self._pieces()}
-        return [
-            (family, prefix)
-            for family, tasks in sorted(self.families.items())
-            for prefix in ("zeroshot", "kshot")
-            if all(f"{task}/{prefix}" in scores for task in tasks)
         ]
 
     def _score(self, model: Any, tokenizer: Any, name: str, task: Task, shots: int) -> dict[str, float]:

@@ -23,8 +23,9 @@ pretrain:
   steps: 4
   batch_sequences: 4
   sequence_length: 8
-indicators: {kshot: 9, families: {ask: [first, second], pick: [third]}}
+indicators: {kshot: 9}
 sft:
+  families: {ask: [first, second], pick: [third]}
   tasks:
     first: {form: qa, train: first.jsonl, test: test.jsonl, max_new_tokens: 4}
     second: {form: qa, train: second.jsonl, test: test.jsonl, max_new_tokens: 4}
@@ -67,8 +68,8 @@ def test_prompts_that_did_not_fit_are_counted_and_families_have_means(folder, sw
 @pytest.mark.parametrize(
     ("families", "words"),
     [
-        ("{ask: [first, secund]}", r"indicators\.families\.ask: sft has no task 'secund', did you mean 'second'"),
-        ("{first: [first]}", r"indicators\.families\.first: first is a task of sft"),
+        ("{ask: [first, secund]}", r"sft\.families\.ask: sft has no task 'secund', did you mean 'second'"),
+        ("{first: [first]}", r"sft\.families\.first: first is a task of sft"),
         ("{ask: [first, first]}", r"ask: \['first', 'first'\]: name one or more tasks, each once"),
         ("{a/b: [first]}", "family name 'a/b'"),
     ],
