@@ -47,7 +47,7 @@ def seconds_by_kind(stages: pd.DataFrame) -> dict[str, float]:
 def own_stages(ranking: Ranking, stages: pd.DataFrame) -> pd.DataFrame:
     """A stage table without fine-tuning by other methods than the target's."""
     by_others = {*ranking.tasks} - {*tasks_beside(ranking.target, ranking.tasks)}
-    return stages[(stages["kind"] != "sft") | ~stages["task"].isin(by_others)]
+    return stages[(stages["kind"] != "sft") | ~stages["task"].isin(by_others)] if by_others else stages
 
 
 def worths(ranking: Ranking, stages: pd.DataFrame) -> list[Worth]:
