@@ -144,8 +144,8 @@ def _task_warnings(space: SearchSpace) -> Iterator[Finding]:
     sft = space.declared.sft
     if sft and len(sft.methods) > 1 and isinstance(sft.lrs, tuple) and len(sft.lrs) == 1:
         text = (
-            f"{sft.lrs[0]:g} is the one rate of {', '.join(sft.methods)}, and LoRA's best are about ten times those of "
-            "full fine-tuning; give rates by method, {full: [...], lora: [...]}, or auto"
+            f"{sft.lrs[0]:g} is the one rate of {', '.join(sft.methods)}, and LoRA's best is often ten times that "
+            "of full fine-tuning; give rates by method, {full: [...], lora: [...]}, or auto"
         )
         yield ("sft", "lrs"), text
     for name, task in space.declared.sft.tasks.items() if space.declared.sft else ():

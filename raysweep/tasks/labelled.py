@@ -74,7 +74,7 @@ class LabelledTask(TaskSpec):
         """
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Train, *, seed: int) -> Fitted:
-        """All weights, and a new linear head on the last layer's states, drawn from `seed`; see `TaskSpec.fit`."""
+        """With a new linear head on the last layer's states, drawn from `seed`; see `TaskSpec.fit`."""
         from raysweep.train.classifier import Classifier, LabelLoss
 
         examples = self.encoded("train", tokenizer, max_length=context_length(model))

@@ -70,7 +70,7 @@ class TextTask(FileTask):
         """None: an answer is any text, so there is no class for a linear probe."""
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Train, *, seed: int) -> Fitted:
-        """All weights, on the answers and the token that ends them, each behind its prompt; see `TaskSpec.fit`.
+        """On the answers and the token that ends them, each behind its prompt; see `TaskSpec.fit`.
 
         Nothing is drawn here, so `seed` is not used.
         """

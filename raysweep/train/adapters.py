@@ -26,7 +26,7 @@ def add_lora(
     Args:
         model: a Hugging Face language model, or a module that holds one; changed in place.
         r, lora_alpha, lora_dropout, target_modules: as of `peft.LoraConfig`.
-        seed: of the A matrices, which are drawn on the CPU. torch's own random numbers go on as if none had been.
+        seed: of the A matrices, drawn on the CPU, whose own random numbers go on as if none had been.
 
     Returns:
         Adds the products of the matrices to the weights they stand beside, and takes them out. To be called once.
@@ -70,7 +70,7 @@ def find_targets(model: PreTrainedModel, target_modules: Sequence[str] | Literal
         target_modules: last parts of names; all-linear: all linear layers but the output layer.
 
     Raises:
-        ValueError: if a name is of no linear layer, or of the output layer; says which names there are.
+        ValueError: if a name is of no linear layer, or of the output layer; says which names there are, if any.
     """
     output = model.get_output_embeddings()
     linear = [
@@ -78,6 +78,8 @@ def find_targets(model: PreTrainedModel, target_modules: Sequence[str] | Literal
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not output
     ]
+    if not linear:
+        raise ValueError(f"{type(model).__name__} has no linear layer inside")
     if target_modules == "all-linear":
         return linear
     ends = dict.fromkeys(name.rpartition(".")[2] for name in linear)

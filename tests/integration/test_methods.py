@@ -131,7 +131,7 @@ def test_what_cannot_be_is_said_before_anything_runs(sweep_file, change, found):
 def test_one_rate_for_both_is_hardly_meant(sweep_file):
     assert not load(sweep_file(BOTH)).warnings
     [warning] = load(sweep_file(BOTH), ["sft.lrs=[3e-4]"]).warnings
-    assert "sft.lrs: 0.0003 is the one rate of full, lora, and LoRA's best are about ten times" in warning
+    assert "sft.lrs: 0.0003 is the one rate of full, lora, and LoRA's best is often ten times" in warning
 
 
 def test_the_optimizer_of_fine_tuning_is_declared(sweep_file):
