@@ -106,7 +106,8 @@ class Curve:
     """In the scores' unit; of the best fine-tuned one, else of what indicators put first, else of one drawn blindly."""
     low: tuple[float, ...]
     high: tuple[float, ...]
-    """Its 95 % interval, see `over_splits`: over variants, for strategies that learn from half of these."""
+    """Its interval, see `over_splits`: over variants, for strategies that learn from half of these. 95 % in name: where
+    regret is near 0 it is too narrow, as halves that all find the best say nothing of one that would not."""
     behind_first: IntervalEstimate
     """Regret at the budget minus that of the first strategy, see `over_splits`; 0 within it is a tie."""
 

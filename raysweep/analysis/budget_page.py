@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 MAX_STRATEGIES = 12
 """That a terminal lists."""
 EARLY_SFT = column_name("early_sft", "mean_score")
-OTHER_TEXT_LOSSES = column_name("other_text", "loss_")
-"""Begins the names of losses on texts that are the same for all variants."""
+OTHER_TEXT = column_name("other_text", "mean_loss")
+"""On texts that are the same for all variants: of one objective for all, where the sweep names one."""
 PARTS = (0.25, 0.5, 1.0)
 """Of the budget, at which a terminal says the regret."""
 
@@ -137,8 +137,9 @@ def format_budget(document: Mapping[str, Any]) -> str:
     parts = [part * budget for part in PARTS]
     lines = [
         f"Regret in {document['target']} on variants that nothing was learnt from, after worker hours for "
-        f"{document['num_scored']} checkpoints: mean over {NUM_SPLITS} halves of the variants, with its 95 % interval "
-        "(corrected resampled t); ≈: at the budget a tie with the first, which is picked by these numbers",
+        f"{document['num_scored']} checkpoints: mean over {NUM_SPLITS} halves of the variants, with its interval "
+        "(corrected resampled t, 95 % in name; too narrow where regret is near 0, of which few halves tell); ≈: at the "
+        "budget a tie with the first, which is picked by these numbers",
         f"  {'strategy':<44}" + "".join(f"{number(part):>22}" for part in parts),
     ]
     for place, each in enumerate(document["strategies"][:MAX_STRATEGIES]):
@@ -216,10 +217,9 @@ def regret_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | str:
 
 
 def _baselines(ranking: Ranking) -> list[str]:
-    """Perplexity and early fine-tuning, or of each the indicator of the same order that stands for it.
+    """Perplexity, or the loss on other text where that does not compare, as of several objectives; early fine-tuning.
 
-    Where perplexities do not compare, as of several objectives, the loss on other text that orders most pairs right.
+    Of each the name of the indicator of the same order that stands for it.
     """
     there = {item.indicator: item.same_order_as or item.indicator for item in ranking.associations if item.selection}
-    other = [name for name in there if name.startswith(OTHER_TEXT_LOSSES)][:1]
-    return [there[name] for name in ([PPL] if PPL in there else other) + [EARLY_SFT] if name in there]
+    return [there[name] for name in (PPL if PPL in there else OTHER_TEXT, EARLY_SFT) if name in there]

@@ -1,20 +1,29 @@
-"""The shipped indicator study, without running it: its design is one whose confounds can be told apart."""
+"""The shipped indicator studies, without running them: designs whose confounds can be told apart, at what cost."""
 
 import os
 from collections import Counter
 
 import pytest
-from shipped import FOLDER
+from benchmarks.indicator_costs import costs
+from shipped import FOLDER, presets
 
 from raysweep.space import load
 
 OBJECTIVE, LR, DATA = (f"pretrain.phases.continued.{part}" for part in ("objective", "optimizer.lr", "data"))
+RATES = {
+    "indicators_cpu": {5e-4: 13, 1e-3: 22, 2e-3: 7, 4e-3: 13, 8e-3: 7},
+    "indicators_50": {1e-4: 13, 2.5e-4: 22, 5e-4: 7, 7.5e-4: 13, 1e-3: 7},
+}
+
+pytestmark = [
+    pytest.mark.data,
+    pytest.mark.skipif("RAYSWEEP_DATA" not in os.environ, reason="RAYSWEEP_DATA names no data pack"),
+]
 
 
-@pytest.mark.data
-@pytest.mark.skipif("RAYSWEEP_DATA" not in os.environ, reason="RAYSWEEP_DATA names no data pack")
-def test_one_base_goes_on_in_62_ways_and_six_of_them_twice():
-    space = load(FOLDER / "indicators_cpu.yaml")
+@pytest.mark.parametrize("name", list(RATES))
+def test_one_base_goes_on_in_62_ways_and_six_of_them_twice(name):
+    space = load(FOLDER / f"{name}.yaml")
     trials = list(space.trials())
     variants = {trial.variant_id: trial.settings["variant"] for trial in trials}
     assert len(variants) == 62
@@ -28,4 +37,21 @@ def test_one_base_goes_on_in_62_ways_and_six_of_them_twice():
     # Each objective at each rate on one mix; other mixes at three rates by two objectives.
     crossed = Counter((each[OBJECTIVE], each[DATA]) for each in variants.values())
     assert sorted(crossed.values()) == [1] * (5 + 4) + [3] * 6 + [5] * 7
-    assert Counter(each[LR] for each in variants.values()) == {5e-4: 13, 1e-3: 22, 2e-3: 7, 4e-3: 13, 8e-3: 7}
+    assert Counter(each[LR] for each in variants.values()) == RATES[name]
+    if name == "indicators_50":
+        # By the stages' own FLOPs; flatness to an error of a tenth is among them, early fine-tuning is not.
+        [flatness] = [stage.spec for stage in trials[0].stages if stage.kind == "flatness"]
+        assert flatness.rse <= 0.1
+        found = [
+            costs(space, trial) for trial in {trial.settings["variant"][OBJECTIVE]: trial for trial in trials}.values()
+        ]
+        assert max(each.of_last_phase for each in found) < 0.05
+        assert max(each.of_cheapest_family for each in found) < 0.10
+
+
+def test_the_papers_own_scale_is_a_preset():
+    space = load(FOLDER / "indicators_50.yaml", presets("indicators_50")["paper"])
+    trial = next(iter(space.trials()))
+    base, continued = (stage.spec for stage in trial.stages if stage.kind == "pretrain")
+    assert round(base.model_size.num_parameters / 1e9) == 1
+    assert [round(each.pretraining_tokens / 1e9) for each in (base, continued)] == [100, 100]
