@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysweep.analysis.associations import numbers
-from raysweep.analysis.budget import ALL, NUM_SPLITS, SFT, Known, asha, by, curves, elimination, next_purchases
+from raysweep.analysis.budget import ALL, NUM_PAIRS, SFT, Known, asha, by, curves, elimination, next_purchases
 from raysweep.analysis.charts import Chart, escaped
 from raysweep.analysis.comparer import CompareError
 from raysweep.analysis.defects import leaks, unusable_rows
@@ -137,9 +137,9 @@ def format_budget(document: Mapping[str, Any]) -> str:
     parts = [part * budget for part in PARTS]
     lines = [
         f"Regret in {document['target']} on variants that nothing was learnt from, after worker hours for "
-        f"{document['num_scored']} checkpoints: mean over {NUM_SPLITS} halves of the variants, with its interval "
-        "(corrected resampled t, 95 % in name; too narrow where regret is near 0, of which few halves tell); ≈: at the "
-        "budget a tie with the first, which is picked by these numbers",
+        f"{document['num_scored']} checkpoints: mean over {2 * NUM_PAIRS} halves of the variants, with its 95 % "
+        "interval, by what disjoint halves differ by; ≈: at the budget a tie with the first, which is picked by these "
+        "numbers",
         f"  {'strategy':<44}" + "".join(f"{number(part):>22}" for part in parts),
     ]
     for place, each in enumerate(document["strategies"][:MAX_STRATEGIES]):
@@ -212,7 +212,7 @@ def regret_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | str:
         "y_title": escaped(f"regret in {ranking.target}"),
         "rungs": [", ".join(rung) for rung in known.rungs],
         "num_scored": int(np.isfinite(known.scores).sum()),
-        "num_halves": NUM_SPLITS,
+        "num_halves": 2 * NUM_PAIRS,
     }
 
 
