@@ -248,8 +248,8 @@ def _sorted(table: pd.DataFrame, target: str, tasks: Sequence[str]) -> pd.DataFr
     """By falling target, those without one last; raises ValueError if there is no such column."""
     if target not in table.columns:
         means = (MEAN_SCORE, MEAN_LIKELIHOOD)
-        there = [name for mean in means for name in of_methods(mean, tasks) if name in table]
-        there += map(score, tasks)
+        known = dict.fromkeys(name for mean in means for name in (mean, *of_methods(mean, tasks)))
+        there = [*(name for name in known if name in table), *map(score, tasks)]
         if len(table) and (there or target.rpartition("/")[2] not in {mean.rpartition("/")[2] for mean in means}):
             raise ValueError(f"no column {target!r} to rank by; scores: {', '.join(there) or 'none yet'}")
         table = table.assign(**{target: math.nan})
