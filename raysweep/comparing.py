@@ -51,13 +51,16 @@ def learn_from_run(results: Results, folder: Path) -> list[Learnt]:
         for column in results.columns
         if column.tasks and column.metric.name == metric and {*column.tasks} <= {*own}
     ]
-    targets = list(dict.fromkeys([whole, *families, *tasks]))
+    tasks = [name for name in tasks if name in results.checkpoints]
+    there = [name for name in families if name in results.checkpoints]
+    targets = list(dict.fromkeys([whole, *there, *tasks]))
     rankings = [
         rank(results.checkpoints, columns=results.columns, noise=results.noise, target=target) for target in targets
     ]
     # By comparers of the other tasks, none of which is a part of what they are tried on.
     others = {target: tuple(each for each in tasks if each != target) if target in tasks else () for target in targets}
-    return _learn(rankings, folder, results.run.name, versions=_versions(results.stages), others=others)
+    versions = _versions(results.stages, results.columns)
+    return _learn(rankings, folder, results.run.name, versions=versions, others=others)
 
 
 def learn_from_table(path: Path, roles: Roles, folder: Path) -> list[Learnt]:
@@ -89,13 +92,13 @@ def _learn(
         folder,
         {each.tested.target: (each.comparer, each.tested.indicators.accuracy.value) for each in learnt},
         learnt_from=name,
-        indicators={each: versions.get(each.partition("/")[0], IndicatorFile()) for each in needed},
+        indicators={each: versions.get(each, versions.get(each.partition("/")[0], IndicatorFile())) for each in needed},
     )
     return learnt
 
 
-def _versions(stages: pd.DataFrame) -> dict[str, IndicatorFile]:
-    """Kind of stage -> the fingerprints of its specs, and what it takes."""
+def _versions(stages: pd.DataFrame, columns: Sequence[Column]) -> dict[str, IndicatorFile]:
+    """Kind of stage, and column of a mean over a family -> the fingerprints of specs, and what they take."""
     from raysweep.analysis.comparer_files import IndicatorFile
 
     found = {}
@@ -104,12 +107,22 @@ def _versions(stages: pd.DataFrame) -> dict[str, IndicatorFile]:
         prints = sorted({version_of(json.loads(settings)) for settings in rows["settings"]})
         spent = (rows["wall_seconds"] * rows["world_size"].astype("float64")).median()
         found[str(kind)] = IndicatorFile(versions=tuple(prints), seconds=float(spent))
+    for column in columns:
+        if column.tasks and column.kind in found:
+            of = found[column.kind]
+            prints = [of_mean(each, column) for each in of.versions]
+            found[column.name] = IndicatorFile(versions=tuple(prints), seconds=of.seconds)
     return found
 
 
 def version_of(spec: Mapping[str, object]) -> str:
     """Of a stage, as its record has it: two of one version measure the same thing."""
     return fingerprint(dict(spec))
+
+
+def of_mean(version: str, column: Column) -> str:
+    """Of what a stage of some version measures, the mean over a family: its tasks are no part of the stage."""
+    return fingerprint({"version": version, "tasks": list(column.tasks)}) if column.tasks else version
 
 
 @dataclass(frozen=True)
@@ -146,7 +159,7 @@ def compare(
     kinds = {name.partition("/")[0] for name in contents.indicators}
     space, trials = _planned(names, sweep)
     for trial in trials:
-        check_versions(contents, _planned_versions(trial, contents.indicators))
+        check_versions(contents, _planned_versions(trial, contents.indicators, space.columns()))
     first, second = _measure(names, trials, space, store, kinds=kinds, report=report)
     for each in (first, second):
         check_versions(contents, each.versions)
@@ -189,10 +202,17 @@ def _planned(names: Sequence[str], sweep: Path) -> tuple[SearchSpace, list[Trial
     return space, [space.trial({"pretrain.from": place}, 0) for place in places]
 
 
-def _planned_versions(trial: Trial, indicators: Collection[str]) -> dict[str, str]:
-    """Indicator -> fingerprint of the stage that is to measure it; without those of which there is no stage."""
+def _planned_versions(trial: Trial, indicators: Collection[str], columns: Sequence[Column]) -> dict[str, str]:
+    """Indicator -> fingerprint of the stage that is to measure it; without those that none is to."""
+    from raysweep.analysis.derived import DERIVED
+
     of = {stage.kind: version_of(canonical(stage.spec)) for stage in trial.stages}
-    return {name: of[kind] for name in indicators if (kind := name.partition("/")[0]) in of}
+    declared = {column.name: column for column in (*columns, *(derived.column for derived in DERIVED))}
+    return {
+        name: of_mean(of[kind], declared[name])
+        for name in indicators
+        if (kind := name.partition("/")[0]) in of and name in declared
+    }
 
 
 def _measure(
@@ -267,10 +287,14 @@ def _measured(name: str, trial: Trial, store: Store, columns: Sequence[Column]) 
         for column in values
         if (kind := column.partition("/")[0]) in by_kind
     }
+    means = {column.name: column for column in columns if column.tasks}
     return Measured(
         name,
         values,
-        versions={column: version_of(record.spec) for column, record in of.items()},
+        versions={
+            column: of_mean(version_of(record.spec), means[column]) if column in means else version_of(record.spec)
+            for column, record in of.items()
+        },
         seconds={
             column: record.provenance["wall_seconds"] * record.provenance["world_size"] for column, record in of.items()
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,13 @@ class Results:
         if store is None and os.path.isfile(path / "sweep.yaml"):
             return Results(Run.find(Store(path.parent.parent), path.name))
         return Results(Run.find(Store(store or DEFAULT_ROOT), str(run)))
+
+    def by(self, target: str) -> Results:
+        """The same tables, as far as they are read, ranked by a column of them."""
+        other = replace(self, target=target)
+        tables = ("stages", "noise", "columns", "checkpoints")
+        other.__dict__.update({name: self.__dict__[name] for name in tables if name in self.__dict__})
+        return other
 
     @cached_property
     def stages(self) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
@@ -24,6 +25,8 @@ from raysweep.scores import column_name
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 MAX_STRATEGIES = 12
 """That a terminal lists."""
@@ -55,6 +58,9 @@ def known_of(
     }
     # What comes with pretraining is no purchase.
     used = {name: each for name, each in used.items() if each[0] != "pretrain"}
+    if ran is not None and (unknown := sorted({kind for kind, _ in used.values()} - hours.keys())):
+        logger.warning("left out, as not all of their stages have run on any checkpoint: %s", ", ".join(unknown))
+        used = {name: each for name, each in used.items() if each[0] in hours}
     for kind in (SFT, *(kind for kind, _ in used.values())):
         if kind not in hours:
             there = ", ".join(sorted(hours)) or "none"
@@ -75,7 +81,7 @@ def known_of(
         kinds=kinds,
         hours=dict(hours),
         bought=bought,
-        scores=numbers(table[ranking.target]),
+        scores=ranking.sign * numbers(table[ranking.target]),
         target=ranking.target,
     )
     if not known.rungs:

@@ -276,14 +276,15 @@ def _workers_lines(checkpoints: pd.DataFrame) -> list[str]:
 
 def _edge_lines(ranking: Ranking) -> list[str]:
     """How many rates were picked at an end of their grid, and whether that concerns the best and its ties."""
-    if not ranking.edges or ranking.best is None:
+    edges = [edge for edge in ranking.edges if edge.task in ranking.target_tasks]
+    if not edges or ranking.best is None:
         return []
     leaders = {ranking.best["checkpoint"], *(tie.checkpoint for tie in ranking.ties)}
-    sides = Counter(edge.side for edge in ranking.edges)
+    sides = Counter(edge.side for edge in edges)
     counts = " and ".join(f"{number} at the {side}" for side, number in sorted(sides.items()))
-    leading = [edge for edge in ranking.edges if edge.checkpoint in leaders]
+    leading = [edge for edge in edges if edge.checkpoint in leaders]
     concerned = f", of the best or a tie with it in {len(leading)}" if leading else ", of none of the leaders"
     return [
-        f"The fine-tuning rate picked is at an end of its grid in {len(ranking.edges)} cases ({counts}{concerned}): a "
+        f"The fine-tuning rate picked is at an end of its grid in {len(edges)} cases ({counts}{concerned}): a "
         "better one may lie beyond, as it may where all rates score alike. Widen sft.lrs, or let `lrs: auto` do it."
     ]

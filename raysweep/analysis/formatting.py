@@ -31,8 +31,12 @@ def percent(share: float) -> str:
 
 
 def is_share(column: str) -> bool:
-    """Whether a target is a score, which is shown in percent; others are in nats."""
-    return column.rpartition("/")[2] in ("score", "mean_score")
+    """Whether a target is a share of one, as scores are, and shown in percent; others are in nats.
+
+    >>> is_share("sft/arc/accuracy"), is_share("sft/arc/loss_nats_per_token"), is_share("sft/mean_forgetting")
+    (True, False, False)
+    """
+    return not column.endswith(("log_likelihood", "_nats_per_token", "mean_forgetting"))
 
 
 def unit(column: str) -> str:

@@ -100,11 +100,13 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = ()) -> Learnt:
         left = f"; left out as leaks of it: {', '.join(leaked)}" if leaked else ""
         raise CompareError(f"no indicator of {ranking.target} can be learnt from: none compares all checkpoints{left}")
     values = np.stack([numbers(table[name]) for name in used], axis=1)
-    scores, variants = numbers(table[ranking.target]), list(table["variant"])
+    scores, variants = ranking.sign * numbers(table[ranking.target]), list(table["variant"])
     comparer = learn(values, scores, indicators=list(used), variants=variants, target=ranking.target)
     config = [item.indicator for item in ranking.associations if item.source == "config" and item.indicator in table]
     whole = sorted(name for name in config if table[name].notna().all())
-    tested = _tested(table, ranking.target, values, used, whole, others=others, leaked=leaked, odd=odd)
+    # Of the same kind as the target, so better where it is.
+    table = table.assign(**{name: ranking.sign * table[name] for name in others})
+    tested = _tested(table, ranking.target, scores, values, used, whole, others=others, leaked=leaked, odd=odd)
     return Learnt(comparer, tested)
 
 
@@ -116,6 +118,7 @@ def _is_portable(name: str) -> bool:
 def _tested(
     table: pd.DataFrame,
     target: str,
+    scores: Floats,
     values: Floats,
     used: Mapping[str, float],
     config: Sequence[str],
@@ -124,7 +127,7 @@ def _tested(
     leaked: tuple[str, ...],
     odd: Mapping[str, str],
 ) -> Tested:
-    scores, variants = numbers(table[target]), list(table["variant"])
+    variants = list(table["variant"])
     splits = random_splits(variants)
     ours = on_unseen(learner(values, scores), scores, splits)
     blocks = {name: design(table[name]) for name in config}
@@ -158,13 +161,13 @@ def _tested(
 
 
 def _mean_rank(values: Floats, signs: Sequence[float]) -> Floats:
-    """[rows]: mean over columns of a row's rank, the best highest; of equal values the middle one, also of those that
-    are missing."""
+    """[rows]: mean over columns of a row's rank among those measured, from 0 to 1, best highest; 1/2 where missing."""
     from scipy.stats import rankdata
 
     missing = np.isnan(values)
     ranks = rankdata(np.where(missing, np.nan, values * np.array(signs)), axis=0, nan_policy="omit")
-    mean: Floats = np.where(missing, (len(values) + 1) / 2, ranks).mean(axis=1)
+    shares = (ranks - 0.5) / np.maximum((~missing).sum(axis=0), 1)
+    mean: Floats = np.where(missing, 0.5, shares).mean(axis=1)
     return mean
 
 

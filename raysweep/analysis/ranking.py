@@ -89,6 +89,10 @@ class Ranking:
     """Labels of the checkpoints whose pretraining diverged."""
     labels: Mapping[Key, str]
     """Trial and checkpoint id -> the point and step, in words."""
+    target_tasks: tuple[str, ...]
+    """Those that the target is of: one, a family's, or all by its method."""
+    sign: float
+    """-1 where a lower target is better: differences are then of its negative."""
     tasks: tuple[str, ...]
     """Those fine-tuned on, by each method: see `scores.tuning_name`."""
     ties: tuple[Tie, ...]
@@ -187,7 +191,7 @@ def rank(
         given: dict[str, Any] = {"noise": noise, "target": target, "gaps_of": gaps_of}
         turned = rank(table.assign(**{target: -table[target]}), columns=others, **given)
         shown = turned.checkpoints
-        return replace(turned, checkpoints=shown.assign(**{target: -shown[target]}))
+        return replace(turned, checkpoints=shown.assign(**{target: -shown[target]}), sign=-1.0)
     tasks = _tasks(table, columns)
     table = _sorted(table, target, tasks)
     scores: Floats = np.asarray(table[target], dtype=np.float64)
@@ -212,9 +216,12 @@ def rank(
     estimates = differences.from_first() if len(scored) else []
     is_other = list(scored["checkpoint"] != scored["checkpoint"].iloc[0]) if len(scored) else []
     chance = _chance(table, tasks)
-    num_near, num_against = _near_chance(scored, chance)
+    target_tasks = _target_tasks(target, tasks, columns)
+    num_near, num_against = _near_chance(scored, {task: chance[task] for task in target_tasks if task in chance})
     return Ranking(
         target=target,
+        target_tasks=target_tasks,
+        sign=1.0,
         checkpoints=pd.concat([table, pd.DataFrame(places)], axis=1),
         associations=associations,
         skipped=skipped,
@@ -337,6 +344,13 @@ def _tasks(table: pd.DataFrame, columns: Sequence[Column]) -> tuple[str, ...]:
 def of_task(target: str, task: str) -> str:
     """The column of one task that a target is the mean of, or stands beside."""
     return column_name("sft", "log_likelihood" if target.endswith("log_likelihood") else "score", task)
+
+
+def _target_tasks(target: str, tasks: Sequence[str], columns: Sequence[Column]) -> tuple[str, ...]:
+    column = next((column for column in columns if column.name == target and column.kind == "sft"), None)
+    if column and column.tasks:
+        return column.tasks
+    return (str(column.task),) if column and column.task in tasks else tuple(tasks_beside(target, tasks))
 
 
 def tasks_beside(target: str, tasks: Sequence[str]) -> list[str]:

@@ -46,6 +46,7 @@ from raysweep.durable import write_text
 from raysweep.errors import LostError, UnreachableError
 from raysweep.printable import printable
 from raysweep.runs import Run
+from raysweep.scores import usual_target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,8 +183,14 @@ def _best(run: Run, ranking: Ranking) -> dict[str, Any] | None:
         "ties": [tie_text(tie, ranking.target) for tie in ranking.ties[:MAX_TIES]],
         "num_more_ties": max(0, len(ranking.ties) - MAX_TIES),
         "location": None if is_missing(location) else location,
-        "export": f"raysweep export {run.name} --store {shlex.quote(run.store.url)} --to DIR",
+        "export": f"raysweep export {run.name} --store {shlex.quote(run.store.url)}{_target(run, ranking)} --to DIR",
     }
+
+
+def _target(run: Run, ranking: Ranking) -> str:
+    """The option for another target than `export` takes by itself."""
+    usual = usual_target(column for column in columns_of(run) if column.name in ranking.checkpoints)
+    return "" if ranking.target == usual else f" --target {shlex.quote(ranking.target)}"
 
 
 def _front_table(front: Front, ranking: Ranking) -> Table:

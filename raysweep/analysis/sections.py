@@ -81,7 +81,7 @@ def cell(value: Any, text: Callable[[Any], str] = str, **more: Any) -> Cell:
 def ranking_table(ranking: Ranking, colors: Mapping[str, Color], *, per_task: bool = True) -> Table:
     """Checkpoints, best first, with the level of chance last; `per_task`: with a column for each task."""
     table, target = ranking.checkpoints, ranking.target
-    tasks = _tasks(ranking) if per_task else []
+    tasks = [task for task in _tasks(ranking) if of_task(target, task) in table] if per_task else []
     own = {task: of_task(target, task) for task in tasks}
     others = _same_by_others(ranking)
     extra = {name: title for name, title in ((PROBE_MEAN, "linear probe"), (UNTUNED, "before")) if name in table}

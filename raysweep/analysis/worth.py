@@ -10,7 +10,7 @@ from raysweep.analysis import formatting
 from raysweep.analysis.associations import TOGETHER, Association
 from raysweep.analysis.charts import Chart, escaped, numbers
 from raysweep.analysis.pairwise import IntervalEstimate
-from raysweep.analysis.ranking import Ranking, tasks_beside
+from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.sections import Cell, Heading, Row, Table, alike_text, cell, indicator_names
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def seconds_by_kind(stages: pd.DataFrame) -> dict[str, float]:
 
 
 def own_stages(ranking: Ranking, stages: pd.DataFrame) -> pd.DataFrame:
-    """A stage table without fine-tuning by other methods than the target's."""
-    by_others = {*ranking.tasks} - {*tasks_beside(ranking.target, ranking.tasks)}
-    return stages[(stages["kind"] != "sft") | ~stages["task"].isin(by_others)] if by_others else stages
+    """A stage table without fine-tuning on other tasks, or by other methods, than the target's."""
+    others = {*ranking.tasks} - {*ranking.target_tasks}
+    return stages[(stages["kind"] != "sft") | ~stages["task"].isin(others)] if others else stages
 
 
 def worths(ranking: Ranking, stages: pd.DataFrame) -> list[Worth]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raysweep.devices import known_gpus, memory_bytes
@@ -49,7 +48,7 @@ def results_of(args: argparse.Namespace) -> Results:
     ]
     if target not in known:
         raise DataError(f"--target: no column {target!r}{suggested(target, known, 'those of fine-tuning')}")
-    return replace(results, target=target)
+    return results.by(target)
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:

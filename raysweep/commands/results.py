@@ -203,8 +203,10 @@ def _report(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     from raysweep.analysis.choosing import search_of
-    from raysweep.export import export
+    from raysweep.export import CHOSEN, export
 
+    if args.target and args.checkpoint == CHOSEN:
+        raise DataError(f"--checkpoint {CHOSEN} goes by search.choose, not by --target; leave one of them out")
     results = results_of(args)
     choose = search_of(results.run).choose
     exported = export(results.ranking, results.run.store, to=args.to, which=args.checkpoint, choose=choose)

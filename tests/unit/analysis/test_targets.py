@@ -1,0 +1,84 @@
+"""Targets other than the mean score: of one task, of a family, in nats, or better where they are lower."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raysweep.analysis.budget_page import known_of
+from raysweep.analysis.formatting import amount, is_share, unit
+from raysweep.analysis.learning import _mean_rank
+from raysweep.analysis.ranking import rank
+from raysweep.analysis.sections import ranking_table
+from raysweep.analysis.worth import own_stages
+from raysweep.scores import Column
+from raysweep.spec import Metric
+
+COLUMNS = (
+    Column("sft", Metric("mean_forgetting", "min", "nats/token")),
+    Column("sft", Metric("mean_log_likelihood", "max", "nats/token")),
+    Column("sft", Metric("mean_score", "max", "share")),
+    Column("sft", Metric("score", "max", "share"), "arc"),
+    Column("sft", Metric("score", "max", "share"), "boolq"),
+    Column("sft", Metric("mean_score", "max", "share"), "cms", ("arc", "boolq")),
+    Column("mine", Metric("x", "max")),
+)
+
+
+def table(num: int = 12) -> pd.DataFrame:
+    names = [f"c{place:02}" for place in range(num)]
+    rising = np.linspace(0.1, 0.9, num)
+    rows = {"variant": names, "trial": names, "checkpoint": names, "status": "done", "seed": 0, "step": 1}
+    scores = {
+        "sft/mean_forgetting": rising,
+        "sft/mean_score": rising,
+        "sft/arc/score": rising,
+        "sft/boolq/score": rising,
+    }
+    return pd.DataFrame(
+        rows
+        | scores
+        | {"sft/mean_log_likelihood": rising - 5, "sft/cms/mean_score": rising, "mine/x": np.sin(np.arange(num) * 2.0)}
+    )
+
+
+def test_where_lower_is_better_the_lowest_is_bought_as_the_best():
+    ranking = rank(table(), columns=COLUMNS, target="sft/mean_forgetting")
+    assert (ranking.best["checkpoint"], ranking.sign) == ("c00", -1.0)
+    known = known_of(ranking, {"sft": 2.0, "mine/x": 1.0})
+    assert known.names[int(np.argmax(known.scores))] == "c00"
+
+
+@pytest.mark.parametrize(
+    ("target", "tasks"),
+    [
+        ("sft/mean_score", ("arc", "boolq")),
+        ("sft/cms/mean_score", ("arc", "boolq")),
+        ("sft/arc/score", ("arc",)),
+        ("sft/mean_log_likelihood", ("arc", "boolq")),
+    ],
+)
+def test_fine_tuning_costs_what_the_targets_own_tasks_do(target, tasks):
+    ranking = rank(table(), columns=COLUMNS, target=target)
+    assert ranking.target_tasks == tasks
+    stages = pd.DataFrame({"kind": ["sft", "sft", "heldout"], "task": ["arc", "boolq", None]})
+    assert list(own_stages(ranking, stages)["task"].dropna()) == list(tasks)
+
+
+def test_a_task_without_likelihoods_yet_has_no_column():
+    ranking = rank(table(), columns=COLUMNS, target="sft/mean_log_likelihood")
+    names = [column.name for column in ranking_table(ranking, {}).columns]
+    assert "mean log-likelihood, nats/token" in names
+    assert not [name for name in names if "arc" in name]
+
+
+def test_targets_have_the_unit_of_their_column():
+    assert [is_share(f"sft/arc/{name}") for name in ("score", "f1", "valid_score", "log_likelihood")] == [
+        *[True] * 3,
+        False,
+    ]
+    assert (unit("sft/mean_forgetting"), amount(0.25, "sft/arc/f1")) == (" nats/token", "25.0")
+
+
+def test_what_is_missing_ranks_in_the_middle():
+    values = np.array([[10.0, 1.0], [9.0, 2.0], [np.nan, 3.0], [np.nan, 4.0]])
+    assert _mean_rank(values, [1.0, -1.0]) == pytest.approx([(0.75 + 0.875) / 2, (0.25 + 0.625) / 2, 0.4375, 0.3125])
