@@ -121,6 +121,7 @@ def join_process_group(
 
         # Here, and not in the first step that needs it: whoever compiles it elsewhere may take minutes.
         load_cpu_operator(tell)
+    _restore()  # Of a group that was never left.
     hosts = list(hosts) or [address] * worker.world_size
     variables = environment_of(worker, hosts) | {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     variables |= {k: v for k, v in interfaces_of(address, own=hosts[worker.rank]).items() if k not in os.environ}
@@ -172,13 +173,20 @@ def leave_process_group() -> None:
     # A thread of gloo's may still be waiting for the interpreter to let its last tensors go. If the process ends
     # before it has them, it aborts (SIGABRT), its work all done.
     time.sleep(0.1)
-    if "deepspeed" in sys.modules:
-        import deepspeed.comm
+    try:
+        if "deepspeed" in sys.modules:
+            import deepspeed.comm
 
-        if deepspeed.comm.is_initialized():
-            deepspeed.comm.destroy_process_group()  # With it goes what DeepSpeed keeps of the group.
-    if dist.is_initialized():
-        dist.destroy_process_group()
+            if deepspeed.comm.is_initialized():
+                deepspeed.comm.destroy_process_group()  # With it goes what DeepSpeed keeps of the group.
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    finally:
+        _restore()
+
+
+def _restore() -> None:
+    """The environment as it was before `join_process_group`."""
     for name, value in _replaced.items():
         os.environ.pop(name, None)
         if value is not None:

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import math
 import os
+import random
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -132,8 +133,6 @@ def evaluate(task: PinnedTask, model: Any, tokenizer: Any, *, limit: int | None,
         StageError: if the harness is another version.
         DataError: if a file is not as it was pinned.
     """
-    import torch
-
     if _version() != task.version:
         raise StageError(
             f"lm_eval {task.version} was there when the sweep was loaded, and here is {_version()}: install one of them"
@@ -144,9 +143,7 @@ def evaluate(task: PinnedTask, model: Any, tokenizer: Any, *, limit: int | None,
     import lm_eval
 
     harness = _counting(model, tokenizer, batch_sequences)
-    # Some tasks draw answers: the same at each try.
-    with _one_process(), tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
-        torch.manual_seed(_FEWSHOT_SEED)
+    with _one_process(), tempfile.TemporaryDirectory() as folder, _seeded():
         loaded = _manager(_written(task, Path(folder))).load([task.name])
         loaded["tasks"][task.name].set_fewshot_seed(seed=_FEWSHOT_SEED)
         report = lm_eval.evaluate(harness, loaded, limit=limit, bootstrap_iters=_BOOTSTRAPS, log_samples=False)
@@ -205,8 +202,9 @@ def _builtin() -> tuple[dict[str, Path], set[str]]:
     """Name -> file of the harness's tasks, and the names of its groups: by its own index that would take a minute."""
     tasks: dict[str, Path] = {}
     groups: set[str] = set()
-    for folder, _, names in os.walk(_home() / "tasks"):
-        for name in names:
+    for folder, folders, names in os.walk(_home() / "tasks"):
+        folders.sort()  # Where two tasks share a name, the same one everywhere.
+        for name in sorted(names):
             if name.endswith(".yaml"):
                 text = (path := Path(folder) / name).read_text(errors="replace")
                 groups.update(_top_level(text, "group"))
@@ -234,8 +232,8 @@ def _parts(path: Path, seen: tuple[Path, ...] = ()) -> list[Path]:
 
     def function(loader: Any, suffix: str, node: Any) -> str:
         name = str(node.value)
-        # As the harness looks for it: a module beside the file, else one that is installed.
-        module = path.parent / f"{name.rpartition('.')[0].replace('.', '/')}.py"
+        # As the harness looks for it: a module beside the file, wherever a link to that lies.
+        module = path.resolve().parent / f"{name.rpartition('.')[0].replace('.', '/')}.py"
         modules.extend([module.resolve()] if module.is_file() else [])
         return name
 
@@ -282,8 +280,27 @@ def _refuse(config: Mapping[str, Any], given: str) -> None:
     """Raise DataError of a task that cannot be run here."""
     if config.get("unsafe_code"):
         raise DataError(f"{given}: it runs code that models write; raysweep does not")
+    if config.get("custom_dataset"):
+        raise DataError(
+            f"{given}: its data come from a function (custom_dataset), which cannot be pinned; write them to a file, "
+            "and name it as data_files"
+        )
+    for metric in config.get("metric_list") or ():
+        name = str(metric["metric"])  # A function's has a folder before it.
+        if metric.get("hf_evaluate") or ("/" not in name and name not in _own_metrics()):
+            raise DataError(
+                f"{given}: metric {name!r} is none of lm_eval's own, and would be fetched from the hub as it runs; use "
+                "one of these, or a function (!function)"
+            )
     if config.get("doc_to_image") or config.get("doc_to_audio"):
         raise DataError(f"{given}: it asks of images or sounds, which a model of text cannot read")
+
+
+def _own_metrics() -> set[str]:
+    import lm_eval.api.metrics  # noqa: F401 - which registers them
+    from lm_eval.api.registry import METRIC_REGISTRY
+
+    return {*METRIC_REGISTRY}
 
 
 def _data_files(config: Mapping[str, Any], folder: Path, given: str) -> dict[str, tuple[str, ...]]:
@@ -350,6 +367,7 @@ def _written(task: PinnedTask, folder: Path) -> Path:
 def _counting(model: Any, tokenizer: Any, batch_sequences: int) -> Any:
     """The harness's model, which counts requests that it could not read whole, and draws no progress bars."""
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils import normalize_gen_kwargs
 
     class Counting(HFLM):  # type: ignore[misc]
         num_cut = 0
@@ -365,11 +383,29 @@ def _counting(model: Any, tokenizer: Any, batch_sequences: int) -> Any:
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
             for context, given in (request.args for request in requests):
-                room = self.max_length - given.get("max_gen_toks", self.max_gen_toks)
+                room = self.max_length - normalize_gen_kwargs(dict(given), self.max_gen_toks)["max_gen_toks"]
                 self.num_cut += len(self.tok_encode(context)) > room
             return super().generate_until(requests, disable_tqdm=True)
 
     return Counting(pretrained=model, tokenizer=tokenizer, batch_size=batch_sequences)
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """Some tasks draw answers, or the order of choices: the same in each process. All draws go on as before then."""
+    import numpy as np
+    import torch
+
+    drawn, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(_FEWSHOT_SEED)
+        np.random.seed(_FEWSHOT_SEED)
+        torch.manual_seed(_FEWSHOT_SEED)
+        try:
+            yield
+        finally:
+            random.setstate(drawn)
+            np.random.set_state(arrays)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,8 @@ class TextTask(FileTask):
     def workload(self) -> Workload:
         """As many examples as there may be, none longer than may be."""
         load = super().workload()
-        return load._replace(length=min(load.length, self.max_length or load.length))
+        part = min(1.0, (self.max_length or load.length) / load.length)
+        return load._replace(length=round(part * load.length), scored_length=round(part * load.scored_length))
 
     @abstractmethod
     def evaluate(

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import math
+import random
 import shutil
 
 import pytest
@@ -139,6 +140,31 @@ def test_scores_are_the_harnesss_own(folder, sweep_file, store):
         stages["places"].spec.run({"checkpoint": checkpoint}, folder, Worker())
 
 
+def test_what_a_task_draws_is_the_same_in_each_process(folder, sweep_file, store):
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+    (folder / "tasks" / "utils.py").write_text(
+        UTILS
+        + """
+
+def shuffled(docs):
+    import random
+
+    return docs.map(lambda doc: doc | {"choices": random.sample(doc["choices"], k=3)})
+"""
+    )
+    text = (folder / "tasks" / "places.yaml").read_text()
+    (folder / "tasks" / "places.yaml").write_text(text + "process_docs: !function utils.shuffled\n")
+    run = run_sweep(load(sweep_file(SWEEP)), store, runner="inline")
+    [row] = Results(run).checkpoints.to_dict("records")
+    spec = stages_of(sweep_file(SWEEP))["places"].spec
+    random.seed(7)
+    before = random.getstate()
+    again = spec.run({"checkpoint": store.folder(row["checkpoint"])}, folder, Worker())
+    assert random.getstate() == before
+    for name in ("acc", "brier_score"):
+        assert again[name] == row[f"lm_eval/places/{name}"]
+
+
 def test_each_task_has_an_id_by_its_bytes_and_its_datas(folder, sweep_file):
     pytest.importorskip("lm_eval", reason="lm_eval is not installed")
     first = stages_of(sweep_file(SWEEP))
@@ -184,6 +210,12 @@ def test_what_is_wrong_is_told_before_anything_runs(folder, sweep_file, old, new
     ("file", "text", "words"),
     [
         ("said.yaml", "task: [1, 2", r"said\.yaml: no YAML: "),
+        ("said.yaml", "task: a\ncustom_dataset: !function utils.made", r"said\.yaml: its data come from a function"),
+        (
+            "said.yaml",
+            "task: a\nmetric_list: [{metric: acuracy}]",
+            r"said\.yaml: metric 'acuracy' is none of lm_eval's",
+        ),
         ("said.yaml", "hello", r"said\.yaml: holds no mapping"),
         ("said.yaml", "output_type: multiple_choice", r"said\.yaml: lm_eval finds no task in it"),
         ("said.yaml", "include: said.yaml\ntask: a", r"said\.yaml includes itself"),
