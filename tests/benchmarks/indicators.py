@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +42,9 @@ NO_PART_OF_A_STUDY = ("location",)
 def write(results: Results) -> None:
     """A run's checkpoint table, with what its columns are."""
     table = results.checkpoints.drop(columns=list(NO_PART_OF_A_STUDY))
+    data = str(Path(os.environ["RAYSWEEP_DATA"]).absolute())
+    for name in table.select_dtypes("string"):
+        table[name] = table[name].str.replace(data, "${RAYSWEEP_DATA}", regex=False)
     columns = [column for column in results.columns if column.name in table]
     table.attrs = {"columns": json.dumps([asdict(column) for column in columns])}
     TABLE.parent.mkdir(exist_ok=True)
