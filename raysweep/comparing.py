@@ -190,12 +190,16 @@ def _planned(names: Sequence[str], sweep: Path) -> tuple[SearchSpace, list[Trial
     quiet_libraries()
     given = read_document(sweep).data.get("pretrain", {})
     taken = {name: given[name] for name in ("data", "sequence_length") if isinstance(given, dict) and name in given}
+    # Tokens of tags are for later phases; a checkpoint taken as it is has those that it has.
+    if isinstance(data := taken.get("data"), dict):
+        taken["data"] = {name: value for name, value in data.items() if name != "later_tags"}
     places = [str(Path(name).absolute()) if Path(name).is_dir() else name for name in names]
     changes = {
         "pretrain": {"from": places[0], **taken},
         "sweep": {"pretrain.from": {"grid": places}},
         "search": {"name": "grid"},
         "seeds": [0],
+        "replicates": None,
         "resources": {"workers": 1},
     }
     space = load_space(sweep, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
