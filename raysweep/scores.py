@@ -152,6 +152,18 @@ def columns_of_mean(column: Column) -> list[str]:
     return [column_name(column.kind, each, task) for task in column.tasks]
 
 
+def parts_of_means(tunings: Iterable[str], columns: Iterable[Column]) -> dict[str, list[str]]:
+    """Mean over fine-tuning's tasks, of all by a method or of a family -> the columns that it is the mean of."""
+    methods = by_method(tunings)
+    of_all = {
+        of_method(mean, method): [column_name("sft", each, task) for task in own]
+        for mean, each in EACH_OF_MEAN.items()
+        for method, own in methods.items()
+    }
+    families = (column for column in columns if column.tasks and column.kind == "sft")
+    return of_all | {column.name: columns_of_mean(column) for column in families}
+
+
 def with_families(values: Mapping[Any, Any], columns: Iterable[Column]) -> dict[Any, Any]:
     """A checkpoint's numbers by column, with the means over families of tasks; NaN where one is missing."""
     means = {}

@@ -48,6 +48,18 @@ sft:
   hyperparameters: {epochs: 1}
 """
 
+NOTES = """\
+name: notes
+pretrain:
+  data: {name: text, domains: {notes: {train: notes.txt, valid: notes.txt}}, tokenizer: {name: bpe, vocab_size: 300}}
+  model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
+  optimizer: {name: adamw, lr: 1e-2}
+  steps: 4
+  batch_sequences: 4
+  sequence_length: 8
+"""
+"""A pretraining on the text of a file, notes.txt, that lies beside the sweep file."""
+
 TRUNK = TINY[: TINY.index("  steps:")] + TINY[TINY.index("  batch_sequences:") : TINY.index("  checkpoints:")]
 """Of it what is pretrained, without a number of steps."""
 

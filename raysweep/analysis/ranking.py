@@ -18,7 +18,6 @@ from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.score_differences import Differences, between
 from raysweep.analysis.uncertainty import TaskNoise
 from raysweep.scores import (
-    EACH_OF_MEAN,
     FULL,
     MEAN_LIKELIHOOD,
     MEAN_SCORE,
@@ -26,10 +25,9 @@ from raysweep.scores import (
     Side,
     by_method,
     column_name,
-    columns_of_mean,
     method_of,
-    of_method,
     of_methods,
+    parts_of_means,
     task_of,
 )
 
@@ -269,12 +267,7 @@ def _noise_of(
     target: str, noise: Mapping[str, TaskNoise], columns: Sequence[Column], tasks: Sequence[str]
 ) -> list[TaskNoise]:
     """Of the tasks that `target` is the mean of; none where it is another number."""
-    means = {column.name: columns_of_mean(column) for column in columns if column.tasks} | {
-        of_method(mean, method): [column_name("sft", each, task) for task in own]
-        for mean, each in EACH_OF_MEAN.items()
-        for method, own in by_method(tasks).items()
-    }
-    parts = means.get(target, [target])
+    parts = parts_of_means(tasks, columns).get(target, [target])
     return [noise[part] for part in parts] if all(part in noise for part in parts) else []
 
 

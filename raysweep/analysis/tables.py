@@ -26,10 +26,10 @@ from raysweep.scores import (
     by_method,
     checkpoint_metrics,
     column_name,
-    columns_of_mean,
     finetuning_runs,
     mean_over_tasks,
     of_method,
+    parts_of_means,
     pick,
     with_families,
 )
@@ -313,11 +313,7 @@ def _add_errors(
     rows: Sequence[RowValues], tasks: Sequence[str], noise: Mapping[str, TaskNoise], columns: Sequence[Column]
 ) -> None:
     """The errors and intervals of scores and likelihoods, of each task and of means over tasks."""
-    means = {
-        of_method(column_name("sft", f"mean_{metric}"), method): [column_name("sft", metric, task) for task in own]
-        for metric in ("score", "log_likelihood")
-        for method, own in by_method(tasks).items()
-    } | {column.name: columns_of_mean(column) for column in columns if column.tasks and column.kind == "sft"}
+    means = parts_of_means(tasks, columns)
     places = {name: {point: place for place, point in enumerate(each.checkpoints)} for name, each in noise.items()}
     for row in rows:
         there = [name for name in noise if row["checkpoint"] in places[name]]
@@ -325,7 +321,7 @@ def _add_errors(
         for name, part in parts.items():
             row |= _errors(name, part)
         for name, of in means.items():
-            if of and all(part in parts for part in of):
+            if all(part in parts for part in of):
                 row |= _errors(name, mean_estimates([parts[part] for part in of]))
 
 

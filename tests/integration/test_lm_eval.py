@@ -7,6 +7,7 @@ import random
 import shutil
 
 import pytest
+from tiny import NOTES
 
 from raysweep.data.tokenizers import load_tokenizer
 from raysweep.errors import RaysweepError
@@ -16,21 +17,16 @@ from raysweep.space import load
 from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
-SWEEP = """\
-name: harness
-pretrain:
-  data: {name: text, domains: {notes: {train: notes.txt, valid: notes.txt}}, tokenizer: {name: bpe, vocab_size: 300}}
-  model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
-  optimizer: {name: adamw, lr: 1e-2}
-  steps: 4
-  batch_sequences: 4
-  sequence_length: 8
+SWEEP = (
+    NOTES
+    + """\
 lm_eval:
   tasks:
     places: {task: tasks/places.yaml, limit: 20}
     shots: {task: tasks/places.yaml, num_fewshot: 2}
     said: {task: tasks/said.yaml, limit: 3}
 """
+)
 PLACES = r"""
 include: common.yaml
 task: places_of_animals

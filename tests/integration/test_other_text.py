@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny import NOTES
 
 from raysweep.data.tokenizers import load_tokenizer
 from raysweep.errors import RaysweepError
@@ -11,17 +12,12 @@ from raysweep.runners import run_sweep
 from raysweep.space import load
 from raysweep.train.checkpoints import load_model
 
-SWEEP = """\
-name: others
-pretrain:
-  data: {name: text, domains: {notes: {train: notes.txt, valid: notes.txt}}, tokenizer: {name: bpe, vocab_size: 300}}
-  model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
-  optimizer: {name: adamw, lr: 1e-2}
-  steps: 4
-  batch_sequences: 4
-  sequence_length: 8
+SWEEP = (
+    NOTES
+    + """\
 other_text: {texts: {tales: {files: tales.txt}}, num_sequences: 20}
 """
+)
 
 
 @pytest.fixture

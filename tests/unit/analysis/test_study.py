@@ -1,25 +1,15 @@
 """The indicator study's table, which tests/benchmarks/RESULTS.md tells of, can be ranked without the run."""
 
-import json
-from pathlib import Path
-
-import pandas as pd
 import pytest
+from benchmarks.indicators import read
 
 from raysweep.analysis.ranking import MEAN_LIKELIHOOD, rank
-from raysweep.scores import Column
-from raysweep.spec import Metric
 
-TABLE = Path(__file__).parents[2] / "data" / "indicators_cpu.parquet"
 RIGHT = {"other_text/mean_loss": 0.885, "span_loss/loss_nats_per_token": 0.241, "features/effective_rank": 0.836}
 
 
 def test_the_studys_table_says_what_is_reported():
-    table = pd.read_parquet(TABLE)
-    columns = [
-        Column(row["kind"], Metric(**row["metric"]), row["task"], tuple(row["tasks"]))
-        for row in json.loads(table.attrs["columns"])
-    ]
+    table, columns = read()
     other = [column.name for column in columns if column.name not in RIGHT and column.kind != "sft"]
     ranking = rank(table.drop(columns=other), columns=columns, target=MEAN_LIKELIHOOD)
     assert (len(table), ranking.num_variants, ranking.num_comparisons) == (68, 62, 2278)
