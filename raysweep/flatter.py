@@ -10,7 +10,13 @@ from typing import Any
 T95 = 2.36
 """Of Student's distribution of 7 degrees of freedom: a measure has 8 draws or more of random vectors."""
 
-SURVIVING = ("adaptive_trace", "relative_flatness", "average_sharpness_adaptive", "worst_sharpness_adaptive")
+SURVIVING = (
+    "adaptive_trace",
+    "relative_flatness",
+    "average_sharpness_adaptive",
+    "worst_sharpness_adaptive",
+    "worst_sharpness_geodesic",
+)
 """Measures of `curvature.shape` that stay where a layer is scaled and the next one scales back."""
 OTHERS = ("average_sharpness", "worst_sharpness")
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 SEQUENCE_LENGTH = 512
 # Small batches are best, as each has a probe vector of its own; below this the fixed cost of a pass is felt.
 TOKENS_OF_BATCH = 128
+GEODESIC_RHO = 0.1
+"""Radius of the ball on the quotient by attention's symmetries, for models whose are known."""
 
 Show = Callable[[str], None]
 
@@ -312,7 +314,11 @@ def _measure_one(
 def _shape(
     shape: Shape, traces: TraceSettings, model: Any, text: Mapping[str, torch.Tensor], show: Show
 ) -> dict[str, float]:
+    from raysweep.curvature.rescaling import has_known_symmetries
     from raysweep.curvature.shape import measure_shape
+
+    if has_known_symmetries(model):
+        shape = shape.with_(geodesic_rho=GEODESIC_RHO)
 
     def deal(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:
         outcomes = []

@@ -29,8 +29,11 @@ def build(style: str, *, tied: bool = True, hidden: int = 16, vocab: int = 23, l
         "num_attention_heads": 2,
         **common,
     }
-    if style == "llama":
-        return LlamaForCausalLM(LlamaConfig(attention_bias=True, bos_token_id=0, eos_token_id=0, **sizes)).eval()
+    if style in ("llama", "grouped"):
+        # Grouped: two heads of queries share one of keys and values.
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2} if style == "grouped" else {}
+        config = LlamaConfig(attention_bias=True, bos_token_id=0, eos_token_id=0, **(sizes | heads))
+        return LlamaForCausalLM(config).eval()
     if style == "gpt2":
         config = GPT2Config(
             n_embd=hidden, n_layer=layers, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0, **common

@@ -9,11 +9,12 @@ one over it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 Tensor = torch.Tensor
+Kind = Literal["llama", "gpt2", "bert"]
 
 SPREAD = 0.5
 """Standard deviation of the logarithm of a factor: most lie between 1/2.7 and 2.7."""
@@ -45,17 +46,39 @@ def rescale(model: Any, generator: torch.Generator, *, spread: float = SPREAD) -
         drawn = torch.randn(num, generator=generator) * spread
         return drawn.exp().to(next(model.parameters()))
 
-    base = model.base_model
-    if hasattr(base, "layers") and hasattr(base.layers[0], "mlp") and hasattr(base.layers[0].mlp, "gate_proj"):
-        layers, scale = base.layers, _scale_llama
-    elif hasattr(base, "h"):
-        layers, scale = base.h, _scale_gpt2
-    elif hasattr(base, "encoder"):
-        layers, scale = base.encoder.layer, _scale_bert
-    else:
-        raise ValueError(f"{type(model).__name__}: its symmetries are not known; Llama's, GPT-2's and BERT's kind are")
+    kind, layers = layers_of(model)
+    scale = {"llama": _scale_llama, "gpt2": _scale_gpt2, "bert": _scale_bert}[kind]
     for layer in layers:
         scale(layer, factors, model.config)
+
+
+def has_known_symmetries(model: Any) -> bool:
+    """Whether a model is of the Llama, GPT-2 or BERT kind.
+
+    >>> has_known_symmetries(model)
+    True
+    """
+    try:
+        layers_of(model)
+    except ValueError:
+        return False
+    return True
+
+
+def layers_of(model: Any) -> tuple[Kind, Any]:
+    """Which kind's symmetries a model has, and its layers.
+
+    Raises:
+        ValueError: if none is known here.
+    """
+    base = model.base_model
+    if hasattr(base, "layers") and hasattr(base.layers[0], "mlp") and hasattr(base.layers[0].mlp, "gate_proj"):
+        return "llama", base.layers
+    if hasattr(base, "h"):
+        return "gpt2", base.h
+    if hasattr(base, "encoder"):
+        return "bert", base.encoder.layer
+    raise ValueError(f"{type(model).__name__}: its symmetries are not known; Llama's, GPT-2's and BERT's kind are")
 
 
 def _scale_llama(layer: Any, factors: Callable[[int], Tensor], config: Any) -> None:

@@ -67,5 +67,8 @@ class ShapeSettings(Spec):
     """Radius where each weight is scaled by its own size (ASAM; Kwon et al., 2021, use 0.5)."""
     noise: float = Field(default=1e-3, gt=0)
     """By how much all weights are moved at random for the average."""
+    geodesic_rho: Annotated[float, Neutral(0.0)] = Field(default=0.0, ge=0)
+    """Radius of a ball on the quotient by attention's symmetries, such as 0.1 (da Silva et al., 2025); 0: not measured.
+    For models of the Llama, GPT-2 or BERT kind."""
     adaptive_noise: float = Field(default=0.03, gt=0)
     """Which part of itself each weight is moved by, in the adaptive form."""

@@ -107,6 +107,10 @@ def shape_tasks(
     tasks: dict[str, Callable[[], Values]] = {
         f"{LANCZOS}/{i}": partial(process, i) for i in range(settings.num_vectors)
     }
+    if settings.geodesic_rho:
+        tasks["worst_sharpness_geodesic"] = lambda: {
+            "": worst_sharpness(model, batches, rho=settings.geodesic_rho, scale="geodesic", num_steps=3)
+        }
     return tasks | {
         "worst_sharpness": partial(worst, "plain"),
         "worst_sharpness_adaptive": partial(worst, "adaptive"),

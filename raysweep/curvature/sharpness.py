@@ -15,6 +15,7 @@ from torch import nn
 
 from raysweep.curvature.averages import Estimate
 from raysweep.curvature.estimators import at_least
+from raysweep.curvature.geodesic import factors_of
 from raysweep.curvature.language import IGNORED, Batch, mean_token_loss, targets
 from raysweep.curvature.linear import Operator, flat
 from raysweep.curvature.operators import MovableParameters, gradients_of, inner, named_parameters
@@ -26,7 +27,12 @@ Scale = Literal["plain", "adaptive"]
 
 
 def worst_sharpness(
-    model: Any, batches: Sequence[Batch], *, rho: float, scale: Scale = "plain", num_steps: int = 1
+    model: Any,
+    batches: Sequence[Batch],
+    *,
+    rho: float,
+    scale: Scale | Literal["geodesic"] = "plain",
+    num_steps: int = 1,
 ) -> float:
     """Largest rise of the loss found in a ball around the weights, in nats per token.
 
@@ -37,26 +43,26 @@ def worst_sharpness(
         model: brought into shape by `language.prepare`.
         batches: see `language`.
         rho: radius.
-        scale: see `Scale`; the adaptive one survives rescaling.
+        scale: see `Scale`; or the ball of `geodesic`, which is the adaptive one but for attention. These two survive
+            rescaling, and the geodesic one alone all symmetries of attention.
         num_steps: of ascent.
 
     Raises:
-        ValueError: if a loss is not finite.
+        ValueError: if a loss is not finite, or the model is of a kind whose symmetries are not known.
 
     >>> worst_sharpness(model, batches[:2], rho=0.05) > 0
     True
     """
     parameters = named_parameters(model)
     loss = _Loss(model, batches)
-    # In the coordinates e of w + s * e the ball is round.
-    sizes = _sizes(parameters, scale)
+    ball = _Ball(model, parameters, scale)
     before = loss.value()
-    place: Tensors = {name: torch.zeros_like(part) for name, part in sizes.items()}
+    place: Tensors = {name: torch.zeros_like(part).detach() for name, part in parameters.items()}
     movable, worst = MovableParameters(parameters, 1.0), 0.0
     for step in range(num_steps):
         with movable.moves() as move:
-            move(_times(sizes, place), 1)
-            ascent = _times(sizes, loss.gradient(parameters))  # By the chain rule, in the coordinates of e.
+            move(ball.to_weights(place), 1)
+            ascent = ball.to_coordinates(loss.gradient(parameters))
         # A step of the radius first, then of half of it, back onto the ball.
         length = rho if step == 0 else rho / 2
         norm = math.sqrt(inner(ascent, ascent))
@@ -65,7 +71,7 @@ def worst_sharpness(
         if outside > 1:
             place = {name: part / outside for name, part in place.items()}
         with movable.moves() as move:
-            move(_times(sizes, place), 1)
+            move(ball.to_weights(place), 1)
             worst = max(worst, loss.value() - before)
     return worst
 
@@ -190,6 +196,28 @@ def _mean_form(operator: Operator, num: int, draw: Callable[[int], Tensors]) -> 
         row = flat(draw(index))
         forms.append(float((row * operator.product(row)).sum(dtype=torch.float64)))
     return Estimate.of(forms)
+
+
+class _Ball:
+    """The coordinates e in which a ball is round: of w + s e, s the sizes of weights, and along geodesics."""
+
+    def __init__(self, model: Any, parameters: Tensors, scale: Scale | Literal["geodesic"]) -> None:
+        self._factors, inside = factors_of(model, parameters) if scale == "geodesic" else ([], set())
+        self._sizes = _sizes(parameters, "plain" if scale == "plain" else "adaptive")
+        self._sizes |= _sizes({name: parameters[name] for name in inside}, "plain")
+
+    def to_weights(self, place: Tensors) -> Tensors:
+        moved = _times(self._sizes, place)
+        for factor in self._factors:
+            factor.to_weights(moved)
+        return moved
+
+    def to_coordinates(self, gradient: Tensors) -> Tensors:
+        """By the chain rule; along a geodesic that of its start."""
+        slope = _times(self._sizes, gradient)
+        for factor in self._factors:
+            factor.to_coordinates(slope)
+        return slope
 
 
 def _sizes(parameters: Tensors, scale: Scale) -> Tensors:

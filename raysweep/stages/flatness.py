@@ -266,6 +266,7 @@ class Flatness(TraceSettings, StageSpec):
             metrics += tuple(Metric(f"eigenvalue_{rank}", "min", NATS) for rank in ranks)
             metrics += tuple(Metric(f"eigenvalue_{rank}_error", unit=NATS) for rank in ranks)
             metrics += SHAPE
+            metrics += (Metric("worst_sharpness_geodesic", "min", NATS),) if self.shape.geodesic_rho else ()
         return metrics
 
     @property

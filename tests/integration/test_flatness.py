@@ -36,7 +36,7 @@ def specs(grammar):
             min_units=8,
             max_units=40,
             own_samples=40,
-            shape=Shape(num_sequences=4, num_steps=4, num_vectors=2),
+            shape=Shape(num_sequences=4, num_steps=4, num_vectors=2, geodesic_rho=0.1),
             **MEASURES,
         ),
         Indicators(kshot=2, tasks={"a": task, "b": task}),
@@ -84,6 +84,7 @@ def test_one_two_and_four_workers_agree_to_the_bit(grammar, inputs, tmp_path):
     assert alone[0]["samples_hessian_trace"] != alone[0]["hessian_trace"]
     assert alone[0]["eigenvalue_1"] <= alone[0]["frobenius_norm"] * 2
     assert alone[0]["worst_sharpness"] > 0
+    assert alone[0]["worst_sharpness_geodesic"] > 0
     # Killed at any time, and begun again: what was saved is taken, and the numbers are the same.
     state = Worker(state_dir=StateDir(tmp_path / "state"))
     assert made[0].run(inputs, tmp_path, state) == alone[0]

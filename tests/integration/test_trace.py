@@ -198,6 +198,7 @@ def test_the_shape_of_the_loss_beyond_its_trace(checkpoints, text, capsys):
         assert 1 <= shape["stable_rank"] <= shape["effective_rank"]
         assert shape["worst_sharpness"] > 0
         assert {"adaptive_trace", "relative_flatness_stderr", "average_sharpness_adaptive"} <= set(shape)
+        assert shape["worst_sharpness_geodesic"] > 0
     assert main(["trace", str(checkpoints["llama"]), *map(str, asked)]) == 0
     assert "effective rank" in capsys.readouterr().out
 
