@@ -149,12 +149,12 @@ def test_of_two_models_the_flatter_one_is_named_by_what_survives_a_change_of_sca
     assert found["fisher_trace"]["value"] > 1.05 * found["fisher_trace"]["of_other"]
     assert found["fisher_trace"]["is_sure"]
     surviving = [each for each in found.values() if each["survives_rescaling"]]
-    assert len(surviving) == 4
+    assert len(surviving) == 5
     # The same probe vectors, scaled with the weights.
     assert all(abs(each["difference"]) < 1e-2 * abs(each["value"]) and not each["is_sure"] for each in surviving)
     assert main(["trace", *map(str, pair), *map(str, asked)]) == 0
     said = capsys.readouterr().out
-    assert "Of 4 measures that survive a change of scale" in said
+    assert "Of 5 measures that survive a change of scale" in said
     assert said.count("(none beyond chance)") == 2
 
 
