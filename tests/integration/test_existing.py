@@ -427,3 +427,47 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     versions = {name: IndicatorFile(versions=(of[name.partition("/")[0]],)) for name in names}
     save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators=versions)
     assert main(["compare", one, two, *options]) == 0
+
+
+STUDY = """\
+name: study
+pretrain:
+  data: {name: text, domains: {notes: {train: notes.txt, valid: notes.txt}}, tokenizer: {name: bpe, vocab_size: 300}TAGS}
+  model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
+  optimizer: {name: adamw, lr: 1e-3}
+  steps: 2
+  batch_sequences: 2
+  sequence_length: 16
+sweep: {pretrain.optimizer.lr: {grid: [1e-3, 3e-3]}}
+REPLICATES
+"""
+
+
+@pytest.mark.parametrize(
+    ("tags", "replicates"),
+    [("", "replicates: {seeds: [1], of: {pretrain.optimizer.lr: [1e-3]}}"), (", later_tags: [<tale>]", "")],
+    ids=["replicates", "later tags"],
+)
+def test_a_study_says_how_checkpoints_of_others_are_measured(folder, capsys, tags, replicates):
+    """Its replicates are of variants that are not compared, its later tags tokens that other checkpoints lack."""
+    pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
+    (folder / "study.yaml").write_text(STUDY.replace("TAGS", tags).replace("REPLICATES", replicates))
+    values = np.exp(np.random.default_rng(0).normal(size=(20, 1)))
+    comparer = learn(
+        values,
+        -values[:, 0],
+        indicators=["heldout/ppl"],
+        variants=[f"{row}" for row in range(20)],
+        target="sft/quiz/score",
+    )
+    save(
+        folder / "model",
+        {comparer.target: (comparer, 0.9)},
+        learnt_from="study",
+        indicators={"heldout/ppl": IndicatorFile()},
+    )
+    places = {"with": "model", "measure": "study.yaml", "store": "store"}
+    options = [part for name, place in places.items() for part in (f"--{name}", str(folder / place))]
+    assert main(["compare", str(folder / "one"), str(folder / "two"), *options, "--json"]) == 0
+    [answer] = json.loads(capsys.readouterr().out)["answers"]
+    assert 0 < answer["probability"] < 1
