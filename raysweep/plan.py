@@ -222,7 +222,9 @@ def chain(
         if part.corpus.row_length:
             given["max_sequences"] = NUM_SENTENCES
         heldout = Heldout(objective=part.objective, **given)
-        subject = Subject(part.corpus, part.objective, part.sequence_length, tasks, model_of(pretrain))
+        subject = Subject(
+            part.corpus, part.objective, part.sequence_length, tasks, model_of(pretrain), part.shown_tokens
+        )
         measured = [heldout, *(each.bind(subject) for each in measurements)]
         split = list(_finetunings(sft, tasks, HeldText.of(subject))) if sft else []
         stages += [stage for stage in part.opening if stage not in stages]
@@ -262,6 +264,8 @@ class _Part:
     opening: Sequence[Stage]
     checkpoints: Sequence[tuple[int, Sequence[Stage]]]
     """The step of each (of one that exists already 0), the stage that leaves it, and what is made right after."""
+    shown_tokens: frozenset[str] | None = None
+    """See `Subject.shown_tokens`."""
     closing: Sequence[Stage] = ()
     """What the next part goes on from, where it is not measured: without a step, as all that only prepares."""
 
@@ -327,6 +331,7 @@ def _trained(whole: Recipe, seed: int) -> Iterator[_Part]:
             tokens=tokens,
             opening=[stage for stage in (fetch, _sampler(recipe.data), tokens) if stage],
             checkpoints=checkpoints,
+            shown_tokens=part.shown_tokens,
             closing=() if is_measured or not (following or whole.leave_optimizer_state) else left,
         )
 

@@ -158,17 +158,19 @@ class SearchSpace:
         pretrain = self._pretrain(point) if point else self.declared.pretrain
         sft = self.declared.sft
         model = model_of(pretrain)
-        measured: list[Recipe | Existing] = [pretrain]
+        measured: list[tuple[Recipe | Existing, frozenset[str] | None]] = [(pretrain, None)]
         if isinstance(pretrain, Recipe):
             [made] = collect([(("pretrain",), partial(segments, pretrain))])
-            measured = [segment.recipe for segment in made if segment.measured]
+            measured = [(segment.recipe, segment.shown_tokens) for segment in made if segment.measured]
         parts: list[tuple[Place, Callable[[], object]]] = []
-        for each in measured:
+        for each, shown_tokens in measured:
             objective = objective_of(each)
             parts += [(("sft",), partial(sft.bind, each.data, objective.head))] if sft else []
             parts += [(("sft",), partial(sft.check_model, model))] if sft and model else []
             # Without tasks, which may be what is wrong: all that does not go together is told at once.
-            subject = Subject(each.data, objective, each.sequence_length, tasks={}, model=model)
+            subject = Subject(
+                each.data, objective, each.sequence_length, tasks={}, model=model, shown_tokens=shown_tokens
+            )
             parts += [((name,), partial(spec.bind, subject)) for name, spec in self.declared.measurements.items()]
         collect(parts)
         return pretrain

@@ -55,6 +55,7 @@ HARNESS_TASK = PinnedTask(
     revision="",
     num_fewshot=2,
     output_type="multiple_choice",
+    max_new_tokens=0,
     scores=(HarnessScore(metric="acc", filter="none", direction="max"),),
 )
 OF_TASKS: tuple[StageSpec, ...] = (

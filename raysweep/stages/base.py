@@ -38,6 +38,9 @@ class Subject:
     """What the checkpoints are fine-tuned on, by name."""
     model: Model | None = None
     """That is trained; None: checkpoints that exist, or training that goes on from one."""
+    shown_tokens: frozenset[str] | None = None
+    """Those that the objectives of training have written, of earlier phases, too; None: of a checkpoint that exists, or
+    training that goes on from one, whose tokenizer may know others."""
 
 
 class StageSpec(Spec):

@@ -90,11 +90,15 @@ class EarlySft(StageSpec):
         )
 
     def flops(self, size: Size, corpus: Corpus) -> float:
-        """Training, and scoring of the indicator examples: once for their scores, once for likelihoods."""
+        """Training, and scoring of the indicator examples: once for their scores, once for likelihoods.
+
+        Of a file's there may be fewer than are asked for, as no file is read for a plan.
+        """
         total = 0.0
         for task in self.tasks.values():
             load = task.workload()
-            scored = size.forward_flops(self.max_examples * (load.scored_length + load.length), load.length)
+            num = self.max_examples if task.num_classes is None else min(self.max_examples, load.num_indicator)
+            scored = size.forward_flops(num * (load.scored_length + load.length), load.length)
             total += self._finetuning(task).training_flops(size) + scored
         return total
 

@@ -5,6 +5,7 @@ The harness (Gao et al., 2024), whose package is lm_eval, is an extra: `pip inst
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.metadata
 import json
@@ -59,7 +60,8 @@ class PinnedTask(Spec):
     name: str
     """What the task calls itself."""
     fingerprint: str
-    """Of the contents of all its files: its YAML, what that includes, the modules of its functions, and its data."""
+    """Of the contents of all its files: its YAML, what that includes, the modules of its functions with those beside
+    them that they import, and its data."""
     files: Annotated[tuple[str, ...], Provenance()]
     """The YAML file first: absolute paths; relative to the harness's own folder where they are a part of it."""
     data: Annotated[dict[str, tuple[str, ...]], Provenance()]
@@ -72,6 +74,8 @@ class PinnedTask(Spec):
     """Solved examples before a question."""
     output_type: str
     """What a model is asked for, in the harness's words."""
+    max_new_tokens: Annotated[int, Provenance()]
+    """Of an answer that is written, which the harness keeps free of a model's positions; 0 where none is."""
     scores: tuple[HarnessScore, ...]
     """What it is scored by."""
 
@@ -102,6 +106,7 @@ def pin_task(given: str, base: Path, *, num_fewshot: int | None) -> PinnedTask:
     path = _yaml_file(given, base)
     files, config = _parts(path), _config(path)
     _refuse(config, given)
+    output_type = config.get("output_type", "generate_until")
     data = _data_files(config, path.parent, given)
     digests = {_stored(Path(file)): sha256 for file, sha256 in kept_digests(map(str, files)).items()}
     digests |= digests_of(path for paths in data.values() for path in paths)
@@ -114,9 +119,24 @@ def pin_task(given: str, base: Path, *, num_fewshot: int | None) -> PinnedTask:
         digests=digests,
         revision="" if data else _revision(config),
         num_fewshot=config.get("num_fewshot") or 0 if num_fewshot is None else num_fewshot,
-        output_type=config.get("output_type", "generate_until"),
+        output_type=output_type,
+        max_new_tokens=_max_new_tokens(config) if output_type == "generate_until" else 0,
         scores=tuple(_scores(config)),
     )
+
+
+def check_answers(task: PinnedTask, num_positions: int) -> None:
+    """See that the answers of a task leave a model room for a prompt, whose beginning the harness cuts for them.
+
+    Raises:
+        DataError: if the model has not one position more than answers may have tokens.
+    """
+    if task.max_new_tokens >= num_positions:
+        raise DataError(
+            f"answers may have {task.max_new_tokens:,} tokens, and the model has {num_positions:,} positions for "
+            f"prompt and answer: name a YAML file that has include: {_located(task.files[0])} and generation_kwargs: "
+            "{max_gen_toks: ...}, or give the model more positions"
+        )
 
 
 def evaluate(task: PinnedTask, model: Any, tokenizer: Any, *, limit: int | None, batch_sequences: int) -> Found:
@@ -131,7 +151,7 @@ def evaluate(task: PinnedTask, model: Any, tokenizer: Any, *, limit: int | None,
 
     Raises:
         StageError: if the harness is another version.
-        DataError: if a file is not as it was pinned.
+        DataError: if a file is not as it was pinned, or the model has too few positions for answers.
     """
     if _version() != task.version:
         raise StageError(
@@ -143,6 +163,7 @@ def evaluate(task: PinnedTask, model: Any, tokenizer: Any, *, limit: int | None,
     import lm_eval
 
     harness = _counting(model, tokenizer, batch_sequences)
+    check_answers(task, harness.max_length)
     with _one_process(), tempfile.TemporaryDirectory() as folder, _seeded():
         loaded = _manager(_written(task, Path(folder))).load([task.name])
         loaded["tasks"][task.name].set_fewshot_seed(seed=_FEWSHOT_SEED)
@@ -218,7 +239,7 @@ def _top_level(text: str, key: str) -> list[str]:
 
 
 def _parts(path: Path, seen: tuple[Path, ...] = ()) -> list[Path]:
-    """A YAML file, those that it includes, and the modules of their functions; each once.
+    """A YAML file, those that it includes, and the modules of their functions with what they import; each once.
 
     Raises:
         DataError: if one cannot be read, or includes itself.
@@ -234,7 +255,7 @@ def _parts(path: Path, seen: tuple[Path, ...] = ()) -> list[Path]:
         name = str(node.value)
         # As the harness looks for it: a module beside the file, wherever a link to that lies.
         module = path.resolve().parent / f"{name.rpartition('.')[0].replace('.', '/')}.py"
-        modules.extend([module.resolve()] if module.is_file() else [])
+        modules.extend(_with_imported(module.resolve()) if module.is_file() else [])
         return name
 
     Loader.add_multi_constructor("!", function)
@@ -257,6 +278,44 @@ def _parts(path: Path, seen: tuple[Path, ...] = ()) -> list[Path]:
         for part in _parts((path.parent / name).resolve(), (*seen, path))
     ]
     return [*dict.fromkeys([path, *included, *modules])]
+
+
+def _with_imported(first: Path) -> list[Path]:
+    """A module, those beside it that it imports, and so on; what is installed is left out.
+
+    Raises:
+        DataError: if one is no Python.
+    """
+    modules = [first]
+    for module in modules:  # Which grows.
+        try:
+            tree = ast.parse(module.read_bytes())
+        except (SyntaxError, ValueError) as error:
+            raise DataError(f"{module}: no Python: {error}") from error
+        names = [name for node in ast.walk(tree) for name in _names_imported(node)]
+        places = (module.parent / name.replace(".", "/") for name in names)
+        beside = (file for place in places for file in (place.with_suffix(".py"), place / "__init__.py"))
+        modules += [file for file in dict.fromkeys(beside) if file.is_file() and file not in modules]
+    return modules
+
+
+def _names_imported(node: ast.AST) -> Iterator[str]:
+    """What an import names with the packages around it, and what it takes from them, which may be modules, too."""
+    if isinstance(node, ast.Import):
+        whole = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        whole = [f"{node.module}.{alias.name}" for alias in node.names]
+    else:
+        return
+    for name in whole:
+        parts = name.split(".")
+        yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+
+
+def _max_new_tokens(config: Mapping[str, Any]) -> int:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    return int(normalize_gen_kwargs(dict(config.get("generation_kwargs") or {}))["max_gen_toks"])
 
 
 def _config(path: Path) -> dict[str, Any]:

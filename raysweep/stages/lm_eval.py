@@ -17,7 +17,7 @@ from raysweep.errors import SpaceError, collect
 from raysweep.resources import Resources
 from raysweep.spec import Metric, Provenance, Spec, check_name
 from raysweep.stages.base import StageSpec, Subject
-from raysweep.stages.harness import PinnedTask, evaluate, pin_task
+from raysweep.stages.harness import PinnedTask, check_answers, evaluate, pin_task
 from raysweep.tasks.files import TYPICAL_LENGTH
 from raysweep.tasks.multiple_choice import TYPICAL_CHOICES
 from raysweep.train.checkpoints import load_model
@@ -86,11 +86,17 @@ class LmEval(StageSpec):
 
         Raises:
             SpaceError: if the model predicts in place, or its words are no language's that tasks could be of.
+            DataError: if a task lets answers be longer than the model has positions.
         """
         if subject.objective.head != "causal":
             raise SpaceError(f"lm_eval needs a causal model, and {subject.objective.name} trains a masked one")
         if not subject.corpus.is_natural_language:
             raise SpaceError(f"lm_eval needs pretrain.data text, not {subject.corpus.name}: its words spell no text")
+        longest = subject.objective.input_length(subject.sequence_length)
+        num_positions = subject.model.named_positions(longest) if subject.model else None
+        if num_positions is not None:
+            pinned = ((name, task.pinned) for name, task in self.tasks.items() if task.pinned)
+            collect((("tasks", name), partial(check_answers, task, num_positions)) for name, task in pinned)
         return self
 
     def by_task(self) -> Mapping[str | None, LmEval]:

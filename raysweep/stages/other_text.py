@@ -108,10 +108,11 @@ class OtherText(StageSpec):
                 f"other_text.objective {self.objective.name} is of {self.objective.head} models, and pretrain's is a "
                 f"{text.loss.head} one; leave it out for the own objective"
             )
-        if self.objective and (missing := {*self.objective.extra_tokens()} - {*text.loss.extra_tokens()}):
+        shown = subject.shown_tokens
+        if self.objective and shown is not None and (missing := {*self.objective.extra_tokens()} - shown):
             raise SpaceError(
                 f"other_text.objective {self.objective.name} writes {min(missing)!r}, a token that pretrain's "
-                f"{text.loss.name} shows no model; take causal_lm, or leave it out for the own objective"
+                f"objectives up to {text.loss.name} show no model; take causal_lm, or leave it out for the own one"
             )
         return self.with_(text=text.with_(loss=self.objective or text.loss))  # type: ignore[no-any-return]
 

@@ -5,7 +5,7 @@ What is written (`Phase`) compiles to a full recipe and the numbers it begins at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -133,6 +133,8 @@ class Segment:
     """Whether the optimizer goes on from its state at the end of the segment before."""
     measured: tuple[int, ...]
     """Steps of its checkpoints, counted from its own beginning."""
+    shown_tokens: frozenset[str] | None
+    """Those that its objective and those before it write; None where a checkpoint that it starts from may know more."""
 
 
 def segments(recipe: Recipe) -> tuple[Segment, ...]:
@@ -145,11 +147,11 @@ def segments(recipe: Recipe) -> tuple[Segment, ...]:
     if recipe.num_steps and (recipe.phases or recipe.leave_optimizer_state):
         alone = recipe.with_(phases=(), leave_optimizer_state=False)
     if not recipe.phases:
-        return (Segment("", alone, keeps_optimizer=False, measured=recipe.checkpoint_steps),)
+        return (_segment((), "", alone, keeps_optimizer=False, measured=recipe.checkpoint_steps),)
     problems = list(_name_findings(recipe))
     parts: list[Segment] = []
     if recipe.num_steps:
-        parts.append(Segment("", alone, keeps_optimizer=False, measured=_listed(alone)))
+        parts.append(_segment((), "", alone, keeps_optimizer=False, measured=_listed(alone)))
     inherited = recipe.model_dump(mode="json", by_alias=True, exclude=set(OWN))
     for index, phase in enumerate(recipe.phases):
         place: Place = ("phases", index)
@@ -167,12 +169,21 @@ def segments(recipe: Recipe) -> tuple[Segment, ...]:
             break  # What comes after would inherit the mistake.
         is_last = index == len(recipe.phases) - 1
         problems += [((*place, *at), text) for at, text in _change_findings(parts, phase, made)]
-        parts.append(Segment(phase.name, made, keeps, made.checkpoint_steps if is_last else _listed(made)))
+        steps = made.checkpoint_steps if is_last else _listed(made)
+        parts.append(_segment(parts, phase.name, made, keeps_optimizer=keeps, measured=steps))
     if problems:
         together = SpaceError()
         together.findings = tuple(problems)
         raise together
     return tuple(parts)
+
+
+def _segment(
+    before: Sequence[Segment], name: str, recipe: Recipe, *, keeps_optimizer: bool, measured: tuple[int, ...]
+) -> Segment:
+    earlier = before[-1].shown_tokens if before else frozenset()
+    shown = None if recipe.start or earlier is None else earlier | {*recipe.objective.extra_tokens()}
+    return Segment(name, recipe, keeps_optimizer, measured, shown)
 
 
 def _listed(recipe: Recipe) -> tuple[int, ...]:

@@ -40,6 +40,14 @@ class ModelSpec(Spec):
     def max_length(self) -> int | None:
         """Tokens of the longest input that it can read; None: any."""
 
+    def named_positions(self, longest: int) -> int | None:
+        """Those that its configuration names, by which programs that know no more of it go; None: it names none.
+
+        Args:
+            longest: tokens of the longest input that it is trained on.
+        """
+        return self.max_length
+
     @abstractmethod
     def dimensions(self) -> Dimensions:
         """Number, width and attention heads of its blocks, and what their feed-forward layers keep."""

@@ -60,6 +60,10 @@ class Llama(ModelSpec):
         """None: rotary positions have no end."""
         return None
 
+    def named_positions(self, longest: int) -> int:
+        """As many as other programs find room for, or more where it is trained on more."""
+        return max(2048, longest)
+
     def dimensions(self) -> Dimensions:
         """As they are declared; see `ModelSpec.dimensions`."""
         return Dimensions(self.num_layers, self.hidden_size, self.num_heads, GATED * self.inner_size)
@@ -82,7 +86,7 @@ class Llama(ModelSpec):
             num_hidden_layers=self.num_layers,
             num_attention_heads=self.num_heads,
             num_key_value_heads=self.num_heads,
-            max_position_embeddings=max(2048, sequence_length),
+            max_position_embeddings=self.named_positions(sequence_length),
             tie_word_embeddings=self.tie_embeddings,
             use_cache=True,
             bos_token_id=0,

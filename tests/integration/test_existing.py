@@ -432,7 +432,8 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
 STUDY = """\
 name: study
 pretrain:
-  data: {name: text, domains: {notes: {train: notes.txt, valid: notes.txt}}, tokenizer: {name: bpe, vocab_size: 300}TAGS}
+  data:
+    {name: text, domains: {notes: {train: notes.txt, valid: notes.txt}}, tokenizer: {name: bpe, vocab_size: 300}TAGS}
   model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
   optimizer: {name: adamw, lr: 1e-3}
   steps: 2

@@ -130,6 +130,12 @@ def test_scores_are_the_harnesss_own(folder, sweep_file, store):
         record = store.get(stage.id)
         assert record.provenance["wall_seconds"] > 0
         assert (store.folder(stage.id) / "harness.json").is_file()
+    # Of a checkpoint that exists positions are known when it is there.
+    spec = stages["said"].spec
+    said = spec.tasks["said"]
+    longer = spec.with_(tasks={"said": said.with_(pinned=said.pinned.with_(max_new_tokens=2048))})
+    with pytest.raises(RaysweepError, match=r"answers may have 2,048 tokens, and the model has 2,048 positions"):
+        longer.run({"checkpoint": checkpoint}, folder, Worker())
     # A file that is not as it was is not read.
     (folder / "tasks" / "utils.py").write_text(UTILS + "\n")
     with pytest.raises(RaysweepError, match=r"utils\.py: was changed since the sweep was loaded"):
@@ -163,9 +169,19 @@ def shuffled(docs):
 
 def test_each_task_has_an_id_by_its_bytes_and_its_datas(folder, sweep_file):
     pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+    # Its functions import modules beside theirs, which import others.
+    (folder / "tasks" / "more").mkdir()
+    for name, text in {
+        "utils": f"import json\nfrom helpers import pick\n{UTILS}",
+        "helpers": "def pick():\n    import more.deep\n",
+        "more/deep": "",
+        "unused": "",
+    }.items():
+        (folder / "tasks" / f"{name}.py").write_text(text)
     first = stages_of(sweep_file(SWEEP))
     assert first["places"].id != first["shots"].id
-    for path in ("tasks/places.yaml", "tasks/common.yaml", "tasks/utils.py", "data/test.jsonl"):
+    paths = ("tasks/places.yaml", "tasks/common.yaml", "tasks/utils.py", "data/test.jsonl")
+    for path in (*paths, "tasks/helpers.py", "tasks/more/deep.py"):
         text = (folder / path).read_text()
         (folder / path).write_text(text + "\n")
         then = stages_of(sweep_file(SWEEP))
@@ -173,6 +189,7 @@ def test_each_task_has_an_id_by_its_bytes_and_its_datas(folder, sweep_file):
         # The other task has files of its own.
         assert (then["said"].id == first["said"].id) == (path != "data/test.jsonl")
         (folder / path).write_text(text)
+    (folder / "tasks" / "unused.py").write_text("unused = 1")
     assert stages_of(sweep_file(SWEEP)) == first
     # A further task leaves the others as they are, and where files lie is no part of a result.
     for name in ("tasks", "data"):
@@ -212,6 +229,8 @@ def test_what_is_wrong_is_told_before_anything_runs(folder, sweep_file, old, new
             "task: a\nmetric_list: [{metric: acuracy}]",
             r"said\.yaml: metric 'acuracy' is none of lm_eval's",
         ),
+        ("said.yaml", SAID.replace("toks: 4", "toks: 2048"), r"said: answers may have 2,048 tokens, and .* 2,048 pos"),
+        ("utils.py", "def right(:", r"utils\.py: no Python: invalid syntax"),
         ("said.yaml", "hello", r"said\.yaml: holds no mapping"),
         ("said.yaml", "output_type: multiple_choice", r"said\.yaml: lm_eval finds no task in it"),
         ("said.yaml", "include: said.yaml\ntask: a", r"said\.yaml includes itself"),

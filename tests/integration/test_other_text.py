@@ -96,3 +96,24 @@ def test_words_of_a_made_up_language_spell_no_text(folder, sweep_file):
     text = SWEEP[:start] + made_up + "\n" + SWEEP[end:].replace("sequence_length: 8", "sequence_length: 5")
     with pytest.raises(RaysweepError, match=r"other_text needs pretrain\.data text, not pcfg"):
         load(sweep_file(text))
+
+
+def test_what_an_earlier_phase_was_trained_by_may_be_measured_later(folder, sweep_file, store):
+    """Its tokens are in the tokenizer from then on."""
+    phases = (
+        "  phases: [{name: spans, steps: 2, objective: {name: span_corruption}}, "
+        "{name: next, steps: 2, objective: {name: causal_lm}}]\n"
+    )
+    text = SWEEP.replace("  steps: 4\n", phases).replace("sequence_length: 8", "sequence_length: 24")
+    text = text.replace("num_sequences: 20", "num_sequences: 6, objective: {name: OBJECTIVE}")
+    asked = text.replace("OBJECTIVE", "span_corruption")
+    [row] = Results(run_sweep(load(sweep_file(asked)), store, runner="inline")).checkpoints.to_dict("records")
+    assert row["other_text/loss_tales"] > 0
+    with pytest.raises(
+        RaysweepError, match=r"ul2 writes '.*', a token that pretrain's objectives up to causal_lm show no"
+    ):
+        load(sweep_file(text.replace("OBJECTIVE", "ul2")))
+    # What the second trains by, the first does not show.
+    turned = asked.replace("causal_lm", "first").replace("span_corruption}}, ", "causal_lm}, checkpoints: [1.0]}, ")
+    with pytest.raises(RaysweepError, match=r"span_corruption writes '.*', a token that pretrain's objectives up to"):
+        load(sweep_file(turned.replace("{name: first}", "{name: span_corruption}")))

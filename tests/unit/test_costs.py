@@ -9,6 +9,7 @@ from columns import CORPUS, OF_MODELS, OF_TASKS, RECIPE, TASK
 from raysweep.costs import UNKNOWN, Size
 from raysweep.resources import Resources
 from raysweep.stages.base import StageSpec
+from raysweep.stages.early_sft import EarlySft
 from raysweep.stages.enlarge import Enlarge
 from raysweep.stages.fetch import Fetch
 from raysweep.stages.indicators import Indicators
@@ -75,3 +76,11 @@ def test_indicators_read_sentences_as_long_as_they_are():
     classes, length = TASK.num_classes, CORPUS.row_length
     indicators = Indicators(kshot=2, max_examples=10, tasks={"t": TASK})
     assert indicators.flops(SIZE, CORPUS) == SIZE.forward_flops((2 * classes + 10) * length, length)
+
+
+def test_a_short_fine_tuning_scores_no_more_sentences_than_there_are():
+    num = TASK.workload().num_indicator
+    some, every, more = (
+        EarlySft(max_examples=most, tasks={"t": TASK}).flops(SIZE, CORPUS) for most in (1, num, num + 9)
+    )
+    assert some < every == more
