@@ -182,9 +182,11 @@ def _purchase_lines(document: Mapping[str, Any]) -> list[str]:
         lines.append("every checkpoint is fine-tuned: nothing to buy")
     elif not document["next"]:
         lines.append(f"{number(document['budget_hours'])} worker hours are less than the next purchase takes")
+    else:
+        lines.append(f"buy next, by {document['bought_by']}:")
     for each in document["next"]:
         names = ", ".join(document["labels"][name] for name in each["checkpoints"])
-        lines.append(f"buy {each['kind']} ({each['hours']:.3g} h), by {document['bought_by']}: {names}")
+        lines.append(f"  {each['kind']} ({each['hours']:.3g} h): {names}")
     if any(each["kind"] != SFT for each in document["next"]):
         lines.append("then ask again: what is worth fine-tuning depends on what that measures")
     return lines

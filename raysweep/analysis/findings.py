@@ -190,9 +190,17 @@ def cost_text(tie: Tie) -> str:
     return "at half the tokens" if tie.cost_ratio == 0.5 else f"at {formatting.number(tie.cost_ratio)} times the tokens"
 
 
-def tie_text(tie: Tie, target: str) -> str:
-    """`lr 0.01 · step 300 (1.3 [-0.4, 3.0] points below, at half the tokens)`."""
-    return f"{tie.label} ({', '.join(filter(None, (f'{points_text(tie.difference, target)} below', cost_text(tie))))})"
+def tie_text(tie: Tie, ranking: Ranking) -> str:
+    """`lr 0.01 · step 300 (1.3 [-0.4, 3.0] points below, at half the tokens)`; above where a lower target is better."""
+    behind = f"{points_text(tie.difference, ranking.target)} {'below' if ranking.sign > 0 else 'above'}"
+    return f"{tie.label} ({', '.join(filter(None, (behind, cost_text(tie))))})"
+
+
+def gap_text(ranking: Ranking) -> str:
+    """`1.3 [0.4, 3.0] points above the next`, below where a lower target is better; empty without a next."""
+    if ranking.gap is None:
+        return ""
+    return f"{points_text(ranking.gap, ranking.target)} {'above' if ranking.sign > 0 else 'below'} the next"
 
 
 def _known_before(indicator: Association) -> str:
@@ -211,14 +219,14 @@ def _beside(ranking: Ranking) -> str:
         return f", not distinguishable from {tie.label}{cost}{f', and {more} more' if more else ''}"
     if ranking.gap is None or math.isnan(ranking.gap.low):
         return ""
-    return f", {points_text(ranking.gap, ranking.target)} above the next"
+    return f", {gap_text(ranking)}"
 
 
 def _tie_line(ranking: Ranking) -> str:
     method = f"95 % intervals that hold for all {ranking.num_comparisons} pairs at once, Tukey-Kramer"
     if not ranking.ties:
         return f"The best is better than every other ({method})."
-    named = [tie_text(tie, ranking.target) for tie in ranking.ties[:MAX_NAMED]]
+    named = [tie_text(tie, ranking) for tie in ranking.ties[:MAX_NAMED]]
     if more := len(ranking.ties) - len(named):
         named.append(f"and {more} more")
     return f"Not distinguishable from the best: {'; '.join(named)} ({method})."

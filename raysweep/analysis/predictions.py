@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from raysweep.store import Store
 
 logger = logging.getLogger(__name__)
 
+METRICS = ("score", "log_likelihood")
+"""Of an example, whose means over examples are ranked by."""
 MANY_EXAMPLES = 10**6
 """Test examples of a record that does not say how many: enough for the normal quantile."""
 
@@ -35,25 +39,31 @@ def read_noise(store: Store, results: Mapping[str, Sequence[Result]]) -> dict[st
     tuned = [result for own in results.values() for result in own if result.kind == "sft"]
     tasks = sorted({str(result.task) for result in tuned})
     noise = {}
-    for metric, averaged in product(("score", "log_likelihood"), by_method(tasks).values()):
+    read = cache(partial(_scores_of, store))  # Once for all metrics.
+    for metric, averaged in product(METRICS, by_method(tasks).values()):
         for task in averaged if metric == "score" or any(metric in result.metrics for result in tuned) else []:
-            samples = [_sample(store, checkpoint, own, task, metric) for checkpoint, own in sorted(results.items())]
+            samples = [_sample(read, checkpoint, own, task, metric) for checkpoint, own in sorted(results.items())]
             noise[column_name("sft", metric, task)] = task_noise(
                 [each for each in samples if each is not None], num_tasks=len(averaged), are_shares=metric == "score"
             )
     return noise
 
 
-def read_scores(path: Path, metric: str = "score") -> tuple[str, Floats] | None:
-    """(what tells these examples from others, score of each) of a predictions.jsonl, by the examples' ids.
+class Scores(NamedTuple):
+    """Of the test examples of one fine-tuning."""
 
-    The first is empty where the examples have no ids, or share some: they are then in the file's order. None where
-    there is no such file, or no score in it.
-    """
+    examples: str
+    """What tells them from others, whose ids order them; empty where they have none, or share some: as in the file."""
+    by_metric: dict[str, Floats]
+    """Of `METRICS` those that each example has as a finite number."""
+
+
+def read_scores(path: Path) -> Scores | None:
+    """Those of a predictions.jsonl; None where there is no such file, or it cannot be read."""
     import pyarrow as pa
     from pyarrow import json as arrow
 
-    wanted = pa.schema([("id", pa.string()), (metric, pa.float64())])
+    wanted = pa.schema([("id", pa.string()), *((metric, pa.float64()) for metric in METRICS)])
     try:
         table = arrow.read_json(
             path,
@@ -65,36 +75,37 @@ def read_scores(path: Path, metric: str = "score") -> tuple[str, Floats] | None:
     except pa.ArrowInvalid as error:
         logger.warning("%s: its scores are not read: %s", path, error)
         return None
-    scores = table[metric].to_numpy().astype(np.float64)
-    if len(scores) == 0 or not np.isfinite(scores).all():
-        return None
+    every = {metric: table[metric].to_numpy().astype(np.float64) for metric in METRICS}
+    there = {metric: scores for metric, scores in every.items() if len(scores) and np.isfinite(scores).all()}
     ids = table["id"].to_pylist()
     if None in ids or len(set(ids)) < len(ids):
-        return "", scores
+        return Scores("", there)
     order = sorted(range(len(ids)), key=ids.__getitem__)
     digest = hashlib.sha256("\n".join(ids[row] for row in order).encode()).hexdigest()
-    return digest, scores[order]
+    return Scores(digest, {metric: scores[order] for metric, scores in there.items()})
 
 
-def _sample(store: Store, checkpoint: str, results: Sequence[Result], task: str, metric: str) -> Sample | None:
+def _sample(
+    read: Callable[[str], Scores | None], checkpoint: str, results: Sequence[Result], task: str, metric: str
+) -> Sample | None:
     picked = pick(finetuning_runs(results, task))
     if picked is None:
         return None
     metrics = {result.id: result.metrics for result in results}
     if any(math.isnan(metrics[run.id].get(metric, math.nan)) for run in picked.runs):
         return None
-    by_seed = [_scores_of(store, run.id, metric) for run in picked.runs]
+    by_seed = [read(run.id) for run in picked.runs]
     seeds = [run.seed for run in picked.runs]
-    there = [each for each in by_seed if each is not None]
+    there = [(each.examples, each.by_metric[metric]) for each in by_seed if each and metric in each.by_metric]
     if len(there) == len(by_seed) and len({(examples, len(scores)) for examples, scores in there}) == 1:
         return sample(checkpoint, seeds=seeds, scores=np.stack([each for _, each in there]), examples=there[0][0])
     return _from_records(checkpoint, seeds, [metrics[run.id] for run in picked.runs], metric)
 
 
-def _scores_of(store: Store, stage_id: str, metric: str) -> tuple[str, Floats] | None:
+def _scores_of(store: Store, stage_id: str) -> Scores | None:
     """Those of its predictions; None if they are lost: its score is still in its record."""
     try:
-        return read_scores(store.file(stage_id, "predictions.jsonl"), metric)
+        return read_scores(store.file(stage_id, "predictions.jsonl"))
     except LostError as error:
         logger.warning("%s", error)
         return None

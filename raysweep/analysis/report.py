@@ -20,7 +20,7 @@ from raysweep.analysis import charts, formatting
 from raysweep.analysis.budget_page import regret_chart
 from raysweep.analysis.choosing import Chosen, chosen_of, identity_of, search_of
 from raysweep.analysis.colors import variant_colors
-from raysweep.analysis.findings import cautions, headline, how_to_read, points_text, score_text, tie_text
+from raysweep.analysis.findings import cautions, gap_text, headline, how_to_read, score_text, tie_text
 from raysweep.analysis.labels import is_missing, row_key
 from raysweep.analysis.pairwise import Floats
 from raysweep.analysis.pareto import Front, front_of
@@ -155,7 +155,7 @@ def scores_reader(run: Run) -> Callable[[str], Floats | None]:
         except LostError as error:
             logger.warning("%s", error)
             return None
-        return found[1] if found else None
+        return found.by_metric.get("score") if found else None
 
     return read
 
@@ -177,10 +177,10 @@ def _best(run: Run, ranking: Ranking) -> dict[str, Any] | None:
     second = ranking.second
     return {
         "label": ranking.labels[row_key(best)],
-        "score": score_text(best.to_dict(), ranking.target),
-        "gap": points_text(ranking.gap, ranking.target) if ranking.gap else "",
+        "score": score_text(best.to_dict(), ranking.target) + formatting.unit(ranking.target),
+        "gap": gap_text(ranking),
         "second": ranking.labels[row_key(second)] if second is not None else "",
-        "ties": [tie_text(tie, ranking.target) for tie in ranking.ties[:MAX_TIES]],
+        "ties": [tie_text(tie, ranking) for tie in ranking.ties[:MAX_TIES]],
         "num_more_ties": max(0, len(ranking.ties) - MAX_TIES),
         "location": None if is_missing(location) else location,
         "export": f"raysweep export {run.name} --store {shlex.quote(run.store.url)}{_target(run, ranking)} --to DIR",

@@ -85,7 +85,9 @@ def test_an_unfinished_run_is_told_what_it_can_buy(finished, tmp_path, capsys):
     text = asked(run, capsys, "--budget", "1")
     labels = Results(run).ranking.labels
     label = {checkpoint: label for (_, checkpoint), label in labels.items()}
-    assert re.search(rf"buy sft \(.* h\), by elimination, . rungs?: {re.escape(label[untuned])}$", text, re.M)
+    assert re.search(
+        rf"^buy next, by elimination, . rungs?:$(\n  .*)*\n  sft \(.* h\): {re.escape(label[untuned])}$", text, re.M
+    )
     assert f"left out: {label[unmeasured]}: its pretraining: missing" in text
     assert "worker hours are less than the next purchase takes" in asked(run, capsys, "--budget", "0.0000001")
 

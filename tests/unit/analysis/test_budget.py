@@ -134,7 +134,10 @@ def test_a_table_with_costs_has_strategies(tmp_path, capsys):
     regrets = [each["regret_at_budget"] for each in document["strategies"]]
     assert regrets == sorted(regrets)
     assert document["next"][-1]["kind"] == "sft"
-    assert "buy sft (3 h), by elimination, 2 rungs: row" in format_budget(document)
+    text = format_budget(document)
+    assert text.count("by elimination, 2 rungs:\n") == 1
+    assert "buy next, by elimination, 2 rungs:\n  " in text
+    assert "\n  sft (3 h): row" in text
     assert " ≈" in format_budget(document)
     assert main([*command, "--budget", "3", "--costs", "little=1,sft=2"]) == 2
     assert "what much costs on one checkpoint is not known" in capsys.readouterr().err

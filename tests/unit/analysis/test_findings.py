@@ -258,27 +258,29 @@ def test_predictions_are_paired_by_id_whatever_their_order(tmp_path):
     rows = [{"id": f"{name}", "output": name, "score": score} for name, score in (("b", 1.0), ("a", 0.0), ("c", 0.5))]
     for name, order in (("one", rows), ("two", rows[::-1])):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in order))
-    (one, scores), (two, same) = read_scores(tmp_path / "one"), read_scores(tmp_path / "two")
-    assert one == two != ""
-    assert scores.tolist() == same.tolist() == [0.0, 1.0, 0.5]
+    one, two = read_scores(tmp_path / "one"), read_scores(tmp_path / "two")
+    assert one.examples == two.examples != ""
+    assert one.by_metric["score"].tolist() == two.by_metric["score"].tolist() == [0.0, 1.0, 0.5]
+    assert one.by_metric.keys() == {"score"}
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ('{"score": 1.0}\n{"score": 0}\n', [1.0, 0.0]),
-        ('{"id": "a", "score": 1.0}\n{"id": "a", "score": 0.0}\n', [1.0, 0.0]),
+        ('{"score": 1.0}\n{"score": 0}\n', ["", [1.0, 0.0]]),
+        ('{"id": "a", "score": 1.0}\n{"id": "a", "score": 0.0}\n', ["", [1.0, 0.0]]),
+        ('{"score": 1.0, "log_likelihood": -2}\n{"log_likelihood": -1}\n', ["", [-2.0, -1.0]]),
         ("", None),
-        ('{"score": NaN}\n', None),
+        ('{"score": NaN}\n', [""]),
         ('{"id": 3, "score"', None),
-        ('{"other": 3}\n', None),
+        ('{"other": 3}\n', [""]),
     ],
 )
 def test_predictions_without_names_are_not_paired_and_odd_files_not_read(tmp_path, text, found):
     path = tmp_path / "predictions.jsonl"
     path.write_text(text)
     scores = read_scores(path)
-    assert scores is None if found is None else (scores[0], scores[1].tolist()) == ("", found)
+    assert (scores and [scores.examples, *(each.tolist() for each in scores.by_metric.values())]) == found
     assert read_scores(tmp_path / "none") is None
 
 

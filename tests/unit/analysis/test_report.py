@@ -63,6 +63,10 @@ def test_the_winner_comes_with_its_path_the_gap_and_its_ties(run):
     shown = words(render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), ranking))
     assert "10.0 [-2.0, 22.0] points above the next, x c1 · step 1" in shown
     assert "x c1 · step 1 (10.0 [-2.0, 22.0] points below, at half the tokens)" in shown
+    # Of a target that is better lower, the next is above.
+    turned = words(render(run, stages_of({"id": "a", "kind": "sft", "status": "done"}), replace(ranking, sign=-1.0)))
+    assert "10.0 [-2.0, 22.0] points below the next, x c1 · step 1" in turned
+    assert "x c1 · step 1 (10.0 [-2.0, 22.0] points above, at half the tokens)" in turned
     assert "/store/c0" in shown
     assert f"raysweep export r --store {run.store.url} --to DIR" in shown
     rows = ranking_table(ranking, {}).rows
