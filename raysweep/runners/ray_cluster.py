@@ -62,6 +62,8 @@ def start_ray() -> str:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local = "RAY_ADDRESS" not in os.environ and not ray.is_initialized()
     if local:
+        # Ray adds 15: a gang would wait for all else that runs on the machine, where it is what the machine is to do.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         _init(address="local", include_dashboard=False, _system_config=LOCAL_RAY)
     elif not ray.is_initialized():
         connect()

@@ -374,11 +374,14 @@ def test_events_stay_on_this_machine_where_ray_does(monkeypatch):
     import ray
 
     ray.shutdown()
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_ADDRESS", "RAY_worker_niceness"):
+        monkeypatch.delenv(name, raising=False)
     try:
         assert start_ray() == "127.0.0.1"
         # Of a Ray that somebody else started it is not known where gangs will be.
         assert start_ray() == ray.util.get_node_ip_address()
+        # What it starts goes before other work as this process does.
+        assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
     finally:
         ray.shutdown()
 
