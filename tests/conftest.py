@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tiny import GRAMMAR, TINY, tokens_of
 
 # One thread a process: the tests' own processes share two cores.
@@ -15,6 +16,10 @@ from raysweep.data.pcfg import PCFG
 from raysweep.space import load
 from raysweep.store import Store
 from raysweep.variants import SearchSpace
+
+# How long an example takes tells of the machine, not of what is tested.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture

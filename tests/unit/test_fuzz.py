@@ -45,7 +45,6 @@ def cases(share: float) -> settings:
     """The same inputs in every run, so that a change fails by its own doing; others where more are asked for."""
     return settings(
         max_examples=max(1, round(share * NUM_CASES)),
-        deadline=None,
         derandomize="RAYSWEEP_FUZZ" not in os.environ,
         suppress_health_check=list(HealthCheck),
     )

@@ -22,7 +22,7 @@ def tokens(tmp_path_factory) -> Tokens:
     return Tokens(folder)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), steps=st.lists(st.integers(0, 500), min_size=1, max_size=8))
 def test_order_is_a_function_of_seed_and_step(tokens, seed, steps):
     mix = {"a": 0.25, "b": 0.75}

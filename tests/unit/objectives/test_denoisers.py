@@ -88,7 +88,7 @@ def test_counts_of_the_papers():
     assert count_noise(10, density=0.99, mean_span_length=1.0) == (9, 1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     num=st.integers(1, 6),
     length=st.integers(2, 90),
@@ -198,7 +198,7 @@ denoisers = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     num=st.integers(1, 12),
     length=st.integers(2, 60),

@@ -89,7 +89,7 @@ def finished(stage, *, seconds, num_workers):
 
 
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_it_never_hands_out_what_does_not_fit_nor_leaves_any_out(seed):
     assert replayed(seed) == replayed(seed)
 

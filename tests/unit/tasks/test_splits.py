@@ -27,7 +27,7 @@ def pinned(folder, train, test, **limits) -> QA:
     return QA(form="qa", train="train.jsonl", test="test.jsonl", **limits).pin(folder)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     train=st.lists(st.integers(0, 60), min_size=2, max_size=80),
     test=st.lists(st.integers(0, 60), min_size=1, max_size=30),

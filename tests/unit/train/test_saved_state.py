@@ -59,7 +59,7 @@ def stepped_of(ends: list[int], rank: int) -> tuple[dict, torch.optim.Optimizer]
     return stepped, optimizer
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(ends=st.lists(st.integers(0, 32), max_size=4), others=st.lists(st.integers(0, 32), max_size=4))
 def test_any_partition_is_read_as_any_other(tmp_path_factory, ends, others):
     folder = tmp_path_factory.mktemp("state")
