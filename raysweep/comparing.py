@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from raysweep.variants import SearchSpace
 
 
-def learn_from_run(results: Results, folder: Path) -> list[Learnt]:
+def learn_from_run(results: Results, folder: Path, *, without: Sequence[str] = ()) -> list[Learnt]:
     """A comparer of what checkpoints are ranked by and of the same of each family and task, saved in `folder`.
+
+    Args:
+        without: indicators to leave out; see `learn_target`.
 
     Raises:
         CompareError: if there is too little to learn from.
@@ -54,17 +57,19 @@ def learn_from_run(results: Results, folder: Path) -> list[Learnt]:
     tasks = [name for name in tasks if name in results.checkpoints]
     there = [name for name in families if name in results.checkpoints]
     targets = list(dict.fromkeys([whole, *there, *tasks]))
-    rankings = [
-        rank(results.checkpoints, columns=results.columns, noise=results.noise, target=target) for target in targets
-    ]
+    given: dict[str, Any] = {"columns": results.columns, "noise": results.noise}
+    rankings = [results.ranking, *(rank(results.checkpoints, target=target, **given) for target in targets[1:])]
     # By comparers of the other tasks, none of which is a part of what they are tried on.
     others = {target: tuple(each for each in tasks if each != target) if target in tasks else () for target in targets}
     versions = _versions(results.stages, results.columns)
-    return _learn(rankings, folder, results.run.name, versions=versions, others=others)
+    return _learn(rankings, folder, results.run.name, versions=versions, others=others, without=without)
 
 
-def learn_from_table(path: Path, roles: Roles, folder: Path) -> list[Learnt]:
+def learn_from_table(path: Path, roles: Roles, folder: Path, *, without: Sequence[str] = ()) -> list[Learnt]:
     """A comparer of a table's target, saved in `folder`.
+
+    Args:
+        without: indicators to leave out; see `learn_target`.
 
     Raises:
         CompareError: if there is too little to learn from.
@@ -72,7 +77,7 @@ def learn_from_table(path: Path, roles: Roles, folder: Path) -> list[Learnt]:
     """
     from raysweep.analysis.given_table import rank_table
 
-    return _learn([rank_table(path, roles)], folder, path.name, versions={}, others={})
+    return _learn([rank_table(path, roles)], folder, path.name, versions={}, others={}, without=without)
 
 
 def _learn(
@@ -82,11 +87,12 @@ def _learn(
     *,
     versions: Mapping[str, IndicatorFile],
     others: Mapping[str, Sequence[str]],
+    without: Sequence[str],
 ) -> list[Learnt]:
     from raysweep.analysis.comparer_files import IndicatorFile, save
     from raysweep.analysis.learning import learn_target
 
-    learnt = [learn_target(ranking, others=others.get(ranking.target, ())) for ranking in rankings]
+    learnt = [learn_target(each, others=others.get(each.target, ()), without=without) for each in rankings]
     needed = dict.fromkeys(indicator for each in learnt for indicator in each.comparer.indicators)
     save(
         folder,

@@ -108,29 +108,45 @@ def _left_two_out(hat: Floats, part: Floats, scores: Floats, variants: Sequence[
     of the smoother H predicts there is (P y)_B - P_BB r. Where nothing is left to fit (two variants in all), all
     predictions are 0.
     """
-    names, index = np.unique(np.asarray(variants, dtype=str), return_inverse=True)
+    names, index, sizes = np.unique(np.asarray(variants, dtype=str), return_inverse=True, return_counts=True)
+    predicted = np.zeros_like(hat)
     if len(names) < 3:
-        return np.zeros_like(hat)
+        return predicted
+    residual, fitted = scores - hat @ scores, part @ scores
+    alone = np.flatnonzero(sizes[index] == 1)
+    own = np.ix_(alone, alone)
+    predicted[own] = _single_rows(hat[own], part[own], residual[alone], fitted[alone])
     # Rows of each variant, one beyond the last where it has fewer than others: there H, P and the residual are 0.
     last = len(scores)
-    rows = np.full((len(names), int(np.bincount(index).max())), last)
-    for variant in range(len(names)):
-        members = np.flatnonzero(index == variant)
-        rows[variant, : len(members)] = members
+    rows = np.full((len(names), int(sizes.max())), last)
+    order = np.argsort(index, kind="stable")
+    rows[index[order], np.arange(last) - np.repeat(np.cumsum(sizes) - sizes, sizes)] = order
     padded, parts = np.pad(hat, (0, 1)), np.pad(part, (0, 1))
-    residual, fitted = np.append(scores - hat @ scores, 0.0), np.append(part @ scores, 0.0)
-    predicted = np.zeros((last + 1, last + 1))
-    num = len(names)
-    size = max(1, MAX_VALUES // (num * 4 * rows.shape[1] ** 2))
-    for start in range(0, num, size):
-        own = rows[start : start + size, None]
-        both = np.concatenate(np.broadcast_arrays(own, rows[None]), axis=2)
-        each = np.arange(len(own))
-        both[each, start + each, rows.shape[1] :] = last  # Of a variant with itself, its rows are left out once.
+    residual, fitted = np.append(residual, 0.0), np.append(fitted, 0.0)
+    predicted = np.pad(predicted, (0, 1))
+    several = np.flatnonzero(sizes > 1)
+    size = max(1, MAX_VALUES // (len(names) * 4 * rows.shape[1] ** 2))
+    for start in range(0, len(several), size):
+        chosen = several[start : start + size]
+        both = np.concatenate(np.broadcast_arrays(rows[chosen, None], rows[None]), axis=2)
+        both[np.arange(len(chosen)), chosen, rows.shape[1] :] = last  # A variant's rows are left out once.
         left = _residuals(padded, residual, both)
-        lost = (parts[own[..., None], both[:, :, None, :]] @ left[..., None])[..., 0]
-        predicted[own[..., None], rows[None, :, None, :]] = (fitted[own] - lost)[..., None]
+        lost = (parts[both[..., :, None], both[..., None, :]] @ left[..., None])[..., 0]
+        of_own, of_others = np.split(fitted[both] - lost, 2, axis=2)
+        predicted[rows[None, :, :, None], rows[chosen, None, None, :]] = of_others[..., None]
+        # Last, as of a variant with itself only this is known.
+        predicted[rows[chosen, None, :, None], rows[None, :, None, :]] = of_own[..., None]
     return predicted[:last, :last]
+
+
+def _single_rows(hat: Floats, part: Floats, residual: Floats, fitted: Floats) -> Floats:
+    """`_left_two_out` of variants of one row each, whose blocks of two rows are inverted as such."""
+    hat = hat - np.diag(own := np.diag(hat))
+    determinant = np.outer(1 - own, 1 - own) - hat * hat.T
+    np.fill_diagonal(determinant, 1.0)  # Of a row with itself there is no block.
+    mine = ((1 - own) * residual[:, None] + hat * residual) / determinant
+    predicted: Floats = fitted[:, None] - np.diag(part)[:, None] * mine - part * mine.T
+    return predicted
 
 
 def _residuals(hat: Floats, residual: Floats, rows: np.ndarray) -> Floats:

@@ -23,14 +23,15 @@ from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.unseen import (
     Split,
     Unseen,
+    as_it_is,
     gain_over,
-    indicator,
     learner,
     leave_group_out,
     on_unseen,
     random_splits,
 )
 from raysweep.scores import column_name
+from raysweep.validation import suggested
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,8 @@ class Tested:
     num_variants: int
     left_out: tuple[str, ...]
     """Indicators that the ranking flags as leaks of the target."""
+    without: tuple[str, ...]
+    """Indicators that were to be left out."""
     rows_left_out: Mapping[str, str]
     """Checkpoint -> the flag for which it is neither learnt from nor tested on."""
     indicators: Unseen
@@ -75,17 +78,20 @@ class Learnt:
     tested: Tested
 
 
-def learn_target(ranking: Ranking, *, others: Sequence[str] = ()) -> Learnt:
+def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Sequence[str] = ()) -> Learnt:
     """A comparer of the ranking's target, from its indicators; without its leaks, copies of rows and collapsed ones.
 
     Args:
         ranking: of a run's checkpoints, or of a table's rows.
         others: columns of its table with other targets.
+        without: indicators to leave out, each by its name or by the beginning of it before a slash, such as early_sft.
 
     Raises:
-        CompareError: if there is no indicator that compares all checkpoints, or there are too few variants.
+        CompareError: if there is no indicator that compares all checkpoints, there are too few variants, or nothing is
+            called what is to be left out.
     """
     odd, leaked = unusable_rows(ranking.flags, ranking.target), leaks(ranking.flags)
+    unwanted = _named([item.indicator for item in ranking.associations if item.source == "measured"], without)
     table = ranking.checkpoints
     table = table[table[ranking.target].notna() & ~table["checkpoint"].isin(odd)].sort_values("checkpoint")
     used = {
@@ -94,6 +100,7 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = ()) -> Learnt:
         if item.source == "measured"
         and item.selection
         and item.indicator not in leaked
+        and item.indicator not in unwanted
         and _is_portable(item.indicator)
     }
     if not used:
@@ -106,8 +113,20 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = ()) -> Learnt:
     whole = sorted(name for name in config if table[name].notna().all())
     # Of the same kind as the target, so better where it is.
     table = table.assign(**{name: ranking.sign * table[name] for name in others})
-    tested = _tested(table, ranking.target, scores, values, used, whole, others=others, leaked=leaked, odd=odd)
+    tested = _tested(
+        table, ranking.target, scores, values, used, whole, others=others, leaked=leaked, odd=odd, unwanted=unwanted
+    )
     return Learnt(comparer, tested)
+
+
+def _named(indicators: Sequence[str], names: Sequence[str]) -> set[str]:
+    """The indicators that are meant by names and beginnings of names. Raises CompareError if one means none."""
+    found = {name: {each for each in indicators if f"{each}/".startswith(f"{name}/")} for name in names}
+    if unknown := [name for name, meant in found.items() if not meant]:
+        known = sorted({each.partition("/")[0] for each in indicators})
+        called = suggested(unknown[0], known, "names or beginnings of names are")
+        raise CompareError(f"without {unknown[0]!r}: no indicator is called so{called}")
+    return set().union(*found.values())
 
 
 def _is_portable(name: str) -> bool:
@@ -125,6 +144,7 @@ def _tested(
     *,
     others: Sequence[str],
     leaked: tuple[str, ...],
+    unwanted: set[str],
     odd: Mapping[str, str],
 ) -> Tested:
     variants = list(table["variant"])
@@ -142,16 +162,17 @@ def _tested(
         target=target,
         num_variants=len(set(variants)),
         left_out=leaked,
+        without=tuple(sorted(unwanted)),
         rows_left_out=odd,
         indicators=ours,
         config=alone,
         both=both,
         gain=gain_over(both, alone, splits) if both and alone else None,
         single={
-            name: on_unseen(indicator(sign * column), scores, splits).accuracy
+            name: as_it_is(sign * column, scores, splits)
             for (name, sign), column in zip(used.items(), values.T, strict=True)
         },
-        mean_rank=on_unseen(indicator(_mean_rank(values, list(used.values()))), scores, splits).accuracy,
+        mean_rank=as_it_is(_mean_rank(values, list(used.values())), scores, splits),
         without_group={
             name: on_unseen(learner(values, scores), scores, each) for name, each in groups.items() if len(each) > 1
         },

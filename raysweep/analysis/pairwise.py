@@ -64,11 +64,11 @@ class Comparison:
             among: [n, n], the pairs that are looked at; None: all that count.
         """
         every = self.every if among is None else self.every * among
-        return _ratio(_pairs(weights, self.credit * every), _pairs(weights, every))
+        return share_of_pairs(weights, self.credit, every)
 
     def clear_accuracy(self, weights: Floats) -> Floats:
         """The same over clear pairs alone."""
-        return _ratio(_pairs(weights, self.credit * self.clear), _pairs(weights, self.clear))
+        return share_of_pairs(weights, self.credit, self.clear)
 
 
 def compare(
@@ -116,6 +116,11 @@ def comparison(
         num_clear=_half(apart),
     )
     return Comparison(credit=credit, every=counted * 1.0, clear=apart * 1.0, counts=counts)
+
+
+def share_of_pairs(weights: Floats, credit: Floats, among: Floats) -> Floats:
+    """Mean credit [n, n] of the pairs [n, n], NaN where there is none, for weights [rows, n] -> [rows]."""
+    return _ratio(_pairs(weights, credit * among), _pairs(weights, among))
 
 
 def kendall(indicator: Floats, target: Floats, weights: Floats, *, comparable: Flags | None = None) -> Floats:

@@ -21,6 +21,7 @@ from raysweep.analysis.budget_page import regret_chart
 from raysweep.analysis.choosing import Chosen, chosen_of, identity_of, search_of
 from raysweep.analysis.colors import variant_colors
 from raysweep.analysis.findings import cautions, gap_text, headline, how_to_read, score_text, tie_text
+from raysweep.analysis.fixed_rates import fixed_rate_table
 from raysweep.analysis.labels import is_missing, row_key
 from raysweep.analysis.pairwise import Floats
 from raysweep.analysis.pareto import Front, front_of
@@ -113,6 +114,7 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
         reading=how_to_read(ranking),
         has_edges=bool(ranking.edges),
         has_ties=bool(ranking.ties),
+        fixed_rates=fixed_rate_table(ranking, stages),
         beyond=beyond_tables(ranking),
         regret=drawn.get("regret"),
         why_no_regret=regret if isinstance(regret, str) else "",

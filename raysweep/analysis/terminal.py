@@ -61,6 +61,13 @@ def format_indicators(ranking: Ranking, *, width: int | None = None, color: bool
     return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined, no-any-return]
 
 
+def format_table(table: Table, title: str, *, width: int | None = None, color: bool | None = None) -> str:
+    """One of the report's tables, under its title."""
+    console = _console(width, color)
+    console.print(_rich(table, title=title))
+    return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined, no-any-return]
+
+
 def _console(width: int | None, color: bool | None) -> Console:
     from rich.console import Console
 

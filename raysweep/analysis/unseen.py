@@ -14,7 +14,7 @@ import numpy as np
 
 from raysweep.analysis.comparer import fitted_slope, trained_on
 from raysweep.analysis.pair_features import fit_scale, normalised, ordered_pairs
-from raysweep.analysis.pairwise import Floats, IntervalEstimate
+from raysweep.analysis.pairwise import Floats, IntervalEstimate, share_of_pairs
 
 NUM_SPLITS = 20
 TRAINED = 0.6
@@ -96,12 +96,17 @@ def learner(values: Floats, scores: Floats) -> Predict:
     return predict
 
 
-def indicator(oriented: Floats) -> Predict:
-    """An indicator as it is, higher being better: what a learner has to beat on the same pairs.
+def as_it_is(oriented: Floats, scores: Floats, splits: Sequence[Split]) -> IntervalEstimate:
+    """Pairs right by an indicator as it is, higher being better: what a learner has to beat on the same pairs.
 
     A pair of which a value is missing is not ordered, and half right.
     """
-    return lambda split: lambda first, second: np.nan_to_num(oriented[first] - oriented[second])
+    better: Floats = (scores[:, None] > scores) * 1.0
+    right: Floats = (1 + np.sign(np.nan_to_num(oriented[:, None] - oriented))) / 2
+    tested = np.zeros((len(splits), len(scores)))
+    for row, split in zip(tested, splits, strict=True):
+        row[split.test] = 1.0
+    return over_splits(list(share_of_pairs(tested, right, better)), splits)
 
 
 def on_unseen(predict: Predict, scores: Floats, splits: Sequence[Split]) -> Unseen:

@@ -38,9 +38,12 @@ def print_json(document: Any) -> None:
 
 def print_ranking(results: Results) -> None:
     """A ranking, and how to take its best checkpoint along."""
-    from raysweep.analysis.terminal import format_terminal
+    from raysweep.analysis.fixed_rates import fixed_rate_table
+    from raysweep.analysis.terminal import format_table, format_terminal
 
     print(format_terminal(results.ranking))
+    if (rates := fixed_rate_table(results.ranking, results.stages)).rows:
+        print(format_table(rates, "What one fine-tuning rate for all would have chosen"))
     if results.ranking.best is not None:
         store = shlex.quote(results.run.store.url)
         print(printable(f"to take it along: raysweep export {results.run.name} --store {store} --to DIR"))

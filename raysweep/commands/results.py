@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,13 @@ def _add_table(rank: argparse.ArgumentParser) -> None:
         "--gaps", type=named, metavar="COLUMN", help="an indicator, such as perplexity: pairs by their difference in it"
     )
     rank.add_argument("--learn", type=Path, metavar="DIR", help="learn to compare checkpoints by it, for `compare`")
+    rank.add_argument(
+        "--without",
+        type=names,
+        default=(),
+        metavar="NAMES",
+        help="with --learn: indicators to leave out, by name or by its beginning, such as early_sft; between commas",
+    )
     rank.add_argument("--budget", type=hours, metavar="HOURS", help="what to buy next with it, such as 20gpuh")
     rank.add_argument(
         "--costs",
@@ -104,13 +112,17 @@ def _rank(args: argparse.Namespace) -> int:
     if args.learn:
         from raysweep.comparing import learn_from_run
 
-        return _print_learnt(learn_from_run(results, args.learn), args)
+        return _print_learnt(learn_from_run(results, args.learn, without=args.without), args)
     if args.budget:
         from raysweep.analysis.budget_page import known_of_run
 
         return _print_budget(results.ranking, known_of_run(results.ranking, results.stages), args)
     if args.json:
-        print_json(results.ranking.to_dict())
+        from raysweep.analysis.fixed_rates import fixed_rates
+        from raysweep.analysis.ranking import plain_json
+
+        rates = [asdict(each) for each in fixed_rates(results.ranking, results.stages)]
+        print_json(results.ranking.to_dict() | {"fixed_rates": plain_json(rates)})
     else:
         print_ranking(results)
     return exit_code_of(results)
@@ -122,6 +134,8 @@ def _check_together(args: argparse.Namespace) -> None:
         raise DataError("--learn and --budget are answered one at a time; leave one of them out")
     if args.learn and args.drop_flagged:
         raise DataError("--learn leaves out copies and collapsed rows in its own way; leave --drop-flagged out")
+    if args.without and not args.learn:
+        raise DataError("--without says what is not learnt from: give --learn DIR too, or leave it out")
     if args.learn and args.learn.is_file():
         raise DataError(f"--learn: {args.learn} is a file; name a folder, which is made if it is not there")
     if args.table and args.costs and not args.budget:
@@ -178,7 +192,7 @@ def _rank_table(args: argparse.Namespace) -> int:
     if args.learn:
         from raysweep.comparing import learn_from_table
 
-        return _print_learnt(learn_from_table(args.table, roles, args.learn), args)
+        return _print_learnt(learn_from_table(args.table, roles, args.learn, without=args.without), args)
     ranking = rank_table(args.table, roles, drop_flagged=args.drop_flagged)
     if args.budget:
         from raysweep.analysis.budget_page import known_of

@@ -35,6 +35,8 @@ KNOWN = {
     "indicators/kshot_log_likelihood_mean": "k-shot likelihood",
     "early_sft/mean_loss_nats": "early SFT",
 }
+EARLY_SFT = "early_sft"
+"""The indicators that are fine-tuning themselves."""
 NO_PART_OF_A_STUDY = ("location",)
 """Where checkpoints lie on one machine."""
 
@@ -87,11 +89,14 @@ def learnt(rankings: list[Ranking]) -> Iterator[str]:
     yield "| pairs wrong on unseen variants | " + " | ".join(each.target for each in rankings) + " |"
     yield "| --- " * (len(rankings) + 1) + "|"
     tested = [learn_target(each).tested for each in rankings]
+    before = [learn_target(each, without=[EARLY_SFT]).tested for each in rankings]
     rows = {
         "indicators, learnt": [wrong(each.indicators.accuracy) for each in tested],
+        "indicators but early SFT, learnt": [wrong(each.indicators.accuracy) for each in before],
         "configuration, learnt": [wrong(each.config.accuracy) if each.config else "" for each in tested],
         "both, learnt": [wrong(each.both.accuracy) if each.both else "" for each in tested],
         "indicators add to the configuration": [signed(each.gain) if each.gain else "" for each in tested],
+        "indicators but early SFT add to it": [signed(each.gain) if each.gain else "" for each in before],
         "mean rank by all indicators": [wrong(each.mean_rank) for each in tested],
     } | {
         name: [wrong(each.single[column]) for each in tested]

@@ -11,9 +11,9 @@ from columns import COLUMNS
 
 from raysweep.analysis.comparer import CompareError, Comparer, antisymmetric, fitted_slope, grow, learn
 from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, save
-from raysweep.analysis.learning import Learnt, learn_target
+from raysweep.analysis.learning import Learnt, _named, learn_target
 from raysweep.analysis.ranking import rank
-from raysweep.analysis.unseen import Split, indicator, learner, leave_group_out, on_unseen, over_splits, random_splits
+from raysweep.analysis.unseen import Split, as_it_is, learner, leave_group_out, on_unseen, over_splits, random_splits
 from raysweep.cli import main
 from raysweep.comparing import version_of
 from raysweep.record import Record
@@ -141,6 +141,14 @@ def test_what_indicators_add_to_the_configuration_on_unseen_variants():
     assert sum(tested.importances.values()) == pytest.approx(1)
 
 
+def test_what_is_left_out_goes_by_name_or_by_its_beginning():
+    names = ["early_sft/t/score", "early_sft/mean_score", "early_sft", "early"]
+    assert _named(names, ["early_sft"]) == {*names[:3]}
+    assert _named(names, ["early_sft/t", "early"]) == {names[0], names[3]}
+    with pytest.raises(CompareError, match=r"without 'early_': no indicator.*names are: early, early_sft"):
+        _named(names, ["early_"])
+
+
 def test_a_comparer_comes_back_from_its_folder(tmp_path, comparer):
     save(tmp_path, {"sft/mean_score": (comparer, 0.8)}, learnt_from="r", indicators={"one": IndicatorFile()})
     contents, [back] = load(tmp_path)
@@ -223,17 +231,19 @@ def test_an_interval_ends_where_shares_do():
 def test_an_indicator_as_it_is_has_the_pairs_right_that_it_has():
     values, scores = draw(40, 0)
     splits = random_splits(variants(40), num=3)
-    tested = on_unseen(indicator(values[:, 0]), scores, splits)
-    rows = splits[0].test
-    pairs = [(a, b) for a in rows for b in rows if scores[a] > scores[b]]
-    assert tested.by_split[0][1] == pytest.approx(np.mean([values[a, 0] > values[b, 0] for a, b in pairs]))
+    shares = []
+    for split in splits:
+        pairs = [(a, b) for a in split.test for b in split.test if scores[a] > scores[b]]
+        shares.append(np.mean([values[a, 0] > values[b, 0] for a, b in pairs]))
+    found, expected = as_it_is(values[:, 0], scores, splits), over_splits(shares, splits)
+    assert [found.value, found.low, found.high] == pytest.approx([expected.value, expected.low, expected.high])
 
 
 def test_a_missing_value_orders_no_pair():
     values, scores = np.array([np.nan, 1.0, 2.0]), np.array([3.0, 1.0, 2.0])
     split = Split(np.arange(3), np.arange(3))
-    assert on_unseen(indicator(values), scores, [split]).by_split[0][1] == pytest.approx((0.5 + 0.5 + 1) / 3)
-    assert on_unseen(indicator(-values), scores, [split]).by_split[0][1] == pytest.approx((0.5 + 0.5 + 0) / 3)
+    assert as_it_is(values, scores, [split]).value == pytest.approx((0.5 + 0.5 + 1) / 3)
+    assert as_it_is(-values, scores, [split]).value == pytest.approx((0.5 + 0.5 + 0) / 3)
 
 
 def test_a_table_is_learnt_from(tmp_path, capsys):
@@ -255,6 +265,15 @@ def test_a_table_is_learnt_from(tmp_path, capsys):
     assert load(tmp_path / "model")[0].learnt_from == "t.csv"
     assert main([*command[:-1], str(tmp_path / "t.csv")]) == 2
     assert "t.csv is a file; name a folder" in capsys.readouterr().err
+    assert main([*command, "--without", "two", "--json"]) == 0
+    [fewer] = json.loads(capsys.readouterr().out)["targets"]
+    assert set(fewer["single"]) == {"one", "noise"}
+    assert fewer["without"] == ["two"]
+    assert [scale.name for scale in load(tmp_path / "model")[0].comparers[0].scales] == ["noise", "one"]
+    assert main([*command, "--without", "tow"]) == 2
+    assert "without 'tow': no indicator is called so, did you mean 'two'" in capsys.readouterr().err
+    assert main([*command[:-2], "--without", "two"]) == 2
+    assert "--without says what is not learnt from: give --learn DIR too" in capsys.readouterr().err
 
 
 def test_a_run_is_learnt_from_by_task_with_its_indicators_versions(store, tmp_path, capsys):
