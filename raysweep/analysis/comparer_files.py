@@ -39,6 +39,7 @@ class TreesFile(Spec):
     """Name of the text file beside this one."""
     sha256: str
     scales: tuple[ScaleFile, ...]
+    weights: tuple[float, ...]
     known: tuple[tuple[float | None, ...], ...]
 
 
@@ -54,7 +55,7 @@ class IndicatorFile(Spec):
 class Contents(Spec):
     """The file."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     learnt_from: str
     """Name of the run or of the table."""
     indicators: dict[str, IndicatorFile]
@@ -88,6 +89,7 @@ def save(
                 trees=name,
                 sha256=_digest(comparer.text),
                 scales=tuple(ScaleFile(**vars(scale)) for scale in comparer.scales),
+                weights=tuple(map(float, comparer.weights)),
                 known=tuple(tuple(None if math.isnan(each) else float(each) for each in row) for row in comparer.known),
             )
         )
@@ -154,6 +156,7 @@ def _comparer(folder: Path, file: TreesFile) -> Comparer:
         target=file.target,
         scales=tuple(Scale(**scale.model_dump()) for scale in file.scales),
         slope=file.slope,
+        weights=np.array(file.weights),
         known=np.array(rows, dtype=np.float64).reshape(len(rows), len(file.scales)),
         text=text,
     )

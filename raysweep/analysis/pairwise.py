@@ -163,13 +163,22 @@ def interval(value: float, left: Floats, *, low: float = 0.0, high: float = 1.0)
 
 
 def wilson(
-    value: float, variance: float, *, num_clusters: int, low: float = 0.0, high: float = 1.0
+    value: float,
+    variance: float,
+    *,
+    num_clusters: int,
+    low: float = 0.0,
+    high: float = 1.0,
+    most: float = math.inf,
 ) -> IntervalEstimate:
     """The value of a statistic between `low` and `high`, with its 95 % interval by the statistic's variance.
 
     Wilson's interval (1927) of a share, by Student's t with one degree of freedom less than there are clusters, and
     with the number of observations that would give this variance to a share (Korn & Graubard, 1998); where that is
     zero, as when all pairs are right, with the number of clusters. No interval of fewer than `MIN_CLUSTERS`.
+
+    Args:
+        most: observations, if the variance may be too small.
     """
     from scipy.special import stdtrit
 
@@ -178,7 +187,7 @@ def wilson(
     share = min(max((value - low) / (high - low), 0.0), 1.0)
     variance /= (high - low) ** 2
     is_inside = variance > SMALL and SMALL < share < 1 - SMALL
-    size = share * (1 - share) / variance if is_inside else float(num_clusters)
+    size = min(share * (1 - share) / variance if is_inside else float(num_clusters), most)
     bend = float(stdtrit(num_clusters - 1, 0.975)) ** 2 / size
     middle = (share + bend / 2) / (1 + bend)
     half = math.sqrt(bend * share * (1 - share) + bend**2 / 4) / (1 + bend)

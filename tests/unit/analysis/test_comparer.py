@@ -9,7 +9,17 @@ import pandas as pd
 import pytest
 from columns import COLUMNS
 
-from raysweep.analysis.comparer import CompareError, Comparer, antisymmetric, fitted_slope, grow, learn
+from raysweep.analysis.comparer import (
+    NORMAL_LOGIT,
+    PENALTIES,
+    CompareError,
+    Comparer,
+    fitted_slope,
+    grow,
+    learn,
+    line,
+    pair_logits,
+)
 from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, save
 from raysweep.analysis.learning import Learnt, _named, learn_target
 from raysweep.analysis.ranking import rank
@@ -109,11 +119,41 @@ def test_a_slope_calibrates_logits_that_are_too_sure():
     assert fitted_slope(-np.abs(logits)) == pytest.approx(0, abs=1e-4)
 
 
+def test_the_line_predicts_each_row_best_from_the_others():
+    values, scores = draw(30, 0, noise=1.0)
+    values[3, 2] = np.nan  # The mean, which is 0.
+    rows = np.arange(2, 30)
+    filled = np.nan_to_num(values)[rows]
+
+    def errors(penalty):
+        found = []
+        for out in range(len(rows)):
+            x, y = np.delete(filled, out, axis=0), np.delete(scores[rows], out)
+            # Centred by all rows, as the fit is: the row that is left out moves the means by a 28th.
+            full = np.concatenate([np.ones((len(x), 1)), x - filled.mean(axis=0)], axis=1)
+            fit = np.linalg.solve(full.T @ full + len(rows) * penalty * np.diag([0, 1, 1, 1]), full.T @ y)
+            found.append(scores[rows][out] - fit[0] - (filled[out] - filled.mean(axis=0)) @ fit[1:])
+        return np.mean(np.square(found))
+
+    best = min(PENALTIES, key=errors)
+    x, y = filled - filled.mean(axis=0), scores[rows] - scores[rows].mean()
+    fit = np.linalg.solve(x.T @ x + len(rows) * best * np.eye(3), x.T @ y)
+    assert line(values, scores, rows) == pytest.approx(NORMAL_LOGIT * fit / np.sqrt(2 * errors(best)))
+
+
+def test_an_indicator_that_does_not_vary_has_no_weight_in_the_line():
+    values, scores = draw(20, 0)
+    weights = line(values * [1, 0, 1], scores, np.arange(20))
+    assert abs(weights[1]) < 1e-12 < abs(weights[0])
+    assert np.isfinite(weights).all()
+
+
 def test_trees_are_the_same_every_time():
     values, scores = draw(20, 0)
     first, second = (grow(values, scores, np.arange(20)) for _ in range(2))
     assert first.model_to_string() == second.model_to_string()
-    assert (antisymmetric(first, values[:10], values[10:]) == antisymmetric(second, values[:10], values[10:])).all()
+    logits = [pair_logits(booster, np.zeros(3), values[:10], values[10:]) for booster in (first, second)]
+    assert (logits[0] == logits[1]).all()
 
 
 def learnt_from(num: int, seed: int) -> Learnt:
@@ -171,8 +211,8 @@ def test_what_does_not_match_is_refused(tmp_path, comparer):
         check_versions(contents, {"flatness/x": "bb"})
     check_versions(contents, {"flatness/x": "aa"})
     whole = json.loads((tmp_path / FILE).read_text())
-    (tmp_path / FILE).write_text(json.dumps(whole | {"format": 2}))
-    with pytest.raises(CompareError, match="format: Input should be 1"):
+    (tmp_path / FILE).write_text(json.dumps(whole | {"format": 1}))
+    with pytest.raises(CompareError, match="format: Input should be 2"):
         load(tmp_path)
     whole["comparers"][0]["trees"] = "../trees-0.txt"
     (tmp_path / FILE).write_text(json.dumps(whole))
