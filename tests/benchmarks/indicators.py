@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -88,7 +89,9 @@ def learnt(rankings: list[Ranking]) -> Iterator[str]:
     """What is learnt from, a row each, for each target."""
     yield "| pairs wrong on unseen variants | " + " | ".join(each.target for each in rankings) + " |"
     yield "| --- " * (len(rankings) + 1) + "|"
+    start = time.process_time()
     tested = [learn_target(each).tested for each in rankings]
+    spent = time.process_time() - start
     before = [learn_target(each, without=[EARLY_SFT]).tested for each in rankings]
     rows = {
         "indicators, learnt": [wrong(each.indicators.accuracy) for each in tested],
@@ -108,6 +111,7 @@ def learnt(rankings: list[Ranking]) -> Iterator[str]:
     for axis in tested[0].without_group:
         cells = [f"{1 - each.without_group[axis].accuracy.value:.3f}" for each in tested]
         yield f"| indicators, another {axis} | " + " | ".join(cells) + " |"
+    yield f"\nlearnt in {spent / len(rankings):.1f} s of CPU time a target"
 
 
 def main() -> None:
@@ -122,7 +126,9 @@ def main() -> None:
         write(results)
         noise = results.noise
     table, columns = read()
+    start = time.process_time()
     rankings = [rank(table, columns=columns, target=target, noise=noise) for target in TARGETS]
+    print(f"ranked in {(time.process_time() - start) / len(rankings):.1f} s of CPU time a target")
     first = rankings[0]
     scored = len(table) - first.num_unscored
     print(f"{scored} checkpoints of {first.num_variants} variants; {first.num_comparisons} pairs, ", end="")
