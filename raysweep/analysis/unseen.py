@@ -101,8 +101,9 @@ def as_it_is(oriented: Floats, scores: Floats, splits: Sequence[Split]) -> Inter
 
     A pair of which a value is missing is not ordered, and half right.
     """
-    better: Floats = (scores[:, None] > scores) * 1.0
-    right: Floats = (1 + np.sign(np.nan_to_num(oriented[:, None] - oriented))) / 2
+    better = (scores[:, None] > scores).astype(np.float64)
+    lead: Floats = np.nan_to_num(oriented[:, None] - oriented)
+    right = ((1 + np.sign(lead)) / 2).astype(np.float64)
     tested = np.zeros((len(splits), len(scores)))
     for row, split in zip(tested, splits, strict=True):
         row[split.test] = 1.0
