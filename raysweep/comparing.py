@@ -18,7 +18,7 @@ from raysweep.results import Results
 from raysweep.runners.chain import run_chain
 from raysweep.runners.gang import Gang
 from raysweep.runners.journal import quiet_libraries
-from raysweep.scores import Column, Result, checkpoint_metrics, column_name, with_families
+from raysweep.scores import Column, Result, by_tuning, checkpoint_metrics, column_name, with_families
 from raysweep.space import load as load_space
 from raysweep.spec import canonical, fingerprint
 from raysweep.store import Store
@@ -286,10 +286,10 @@ def _measured(name: str, trial: Trial, store: Store, columns: Sequence[Column]) 
     values = with_derived(with_families(checkpoint_metrics(results), columns))
     by_kind = {record.kind: record for record in records.values()}
     by_column = {
-        column_name(stage.kind, metric, stage.task): records[stage.id]
+        column_name(stage.kind, metric, task): records[stage.id]
         for stage in trial.stages
         if stage.id in records
-        for metric in records[stage.id].metrics
+        for task, metric, _ in by_tuning(records[stage.id].metrics, stage.task)
     }
     # What is derived is of the kind that its name begins with.
     of = {

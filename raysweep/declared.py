@@ -43,6 +43,7 @@ from raysweep.stages.pretrain import Recipe
 from raysweep.stages.probes import Probes
 from raysweep.stages.span_loss import SpanLoss
 from raysweep.stages.updates import Updates
+from raysweep.tasks.mixture import can_be_mixed
 from raysweep.validation import suggested
 
 # More than any sweep has been; a grid of a few long axes is beyond it at once.
@@ -208,7 +209,7 @@ def section_findings(declared: Declared) -> Iterator[Finding]:
     yield from _replicate_findings(declared)
     yield from _gang_findings(declared)
     yield from _size_findings(declared)
-    yield from _family_findings(declared)
+    yield from _group_findings(declared)
 
 
 def _path_findings(declared: Declared, path: str) -> Iterator[str]:
@@ -285,18 +286,30 @@ def _gang_findings(declared: Declared) -> Iterator[Finding]:
             yield ("resources", label), f"{resources.by} takes no {label!r}" + suggested(label, taken, "values")
 
 
-def _family_findings(declared: Declared) -> Iterator[Finding]:
-    """Families of tasks that there are not, or by the name of one."""
-    tasks = list(declared.sft.tasks) if declared.sft else []
-    for family, members in declared.sft.families.items() if declared.sft else ():
-        where: Place = ("sft", "families", family)
-        if family in tasks:
-            yield where, f"{family} is a task of sft; call the family otherwise"
-        yield from (
-            (where, f"sft has no task {task!r}" + suggested(task, tasks, "tasks"))
-            for task in members
-            if task not in tasks
-        )
+def _group_findings(declared: Declared) -> Iterator[Finding]:
+    """Families and mixtures of tasks that there are not, or by a name that is taken; and mixtures of what cannot be
+    trained together."""
+    sft = declared.sft
+    if not sft:
+        return
+    for section, groups in {"families": sft.families, "mixtures": sft.mixtures}.items():
+        for name, members in groups.items():
+            where: Place = ("sft", section, name)
+            what = "family" if section == "families" else "mixture"
+            if name in sft.tasks:
+                yield where, f"{name} is a task of sft; call the {what} otherwise"
+            elif section == "mixtures" and name in sft.families:
+                yield where, f"{name} is a family of sft; call the mixture otherwise"
+            for task in members:
+                if task not in sft.tasks:
+                    yield where, f"sft has no task {task!r}" + suggested(task, list(sft.tasks), "tasks")
+                elif section == "mixtures" and not can_be_mixed(sft.tasks[task]):
+                    form = sft.tasks[task].form
+                    yield (
+                        where,
+                        f"{task} is of form {form}, whose classes are read by a head of their own that no other task "
+                        "trains; a mixture takes tasks that are answered in words: multiple_choice, qa",
+                    )
 
 
 def _size_findings(declared: Declared) -> Iterator[Finding]:
@@ -322,7 +335,7 @@ def _stages_of_a_trial(declared: Declared) -> int:
     each = 2 + sum(len(spec.by_task()) for spec in declared.measurements.values())
     if sft:
         num_rates = sum(len(sft.first_lrs(method)) for method in sft.methods)
-        each += len(sft.tasks) * len(sft.seeds) * (num_rates + sft.linear_probe)
+        each += len(sft.seeds) * (len(sft.tasks) * (num_rates + sft.linear_probe) + len(sft.mixtures) * num_rates)
     if isinstance(pretrain, Existing):
         return each
     listed = [pretrain.checkpoints, *(phase.checkpoints for phase in pretrain.phases)]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from raysweep.data.corpora import Corpus
 from raysweep.errors import collect
 from raysweep.objectives.heads import Head
-from raysweep.scores import FULL
+from raysweep.scores import FULL, mixture_name, tuning_name
 from raysweep.spec import Neutral, Provenance, Spec, check_name
 from raysweep.stages.sft import Hyperparameters
 from raysweep.tasks.families import Task
+from raysweep.tasks.mixture import Mixture
 from raysweep.train.methods import Full, Method
 from raysweep.train.models import Model
 
@@ -57,6 +58,10 @@ class Finetuning(Spec):
     families: Annotated[dict[str, tuple[str, ...]], Provenance()] = Field(default_factory=dict)
     """Name of a family to the names of its tasks, such as cms: [arc_easy, comve]: means over them are targets, too, and
     indicators those of what is measured by task."""
+    mixtures: Annotated[dict[str, tuple[str, ...]], Neutral({})] = Field(default_factory=dict)
+    """Name of a mixture to the names of its tasks, such as all: [arc_easy, comve], all of them answered in words: one
+    training on the examples of all, beside those on each task, scored on each: sft/all/arc_easy/score, and their mean
+    sft/all/mean_score. A task is drawn as often as it has examples, of which its max_train_examples is the limit."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     """Of fine-tuning; each task is trained once with each."""
     methods: Annotated[dict[str, Method], Neutral({FULL: Full()})] = Field(default={FULL: Full()}, min_length=1)
@@ -76,14 +81,15 @@ class Finetuning(Spec):
     """Whether the log-likelihood of right answers is measured: a target beside the score that tells more where scores
     are near chance, and then picks the rate."""
 
-    @field_validator("families")
+    @field_validator("families", "mixtures")
     @classmethod
-    def _families(cls, families: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        for name, tasks in families.items():
-            check_name("family", name)
-            if not tasks or len(set(tasks)) < len(tasks):
-                raise ValueError(f"{name}: {list(tasks)}: name one or more tasks, each once")
-        return families
+    def _groups(cls, groups: dict[str, tuple[str, ...]], info: ValidationInfo) -> dict[str, tuple[str, ...]]:
+        what, least, words = ("family", 1, "one") if info.field_name == "families" else ("mixture", 2, "two")
+        for name, tasks in groups.items():
+            check_name(what, name)
+            if len(tasks) < least or len(set(tasks)) < len(tasks):
+                raise ValueError(f"{name}: {list(tasks)}: name {words} or more tasks, each once")
+        return groups
 
     @field_validator("tasks")
     @classmethod
@@ -121,9 +127,10 @@ class Finetuning(Spec):
 
     @model_validator(mode="after")
     def _go_together(self) -> Finetuning:
-        for name in self.methods.keys() & (self.tasks.keys() | self.families.keys()):
-            of = "task" if name in self.tasks else "family"
-            raise ValueError(f"{name!r} is a {of} and a method: columns could not tell them apart; rename one")
+        named: dict[str, Iterable[str]] = {"task": self.tasks, "family": self.families, "mixture": self.mixtures}
+        for of, names in named.items():
+            for name in self.methods.keys() & {*names}:
+                raise ValueError(f"{name!r} is a {of} and a method: columns could not tell them apart; rename one")
         if isinstance(self.lrs, dict) and self.lrs.keys() != self.methods.keys():
             asked, given = ", ".join(self.methods), ", ".join(self.lrs)
             raise ValueError(f"lrs are by method, of {given}; methods are {asked}: give each its rates, and no other")
@@ -142,6 +149,19 @@ class Finetuning(Spec):
     def auto_lrs(self) -> frozenset[str]:
         """The methods whose rates are auto."""
         return frozenset(method for method in self.methods if self.lrs_of(method) == "auto")
+
+    @property
+    def auto_tunings(self) -> frozenset[str]:
+        """What stands before the tasks of their stages: see `scores.method_of`."""
+        mixed = {tuning_name(mixture, method) for mixture in self.mixtures for method in self.auto_lrs}
+        return self.auto_lrs | mixed
+
+    def mixed(self, tasks: Mapping[str, Task]) -> dict[str, Mixture]:
+        """Its mixtures, of the tasks of `bind`, each by its `scores.mixture_name`."""
+        return {
+            mixture_name(name, members): Mixture(tasks={each: tasks[each] for each in sorted(members)})
+            for name, members in self.mixtures.items()
+        }
 
     def pin(self, base: Path) -> Finetuning:
         """With every task's data found, checked and fingerprinted, and what methods need found to be installed."""

@@ -15,6 +15,7 @@ from raysweep.objectives.families import Objective
 from raysweep.scores import (
     Column,
     Result,
+    by_tuning,
     checkpoint_metrics,
     finetuning_runs,
     means_of,
@@ -35,6 +36,7 @@ from raysweep.stages.probe import Probe
 from raysweep.stages.sft import Sft
 from raysweep.stages.tokenize import SAMPLER, Tokenize
 from raysweep.tasks.families import Task
+from raysweep.tasks.mixture import Mixture
 from raysweep.train.models import Model
 
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -50,7 +52,8 @@ class Stage:
     """One unit of work. `inputs` maps a role to the id of the stage that plays it.
 
     `checkpoint` is the id of the stage whose checkpoint this one leaves or measures, `step` that checkpoint's step
-    (None before there is one), `task` the name of its downstream task; of fine-tuning a `scores.tuning_name`.
+    (None before there is one), `task` the name of its downstream task; of fine-tuning a `scores.tuning_name`, or on a
+    mixture of tasks a `scores.mixture_name`.
     """
 
     spec: StageSpec
@@ -84,7 +87,8 @@ class Trial:
     seed: int
     stages: tuple[Stage, ...]
     auto_lrs: frozenset[str] = frozenset()
-    """The methods of which further fine-tuning stages come as results ask for them: see `widened`."""
+    """The methods, and mixtures behind them, of which further fine-tuning stages come as results ask for them: see
+    `widened`."""
     added: frozenset[str] = frozenset()
     """Ids of the stages that came so."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -119,7 +123,11 @@ class Trial:
             if stage.step != step:
                 continue
             metrics = stage.spec.metrics(self.corpus_of(stage))
-            columns = [Column(stage.kind, metric, stage.task) for metric in metrics]
+            by_name = {metric.name: metric for metric in metrics}
+            columns = [
+                Column(stage.kind, replace(metric, name=name), task)
+                for task, name, metric in by_tuning(by_name, stage.task)
+            ]
             declared |= {column.name: column for column in columns}
             results.append(_assumed(stage, metrics))
         declared |= {column.name: column for column, _ in means_of(results)}
@@ -358,8 +366,8 @@ def _finetunings(sft: Finetuning, tasks: Mapping[str, Task], text: HeldText) -> 
         "forgetting": text if sft.forgetting else None,
         "likelihood": sft.likelihood,
     }
-    for name, task in tasks.items():
-        if task.num_classes is not None and sft.linear_probe:
+    for name, task in {**tasks, **sft.mixed(tasks)}.items():
+        if not isinstance(task, Mixture) and task.num_classes is not None and sft.linear_probe:
             yield from ((name, Probe(task=task, seed=seed)) for seed in sft.seeds)
         for by, method in sft.methods.items():
             for lr in sft.first_lrs(by):

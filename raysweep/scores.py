@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from raysweep.spec import Metric
 
 Side = Literal["lowest", "highest"]
+Value = TypeVar("Value")
 
 FULL = "full"
 """The method of fine-tuning whose columns do not name it."""
@@ -42,8 +43,54 @@ def tuning_name(task: str, method: str = FULL) -> str:
     return task if method == FULL else f"{method}/{task}"
 
 
+TOGETHER = "+"
+"""Between the tasks in the name of a stage that trains on several: see `mixture_name`. No task's name holds it."""
+
+
+def mixture_name(mixture: str, tasks: Iterable[str]) -> str:
+    """What stands in place of a task for a stage that trains on several: see `tunings_of`.
+
+    >>> tuning_name(mixture_name("all", ["boolq", "arc"]), "lora")
+    'lora/all/arc+boolq'
+    """
+    return f"{mixture}/{TOGETHER.join(sorted(tasks))}"
+
+
+def tunings_of(name: str) -> list[str]:
+    """The `tuning_name`s that a stage's task stands for: of a mixture, one for each of its tasks.
+
+    In columns the mixture's name stands behind that of the method, as if it were one: sft/all/arc/score, and
+    sft/lora/all/mean_score.
+
+    >>> tunings_of("lora/arc"), tunings_of("lora/all/arc+boolq")
+    (['lora/arc'], ['lora/all/arc', 'lora/all/boolq'])
+    """
+    method, slash, tasks = name.rpartition("/")
+    return [f"{method}{slash}{task}" for task in tasks.split(TOGETHER)]
+
+
+def by_tuning(metrics: Mapping[str, Value], name: str | None) -> Iterator[tuple[str | None, str, Value]]:
+    """(task, metric, value) of each metric of a stage.
+
+    Args:
+        metrics: by name; where the stage stands for several tasks, a name with a slash is <task>/<metric>, and any
+            other is of each of them.
+        name: the task of the stage; None: it is of no task.
+
+    >>> list(by_tuning({"arc/score": 1, "boolq/score": 2, "num_steps": 3}, "all/arc+boolq"))
+    [('all/arc', 'score', 1), ('all/arc', 'num_steps', 3), ('all/boolq', 'score', 2), ('all/boolq', 'num_steps', 3)]
+    """
+    if name is None or len(tunings := tunings_of(name)) == 1:
+        yield from ((name, metric, value) for metric, value in metrics.items())
+        return
+    for tuning, (metric, value) in product(tunings, metrics.items()):
+        task, _, own = metric.rpartition("/")
+        if task in ("", task_of(tuning)):
+            yield tuning, own, value
+
+
 def method_of(tuning: str) -> str:
-    """The method in a `tuning_name`.
+    """The method in a `tuning_name`; of a mixture with the mixture behind it.
 
     >>> method_of("boolq"), method_of("lora/boolq")
     ('full', 'lora')
@@ -140,9 +187,9 @@ def family_columns(columns: Iterable[Column], families: Mapping[str, Sequence[st
             of_tasks = tuple(tuning_name(each, method) for each in tasks)
             means.append(replace(column, task=tuning_name(family, method), tasks=of_tasks))
         elif column.metric.direction and task == tasks[0]:
-            mean = Column(column.kind, replace(column.metric, name=metric), family, tuple(tasks))
-            means += [mean] if all(part in declared for part in columns_of_mean(mean)) else []
-    return means
+            means.append(Column(column.kind, replace(column.metric, name=metric), family, tuple(tasks)))
+    # A mixture may lack a task of a family.
+    return [mean for mean in means if all(part in declared for part in columns_of_mean(mean))]
 
 
 def columns_of_mean(column: Column) -> list[str]:
@@ -300,6 +347,16 @@ class Result:
     seed: int | None = None
 
 
+def by_task(results: Iterable[Result]) -> list[Result]:
+    """Each result of a stage that trains on a mixture as one for each of its tasks, all with the stage's id."""
+    return [
+        replace(result, task=tuning, metrics={name: value for own, name, value in placed if own == tuning})
+        for result in results
+        for placed in [list(by_tuning(result.metrics, result.task))]
+        for tuning in ([result.task] if result.task is None else tunings_of(result.task))
+    ]
+
+
 def finetuning_runs(results: Iterable[Result], task: str) -> list[FinetuningRun]:
     """The finished fine-tuning runs on one task."""
     return [
@@ -322,11 +379,12 @@ def checkpoint_metrics(results: Sequence[Result]) -> dict[str, float]:
     `sft/<task>/score` is NaN where there is none. Means over tasks are those of `MEANS`.
     """
     metrics: dict[str, float] = {}
+    results = by_task(results)
     for task in _tasks(results, "sft"):
         picked = pick(finetuning_runs(results, task))
         ids = {run.id for run in picked.runs} if picked else set()
         metrics[column_name("sft", "score", task)] = math.nan
-        metrics |= _means([result for result in results if result.id in ids])
+        metrics |= _means([result for result in results if result.id in ids and result.task == task])
     others = [result for result in results if result.kind != "sft" and result.metrics]
     for group in dict.fromkeys((result.kind, result.task) for result in others):
         metrics |= _means([result for result in others if (result.kind, result.task) == group])
@@ -338,6 +396,7 @@ def checkpoint_metrics(results: Sequence[Result]) -> dict[str, float]:
 
 def means_of(results: Sequence[Result]) -> Iterator[tuple[Column, list[str]]]:
     """Each mean over tasks that results may have, and the columns that it is the mean of."""
+    results = by_task(results)
     for mean in MEANS:
         tasks = _tasks(results, mean.tasks_of)
         if mean.column.kind != "sft":  # What else is of tasks is not of methods.

@@ -149,7 +149,7 @@ class SearchSpace:
             point=dict(point),
             seed=seed,
             stages=chain(pretrain, measurements=declared.measurements.values(), sft=declared.sft, seed=seed),
-            auto_lrs=declared.sft.auto_lrs if declared.sft else frozenset(),
+            auto_lrs=declared.sft.auto_tunings if declared.sft else frozenset(),
             settings={name: self._settings[name][label] for name, label in point.items() if name in self._settings},
         )
 

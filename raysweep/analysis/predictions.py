@@ -16,7 +16,7 @@ import numpy as np
 from raysweep.analysis.pairwise import Floats
 from raysweep.analysis.uncertainty import Sample, TaskNoise, recorded, sample, task_noise
 from raysweep.errors import LostError
-from raysweep.scores import Result, by_method, column_name, finetuning_runs, pick
+from raysweep.scores import Result, by_method, by_task, column_name, finetuning_runs, pick, task_of
 from raysweep.store import Store
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ def read_noise(store: Store, results: Mapping[str, Sequence[Result]]) -> dict[st
     Args:
         results: checkpoint -> what its stages gave.
     """
+    results = {checkpoint: by_task(own) for checkpoint, own in results.items()}
     tuned = [result for own in results.values() for result in own if result.kind == "sft"]
     tasks = sorted({str(result.task) for result in tuned})
     noise = {}
@@ -58,12 +59,18 @@ class Scores(NamedTuple):
     """Of `METRICS` those that each example has as a finite number."""
 
 
-def read_scores(path: Path) -> Scores | None:
-    """Those of a predictions.jsonl; None where there is no such file, or it cannot be read."""
+def read_scores(path: Path, task: str = "") -> Scores | None:
+    """Those of a predictions.jsonl; None where there is no such file, or it cannot be read.
+
+    Args:
+        path: of the file.
+        task: whose examples, where those of several stand in it.
+    """
     import pyarrow as pa
+    import pyarrow.compute as pc
     from pyarrow import json as arrow
 
-    wanted = pa.schema([("id", pa.string()), *((metric, pa.float64()) for metric in METRICS)])
+    wanted = pa.schema([("id", pa.string()), ("task", pa.string()), *((metric, pa.float64()) for metric in METRICS)])
     try:
         table = arrow.read_json(
             path,
@@ -75,6 +82,7 @@ def read_scores(path: Path) -> Scores | None:
     except pa.ArrowInvalid as error:
         logger.warning("%s: its scores are not read: %s", path, error)
         return None
+    table = table.filter(pc.or_kleene(pc.is_null(table["task"]), pc.equal(table["task"], task)))
     every = {metric: table[metric].to_numpy().astype(np.float64) for metric in METRICS}
     there = {metric: scores for metric, scores in every.items() if len(scores) and np.isfinite(scores).all()}
     ids = table["id"].to_pylist()
@@ -86,15 +94,15 @@ def read_scores(path: Path) -> Scores | None:
 
 
 def _sample(
-    read: Callable[[str], Scores | None], checkpoint: str, results: Sequence[Result], task: str, metric: str
+    read: Callable[[str, str], Scores | None], checkpoint: str, results: Sequence[Result], task: str, metric: str
 ) -> Sample | None:
     picked = pick(finetuning_runs(results, task))
     if picked is None:
         return None
-    metrics = {result.id: result.metrics for result in results}
+    metrics = {result.id: result.metrics for result in results if result.task == task}
     if any(math.isnan(metrics[run.id].get(metric, math.nan)) for run in picked.runs):
         return None
-    by_seed = [read(run.id) for run in picked.runs]
+    by_seed = [read(run.id, task_of(task)) for run in picked.runs]
     seeds = [run.seed for run in picked.runs]
     there = [(each.examples, each.by_metric[metric]) for each in by_seed if each and metric in each.by_metric]
     if len(there) == len(by_seed) and len({(examples, len(scores)) for examples, scores in there}) == 1:
@@ -102,10 +110,10 @@ def _sample(
     return _from_records(checkpoint, seeds, [metrics[run.id] for run in picked.runs], metric)
 
 
-def _scores_of(store: Store, stage_id: str) -> Scores | None:
+def _scores_of(store: Store, stage_id: str, task: str) -> Scores | None:
     """Those of its predictions; None if they are lost: its score is still in its record."""
     try:
-        return read_scores(store.file(stage_id, "predictions.jsonl"))
+        return read_scores(store.file(stage_id, "predictions.jsonl"), task)
     except LostError as error:
         logger.warning("%s", error)
         return None

@@ -353,8 +353,9 @@ def tasks_beside(target: str, tasks: Sequence[str]) -> list[str]:
     (['lora/arc'], ['arc'])
     """
     methods = by_method(tasks)
-    word = target.partition("/")[2].partition("/")[0]  # No task has the name of a method.
-    return methods.get(word if word in methods else FULL, [])
+    words = target.split("/")[1:-1]  # No task has the name of a method, or of a mixture.
+    behind = ("/".join(words[:num]) for num in range(len(words), 0, -1))
+    return methods.get(next((name for name in behind if name in methods), FULL), [])
 
 
 def score(task: str, kind: str = "sft") -> str:

@@ -24,6 +24,7 @@ from raysweep.scores import (
     Column,
     Result,
     by_method,
+    by_task,
     checkpoint_metrics,
     column_name,
     finetuning_runs,
@@ -31,6 +32,7 @@ from raysweep.scores import (
     of_method,
     parts_of_means,
     pick,
+    tunings_of,
     with_families,
 )
 from raysweep.spec import Metric
@@ -115,7 +117,8 @@ def checkpoint_table(run: Run) -> pd.DataFrame:
     seeds), `lr`, and `lr_edge` (-1 where that is the lowest of its grid, 1 the highest, else 0); and over tasks
     `sft/mean_score` with its `_stderr`, `_low` and `_high`, NaN where a task is missing, and `sft/num_tasks_missing`;
     over those of a family `sft/<family>/mean_score`, likewise. Of `sft.likelihood` the same as `log_likelihood`. Of
-    other methods of fine-tuning than full `sft/<method>/<task>/score`, `sft/<method>/mean_score`, and so on.
+    other methods of fine-tuning than full `sft/<method>/<task>/score`, `sft/<method>/mean_score`, and so on; of one
+    training on a mixture of tasks `sft/<mixture>/<task>/score`, `sft/<method>/<mixture>/mean_score`.
     """
     stages = stage_table(run)
     return checkpoints_of(stages, noise_of(run.store, stages), columns_of(run))
@@ -127,7 +130,8 @@ def checkpoints_of(
     """`checkpoint_table` from a stage table, the errors of its scores and, for means over families, `columns_of`."""
     by_checkpoint = _by_checkpoint(stages)
     made = {(row["trial"], row["id"]): _known(row) for row in stages.to_dict("records")}
-    tasks = sorted({row["task"] for rows in by_checkpoint.values() for row in rows if row["kind"] == "sft"})
+    names = {row["task"] for rows in by_checkpoint.values() for row in rows if row["kind"] == "sft"}
+    tasks = sorted(tuning for name in names for tuning in tunings_of(name))
     rows = [_checkpoint_row(key, measured, made.get(key), tasks=tasks) for key, measured in by_checkpoint.items()]
     rows = [with_families(row, columns) for row in rows]
     _add_errors(rows, tasks, noise, columns)
@@ -141,7 +145,8 @@ def checkpoints_of(
 def columns_of(run: Run) -> tuple[Column, ...]:
     """What the metric columns of a checkpoint table are: as the stages of the run declare them, and what tables add."""
     stages = [stage for trial in run.trials() for stage in trial.stages]
-    tasks = dict.fromkeys(str(stage.task) for stage in stages if stage.kind == "sft")
+    names = dict.fromkeys(str(stage.task) for stage in stages if stage.kind == "sft")
+    tasks = dict.fromkeys(tuning for name in names for tuning in tunings_of(name))
     added = [Column("sft", metric, task) for task in tasks for metric in _OF_TASKS]
     methods = dict.fromkeys([None, *(method for method in by_method(tasks) if method != FULL)])
     added += [Column("sft", metric, method) for method in methods for metric in _OF_MEAN]
@@ -206,7 +211,8 @@ def _checkpoint_row(
             if other["kind"] == "sft":
                 row["sft_optimizer"] = _optimizer_of(settings)
     known = {other["id"] for other in measured}
-    results = [_result(other) for other in [*([made] if made and made["id"] not in known else []), *measured]]
+    rows = [*([made] if made and made["id"] not in known else []), *measured]
+    results = by_task(map(_result, rows))
     row.update(checkpoint_metrics(results))
     # A checkpoint taken as it is has no pretraining stage; its size counts all the same.
     if (taken := column_name("fetch", "num_parameters")) in row:
@@ -254,7 +260,7 @@ def _fine_tuned(task: str, results: Sequence[Result]) -> RowValues:
     picked = pick(finetuning_runs(results, task))
     if picked is None:
         return {column_name("sft", "score", task): math.nan, column_name("sft", "num_seeds", task): 0}
-    by_id = {result.id: result for result in results}
+    by_id = {result.id: result for result in results if result.task == task}
     scores = [by_id[run.id].metrics.get("score", math.nan) for run in picked.runs]
     values = {
         "lr": picked.lr,

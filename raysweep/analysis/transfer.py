@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raysweep.analysis.pairwise import Floats
-from raysweep.scores import FULL, MEAN_SCORE, Column, by_method, column_name, of_method
+from raysweep.scores import FULL, MEAN_SCORE, Column, by_method, column_name, of_method, tunings_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,11 @@ class Target:
 
 
 def transfer_targets(table: pd.DataFrame, runs: pd.DataFrame, read: Callable[[str], Floats | None]) -> Iterator[Target]:
-    """Probes by number of labels; fine-tuning at the tuned rate, what that forgets, and at each fixed rate."""
+    """Probes by number of labels; fine-tuning at the tuned rate, what that forgets, and at each fixed rate.
+
+    Of single tasks: those of a mixture are of one training, and none of their own.
+    """
+    runs = runs[runs["task"].map(lambda name: len(tunings_of(name)) == 1).astype(bool)]
     for name in _probes(table):
         draws = [other for other in table if str(other).startswith(f"{name}_draw_")]
         if draws:

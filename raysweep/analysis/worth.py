@@ -12,6 +12,7 @@ from raysweep.analysis.charts import Chart, escaped, numbers
 from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.sections import Cell, Heading, Row, Table, alike_text, cell, indicator_names
+from raysweep.scores import tunings_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,10 @@ def seconds_by_kind(stages: pd.DataFrame) -> dict[str, float]:
 def own_stages(ranking: Ranking, stages: pd.DataFrame) -> pd.DataFrame:
     """A stage table without fine-tuning on other tasks, or by other methods, than the target's."""
     others = {*ranking.tasks} - {*ranking.target_tasks}
-    return stages[(stages["kind"] != "sft") | ~stages["task"].isin(others)] if others else stages
+    if not others:
+        return stages
+    names = {name for name in stages["task"].dropna() if {*tunings_of(name)} <= others}
+    return stages[(stages["kind"] != "sft") | ~stages["task"].isin(names)]
 
 
 def worths(ranking: Ranking, stages: pd.DataFrame) -> list[Worth]:

@@ -21,7 +21,7 @@ from raysweep.plan import Trial
 from raysweep.run_files import StageRow, TrialRow
 from raysweep.runners.tracking import Tracker
 from raysweep.runs import Run
-from raysweep.scores import column_name
+from raysweep.scores import by_tuning, column_name
 from raysweep.worker import Reached
 
 logger = logging.getLogger(__name__)
@@ -160,8 +160,8 @@ class Journal:
                     self._run.clear_failure(event.stage)
                     self._failed.discard(event.stage)
                 if event.event == "finished":
-                    kind, task = event.kind, event.task
-                    scalars = {column_name(kind, name, task): value for name, value in event.metrics.items()}
+                    placed = by_tuning(event.metrics, event.task)
+                    scalars = {column_name(event.kind, name, task): value for task, name, value in placed}
                     self._track(event.trial, event.step or 0, scalars)
             case StageProgress(at=Reached(step=step, loss=float(loss))):
                 self._track(event.trial, step, {f"{event.kind}/loss": loss})

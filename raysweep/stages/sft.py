@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of a checkpoint on one task, with one learning rate and seed."""
+"""Supervised fine-tuning of a checkpoint on one task, or a mixture of several, with one learning rate and seed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -23,8 +25,9 @@ from raysweep.resources import Resources
 from raysweep.spec import Metric, Neutral, Spec
 from raysweep.stages.base import StageSpec
 from raysweep.stages.held_text import HeldText
-from raysweep.tasks.base import Fitted, Split
+from raysweep.tasks.base import Fitted, Split, TaskSpec
 from raysweep.tasks.families import Task
+from raysweep.tasks.mixture import Mixture
 from raysweep.tasks.rows import batch_tokens
 from raysweep.train.checkpoints import load_model
 from raysweep.train.methods import Full, Method
@@ -49,6 +52,10 @@ LIKELIHOOD = (
     Metric("log_likelihood_stderr", unit="nats/token"),
     Metric("valid_log_likelihood", "max", "nats/token"),
 )
+PICKS = ("valid_score", "valid_log_likelihood")
+"""What the rate may be picked by: of a mixture the means over its tasks."""
+OF_TRAINING = ("loss_nats_per_token", "num_steps", *(metric.name for metric in FORGETTING))
+"""What is told of a training as a whole, however many tasks it is scored on."""
 
 
 class Hyperparameters(Spec):
@@ -65,7 +72,8 @@ class Hyperparameters(Spec):
     precision: Precision = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
     max_examples: Annotated[int | None, Neutral(None)] = Field(default=None, ge=1)
-    """Training examples of a task, the first so many; left out: all. A probe may be fitted to more (see probes)."""
+    """Training examples of a task, the first so many, of each task of a mixture too; left out: all. A probe may be
+    fitted to more (see probes)."""
     optimizer: Annotated[Literal["adamw", "sgd", "lion"], Neutral("adamw")] = "adamw"
     """What takes the steps, with its defaults of pretraining but for AdamW's betas, 0.9 and 0.999. Checkpoints may
     fine-tune best by the optimizer that pretrained them (Liu et al., 2025), so tables hold it: sft_optimizer."""
@@ -89,13 +97,13 @@ class Hyperparameters(Spec):
 
 class Sft(StageSpec):
     """Fine-tune by a method; score on held-out splits. The learning rate is picked later, by `valid_score` or, where it
-    is measured, `valid_log_likelihood`."""
+    is measured, `valid_log_likelihood`. Of a mixture, metrics of one task are called <task>/<metric>."""
 
     VERSION: ClassVar[int] = 2
     kind: ClassVar[str] = "sft"
     wide: ClassVar[bool] = False
 
-    task: Task
+    task: Task | Mixture
     lr: float = Field(gt=0)
     seed: int
     hyperparameters: Hyperparameters = Hyperparameters()
@@ -107,7 +115,8 @@ class Sft(StageSpec):
     """Whether the likelihood of right answers is measured beside the score, and picks the learning rate."""
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """Writes predictions.jsonl: a line for each test example with its id, what the model said, and its scores.
+        """Writes predictions.jsonl: a line for each test example with its id, what the model said, and its scores; of a
+        mixture also its task.
 
         Of several ranks all train, and rank 0 scores: the others have no metrics.
 
@@ -115,13 +124,34 @@ class Sft(StageSpec):
             Diverged: also if the last step left no numbers to score.
             StageError: if the task scores otherwise than it says.
         """
-        task = self.task
         model, tokenizer = load_model(inputs["checkpoint"]), load_tokenizer(inputs["checkpoint"])
         forgetting = self._forgetting(model, inputs, worker) if self.forgetting and worker.rank == 0 else dict
         fitted = self.fit(model, tokenizer, worker)
         if worker.rank > 0:
             return {}
         forgotten = forgetting()
+        metrics: dict[str, float] = {}
+        picks: list[dict[str, float]] = []
+        with (out / "predictions.jsonl").open("w") as file:
+            for name, task in self.task.parts.items():
+                values, lines = self._scored(task, fitted, tokenizer)
+                picks.append({metric: values.pop(metric) for metric in PICKS if metric in values})
+                metrics |= {_of_part(name, metric): value for metric, value in values.items()}
+                which = {"task": name} if name else {}
+                file.writelines(json.dumps(which | line) + "\n" for line in lines)
+        return {
+            **metrics,
+            **{metric: fmean(each[metric] for each in picks) for metric in picks[0]},
+            # Of the last tenth of the steps: that of a single batch says little.
+            "loss_nats_per_token": float(np.mean(fitted.losses[-max(1, len(fitted.losses) // 10) :])),
+            "num_steps": float(len(fitted.losses)),
+            **forgotten,
+        }
+
+    def _scored(
+        self, task: TaskSpec, fitted: Fitted, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Metrics of one task, and the lines of its predictions."""
         # The rate is picked by the first, and the second is shown: who picks by what is shown flatters it.
         valid, test = (task.score(fitted.model, tokenizer, split) for split in ("valid", "test"))
         for row in (*valid, *test):
@@ -134,29 +164,24 @@ class Sft(StageSpec):
         ]
         likelihood = {}
         if self.likelihood:
-            in_valid, in_test = (self._likelihoods(fitted, tokenizer, split) for split in ("valid", "test"))
+            in_valid, in_test = (self._likelihoods(task, fitted, tokenizer, split) for split in ("valid", "test"))
             lines = [line | {"log_likelihood": value} for line, value in zip(lines, in_test, strict=True)]
             values = float(np.mean(in_test)), _stderr(in_test), float(np.mean(in_valid))
             likelihood = {metric.name: value for metric, value in zip(LIKELIHOOD, values, strict=True)}
-        with (out / "predictions.jsonl").open("w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
         metrics = {name: float(np.mean([row.scores[name] for row in test])) for name in task.score_names}
-        return {
-            **metrics,
+        metrics |= {
             "score_stderr": _stderr([row.scores["score"] for row in test]),
             "chance_score": task.chance(),
             "valid_score": float(np.mean([row.scores["score"] for row in valid])),
-            # Of the last tenth of the steps: that of a single batch says little.
-            "loss_nats_per_token": float(np.mean(fitted.losses[-max(1, len(fitted.losses) // 10) :])),
-            "num_steps": float(len(fitted.losses)),
             "num_test_examples": float(len(test)),
             **likelihood,
-            **forgotten,
         }
+        return metrics, lines
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, worker: Worker) -> Fitted:
         """The model fine-tuned, its own weights among what `Fitted.model` has; see `TaskSpec.fit`."""
-        return self.task.fit(model, tokenizer, partial(self._train, worker=worker), seed=self.seed)
+        limit = self.hyperparameters.max_examples
+        return self.task.fit(model, tokenizer, partial(self._train, worker=worker), seed=self.seed, max_examples=limit)
 
     def is_wide(self, resources: Resources) -> bool:
         """By the gang's resources: it is no part of what is asked, so not of the id."""
@@ -164,8 +189,16 @@ class Sft(StageSpec):
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
         """Scores of the task's form, chance beside them, and what the rate is picked by."""
+        every = (
+            replace(metric, name=_of_part(name, metric.name))
+            for name, task in self.task.parts.items()
+            for metric in self._metrics_of(task)
+        )
+        return tuple(dict.fromkeys(every))
+
+    def _metrics_of(self, task: TaskSpec) -> tuple[Metric, ...]:
         return (
-            *(Metric(name, "max", "share") for name in self.task.score_names),
+            *(Metric(name, "max", "share") for name in task.score_names),
             Metric("score_stderr", unit="share"),
             Metric("chance_score", unit="share"),
             Metric("valid_score", "max", "share"),
@@ -178,27 +211,32 @@ class Sft(StageSpec):
 
     def flops(self, size: Size, corpus: Corpus) -> float:
         """Training, scoring of validation and test examples, and the own loss before and after."""
-        load = self.task.workload()
         times = 2 if self.likelihood else 1
-        scored = size.forward_flops(times * (load.num_valid + load.num_test) * load.scored_length, load.length)
+        loads = [task.workload() for task in self.task.parts.values()]
+        scored = sum(
+            size.forward_flops(times * (load.num_valid + load.num_test) * load.scored_length, load.length)
+            for load in loads
+        )
         row = self.forgetting.input_length if self.forgetting else 0
         return self.training_flops(size) + scored + 2 * size.forward_flops(NUM_SEQUENCES * row, row)
 
     def training_flops(self, size: Size) -> float:
         """Of training alone."""
-        load = self.task.workload()
-        num = self.hyperparameters.num_examples(self.task.num_finetuned)
-        tokens = self.hyperparameters.epochs * num * load.length
-        return size.gradient_flops(tokens, load.length, adapters=self.method.adapters)
+        total = 0.0
+        for task in self.task.parts.values():
+            length = task.workload().length
+            tokens = self.hyperparameters.epochs * self.hyperparameters.num_examples(task.num_finetuned) * length
+            total += size.gradient_flops(tokens, length, adapters=self.method.adapters)
+        return total
 
     @property
     def training(self) -> TrainingSteps:
-        """Of sequences of typical length. Logits are made for the few tokens of an answer or for classes: none are
-        counted."""
-        load, given = self.task.workload(), self.hyperparameters
+        """Of sequences of typical length, of a mixture that of its longest task. Logits are made for the few tokens of
+        an answer or for classes: none are counted."""
+        given, tasks = self.hyperparameters, self.task.parts.values()
         return TrainingSteps(
-            sequences=min(given.batch_sequences, given.num_examples(self.task.num_finetuned)),
-            length=load.length,
+            sequences=min(given.batch_sequences, sum(given.num_examples(task.num_finetuned) for task in tasks)),
+            length=max(task.workload().length for task in tasks),
             optimizer_floats=given.optimizer_at(self.lr).state_floats,
             precision=given.precision,
             logits=0,
@@ -217,18 +255,20 @@ class Sft(StageSpec):
     def _scoring_bytes(self, size: Size, *, on_gpu: bool) -> int:
         """Of prompts that answers are read or written behind, of classes, which are read off a state, none; or of the
         own loss."""
-        load = self.task.workload()
-        tokens = min(batch_tokens(on_gpu=on_gpu), load.num_test * load.length)
+        loads = [task.workload() for task in self.task.parts.values() if task.num_classes is None]
+        tokens = [min(batch_tokens(on_gpu=on_gpu), load.num_test * load.length) for load in loads]
         own = self.forgetting.batch_bytes(size, NUM_SEQUENCES) if self.forgetting else 0
-        return max(own, tokens * size.prompt_bytes if self.task.num_classes is None else 0)
+        return max(own, max(tokens, default=0) * size.prompt_bytes)
 
     def disk_bytes(self, size: Size) -> int:
         """Predictions, of some kilobytes: the weights are not kept."""
         return 0
 
-    def _likelihoods(self, fitted: Fitted, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[float]:
+    def _likelihoods(
+        self, task: TaskSpec, fitted: Fitted, tokenizer: PreTrainedTokenizerBase, split: Split
+    ) -> list[float]:
         """Of the right answers of a split; see `TaskSpec.log_likelihoods`."""
-        values = self.task.log_likelihoods(fitted.model, tokenizer, split)
+        values = task.log_likelihoods(fitted.model, tokenizer, split)
         if not np.isfinite(values).all():
             raise Diverged(len(fitted.losses), math.nan)
         return values
@@ -269,7 +309,6 @@ class Sft(StageSpec):
         from raysweep.train.loop import train
 
         given = self.hyperparameters
-        num_examples = given.num_examples(num_examples)
         size = min(given.batch_sequences, num_examples)
         # What fills no batch is left out, other examples in each epoch.
         per_epoch = num_examples // size
@@ -302,6 +341,11 @@ class Sft(StageSpec):
             model.to(worker.device)
         end()
         return training.losses
+
+
+def _of_part(name: str, metric: str) -> str:
+    """What a metric is called that is of one task of a mixture; the name of a task that stands alone is empty."""
+    return metric if not name or metric in (*PICKS, *OF_TRAINING) else f"{name}/{metric}"
 
 
 def _stderr(values: Sequence[float]) -> float:

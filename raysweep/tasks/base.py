@@ -117,6 +117,11 @@ class TaskSpec(Spec):
     """Of the scores that each test example gets."""
 
     @property
+    def parts(self) -> Mapping[str, TaskSpec]:
+        """What a model that is fine-tuned on it is scored on: itself, and of a `Mixture` each of its tasks, by name."""
+        return {"": self}
+
+    @property
     @abstractmethod
     def num_classes(self) -> int | None:
         """Classes that a linear probe can tell apart; None: the task has no labels, and `features` is not asked for."""
@@ -174,7 +179,15 @@ class TaskSpec(Spec):
         """What a plan takes its cost from."""
 
     @abstractmethod
-    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Train, *, seed: int) -> Fitted:
+    def fit(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        train: Train,
+        *,
+        seed: int,
+        max_examples: int | None = None,
+    ) -> Fitted:
         """Fine-tune on the training split.
 
         Args:
@@ -182,6 +195,7 @@ class TaskSpec(Spec):
             tokenizer: the checkpoint's.
             train: does the steps.
             seed: of what is drawn beside their order, such as a new head.
+            max_examples: the first so many of the split; None: `num_finetuned`.
 
         Returns:
             What `score` takes, in evaluation mode, and the loss of each step.

@@ -73,14 +73,22 @@ class LabelledTask(TaskSpec):
             max_length: tokens that rows are cut to, special ones included.
         """
 
-    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Train, *, seed: int) -> Fitted:
+    def fit(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        train: Train,
+        *,
+        seed: int,
+        max_examples: int | None = None,
+    ) -> Fitted:
         """With a new linear head on the last layer's states, drawn from `seed`; see `TaskSpec.fit`."""
         from raysweep.train.classifier import Classifier, LabelLoss
 
         examples = self.encoded("train", tokenizer, max_length=context_length(model))
         length = examples.ids.shape[1] if self.pooling == "all" else None
         classifier = Classifier(model, length=length, num_classes=self.num_classes, seed=seed)
-        num_examples = min(len(examples.ids), self.num_finetuned)
+        num_examples = len(examples.ids[: self.num_finetuned][:max_examples])
         losses = train(classifier, examples.batch, loss=LabelLoss(), num_examples=num_examples)
         classifier.eval()
         return Fitted(classifier, losses)

@@ -70,34 +70,35 @@ class TextTask(FileTask):
     def num_classes(self) -> None:
         """None: an answer is any text, so there is no class for a linear probe."""
 
-    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Train, *, seed: int) -> Fitted:
+    def fit(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        train: Train,
+        *,
+        seed: int,
+        max_examples: int | None = None,
+    ) -> Fitted:
         """On the answers and the token that ends them, each behind its prompt; see `TaskSpec.fit`.
 
         Nothing is drawn here, so `seed` is not used.
         """
+        return fit_answers(model, self.solved(model, tokenizer, max_examples=max_examples), train)
+
+    def solved(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_examples: int | None = None
+    ) -> list[Asked]:
+        """Training examples, each with the answer that is trained on and the token that ends it; see `fit`."""
         if tokenizer.eos_token_id is None:
             raise StageError("the checkpoint's tokenizer has no eos_token, which ends an answer; set it in the folder")
-        examples = self.examples("train")
-        asked = ask(
+        examples = self.examples("train")[:max_examples]
+        return ask(
             tokenizer,
             [self.prompt(example) for example in examples],
             [[self.answer(example)] for example in examples],
             max_length=self._longest(model),
             end=[tokenizer.eos_token_id],
         )
-        pairs = [([*each.prompt, *each.answers[0]], len(each.prompt)) for each in asked]
-
-        def batch(rows: Sequence[int]) -> Arrays:
-            # Any token will do as padding: behind a row, nothing that has a label attends to it.
-            ids, mask = pad([pairs[row][0] for row in rows], value=0)
-            labels = np.where(mask == 1, ids, IGNORED)
-            for index, row in enumerate(rows):
-                labels[index, : pairs[row][1]] = IGNORED
-            return {"input_ids": ids, "labels": labels, "lengths": mask.sum(axis=1)}
-
-        losses = train(model, batch, loss=AnswerLM(), num_examples=len(pairs))
-        model.eval()
-        return Fitted(model, losses)
 
     def score(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, split: Split, *, max_examples: int | None = None
@@ -164,3 +165,20 @@ class TextTask(FileTask):
     def shot_text(self, shots: Sequence[Example]) -> str:
         """Solved examples, to stand before a prompt: an empty line follows each."""
         return "".join(f"{self.prompt(shot)}{self.answer(shot)}\n\n" for shot in shots)
+
+
+def fit_answers(model: PreTrainedModel, solved: Sequence[Asked], train: Train) -> Fitted:
+    """Fine-tune on the first answer of each example, behind its prompt; see `TaskSpec.fit`."""
+    pairs = [([*each.prompt, *each.answers[0]], len(each.prompt)) for each in solved]
+
+    def batch(rows: Sequence[int]) -> Arrays:
+        # Any token will do as padding: behind a row, nothing that has a label attends to it.
+        ids, mask = pad([pairs[row][0] for row in rows], value=0)
+        labels = np.where(mask == 1, ids, IGNORED)
+        for index, row in enumerate(rows):
+            labels[index, : pairs[row][1]] = IGNORED
+        return {"input_ids": ids, "labels": labels, "lengths": mask.sum(axis=1)}
+
+    losses = train(model, batch, loss=AnswerLM(), num_examples=len(pairs))
+    model.eval()
+    return Fitted(model, losses)
