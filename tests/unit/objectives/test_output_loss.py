@@ -67,6 +67,29 @@ def test_ligers_is_the_same():
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("asking", ["states", "weight", "bias", "states weight", "weight bias", "states bias"])
+def test_only_what_asks_gets_a_gradient(asking):
+    """That of the others is None, and is not made: the node keeps none."""
+    torch.manual_seed(0)
+    labels = torch.tensor([3, IGNORED, 11, 0, 7])
+    given = {name: torch.randn(size) for name, size in {"states": (5, 6), "weight": (12, 6), "bias": (12,)}.items()}
+    found = []
+    for names in (given, asking.split()):
+        inputs = {name: value.clone().requires_grad_(name in names) for name, value in given.items()}
+        loss = linear_cross_entropy_sum(*inputs.values(), labels)
+        kept = dict(zip(given, loss.grad_fn.gradients, strict=True))
+        assert {name for name, gradient in kept.items() if gradient is not None} == {*names}
+        loss.backward()
+        found.append({name: value.grad for name, value in inputs.items()})
+    whole, part = found
+    for name in given:
+        if name in asking.split():
+            torch.testing.assert_close(part[name], whole[name], rtol=0, atol=0)
+        else:
+            assert part[name] is None
+
+
 def test_a_second_backward_pass_is_refused():
     weight = torch.randn(12, 6, requires_grad=True)
     loss = linear_cross_entropy_sum(torch.randn(4, 6), weight, None, torch.arange(4))
