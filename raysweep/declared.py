@@ -41,6 +41,7 @@ from raysweep.stages.noise import Noise
 from raysweep.stages.other_text import OtherText
 from raysweep.stages.pretrain import Recipe
 from raysweep.stages.probes import Probes
+from raysweep.stages.quantization import Quantization
 from raysweep.stages.span_loss import SpanLoss
 from raysweep.stages.updates import Updates
 from raysweep.tasks.mixture import can_be_mixed
@@ -110,6 +111,8 @@ class Declared(Spec):
     """Cosines between the gradients of domains, on every checkpoint; left out: none."""
     noise: Annotated[Noise | None, Neutral(None)] = None
     """Rises of the loss under noise on the weights, on every checkpoint; left out: none."""
+    quantization: Annotated[Quantization | None, Neutral(None)] = None
+    """Rises of the loss where weights are rounded to few bits, on every checkpoint; left out: none."""
     updates: Annotated[Updates | None, Neutral(None)] = None
     """Sharpness along the loss's own updates and those of fine-tuning, on every checkpoint; left out: none."""
     other_text: Annotated[OtherText | None, Neutral(None)] = None

@@ -19,6 +19,7 @@ from raysweep.stages.other_text import OtherText, Texts
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.stages.probe import Probe
 from raysweep.stages.probes import Probes
+from raysweep.stages.quantization import Quantization
 from raysweep.stages.sft import Sft
 from raysweep.stages.span_loss import SpanLoss
 from raysweep.stages.updates import Updates
@@ -38,6 +39,7 @@ OF_MODELS: tuple[StageSpec, ...] = (
     Agreement(loss=CausalLM(), sequence_length=33),
     Probes(num_labels=(64, 1000), tasks={"t": TASK}),
     Noise(text=TEXT),
+    Quantization(text=TEXT),
     Updates(text=TEXT, tasks={"t": TASK}),
     EarlySft(tasks={"t": TASK}),
     GradientNoise(text=TEXT),

@@ -38,6 +38,7 @@ _LOSS_OF = {
     "flatness": FLATNESS_OF,
     # Of the loss whose perplexity is told, always.
     "noise": PERPLEXITY_OF,
+    "quantization": PERPLEXITY_OF,
     "updates": PERPLEXITY_OF,
     "gradient_noise": PERPLEXITY_OF,
     # Of one for all, where the sweep file names it.

@@ -33,6 +33,7 @@ from raysweep.stages.gradient_noise import GradientNoise
 from raysweep.stages.held_text import HeldText
 from raysweep.stages.heldout import DRAW
 from raysweep.stages.noise import Noise
+from raysweep.stages.quantization import Quantization
 from raysweep.stages.sft import Hyperparameters, Sft
 from raysweep.stages.span_loss import SpanLoss
 from raysweep.stages.updates import Updates
@@ -213,6 +214,32 @@ def test_noise_raises_the_loss_by_as_much_as_a_naive_loop_says(case, tmp_path):
         # Losses of some nats in float32, whose differences are good to 1e-6.
         assert metrics[f"rise_{name}"] == pytest.approx(np.mean(losses), rel=1e-3, abs=3e-6)
         assert metrics[f"rise_{name}_stderr"] > 0
+
+
+def test_rounded_weights_raise_the_loss_by_as_much_as_a_naive_loop_says(case, tmp_path):
+    """Of all linear layers but the output layer; groups of five end within a row, and one is smaller."""
+    spec = Quantization(bits=(2, 8), group=5, num_sequences=40).bind(case.subject)
+    metrics = spec.run(case.inputs, tmp_path, Worker())
+    assert sorted(metrics) == sorted(metric.name for metric in spec.metrics(case.subject.corpus))
+    rows = spec.text.rows(case.inputs["tokens"], case.inputs["checkpoint"], num_sequences=40)
+    for bits in spec.bits:
+        model = load_model(case.inputs["checkpoint"]).eval()
+        before = loss_of(model, rows, spec.text.loss)
+        for layer in model.modules():
+            if not isinstance(layer, torch.nn.Linear) or layer is model.get_output_embeddings():
+                continue
+            for row in layer.weight.data:
+                for start in range(0, len(row), 5):
+                    group = row[start : start + 5]
+                    low, high = min(0.0, float(group.min())), max(0.0, float(group.max()))
+                    step = (high - low) / (2**bits - 1)
+                    values = step * (torch.arange(2**bits) - round(-low / step))
+                    group.copy_(values[(group[:, None] - values).abs().argmin(dim=1)])
+        rise = float(loss_of(model, rows, spec.text.loss) - before)
+        # Losses of some nats in float32, whose differences are good to 1e-6.
+        assert metrics[f"rise_{bits}_bits"] == pytest.approx(rise, rel=1e-3, abs=5e-6)
+    assert abs(metrics["rise_8_bits"]) < 0.2 * abs(metrics["rise_2_bits"])
+    assert metrics["rise_2_bits_stderr"] > 0
 
 
 def test_early_fine_tuning_is_scored_on_examples_that_the_target_never_sees(case, tmp_path):

@@ -19,6 +19,7 @@ GRAMMAR = TINY.replace(
     "early_sft: {hyperparameters: {max_examples: 16}}\n"
     "span_loss: {}\n"
     "gradient_noise: {num_batches: 4}\n"
+    "quantization: {}\n"
     "features: {}",
 ).replace("sft:\n", "sft:\n  forgetting: true\n")
 TEXT = """\
