@@ -84,7 +84,7 @@ class Quantization(StageSpec):
         rows = self.text.rows(inputs["tokens"], inputs["checkpoint"], num_sequences=self.num_sequences)
         before = heldout(model, rows, self.text.loss)
         whole = [layer.weight.detach().clone() for layer in layers]
-        metrics = {}
+        metrics: dict[str, float] = {}
         for bits in self.bits:
             with torch.no_grad():
                 for layer, weight in zip(layers, whole, strict=True):
@@ -92,8 +92,8 @@ class Quantization(StageSpec):
                     turned = weight.T if isinstance(layer, Conv1D) else weight
                     rounded = round_to_nearest(turned, bits=bits, group=self.group)
                     layer.weight.copy_(rounded.T if isinstance(layer, Conv1D) else rounded)
-            rise, error = heldout(model, rows, self.text.loss).less(before)
-            metrics |= {f"rise_{bits}_bits": rise, f"rise_{bits}_bits_stderr": error}
+            rise, stderr = heldout(model, rows, self.text.loss).less(before)
+            metrics |= {f"rise_{bits}_bits": rise, f"rise_{bits}_bits_stderr": stderr}
         return metrics
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
@@ -136,7 +136,7 @@ def round_to_nearest(weight: torch.Tensor, *, bits: int, group: int) -> torch.Te
     import torch
 
     parts = []
-    for part in weight.split(group, dim=1):
+    for part in torch.split(weight, group, dim=1):
         low, high = part.amin(dim=1, keepdim=True).clamp(max=0), part.amax(dim=1, keepdim=True).clamp(min=0)
         scale = (high - low) / (2**bits - 1)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # Of a group of zeros.
