@@ -19,6 +19,7 @@ class Mixture(Spec):
 
     So a task is drawn as often as it has examples: examples-proportional mixing (Raffel et al., 2020, section 3.5.2),
     whose limit on a task's examples is the task's `max_train_examples`, or `max_examples` of the hyperparameters.
+    Errors of means over its tasks take these as independent, though one training's chance is in the scores of all.
     """
 
     form: Literal["mixture"] = "mixture"
