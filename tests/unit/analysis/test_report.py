@@ -39,7 +39,7 @@ def table_of(scores: list[float], **columns: list[float]) -> pd.DataFrame:
 
 def stages_of(*rows: dict) -> pd.DataFrame:
     missing = dict.fromkeys(
-        ("started", "peak_memory_bytes", "world_size", "host", "device", "git_commit", "versions", "checkpoint")
+        ("started", "peak_memory_bytes", "world_size", "host", "device", "git_commit", "versions", "checkpoint", "task")
     )
     numbers = {"seed": 0, "step": 1, "wall_seconds": np.nan, "num_tokens": np.nan}
     known = {"trial": "t", "variant": "c0", **numbers, **missing}
