@@ -20,7 +20,7 @@ from raysweep.analysis.labels import row_key
 from raysweep.analysis.pairwise import IntervalEstimate, compare, interval, kendall, leave_one_out
 from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.sections import Heading, Row, Table, cell
-from raysweep.scores import EACH_OF_MEAN, column_name
+from raysweep.scores import EACH_OF_MEAN, TOGETHER, column_name, task_of, tunings_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,10 +51,11 @@ def fixed_rates(ranking: Ranking, stages: pd.DataFrame) -> list[FixedRate]:
     """
     table = ranking.checkpoints
     table = table[table[ranking.target].notna()].drop_duplicates("checkpoint")
-    runs = stages[(stages["kind"] == "sft") & stages["task"].isin(ranking.target_tasks)]
-    runs = runs[runs["checkpoint"].isin(table["checkpoint"])].drop_duplicates("id")
     name = ranking.target.rpartition("/")[2]
     metric = column_name("sft", EACH_OF_MEAN.get(column_name("sft", name), name))
+    runs = stages[(stages["kind"] == "sft") & stages["checkpoint"].isin(table["checkpoint"])].drop_duplicates("id")
+    runs = _by_task(runs, metric)
+    runs = runs[runs["task"].isin(ranking.target_tasks)]
     if len(table) < 2 or metric not in runs or runs["lr"].nunique() < 2:
         return []
     tuned = ranking.sign * numbers(table[ranking.target])
@@ -77,6 +78,17 @@ def fixed_rates(ranking: Ranking, stages: pd.DataFrame) -> list[FixedRate]:
             )
         )
     return found
+
+
+def _by_task(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A run on a mixture as one on each of its tasks, with the metric of that task."""
+    names = runs["task"]
+    apart = runs.assign(task=names.map(tunings_of), is_mixed=names.str.contains(TOGETHER, regex=False)).explode("task")
+    for at in {*apart.loc[apart["is_mixed"], "task"]}:
+        rows = apart["is_mixed"] & (apart["task"] == at)
+        own = column_name("sft", metric.partition("/")[2], task_of(at))
+        apart[metric] = apart[metric].mask(rows, apart.get(own, np.nan))
+    return apart
 
 
 def _at_each(

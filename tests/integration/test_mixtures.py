@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from raysweep.analysis.fixed_rates import fixed_rates
 from raysweep.analysis.tables import columns_of
 from raysweep.costs import Size
 from raysweep.data.tokenizers import load_tokenizer
@@ -106,6 +107,7 @@ def test_a_mixture_is_one_training_that_each_of_its_tasks_is_scored_on(folder, s
     ranking = Results(run, target="sft/all/mean_log_likelihood").ranking
     assert ranking.target_tasks == ("all/ask", "all/pick")
     assert ranking.errors == "paired"
+    assert [each.lr for each in fixed_rates(ranking, results.stages)] == [1e-3, 1e-2]
     assert results.ranking.target == "sft/mean_log_likelihood"
     assert "all/pick" in results.write_report().read_text()
 
