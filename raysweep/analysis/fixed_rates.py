@@ -2,13 +2,18 @@
 
 Of every rate that all ranked checkpoints were fine-tuned at, on all tasks of the target: the checkpoint that is best at
 it, what is lost by taking that one, and how far the two orders agree. Where a run diverged, its checkpoint comes last.
+A checkpoint whose tuned rate this is stands in both orders by the same runs, luck included, so they agree more than two
+fine-tunings of each would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +25,8 @@ from raysweep.analysis.labels import row_key
 from raysweep.analysis.pairwise import IntervalEstimate, compare, interval, kendall, leave_one_out
 from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.sections import Heading, Row, Table, cell
-from raysweep.scores import EACH_OF_MEAN, TOGETHER, column_name, task_of, tunings_of
+from raysweep.analysis.tables import result_of
+from raysweep.scores import EACH_OF_MEAN, by_task, column_name, mean_over_tasks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,25 +50,20 @@ class FixedRate:
 
 
 def fixed_rates(ranking: Ranking, stages: pd.DataFrame) -> list[FixedRate]:
-    """By rising rate; none where there was no choice of rates, or no rate is every checkpoint's, as of `lrs: auto`.
+    """By rising rate; none where there was no choice, no rate is every checkpoint's, or the target is not of `sft`.
 
     Args:
         stages: the run's, as `stage_table` gives them.
     """
     table = ranking.checkpoints
     table = table[table[ranking.target].notna()].drop_duplicates("checkpoint")
-    name = ranking.target.rpartition("/")[2]
-    metric = column_name("sft", EACH_OF_MEAN.get(column_name("sft", name), name))
-    runs = stages[(stages["kind"] == "sft") & stages["checkpoint"].isin(table["checkpoint"])].drop_duplicates("id")
-    runs = _by_task(runs, metric)
-    runs = runs[runs["task"].isin(ranking.target_tasks)]
-    if len(table) < 2 or metric not in runs or runs["lr"].nunique() < 2:
+    if len(table) < 2 or not ranking.target.startswith(column_name("sft", "")):
         return []
     tuned = ranking.sign * numbers(table[ranking.target])
     weights = leave_one_out(list(table["variant"]))
     labels = [ranking.labels[row_key(row)] for row in table.to_dict("records")]
     found = []
-    for lr, scores, diverged in _at_each(runs, metric, list(table["checkpoint"]), ranking):
+    for lr, scores in _at_each(stages, list(table["checkpoint"]), ranking):
         order = np.unique(scores, return_inverse=True)[1].astype(np.float64)  # As those that diverged have no number.
         right, alike = compare(order, tuned).accuracy, partial(kendall, order, tuned)
         chosen, every = int(np.lexsort((-tuned, -order))[0]), np.ones((1, len(tuned)))
@@ -74,43 +75,44 @@ def fixed_rates(ranking: Ranking, stages: pd.DataFrame) -> list[FixedRate]:
                 lost=float(tuned.max() - tuned[chosen]),
                 accuracy=interval(float(right(every)[0]), right(weights)),
                 kendall=interval(float(alike(every)[0]), alike(weights), low=-1.0),
-                num_diverged=diverged,
+                num_diverged=scores.count(-math.inf),
             )
         )
     return found
 
 
-def _by_task(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A run on a mixture as one on each of its tasks, with the metric of that task."""
-    names = runs["task"]
-    apart = runs.assign(task=names.map(tunings_of), is_mixed=names.str.contains(TOGETHER, regex=False)).explode("task")
-    for at in {*apart.loc[apart["is_mixed"], "task"]}:
-        rows = apart["is_mixed"] & (apart["task"] == at)
-        own = column_name("sft", metric.partition("/")[2], task_of(at))
-        apart[metric] = apart[metric].mask(rows, apart.get(own, np.nan))
-    return apart
-
-
-def _at_each(
-    runs: pd.DataFrame, metric: str, checkpoints: Sequence[str], ranking: Ranking
-) -> list[tuple[float, np.ndarray, int]]:
-    """(rate, scores [checkpoints], -inf for those that diverged, and how many these are) of rates that all have."""
-    scores = (ranking.sign * runs[metric]).where(runs["status"] != "diverged", -np.inf)
-    keys = [runs[name] for name in ("lr", "checkpoint", "task")]
-    # Of a run that is missing or failed there is no number, and no mean over seeds or tasks.
-    by_task = scores.groupby(keys).agg(lambda each: each.mean(skipna=False)).unstack("task")
-    by_task = by_task.reindex(columns=list(ranking.target_tasks))
-    wide = by_task.mean(axis=1, skipna=False).unstack("checkpoint").reindex(columns=list(checkpoints))
-    return [
-        (float(lr), values, int(np.isinf(values).sum()))
-        for lr, values in zip(wide.index, wide.to_numpy(dtype=np.float64), strict=True)
-        if not np.isnan(values).any() and np.isfinite(values).any()
-    ]
+def _at_each(stages: pd.DataFrame, checkpoints: Sequence[str], ranking: Ranking) -> Iterator[tuple[float, list[float]]]:
+    """(rate, a score of each checkpoint, -inf where a run diverged), of rates at which all have all tasks and seeds."""
+    name = ranking.target.rpartition("/")[2]
+    metric = EACH_OF_MEAN.get(column_name("sft", name), name)
+    # Rate -> checkpoint, task -> seed -> score.
+    found: dict[float, dict[tuple[str, str], dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    runs = stages[(stages["kind"] == "sft") & stages["status"].isin(["done", "diverged"])].drop_duplicates("id")
+    for row in runs.to_dict("records"):
+        for result in by_task([result_of(row)]):
+            value = -math.inf if result.status == "diverged" else ranking.sign * result.metrics.get(metric, math.nan)
+            if result.task in ranking.target_tasks and not math.isnan(value):
+                found[float(result.lr or 0)][row["checkpoint"], result.task][int(result.seed or 0)] = value
+    if len(found) < 2:
+        return
+    seeds = max(len(each) for at in found.values() for each in at.values())
+    for lr, at in sorted(found.items()):
+        means = [
+            [
+                fmean(each.values()) if len(each := at[checkpoint, task]) == seeds else math.nan
+                for task in ranking.target_tasks
+            ]
+            for checkpoint in checkpoints
+        ]
+        scores = [mean_over_tasks(each) for each in means]
+        if not any(map(math.isnan, scores)) and any(map(math.isfinite, scores)):
+            yield lr, scores
 
 
 def fixed_rate_table(ranking: Ranking, stages: pd.DataFrame) -> Table:
     """A row for each rate; no rows where `fixed_rates` has none."""
-    titles = ("would have chosen", "which is below the best by", "pairs as by tuned rates", "Kendall", "diverged")
+    side = "below" if ranking.sign > 0 else "above"
+    titles = ("would have chosen", f"which is {side} the best by", "pairs as by tuned rates", "Kendall", "diverged")
     rows = [
         Row(
             [

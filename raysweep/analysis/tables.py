@@ -100,7 +100,7 @@ def stage_table(run: Run) -> pd.DataFrame:
 
 def noise_of(store: Store, stages: pd.DataFrame) -> dict[str, TaskNoise]:
     """Column -> the errors of a task's scores, from the test examples' scores that the stages of a stage table left."""
-    results = {checkpoint: [_result(row) for row in rows] for (_, checkpoint), rows in _by_checkpoint(stages).items()}
+    results = {checkpoint: [result_of(row) for row in rows] for (_, checkpoint), rows in _by_checkpoint(stages).items()}
     return read_noise(store, results)
 
 
@@ -212,7 +212,7 @@ def _checkpoint_row(
                 row["sft_optimizer"] = _optimizer_of(settings)
     known = {other["id"] for other in measured}
     rows = [*([made] if made and made["id"] not in known else []), *measured]
-    results = by_task(map(_result, rows))
+    results = by_task(map(result_of, rows))
     row.update(checkpoint_metrics(results))
     # A checkpoint taken as it is has no pretraining stage; its size counts all the same.
     if (taken := column_name("fetch", "num_parameters")) in row:
@@ -273,7 +273,8 @@ def _fine_tuned(task: str, results: Sequence[Result]) -> RowValues:
     return {column_name("sft", name, task): value for name, value in values.items()}
 
 
-def _result(row: Mapping[Hashable, Any]) -> Result:
+def result_of(row: Mapping[Hashable, Any]) -> Result:
+    """What a row of a stage table says."""
     return Result(
         id=row["id"],
         kind=row["kind"],

@@ -72,6 +72,37 @@ def test_a_rate_that_a_checkpoint_lacks_is_none_for_all(store):
     assert [each.lr for each in fixed_rates(results.ranking, results.stages)] == [1e-3, 1e-2]
 
 
+def test_a_rate_that_lacks_a_seed_is_none_for_all(store):
+    results = run_of(store, SCORES)
+    is_lost = (results.stages["lr"] == 1e-2) & (results.stages["checkpoint"] == "pretrain-b")
+    is_lost &= results.stages["stage_seed"] == 1
+    stages = results.stages.assign(status=results.stages["status"].mask(is_lost, "failed"))
+    assert is_lost.sum() == 1
+    assert [each.lr for each in fixed_rates(results.ranking, stages)] == [1e-3, 1e-1]
+
+
+def test_equal_scores_are_equal_in_whatever_order_they_are_added(store):
+    """Of .1, .2, .3 and .3, .2, .1 neither is the better; the one that is best by tuned rates counts as chosen."""
+    results = run_of(store, {name: {1e-3: 0.2, 1e-2: best} for name, best in (("a", 0.3), ("b", 0.5))})
+    ways = {"a": (0.1, 0.2, 0.3), "b": (0.3, 0.2, 0.1)}
+    first = results.stages[results.stages["kind"] == "sft"].drop_duplicates(["checkpoint", "lr"])
+    parts = []
+    for seed in range(3):
+        part = first.assign(id=first["id"] + str(seed), stage_seed=seed)
+        low = [ways[each.rpartition("-")[2]][seed] for each in part["checkpoint"]]
+        part["sft/score"] = part["sft/score"].mask(part["lr"] == 1e-3, pd.Series(low, part.index))
+        parts.append(part)
+    found = fixed_rates(results.ranking, pd.concat(parts))[0]
+    assert (found.lr, found.checkpoint, found.lost, found.accuracy.value) == (1e-3, "pretrain-b", 0.0, 0.5)
+
+
+def test_a_target_that_is_not_of_fine_tuning_has_none(store):
+    results = run_of(store, SCORES)
+    table = results.checkpoints.assign(**{"heldout/ppl": [1.0, 2.0, 3.0, 4.0]})
+    ranking = rank(table, columns=results.columns, target="heldout/ppl")
+    assert fixed_rates(ranking, results.stages) == []
+
+
 def test_one_rate_is_no_choice(store):
     results = run_of(store, {name: {1e-2: by_rate[1e-2]} for name, by_rate in SCORES.items()})
     assert fixed_rates(results.ranking, results.stages) == []
