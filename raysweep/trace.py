@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from raysweep.curvature.dealing import Item, Value
+from raysweep.curvature.kinds import kind_of
 from raysweep.curvature.settings import TraceSettings
 from raysweep.data.files import resolve
 from raysweep.data.sequences import masked_sequences, sequences
@@ -314,10 +315,9 @@ def _measure_one(
 def _shape(
     shape: Shape, traces: TraceSettings, model: Any, text: Mapping[str, torch.Tensor], show: Show
 ) -> dict[str, float]:
-    from raysweep.curvature.rescaling import has_known_symmetries
     from raysweep.curvature.shape import measure_shape
 
-    if has_known_symmetries(model):
+    if kind_of(type(model).__name__) and all(each.requires_grad for each in model.parameters()):
         shape = shape.with_(geodesic_rho=GEODESIC_RHO)
 
     def deal(items: Sequence[Item], run: Callable[[Item], Value]) -> list[Value]:

@@ -71,9 +71,12 @@ class Factor:
         self.pieces = pieces
         matrix = torch.cat([piece.matrix() for _, piece in pieces], dim=2)
         values, vectors = torch.linalg.eigh((matrix.mT @ matrix).double())
-        roots = values.clamp(min=1e-12 * float(values.max())).sqrt()
+        largest = values.amax(dim=-1, keepdim=True)
+        roots = torch.maximum(values, 1e-12 * largest).sqrt()
+        # A matrix of zeros, as an enlarged or expanded model has them, has no size to move by: it stays.
+        over = torch.where(largest > 0, 1 / roots, 0.0)
         self._root = ((vectors * roots[..., None, :]) @ vectors.mT).to(matrix)
-        self._frame = matrix @ ((vectors / roots[..., None, :]) @ vectors.mT).to(matrix)
+        self._frame = matrix @ ((vectors * over[..., None, :]) @ vectors.mT).to(matrix)
 
     def to_coordinates(self, gradient: Tensors) -> None:
         """In place: the gradient with respect to weights, of its own part of them, becomes that with respect to e."""
@@ -94,21 +97,21 @@ def factors_of(model: Any, parameters: Tensors) -> tuple[list[Factor], set[str]]
     """Those of all attentions, and the names of the parameters that they are made of.
 
     Args:
-        model: of the Llama, GPT-2 or BERT kind.
-        parameters: that are measured; a factor of which a part is not among them is left out.
+        model: of a class that `kinds` knows.
+        parameters: that are measured.
 
     Raises:
-        ValueError: if no symmetry of its kind is known.
+        ValueError: if its symmetries are not known, or a part of an attention is not among the parameters.
     """
     kind, layers = layers_of(model)
     pieces_of = {"llama": _llama, "gpt2": _gpt2, "bert": _bert}[kind]
     names = {id(parameter): name for name, parameter in parameters.items()}
-    found = [
-        [(names[id(piece.parameter)], piece) for piece in pieces]
-        for layer in layers
-        for pieces in pieces_of(layer, model.config)
-        if all(id(piece.parameter) in names for piece in pieces)
-    ]
+    found = []
+    for layer in layers:
+        for pieces in pieces_of(layer, model.config):
+            if any(id(piece.parameter) not in names for piece in pieces):
+                raise ValueError("a geodesic ball needs all parameters of attention: measure *, or leave it out")
+            found.append([(names[id(piece.parameter)], piece) for piece in pieces])
     return [Factor(each) for each in found], {name for each in found for name, _ in each}
 
 

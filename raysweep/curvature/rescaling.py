@@ -9,12 +9,13 @@ one over it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from raysweep.curvature.kinds import KNOWN, Kind, kind_of
+
 Tensor = torch.Tensor
-Kind = Literal["llama", "gpt2", "bert"]
 
 SPREAD = 0.5
 """Standard deviation of the logarithm of a factor: most lie between 1/2.7 and 2.7."""
@@ -25,7 +26,7 @@ def rescale(model: Any, generator: torch.Generator, *, spread: float = SPREAD) -
     """Scale a model's weights at random, in place, such that it computes the same.
 
     Args:
-        model: of the Llama, GPT-2 or BERT kind.
+        model: of a class that `kinds` knows.
         generator: of the factors, on the CPU.
         spread: standard deviation of their logarithms.
 
@@ -52,33 +53,17 @@ def rescale(model: Any, generator: torch.Generator, *, spread: float = SPREAD) -
         scale(layer, factors, model.config)
 
 
-def has_known_symmetries(model: Any) -> bool:
-    """Whether a model is of the Llama, GPT-2 or BERT kind.
-
-    >>> has_known_symmetries(model)
-    True
-    """
-    try:
-        layers_of(model)
-    except ValueError:
-        return False
-    return True
-
-
 def layers_of(model: Any) -> tuple[Kind, Any]:
     """Which kind's symmetries a model has, and its layers.
 
     Raises:
         ValueError: if none is known here.
     """
-    base = model.base_model
-    if hasattr(base, "layers") and hasattr(base.layers[0], "mlp") and hasattr(base.layers[0].mlp, "gate_proj"):
-        return "llama", base.layers
-    if hasattr(base, "h"):
-        return "gpt2", base.h
-    if hasattr(base, "encoder"):
-        return "bert", base.encoder.layer
-    raise ValueError(f"{type(model).__name__}: its symmetries are not known; Llama's, GPT-2's and BERT's kind are")
+    name, base = type(model).__name__, model.base_model
+    kind = kind_of(name)
+    if kind is None:
+        raise ValueError(f"{name}: its symmetries are not known; those of {KNOWN} are")
+    return kind, base.layers if kind == "llama" else base.h if kind == "gpt2" else base.encoder.layer
 
 
 def _scale_llama(layer: Any, factors: Callable[[int], Tensor], config: Any) -> None:

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from raysweep.costs import Size
 from raysweep.curvature.cost import COST, first_draws, most_batches, predicted
 from raysweep.curvature.dealing import Deal
+from raysweep.curvature.kinds import KNOWN, kind_of
 from raysweep.curvature.settings import ShapeSettings, TraceSettings
 from raysweep.data.corpora import Corpus
 from raysweep.data.packing import Tokens
@@ -30,6 +31,7 @@ from raysweep.stages.base import StageSpec, Subject
 from raysweep.stages.dealing import RankDeal
 from raysweep.stages.specials import checkpoint_specials
 from raysweep.train.checkpoints import load_model
+from raysweep.train.models import Model, Transformers
 from raysweep.worker import Worker
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from raysweep.curvature.language import Batch
     from raysweep.curvature.measure import Measured
     from raysweep.curvature.units import Unit, Values
+
+# Of the models that are declared by size.
+_CLASSES = {"llama": "LlamaForCausalLM", "bert": "BertForMaskedLM"}
 
 # What `curvature` measures, said here too: a plan lists it, and cannot import that.
 NATS = "nats/token"
@@ -107,7 +112,7 @@ class Flatness(TraceSettings, StageSpec):
     """Sequences drawn from the model itself, on which the traces are measured as well."""
     rescaled: Annotated[bool, Neutral(False)] = False
     """Also the traces after a random change of scale that leaves the function as it is: where they order models
-    otherwise, the trace is of the scale of weights. For models of the Llama, GPT-2 or BERT kind."""
+    otherwise, the trace is of the scale of weights. For models that `curvature.kinds` knows."""
     shape: Annotated[Shape | None, Neutral(None)] = None
     """What is measured beyond traces; left out: nothing."""
     mix: dict[str, float] = Field(default_factory=dict)
@@ -136,9 +141,11 @@ class Flatness(TraceSettings, StageSpec):
         """With the text, and the objective whose loss is measured, of a model that is trained by the subject's.
 
         Raises:
-            SpaceError: if a model that is trained so has no such loss, or no samples of its own.
+            SpaceError: if a model that is trained so has no such loss, no samples of its own, or no known symmetries.
         """
         objective = subject.objective
+        if subject.model is not None:
+            self._check_symmetries(subject.model)
         loss = CausalLM() if self.objective == "causal_lm" else objective
         if loss.head != objective.head:
             raise SpaceError(
@@ -152,6 +159,16 @@ class Flatness(TraceSettings, StageSpec):
             )
         text = {"mix": subject.corpus.mix, "sequence_length": subject.sequence_length}
         return self.with_(loss=loss, **text)  # type: ignore[no-any-return]
+
+    def _check_symmetries(self, model: Model) -> None:
+        asked: dict[tuple[str, ...], object] = {("rescaled",): self.rescaled}
+        asked |= {("shape", "geodesic_rho"): self.shape.geodesic_rho} if self.shape else {}
+        architecture = model.architecture if isinstance(model, Transformers) else _CLASSES.get(model.name, model.name)
+        for path, value in asked.items():
+            if value and kind_of(architecture) is None:
+                raise SpaceError(
+                    f"{value}: the symmetries of {architecture} are not known, those of {KNOWN} are; leave it out", path
+                )
 
     @property
     def input_length(self) -> int:

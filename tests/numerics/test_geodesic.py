@@ -9,9 +9,10 @@ from tiny_models import batch_for, build
 
 from raysweep.curvature.geodesic import Factor, Piece, factors_of
 from raysweep.curvature.language import prepare
-from raysweep.curvature.operators import named_parameters
+from raysweep.curvature.operators import choose_parameters, named_parameters
 from raysweep.curvature.rescaling import rescale
 from raysweep.curvature.sharpness import _Loss, worst_sharpness
+from raysweep.train.enlarged import enlarged
 
 STYLES = ["llama", "grouped", "gpt2", "bert"]
 
@@ -150,6 +151,26 @@ def test_steps_follow_the_geodesic_to_second_order():
 
     assert error(0.01) / error(0.005) == pytest.approx(8, rel=0.05)
     assert error(0.01) < 1e-4
+
+
+@pytest.mark.parametrize("style", ["llama", "gpt2"])
+def test_a_larger_model_of_the_same_function_measures_the_same(style):
+    """What an added layer has is zeros, which have no size to move by."""
+    model = model_of(style).float()
+    layers = {"llama": "num_hidden_layers", "gpt2": "n_layer"}[style]
+    large = enlarged(model, type(model.config).from_dict(model.config.to_dict() | {layers: 3}))
+    prepare(large)
+    small, more = (
+        worst_sharpness(each, [batch_for(model)], rho=0.05, scale="geodesic", num_steps=2) for each in (model, large)
+    )
+    assert more == pytest.approx(small, rel=1e-3)
+
+
+def test_a_part_of_attention_is_refused():
+    model = model_of("gpt2")
+    choose_parameters(model, ["*weight"])
+    with pytest.raises(ValueError, match="a geodesic ball needs all parameters of attention"):
+        worst_sharpness(model, [batch_for(model)], rho=0.1, scale="geodesic")
 
 
 def test_a_gain_of_zero_leaves_what_it_hides():

@@ -389,6 +389,22 @@ def test_flatness_on_samples_that_an_objective_cannot_draw_is_refused(sweep_file
         expand(path)
 
 
+@pytest.mark.parametrize(
+    ("flatness", "said"),
+    [("{rescaled: true}", "rescaled: True"), ("{shape: {geodesic_rho: 0.1}}", "shape.geodesic_rho: 0.1")],
+)
+def test_symmetries_that_are_not_known_are_refused_at_load(sweep_file, flatness, said):
+    start, end = TINY.index("  model:"), TINY.index("\n", TINY.index("  model:"))
+    fields = "{hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}"
+    model = f"  model: {{name: transformers, architecture: GPTNeoXForCausalLM, fields: {fields}}}"
+    text = TINY[:start] + model + TINY[end:]
+    flat = text.index("flatness:")
+    text = text[:flat] + f"flatness: {flatness}" + text[text.index("\n", flat) :]
+    with pytest.raises(SpaceError, match=f"flatness.{said}: the symmetries of GPTNeoXForCausalLM are not known"):
+        load(sweep_file(text))
+
+
+
 def test_what_flatness_is_of_is_part_of_its_id_where_it_matters(sweep_file):
     """Not where the objective is causal_lm by itself: the same number by two names is computed once."""
 
