@@ -404,7 +404,6 @@ def test_symmetries_that_are_not_known_are_refused_at_load(sweep_file, flatness,
         load(sweep_file(text))
 
 
-
 def test_what_flatness_is_of_is_part_of_its_id_where_it_matters(sweep_file):
     """Not where the objective is causal_lm by itself: the same number by two names is computed once."""
 
