@@ -61,7 +61,7 @@ class PinnedTask(Spec):
     """What the task calls itself."""
     fingerprint: str
     """Of the contents of all its files: its YAML, what that includes, the modules of its functions with those beside
-    them that they import, and its data."""
+    them, and in packages there, that they import, and its data. What PYTHONPATH finds in other folders is no part."""
     files: Annotated[tuple[str, ...], Provenance()]
     """The YAML file first: absolute paths; relative to the harness's own folder where they are a part of it."""
     data: Annotated[dict[str, tuple[str, ...]], Provenance()]
@@ -281,7 +281,7 @@ def _parts(path: Path, seen: tuple[Path, ...] = ()) -> list[Path]:
 
 
 def _with_imported(first: Path) -> list[Path]:
-    """A module, those beside it that it imports, and so on; what is installed is left out.
+    """A module, those that it imports from beside it, and so on; what lies elsewhere is left out.
 
     Raises:
         DataError: if one is no Python.
@@ -292,24 +292,28 @@ def _with_imported(first: Path) -> list[Path]:
             tree = ast.parse(module.read_bytes())
         except (SyntaxError, ValueError) as error:
             raise DataError(f"{module}: no Python: {error}") from error
-        names = [name for node in ast.walk(tree) for name in _names_imported(node)]
-        places = (module.parent / name.replace(".", "/") for name in names)
+        places = (place for node in ast.walk(tree) for place in _places_imported(node, module, first.parent))
         beside = (file for place in places for file in (place.with_suffix(".py"), place / "__init__.py"))
         modules += [file for file in dict.fromkeys(beside) if file.is_file() and file not in modules]
     return modules
 
 
-def _names_imported(node: ast.AST) -> Iterator[str]:
-    """What an import names with the packages around it, and what it takes from them, which may be modules, too."""
+def _places_imported(node: ast.AST, module: Path, top: Path) -> Iterator[Path]:
+    """Of what an import in `module` names, the packages around it, and what it takes from them: paths without suffix.
+
+    What is taken may be a module, too. `top` is the folder of absolute names; relative ones start from the module's.
+    """
     if isinstance(node, ast.Import):
-        whole = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-        whole = [f"{node.module}.{alias.name}" for alias in node.names]
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        names = [f"{node.module}.{alias.name}" if node.module else alias.name for alias in node.names]
+        # `from .` is the module's own package, whose folder it lies in; each further dot is the package around that.
+        top = module.parents[min(node.level, len(module.parents)) - 1] if node.level else top
     else:
         return
-    for name in whole:
+    for name in names:
         parts = name.split(".")
-        yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+        yield from (top.joinpath(*parts[:end]) for end in range(1, len(parts) + 1))
 
 
 def _max_new_tokens(config: Mapping[str, Any]) -> int:

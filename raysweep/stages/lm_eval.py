@@ -37,7 +37,8 @@ class HarnessTask(Spec):
     task: Annotated[str | None, Provenance()] = None
     """Its name in the harness, or its YAML file, relative to the sweep file; left out: the name it goes by here. Files
     that a YAML file names as data_files are relative to it; modules that its functions import are found by PYTHONPATH,
-    as the harness does."""
+    as the harness does. Results are tied to those beside a function's own module and in packages there, and not to what
+    PYTHONPATH finds in other folders."""
     num_fewshot: Annotated[int | None, Provenance()] = Field(default=None, ge=0)
     """Solved examples before a question; left out: as many as the task says."""
     limit: int | None = Field(default=None, ge=1)

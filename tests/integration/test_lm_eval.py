@@ -170,18 +170,24 @@ def shuffled(docs):
 def test_each_task_has_an_id_by_its_bytes_and_its_datas(folder, sweep_file):
     pytest.importorskip("lm_eval", reason="lm_eval is not installed")
     # Its functions import modules beside theirs, which import others.
-    (folder / "tasks" / "more").mkdir()
-    for name, text in {
+    (folder / "tasks" / "more" / "inner").mkdir(parents=True)
+    modules = {
         "utils": f"import json\nfrom helpers import pick\n{UTILS}",
-        "helpers": "def pick():\n    import more.deep\n",
-        "more/deep": "",
-        "unused": "",
-    }.items():
+        "helpers": "def pick():\n    from more.deep import deep\n",
+        "more/__init__": "",
+        "more/deep": "from more.other import one\nfrom .third import one\nfrom . import fourth\n",
+        "more/other": "",
+        "more/third": "",
+        "more/fourth": "from .inner import one\n",
+        "more/inner/__init__": "from ..fifth import one\n",
+        "more/fifth": "",
+    }
+    for name, text in {**modules, "unused": "", "third": "", "more/unused": ""}.items():
         (folder / "tasks" / f"{name}.py").write_text(text)
     first = stages_of(sweep_file(SWEEP))
     assert first["places"].id != first["shots"].id
-    paths = ("tasks/places.yaml", "tasks/common.yaml", "tasks/utils.py", "data/test.jsonl")
-    for path in (*paths, "tasks/helpers.py", "tasks/more/deep.py"):
+    paths = ("tasks/places.yaml", "tasks/common.yaml", "data/test.jsonl")
+    for path in (*paths, *(f"tasks/{name}.py" for name in modules)):
         text = (folder / path).read_text()
         (folder / path).write_text(text + "\n")
         then = stages_of(sweep_file(SWEEP))
@@ -189,7 +195,8 @@ def test_each_task_has_an_id_by_its_bytes_and_its_datas(folder, sweep_file):
         # The other task has files of its own.
         assert (then["said"].id == first["said"].id) == (path != "data/test.jsonl")
         (folder / path).write_text(text)
-    (folder / "tasks" / "unused.py").write_text("unused = 1")
+    for unused in ("unused", "third", "more/unused"):
+        (folder / "tasks" / f"{unused}.py").write_text("unused = 1")
     assert stages_of(sweep_file(SWEEP)) == first
     # A further task leaves the others as they are, and where files lie is no part of a result.
     for name in ("tasks", "data"):
