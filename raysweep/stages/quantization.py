@@ -27,9 +27,10 @@ class Quantization(StageSpec):
     """Rise of the loss on held-out text where linear layers have their weights rounded to the nearest of 2^bits values.
 
     The baseline RTN of GPTQ (Frantar et al., 2023, arXiv 2210.17323), asymmetric, with a grid for each group of weights
-    of one output; of all linear layers but the output layer, and no embedding. It needs no data and no GPU: rounded
-    weights are multiplied in 32 bits, as weights alone are quantized. More pretraining may make models more sensitive
-    (Kumar et al., 2024, arXiv 2411.04330), as sharpness does. Errors hold the chance of the text.
+    of one output; of all linear layers but the output layer, and no embedding. Nor are experts whose weights are one
+    tensor of three dimensions, as those of Mixtral; `share_rounded` is of all weights. It needs no data and no GPU:
+    rounded weights are multiplied in 32 bits, as weights alone are quantized. More pretraining may make models more
+    sensitive (Kumar et al., 2024, arXiv 2411.04330), as sharpness does. Errors hold the chance of the text.
     """
 
     kind: ClassVar[str] = "quantization"
@@ -64,7 +65,7 @@ class Quantization(StageSpec):
         return self.text.loss if self.text else None
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
-        """A rise and its error for each number of bits, in nats per predicted token.
+        """A rise and its error for each number of bits, in nats per predicted token, and the weights rounded over all.
 
         Raises:
             StageError: if the model has no linear layer inside.
@@ -84,7 +85,7 @@ class Quantization(StageSpec):
         rows = self.text.rows(inputs["tokens"], inputs["checkpoint"], num_sequences=self.num_sequences)
         before = heldout(model, rows, self.text.loss)
         whole = [layer.weight.detach().clone() for layer in layers]
-        metrics: dict[str, float] = {}
+        metrics = {"share_rounded": sum(weight.numel() for weight in whole) / model.num_parameters()}
         for bits in self.bits:
             with torch.no_grad():
                 for layer, weight in zip(layers, whole, strict=True):
@@ -97,8 +98,8 @@ class Quantization(StageSpec):
         return metrics
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
-        """A rise and its error for each number of bits."""
-        return tuple(
+        """A rise and its error for each number of bits, and the share of the weights that is rounded."""
+        rises = tuple(
             metric
             for bits in self.bits
             for metric in (
@@ -106,6 +107,7 @@ class Quantization(StageSpec):
                 Metric(f"rise_{bits}_bits_stderr", unit="nats/token"),
             )
         )
+        return (*rises, Metric("share_rounded"))
 
     def flops(self, size: Size, corpus: Corpus) -> float:
         """Forward passes: one for each number of bits, and one of the weights as they are."""
@@ -127,7 +129,7 @@ def round_to_nearest(weight: torch.Tensor, *, bits: int, group: int) -> torch.Te
     """Weights [out, in], each moved to the nearest of the 2^bits values s (q - z) of its group, of one output.
 
     s = (max - min) / (2^bits - 1) and z = round(-min / s), max and min of the group and 0, which is among the values;
-    q = 0 .. 2^bits - 1. No weight is moved by more than s / 2.
+    q = 0 .. 2^bits - 1. But for errors of floating point, no weight is moved by more than s / 2.
 
     >>> import torch
     >>> round_to_nearest(torch.tensor([[0.0, 0.1, 0.9, 3.0, -8.0, 1.0]]), bits=2, group=4)

@@ -39,7 +39,7 @@ from raysweep.stages.span_loss import SpanLoss
 from raysweep.stages.updates import Updates
 from raysweep.tasks.families import Task
 from raysweep.train.checkpoints import load_model
-from raysweep.train.models import Bert, Llama
+from raysweep.train.models import Bert, Llama, Transformers
 from raysweep.train.one_layer import OneLayer
 from raysweep.validation import validate
 from raysweep.worker import Worker
@@ -225,9 +225,11 @@ def test_rounded_weights_raise_the_loss_by_as_much_as_a_naive_loop_says(case, tm
     for bits in spec.bits:
         model = load_model(case.inputs["checkpoint"]).eval()
         before = loss_of(model, rows, spec.text.loss)
+        num_rounded = 0
         for layer in model.modules():
             if not isinstance(layer, torch.nn.Linear) or layer is model.get_output_embeddings():
                 continue
+            num_rounded += layer.weight.numel()
             for row in layer.weight.data:
                 for start in range(0, len(row), 5):
                     group = row[start : start + 5]
@@ -238,8 +240,21 @@ def test_rounded_weights_raise_the_loss_by_as_much_as_a_naive_loop_says(case, tm
         rise = float(loss_of(model, rows, spec.text.loss) - before)
         # Losses of some nats in float32, whose differences are good to 1e-6.
         assert metrics[f"rise_{bits}_bits"] == pytest.approx(rise, rel=1e-3, abs=5e-6)
+        assert metrics["share_rounded"] == num_rounded / sum(weight.numel() for weight in model.parameters())
     assert abs(metrics["rise_8_bits"]) < 0.2 * abs(metrics["rise_2_bits"])
     assert metrics["rise_2_bits_stderr"] > 0
+
+
+def test_experts_of_one_tensor_are_not_rounded_as_the_share_says(tmp_path):
+    tokens, checkpoint = tokens_of(GRAMMAR, tmp_path / "tokens"), tmp_path / "checkpoint"
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    experts = {"intermediate_size": 24, "num_local_experts": 2}
+    model = Transformers(name="transformers", architecture="MixtralForCausalLM", fields=sizes | experts)
+    pretrain(recipe_of(GRAMMAR, model=model, steps=1), tokens, checkpoint, step=1)
+    spec = Quantization(num_sequences=8).bind(Subject(GRAMMAR, CausalLM(), GRAMMAR.row_length, tasks={}))
+    metrics = spec.run({"tokens": tokens, "checkpoint": checkpoint}, tmp_path, Worker())
+    # Queries and outputs [16, 16], keys and values [8, 16].
+    assert metrics["share_rounded"] == 768 / load_model(checkpoint).num_parameters() < 0.25
 
 
 def test_early_fine_tuning_is_scored_on_examples_that_the_target_never_sees(case, tmp_path):
