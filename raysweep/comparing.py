@@ -38,7 +38,7 @@ def learn_from_run(results: Results, folder: Path, *, without: Sequence[str] = (
     """A comparer of what checkpoints are ranked by and of the same of each family and task, saved in `folder`.
 
     Args:
-        without: indicators to leave out; see `learn_target`.
+        without: indicators to leave out, by name or beginning; see `indicators_named`.
 
     Raises:
         CompareError: if there is too little to learn from.
@@ -69,7 +69,7 @@ def learn_from_table(path: Path, roles: Roles, folder: Path, *, without: Sequenc
     """A comparer of a table's target, saved in `folder`.
 
     Args:
-        without: indicators to leave out; see `learn_target`.
+        without: indicators to leave out, by name or beginning; see `indicators_named`.
 
     Raises:
         CompareError: if there is too little to learn from.
@@ -90,9 +90,10 @@ def _learn(
     without: Sequence[str],
 ) -> list[Learnt]:
     from raysweep.analysis.comparer_files import IndicatorFile, save
-    from raysweep.analysis.learning import learn_target
+    from raysweep.analysis.learning import indicators_named, learn_target
 
-    learnt = [learn_target(each, others=others.get(each.target, ()), without=without) for each in rankings]
+    unwanted = indicators_named(rankings, without)
+    learnt = [learn_target(each, others=others.get(each.target, ()), without=unwanted) for each in rankings]
     needed = dict.fromkeys(indicator for each in learnt for indicator in each.comparer.indicators)
     save(
         folder,

@@ -153,9 +153,9 @@ def _special(problem: _Problem) -> str:
     return f"{message[0].lower()}{message[1:]}, not {_shown(value)}"
 
 
-def suggested(word: str, known: Sequence[str], called: str) -> str:
-    """What follows on a word that is none of `known`: which may be meant, and which there are."""
-    close = nearest(word, known, most=1)
+def suggested(word: str, known: Sequence[str], called: str, *, also: Sequence[str] = ()) -> str:
+    """What follows on a word that is none of `known`: which of it and of `also` may be meant, and which there are."""
+    close = nearest(word, [*known, *also], most=1)
     meant = f", did you mean {close[0]!r}" if close else ""
     return meant + (f"; {called}: {', '.join(known)}" if known else "")
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import ValidationError, ValidationInfo, field_validator
 
 from raysweep.analysis.comparer import CompareError, Comparer
 from raysweep.analysis.pair_features import Scale
 from raysweep.durable import write_text
+from raysweep.errors import dotted
 from raysweep.spec import Spec
+from raysweep.validation import findings, validate
 
 FILE = "comparer.json"
 
@@ -41,6 +44,15 @@ class TreesFile(Spec):
     scales: tuple[ScaleFile, ...]
     weights: tuple[float, ...]
     known: tuple[tuple[float | None, ...], ...]
+
+    @field_validator("weights", "known")
+    @classmethod
+    def _as_many(cls, value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        num = len(info.data.get("scales", ()))
+        for row in value if info.field_name == "known" else [value]:
+            if len(row) != num:
+                raise ValueError(f"holds {len(row)} number(s), and scales {num}")
+        return value
 
 
 class IndicatorFile(Spec):
@@ -111,14 +123,18 @@ def load(folder: Path) -> tuple[Contents, list[Comparer]]:
     """
     path = folder / FILE
     try:
-        contents = Contents.model_validate_json(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CompareError(f"{folder}: no comparer there; `raysweep rank ... --learn {folder}` makes one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CompareError(f"{path}: cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CompareError(f"{path}: no JSON: {error}; learn it anew") from error
+    try:
+        contents = validate(Contents, data)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise CompareError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; learn it anew") from error
+        place, words = findings(Contents, data, error)[0]
+        raise CompareError(f"{path}: {dotted(place)}: {words}; learn it anew") from error
     return contents, [_comparer(folder, each) for each in contents.comparers]
 
 

@@ -6,7 +6,7 @@ learner is given the configuration alone, and both; and importances are those of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from raysweep.analysis.associations import numbers
 from raysweep.analysis.baselines import design
 from raysweep.analysis.comparer import CompareError, Comparer, grow, importances, learn
 from raysweep.analysis.defects import leaks, unusable_rows
-from raysweep.analysis.derived import is_axis
+from raysweep.analysis.derived import is_axis, is_config
 from raysweep.analysis.pair_features import fit_scale, normalised
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.ranking import Ranking
@@ -67,7 +67,8 @@ class Tested:
     other_targets: Unseen | None
     """Learnt from the mean of the other targets, tested on this one; None where there is no other."""
     importances: Mapping[str, float]
-    """Indicator or config column -> share of the gain of the splits of a learner of both."""
+    """Indicator or config column -> share of the gain of the splits of the trees of a learner of both. The line beside
+    them, which is a part of a comparer, has none in it."""
 
 
 @dataclass(frozen=True)
@@ -78,20 +79,36 @@ class Learnt:
     tested: Tested
 
 
-def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Sequence[str] = ()) -> Learnt:
+def indicators_named(rankings: Sequence[Ranking], names: Sequence[str]) -> set[str]:
+    """The indicators of some rankings that are meant by names, or by beginnings before a slash, such as early_sft.
+
+    One that is skipped, as it does not vary among the rows of a ranking, is known all the same.
+
+    Raises:
+        CompareError: if a name means none.
+    """
+    known = {item.indicator for each in rankings for item in each.associations if item.source == "measured"}
+    known |= {name for each in rankings for name in each.skipped if not is_config(name)}
+    found = {name: {each for each in known if f"{each}/".startswith(f"{name}/")} for name in names}
+    if unknown := [name for name, meant in found.items() if not meant]:
+        heads = sorted({each.partition("/")[0] for each in known})
+        called = suggested(unknown[0], heads, "names or beginnings of names are", also=sorted(known))
+        raise CompareError(f"--without {unknown[0]!r}: no indicator is called so{called}")
+    return set().union(*found.values())
+
+
+def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Collection[str] = ()) -> Learnt:
     """A comparer of the ranking's target, from its indicators; without its leaks, copies of rows and collapsed ones.
 
     Args:
         ranking: of a run's checkpoints, or of a table's rows.
         others: columns of its table with other targets.
-        without: indicators to leave out, each by its name or by the beginning of it before a slash, such as early_sft.
+        without: indicators to leave out; see `indicators_named`.
 
     Raises:
-        CompareError: if there is no indicator that compares all checkpoints, there are too few variants, or nothing is
-            called what is to be left out.
+        CompareError: if there is no indicator that compares all checkpoints, or there are too few variants.
     """
     odd, leaked = unusable_rows(ranking.flags, ranking.target), leaks(ranking.flags)
-    unwanted = _named([item.indicator for item in ranking.associations if item.source == "measured"], without)
     table = ranking.checkpoints
     table = table[table[ranking.target].notna() & ~table["checkpoint"].isin(odd)].sort_values("checkpoint")
     used = {
@@ -100,7 +117,7 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Seque
         if item.source == "measured"
         and item.selection
         and item.indicator not in leaked
-        and item.indicator not in unwanted
+        and item.indicator not in without
         and _is_portable(item.indicator)
     }
     if not used:
@@ -114,19 +131,9 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Seque
     # Of the same kind as the target, so better where it is.
     table = table.assign(**{name: ranking.sign * table[name] for name in others})
     tested = _tested(
-        table, ranking.target, scores, values, used, whole, others=others, leaked=leaked, odd=odd, unwanted=unwanted
+        table, ranking.target, scores, values, used, whole, others=others, leaked=leaked, odd=odd, without=without
     )
     return Learnt(comparer, tested)
-
-
-def _named(indicators: Sequence[str], names: Sequence[str]) -> set[str]:
-    """The indicators that are meant by names and beginnings of names. Raises CompareError if one means none."""
-    found = {name: {each for each in indicators if f"{each}/".startswith(f"{name}/")} for name in names}
-    if unknown := [name for name, meant in found.items() if not meant]:
-        known = sorted({each.partition("/")[0] for each in indicators})
-        called = suggested(unknown[0], known, "names or beginnings of names are")
-        raise CompareError(f"without {unknown[0]!r}: no indicator is called so{called}")
-    return set().union(*found.values())
 
 
 def _is_portable(name: str) -> bool:
@@ -144,7 +151,7 @@ def _tested(
     *,
     others: Sequence[str],
     leaked: tuple[str, ...],
-    unwanted: set[str],
+    without: Collection[str],
     odd: Mapping[str, str],
 ) -> Tested:
     variants = list(table["variant"])
@@ -162,7 +169,7 @@ def _tested(
         target=target,
         num_variants=len(set(variants)),
         left_out=leaked,
-        without=tuple(sorted(unwanted)),
+        without=tuple(sorted(without)),
         rows_left_out=odd,
         indicators=ours,
         config=alone,

@@ -52,7 +52,7 @@ def format_learnt(learnt: Learnt) -> str:
     )
     lines.append(f"  stated probability, and how often it was right (pairs): {bins}")
     shown = [f"{name} {share:.0%}" for name, share in list(tested.importances.items())[:MAX_IMPORTANCES]]
-    lines.append(f"  importance, with the configuration beside: {', '.join(shown)}")
+    lines.append(f"  importance in the trees alone, with the configuration beside: {', '.join(shown)}")
     lines += [f"  left out as a leak of the target: {', '.join(tested.left_out)}"] if tested.left_out else []
     lines += [f"  left out as you asked: {', '.join(tested.without)}"] if tested.without else []
     lines += [f"  left out: {row}: {why}" for row, why in tested.rows_left_out.items()]

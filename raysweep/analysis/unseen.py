@@ -87,7 +87,7 @@ def leave_group_out(groups: Sequence[object], variants: Sequence[str]) -> list[S
 
 
 def learner(values: Floats, scores: Floats) -> Predict:
-    """Trees over the features of pairs, from values [n, regressors]; scaled by the rows that are trained on."""
+    """Trees and a line, as of a comparer, from values [n, regressors]; scaled by the rows that are trained on."""
 
     def predict(split: Split) -> Callable[[np.ndarray, np.ndarray], Floats]:
         scales = [fit_scale(str(place), column[split.train]) for place, column in enumerate(values.T)]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from raysweep.analysis.learning import learn_target
+from raysweep.analysis.learning import indicators_named, learn_target
 from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import MEAN_LIKELIHOOD, Ranking, rank
 from raysweep.results import Results
@@ -92,7 +92,8 @@ def learnt(rankings: list[Ranking]) -> Iterator[str]:
     start = time.process_time()
     tested = [learn_target(each).tested for each in rankings]
     spent = time.process_time() - start
-    before = [learn_target(each, without=[EARLY_SFT]).tested for each in rankings]
+    early = indicators_named(rankings, [EARLY_SFT])
+    before = [learn_target(each, without=early).tested for each in rankings]
     rows = {
         "indicators, learnt": [wrong(each.indicators.accuracy) for each in tested],
         "indicators but early SFT, learnt": [wrong(each.indicators.accuracy) for each in before],

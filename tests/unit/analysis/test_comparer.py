@@ -21,8 +21,8 @@ from raysweep.analysis.comparer import (
     pair_logits,
 )
 from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, save
-from raysweep.analysis.learning import Learnt, _named, learn_target
-from raysweep.analysis.ranking import rank
+from raysweep.analysis.learning import Learnt, indicators_named, learn_target
+from raysweep.analysis.ranking import Ranking, rank
 from raysweep.analysis.unseen import Split, as_it_is, learner, leave_group_out, on_unseen, over_splits, random_splits
 from raysweep.cli import main
 from raysweep.comparing import version_of
@@ -181,12 +181,39 @@ def test_what_indicators_add_to_the_configuration_on_unseen_variants():
     assert sum(tested.importances.values()) == pytest.approx(1)
 
 
+def ranked(indicators, *, constant=()) -> Ranking:
+    """A table of noise."""
+    generator = np.random.default_rng(0)
+    table = pd.DataFrame(generator.normal(size=(20, len(indicators))), columns=indicators)
+    table = table.assign(**dict.fromkeys(constant, 1.0), score=generator.normal(size=20), status="done", seed=0, step=1)
+    table = table.assign(variant=variants(20), trial=variants(20), checkpoint=variants(20))
+    table["point.lr"] = np.resize([1.0, 2.0], 20)
+    return rank(table, columns=[Column("", Metric(name, "max")) for name in indicators], target="score")
+
+
 def test_what_is_left_out_goes_by_name_or_by_its_beginning():
     names = ["early_sft/t/score", "early_sft/mean_score", "early_sft", "early"]
-    assert _named(names, ["early_sft"]) == {*names[:3]}
-    assert _named(names, ["early_sft/t", "early"]) == {names[0], names[3]}
-    with pytest.raises(CompareError, match=r"without 'early_': no indicator.*names are: early, early_sft"):
-        _named(names, ["early_"])
+    whole = ranked(names)
+    assert indicators_named([whole], ["early_sft"]) == {*names[:3]}
+    assert indicators_named([whole], ["early_sft/t", "early"]) == {names[0], names[3]}
+    with pytest.raises(CompareError, match=r"--without 'early_': no indicator.*names are: early, early_sft"):
+        indicators_named([whole], ["early_"])
+    with pytest.raises(
+        CompareError, match=r"called so, did you mean 'early_sft/mean_score'; .* are: early, early_sft$"
+    ):
+        indicators_named([whole], ["early_sft/maen_score"])
+    with pytest.raises(CompareError, match=r"--without 'point\.lr': no indicator"):  # Nothing is learnt from it anyway.
+        indicators_named([whole], ["point.lr"])
+
+
+def test_what_is_left_out_may_be_constant_in_some_rankings_or_in_all():
+    rankings = [ranked(["a", "b"]), ranked(["a", "b"], constant=("b",))]
+    assert "b" in rankings[1].skipped
+    for order in (rankings, rankings[::-1], rankings[1:]):
+        assert indicators_named(order, ["b"]) == {"b"}
+    for each in rankings:
+        tested = learn_target(each, without=indicators_named(rankings, ["b"])).tested
+        assert (tested.without, list(tested.single)) == (("b",), ["a"])
 
 
 def test_a_comparer_comes_back_from_its_folder(tmp_path, comparer):
@@ -214,7 +241,19 @@ def test_what_does_not_match_is_refused(tmp_path, comparer):
     check_versions(contents, {"flatness/x": "aa"})
     whole = json.loads((tmp_path / FILE).read_text())
     (tmp_path / FILE).write_text(json.dumps(whole | {"format": 1}))
-    with pytest.raises(CompareError, match="format: Input should be 2"):
+    with pytest.raises(CompareError, match="format: must be 2, not 1; learn it anew"):
+        load(tmp_path)
+    for field, value, words in (
+        ("weights", [1.0], r"comparers\.0\.weights: holds 1 number\(s\), and scales 3; learn it anew"),
+        ("known", [[0.0, None, 1.0], [0.0, 1.0]], r"comparers\.0\.known: holds 2 number\(s\), and scales 3"),
+        ("slope", "0.5", r"comparers\.0\.slope: must be a number, not the text \"0\.5\""),
+    ):
+        file = whole["comparers"][0] | {field: value}
+        (tmp_path / FILE).write_text(json.dumps(whole | {"comparers": [file]}))
+        with pytest.raises(CompareError, match=words):
+            load(tmp_path)
+    (tmp_path / FILE).write_text("{")
+    with pytest.raises(CompareError, match=r"comparer\.json: no JSON: Expecting property name"):
         load(tmp_path)
     whole["comparers"][0]["trees"] = "../trees-0.txt"
     (tmp_path / FILE).write_text(json.dumps(whole))
@@ -313,7 +352,7 @@ def test_a_table_is_learnt_from(tmp_path, capsys):
     assert fewer["without"] == ["two"]
     assert [scale.name for scale in load(tmp_path / "model")[0].comparers[0].scales] == ["noise", "one"]
     assert main([*command, "--without", "tow"]) == 2
-    assert "without 'tow': no indicator is called so, did you mean 'two'" in capsys.readouterr().err
+    assert "--without 'tow': no indicator is called so, did you mean 'two'" in capsys.readouterr().err
     assert main([*command[:-2], "--without", "two"]) == 2
     assert "--without says what is not learnt from: give --learn DIR too" in capsys.readouterr().err
 
