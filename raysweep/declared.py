@@ -303,6 +303,10 @@ def _group_findings(declared: Declared) -> Iterator[Finding]:
                 yield where, f"{name} is a task of sft; call the {what} otherwise"
             elif section == "mixtures" and name in sft.families:
                 yield where, f"{name} is a family of sft; call the mixture otherwise"
+            # Two names of one training would be two trainings, and one stage id.
+            same = next(other for other, its in groups.items() if set(its) == set(members))
+            if section == "mixtures" and same != name:
+                yield where, f"{same} has the same tasks, {', '.join(sorted(members))}; name it once"
             for task in members:
                 if task not in sft.tasks:
                     yield where, f"sft has no task {task!r}" + suggested(task, list(sft.tasks), "tasks")

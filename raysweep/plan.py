@@ -154,10 +154,11 @@ class Trial:
         for stage in self.stages if self.auto_lrs else ():
             if stage.kind == "sft" and method_of(str(stage.task)) in self.auto_lrs:
                 groups.setdefault((str(stage.checkpoint), str(stage.task)), []).append(stage)
-        more = {stages[-1].id: _further(stages, results) for stages in groups.values()}
+        # By the task, too: two tasks of the same data have stages of the same ids.
+        more = {(stages[-1].id, stages[-1].task): _further(stages, results) for stages in groups.values()}
         if not any(more.values()):
             return self
-        stages = tuple(each for stage in self.stages for each in (stage, *more.get(stage.id, ())))
+        stages = tuple(each for stage in self.stages for each in (stage, *more.get((stage.id, stage.task), ())))
         added = {stage.id for group in more.values() for stage in group}
         return replace(self, stages=stages, added=self.added | added)
 
@@ -192,7 +193,7 @@ def _independent(stage: Stage, batches: Sequence[Sequence[Stage]]) -> bool:
 
 def _further(stages: Sequence[Stage], results: Mapping[str, Result]) -> list[Stage]:
     """Of the fine-tuning stages of one checkpoint and task: those of the next rates, none while one is unfinished."""
-    finished = [results[stage.id] for stage in stages if stage.id in results]
+    finished = [replace(results[stage.id], task=stage.task) for stage in stages if stage.id in results]
     runs = finetuning_runs(finished, str(stages[0].task))
     if len(runs) < len(stages):
         return []

@@ -23,7 +23,9 @@ from raysweep.search import settings
 from raysweep.spec import Spec
 from raysweep.stages.phases import segments
 from raysweep.stages.pretrain import Recipe
+from raysweep.tasks.base import TARGET_SPLITS, Split
 from raysweep.tasks.families import Task
+from raysweep.tasks.files import FileTask
 from raysweep.validation import findings, validate
 from raysweep.variants import Point, SearchSpace
 
@@ -142,14 +144,23 @@ def _warnings(space: SearchSpace) -> Iterator[Finding]:
 def _task_warnings(space: SearchSpace) -> Iterator[Finding]:
     """Tasks whose data can be used, and is hardly meant; and one rate for methods that want different ones."""
     sft = space.declared.sft
-    if sft and len(sft.methods) > 1 and isinstance(sft.lrs, tuple) and len(sft.lrs) == 1:
+    if not sft:
+        return
+    if len(sft.methods) > 1 and isinstance(sft.lrs, tuple) and len(sft.lrs) == 1:
         text = (
             f"{sft.lrs[0]:g} is the one rate of {', '.join(sft.methods)}, and LoRA's best is often ten times that "
             "of full fine-tuning; give rates by method, {full: [...], lora: [...]}, or auto"
         )
         yield ("sft", "lrs"), text
-    for name, task in space.declared.sft.tasks.items() if space.declared.sft else ():
+    mixed = {name for members in sft.mixtures.values() for name in members}
+    contents: dict[tuple[str, Split], Sequence[str]] = {}
+    for name, task in sft.tasks.items():
         yield from ((("sft", "tasks", name, *at), text) for at, text in task.warnings())
+        if name in mixed and isinstance(task, FileTask):  # Now, as its files are in memory.
+            contents |= {(name, split): task.contents(split) for split in TARGET_SPLITS}
+    for name, mixture in zip(sft.mixtures, sft.mixed(sft.tasks).values(), strict=True):
+        told = mixture.warnings(lambda task, split: contents[task, split])
+        yield from ((("sft", "mixtures", name), text) for text in told)
 
 
 def _schedule_warnings(space: SearchSpace) -> Iterator[Finding]:

@@ -146,14 +146,18 @@ class FileTask(TaskSpec):
 
     def warnings(self) -> Iterator[Finding]:
         """Test examples whose content is also trained or validated on: their scores are of what was learnt by heart."""
-        known = {self._content_key(example) for split in ("train", "valid") for example in self.examples(split)}
-        test = self.examples("test")
-        if seen := sum(self._content_key(example) in known for example in test):
+        known = {*self.contents("train"), *self.contents("valid")}
+        test = self.contents("test")
+        if seen := sum(content in known for content in test):
             yield (
                 ("test",),
                 f"of {len(test):,} test examples, {seen:,} are also in train, and fine-tuned on or used to pick the "
                 "rate: the score is not of what is new to a model; remove them from either file",
             )
+
+    def contents(self, split: Split) -> list[str]:
+        """What each example of a split asks, the same where only case and blanks differ."""
+        return [self._content_key(example) for example in self.examples(split)]
 
     def _content_key(self, example: Example) -> str:
         return " ".join(self.content(example).casefold().split())

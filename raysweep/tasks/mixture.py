@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from raysweep.spec import Spec
-from raysweep.tasks.base import Fitted, TaskSpec, Train
+from raysweep.tasks.base import Fitted, Split, TaskSpec, Train
 from raysweep.tasks.families import Task
 from raysweep.tasks.text import TextTask, fit_answers
 
@@ -19,7 +19,7 @@ class Mixture(Spec):
 
     So a task is drawn as often as it has examples: examples-proportional mixing (Raffel et al., 2020, section 3.5.2),
     whose limit on a task's examples is the task's `max_train_examples`, or `max_examples` of the hyperparameters.
-    Errors of means over its tasks take these as independent, though one training's chance is in the scores of all.
+    One training's chance is in the scores of all its tasks, which the errors of means over them allow for.
     """
 
     form: Literal["mixture"] = "mixture"
@@ -45,6 +45,25 @@ class Mixture(Spec):
         return fit_answers(
             model, [each for task in tasks for each in task.solved(model, tokenizer, max_examples=max_examples)], train
         )
+
+    def warnings(self, contents: Callable[[str, Split], Sequence[str]]) -> Iterator[str]:
+        """Examples that one task is scored on, or picks the rate by, and another trains on.
+
+        Args:
+            contents: of a task, by name, what the examples of a split ask: see `FileTask.contents`.
+        """
+        splits: dict[Split, str] = {"test": "test", "valid": "validation"}
+        for split, words in splits.items():
+            num, seen = 0, 0
+            for name in self.tasks:
+                known = {each for other in self.tasks if other != name for each in contents(other, "train")}
+                own = contents(name, split)
+                num, seen = num + len(own), seen + sum(each in known for each in own)
+            if seen:
+                yield (
+                    f"of {num:,} {words} examples of its tasks, {seen:,} are also training examples of another of them:"
+                    " scores on these are not of what is new to a model; remove them from either file"
+                )
 
 
 def can_be_mixed(task: Task) -> bool:

@@ -120,8 +120,6 @@ def test_stages_of_a_sweep_are_those_that_it_has_without_a_mixture(folder, sweep
     [first, *_] = trained(mixed)["all/ask+pick"]
     turned = load(sweep_file(SWEEP.replace("[pick, ask]", "[ask, pick]")))
     assert trained(turned)["all/ask+pick"][0].id == first.id
-    overlapping = load(sweep_file(SWEEP.replace("{all:", "{again: [ask, pick], all:")))
-    assert trained(overlapping)["again/ask+pick"][0].id == first.id  # Trained once.
 
 
 def test_auto_rates_of_a_mixture_are_those_of_its_method(folder, sweep_file):
@@ -135,6 +133,52 @@ def test_auto_rates_of_a_mixture_are_those_of_its_method(folder, sweep_file):
     }
     added = [stage for stage in trial.widened(results).stages if stage not in trial.stages]
     assert [(stage.task, stage.spec.lr) for stage in added] == [("all/ask+pick", 3e-3)] * 2
+
+
+def test_tasks_of_one_data_have_auto_rates_each(folder, sweep_file):
+    """Their stages have the same ids, and what is known of one is known of the other."""
+    twin = "    also: {form: qa, train: ask.jsonl, test: ask_test.jsonl, max_new_tokens: 2, max_length: 32}\n"
+    text = PLAIN.replace("  families:", f"{twin}  families:")
+    trial = load(sweep_file(text), ["sft.lrs=auto", "sft.seeds=[0]"]).trial({}, 0)
+    stages = [stage for stage in trial.stages if stage.task in ("ask", "also") and stage.kind == "sft"]
+    assert len({stage.id for stage in stages}) == len(stages) / 2
+    valid = {1e-4: 0.1, 3e-4: 0.2, 1e-3: 0.3}
+    results = {
+        stage.id: Result(stage.id, "sft", "done", {"valid_score": valid[stage.spec.lr]}, stage.task, stage.spec.lr, 0)
+        for stage in stages
+    }
+    added = [stage for stage in trial.widened(results).stages if stage not in trial.stages]
+    assert sorted((stage.task, stage.spec.lr) for stage in added) == [("also", 3e-3)] * 2 + [("ask", 3e-3)] * 2
+
+
+def test_what_one_task_of_a_mixture_is_scored_on_and_another_trains_on_is_warned_of(folder, sweep_file):
+    def write(name, rows):
+        lines = [{"question": f"{each}", "answers": ["la"]} for each in rows]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    assert not load(sweep_file(SWEEP)).warnings
+    write("one", [f"one {n}" for n in range(20)])
+    write("two", [*(f"two {n}" for n in range(20)), *(f"ONE  test {n}" for n in range(6))])
+    write("one_test", [f"one test {n}" for n in range(8)])
+    write("two_test", [f"two test {n}" for n in range(5)])
+    tasks = "".join(
+        f"    {name}: {{form: qa, train: {name}.jsonl, test: {name}_test.jsonl}}\n" for name in ("one", "two")
+    )
+    space = load(sweep_file(SWEEP.replace("  families:", f"{tasks}  families:")), ["sft.mixtures={both: [one, two]}"])
+    trains = {each["question"].lower() for each in space.declared.sft.tasks["two"].examples("train")}
+    num = sum(f"one  test {n}" in trains for n in range(6))
+    assert num
+    [warning] = space.warnings
+    assert "sft.mixtures.both: of 13 test examples of its tasks, " in warning
+    assert f" {num} are also training examples of another of them" in warning
+
+
+def test_what_one_task_of_a_mixture_picks_rates_by_and_another_trains_on_is_warned_of(folder, sweep_file):
+    twin = "    also: {form: qa, train: ask.jsonl, test: ask_test.jsonl, valid_fraction: 0.3}\n"
+    text = SWEEP.replace("  families:", f"{twin}  families:").replace("[pick, ask]}", "[ask, also]}")
+    [warning] = load(sweep_file(text)).warnings
+    # Of 24 lines, in one order, the first 2 and the first 7 validate: 5 of these train the other.
+    assert "sft.mixtures.all: of 9 validation examples of its tasks, 5 are also training examples" in warning
 
 
 def test_a_plan_adds_up_its_tasks(folder, sweep_file):
@@ -155,6 +199,7 @@ def test_a_plan_adds_up_its_tasks(folder, sweep_file):
         ("{all: [ask, sort]}", r"sft\.mixtures\.all: sort is of form classification, whose classes are read by a head"),
         ("{ask: [ask, pick]}", r"sft\.mixtures\.ask: ask is a task of sft; call the mixture otherwise"),
         ("{words: [ask, pick]}", r"sft\.mixtures\.words: words is a family of sft"),
+        ("{all: [ask, pick], again: [pick, ask]}", r"mixtures\.again: all has the same tasks, ask, pick; name it once"),
         ("{full: [ask, pick]}", r"'full' is a mixture and a method"),
         ("{a+b: [ask, pick]}", r"mixture name 'a\+b': use up to 64 letters"),
     ],
