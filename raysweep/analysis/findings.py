@@ -75,9 +75,11 @@ def cautions(ranking: Ranking) -> list[str]:
     lines += objective_cautions(table)
     lines += _flatness_lines(table)
     lines += _workers_lines(table)
-    # Of the same task, or the same mean; there is none for a target that is no score of fine-tuning.
-    probes = dict.fromkeys(of_methods(MEAN_SCORE, ranking.tasks), PROBE_MEAN)
-    probes |= {score(task): score(task_of(task), "probe") for task in ranking.tasks}
+    # Of the same task, or the mean over the same; there is none for a target that is no score of fine-tuning.
+    probes = {score(task): score(task_of(task), "probe") for task in ranking.tasks}
+    with_probe = {task_of(task) for task in ranking.tasks if score(task_of(task), "probe") in table}
+    if with_probe == {*map(task_of, ranking.target_tasks)}:
+        probes |= dict.fromkeys(of_methods(MEAN_SCORE, ranking.tasks), PROBE_MEAN)
     probe = probes.get(ranking.target)
     if probe in table:
         both = table[[probe, ranking.target]].dropna()
@@ -283,8 +285,12 @@ def _workers_lines(checkpoints: pd.DataFrame) -> list[str]:
 
 
 def _edge_lines(ranking: Ranking) -> list[str]:
-    """How many rates were picked at an end of their grid, and whether that concerns the best and its ties."""
-    edges = [edge for edge in ranking.edges if edge.task in ranking.target_tasks]
+    """How many rates were picked at an end of their grid, and whether that concerns the best and its ties.
+
+    Of the tasks of a mixture one was picked for all.
+    """
+    of_target = (edge for edge in ranking.edges if edge.task in ranking.target_tasks)
+    edges = list({(edge.trial, edge.checkpoint, edge.runs or edge.task): edge for edge in of_target}.values())
     if not edges or ranking.best is None:
         return []
     leaders = {ranking.best["checkpoint"], *(tie.checkpoint for tie in ranking.ties)}

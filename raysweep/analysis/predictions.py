@@ -103,11 +103,12 @@ def _sample(
     if any(math.isnan(metrics[run.id].get(metric, math.nan)) for run in picked.runs):
         return None
     by_seed = [read(run.id, task_of(task)) for run in picked.runs]
-    seeds = [run.seed for run in picked.runs]
+    seeds, ids = [run.seed for run in picked.runs], [run.id for run in picked.runs]
     there = [(each.examples, each.by_metric[metric]) for each in by_seed if each and metric in each.by_metric]
     if len(there) == len(by_seed) and len({(examples, len(scores)) for examples, scores in there}) == 1:
-        return sample(checkpoint, seeds=seeds, scores=np.stack([each for _, each in there]), examples=there[0][0])
-    return _from_records(checkpoint, seeds, [metrics[run.id] for run in picked.runs], metric)
+        scores = np.stack([each for _, each in there])
+        return sample(checkpoint, seeds=seeds, scores=scores, examples=there[0][0], runs=ids)
+    return _from_records(checkpoint, seeds, {id_: metrics[id_] for id_ in ids}, metric)
 
 
 def _scores_of(store: Store, stage_id: str, task: str) -> Scores | None:
@@ -119,11 +120,15 @@ def _scores_of(store: Store, stage_id: str, task: str) -> Scores | None:
         return None
 
 
-def _from_records(checkpoint: str, seeds: Sequence[int], metrics: Sequence[Mapping[str, float]], metric: str) -> Sample:
+def _from_records(
+    checkpoint: str, seeds: Sequence[int], by_run: Mapping[str, Mapping[str, float]], metric: str
+) -> Sample:
+    metrics = by_run.values()
     return recorded(
         checkpoint,
         seeds=seeds,
         means=[each[metric] for each in metrics],
         errors=[each.get(f"{metric}_stderr", math.nan) for each in metrics],
         num_examples=min(int(each.get("num_test_examples", MANY_EXAMPLES)) for each in metrics),
+        runs=[*by_run],
     )

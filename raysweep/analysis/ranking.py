@@ -65,6 +65,8 @@ class Edge:
     task: str
     lr: float
     side: Side
+    runs: tuple[str, ...] = ()
+    """Stage ids of the trainings at this rate, which the tasks of a mixture share; empty where they are not known."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ def rank(
         num_comparisons=differences.num_pairs,
         num_clear=int(clear.sum()) // 2,
         errors=_errors(differences),
-        edges=_edges(table, tasks, labels),
+        edges=_edges(table, tasks, labels, noise or {}),
         ceiling=differences.ceiling(),
         gaps_of=gaps_of,
         flags=_flags(scored, associations, target),
@@ -311,7 +313,14 @@ def _chance(table: pd.DataFrame, tasks: Sequence[str]) -> dict[str, float]:
     return {task: float(np.mean(values.unique())) for task, values in known.items() if len(values)}
 
 
-def _edges(table: pd.DataFrame, tasks: Sequence[str], labels: Mapping[Key, str]) -> tuple[Edge, ...]:
+def _edges(
+    table: pd.DataFrame, tasks: Sequence[str], labels: Mapping[Key, str], noise: Mapping[str, TaskNoise]
+) -> tuple[Edge, ...]:
+    runs = {
+        (each.checkpoint, task): each.runs
+        for task in tasks
+        for each in (noise[score(task)].samples if score(task) in noise else ())
+    }
     return tuple(
         Edge(
             trial=row["trial"],
@@ -320,6 +329,7 @@ def _edges(table: pd.DataFrame, tasks: Sequence[str], labels: Mapping[Key, str])
             task=task,
             lr=row[column_name("sft", "lr", task)],
             side="lowest" if edge < 0 else "highest",
+            runs=runs.get((row["checkpoint"], task), ()),
         )
         for row in table.to_dict("records")
         for task in tasks

@@ -12,14 +12,14 @@ Many are looked at once, so both answers say what they hold for all of them toge
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from raysweep.analysis.pairwise import Flags, Floats, IntervalEstimate
-from raysweep.analysis.uncertainty import CONFIDENCE, EstimateArrays, TaskNoise, mean_estimates
+from raysweep.analysis.uncertainty import CONFIDENCE, EstimateArrays, TaskNoise, independent, mean_estimates
 
 # Degrees of freedom of printed tables. A value takes a third of a second, and those between differ by 1 % at most.
 _TABLED = (*map(float, range(1, 31)), 40.0, 60.0, 120.0, 1000.0, math.inf)
@@ -110,9 +110,9 @@ def between(
         noise: of each task that the scores are means over; empty where they are none of fine-tuning's.
     """
     value = scores[:, None] - scores
-    places: list[Mapping[str, int]] = [{name: row for row, name in enumerate(each.checkpoints)} for each in noise]
-    if noise and all(name in place for place in places for name in checkpoints):
-        rows = [[place[name] for name in checkpoints] for place in places]
+    if noise and all(name in each.places for each in noise for name in checkpoints):
+        noise = independent(noise)
+        rows = [[each.places[name] for name in checkpoints] for each in noise]
         return Differences(
             value,
             mean_estimates([each.differences.at(row) for each, row in zip(noise, rows, strict=True)]),

@@ -14,7 +14,7 @@ from raysweep.analysis.derived import DERIVED, NUM_PARAMETERS, is_swept, setting
 from raysweep.analysis.formatting import is_share
 from raysweep.analysis.objectives import FLATNESS_OF, OTHER_TEXT_OF, PERPLEXITY_OF, TRAINING_LOSS_OF, losses_of
 from raysweep.analysis.predictions import read_noise
-from raysweep.analysis.uncertainty import EstimateArrays, TaskNoise, mean_estimates
+from raysweep.analysis.uncertainty import EstimateArrays, TaskNoise, independent, mean_estimates
 from raysweep.durable import replacing
 from raysweep.record import Record
 from raysweep.run_files import StageRow, TrialRow
@@ -320,16 +320,14 @@ def _add_errors(
     rows: Sequence[RowValues], tasks: Sequence[str], noise: Mapping[str, TaskNoise], columns: Sequence[Column]
 ) -> None:
     """The errors and intervals of scores and likelihoods, of each task and of means over tasks."""
-    means = parts_of_means(tasks, columns)
-    places = {name: {point: place for place, point in enumerate(each.checkpoints)} for name, each in noise.items()}
+    parts = {name: [name] for name in noise} | parts_of_means(tasks, columns)
+    known = {name: independent([noise[part] for part in of]) for name, of in parts.items() if noise.keys() >= {*of}}
     for row in rows:
-        there = [name for name in noise if row["checkpoint"] in places[name]]
-        parts = {name: noise[name].scores.at([places[name][row["checkpoint"]]]) for name in there}
-        for name, part in parts.items():
-            row |= _errors(name, part)
-        for name, of in means.items():
-            if all(part in parts for part in of):
-                row |= _errors(name, mean_estimates([parts[part] for part in of]))
+        for name, of_name in known.items():
+            places = [each.places.get(row["checkpoint"]) for each in of_name]
+            there = [each.scores.at([place]) for each, place in zip(of_name, places, strict=True) if place is not None]
+            if len(there) == len(of_name):
+                row |= _errors(name, mean_estimates(there))
 
 
 def _errors(name: str, score: EstimateArrays) -> RowValues:
@@ -341,9 +339,10 @@ def _errors(name: str, score: EstimateArrays) -> RowValues:
 
 
 def _metrics(row: Mapping[Hashable, Any]) -> dict[str, float]:
-    """Those of a row of the stage table, whose columns are of the row's own kind."""
+    """Those of a row of the stage table, without the NaN of columns that other rows have."""
     prefix = column_name(row["kind"], "")
-    return {str(name).removeprefix(prefix): value for name, value in row.items() if str(name).startswith(prefix)}
+    there = {str(name): value for name, value in row.items() if str(name).startswith(prefix) and value == value}
+    return {name.removeprefix(prefix): value for name, value in there.items()}
 
 
 def _known(row: Mapping[Hashable, Any]) -> RowValues:

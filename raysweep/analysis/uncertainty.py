@@ -13,6 +13,9 @@ Student's t with Satterthwaite's (1946) degrees of freedom.
 
 A difference of two checkpoints is the same of X - X', so what they share (a hard example, a lucky seed) is not in it.
 
+The errors of a mean over tasks add up in quadrature, as each task has examples and trainings of its own; the tasks of a
+mixture have one training for all, whose seeds' part is taken from each seed's mean over them: see `independent`.
+
 Scores are shares of one and often near zero, where an interval of that kind is too narrow. So pseudo-examples are
 added, before mean and variance are taken: two at 0 and two at 1 for a score (Agresti & Coull, 1998), one at -1 and one
 at 1 for a difference (Bonett & Price, 2012). They stand beside all S seeds of all T tasks that are averaged, so each
@@ -21,8 +24,9 @@ weighs 1 / (S T) of an example: with full weight the mean over tasks would be dr
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -79,14 +83,17 @@ class Sample:
     """[examples]: mean over seeds; None where only sums were recorded."""
     examples: str = ""
     """The same for samples of the same examples in the same order; empty where that is not known."""
+    runs: tuple[str, ...] = ()
+    """[seeds]: what tells the trainings from others; empty where that is not known."""
 
 
-def sample(checkpoint: str, *, seeds: Sequence[int], scores: Floats, examples: str) -> Sample:
+def sample(checkpoint: str, *, seeds: Sequence[int], scores: Floats, examples: str, runs: Sequence[str] = ()) -> Sample:
     """From the score of every test example under every seed.
 
     Args:
         scores: [seeds, examples], shares of one.
         examples: what tells these test examples, in this order, from others; empty if they have no names.
+        runs: [seeds], the ids of the trainings; empty: each task has some of its own.
     """
     num_seeds, num_examples = scores.shape
     by_example, means = scores.mean(axis=0), scores.mean(axis=1)
@@ -103,11 +110,18 @@ def sample(checkpoint: str, *, seeds: Sequence[int], scores: Floats, examples: s
         rest_variance=rest,
         by_example=by_example,
         examples=examples,
+        runs=tuple(runs),
     )
 
 
 def recorded(
-    checkpoint: str, *, seeds: Sequence[int], means: Sequence[float], errors: Sequence[float], num_examples: int
+    checkpoint: str,
+    *,
+    seeds: Sequence[int],
+    means: Sequence[float],
+    errors: Sequence[float],
+    num_examples: int,
+    runs: Sequence[str] = (),
 ) -> Sample:
     """From each seed's mean and standard error over examples, where the scores of the examples are gone.
 
@@ -120,6 +134,7 @@ def recorded(
         num_examples=num_examples,
         example_variance=float(np.mean(np.square(errors))),
         rest_variance=0.0,
+        runs=tuple(runs),
     )
 
 
@@ -127,7 +142,10 @@ def recorded(
 class TaskNoise:
     """Scores of a task's checkpoints, and all their differences, each with its error."""
 
-    checkpoints: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    """One of each checkpoint."""
+    pseudo: float
+    """Weight of a pseudo-example beside one seed."""
     scores: EstimateArrays
     """[checkpoints]."""
     differences: EstimateArrays
@@ -136,6 +154,11 @@ class TaskNoise:
     """[checkpoints, checkpoints]: whether a difference is over examples that both have."""
     knows_seeds: bool
     """Whether any checkpoint has several seeds; if none has, the errors are those of the examples alone."""
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Checkpoint -> its row."""
+        return {each.checkpoint: row for row, each in enumerate(self.samples)}
 
 
 def task_noise(samples: Sequence[Sample], *, num_tasks: int = 1, are_shares: bool = True) -> TaskNoise:
@@ -146,12 +169,51 @@ def task_noise(samples: Sequence[Sample], *, num_tasks: int = 1, are_shares: boo
         num_tasks: tasks that are averaged, of which this is one.
         are_shares: whether scores lie in [0, 1]; others, such as log-likelihoods, get no pseudo-examples.
     """
-    scores, pairs, paired = _over_examples(samples, 1 / num_tasks if are_shares else 0.0)
+    pseudo = 1 / num_tasks if are_shares else 0.0
+    return _over_both(samples, *_over_examples(samples, pseudo), pseudo=pseudo)
+
+
+def independent(tasks: Sequence[TaskNoise]) -> Sequence[TaskNoise]:
+    """What a mean over tasks is the `mean_estimates` of: they themselves, or their mean where they have one training.
+
+    There a seed may do to all tasks what it does to one. Their examples are independent still.
+    """
+    names = [name for name in tasks[0].places if all(name in each.places for each in tasks)]
+    by_task = [[each.samples[each.places[name]] for name in names] for each in tasks]
+    by_checkpoint = list(zip(*by_task, strict=True))
+    are_one = all(of[0].runs and len({each.runs for each in of}) == 1 for of in by_checkpoint)
+    if len(tasks) == 1 or not by_checkpoint or not are_one:
+        return tasks
+    parts = [_over_examples(samples, each.pseudo) for each, samples in zip(tasks, by_task, strict=True)]
+    scores, pairs = (mean_estimates(of) for of in ([part[0] for part in parts], [part[1] for part in parts]))
+    paired = np.all([part[2] for part in parts], axis=0)
+    return [_over_both([_together(of) for of in by_checkpoint], scores, pairs, paired, pseudo=tasks[0].pseudo)]
+
+
+def _together(tasks: Sequence[Sample]) -> Sample:
+    """The mean over tasks of one checkpoint that have the same trainings."""
+    num = len(tasks)
+    return Sample(
+        checkpoint=tasks[0].checkpoint,
+        seeds=tasks[0].seeds,
+        means=np.mean([each.means for each in tasks], axis=0),
+        num_examples=min(each.num_examples for each in tasks),
+        example_variance=sum(each.example_variance for each in tasks) / num**2,
+        rest_variance=sum(each.rest_variance for each in tasks) / num**2,
+        runs=tasks[0].runs,
+    )
+
+
+def _over_both(
+    samples: Sequence[Sample], scores: EstimateArrays, pairs: EstimateArrays, paired: Flags, *, pseudo: float
+) -> TaskNoise:
+    """With the seeds' part added to what `_over_examples` gives."""
     between, together = _between_seeds(samples), _between_seeds_paired(samples)
     shares = np.array([1 / len(each.seeds) for each in samples])
     shared = _equal([each.seeds for each in samples]) & paired
     return TaskNoise(
-        checkpoints=tuple(each.checkpoint for each in samples),
+        samples=tuple(samples),
+        pseudo=pseudo,
         scores=_with_seeds(
             scores, variance=between.variance * shares, rest=between.rest * shares, df=np.full_like(shares, between.df)
         ),

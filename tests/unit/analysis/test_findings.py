@@ -199,6 +199,55 @@ def test_a_probe_above_fine_tuning_is_warned_of_and_has_a_place(run):
     assert not cautions(rank(ranking.checkpoints, columns=COLUMNS, target="pretrain/accuracy"))
 
 
+def add_mixture(run: Run, name: str, rights: list[int], *, lrs: tuple[float, ...] = (0.1,), probe: float) -> None:
+    """A trial of one checkpoint: a linear probe of t, and the mixture all of t and u, of which as many are right."""
+    checkpoint = f"pretrain-{name}"
+    put(run.store, checkpoint, {"num_tokens": 1000.0})
+    put(run.store, f"probe-{name}", {"score": probe}, seed=0)
+    stages = [
+        StageRow(checkpoint, "pretrain", 1, checkpoint, None, {}),
+        StageRow(f"probe-{name}", "probe", 1, checkpoint, "t", {}),
+    ]
+    for seed, num in enumerate(rights):
+        for place, lr in enumerate(lrs):
+            rows = [
+                {"score": float(row < num), "id": f"x{row}", "task": task}
+                for task in ("t", "u")
+                for row in range(NUM_EXAMPLES)
+            ]
+            stage = StageRow(f"sft-{name}{seed}{place}", "sft", 1, checkpoint, "all/t+u", {})
+            scores = {f"{task}/score": num / NUM_EXAMPLES for task in ("t", "u")}
+            put(run.store, stage.id, {"valid_score": 0.5 + place / 10, **scores}, rows=rows, lr=lr, seed=seed)
+            stages.append(stage)
+    run.add_trial(TrialRow(name, f"variant-{name}", {"pretrain.x": name}, 0, tuple(stages)))
+
+
+def test_a_rate_of_a_mixture_at_the_edge_counts_once_for_all_its_tasks(run):
+    add_mixture(run, "a", [120, 121], lrs=(0.1, 0.2), probe=0.1)
+    add_mixture(run, "b", [60, 61], lrs=(0.1, 0.2), probe=0.1)
+    ranking = Results(run).ranking
+    assert ranking.target == "sft/all/mean_score"
+    assert len(ranking.edges) == 4
+    assert "in 2 cases (2 at the highest, of the best or a tie with it in 1)" in cautions(ranking)[0]
+
+
+def test_the_mean_of_a_mixture_varies_by_seed_as_its_tasks_do_that_are_trained_together(run):
+    add_mixture(run, "a", [100, 140], probe=0.1)
+    add_mixture(run, "b", [60, 80], probe=0.1)
+    for row in Results(run).checkpoints.to_dict("records"):
+        # Nearly all of chance is of seeds, as lucky with t as with u; were they not, the mean would have 0.71 of it.
+        assert row["sft/all/mean_score_stderr"] == pytest.approx(row["sft/all/t/score_stderr"], rel=0.05)
+
+
+def test_a_probe_of_some_tasks_is_not_compared_with_a_mean_over_others(run):
+    for name, right in (("a", 120), ("b", 100), ("c", 60)):
+        add_mixture(run, name, [right, right], probe=0.9)
+    results = Results(run)
+    assert results.ranking.target == "sft/all/mean_score"
+    assert not cautions(results.ranking)
+    assert "A linear probe scores above fine-tuning on 3 of 3" in cautions(results.by("sft/all/t/score").ranking)[0]
+
+
 def test_flatness_less_sure_than_asked_for_is_warned_of(run):
     for name, right, error in (("a", 120, 20.0), ("b", 100, 50.0), ("c", 60, 4.0)):
         found = {"hessian_trace": -100.0, "hessian_trace_stderr": error, "target_reached": float(error < 5)}

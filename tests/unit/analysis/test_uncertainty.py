@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from raysweep.analysis.score_differences import benjamini_hochberg, between
-from raysweep.analysis.uncertainty import LEAST_SHARE, recorded, sample, task_noise
+from raysweep.analysis.uncertainty import LEAST_SHARE, independent, mean_estimates, recorded, sample, task_noise
 
 
 def draw(num_checkpoints: int, num_seeds: int, num_examples: int, *, seed: int = 0) -> np.ndarray:
@@ -126,6 +126,81 @@ def test_intervals_of_likelihoods_hold_their_chance_and_have_no_pseudo_examples(
         held += [abs(found.value[row + 1, row] - 0.1) <= found.half_width()[row + 1, row] for row in range(7)]
         assert found.value[1, 0] == pytest.approx(scores[1].mean() - scores[0].mean())
     assert 0.93 <= np.mean(held) <= 0.97
+
+
+def trained_together(scores: np.ndarray):
+    """Of scores [tasks, checkpoints, seeds, examples], each checkpoint and seed one training on all tasks."""
+    num_tasks, _, num_seeds, _ = scores.shape
+    return [
+        task_noise(
+            [
+                sample(
+                    f"{row}",
+                    seeds=range(num_seeds),
+                    scores=each,
+                    examples="e",
+                    runs=[f"{row}{s}" for s in range(num_seeds)],
+                )
+                for row, each in enumerate(task)
+            ],
+            num_tasks=num_tasks,
+        )
+        for task in scores
+    ]
+
+
+@pytest.mark.parametrize(("common", "own"), [(0.05, 0.0), (0.05, 0.03), (0.0, 0.05)])
+def test_intervals_of_a_mixtures_mean_hold_their_chance(common, own):
+    """Eight checkpoints, two seeds, four tasks of 400 examples; what a seed does to all tasks, and to each alone."""
+    random, held, apart, pairs = np.random.default_rng(0), [], [], []
+    off = np.triu_indices(8, k=1)
+    for _ in range(300):
+        hard = random.uniform(0.2, 0.8, size=(4, 1, 1, 400))  # A mean of 1/2, which effects do not push out of [0, 1].
+        lucky = random.normal(0, common, size=(1, 8, 2, 1)) + random.normal(0, own, size=(4, 8, 2, 1))
+        noise = trained_together((random.random((4, 8, 2, 400)) < hard + lucky).astype(float))
+        [mean] = independent(noise)
+        alone = mean_estimates([each.scores for each in noise])
+        held += list(np.abs(mean.scores.value - 0.5) <= mean.scores.half_width())
+        apart += list(np.abs(alone.value - 0.5) <= alone.half_width())
+        pairs += list((np.abs(mean.differences.value) <= mean.differences.half_width())[off])
+        assert alone.value == pytest.approx(mean.scores.value)
+    assert 0.93 <= np.mean(held) <= 0.97
+    assert 0.93 <= np.mean(pairs) <= 0.97
+    assert not common or np.mean(apart) < 0.8  # As if each task had a training of its own.
+
+
+def test_the_seeds_part_of_a_mixtures_mean_is_of_each_seeds_mean_over_tasks():
+    """Equal to the variance of one long task, by the mean squares of its crossed design."""
+    scores = np.stack([draw(3, 4, 50, seed=seed) for seed in (0, 1)])
+    [mean] = independent(trained_together(scores))
+    rest = [
+        ((table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()) ** 2).sum() / (3 * 49) / 50
+        for task in scores
+        for table in task
+    ]
+    # Of the mean over two tasks, over three checkpoints.
+    seeds = scores.mean(axis=(0, 3)).var(axis=1, ddof=1).mean() - np.sum(rest) / 2**2 / 3
+    for row, each in enumerate(scores.swapaxes(0, 1)):
+        examples = 0.0
+        for task in each:
+            # Two pseudo-examples each at 0 and at 1, of an eighth of an example's weight: of 4 seeds and 2 tasks.
+            values, weights = np.append(task.mean(axis=0), [0.0, 1.0]), np.append(np.ones(50), [2 / 8] * 2)
+            middle = np.average(values, weights=weights)
+            examples += np.average((values - middle) ** 2, weights=weights) / weights.sum() / 2**2
+        assert mean.scores.variance[row] == pytest.approx(examples + seeds / 4)
+
+
+def test_tasks_of_trainings_of_their_own_are_averaged_as_independent():
+    known = trained_together(np.stack([draw(3, 2, 60), draw(3, 2, 60, seed=1)]))
+    other = noise_of(draw(3, 2, 60, seed=2))
+    for tasks in ([known[0]], [known[0], other], [other, other]):
+        assert independent(tasks) is tasks
+    [mean] = independent(known)
+    assert mean.knows_seeds
+    assert mean.paired.all()
+    assert list(mean.places) == ["0", "1", "2"]
+    found = between(np.array([0.6, 0.5]), errors=None, noise=known, checkpoints=["2", "0"])
+    assert found.moments.variance[0, 1] == pytest.approx(mean.differences.variance[2, 0])
 
 
 def test_other_examples_are_not_paired_and_records_alone_are_neither():
