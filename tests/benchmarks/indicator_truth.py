@@ -152,13 +152,19 @@ def flagged(num: int, *, seed: int, leaked: bool) -> bool:
     return any(flag.kind == "leaked" for flag in flags)
 
 
-def seconds_of(num: int, num_indicators: int, num_tasks: int) -> float:
-    """CPU time of ranking so many indicators by each task, with all that a ranking says of them."""
+def seconds_of(num: int, num_indicators: int, num_tasks: int, *, num_steps: int = 1) -> float:
+    """CPU time of ranking so many indicators by each task, with all that a ranking says of them.
+
+    Each of `num` variants has a checkpoint at each of so many steps.
+    """
     generator = np.random.default_rng(0)
     rows = table(World(num), generator)
+    rows = rows.loc[rows.index.repeat(num_steps)].reset_index(drop=True)
+    rows["step"] = np.tile(np.arange(num_steps), num)
+    rows["checkpoint"] += "-" + rows["step"].astype(str)
     names = [f"i{place}" for place in range(num_indicators)]
     tasks = [f"t{place}" for place in range(num_tasks)]
-    more = {name: rows["score"] + generator.normal(size=num) for name in names + tasks}
+    more = {name: rows["score"] + generator.normal(size=len(rows)) for name in names + tasks}
     rows = pd.concat([rows, pd.DataFrame(more)], axis=1)
     columns = [Column("", Metric(name, "max")) for name in names]
     start = time.process_time()
@@ -179,6 +185,10 @@ WORLDS = {
 def main() -> Iterator[tuple[str, str]]:
     """Rows of a table, as they come."""
     yield "(j) 60 variants x 40 indicators x 12 tasks, 2,000 halves", f"{seconds_of(60, 40, 12):.1f} s of CPU time"
+    yield (
+        "(j) 100 variants of 3 checkpoints x 40 indicators",
+        f"{seconds_of(100, 40, 1, num_steps=3):.1f} s of CPU time",
+    )
     for leaked in (True, False):
         share = np.mean([flagged(48, seed=seed, leaked=leaked) for seed in range(200)])
         yield f"(i) {'leaked' if leaked else 'sound'} indicators flagged", f"{share:.1%} of 200"
@@ -187,7 +197,7 @@ def main() -> Iterator[tuple[str, str]]:
     noisy = [mirror_gain(48, seed=seed, noise=0.5) for seed in range(100)]
     above = np.mean([each.low > 0 for each in noisy])
     yield "(h) a noisy mirror adds", f"{np.mean([each.value for each in noisy]):.4f}; said to add in {above:.0%}"
-    for num, num_indicators in ((120, 5), (60, 5), (36, 5), (36, 40)):
+    for num, num_indicators in ((120, 5), (60, 5), (36, 5), (36, 40), (62, 40)):
         found = [below_bayes(num, num_indicators, seed=seed) for seed in range(12)]
         yield f"(g) learnt from {num} variants, {num_indicators} indicators", _two(found)
     shares = [below_bayes(60, 5, seed=seed, shuffled=True)[0] for seed in range(24)]
