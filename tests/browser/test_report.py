@@ -23,7 +23,7 @@ document.getElementById("phone").addEventListener("load", ({ target }) => setTim
   const row = page.querySelector("#ranking-table tbody tr");
   row.click();
   await new Promise((done) => setTimeout(done, 300));
-  seen.lit = page.querySelectorAll("tr.lit").length;
+  seen.lit = page.querySelectorAll("#ranking-table tr.lit").length;
   seen.opacities = [...page.querySelectorAll("#scatter-chart .point")].map((each) => each.style.opacity);
   seen.indicator = page.querySelector("#indicator option").textContent;
   const result = document.createElement("pre");

@@ -373,8 +373,9 @@ def test_every_optimizer_steps_the_same_weights_however_they_are_cut(
         error = sum(float((ours[key] - theirs[key]).square().sum()) for key in ours) ** 0.5
         moved = sum(float((ours[key] - start[key]).square().sum()) for key in ours) ** 0.5
         # Sums of ranks are rounded otherwise. Muon multiplies matrices in bfloat16, of 8 bits, whose rounding is that
-        # of the last bit; a step in parts, or one taken twice, would be off by as much as it moves.
-        assert error / moved < (0.1 if precision == "bf16" else 0.02 if name == "muon" else 1e-5), name
+        # of the last bit: 0.01 to 0.021 of what it moves by, by the type of processor; a step in parts, or one taken
+        # twice, would be off by as much as it moves.
+        assert error / moved < (0.1 if precision == "bf16" else 0.05 if name == "muon" else 1e-5), name
         states = [load_file(place / "optimizer.safetensors") for place in (alone, gang)]
         assert states[0].keys() == states[1].keys()
         for key in states[0]:
