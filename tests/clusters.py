@@ -185,7 +185,10 @@ class RealCluster:
         before: tuple[str, ...] = (),
         blocks: bool = True,
     ) -> subprocess.Popen[bytes]:
-        command = [*before, *RAY, "start", "--object-store-memory=100000000", *arguments, *["--block"] * blocks]
+        # Else nodes of one machine, of another test too, ask for the same port, and one that lacks it takes no jobs.
+        [agent_port] = _free_ports(1)
+        own = "--object-store-memory=100000000", f"--dashboard-agent-listen-port={agent_port}"
+        command = [*before, *RAY, "start", *own, *arguments, *["--block"] * blocks]
         # Of a node that joins, Ray does not look for a token by itself.
         env = self.env | {"RAY_AUTH_MODE": "token"} | dict(env or {})
         with self._log.open("ab") as log:
