@@ -6,6 +6,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 import torch
+from tiny import NOTES
 
 from raysweep.analysis.fixed_rates import fixed_rates
 from raysweep.analysis.tables import columns_of
@@ -25,15 +26,9 @@ from raysweep.tasks.qa import QA
 from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
-SWEEP = """\
-name: mixed
-pretrain:
-  data: {name: text, domains: {notes: {train: notes.txt, valid: notes.txt}}, tokenizer: {name: bpe, vocab_size: 300}}
-  model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
-  optimizer: {name: adamw, lr: 1e-2}
-  steps: 4
-  batch_sequences: 4
-  sequence_length: 8
+SWEEP = (
+    NOTES.replace("name: notes", "name: mixed", 1)
+    + """\
   checkpoints: [2, 4]
 early_sft: {hyperparameters: {epochs: 1, max_examples: 4}, max_examples: 2}
 indicators: {kshot: 1, max_examples: 2}
@@ -48,6 +43,7 @@ sft:
   lrs: [1e-3, 1e-2]
   hyperparameters: {epochs: 1, batch_sequences: 8}
 """
+)
 PLAIN = SWEEP.replace("  mixtures: {all: [pick, ask]}\n", "")
 
 
