@@ -194,8 +194,13 @@ def cost_text(tie: Tie) -> str:
 
 def tie_text(tie: Tie, ranking: Ranking) -> str:
     """`lr 0.01 · step 300 (1.3 [-0.4, 3.0] points below, at half the tokens)`; above where a lower target is better."""
-    behind = f"{points_text(tie.difference, ranking.target)} {'below' if ranking.sign > 0 else 'above'}"
+    behind = f"{points_text(tie.difference, ranking.target)} {worse_side(ranking)}"
     return f"{tie.label} ({', '.join(filter(None, (behind, cost_text(tie))))})"
+
+
+def worse_side(ranking: Ranking) -> str:
+    """Where a worse checkpoint's target lies: below, or above where a lower one is better."""
+    return "below" if ranking.sign > 0 else "above"
 
 
 def gap_text(ranking: Ranking) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from raysweep.analysis import formatting
 from raysweep.analysis.associations import numbers
-from raysweep.analysis.findings import points_text
+from raysweep.analysis.findings import points_text, worse_side
 from raysweep.analysis.labels import row_key
 from raysweep.analysis.pairwise import IntervalEstimate, compare, interval, kendall, leave_one_out
 from raysweep.analysis.ranking import Ranking
@@ -111,8 +111,8 @@ def _at_each(stages: pd.DataFrame, checkpoints: Sequence[str], ranking: Ranking)
 
 def fixed_rate_table(ranking: Ranking, stages: pd.DataFrame) -> Table:
     """A row for each rate; no rows where `fixed_rates` has none."""
-    side = "below" if ranking.sign > 0 else "above"
-    titles = ("would have chosen", f"which is {side} the best by", "pairs as by tuned rates", "Kendall", "diverged")
+    behind = f"which is {worse_side(ranking)} the best by"
+    titles = ("would have chosen", behind, "pairs as by tuned rates", "Kendall", "diverged")
     rows = [
         Row(
             [
