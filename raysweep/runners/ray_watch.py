@@ -31,7 +31,7 @@ WAKE = signal.SIGUSR2
 LOOK_SECONDS = 1.0
 LOOK_SECONDS_WHEN_MISSED = 0.02
 
-# A machine that is off refuses no connection.
+# A machine that is off refuses no connection, and a GCS that is stopped takes some and does not answer.
 ANSWER_SECONDS = 2.0
 
 GO_ON = "what is finished is kept, and the same command goes on from there"
@@ -187,13 +187,22 @@ def _leave(message: str = "") -> None:
 
 
 def _cluster_at(address: str) -> Any:
-    """The id of the cluster whose GCS listens there; None if it does not answer after all."""
+    """The id of the cluster whose GCS listens there; None if it has not said so after `ANSWER_SECONDS`.
+
+    Asked in a thread of its own: Ray's client waits 40 s for a GCS that is killed while it connects.
+    """
     import ray
 
-    try:
-        return ray._raylet.GcsClient(address=address).cluster_id
-    except ray.exceptions.RayError:
-        return None
+    found: list[Any] = []
+
+    def ask() -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            found.append(ray._raylet.GcsClient(address=address).cluster_id)
+
+    asking = threading.Thread(target=ask, name="raysweep-ray-watch-asks", daemon=True)
+    asking.start()
+    asking.join(ANSWER_SECONDS)
+    return found[0] if found else None
 
 
 def _opens(family: socket.AddressFamily, address: str | tuple[str, int]) -> bool:

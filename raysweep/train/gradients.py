@@ -45,4 +45,4 @@ def dot(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> 
     >>> dot({"a": torch.ones(2), "b": torch.ones(1)}, {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])})
     6.0
     """
-    return math.fsum(float((part.double() * right[name].double()).sum()) for name, part in left.items())
+    return math.fsum((part.double() * right[name].double()).sum().item() for name, part in left.items())
