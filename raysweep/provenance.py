@@ -21,7 +21,8 @@ _PACKAGES = ("raysweep", "torch", "transformers", "accelerate", "deepspeed", "ra
 def provenance(*, started: float, finished: float, worker: Worker) -> dict[str, Any]:
     """When, where and with what a stage ran: recorded, never part of an id. `started`, `finished`: seconds of epoch.
 
-    Of the worker, that by which sums are rounded: in which order they are taken, and by whose kernels.
+    Of the worker, that by which sums are rounded: in which order they are taken, and by whose kernels. Memory is this
+    process's most, or this device's most of tensors, since `count_peak_memory_anew`.
     """
     return {
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"),
@@ -57,6 +58,19 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def count_peak_memory_anew(device: str) -> None:
+    """From now on; what is held counts. Where the system cannot, the peak stays that since the process began."""
+    if device.startswith("cuda"):
+        import torch
+
+        if torch.cuda.is_initialized():  # Else there is none to forget.
+            torch.cuda.reset_peak_memory_stats(device)
+        return
+    # Of Linux, proc(5): 5 brings this process's peak, which getrusage tells, down to what it holds.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory_bytes(device: str) -> int:

@@ -16,7 +16,7 @@ from raysweep.errors import Diverged, LostError, RaysweepError, UnreachableError
 from raysweep.events import Report, StageProgress
 from raysweep.plan import Stage
 from raysweep.printable import duration
-from raysweep.provenance import provenance
+from raysweep.provenance import count_peak_memory_anew, provenance
 from raysweep.record import Record
 from raysweep.runners.out_of_memory import is_out_of_memory, note_out_of_memory, release, times_out_of_memory
 from raysweep.secrets import without_secrets
@@ -117,6 +117,7 @@ def under_way() -> str:
 def attempt(stage: Stage, store: Store, worker: Worker, report: Report = ignore) -> Outcome:
     """One rank's part of a stage whose claim is held and whose work folder is empty; rank 0 commits. Raises nothing."""
     started = time.time()
+    count_peak_memory_anew(worker.device)
     spec = stage.spec
     record = Record(
         id=stage.id,
