@@ -51,8 +51,20 @@ def test_studies_plan_at_every_size(store, tmp_path, monkeypatch, name, millions
         monkeypatch.setenv("RAYSWEEP_TEACHER", str(tmp_path))
     spaces = {preset: load(FOLDER / f"{name}.yaml", overrides) for preset, overrides in presets(name).items()}
     plans = {preset: estimate(space, store, mfu=0.5, peak_flops=1e12) for preset, space in spaces.items()}
-    assert list(plans) == ["cpu", "gpu", "paper"]
-    assert [round(plan.num_parameters[1] / 1e6, 1) for plan in plans.values()] == millions
+    assert [round(plans[size].num_parameters[1] / 1e6, 1) for size in ("cpu", "gpu", "paper")] == millions
+
+
+@pytest.mark.parametrize("name", ["same_loss_hmm", "same_loss_pcfg"])
+def test_other_sentences_are_asked_of_the_same_checkpoints(name):
+    """Whatever is measured of the weights alone is the same, too."""
+    plain, ood = (load(FOLDER / f"{name}.yaml", presets(name)[preset]) for preset in ("cpu", "ood"))
+    anew = {
+        kind
+        for point in plain.points()
+        for one, other in zip(plain.trial(point, 0).stages, ood.trial(point, 0).stages, strict=True)
+        for kind in ({one.kind} if one.id != other.id else set())
+    }
+    assert anew == {"probes", "early_sft", "updates", "sft"}
 
 
 def teacher(folder):
