@@ -65,7 +65,7 @@ def count_peak_memory_anew(device: str) -> None:
     if device.startswith("cuda"):
         import torch
 
-        if torch.cuda.is_initialized():  # Else there is none to forget.
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # Else there is none to forget.
             torch.cuda.reset_peak_memory_stats(device)
         return
     # Of Linux, proc(5): 5 brings this process's peak, which getrusage tells, down to what it holds.

@@ -18,6 +18,7 @@ from raysweep.scores import column_name
 if TYPE_CHECKING:
     import pandas as pd
 
+GAUSS_NEWTON_TRACE = column_name("flatness", "gauss_newton_trace")
 GAP = column_name("heldout", "entropy_gap_nats_per_token")
 _PROBE = re.compile(r"probes/(.+/)?labels_(\d+)")
 LOSS = column_name("heldout", "loss_nats_per_token")
@@ -33,7 +34,7 @@ def steps_chart(ranking: Ranking, colors: Mapping[str, Color]) -> Chart | None:
     table = table[table["step"].notna()].sort_values("step")
     several = table.groupby("trial")["step"].nunique()
     table = table[table["trial"].isin(several[several > 1].index)]
-    columns = [name for name in (HESSIAN_TRACE, _loss_column(table)) if name and name in table]
+    columns = [name for name in (_trace_column(table), _loss_column(table)) if name and name in table]
     scores = _score_columns(ranking, table)
     if table.empty or not (columns or scores):
         return None
@@ -56,6 +57,16 @@ def steps_chart(ranking: Ranking, colors: Mapping[str, Color]) -> Chart | None:
         "scores": scores,
         "lines": lines,
     }
+
+
+def _trace_column(table: pd.DataFrame) -> str:
+    """The Hessian's trace; Gauss-Newton's where that has less than half its error, as in a model with kinks."""
+    errors = [
+        (table[f"{name}_stderr"] / table[name]).abs().median()
+        for name in (GAUSS_NEWTON_TRACE, HESSIAN_TRACE)
+        if f"{name}_stderr" in table
+    ]
+    return GAUSS_NEWTON_TRACE if len(errors) == 2 and 2 * errors[0] < errors[1] else HESSIAN_TRACE
 
 
 def _loss_column(table: pd.DataFrame) -> str | None:

@@ -53,6 +53,16 @@ def test_each_seed_has_a_faint_line_and_the_mean_a_strong_one():
     assert first["checkpoints"] == ["a-0-10", "a-0-20"]
 
 
+def test_the_hessian_is_drawn_unless_gauss_newton_is_surer_by_far():
+    for error, drawn in ((1.5, "hessian"), (3.0, "gauss_newton")):
+        traces = {
+            f"flatness/{name}_trace{end}": (lambda variant, seed, step, value=value: value)
+            for name, stderr in (("hessian", error), ("gauss_newton", 1.0))
+            for end, value in (("", 10.0), ("_stderr", stderr))
+        }
+        assert chart_of(table_of(**traces))["titles"][0] == f"flatness/{drawn}_trace"
+
+
 def test_a_mean_of_which_a_seed_is_missing_is_not_drawn():
     missing = {"flatness/hessian_trace": lambda variant, seed, step: None if seed and step == 20 else 1.0}
     assert chart_of(table_of(**missing))["lines"][2]["y"][0] == [1.0, None]
