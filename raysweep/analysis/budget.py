@@ -24,6 +24,15 @@ RUNG = 3.0
 """Times the cost of its cheapest kind of stage, up to which others are bought with it."""
 NUM_PAIRS = 5
 """Of halves; in each pair, either half is learnt from and the other tested on."""
+OF_ONE_HALF = 0.45
+"""Variance of a mean over all halves of `NUM_PAIRS` pairs, over that of one half. At most 1/2 (Hoeffding, 1948): of a
+mean over all halves there are it is 0.13 to 0.44 on simulated tables, and one over 5 pairs has a fifth of what is left
+to 1/2 in addition."""
+NUM_DRAWS = 20
+"""Of scores, for intervals."""
+WINDOW = 6
+"""Gaps between scores that the size of one is estimated from. Of 4, intervals of "fine-tune all" hold 1 to 2 points
+less often; of 8 they are wider, as gaps further down count, which may be of another size."""
 REDUCTION = 3
 """Of ASHA: one in so many goes on to fine-tuning."""
 NUM_ORDERS = 20
@@ -105,7 +114,8 @@ class Curve:
     """In the scores' unit; of the best fine-tuned one, else of what indicators put first, else of one drawn blindly."""
     low: tuple[float, ...]
     high: tuple[float, ...]
-    """Its 95 % interval, over variants, for strategies that learn from half of these; see `_estimate`."""
+    """Its 95 % interval, over variants and their scores, for a sweep of half as many that learns from another such;
+    see `_estimate`."""
     behind_first: IntervalEstimate
     """Regret at the budget minus that of the first strategy; 0 within it is a tie."""
 
@@ -125,41 +135,67 @@ def curves(known: Known, *, budget_hours: float, num_points: int = 40) -> list[C
     scored = known.at(np.flatnonzero(np.isfinite(known.scores)))
     halves = random_splits(scored.variants, num=NUM_PAIRS, trained=0.5)
     splits = [*halves, *(Split(train=half.test, test=half.train) for half in halves)]
+    scores = np.stack([scored.scores, *_drawn(scored.scores)])
     totals: dict[str, list[Floats]] = {}
     kinds = [kind for rung in scored.rungs for kind in rung]
     whole = len(scored.names) * (scored.hours[SFT] + sum(scored.hours[kind] for kind in kinds))
     grid = np.linspace(0, max(whole, budget_hours), num_points)
     for split in splits:
         test, train, plan = scored.at(split.test), scored.at(split.train), _learn_half(scored, split)
-        for strategy, steps in _played(test, train, plan).items():
+        for strategy, runs in _played(test, train, plan).items():
             part = len(test.names) / len(scored.names)
-            totals.setdefault(strategy, []).append(_on_grid(steps, test.scores, part * grid))
+            totals.setdefault(strategy, []).append(_on_grid(runs, scores[:, split.test], part * grid))
+    regrets = {strategy: np.array(parts) for strategy, parts in totals.items()}
     at_budget = {
-        strategy: np.array([np.interp(budget_hours, grid, part) for part in parts])
-        for strategy, parts in totals.items()
+        strategy: np.apply_along_axis(lambda regret: np.interp(budget_hours, grid, regret), 2, parts)
+        for strategy, parts in regrets.items()
     }
-    first = min(at_budget, key=lambda strategy: (at_budget[strategy].mean(), strategy))
-    spread = float(np.ptp(scored.scores))
+    first = min(at_budget, key=lambda strategy: (at_budget[strategy][:, 0].mean(), strategy))
+    spread, num = float(np.ptp(scored.scores)), len(set(scored.variants)) // 2
     found = []
-    for strategy, parts in totals.items():
-        means = [_estimate(column, low=0.0, high=spread) for column in np.transpose(parts)]
-        behind = _estimate(at_budget[strategy] - at_budget[first], low=-spread, high=spread)
+    for strategy, parts in regrets.items():
+        means = [_estimate(column, num, low=0.0, high=spread) for column in np.moveaxis(parts, 2, 0)]
+        behind = _estimate(at_budget[strategy] - at_budget[first], num, low=-spread, high=spread)
         regret, low, high = zip(*((each.value, each.low, each.high) for each in means), strict=True)
         found.append(Curve(strategy, tuple(map(float, grid)), regret, low, high, behind_first=behind))
     return sorted(found, key=lambda curve: (curve.at(budget_hours), curve.strategy))
 
 
-def _estimate(values: Floats, *, low: float, high: float) -> IntervalEstimate:
-    """The mean of values [2 * pairs] between `low` and `high`, with its 95 % interval by what pairs differ by.
+def _estimate(values: Floats, num_variants: int, *, low: float, high: float) -> IntervalEstimate:
+    """The mean of values [2 * pairs, 1 + draws] between `low` and `high`, with its 95 % interval.
 
-    The variance of a mean over halves is at most half that of one half (Hoeffding, 1948), and is taken to be that, as
-    in `selection`. An interval by the spread over halves alone is nearly of no length where all of them find the best:
-    on simulated tables of 60 it then held the truth in 35 % of them, and this one in 85 to 98 %, of elimination in 92
-    to 98.
+    The first column is of the scores that there are, and has the mean. The others are of drawn ones (see `_drawn`), and
+    have the variance: by what the two of a pair differ by, that of one half, times `OF_ONE_HALF`. Where it is zero, as
+    where all halves find the best, there are as many observations as a half has variants.
+
+    Of the scores that there are, what pairs differ by hangs on the gap between the best two, a single observation:
+    for "fine-tune all" such intervals held the truth in 83 to 92 % of simulated tables, with 200 pairs as with 5. By
+    the spread over halves, nearly zero where all find the best, it was 35 %. These hold it in 93 to 99 %, but less where
+    a few scores are far above the rest, as no table shows how far they may be; see benchmarks/regret_coverage.py.
     """
-    first, second = np.split(values, 2)
-    variance = float(((first - second) ** 2).mean()) / 4
-    return wilson(float(values.mean()), variance, num_clusters=len(values), low=low, high=high)
+    first, second = np.split(values[:, 1:], 2)
+    variance = float(((first - second) ** 2).mean()) / 2 * OF_ONE_HALF
+    mean = float(values[:, 0].mean())
+    return wilson(mean, variance, num_clusters=num_variants, freedom=len(values) - 1, low=low, high=high)
+
+
+def _drawn(scores: Floats) -> Floats:
+    """[draws, n]: scores in the same order as those [n] that there are, with gaps drawn anew.
+
+    A table has one gap between its best and its second, one between these and the third, and so on. They are about
+    independent and exponential, and i times the i-th from the top has nearly the same mean as its neighbours (Rényi,
+    1953): that mean is taken over `WINDOW` of them.
+    """
+    order = np.argsort(-scores, kind="stable")
+    number = np.arange(1, len(scores))
+    totals = np.concatenate([[0.0], np.cumsum(-np.diff(scores[order]) * number)])
+    window = min(WINDOW, len(number))
+    start = np.clip(number - 1 - window // 2, 0, len(number) - window)
+    means = (totals[start + window] - totals[start]) / (window * number)
+    gaps = means * np.random.default_rng(2).exponential(size=(NUM_DRAWS, len(number)))
+    drawn = np.zeros((NUM_DRAWS, len(scores)))
+    drawn[:, order[1:]] = -np.cumsum(gaps, axis=1)
+    return drawn
 
 
 _Plan = list[tuple[tuple[str, ...], Comparer]]
@@ -271,8 +307,8 @@ def _affordable(wanted: Mapping[str, Sequence[str]], hours: Mapping[str, float],
     return found
 
 
-_Steps = list[tuple[float, list[int]]]
-"""(hours spent so far, rows fine-tuned so far in order)."""
+_Steps = list[tuple[float, int]]
+"""(hours spent so far, row that is known from then on), in order."""
 
 
 def _played(test: Known, train: Known, plan: _Plan) -> dict[str, list[_Steps]]:
@@ -308,7 +344,7 @@ def _best_of(train: Known, indicators: Sequence[str]) -> str:
 
 def _tuned(order: Sequence[int], hours: float, *, before: float = 0.0) -> _Steps:
     # Without any fine-tuning, what comes first is taken at its word.
-    return [(before + number * hours, list(order[: max(1, number)])) for number in range(len(order) + 1)]
+    return [(before, order[0]), *((before + number * hours, row) for number, row in enumerate(order, start=1))]
 
 
 def _asha(order: Sequence[int], values: Floats, *, rung_hours: float, tuning: float) -> _Steps:
@@ -316,34 +352,34 @@ def _asha(order: Sequence[int], values: Floats, *, rung_hours: float, tuning: fl
 
     One of `REDUCTION` that came so far goes on, as soon as it may; once all came, the rest goes on best first.
     """
-    spent, come, tuned = 0.0, list[int](), list[int]()
+    spent, come, tuned = 0.0, list[int](), set[int]()
     values = np.where(np.isnan(values), -np.inf, values)
-    steps: _Steps = [(0.0, [])]
+    steps: _Steps = []
+
+    def tune(rows: Sequence[int]) -> None:
+        nonlocal spent
+        for row in rows:
+            if row not in tuned:
+                tuned.add(row)
+                spent += tuning
+                steps.append((spent, row))
+
     for row in order:
         spent += rung_hours
         come.append(row)
-        best = sorted(come, key=lambda each: -values[each])[: len(come) // REDUCTION]
-        for each in best:
-            if each not in tuned:
-                tuned.append(each)
-                spent += tuning
-                steps.append((spent, list(tuned)))
-    for each in sorted(come, key=lambda each: -values[each]):
-        if each not in tuned:
-            tuned.append(each)
-            spent += tuning
-            steps.append((spent, list(tuned)))
+        tune(sorted(come, key=lambda each: -values[each])[: len(come) // REDUCTION])
+    tune(sorted(come, key=lambda each: -values[each]))
     return steps
 
 
 def _on_grid(runs: Sequence[_Steps], scores: Floats, grid: Floats) -> Floats:
-    """Mean regret at each of the hours."""
-    blind = float(scores.max() - scores.mean())
+    """[draws, grid]: mean regret of runs at each of the hours, for scores [draws, n]."""
+    best = scores.max(axis=1, keepdims=True)
+    blind = best - scores.mean(axis=1, keepdims=True)
     found = []
     for steps in runs:
-        hours = np.array([spent for spent, _ in steps])
-        regret = np.array([scores.max() - scores[rows].max() if rows else blind for _, rows in steps])
-        places = np.searchsorted(hours, grid, side="right") - 1
-        found.append(np.where(places < 0, blind, regret[np.maximum(places, 0)]))
+        hours, rows = np.array([spent for spent, _ in steps]), [row for _, row in steps]
+        regret = np.concatenate([blind, best - np.maximum.accumulate(scores[:, rows], axis=1)], axis=1)
+        found.append(regret[:, np.searchsorted(hours, grid, side="right")])
     mean: Floats = np.mean(found, axis=0)
     return mean

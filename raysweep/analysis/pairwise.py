@@ -170,6 +170,7 @@ def wilson(
     low: float = 0.0,
     high: float = 1.0,
     most: float = math.inf,
+    freedom: int | None = None,
 ) -> IntervalEstimate:
     """The value of a statistic between `low` and `high`, with its 95 % interval by the statistic's variance.
 
@@ -179,6 +180,7 @@ def wilson(
 
     Args:
         most: observations, if the variance may be too small.
+        freedom: degrees of freedom of the variance, where it is not from the clusters.
     """
     from scipy.special import stdtrit
 
@@ -188,7 +190,7 @@ def wilson(
     variance /= (high - low) ** 2
     is_inside = variance > SMALL and SMALL < share < 1 - SMALL
     size = min(share * (1 - share) / variance if is_inside else float(num_clusters), most)
-    bend = float(stdtrit(num_clusters - 1, 0.975)) ** 2 / size
+    bend = float(stdtrit(num_clusters - 1 if freedom is None else freedom, 0.975)) ** 2 / size
     middle = (share + bend / 2) / (1 + bend)
     half = math.sqrt(bend * share * (1 - share) + bend**2 / 4) / (1 + bend)
     return IntervalEstimate(value, low + (high - low) * (middle - half), low + (high - low) * (middle + half))

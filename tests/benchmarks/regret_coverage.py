@@ -1,0 +1,106 @@
+"""How often intervals of the regret of buying in an order hold, on simulated tables, by `curves` of `rank --budget`.
+
+Scores and indicators are normal, of a stated correlation. The truth of a curve is its mean over the tables: the regret
+of a sweep of half as many variants, by a strategy that is learnt from another such. Elimination goes by a comparer of
+few trees here: it decides less well, and its regret is estimated the same way.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from raysweep.analysis import comparer
+from raysweep.analysis.budget import SFT, Curve, Known, curves
+
+TABLES = 300
+PARTS = (0.0, 0.07, 0.17, 0.33, 0.55)
+"""Of the hours that fine-tuning all takes."""
+
+Indicators = Mapping[str, tuple[float, float]]
+"""Name -> (correlation with the score, cost on a checkpoint as a part of fine-tuning's)."""
+WORLDS: dict[str, Indicators] = {
+    "0.5 at 1/100, 0.8 at 1/10": {"cheap": (0.5, 0.01), "dear": (0.8, 0.1)},
+    "0.7 at 1/20": {"x": (0.7, 0.05)},
+    "0 at 1/20": {"x": (0.0, 0.05)},
+}
+SHAPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "steps of 0.2": lambda scores: np.round(5 * scores) / 5,
+    "few low": lambda scores: -np.exp(-0.8 * scores),
+    "few high": lambda scores: np.exp(0.8 * scores),
+}
+"""What becomes of normal scores."""
+
+
+def table(
+    num: int,
+    indicators: Indicators,
+    generator: np.random.Generator,
+    *,
+    shape: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> Known:
+    """Of `num` variants of one checkpoint, all measured; hours are those of one fine-tuning."""
+    score = generator.normal(size=num)
+    values = {
+        name: slope * score + np.sqrt(1 - slope**2) * generator.normal(size=num)
+        for name, (slope, _) in indicators.items()
+    }
+    hours = {name: cost for name, (_, cost) in indicators.items()} | {SFT: 1.0}
+    names = tuple(f"{row:03}" for row in range(num))
+    bought = {kind: np.ones(num, dtype=bool) for kind in hours}
+    return Known(names, names, values, {name: name for name in values}, hours, bought, shape(score), "score")
+
+
+def coverage(
+    num: int,
+    indicators: Indicators,
+    *,
+    num_tables: int = TABLES,
+    seed: int = 0,
+    shape: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> dict[str, np.ndarray]:
+    """Strategy -> [2, parts]: its true regret, and the share of tables whose 95 % interval holds it."""
+    found: dict[str, list[np.ndarray]] = {}
+    for number in range(num_tables):
+        known = table(num, indicators, np.random.default_rng([seed, number]), shape=shape)
+        for curve in curves(known, budget_hours=0.0):
+            found.setdefault(curve.strategy, []).append(_at_parts(curve, num))
+    held = {}
+    for strategy, tables in found.items():
+        value, low, high = np.moveaxis(tables, 1, 0)
+        truth = value.mean(axis=0)
+        held[strategy] = np.array([truth, ((low <= truth) & (truth <= high)).mean(axis=0)])
+    return held
+
+
+def _at_parts(curve: Curve, num: int) -> np.ndarray:
+    """[3, parts]: regret, low and high after so much of fine-tuning all."""
+    return np.array(
+        [np.interp(np.multiply(PARTS, num), curve.hours, side) for side in (curve.regret, curve.low, curve.high)]
+    )
+
+
+def main(num_tables: int) -> None:
+    """Prints rows of a table, as they come."""
+    settings = [
+        (f"{num} variants, {name}", num, world, np.asarray) for num in (40, 60, 100) for name, world in WORLDS.items()
+    ]
+    both = next(iter(WORLDS.values()))
+    settings += [(f"60 variants, {name}", 60, both, shape) for name, shape in SHAPES.items()]
+    for name, num, world, shape in settings:
+        for strategy, (truth, held) in coverage(num, world, num_tables=num_tables, shape=shape).items():
+            shares = "; ".join(f"{100 * share:.1f}" for share in held)
+            print(f"{name} | {strategy} | {'; '.join(f'{value:.3f}' for value in truth)} | {shares}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", type=int, default=TABLES, help="of each setting")
+    parser.add_argument(
+        "--trees", type=int, default=20, help="of a comparer; with 80, its default, it takes twice as long"
+    )
+    args = parser.parse_args()
+    comparer.NUM_TREES = args.trees
+    main(args.tables)
