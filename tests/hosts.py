@@ -49,10 +49,6 @@ class Host:
         namespaces = ("unshare", "-m", "-p", "-f", "--kill-child", "--mount-proc")
         return ("ip", "netns", "exec", self.name, *namespaces, "sh", "-c", script, "sh", *self._own, "--")
 
-    def unplug(self) -> None:
-        """Take its cable out: nothing reaches it, and nobody is told."""
-        _ip("link", "set", f"{self.name}-o", "down")
-
 
 class Hosts:
     """Hosts on one network, `ip` being this machine's address on it."""

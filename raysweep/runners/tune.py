@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from raysweep.runners.optuna_search import StudySearch
 
 logger = logging.getLogger(__name__)
+
+# A node that is slow to start a process; one that is gone says so at once.
+END_SECONDS = 30.0
 
 # Of an actor that died, before why: that it did, and which one it was.
 RAYS_PREFACE = re.compile(r"The actor died unexpectedly before finishing this task\.\n(\t\w+: .*\n)+(?=.)")
@@ -260,9 +264,15 @@ def _bundles(shape: Shape) -> tune.PlacementGroupFactory:
 
 
 def _end(process: Process) -> None:
-    """Kill a process for good; one that is stopped takes no other notice."""
+    """Kill a process for good, on whatever node; one that is stopped takes no other notice."""
+    pid = process.pid
+
+    def kill() -> None:  # Sent by value, so that nothing heavy is imported there.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
     if process.node_id == ray.get_runtime_context().get_node_id():
-        os.kill(process.pid, signal.SIGKILL)
+        kill()
         return
     there = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
-    ray.remote(os.kill).options(num_cpus=0, scheduling_strategy=there).remote(process.pid, signal.SIGKILL)
+    ray.get(ray.remote(kill).options(num_cpus=0, scheduling_strategy=there).remote(), timeout=END_SECONDS)

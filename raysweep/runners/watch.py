@@ -26,6 +26,9 @@ from raysweep.events import Report, StageFailed
 
 logger = logging.getLogger(__name__)
 
+# Of a process that could not be ended, one tick after the other.
+TRIES = 3
+
 # A process that waits uses this share of a processor at most: Ray's own threads take about 0.01.
 IDLE_LOAD = 0.03
 
@@ -84,6 +87,8 @@ class Watch:
         self._max_silence_seconds, self._max_idle_seconds = max_silence_seconds, max_idle_seconds
         self._end, self._report = end, report
         self._lives: dict[Process, _Life] = {}
+        self._to_end: dict[Process, int] = {}
+        """Of each process that is to be ended, how often that is tried yet; of the ticking thread alone."""
         self._lock = threading.Lock()
         self._left = threading.Event()
 
@@ -116,14 +121,20 @@ class Watch:
             events = [event for process, cause in lost if (event := self._failed(process, cause))]
             for process, _ in lost:
                 self._lives.pop(process, None)
+                self._to_end[process] = TRIES
         for event in events:
             self._report(event)
-        for process, cause in lost:
+        for _, cause in lost:
             logger.warning(cause)
+        for process in list(self._to_end):
+            self._to_end[process] -= 1
             try:
                 self._end(process)
-            except Exception as error:  # It ended by itself, or its node is gone.
+            except Exception as error:  # Its node is gone, or has no time.
                 logger.warning("process %d of node %s was not ended: %s", process.pid, process.node_id, error)
+                if self._to_end[process]:
+                    continue
+            del self._to_end[process]
 
     def _stopped(self) -> Iterable[tuple[Process, str]]:
         for process, life in self._lives.items():

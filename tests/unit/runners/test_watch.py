@@ -46,6 +46,23 @@ def test_a_process_without_a_beat_is_ended_and_the_cause_recorded():
     assert "worker 1 (process 101) gave no sign of life for 10 s" in event.cause
 
 
+@pytest.mark.parametrize(("num_failing", "num_tries"), [(1, 2), (9, 3)])
+def test_what_could_not_be_ended_is_tried_again_a_few_times_and_told_once(num_failing, num_tries):
+    gang, tries = Gang(), []
+
+    def end(process):
+        tries.append(process)
+        if len(tries) <= num_failing:
+            raise OSError("no time")
+
+    gang.watch = Watch(max_silence_seconds=10, max_idle_seconds=10, end=end, report=gang.events.append)
+    gang.pass_second(1.0, 1.0)
+    for _ in range(20):
+        gang.pass_second(1.0, None)
+    assert tries == [gang.ranks[1]] * num_tries
+    assert len(gang.events) == 1
+
+
 def test_a_gang_whose_ranks_all_wait_is_ended():
     gang = Gang()
     for _ in range(15):
