@@ -22,6 +22,7 @@ PPL = column_name("heldout", "ppl")
 KSHOT = column_name("indicators", "kshot_mean")
 NUM_TOKENS = column_name("pretrain", "num_tokens")
 NUM_PARAMETERS = column_name("pretrain", "num_parameters")
+NUM_ENLARGED = column_name("enlarge", "num_parameters")
 
 # Known from the sweep file alone, as what is swept is: what any indicator has to beat.
 _CONFIG = ("step", NUM_TOKENS, NUM_PARAMETERS)
@@ -82,8 +83,14 @@ class Derived:
 
 
 def mean_eigenvalue(table: pd.DataFrame) -> pd.Series:
-    """Trace of the Hessian over the number of parameters: traces of models of different size are not comparable."""
-    return table[HESSIAN_TRACE] / table[NUM_PARAMETERS]
+    """Trace of the Hessian over the number of parameters: traces of models of different size are not comparable.
+
+    Of the enlarged model's, where there is one: the trace is of that.
+    """
+    measured = table[NUM_PARAMETERS]
+    if NUM_ENLARGED in table:
+        measured = table[NUM_ENLARGED].fillna(measured)
+    return table[HESSIAN_TRACE] / measured
 
 
 def trace_over_features(table: pd.DataFrame) -> pd.Series:

@@ -25,7 +25,6 @@ from raysweep.analysis.within_bases import (
     Spread,
     correlation,
     permutation_p,
-    residual_ranks,
     same_recipe,
     student,
     true_spread,
@@ -56,6 +55,9 @@ class Association:
     p: float
     """By permuting variants, corrected for the number of measures."""
     p_given_loss: float
+    """NaN where the loss leaves too little of both to tell."""
+    loss_tells: bool
+    """Whether the loss orders the models of each base just as the measure, or transfer, does: it says as much."""
 
 
 @dataclass(frozen=True)
@@ -262,9 +264,8 @@ def _associations(
     # A probe says nothing of itself.
     names = [name for name in cells if not own.startswith("probe") or not name.startswith("probes/")]
     names = [name for name in names if np.ptp(cells[name]) > 0]
-    p = _corrected(names, cells, target, ())
     given = [name for name in names if name != loss]
-    p_given = _corrected(given, cells, target, (losses,))
+    p, p_given = _corrected(names, cells, target, ()), _corrected(given, cells, target, (losses,))
     found = [
         Association(
             measure=name,
@@ -273,10 +274,11 @@ def _associations(
             same_recipe=same_recipe(cells[name], target),
             p=p[name],
             p_given_loss=p_given.get(name, math.nan),
+            loss_tells=any(abs(correlation(losses, each).value) > 1 - 1e-9 for each in (cells[name], target)),
         )
         for name in names
     ]
-    return tuple(sorted(found, key=lambda each: (each.p, -abs(each.rho.value))))
+    return tuple(sorted(found, key=lambda each: (math.isnan(each.p), each.p, -abs(each.rho.value))))
 
 
 def _corrected(
@@ -284,8 +286,7 @@ def _corrected(
 ) -> dict[str, float]:
     if not names or target.shape[1] < MIN_VARIANTS + len(given):
         return dict.fromkeys(names, math.nan)
-    ranks = np.stack([residual_ranks(cells[name], given) for name in names])
-    _, corrected = permutation_p(ranks, residual_ranks(target, given))
+    _, corrected = permutation_p(np.stack([cells[name] for name in names]), target, given)
     return dict(zip(names, map(float, corrected), strict=True))
 
 

@@ -24,8 +24,10 @@ MIN_VARIANTS = 4
 """Of fewer no correlation is told."""
 NUM_PERMUTATIONS = 5_000
 """Of variants, unless all of them are fewer."""
+MOST_EXPLAINED = 0.6
+"""Of the variance of ranks, by what is given, of a measure and of the target both: of more no p is told."""
 
-# Of a permuted target that are held at once.
+# Of permuted ranks that are held at once.
 _NUMBERS = 10**6
 
 
@@ -33,24 +35,16 @@ def residual_ranks(values: Floats, given: Sequence[Floats] = ()) -> Floats:
     """Ranks within each base, less what the ranks of `given` explain by least squares, with mean 0 and norm 1.
 
     Args:
-        values: [bases, variants].
+        values: [..., bases, variants].
         given: what is partialled out, each [bases, variants].
 
     Returns:
-        [bases, variants]; 0 throughout in a base where nothing is left.
+        As `values`; 0 throughout in a base where nothing is left.
 
-    >>> residual_ranks(np.array([[3.0, 1.0, 2.0]])).round(3)
+    >>> residual_ranks(np.array([[3.0, 1.0, 2.0]])).round(3) + 0
     array([[ 0.707, -0.707,  0.   ]])
     """
-    out = np.zeros(values.shape)
-    for base, row in enumerate(values):
-        left = _centred(row)
-        known = np.stack([_centred(each[base]) for each in given], axis=1) if given else np.zeros((len(row), 0))
-        left = left - known @ np.linalg.lstsq(known, left, rcond=None)[0]
-        norm = np.linalg.norm(left)
-        # Ranks are at least 1/2 apart: what is left below that by far is rounding.
-        out[base] = left / norm if norm > 1e-6 else 0.0
-    return out
+    return _left(_ranks(values), _residual_maker(values.shape[-2:], given))
 
 
 def correlation(measure: Floats, target: Floats, given: Sequence[Floats] = ()) -> IntervalEstimate:
@@ -111,33 +105,52 @@ def same_recipe(measure: Floats, target: Floats) -> IntervalEstimate:
     return IntervalEstimate(r, math.tanh(middle - half), math.tanh(middle + half))
 
 
-def permutation_p(measures: Floats, target: Floats, *, seed: int = 0) -> tuple[Floats, Floats]:
+def permutation_p(
+    measures: Floats, target: Floats, given: Sequence[Floats] = (), *, seed: int = 0
+) -> tuple[Floats, Floats]:
     """How often as large a mean correlation comes by chance, for each measure by itself and for the largest of all.
 
     Variants are permuted, each with its values in all bases: seeds of one variant are alike, and permuted by themselves
     would count for more than they are. The second is corrected for the number of measures by the largest absolute
     statistic of each permutation (Westfall and Young, 1993), which holds the chance of any false finding at p.
 
+    Where something is given, ranks are permuted before it is partialled out: residuals are no longer free of it in
+    another order, and what is left of them, taken for the whole, makes p too small. That is done to the target's ranks
+    and to the measures', and the larger p is told: one is exact where the target has nothing to do with what is given,
+    the other where the measures have not. Where both are nearly all explained, what is left is of the few variants that
+    what is given has next to each other, the same in both, which no permutation knows: of such measures no p is told.
+
     Args:
-        measures: [measures, bases, variants], as `residual_ranks` gives them.
-        target: [bases, variants], alike.
+        measures: [measures, bases, variants].
+        target: [bases, variants].
+        given: what is partialled out, each [bases, variants].
         seed: of the permutations, where there are too many to take all.
 
     Returns:
-        (p, corrected p), [measures] each; at least one over the number of permutations.
+        (p, corrected p), [measures] each; at least one over the number of permutations. NaN where too little is left,
+        or nothing in a base; such measures do not count in the correction.
     """
-    orders = _orders(measures.shape[2], seed)
-    at_once = max(1, _NUMBERS // target.size)
-    # The first permutation leaves all as it is.
-    parts = [
-        np.einsum("mbv,bpv->mp", measures, target[:, orders[start : start + at_once]])
-        for start in range(0, len(orders), at_once)
-    ]
-    means = np.abs(np.concatenate(parts, axis=1) / len(target))
+    maker = _residual_maker(target.shape, given)
+    ranks, target_ranks = _ranks(measures), _ranks(target)
+    explained = np.minimum(_explained(ranks, maker), _explained(target_ranks, maker))
+    ours, theirs = _left(ranks, maker), _left(target_ranks, maker)
+    told = (ours.any(axis=-1) & theirs.any(axis=-1)).all(axis=-1) & (explained < MOST_EXPLAINED)
+    p = np.full((2, len(measures)), math.nan)
+    if not told.any():
+        return p[0], p[1]
+    ranks, ours = ranks[told], ours[told]
+    orders = _orders(target.shape[1], seed)
+    at_once = max(1, _NUMBERS // ranks.size)
+    chunks = [orders[start : start + at_once] for start in range(0, len(orders), at_once)]
+    sides = [[np.einsum("bpv,mbv->pm", _left_of_orders(target_ranks, each, maker), ours) for each in chunks]]
+    if given:  # Else the same numbers, by the inverse permutations.
+        sides.append([np.einsum("mbpv,bv->pm", _left_of_orders(ranks, each, maker), theirs) for each in chunks])
     # Sums of the same numbers in another order are no other statistic.
-    reached = means >= means[:, :1] - 1e-9
-    largest = means.max(axis=0) >= means[:, :1] - 1e-9
-    return reached.mean(axis=1), largest.mean(axis=1)
+    reached = np.abs(np.einsum("mbv,bv->m", ours, theirs)) - 1e-9
+    sizes = [np.abs(np.concatenate(side)) for side in sides]
+    p[0, told] = np.max([(each >= reached).mean(axis=0) for each in sizes], axis=0)
+    p[1, told] = np.max([(each.max(axis=1, keepdims=True) >= reached).mean(axis=0) for each in sizes], axis=0)
+    return p[0], p[1]
 
 
 @dataclass(frozen=True)
@@ -196,9 +209,39 @@ def _orders(num: int, seed: int) -> np.ndarray:
     return np.stack([np.arange(num), *(draw.permutation(num) for _ in range(NUM_PERMUTATIONS - 1))])
 
 
-def _centred(row: Floats) -> Floats:
-    ranks = np.asarray(stats.rankdata(row))
-    return np.asarray(ranks - ranks.mean())
+def _ranks(values: Floats) -> Floats:
+    return np.asarray(stats.rankdata(values, axis=-1))
+
+
+def _residual_maker(shape: tuple[int, ...], given: Sequence[Floats]) -> Floats:
+    """[bases, variants, variants]: what it multiplies loses its mean and what the ranks of `given` explain of it."""
+    known = np.stack([np.ones(shape), *map(_ranks, given)], axis=-1)
+    return np.asarray(np.eye(shape[1]) - known @ np.linalg.pinv(known))
+
+
+def _explained(ranks: Floats, maker: Floats) -> Floats:
+    """[...], from [..., bases, variants]: share of the variance within bases, mean over them, that is taken out."""
+    left, whole = (
+        (np.einsum("...bv,bvw->...bw", ranks, each) ** 2).sum(axis=-1)
+        for each in (maker, _residual_maker(ranks.shape[-2:], ()))
+    )
+    return np.asarray((1 - left / np.maximum(whole, 1e-12)).mean(axis=-1))
+
+
+def _left(ranks: Floats, maker: Floats) -> Floats:
+    """[..., bases, variants]: what is left, with norm 1; 0 throughout in a base where nothing is."""
+    return _normed(np.einsum("...bv,bvw->...bw", ranks, maker))
+
+
+def _left_of_orders(ranks: Floats, orders: np.ndarray, maker: Floats) -> Floats:
+    """[..., bases, permutations, variants]: the same of permuted ranks."""
+    return _normed(ranks[..., orders] @ maker)
+
+
+def _normed(left: Floats) -> Floats:
+    norms = np.linalg.norm(left, axis=-1, keepdims=True)
+    # Ranks are at least 1/2 apart: what is left below that by far is rounding.
+    return np.where(norms > 1e-6, left / np.maximum(norms, 1e-6), 0.0)
 
 
 def _twice_centred(values: Floats) -> Floats:

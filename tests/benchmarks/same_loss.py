@@ -10,6 +10,7 @@ Bar 1: an adversary of strength 0.05 costs a probe of 64 labels a point or more 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def _association(each: Association | None) -> str:
         return "—"
     text = f"{with_interval(each.rho)} (p {each.p:.3f})"
     given, p = each.given_loss.value, each.p_given_loss
-    return text if given != given or p != p else f"{text}; given loss {given:+.2f} (p {p:.3f})"
+    told = "—" if math.isnan(p) else f"{p:.3f}"
+    return text if math.isnan(given) else f"{text}; given loss {given:+.2f} (p {told})"
 
 
 def bars(found: SameLoss) -> Iterator[str]:

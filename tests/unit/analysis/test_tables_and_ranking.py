@@ -144,6 +144,22 @@ def test_pairs_within_the_noise_of_seeds_are_set_apart(store):
     assert pairs.num_within_noise == 0
 
 
+def test_a_trace_is_over_the_parameters_of_the_model_that_it_is_of(store):
+    run = build(store, num_trials=2)
+    assert list(checkpoint_table(run)["flatness/mean_eigenvalue"]) == [1.0, 0.9]
+    stages = []
+    for trial in (0, 1):  # One enlarged, and one as it is.
+        name = f"enlarge-{trial}"
+        put(store, name, {"num_parameters": 40.0} if trial == 0 else {}, status="done" if trial == 0 else "failed")
+        stages.append(StageRow(name, "enlarge", 10, f"pretrain-{trial}", None, {}))
+    more = [replace(row, stages=(*row.stages, stage)) for row, stage in zip(run.trials(), stages, strict=True)]
+    other = Run.create(store, "enlarged", sweep_text="", identity="{}")
+    other.note_columns(COLUMNS)
+    for row in more:
+        other.add_trial(row)
+    assert list(checkpoint_table(other)["flatness/mean_eigenvalue"]) == [0.25, 0.9]
+
+
 def test_nothing_to_rank(store):
     run = Run.create(store, "empty", sweep_text="x", identity="{}")
     ranking = rank(checkpoint_table(run), columns=COLUMNS)
