@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from raysweep.document import read_yaml
 from raysweep.durable import parse_object
+from raysweep.errors import SpaceError
 from raysweep.runs import Run
-from raysweep.search import Choose, Search
+from raysweep.search import Axis, Choose, Search, labels
+from raysweep.spec import Spec
 from raysweep.validation import validate
 
 if TYPE_CHECKING:
@@ -44,6 +47,25 @@ def identity_of(run: Run) -> dict[str, Any]:
         return parse_object((run.folder / "identity.json").read_bytes())
     except (OSError, ValueError):
         return {}
+
+
+def values_of(run: Run) -> dict[str, tuple[Any, ...]]:
+    """Axis -> its values, or their names, in the order of a run's sweep file; empty where that cannot be read.
+
+    An identity has names in the order of the alphabet.
+    """
+    try:
+        document, _ = read_yaml(run.sweep_text, str)
+        axes = validate(_Axes, {"sweep": document.get("sweep", {})}).sweep
+    except (OSError, SpaceError, ValidationError, AttributeError):
+        return {}  # The file is checked where a run goes on; a page can do without.
+    return {name: labels(axis) for name, axis in axes.items()}
+
+
+class _Axes(Spec):
+    """The part of a sweep file that lists values."""
+
+    sweep: dict[str, Axis]
 
 
 def search_of(run: Run) -> Search:

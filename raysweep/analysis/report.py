@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis import charts, formatting
 from raysweep.analysis.budget_page import regret_chart
-from raysweep.analysis.choosing import Chosen, chosen_of, identity_of, search_of
+from raysweep.analysis.choosing import Chosen, chosen_of, identity_of, search_of, values_of
 from raysweep.analysis.colors import variant_colors
 from raysweep.analysis.findings import cautions, gap_text, headline, how_to_read, score_text, tie_text
 from raysweep.analysis.fixed_rates import fixed_rate_table
@@ -27,7 +27,7 @@ from raysweep.analysis.pairwise import Floats
 from raysweep.analysis.pareto import Front, front_of
 from raysweep.analysis.predictions import read_scores
 from raysweep.analysis.ranking import Ranking
-from raysweep.analysis.same_loss import BAND_NATS, compare_same_loss
+from raysweep.analysis.same_loss import BAND_NATS, SameLoss, compare_same_loss
 from raysweep.analysis.same_loss_page import Page, same_loss_page
 from raysweep.analysis.sections import (
     Heading,
@@ -93,7 +93,7 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
         "agreement": ("What predicts it", agreement_table(ranking)),
         "worth": ("Worth its cost?", worth_table(ranking, stages)),
         "steps": ("Over steps", drawn.get("steps")),
-        "same_loss": ("Is flat better here?", _same_loss(run, stages, ranking)),
+        "same_loss": ("Is flat better here?", _same_loss_page(run, stages, ranking)),
         "loss": ("Loss curves", drawn.get("loss")),
         "failures": ("Failures", failure_table(run, stages)),
         "cost": ("Cost", cost_table(stages)),
@@ -143,12 +143,19 @@ def _has_content(content: Any) -> bool:
     return bool(content.rows) if isinstance(content, Table) else bool(content)
 
 
-def _same_loss(run: Run, stages: pd.DataFrame, ranking: Ranking) -> Page | None:
-    found = compare_same_loss(ranking.checkpoints, stages, columns_of(run), scores_reader(run), band=_band(run))
+def _same_loss_page(run: Run, stages: pd.DataFrame, ranking: Ranking) -> Page | None:
+    found = same_loss_of(run, stages, ranking)
     return same_loss_page(found) if found else None
 
 
-def scores_reader(run: Run) -> Callable[[str], Floats | None]:
+def same_loss_of(run: Run, stages: pd.DataFrame, ranking: Ranking) -> SameLoss | None:
+    """What a run says of checkpoints of the same loss; see `compare_same_loss`."""
+    return compare_same_loss(
+        ranking.checkpoints, stages, columns_of(run), _scores_reader(run), band=_band(run), values=values_of(run)
+    )
+
+
+def _scores_reader(run: Run) -> Callable[[str], Floats | None]:
     """Gives the scores of a fine-tuning stage's test examples; None if they are lost."""
 
     def read(stage_id: str) -> Floats | None:

@@ -2,7 +2,8 @@
 
 A *variant* is a way of training, a *base* a seed; see `within_bases`. Checkpoints count as of the same loss where their
 held-out losses are within a band; a variant is compared where it is within the band in every base. Measured against an
-adversary's control, a variant is a *dose* of it; all others are *natural*.
+adversary's control, a variant is a *dose* of it; all others are *natural*. What variants differ by is told from a
+*reference*: that control, or where there is none the first variant of the sweep file.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from raysweep.analysis.within_bases import (
     true_spread,
 )
 from raysweep.scores import Column, column_name
+from raysweep.search import written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +41,7 @@ BAND_NATS = 0.01
 
 GAP = column_name("heldout", "entropy_gap_nats_per_token")
 LOSS = column_name("heldout", "loss_nats_per_token")
+FISHER_TRACE = column_name("flatness", "fisher_trace")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Association:
 
 @dataclass(frozen=True)
 class Contrast:
-    """What a variant differs by from the control, means over bases with 95 % intervals."""
+    """What a variant differs by from the reference, means over bases with 95 % intervals."""
 
     variant: str
     gap: IntervalEstimate
@@ -71,6 +74,15 @@ class Contrast:
     """Of the logarithm of the Hessian's trace."""
     transfer: Mapping[str, IntervalEstimate]
     """By target."""
+
+
+@dataclass(frozen=True)
+class Pivot:
+    """The variant that a correlation of the Hessian's trace hangs on most."""
+
+    variant: str
+    rho: float
+    """Without it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,8 @@ class Group:
     """By target."""
     associations: Mapping[str, tuple[Association, ...]]
     """By target, the strongest first."""
+    pivots: Mapping[str, Pivot | None]
+    """By target."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +113,15 @@ class SameLoss:
     outside: tuple[str, ...]
     """Variants with a checkpoint out of the band, or missing in a base."""
     control: str | None
+    """Of an adversary, if there is one."""
+    reference: str
+    """What contrasts are taken from."""
+    apart: tuple[str, ...]
+    """Variants whose bases are not the reference's, such as those of another size: alike in their seeds alone."""
     groups: tuple[Group, ...]
     contrasts: tuple[Contrast, ...]
+    rescaled: Mapping[str, IntervalEstimate]
+    """Measure -> its correlation within a base with itself after a random change of scale that keeps the function."""
     seconds: Mapping[str, float]
     """Kind of stage -> mean seconds of one, which all its measures share."""
     at_edge: int
@@ -114,6 +135,7 @@ def compare_same_loss(
     read: Callable[[str], Floats | None],
     *,
     band: float = BAND_NATS,
+    values: Mapping[str, Sequence[Any]] | None = None,
 ) -> SameLoss | None:
     """What goes with transfer among checkpoints of the same loss.
 
@@ -123,6 +145,7 @@ def compare_same_loss(
         columns: what its columns are.
         read: gives the test examples' scores of a fine-tuning stage, by its id, in one order; None if they are lost.
         band: losses within so many nats per token of the lowest are the same.
+        values: axis to its values in the sweep file's order, as `choosing.values_of` has them.
 
     Returns:
         None where nothing can be compared: too few variants in the band, or no measure or no score of transfer.
@@ -146,6 +169,10 @@ def compare_same_loss(
     if not targets or len(measures) < 2:
         return None
     groups = [_group(name, grid.only(kept), table, loss, targets, measures) for name, kept in split]
+    places = _places(table, stages, values or {})
+    natural = [name for name in grid.variants if not strengths.get(name)]
+    reference = control or min(natural, key=lambda name: places[grid.row(name)])
+    roots = _roots(table, stages)
     edges = [name for name in table if str(name).startswith("sft/") and str(name).endswith("/lr_edge")]
     return SameLoss(
         loss=loss,
@@ -154,8 +181,11 @@ def compare_same_loss(
         inside=int(is_in.sum()),
         outside=tuple(sorted(set(names) - set(grid.variants))),
         control=control,
+        reference=reference,
+        apart=tuple(name for name in grid.variants if roots[grid.row(name)] != roots[grid.row(reference)]),
         groups=tuple(groups),
-        contrasts=tuple(_contrasts(grid, table, loss, targets, control)) if control else (),
+        contrasts=tuple(_contrasts(grid, table, loss, targets, reference)),
+        rescaled=dict(_rescaled(grid, table)),
         seconds=_seconds(stages),
         at_edge=int((table[edges].fillna(0) != 0).any(axis=1).sum()),
     )
@@ -180,6 +210,10 @@ class _Grid:
         return replace(
             self, variants=tuple(variants), rows=self.rows[:, [self.variants.index(each) for each in variants]]
         )
+
+    def row(self, variant: str) -> int:
+        """That of a variant's first base."""
+        return int(self.rows[0, self.variants.index(variant)])
 
     def take(self, values: Floats) -> Floats:
         """[bases, variants, ...] of [rows, ...]."""
@@ -207,6 +241,45 @@ def _variant_names(table: pd.DataFrame) -> list[str]:
             " · ".join(part for part in (text or "base", f"step {int(row['step'])}" if several else "") if part)
         )
     return names
+
+
+def _places(table: pd.DataFrame, stages: pd.DataFrame, values: Mapping[str, Sequence[Any]]) -> list[tuple[float, ...]]:
+    """Where each row stands in the sweep file, by one axis after another; of one variant the last step first.
+
+    Of ranges, which list no values, by what was begun first.
+    """
+    begun = {stage: at for at, stage in enumerate(stages["id"].drop_duplicates())}
+    axes = {f"point.{axis}": listed for axis, listed in values.items() if listed and f"point.{axis}" in table}
+    return [
+        (
+            *(_index(row[column], listed) for column, listed in axes.items()),
+            -float(row["step"]),
+            begun.get(row["checkpoint"], math.inf),
+        )
+        for row in table.to_dict("records")
+    ]
+
+
+def _index(value: Any, listed: Sequence[Any]) -> float:
+    """Of a table's cell among an axis' values, of which it has a mapping or a list in writing."""
+    found = (at for at, each in enumerate(listed) if not is_missing(value) and value in (each, written(each)))
+    return next(found, math.inf)
+
+
+def _roots(table: pd.DataFrame, stages: pd.DataFrame) -> list[str]:
+    """What each checkpoint's training began with: settings and inputs of the first stage that it goes on from."""
+    known: dict[str, dict[str, dict[str, Any]]] = {
+        str(row["id"]): {name: json.loads(row[name]) for name in ("settings", "inputs") if not is_missing(row[name])}
+        for row in stages[stages["kind"].isin(["fetch", "pretrain"])].drop_duplicates("id").to_dict("records")
+    }
+    for each in known.values():
+        each.get("settings", {}).pop("step", None)  # Of one training, each step that is kept is a stage.
+    roots = []
+    for stage in table["checkpoint"]:
+        while (start := known.get(stage, {}).get("inputs", {}).get("start")) in known:
+            stage = start
+        roots.append(json.dumps(known.get(stage), sort_keys=True))
+    return roots
 
 
 def _strengths(names: Sequence[str], table: pd.DataFrame, stages: pd.DataFrame) -> tuple[dict[str, float], str | None]:
@@ -255,7 +328,32 @@ def _group(
             target.name: _associations(cells, grid.take(target.values), losses, loss, own=target.name)
             for target in targets
         },
+        pivots={
+            target.name: _pivot(grid.variants, cells[HESSIAN_TRACE], grid.take(target.values))
+            for target in targets
+            if HESSIAN_TRACE in cells
+        },
     )
+
+
+def _pivot(variants: Sequence[str], measure: Floats, target: Floats) -> Pivot | None:
+    """By leaving out one variant at a time; None where too few would be left."""
+    whole = correlation(measure, target).value
+    left = [
+        Pivot(name, correlation(np.delete(measure, at, axis=1), np.delete(target, at, axis=1)).value)
+        for at, name in enumerate(variants)
+    ]
+    told = [each for each in left if not math.isnan(each.rho - whole)]
+    return max(told, key=lambda each: abs(each.rho - whole), default=None)
+
+
+def _rescaled(grid: _Grid, table: pd.DataFrame) -> Iterator[tuple[str, IntervalEstimate]]:
+    for name in (HESSIAN_TRACE, FISHER_TRACE):
+        other = name.replace("/", "/rescaled_")
+        if name in table and other in table:
+            before, after = (grid.take(numbers(table, each)) for each in (name, other))
+            if np.isfinite(before).all() and np.isfinite(after).all():
+                yield name, correlation(before, after)
 
 
 def _associations(
@@ -291,10 +389,10 @@ def _corrected(
 
 
 def _contrasts(
-    grid: _Grid, table: pd.DataFrame, loss: str, targets: Sequence[Target], control: str
+    grid: _Grid, table: pd.DataFrame, loss: str, targets: Sequence[Target], reference: str
 ) -> Iterator[Contrast]:
-    """Each variant less the control of its base."""
-    at = grid.variants.index(control)
+    """Each variant less the reference of the same seed."""
+    at = grid.variants.index(reference)
 
     def over_bases(values: Floats, variant: int) -> IntervalEstimate:
         cells = grid.take(values)

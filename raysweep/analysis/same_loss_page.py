@@ -10,7 +10,7 @@ from typing import Any
 from raysweep.analysis import formatting
 from raysweep.analysis.derived import HESSIAN_TRACE
 from raysweep.analysis.pairwise import IntervalEstimate
-from raysweep.analysis.same_loss import GAP, Association, Group, SameLoss
+from raysweep.analysis.same_loss import GAP, Association, Group, Pivot, SameLoss
 from raysweep.analysis.sections import Cell, Heading, Row, Table, cell
 
 ALPHA = 0.05
@@ -33,6 +33,10 @@ class Page:
     picture: Any
     """Of markup; empty where there is none."""
     picture_note: str
+    variants_note: str
+    """What each variant is compared with."""
+    rescaled: str
+    """What survives a change of scale; empty where none was measured."""
     edge_note: str
     """Of tuned rates that may not be the best; empty where all are within their grids."""
 
@@ -50,8 +54,10 @@ def same_loss_page(found: SameLoss) -> Page:
             for group in found.groups
             for target, associations in group.associations.items()
         ),
-        picture=_picture(found, first) if found.contrasts else "",
+        picture=_picture(found, first),
         picture_note=_picture_note(found, first),
+        variants_note=_variants_note(found),
+        rescaled=_rescaled(found),
         edge_note=_edge_note(found),
     )
 
@@ -70,7 +76,16 @@ def _answer(group: Group, target: str) -> str:
         formatting.short_names([each.measure for each in sure])[each.measure] for each in sure if each is not trace
     ]
     tried = f" of {len(associations)} measures tried"
-    return f"{opening}{said}; beyond chance{tried}: {', '.join(others) if others else 'no other'}."
+    pivot = _pivot(group.pivots.get(target), trace)
+    return f"{opening}{said}; beyond chance{tried}: {', '.join(others) if others else 'no other'}.{pivot}"
+
+
+def _pivot(pivot: Pivot | None, trace: Association | None) -> str:
+    if pivot is None or trace is None:
+        return ""
+    if abs(pivot.rho - trace.rho.value) < 0.005:
+        return " Without any one variant the trace's is the same."
+    return f" Without {pivot.variant}, which counts most, the trace's is {pivot.rho:.2f}."
 
 
 def _verdict(trace: Association, num_variants: int) -> str:
@@ -128,7 +143,10 @@ def _spread_table(found: SameLoss) -> Table:
                 "true spread, points",
                 "standard deviation between models of one base, noise taken off, and its 95 % interval",
             ),
-            ("noise, points", "standard error of one model's score, from draws of labels and test examples"),
+            (
+                "noise, points",
+                "standard error of one model's score, over draws of labels and test examples, or seeds of fine-tuning",
+            ),
             ("p of none", "how likely noise alone gives as much (F test)"),
         )
     ]
@@ -148,8 +166,8 @@ def _spread_table(found: SameLoss) -> Table:
 
 
 def _variant_table(found: SameLoss) -> Table:
-    """By knob: what each variant differs by from the control of its base."""
-    targets = list(found.contrasts[0].transfer) if found.contrasts else []
+    """By knob: what each variant differs by from the reference."""
+    targets = list(found.contrasts[0].transfer)
     columns = [Heading("variant"), Heading("loss, nats", numeric=True), Heading("trace, %", numeric=True)]
     columns += [Heading(f"{target}, points", numeric=True) for target in targets]
     rows = []
@@ -190,9 +208,30 @@ def _measure_table(associations: Sequence[Association], seconds: Mapping[str, fl
 
 
 def _picture_note(found: SameLoss, target: str) -> str:
+    doses = " Filled: doses of the adversary." if found.control else ""
     return (
-        f"Each dot is a variant less {found.control} of its base: to the left flatter, up better ({target}). "
-        "Bars are 95 % intervals over bases. Filled: doses of the adversary."
+        f"Each dot is a variant less {found.reference}: to the left flatter, up better ({target}). "
+        f"Bars are 95 % intervals over bases.{doses}"
+    )
+
+
+def _variants_note(found: SameLoss) -> str:
+    what = "the adversary's control" if found.control else "the first of these in the sweep"
+    if len(found.apart) == len(found.contrasts):
+        return f"Each variant less {found.reference}, {what}, of the same seed; each has bases of its own."
+    apart = f"; {', '.join(found.apart)}, with bases of their own, less that of the same seed" if found.apart else ""
+    return f"Each variant less {found.reference}, {what}, of its base{apart}."
+
+
+def _rescaled(found: SameLoss) -> str:
+    """Of flatness, what says the same of a function however its weights are scaled."""
+    if not found.rescaled:
+        return ""
+    short = formatting.short_names(list(found.rescaled))
+    each = ", ".join(f"{short[name]} {formatting.with_interval(rho)}" for name, rho in found.rescaled.items())
+    return (
+        "After a random change of scale that keeps the function, by the same factors for all models of a shape, "
+        f"Spearman's correlation within a base with before: {each}."
     )
 
 

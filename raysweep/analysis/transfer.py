@@ -24,7 +24,12 @@ NO_MEASURES = frozenset({"tokenize", "fetch", "pretrain", "heldout", "probe", "p
 
 @dataclass(frozen=True)
 class Target:
-    """A way to measure transfer; `draws` [checkpoints, draws] are shared by all, and hold all chance of a score."""
+    """A way to measure transfer.
+
+    `draws` [checkpoints, draws] are shared by all, and hold the chance of a score given the labelled examples there are
+    to train on: fine-tuning takes the same ones under every seed, a probe of as many labels as there are has one fit,
+    and those of fewer overlap where there are not enough for all draws.
+    """
 
     name: str
     values: Floats

@@ -170,7 +170,8 @@ def true_spread(scores: Floats) -> Spread | None:
 
     With S bases, V variants and K draws that all models share, A = K sum (mean over draws - base's mean)^2 / S (V - 1)
     and E the mean square of what is left of variants and draws within bases, the variance between is (A - E) / K, with
-    the interval of Williams and Tukey (Williams, 1962) for a normal one.
+    the interval of Williams and Tukey (Williams, 1962) for a normal one. What all draws have in common, such as the
+    examples that models are trained on, is no part of the noise: the spread is that given these.
 
     Args:
         scores: [bases, variants, draws].

@@ -44,8 +44,10 @@ class Probes(StageSpec):
     """Logistic regression on frozen states, all tokens side by side (paper 1, Liu et al., 2022) or their mean.
 
     Each draw has labels of its own, disjoint from those of other draws as far as the training split goes, and an own
-    part of the indicator split to be scored on: so the spread over draws holds all that a score has of chance. Draws
-    are the same for all checkpoints. Features are standardised by the examples that a probe is fitted to.
+    part of the indicator split to be scored on: so the spread over draws holds all that a score has of chance where
+    labels are enough for all draws. Of as many labels as there are, all draws have one fit, and their spread is that of
+    the examples scored. Draws are the same for all checkpoints. Features are standardised by the examples that a probe
+    is fitted to.
 
     With the head "ridge", which paper 1's theorem is about, it is a linear regression to one-hot labels with the least
     norm, but for RIDGE; features are only centred, by all training examples, whose other labels are not used, and not

@@ -15,13 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from raysweep.analysis.formatting import with_interval
-from raysweep.analysis.report import scores_reader
-from raysweep.analysis.same_loss import GAP, Association, Group, SameLoss, compare_same_loss
+from raysweep.analysis.report import same_loss_of
+from raysweep.analysis.same_loss import GAP, Association, Group, SameLoss
 from raysweep.analysis.same_loss_page import same_loss_page
 from raysweep.analysis.sections import Table
-from raysweep.analysis.within_bases import correlation
 from raysweep.results import Results
-from raysweep.space import load
 
 FISHER, PROBE = "flatness/fisher_trace", "probe, 64 labels"
 TRACES = ("flatness/hessian_trace", "flatness/fisher_trace")
@@ -74,29 +72,15 @@ def bars(found: SameLoss) -> Iterator[str]:
             yield f"Bar 2, doses: {with_interval(rho)}: {'met' if met else 'not met'}; the loss gap's: {gap_rho}"
 
 
-def rescaled(results: Results, found: SameLoss) -> Iterator[str]:
-    """Whether a random change of scale that keeps the function keeps the order of models of a base."""
-    table = results.checkpoints
-    for name in TRACES:
-        other = name.replace("flatness/", "flatness/rescaled_")
-        if other in table:
-            cells = [
-                table.pivot(index="seed", columns="point.finish", values=each).to_numpy() for each in (name, other)
-            ]
-            yield f"{name.removeprefix('flatness/')} before and after it: Spearman {with_interval(correlation(*cells))}"
-
-
 def main(sweep: Path, store: Path, overrides: list[str]) -> None:
     """Prints all of it."""
     results = Results.open(sweep, store=store, overrides=overrides)
-    band = load(sweep, overrides).declared.same_loss_nats
-    found = compare_same_loss(
-        results.ranking.checkpoints, results.stages, results.columns, scores_reader(results.run), band=band
-    )
+    found = same_loss_of(results.run, results.stages, results.ranking)
     if found is None:
         raise SystemExit("nothing can be compared: too few variants within the band in every base")
     page = same_loss_page(found)
-    print(page.equal, page.edge_note, *page.answers, *bars(found), *rescaled(results, found), sep="\n\n", end="\n\n")
+    print(page.equal, page.edge_note, *page.answers, *bars(found), page.rescaled, sep="\n\n", end="\n\n")
+    print(page.variants_note, end="\n\n")
     for table in (page.variants, page.differed):
         print(*markdown(table), "", sep="\n")
     for group in found.groups:

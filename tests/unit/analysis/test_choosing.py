@@ -3,9 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from shipped import FOLDER
 
-from raysweep.analysis.choosing import chosen_of
+from raysweep.analysis.choosing import chosen_of, values_of
 from raysweep.analysis.pareto import front_of, hypervolume
+from raysweep.runs import Run
 from raysweep.search import Choose, Goal, Within
 
 LOSS, TRACE = "heldout/loss_nats_per_token", "flatness/hessian_trace"
@@ -49,3 +51,20 @@ def test_a_fronts_hypervolume_is_a_share_of_the_box_between_worst_and_best():
     assert front.hypervolume == pytest.approx(0.25)
     assert front_of(table([1.0, 3.0], [10.0, 30.0]), goals).hypervolume == 1.0
     assert np.isnan(front_of(table([1.0, 3.0], [10.0, 10.0]), goals).hypervolume)
+
+
+@pytest.mark.parametrize("name", ["same_loss_sampled", "flat_minima_text", "flat_minima"])
+def test_values_are_in_the_order_of_the_sweep_file_which_an_identity_forgets(store, name):
+    """What studies without an adversary compare with."""
+    run = Run.create(store, name, sweep_text=(FOLDER / f"{name}.yaml").read_text(), identity="{}")
+    first, *_ = values_of(run).values()
+    assert first[0] == "plain"
+
+
+def test_values_of_a_list_are_themselves_and_of_no_sweep_file_none(store):
+    text = "sweep: {pretrain.optimizer.lr: {grid: [3e-3, 1e-3]}, pretrain.steps: {randint: [1, 9]}}"
+    run = Run.create(store, "listed", sweep_text=text, identity="{}")
+    assert values_of(run) == {"pretrain.optimizer.lr": (3e-3, 1e-3), "pretrain.steps": ()}
+    for index, unreadable in enumerate(("", "sweep: 3", "- a", "a: [")):
+        run = Run.create(store, f"unreadable-{index}", sweep_text=unreadable, identity="{}")
+        assert values_of(run) == {}

@@ -56,7 +56,12 @@ def study(*, link: float, far: str = ""):
             recipe = {"objective": {"name": "adversary", "strength": strength}, "steps": 5}
             recipe |= {} if variant in STRENGTHS else {"steps": NATURAL.index(variant)}
             settings = json.dumps({"recipe": recipe})
-            runs.append({"id": checkpoint, "kind": "pretrain", "status": "done", "settings": settings})
+            trunk = {"id": f"{'wide' if variant == '<wide>' else 'trunk'}-{seed}", "kind": "pretrain", "status": "done"}
+            runs.append(trunk | {"settings": "{}", "inputs": json.dumps({"tokens": trunk["id"][:4]})})
+            inputs = json.dumps({"start": trunk["id"], "tokens": "t"})
+            runs.append(
+                {"id": checkpoint, "kind": "pretrain", "status": "done", "settings": settings, "inputs": inputs}
+            )
             runs += [
                 {
                     "id": f"sft-{variant}-{seed}-{lr}-{of}",
@@ -75,9 +80,20 @@ def study(*, link: float, far: str = ""):
     return pd.DataFrame(rows), pd.DataFrame(runs).assign(wall_seconds=[2.0 + (run["kind"] == "sft") for run in runs])
 
 
+def read(stage):
+    return np.random.default_rng(1).random(10)
+
+
 def compared(**given):
-    checkpoints, stages = study(**given)
-    return compare_same_loss(checkpoints, stages, COLUMNS, lambda stage: np.random.default_rng(1).random(10))
+    return compare_same_loss(*study(**given), COLUMNS, read)
+
+
+def natural():
+    """The study without its doses, in no order."""
+    checkpoints, stages = study(link=0.4)
+    doses = "harm|worse|help"
+    kept = checkpoints[~checkpoints["variant"].str.contains(doses)].sample(frac=1, random_state=0)
+    return kept.reset_index(drop=True), stages[~stages["id"].str.contains(doses)]
 
 
 def test_doses_that_move_the_trace_and_the_probe_are_found_and_nothing_else():
@@ -114,7 +130,7 @@ def test_what_is_forgotten_is_a_target_whose_better_side_is_up():
     stages["sft/forgetting_nats_per_token"] = rises
     tuned = stages[stages["lr"] == LRS[1]].groupby("checkpoint")["sft/forgetting_nats_per_token"].mean()
     checkpoints["sft/mean_forgetting"] = checkpoints["checkpoint"].map(tuned)
-    found = compare_same_loss(checkpoints, stages, COLUMNS, lambda stage: np.random.default_rng(1).random(10))
+    found = compare_same_loss(checkpoints, stages, COLUMNS, read)
     target = "pretraining loss kept (a point: 0.01 nats)"
     for group in found.groups:
         (trace,) = (each for each in group.associations[target] if each.measure == "flatness/hessian_trace")
@@ -130,10 +146,7 @@ def test_every_measure_of_a_checkpoint_is_tried_and_counted():
     more += [Column("early_sft", Metric("a/score", "max")), Column("noise", Metric("rise_absolute_0_stderr"))]
     for column in more:
         checkpoints[column.name] = draw.normal(size=len(checkpoints))
-    few, many = (
-        compare_same_loss(checkpoints, stages, columns, lambda stage: np.random.default_rng(1).random(10))
-        for columns in (COLUMNS, [*COLUMNS, *more])
-    )
+    few, many = (compare_same_loss(checkpoints, stages, columns, read) for columns in (COLUMNS, [*COLUMNS, *more]))
     target = "probe, 64 labels"
     p = [{each.measure: each.p for each in found.groups[1].associations[target]} for found in (few, many)]
     assert set(p[1]) - set(p[0]) == {f"noise/rise_absolute_{size}" for size in range(12)}
@@ -149,7 +162,7 @@ def test_what_a_measure_costs_stands_beside_it():
     ]
     failed = [{"id": "flatness-x", "kind": "flatness", "status": "failed", "wall_seconds": 100.0}]
     stages = pd.concat([stages, pd.DataFrame(more + failed + more)], ignore_index=True)
-    found = compare_same_loss(checkpoints, stages, COLUMNS, lambda stage: np.random.default_rng(1).random(10))
+    found = compare_same_loss(checkpoints, stages, COLUMNS, read)
     assert found.seconds == {"pretrain": 2.0, "sft": 3.0, "flatness": 9.0}
     _, table = same_loss_page(found).tables[0]
     assert [row.cells[-1].sort for row in table.rows if row.cells[0].sort.startswith("flatness/")] == [9.0] * 3
@@ -192,3 +205,84 @@ def test_too_few_variants_make_no_page():
     few = checkpoints[checkpoints["variant"].isin(["control", "sgd", "harm"])]
     assert compare_same_loss(few, stages, COLUMNS, lambda stage: None) is None
     assert compare_same_loss(checkpoints.drop(columns=[GAP, "heldout/loss_nats_per_token"]), stages, [], len) is None
+
+
+VALUES = {"other": (1, 2), "finish": ("lost", "hot", "sgd", "longer", "control", "<wide>")}
+
+
+def test_without_an_adversary_variants_are_compared_with_the_first_of_the_sweep_file():
+    checkpoints, stages = natural()
+    found = compare_same_loss(checkpoints, stages, COLUMNS, read, values=VALUES)
+    assert found.control is None
+    assert found.reference == "hot"
+    assert {each.variant for each in found.contrasts} == {"control", "sgd", "longer", "<wide>"}
+    traces = checkpoints.pivot(index="seed", columns="variant", values="flatness/hessian_trace")
+    sgd = next(each for each in found.contrasts if each.variant == "sgd")
+    assert sgd.trace.value == pytest.approx(np.log(traces["sgd"] / traces["hot"]).mean())
+    page = same_loss_page(found)
+    assert len(page.variants.rows) == 4
+    assert str(page.picture).count("<circle") == 4
+    # Of a range, the first that was begun, whatever came of it.
+    assert compare_same_loss(checkpoints, stages, COLUMNS, read).reference == "sgd"
+    assert "less hot:" in page.picture_note
+    assert "doses" not in page.picture_note
+
+
+def test_what_variants_are_compared_with_is_said_and_of_which_base():
+    opening = "Each variant less hot, the first of these in the sweep, of "
+    checkpoints, stages = natural()
+    shared = same_loss_page(compare_same_loss(checkpoints, stages, COLUMNS, read, values=VALUES)).variants_note
+    assert shared == f"{opening}its base; <wide>, with bases of their own, less that of the same seed."
+    alone = stages.assign(inputs="{}")
+    apart = same_loss_page(compare_same_loss(checkpoints, alone, COLUMNS, read, values=VALUES)).variants_note
+    assert apart == f"{opening}the same seed; each has bases of its own."
+    control = same_loss_page(compared(link=0.4)).variants_note
+    assert control.startswith("Each variant less control, the adversary's control, of its base; <wide>, with bases")
+
+
+def test_of_several_steps_the_last_is_compared_with_and_all_are_of_one_base():
+    checkpoints, stages = natural()
+    late = checkpoints.assign(checkpoint=checkpoints["checkpoint"] + "-late", step=20)
+    ends = stages[stages["kind"] == "pretrain"]
+    ends = ends[ends["id"].isin(checkpoints["checkpoint"])]
+    # Each is trained from its beginning, and left at two steps.
+    both = [
+        ends.assign(
+            id=ends["id"] + suffix,
+            inputs="{}",
+            settings=[json.dumps(json.loads(each) | {"step": step}) for each in ends["settings"]],
+        )
+        for suffix, step in (("", 10), ("-late", 20))
+    ]
+    found = compare_same_loss(pd.concat([checkpoints, late]), pd.concat(both), COLUMNS, read, values=VALUES)
+    assert found.reference == "hot · step 20"
+    assert set(found.apart) == {each.variant for each in found.contrasts} - {"hot · step 10"}
+
+
+def test_the_variant_that_a_correlation_hangs_on_is_named():
+    checkpoints, stages = natural()
+    # Sharper is better, but for one that is by far the flattest, and best.
+    order = {"sgd": 0, "hot": 1, "longer": 2, "control": 3, "<wide>": 4}
+    place = checkpoints["variant"].map(order)
+    checkpoints["flatness/hessian_trace"] = 10.0 + place
+    for name in [name for name in checkpoints if name.startswith("probes/")]:
+        checkpoints[name] += 0.1 * place.where(place > 0, 9)
+    found = compare_same_loss(checkpoints, stages, COLUMNS, read, values=VALUES)
+    (group,) = found.groups
+    pivot = group.pivots["probe, 64 labels"]
+    assert pivot.variant == "sgd"
+    assert pivot.rho == pytest.approx(1)
+    (trace,) = (each for each in group.associations["probe, 64 labels"] if each.measure.endswith("hessian_trace"))
+    assert trace.rho.value == pytest.approx(0, abs=1e-9)
+    assert same_loss_page(found).answers[0].endswith(" Without sgd, which counts most, the trace's is 1.00.")
+    # Of four, three are too few to tell.
+    assert compared(link=0.4).groups[0].pivots["probe, 64 labels"] is None
+
+
+def test_what_survives_a_change_of_scale_is_said():
+    checkpoints, stages = natural()
+    assert same_loss_page(compare_same_loss(checkpoints, stages, COLUMNS, read)).rescaled == ""
+    checkpoints["flatness/rescaled_hessian_trace"] = 2 * checkpoints["flatness/hessian_trace"]
+    found = compare_same_loss(checkpoints, stages, COLUMNS, read)
+    assert found.rescaled["flatness/hessian_trace"].value == pytest.approx(1)
+    assert "by the same factors for all models of a shape" in same_loss_page(found).rescaled
