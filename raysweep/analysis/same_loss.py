@@ -36,10 +36,13 @@ from raysweep.search import written
 if TYPE_CHECKING:
     import pandas as pd
 
+DOSES = "doses of the adversary and their control"
+
 BAND_NATS = 0.01
 """Within so many nats per token of each other, losses count as the same, unless the sweep file says otherwise."""
 
 GAP = column_name("heldout", "entropy_gap_nats_per_token")
+GAP_ERROR = column_name("heldout", "entropy_gap_stderr")
 LOSS = column_name("heldout", "loss_nats_per_token")
 FISHER_TRACE = column_name("flatness", "fisher_trace")
 
@@ -92,6 +95,8 @@ class Group:
     name: str
     variants: tuple[str, ...]
     num_bases: int
+    ordered: bool
+    """Whether they are steps of one knob: what follows its order goes with all else that does."""
     spreads: Mapping[str, Spread | None]
     """By target."""
     associations: Mapping[str, tuple[Association, ...]]
@@ -109,6 +114,8 @@ class SameLoss:
     band: float
     lowest: float
     """Loss of the best checkpoint."""
+    error: float
+    """Standard error of the loss of the worst known checkpoint in the band; NaN where none was measured."""
     inside: int
     outside: tuple[str, ...]
     """Variants with a checkpoint out of the band, or missing in a base."""
@@ -178,6 +185,7 @@ def compare_same_loss(
         loss=loss,
         band=band,
         lowest=float(losses.min()),
+        error=float(numbers(table, GAP_ERROR)[is_in].max()) if loss == GAP and GAP_ERROR in table else math.nan,
         inside=int(is_in.sum()),
         outside=tuple(sorted(set(names) - set(grid.variants))),
         control=control,
@@ -308,7 +316,7 @@ def _split(
     natural = [name for name in variants if not strengths.get(name)]
     doses = [name for name in variants if strengths.get(name) or name == control]
     if control:
-        yield "doses of the adversary and their control", doses
+        yield DOSES, doses
     yield "natural knobs", natural
 
 
@@ -321,6 +329,7 @@ def _group(
         name=name,
         variants=grid.variants,
         num_bases=len(grid.rows),
+        ordered=name == DOSES,
         spreads={
             target.name: None if target.draws is None else true_spread(grid.take(target.draws)) for target in targets
         },

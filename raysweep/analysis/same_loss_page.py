@@ -28,8 +28,10 @@ class Page:
     equal: str
     differed: Table
     variants: Table
-    tables: tuple[tuple[str, Table], ...]
-    """Title and measures, by falling certainty."""
+    models: tuple[str, ...]
+    """A line for each group: its name and its variants."""
+    tables: tuple[tuple[str, str, Table], ...]
+    """Title, the variants that it is of, and measures, by falling certainty."""
     picture: Any
     """Of markup; empty where there is none."""
     picture_note: str
@@ -49,8 +51,9 @@ def same_loss_page(found: SameLoss) -> Page:
         equal=_equal(found),
         differed=_spread_table(found),
         variants=_variant_table(found),
+        models=tuple(_models(group) for group in found.groups),
         tables=tuple(
-            (f"{group.name}: {target}", _measure_table(associations, found.seconds))
+            (f"{group.name}: {target}", _models(group), _measure_table(associations, found.seconds))
             for group in found.groups
             for target, associations in group.associations.items()
         ),
@@ -71,13 +74,14 @@ def _answer(group: Group, target: str) -> str:
     spread = group.spreads.get(target)
     if spread and spread.p > ALPHA:
         return f"{opening}models differ by no more than noise would make them, so there is nothing to predict."
-    said = "no trace was measured" if trace is None else _verdict(trace, len(group.variants))
+    said = "no trace was measured" if trace is None else _verdict(trace, group)
     others = [
         formatting.short_names([each.measure for each in sure])[each.measure] for each in sure if each is not trace
     ]
-    tried = f" of {len(associations)} measures tried"
+    how = "in an order beyond chance, of" if group.ordered else "beyond chance of"
+    tried = f"{how} {len(associations)} measures tried"
     pivot = _pivot(group.pivots.get(target), trace)
-    return f"{opening}{said}; beyond chance{tried}: {', '.join(others) if others else 'no other'}.{pivot}"
+    return f"{opening}{said}; {tried}: {', '.join(others) if others else 'no other'}.{pivot}"
 
 
 def _pivot(pivot: Pivot | None, trace: Association | None) -> str:
@@ -88,22 +92,41 @@ def _pivot(pivot: Pivot | None, trace: Association | None) -> str:
     return f" Without {pivot.variant}, which counts most, the trace's is {pivot.rho:.2f}."
 
 
-def _verdict(trace: Association, num_variants: int) -> str:
-    """Three steps: told for any variants, for these variants alone, or not at all."""
+def _verdict(trace: Association, group: Group) -> str:
+    """Three steps: told for any variants, for these variants alone, or not at all; of an ordered knob never the first.
+
+    Permutations take variants for exchangeable. Steps of one knob are not: whatever follows their order has a small p.
+    """
     better = "better" if trace.rho.value < 0 else "worse"
-    is_apart = trace.rho.low > 0 or trace.rho.high < 0
+    num_variants = len(group.variants)
     least = 2 / math.factorial(min(num_variants, 9))
-    if is_apart and trace.p < ALPHA:
-        given = f"; with the loss given {formatting.with_interval(trace.given_loss)}, p {_p(trace.p_given_loss)}"
-        known = "" if math.isnan(trace.given_loss.value) else given
-        return f"flatter is {better} (trace {_rho(trace)}{known})"
-    if is_apart:
-        why = f"; {num_variants} variants cannot give less than {_p(least)}" if least > ALPHA else ""
+    if not (trace.rho.low > 0 or trace.rho.high < 0):
+        return f"whether flatter is better cannot be told (trace {_rho(trace)})"
+    if group.ordered:
         return (
-            f"among these variants flatter is {better}, with other seeds too; of others it is not shown "
-            f"(trace {_rho(trace)}{why})"
+            f"among these doses flatter is {better}, but they are steps of one knob: "
+            f"the trace may only follow the order of their strengths (trace {_rho(trace)}{_given(trace)})"
         )
-    return f"whether flatter is better cannot be told (trace {_rho(trace)})"
+    if trace.p < ALPHA:
+        return f"flatter is {better} (trace {_rho(trace)}{_given(trace)})"
+    why = f"; {num_variants} variants cannot give less than {_p(least)}" if least > ALPHA else ""
+    return (
+        f"among these variants flatter is {better}, with other seeds too; of others it is not shown "
+        f"(trace {_rho(trace)}{why}{_given(trace)})"
+    )
+
+
+def _given(trace: Association) -> str:
+    """What is left of it when the loss is known."""
+    if trace.loss_tells:
+        return "; the loss orders the models just so, and tells as much"
+    if math.isnan(trace.given_loss.value):
+        return "; what is left with the loss given cannot be told"
+    return f"; with the loss given {formatting.with_interval(trace.given_loss)}, p {_p(trace.p_given_loss)}"
+
+
+def _models(group: Group) -> str:
+    return f"{group.name[0].upper()}{group.name[1:]}: {', '.join(group.variants)}."
 
 
 def _rho(association: Association) -> str:
@@ -112,6 +135,7 @@ def _rho(association: Association) -> str:
 
 def _equal(found: SameLoss) -> str:
     what = "loss above the lowest possible one" if found.loss == GAP else "held-out loss"
+    known = "" if math.isnan(found.error) else f", each known to {found.error:.1g} or better (standard error)"
     bases = max(group.num_bases for group in found.groups)
     left = (
         f" Left out, for want of a checkpoint within it in every base: {', '.join(found.outside)}."
@@ -120,7 +144,7 @@ def _equal(found: SameLoss) -> str:
     )
     return (
         f"{found.inside} checkpoints are within {found.band:g} nats per token of the lowest {what}, "
-        f"{found.lowest:.4f} ({found.loss}); variants that are so in all of {bases} bases (seeds) are compared.{left}"
+        f"{found.lowest:.4f} ({found.loss}{known}); variants that are so in all of {bases} bases (seeds) are compared.{left}"
     )
 
 
@@ -190,7 +214,7 @@ def _measure_table(associations: Sequence[Association], seconds: Mapping[str, fl
         "loss given": "the same with the loss partialled out",
         "same recipe": "correlation between seeds of one variant: all that the configuration explains taken out",
         "p": "by permuting variants, corrected for all measures of this table",
-        "p, loss given": "the same with the loss partialled out",
+        "p, loss given": "the same with the loss partialled out; none where it explains most of both",
         "seconds": "of the stage that measures it, on one checkpoint: all measures of a kind share them",
     }
     rows = []

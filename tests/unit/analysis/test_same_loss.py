@@ -164,14 +164,51 @@ def test_what_a_measure_costs_stands_beside_it():
     stages = pd.concat([stages, pd.DataFrame(more + failed + more)], ignore_index=True)
     found = compare_same_loss(checkpoints, stages, COLUMNS, read)
     assert found.seconds == {"pretrain": 2.0, "sft": 3.0, "flatness": 9.0}
-    _, table = same_loss_page(found).tables[0]
+    _, _, table = same_loss_page(found).tables[0]
     assert [row.cells[-1].sort for row in table.rows if row.cells[0].sort.startswith("flatness/")] == [9.0] * 3
 
 
-def test_what_holds_for_these_variants_alone_is_said_so():
+def test_doses_are_said_to_be_one_ordered_knob():
     first = same_loss_page(compared(link=0.4)).answers[0]
-    assert "among these variants flatter is better, with other seeds too; of others it is not shown" in first
-    assert "4 variants cannot give less than 0.083" in first
+    assert "among these doses flatter is better, but they are steps of one knob" in first
+    assert "the trace may only follow the order of their strengths" in first
+    assert "what is left with the loss given cannot be told" in first
+
+
+def test_where_the_loss_orders_the_models_just_so_it_tells_as_much():
+    checkpoints, stages = study(link=0.4)
+    is_dose = checkpoints["variant"].isin(STRENGTHS)
+    checkpoints.loc[is_dose, GAP] = checkpoints["flatness/hessian_trace"] / 1e4
+    found = compare_same_loss(checkpoints, stages, COLUMNS, lambda stage: np.random.default_rng(1).random(10))
+    page = same_loss_page(found)
+    assert "; the loss orders the models just so, and tells as much)" in page.answers[0]
+    assert not any("just so" in line for line in page.answers if line.startswith("Natural"))
+
+
+def test_what_holds_for_these_variants_alone_is_said_so_with_what_the_loss_leaves():
+    checkpoints, stages = study(link=0.4)
+    natural = checkpoints["variant"].isin(NATURAL)
+    probes = [name for name in checkpoints if str(name).startswith("probes/labels_64")]
+    order = checkpoints["variant"].map({name: place for place, name in enumerate(NATURAL)})
+    checkpoints.loc[natural, "flatness/hessian_trace"] = 40 + order
+    for name in probes:
+        checkpoints.loc[natural, name] += 0.05 * (checkpoints["seed"] % 2) * (order == 0) - 0.05 * order
+    found = compare_same_loss(checkpoints, stages, COLUMNS, lambda stage: np.random.default_rng(1).random(10))
+    line = next(each for each in same_loss_page(found).answers if each.startswith("Natural knobs, probe, 64 labels"))
+    assert re.search(r"flatter is better.*\(trace -.*, p 0\.\d+; with the loss given -[^ ]+ \[.*\], p ", line)
+
+
+def test_the_page_says_which_models_are_in_a_table_and_how_well_their_loss_is_known():
+    checkpoints, stages = study(link=0.4)
+    checkpoints["heldout/entropy_gap_stderr"] = 1.6e-4
+    found = compare_same_loss(checkpoints, stages, COLUMNS, lambda stage: np.random.default_rng(1).random(10))
+    page = same_loss_page(found)
+    assert "(heldout/entropy_gap_nats_per_token, each known to 0.0002 or better (standard error))" in page.equal
+    doses, natural = page.models
+    assert doses == "Doses of the adversary and their control: control, harm, worse, help."
+    assert natural == "Natural knobs: sgd, longer, hot, <wide>, control."
+    assert {models for _, models, _ in page.tables} == {doses, natural}
+    assert "known to" not in same_loss_page(compared(link=0.4)).equal
 
 
 def test_fixed_and_tuned_rates_stand_side_by_side():
