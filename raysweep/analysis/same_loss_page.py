@@ -144,7 +144,8 @@ def _equal(found: SameLoss) -> str:
     )
     return (
         f"{found.inside} checkpoints are within {found.band:g} nats per token of the lowest {what}, "
-        f"{found.lowest:.4f} ({found.loss}{known}); variants that are so in all of {bases} bases (seeds) are compared.{left}"
+        f"{found.lowest:.4f} ({found.loss}{known}); variants that are so in all of {bases} bases (seeds) are "
+        f"compared.{left}"
     )
 
 
