@@ -198,7 +198,7 @@ def _variant_table(found: SameLoss) -> Table:
     rows = []
     for contrast in found.contrasts:
         changes = [
-            cell(contrast.gap.value, lambda _, each=contrast.gap: _interval(each.value, each.low, each.high, digits=4)),  # type: ignore[misc]
+            cell(contrast.gap.value, lambda _, each=contrast.gap: _interval(*_ends(each), digits=4)),  # type: ignore[misc]
             cell(contrast.trace.value, lambda _, each=contrast.trace: _interval(*_in_percent(each), digits=0)),  # type: ignore[misc]
         ]
         for target in targets:
@@ -233,11 +233,9 @@ def _measure_table(associations: Sequence[Association], seconds: Mapping[str, fl
 
 
 def _picture_note(found: SameLoss, target: str) -> str:
+    bars = " Bars are 95 % intervals over bases." if found.groups[0].num_bases > 1 else ""
     doses = " Filled: doses of the adversary." if found.control else ""
-    return (
-        f"Each dot is a variant less {found.reference}: to the left flatter, up better ({target}). "
-        f"Bars are 95 % intervals over bases.{doses}"
-    )
+    return f"Each dot is a variant less {found.reference}: to the left flatter, up better ({target}).{bars}{doses}"
 
 
 def _variants_note(found: SameLoss) -> str:

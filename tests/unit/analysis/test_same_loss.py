@@ -323,3 +323,11 @@ def test_what_survives_a_change_of_scale_is_said():
     found = compare_same_loss(checkpoints, stages, COLUMNS, read)
     assert found.rescaled["flatness/hessian_trace"].value == pytest.approx(1)
     assert "by the same factors for all models of a shape" in same_loss_page(found).rescaled
+
+
+def test_of_one_base_there_are_no_intervals():
+    checkpoints, stages = natural()
+    one = checkpoints[checkpoints["seed"] == 0]
+    page = same_loss_page(compare_same_loss(one, stages, COLUMNS, read, values=VALUES))
+    assert not any("[" in each.text or "nan" in each.text for row in page.variants.rows for each in row.cells)
+    assert "Bars" not in page.picture_note
