@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from raysweep.errors import StoreError
 from raysweep.run_files import UNKNOWN, TrialRow
-from raysweep.runs import Run
+from raysweep.runs import NAME, Run
 from raysweep.store import Store, folder_bytes
 
 State = Literal["under way", "done", "failed", "unfinished"]
@@ -103,12 +103,37 @@ class Garbage:
 
 @contextlib.contextmanager
 def held_runs(store: Store) -> Iterator[list[Run]]:
-    """Hold all runs of a store. Raises StoreError if one is under way."""
-    runs = Run.all(store)
+    """Hold all runs of a store, and let none start on this file system.
+
+    Raises:
+        StoreError: if one is under way, or has lost its sweep file: what it refers to would count as garbage.
+    """
     with contextlib.ExitStack() as held:
+        held.enter_context(store.unused())
+        runs = Run.all(store)
+        for name in store.run_names():
+            folder = store.root / "runs" / name
+            if name not in {run.name for run in runs} and NAME.fullmatch(name) and _entries(folder):
+                raise StoreError(
+                    f"run {name!r} has lost its sweep.yaml, so what it refers to is kept: run its sweep again with "
+                    f"--run {name}, which writes it, or delete the folder {store.url.rstrip('/')}/runs/{name}"
+                )
         for run in runs:
             held.enter_context(run.held())
+        _check_none_began(store, runs)
         yield runs
+
+
+def _check_none_began(store: Store, runs: Sequence[Run]) -> None:
+    """Raise StoreError if another machine has started a run at the store's URL: its lease is there before its notes."""
+    known = {f"run-{run.name}.held" for run in runs}
+    for name in [] if store.is_local else sorted(store.partial_bytes().keys() - known):
+        if name.startswith("run-") and name.endswith(".held"):
+            run = name.removeprefix("run-").removesuffix(".held")
+            raise StoreError(
+                f"run {run!r} has just begun on another machine; wait for it, or, if it was killed, run its sweep "
+                f"again with --run {run}"
+            )
 
 
 def find_garbage(store: Store, runs: Sequence[Run], *, forget: Sequence[str] = ()) -> list[Garbage]:
@@ -150,8 +175,9 @@ def find_garbage(store: Store, runs: Sequence[Run], *, forget: Sequence[str] = (
     ]
 
 
-def free(store: Store, garbage: Iterable[Garbage]) -> int:
-    """Delete it; returns the bytes freed."""
+def free(store: Store, runs: Sequence[Run], garbage: Iterable[Garbage]) -> int:
+    """Delete what was found with these runs held; returns the bytes freed. Raises StoreError if another has begun."""
+    _check_none_began(store, runs)
     freed = 0
     for each in garbage:
         match each.kind:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +33,8 @@ class Mirror:
     """One folder, here and behind a URL.
 
     A side that has not changed since both were alike takes the other's. Where both have, `pull` lets the URL's stand:
-    it is what others have seen.
+    it is what others have seen. Processes of this machine take turns, so that none goes by a note that another is about
+    to replace.
 
     Args:
         remote: the root behind the URL.
@@ -43,8 +46,18 @@ class Mirror:
         self._remote, self._name = remote, name
         self._folder = root / name
 
-    def pull(self) -> None:
-        """Download what others changed; delete what they deleted, unless it was changed here."""
+    def pull(self, *, unless: Callable[[], bool] = lambda: False) -> None:
+        """Download what others changed; delete what they deleted, unless it was changed here.
+
+        `unless`: whether a process of this machine is writing the folder, so that it is newer here and left as it is.
+        """
+        if unless():  # Without a wait for its upload, which may be a long one.
+            return
+        with self._turn():
+            if not unless():
+                self._pull()
+
+    def _pull(self) -> None:
         alike, there = self._alike(), self._stamps()
         for name, stamp in there.items():
             path = self._folder / name
@@ -60,6 +73,10 @@ class Mirror:
 
     def push(self, *, without: Sequence[str] = ()) -> None:
         """Upload what was changed here since both sides were alike, and delete there what was deleted here."""
+        with self._turn():
+            self._push(without)
+
+    def _push(self, without: Sequence[str]) -> None:
         alike, sent = self._alike(), {}
         for name, path in self._files():
             state = _state(path)
@@ -78,6 +95,14 @@ class Mirror:
             there = self._stamps()
             alike |= {name: _Alike(there.get(name), *state) for name, state in sent.items()}
         self._note(alike)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Alone on this machine; the lock lies beside the folder, which may not be there yet, or be deleted."""
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        with self._folder.with_name(f".{self._folder.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _files(self) -> Iterator[tuple[str, Path]]:
         for path in sorted(self._folder.rglob("*")):

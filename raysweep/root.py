@@ -97,10 +97,13 @@ class Root:
         if self._remote:
             Mirror(self._remote, self.root, folder.relative_to(self.root).as_posix()).push(without=without)
 
-    def pull(self, folder: Path) -> None:
-        """Bring what others changed of a folder under the root here, where the root stands for a URL."""
+    def pull(self, folder: Path, *, unless: Callable[[], bool] = lambda: False) -> None:
+        """Bring what others changed of a folder under the root here, where the root stands for a URL.
+
+        `unless`: whether a process of this machine is writing it; see `Mirror.pull`.
+        """
         if self._remote:
-            Mirror(self._remote, self.root, folder.relative_to(self.root).as_posix()).pull()
+            Mirror(self._remote, self.root, folder.relative_to(self.root).as_posix()).pull(unless=unless)
 
     def check_writable(self) -> None:
         """Write a file and delete it again. Raises StoreError if that cannot be."""

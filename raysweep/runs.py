@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -74,7 +75,7 @@ class Run:
         run = Run(store, name)
         store.check_writable()
         run.folder.mkdir(parents=True, exist_ok=True)
-        store.pull(run.folder)
+        run._refresh()
         there = run._read("identity.json")
         if there is None:
             run._check_sweep_text(sweep_text)
@@ -98,7 +99,7 @@ class Run:
         name = Path(given).name
         if NAME.fullmatch(name):
             run = Run(store, name)
-            store.pull(run.folder)
+            run._refresh()
             if os.path.isfile(run.folder / "sweep.yaml"):
                 return run
         runs = Run.all(store)
@@ -114,9 +115,13 @@ class Run:
         """Every run of a store, oldest first."""
         runs = [Run(store, name) for name in store.run_names() if NAME.fullmatch(name)]
         for run in runs:
-            store.pull(run.folder)
+            run._refresh()
         started = [run for run in runs if os.path.isfile(run.folder / "sweep.yaml")]
         return sorted(started, key=lambda run: (run.folder / "sweep.yaml").stat().st_mtime)
+
+    def _refresh(self) -> None:
+        """Bring what other machines changed here; where a driver of this machine is at it, its notes are the newest."""
+        self.store.pull(self.folder, unless=lambda: self.is_held)
 
     @property
     def sweep_text(self) -> str:
@@ -133,10 +138,8 @@ class Run:
             StoreError: if another driver is at it, or has taken it over from this one, which was cut off for long.
         """
         with (self.folder / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreError(f"run {self.name!r} is under way in another process; wait for it, or end it") from None
+            if not _lock(lock):
+                raise StoreError(f"run {self.name!r} is under way in another process; wait for it, or end it")
             key, what = f"run-{self.name}", f"run {self.name!r}"
             try:
                 with self.store.lease(key, _holder(lock), what=what, renewed=self._send, lost=self._lose):
@@ -190,7 +193,7 @@ class Run:
         """Whether a driver is at it, as far as this file system tells."""
         try:
             with (self.folder / ".lock").open("r") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
         except BlockingIOError:
@@ -354,6 +357,16 @@ class Run:
                 f"run {self.name!r} in {self.store.url} has lost its identity.json, and its sweep.yaml is another than "
                 "this sweep file: give this one another --run, or delete that sweep.yaml if they are the same sweep"
             )
+
+
+def _lock(lock: IO[str]) -> bool:
+    """Lock a run for its driver, or return False; who only looks whether it is held has the lock for a moment."""
+    for _ in range(10):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def interrupt_driver() -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from raysweep.durable import file_sha256, sync
 from raysweep.errors import LostError, StoreError, UnreachableError
@@ -220,6 +220,29 @@ class Store(Root):
         with path.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep what is finished from being deleted as garbage; waits where that is under way on this file system."""
+        with self._users_lock() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+
+    @contextlib.contextmanager
+    def unused(self) -> Iterator[None]:
+        """Keep runs from starting on this file system. Raises StoreError if one is under way."""
+        with self._users_lock() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreError(
+                    f"a run, or another `raysweep gc`, is under way in {self.url}; wait for it, or end it"
+                ) from None
+            yield
+
+    def _users_lock(self) -> IO[str]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        return (self.root / ".users.lock").open("a")
 
     def lease(
         self,

@@ -42,7 +42,7 @@ def _gc(args: argparse.Namespace) -> int:
     with held_runs(store) as runs:
         garbage = find_garbage(store, runs, forget=args.forget)
         if args.yes:
-            free(store, garbage)
+            free(store, runs, garbage)
     found = [each.to_dict() for each in garbage]
     if args.json:
         print_json({"deleted": args.yes, "garbage": found})

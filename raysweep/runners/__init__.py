@@ -46,7 +46,7 @@ def run_sweep(
     run = Run.create(store, name or space.run_name(), sweep_text=space.text, identity=space.identity())
     shown = _UntilFailure(show) if fail_fast else show
     try:
-        with run.held():
+        with store.in_use(), run.held():
             _run(space, store, run, shown, runner=runner)
     except KeyboardInterrupt:
         if not isinstance(shown, _UntilFailure) or not shown.has_failed:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -125,6 +126,64 @@ def test_what_a_holder_sent_after_the_run_was_opened_here_is_kept(drive, here, m
         here.add_trial(row("here"))
         here.publish()
     assert trials(machine("two")) == ["one", "here"]
+
+
+def test_who_reads_a_run_beside_its_driver_takes_no_notes_back(machine, monkeypatch):
+    """Another process reads the run after the driver's notes were uploaded, and before it is noted that they were."""
+    run = Run.create(machine("one"), "r", sweep_text="x", identity="{}")
+    put, read = Remote.put, "import sys; from raysweep.runs import Run; from raysweep.store import Store; "
+    read += "print([trial.trial for trial in Run.find(Store(sys.argv[1]), 'r').trials()])"
+    seen = []
+
+    def put_and_be_read(remote: Remote, path, name: str) -> None:
+        put(remote, path, name)
+        if name.endswith("trials.jsonl") and not seen:
+            run.add_trial(row("t2"))
+            reader = subprocess.run([sys.executable, "-c", read, run.store.url], capture_output=True, text=True)
+            seen.append(reader.stdout.strip())
+
+    with run.held():
+        run.publish()
+        run.add_trial(row("t1"))
+        monkeypatch.setattr(Remote, "put", put_and_be_read)
+        run.publish()
+        assert seen == ["['t1', 't2']"]
+        assert [trial.trial for trial in run.trials()] == ["t1", "t2"]
+        run.publish()
+    assert trials(machine("two")) == ["t1", "t2"]
+
+
+def test_a_driver_waits_for_who_is_reading_the_run(machine, monkeypatch):
+    """What a reader is about to put in place of a file is there before the driver writes that."""
+    first = Run.create(machine("two"), "r", sweep_text="x", identity="{}")
+    first.add_trial(row("t1"))
+    first.publish()
+    run = Run.create(machine("one"), "r", sweep_text="x", identity="{}")
+    first.add_trial(row("t2"))
+    first.publish()
+    get, reads, goes_on = Remote.get, threading.Event(), threading.Event()
+
+    def get_slowly(remote: Remote, name: str, path) -> None:
+        if threading.current_thread() is reader:
+            reads.set()
+            goes_on.wait(60)
+        get(remote, name, path)
+
+    def drive() -> None:
+        with run.held():
+            run.add_trial(row("t3"))
+
+    monkeypatch.setattr(Remote, "get", get_slowly)
+    reader, driver = threading.Thread(target=Run.find, args=(machine("one"), "r")), threading.Thread(target=drive)
+    reader.start()
+    assert reads.wait(60)
+    driver.start()
+    driver.join(0.5)
+    assert driver.is_alive()
+    goes_on.set()
+    reader.join()
+    driver.join()
+    assert [trial.trial for trial in run.trials()] == ["t1", "t2", "t3"]
 
 
 def test_of_two_that_come_at_once_one_holds_at_most(drive):

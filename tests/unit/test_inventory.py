@@ -1,16 +1,20 @@
 """Runs of a store, and what of it may go."""
 
 import json
+import threading
+import time
 from dataclasses import replace
 
 import pytest
-from tiny import EMPTY, put
+from tiny import EMPTY, TRUNK, put
 
 from raysweep.cli import main
 from raysweep.errors import StoreError
 from raysweep.inventory import find_garbage, free, held_runs, list_runs
 from raysweep.run_files import UNKNOWN, StageRow, TrialRow
+from raysweep.runners import run_sweep
 from raysweep.runs import Run
+from raysweep.space import load
 from raysweep.store import Store
 
 
@@ -74,7 +78,7 @@ def test_only_what_no_run_refers_to_goes(any_store):
     found = garbage(any_store, forget=["b"])
     assert {name for name, kind in found.items() if kind == "stage"} == {"sft-9", "pretrain-2"}
     with held_runs(any_store) as runs:
-        assert free(any_store, find_garbage(any_store, runs, forget=["b"])) > 0
+        assert free(any_store, runs, find_garbage(any_store, runs, forget=["b"])) > 0
     assert any_store.finished_ids() == {"tokenize-1", "pretrain-1"}
     assert [run.name for run in Run.all(any_store)] == ["a"]
     # What is left is whole, in the cache or fetched again.
@@ -108,7 +112,7 @@ def test_state_behind_a_url_goes_whatever_machine_has_left_it(tmp_path, monkeypa
     here = Store(url)
     assert garbage(here) == {"trajectory-a.state": "state"}
     with held_runs(here) as runs:
-        assert free(here, find_garbage(here, runs)) == 1
+        assert free(here, runs, find_garbage(here, runs)) == 1
     assert here.state_dir("trajectory-a").names() == set()
 
 
@@ -126,6 +130,65 @@ def test_nothing_goes_while_a_run_is_under_way_or_cannot_be_read(store):
     (run.folder / "trials.jsonl").open("a").write('{"trial": "cut o')
     with pytest.raises(StoreError, match="damaged, so what it refers to is not known"):
         garbage(store)
+
+
+def test_a_run_that_has_lost_its_sweep_file_keeps_all_that_it_refers_to(any_store):
+    put(any_store, "pretrain-1")
+    run = start(any_store, "r", stage("pretrain-1"))
+    run.publish()
+    (run.folder / "sweep.yaml").unlink()
+    run.publish()
+    with pytest.raises(StoreError, match=r"'r' has lost its sweep\.yaml.* --run r, .*or delete the folder .*/runs/r$"):
+        garbage(any_store)
+    Run.create(any_store, "r", sweep_text="r", identity=json.dumps({"name": "r"})).publish()
+    assert not {"stage", "run"} & set(garbage(any_store).values())
+
+
+def test_a_run_starts_only_when_what_is_garbage_is_gone(store, sweep_file):
+    """A run of finished stages, started between the look and the deletion, makes them again, and keeps them."""
+    space = load(sweep_file(TRUNK + "  steps: 2\n"))
+    run_sweep(space, store, runner="inline")
+    made = store.finished_ids()
+    assert made
+    store.remove(store.root / "runs")
+    with held_runs(store) as runs:
+        found = find_garbage(store, runs)
+        assert {each.name for each in found if each.kind == "stage"} == made
+        begun = threading.Thread(target=run_sweep, args=(space, store), kwargs={"runner": "inline"})
+        begun.start()
+        while not store.run_names():
+            time.sleep(0.01)
+        begun.join(0.3)
+        assert begun.is_alive()
+        free(store, runs, found)
+        assert store.finished_ids() == set()
+    begun.join()
+    assert store.finished_ids() == made
+    assert "stage" not in garbage(store).values()
+
+
+def test_nothing_goes_while_a_run_that_began_meanwhile_is_under_way(store):
+    put(store, "sft-9")
+    with store.in_use(), pytest.raises(StoreError, match="a run, or another `raysweep gc`, is under way"):
+        garbage(store)
+    assert "sft-9" in garbage(store)
+
+
+def test_a_run_that_began_on_another_machine_keeps_what_it_may_refer_to(tmp_path, monkeypatch):
+    url = f"local://{tmp_path}/url"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
+    there = Store(url)
+    put(there, "pretrain-1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    here = Store(url)
+    with held_runs(here) as runs:
+        found = find_garbage(here, runs)
+        begun = start(there, "r", stage("pretrain-1"))
+        with begun.held(), pytest.raises(StoreError, match="run 'r' has just begun on another machine"):
+            free(here, runs, found)
+        begun.publish()
+    assert here.finished_ids() == {"pretrain-1"}
+    assert "stage" not in garbage(here).values()
 
 
 def test_gc_deletes_with_yes_alone(store, capsys):
