@@ -85,7 +85,7 @@ def _at_parts(curve: Curve, num: int) -> np.ndarray:
 def main(num_tables: int) -> None:
     """Prints rows of a table, as they come."""
     settings = [
-        (f"{num} variants, {name}", num, world, np.asarray) for num in (40, 60, 100) for name, world in WORLDS.items()
+        (f"{num} variants, {name}", num, world, np.asarray) for name, world in WORLDS.items() for num in (60, 40, 100)
     ]
     both = next(iter(WORLDS.values()))
     settings += [(f"60 variants, {name}", 60, both, shape) for name, shape in SHAPES.items()]

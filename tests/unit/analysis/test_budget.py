@@ -142,19 +142,21 @@ def test_intervals_of_one_drawn_blindly_hold_the_truth():
 
 
 def test_drawn_scores_are_in_order_and_as_far_apart_on_average():
-    scores = np.random.default_rng(1).exponential(size=200)
-    drawn = np.concatenate([_drawn(scores + shift) for shift in (0.0, 5.0)])
+    # The i-th gap from the top is 1 / i, as of exponential scores on average.
+    scores = -np.random.default_rng(1).permutation(np.cumsum(1 / np.arange(1, 200)))
+    drawn = _drawn(scores)
     assert (drawn.argsort(axis=1) == scores.argsort()).all()
-    assert drawn[:20] == pytest.approx(drawn[20:])
-    # The i-th gap has mean 1 / i: of the first 50, 4.5 from the best to the 51st, whose error over 20 draws is 0.3.
-    top = np.sort(drawn, axis=1)[:, ::-1]
-    assert (top[:, 0] - top[:, 50]).mean() == pytest.approx(4.5, abs=1.5)
+    assert drawn == pytest.approx(_drawn(scores + 5.0))
+    gaps = -np.diff(np.sort(drawn, axis=1)[:, ::-1], axis=1) * np.arange(1, 199)
+    # Of an exponential distribution of mean 1 the second moment is 2, and a little less without the last half percent.
+    assert gaps.mean(axis=0) == pytest.approx(1.0, abs=0.01)
+    assert (gaps**2).mean(axis=0) == pytest.approx(2.0, abs=0.1)
     assert not _drawn(np.zeros(8)).any()
 
 
 def test_regret_that_all_halves_lack_has_an_interval_by_the_variants_of_a_half():
     # Wilson's of none in 30, by Student's t of 9 degrees of freedom: t^2 / (30 + t^2) with t = 2.262.
-    none = _estimate(np.zeros((10, 21)), 30, low=0.0, high=2.0)
+    none = _estimate(np.zeros((10, 101)), 30, low=0.0, high=2.0)
     assert (none.low, none.high) == pytest.approx((0.0, 2 * 5.117 / 35.117), abs=1e-3)
 
 
