@@ -143,11 +143,11 @@ def test_intervals_of_one_drawn_blindly_hold_the_truth():
 
 def test_drawn_scores_are_in_order_and_as_far_apart_on_average():
     # The i-th gap from the top is 1 / i, as of exponential scores on average.
-    scores = -np.random.default_rng(1).permutation(np.cumsum(1 / np.arange(1, 200)))
+    scores = -np.random.default_rng(1).permutation(np.cumsum([0.0, *1 / np.arange(1, 200)]))
     drawn = _drawn(scores)
     assert (drawn.argsort(axis=1) == scores.argsort()).all()
     assert drawn == pytest.approx(_drawn(scores + 5.0))
-    gaps = -np.diff(np.sort(drawn, axis=1)[:, ::-1], axis=1) * np.arange(1, 199)
+    gaps = -np.diff(np.sort(drawn, axis=1)[:, ::-1], axis=1) * np.arange(1, 200)
     # Of an exponential distribution of mean 1 the second moment is 2, and a little less without the last half percent.
     assert gaps.mean(axis=0) == pytest.approx(1.0, abs=0.01)
     assert (gaps**2).mean(axis=0) == pytest.approx(2.0, abs=0.1)
