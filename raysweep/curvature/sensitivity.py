@@ -11,7 +11,7 @@ import numpy.typing as npt
 from raysweep.curvature.averages import Estimate
 from raysweep.curvature.estimators import at_least
 from raysweep.curvature.operators import named_parameters
-from raysweep.curvature.probes import Tensors, probe_vector
+from raysweep.curvature.probes import Tensors
 from raysweep.curvature.sharpness import linear_weights
 
 Floats = npt.NDArray[np.float64]
@@ -21,36 +21,38 @@ NoiseScale = Literal["absolute", "per_tensor", "per_row"]
 each row of a matrix, which is what a neuron or a token has for weights. Vectors, such as gains, have one row."""
 
 
-def noise_vector(model: Any, scale: NoiseScale, *, seed: int, draw: int) -> Tensors:
-    """Independent normal noise of mean 0 on every parameter, its standard deviation by `scale`.
+def noise_vector(model: Any, scale: NoiseScale, normal: Tensors) -> Tensors:
+    """Noise on every parameter, its standard deviation by `scale`.
 
     Args:
         model: whose parameters that require a gradient get noise.
         scale: see `NoiseScale`. What is 0 throughout gets none, but for the absolute one.
-        seed: of all draws.
-        draw: index of the vector.
+        normal: name -> tensor like the parameter, of standard normal numbers; it is left as it is, so that one draw
+            serves all scales.
 
     Returns:
-        name -> tensor like the parameter: a function of seed, draw, name and, but for its scale, of shape alone.
+        name -> tensor like the parameter.
 
-    >>> noise = noise_vector(model, "per_tensor", seed=0, draw=0)
+    >>> normal = probe_vector(named_parameters(model), seed=0, probe=0, distribution="gaussian")
+    >>> noise = noise_vector(model, "per_tensor", normal)
     >>> weight = model.lm_head.weight
     >>> bool(abs(noise["model.embed_tokens.weight"].std() / weight.square().mean().sqrt() - 1) < 0.15)
     True
     """
+    if scale == "absolute":
+        return normal
     parameters = named_parameters(model)
     rows_are_neurons = linear_weights(model, parameters)
-    vector = probe_vector(parameters, seed=seed, probe=draw, distribution="gaussian")
+    vector = {}
     for name, parameter in parameters.items():
-        if scale != "absolute":
-            squares = parameter.detach().square()
-            if scale == "per_tensor" or parameter.ndim < 2:
-                squares = squares.mean()
-            elif rows_are_neurons.get(name, True):  # An embedding has a row for each token.
-                squares = squares.flatten(1).mean(dim=1).view(-1, *[1] * (parameter.ndim - 1))
-            else:
-                squares = squares.mean(dim=0, keepdim=True)
-            vector[name] = vector[name].detach() * squares.sqrt()
+        squares = parameter.detach().square()
+        if scale == "per_tensor" or parameter.ndim < 2:
+            squares = squares.mean()
+        elif rows_are_neurons.get(name, True):  # An embedding has a row for each token.
+            squares = squares.flatten(1).mean(dim=1).view(-1, *[1] * (parameter.ndim - 1))
+        else:
+            squares = squares.mean(dim=0, keepdim=True)
+        vector[name] = normal[name] * squares.sqrt()
     return vector
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,6 +23,7 @@ from raysweep.train.evaluate import BATCH
 from raysweep.worker import Worker
 
 if TYPE_CHECKING:
+    from raysweep.curvature.probes import Tensors
     from raysweep.curvature.sensitivity import NoiseScale
 
 PIECES = 16
@@ -82,6 +84,7 @@ class Noise(StageSpec):
         """
         from raysweep.curvature.language import prepare
         from raysweep.curvature.operators import MovableParameters, named_parameters
+        from raysweep.curvature.probes import probe_vector
         from raysweep.curvature.sensitivity import crossed_mean, noise_vector
         from raysweep.train.evaluate import heldout
 
@@ -92,11 +95,16 @@ class Noise(StageSpec):
         rows = self.text.rows(inputs["tokens"], inputs["checkpoint"], num_sequences=self.num_sequences)
         piece = min(BATCH, max(1, len(rows["input_ids"]) // PIECES))
         before = heldout(model, rows, loss, batch_size=piece)
-        movable = MovableParameters(named_parameters(model), 1.0)
+        parameters = named_parameters(model)
+        movable = MovableParameters(parameters, 1.0)
+
+        @lru_cache(maxsize=1)  # Of millions of numbers it takes longer than the losses: once for all sizes.
+        def normal(draw: int) -> Tensors:
+            return probe_vector(parameters, seed=self.seed, probe=draw, distribution="gaussian")
 
         def rise(item: tuple[NoiseScale, float, int]) -> list[float]:
             scale, size, draw = item
-            vector = noise_vector(model, scale, seed=self.seed, draw=draw)
+            vector = noise_vector(model, scale, normal(draw))
             both = []
             with movable.moves() as move:
                 for way in (size, -size):
@@ -104,7 +112,7 @@ class Noise(StageSpec):
                     both.append(heldout(model, rows, loss, batch_size=piece).losses - before.losses)
             return list(map(float, np.mean(both, axis=0)))
 
-        items = [(*each, draw) for each in self._sizes() for draw in range(self.num_draws)]
+        items = [(*each, draw) for draw in range(self.num_draws) for each in self._sizes()]
         rises = dict(zip(items, RankDeal(worker, "draws")(items, rise), strict=True))
         metrics = {}
         for scale, size in self._sizes():
@@ -132,9 +140,9 @@ class Noise(StageSpec):
         return num * size.forward_flops(self.num_sequences * self.text.input_length, self.text.input_length)
 
     def memory_bytes(self, size: Size, resources: Resources) -> int:
-        """Weights, their copy and the noise, whole on each worker; activations of a layer and logits of a batch."""
+        """Weights, their copy, a draw and its noise, whole on each worker; activations and logits of a batch."""
         assert self.text
-        return 3 * size.weights_bytes + self.text.batch_bytes(size, self.num_sequences)
+        return 4 * size.weights_bytes + self.text.batch_bytes(size, self.num_sequences)
 
     def disk_bytes(self, size: Size) -> int:
         """None: its numbers stand in its record."""

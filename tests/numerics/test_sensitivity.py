@@ -6,13 +6,15 @@ import torch
 from tiny_models import STYLES, build
 
 from raysweep.curvature.operators import named_parameters
+from raysweep.curvature.probes import probe_vector
 from raysweep.curvature.sensitivity import crossed_mean, noise_vector
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_noise_is_as_large_as_its_scale_says_and_of_one_direction(style):
     model = build(style, tied=False)
-    plain, tensor, row = (noise_vector(model, scale, seed=0, draw=3) for scale in ("absolute", "per_tensor", "per_row"))
+    normal = probe_vector(named_parameters(model), seed=0, probe=3, distribution="gaussian")
+    plain, tensor, row = (noise_vector(model, scale, normal) for scale in ("absolute", "per_tensor", "per_row"))
     for name, weight in named_parameters(model).items():
         weight = weight.detach()
         torch.testing.assert_close(tensor[name], plain[name] * weight.square().mean().sqrt())
@@ -35,10 +37,11 @@ def test_relative_noise_grows_with_a_matrix_that_the_next_one_scales_back():
     for scale in ("absolute", "per_tensor", "per_row"):
         for factor in (1.0, 4.0):
             model = build("llama", tied=False)
+            normal = probe_vector(named_parameters(model), seed=0, probe=0, distribution="gaussian")
             with torch.no_grad():
                 model.model.layers[0].mlp.up_proj.weight.mul_(factor)
                 model.model.layers[0].mlp.down_proj.weight.div_(factor)
-                for name, noise in noise_vector(model, scale, seed=0, draw=0).items():
+                for name, noise in noise_vector(model, scale, normal).items():
                     model.get_parameter(name).add_(noise, alpha=0.1)
                 losses[scale, factor] = float(model(input_ids=ids, labels=ids).loss)
     for scale in ("per_tensor", "per_row"):
