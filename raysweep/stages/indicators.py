@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -14,7 +14,7 @@ from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
 from raysweep.data.tokenizers import load_tokenizer
 from raysweep.resources import Resources
-from raysweep.spec import Metric
+from raysweep.spec import Metric, Neutral
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.tasks.families import Task
 from raysweep.tasks.files import TYPICAL_LENGTH
@@ -27,6 +27,9 @@ LIKELIHOOD = "_log_likelihood"
 """Ends the name of the mean log-likelihood of right answers, beside that of the score."""
 NUM_CUT = "_num_cut"
 """Ends the name of how many prompts did not fit."""
+
+CLASS_VERSION = 2
+"""See `Indicators.class_version`."""
 
 
 class Indicators(StageSpec):
@@ -48,11 +51,17 @@ class Indicators(StageSpec):
     """Of each task, from a split that no fine-tuning trains, validates or tests on."""
     tasks: dict[str, Task] = Field(default_factory=dict)
     """Name to task; filled from sft.tasks."""
-    filled: ClassVar[frozenset[str]] = frozenset({"tasks"})
+    class_version: Annotated[int, Neutral(1)] = 1
+    """Raised by a fix that changes results of tasks with classes; filled, and 1 where there are none, whose results
+    stay. 2: likelihoods by a temperature that is fitted to the examples."""
+    filled: ClassVar[frozenset[str]] = frozenset({"tasks", "class_version"})
 
     def bind(self, subject: Subject) -> Indicators:
         """With the tasks that checkpoints are fine-tuned on."""
-        return self.with_(tasks=dict(subject.tasks))  # type: ignore[no-any-return]
+        has_classes = any(task.num_classes is not None for task in subject.tasks.values())
+        return self.with_(  # type: ignore[no-any-return]
+            tasks=dict(subject.tasks), class_version=CLASS_VERSION if has_classes else 1
+        )
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Means over each task's examples, without and, where there are some, with shots; NaN where none was left."""

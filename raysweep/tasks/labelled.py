@@ -123,11 +123,13 @@ class LabelledTask(TaskSpec):
         """Hits of the class whose `num_shots` examples' mean state is nearest (Snell et al., 2017).
 
         Near is by Euclidean distance d, of one state for each example: see `_summaries`. A class without an example in
-        the training split is never predicted. Likelihoods are those of normal classes of one variance s^2 in all
-        directions, p ~ exp(-d^2 / 2 s^2), by the examples' own about their means: another scale of states changes none.
-        Of one example a class no variance is known, and of a class without one no likelihood.
+        the training split is never predicted. Likelihoods are p ~ exp(-t d^2), t being what foretells the examples
+        themselves best, each by others: see `fitted_temperature`. Another scale of states changes none. Of one example
+        a class no t is known, and of a class without one no likelihood.
         """
         import torch
+
+        from raysweep.tasks.prototypes import fitted_temperature
 
         max_length = context_length(model)
         train = self.encoded("train", tokenizer, max_length=max_length)
@@ -144,9 +146,7 @@ class LabelledTask(TaskSpec):
         hits = np.where(
             distances.isnan().any(dim=1).numpy(), np.nan, classes[distances.argmin(dim=1).numpy()] == asked.labels
         )
-        freedom = (len(states) - len(classes)) * states.shape[1]
-        variance = float((states - centroids[given]).double().square().sum()) / freedom if freedom else math.nan
-        by_class = (-(distances**2) / (2 * variance)).log_softmax(dim=1).numpy()
+        by_class = (-fitted_temperature(states, given) * distances.square()).log_softmax(dim=1).numpy()
         right = dict(zip(classes.tolist(), by_class.T, strict=True))
         unseen = np.full(len(asked.labels), math.nan)
         return [

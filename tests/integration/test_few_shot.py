@@ -9,6 +9,7 @@ from raysweep.errors import SpaceError
 from raysweep.results import Results
 from raysweep.runners import run_sweep
 from raysweep.space import load
+from raysweep.spec import canonical
 
 # A model of 64 positions: a question alone fits, not with nine solved ones.
 SWEEP = """\
@@ -63,6 +64,20 @@ def test_prompts_that_did_not_fit_are_counted_and_families_have_means(folder, sw
     columns = {column.name: column.metric for column in run.columns()}
     assert columns["indicators/ask/kshot_log_likelihood"].direction == "max"
     assert columns["indicators/third/kshot_num_cut"].direction is None
+
+
+def test_only_tasks_with_classes_have_the_version_of_their_scores(folder, sweep_file):
+    """Results of others are what they were, and so are their ids."""
+    for name in ("learn", "classes"):
+        write(folder, f"{name}.jsonl", [{"text": f"{name} la {n}", "label": n % 2} for n in range(20)])
+    told = "    fourth: {form: classification, train: learn.jsonl, test: classes.jsonl}\n"
+    found = []
+    for more in ("", told):
+        space = load(sweep_file(SWEEP + more))
+        trial = space.trial(next(iter(space.points())), 0)
+        [spec] = [stage.spec for stage in trial.stages if stage.kind == "indicators"]
+        found.append(canonical(spec).get("class_version"))
+    assert found == [None, 2]
 
 
 @pytest.mark.parametrize(

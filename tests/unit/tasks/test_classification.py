@@ -21,6 +21,7 @@ from raysweep.finetuning import Finetuning
 from raysweep.stages.probe import Probe
 from raysweep.stages.sft import Hyperparameters, Sft
 from raysweep.tasks.classification import Classification
+from raysweep.tasks.prototypes import fitted_temperature
 from raysweep.tasks.qa import QA
 from raysweep.train.classifier import Classifier
 from raysweep.worker import Worker
@@ -106,11 +107,10 @@ def test_untrained_scores_are_those_of_the_nearest_class(task, tokenizer):
     means = torch.stack([train.states[train.labels == label][:5].mean(dim=0) for label in range(2)])
     nearest = (asked.states[:20, None] - means).square().sum(dim=-1).argmin(dim=1)
     assert [guess.score for guess in guesses] == (nearest == asked.labels[:20]).double().tolist()
-    shown = torch.cat([train.states[train.labels == label][:5] - means[label] for label in range(2)]).double()
-    variance = float(shown.square().sum()) / (8 * shown.shape[1])  # 10 examples less 2 means.
-    normal = torch.distributions.Normal(means.double(), variance**0.5)
-    densities = normal.log_prob(asked.states[:20, None].double()).sum(dim=-1)
-    expected = densities.log_softmax(dim=1)[range(20), asked.labels[:20]]
+    shown = [torch.nonzero(train.labels == label)[:5, 0] for label in range(2)]
+    temperature = fitted_temperature(train.states[torch.cat(shown)], train.labels[torch.cat(shown)])
+    squares = (asked.states[:20, None].double() - means.double()).square().sum(dim=-1)
+    expected = (-temperature * squares).log_softmax(dim=1)[range(20), asked.labels[:20]]
     # By distances in float32 of states of some units.
     assert [guess.log_likelihood for guess in guesses] == pytest.approx(expected.tolist(), abs=1e-3)
 
