@@ -20,11 +20,12 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from raysweep.errors import ClusterError
 from raysweep.events import Event, Report
 from raysweep.runners.watch import Beat, Process, Watch
 
@@ -32,6 +33,10 @@ logger = logging.getLogger(__name__)
 
 # How long a new connection may take for each message of its handshake.
 HANDSHAKE_SECONDS = 10
+
+# How long a gang tries to reach the driver: at first, and where a connection was lost, as networks fail for a while.
+FIRST_SECONDS = 5.0
+AGAIN_SECONDS = 60.0
 
 
 # As of events: all fields, no others, and each of its very type.
@@ -82,11 +87,40 @@ class Address:
     key: bytes
 
 
-def connect(address: Address) -> Connection:
-    """A gang's connection to the driver. Raises OSError, EOFError or AuthenticationError if there is none to be had."""
-    connection = Client((address.host, address.port), authkey=address.key)
-    _send_at_once(connection.fileno())
-    return connection
+def connect(address: Address, *, seconds: float) -> Connection:
+    """A gang's connection to the driver, tried for about so long.
+
+    Raises:
+        ClusterError: if there is none to be had; names the driver's address, and what to open.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return _connect_once(address)
+        except (OSError, EOFError, AuthenticationError) as error:
+            if time.monotonic() >= deadline:
+                raise ClusterError(
+                    f"host {socket.gethostname()} cannot reach the driver at {address.host}:{address.port} "
+                    f"({error or type(error).__name__}): let all nodes connect to every TCP port of the driver's host, "
+                    "which listens at one that its system chooses"
+                ) from error
+        time.sleep(0.5)
+
+
+def _connect_once(address: Address) -> Connection:
+    # Not by `multiprocessing.connection.Client`: where packets are dropped it waits for two minutes.
+    with socket.create_connection((address.host, address.port), timeout=HANDSHAKE_SECONDS) as peer:
+        peer.settimeout(None)
+        _send_at_once(peer.fileno())
+        # Else a firewall on the way forgets a connection that says nothing during a long stage.
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+        connection = Connection(os.dup(peer.fileno()))
+        _set_timeout(peer, HANDSHAKE_SECONDS)
+        answer_challenge(connection, address.key)
+        deliver_challenge(connection, address.key)
+        _set_timeout(peer, 0)
+        return connection
 
 
 def send(connection: Connection, message: ToDriver | ToGang) -> None:
@@ -129,6 +163,9 @@ class EventSink:
         self._report, self._watch = report, watch
         self._closed = False
         self._connections: set[Connection] = set()
+        self._said: dict[type[ToGang], ToGang] = {}
+        """The last of each kind, for gangs that come later, or again."""
+        self._lock = threading.Lock()
 
     def __enter__(self) -> EventSink:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -149,9 +186,11 @@ class EventSink:
         self._send_all(Draining(tuple(sorted(nodes))))
 
     def _send_all(self, message: ToGang) -> None:
-        for connection in list(self._connections):
-            with contextlib.suppress(OSError):
-                send(connection, message)
+        with self._lock:
+            self._said[type(message)] = message
+            for connection in list(self._connections):
+                with contextlib.suppress(OSError):
+                    send(connection, message)
 
     def _accept(self) -> None:
         """Take connections; all that a peer may be slow at is done in a thread of its own."""
@@ -177,8 +216,11 @@ class EventSink:
 
     def _listen(self, connection: Connection) -> None:
         beating: Process | None = None
-        self._connections.add(connection)
         try:
+            with self._lock:
+                self._connections.add(connection)
+                for said in self._said.values():
+                    send(connection, said)
             while True:
                 received = connection.recv_bytes()
                 if self._closed:
@@ -210,26 +252,32 @@ def _set_timeout(peer: socket.socket, seconds: int) -> None:
 
 
 class EventSource:
-    """A gang's end. A driver that is gone stops the telling, not the work: Ray ends the gang by itself."""
+    """A gang's end. A connection that is lost is made anew; what was under way in it may be lost.
+
+    Raises:
+        ClusterError: here and in each method, if the driver cannot be reached: unseen, a gang is not to go on.
+    """
 
     def __init__(self, address: Address) -> None:
-        self._connection: Connection | None = None
+        self._address = address
         self._save_asked = False
         self._draining: frozenset[str] = frozenset()
-        try:
-            self._connection = connect(address)
-        except (OSError, EOFError, AuthenticationError) as error:
-            logger.warning("no connection to the driver at %s:%d: %s", address.host, address.port, error)
+        self._lock = threading.Lock()
+        self._unreached: ClusterError | None = None
+        self._connection = connect(address, seconds=FIRST_SECONDS)
 
     def tell(self, event: Event) -> None:
         """Send one event."""
+        self._receive_all()  # Which notices a connection that was closed; a first send into it would not fail.
         self._send(event)
 
     def wait(self) -> None:
         """Until the driver has taken all that was told so far."""
-        self._send(Flush())
-        while self._receive():
-            pass
+        while True:
+            asked = self._send(Flush())
+            while self._connection is asked:
+                if isinstance(self._receive(), Flush):
+                    return
 
     def save_asked(self) -> bool:
         """Whether the driver has asked for a save since this was last called."""
@@ -243,31 +291,54 @@ class EventSource:
         return self._draining
 
     def _receive_all(self) -> None:
-        while self._connection is not None and self._connection.poll() and self._receive():
-            pass
+        while self._is_told():
+            self._receive()
 
-    def _receive(self) -> bool:
-        """Take the driver's next message. False if it says that all was taken, or if there is no driver."""
-        if self._connection is None:
-            return False
+    def _is_told(self) -> bool:
+        connection = self._connection
         try:
-            message = _TO_GANG.validate_json(self._connection.recv_bytes())
+            return connection.poll()
+        except OSError:
+            self._connect_again(connection)
+            return False
+
+    def _receive(self) -> ToGang | None:
+        """Take the driver's next message; None if there was none of ours, or the connection was lost and made anew."""
+        connection = self._connection
+        try:
+            message = _TO_GANG.validate_json(connection.recv_bytes())
         except ValidationError as error:
             logger.warning("no message of the driver's, and left out: %s", error)
-            return True
+            return None
         except (EOFError, OSError):
-            self._connection = None
-            return False
+            self._connect_again(connection)
+            return None
         match message:
             case Draining(nodes=nodes):
                 self._draining = frozenset(nodes)
             case Save():
                 self._save_asked = True
-        return not isinstance(message, Flush)
+        return message
 
-    def _send(self, message: ToDriver) -> None:
-        if self._connection is not None:
+    def _send(self, message: ToDriver) -> Connection:
+        """Send a message; returns the connection that took it."""
+        while True:
+            connection = self._connection
             try:
-                send(self._connection, message)
+                send(connection, message)
             except OSError:
-                self._connection = None
+                self._connect_again(connection)
+            else:
+                return connection
+
+    def _connect_again(self, lost: Connection) -> None:
+        """Unless another thread has done so."""
+        with self._lock:
+            if self._unreached:
+                raise self._unreached
+            if self._connection is lost:
+                try:
+                    self._connection = connect(self._address, seconds=AGAIN_SECONDS)
+                except ClusterError as error:
+                    self._unreached = error
+                    raise

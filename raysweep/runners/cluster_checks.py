@@ -7,6 +7,7 @@ them, too; `bandwidth` takes a GPU of each node, where there are any.
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from raysweep.runners.node_tasks import (
     facts_here,
     memory_here,
     remove_nonce,
+    unreached,
     unseen_nonces,
     write_nonce,
 )
@@ -42,13 +44,13 @@ Node = Mapping[str, Any]
 
 
 def quick_checks(store: Store) -> list[Check]:
-    """Versions, code, GPUs, interfaces, clocks, disks, shared memory, auth and the store, on all nodes of the cluster.
+    """Versions, code, GPUs, interfaces, clocks, disks, shared memory, auth, this host's ports, the store, on all nodes.
 
     Raises:
         ClusterError: if a node does not answer; names it.
     """
     nodes = _alive()
-    checks = compare(_facts(nodes))
+    checks = [*compare(_facts(nodes)), driver_ports(nodes)]
     # Without raysweep, or with another, a node cannot speak for the store.
     if not all(check.ok for check in checks if check.name == "code"):
         return [*checks, Check("store", False, "not looked at: see code")]
@@ -62,6 +64,28 @@ def refuse_unfit(store: Store) -> None:
         error = ClusterError()
         error.findings = tuple(((check.name,), check.message) for check in failed)
         raise error
+
+
+def driver_ports(nodes: Sequence[Node]) -> Check:
+    """Each node connects to a port of this host, as gangs do to tell what they do."""
+    host = str(ray.util.get_node_ip_address())
+    with socket.create_server((host, 0), backlog=max(128, len(nodes))) as listener:
+        return reached(nodes, host, listener.getsockname()[1])
+
+
+def reached(nodes: Sequence[Node], host: str, port: int) -> Check:
+    """Each node connects to a port where this host listens."""
+    names = _names(nodes)
+    answers = _on_each(nodes, unreached, lambda node: (host, port))
+    findings = [f"{names[node]} cannot reach {host}:{port} ({answer})" for node, answer in answers.items() if answer]
+    if findings:
+        return Check(
+            "driver",
+            False,
+            f"{'; '.join(findings)}: let all nodes connect to every TCP port of this host, the driver's, which listens "
+            "at one that its system chooses",
+        )
+    return Check("driver", True, f"each of {len(nodes)} node(s) reaches the ports of {host}, the driver's host")
 
 
 def shared_store(store: Store, nodes: Sequence[Node] | None = None) -> Check:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from raysweep.errors import RaysweepError
+from raysweep.errors import ClusterError, RaysweepError
 from raysweep.events import Note, Report
 from raysweep.plan import Stage
 from raysweep.resources import Resources
@@ -218,13 +218,23 @@ class RankActor:
 
         if agreement:
             agreement.check(store, node=ray.util.get_node_ip_address())
+        self._unreached: ClusterError | None = None
 
     def beat(self, address: Address, gang: str, rank: int, every_seconds: float) -> None:
-        """Begin to give signs of life to the driver."""
-        start_beats(address, this_process(gang, rank), every_seconds=every_seconds)
+        """Begin to give signs of life to the driver; `join`, which rank 0 waits for, raises if there is no way."""
+        try:
+            start_beats(address, this_process(gang, rank), every_seconds=every_seconds)
+        except ClusterError as error:
+            self._unreached = error
 
     def join(self, store_url: str, resources: Resources, rank: int, hosts: Sequence[str], port: int) -> None:
-        """Enter the process group of the ranks on `hosts`, where rank 0 listens at `port`; returns when all have."""
+        """Enter the process group of the ranks on `hosts`, where rank 0 listens at `port`; returns when all have.
+
+        Raises:
+            ClusterError: if the driver cannot be reached from here.
+        """
+        if self._unreached:
+            raise self._unreached
         self._store = Store(store_url)
         self._store.be_patient(resources.max_store_wait_seconds)
         # As of a node that is taken away: the ranks save together when one of them is asked to.

@@ -139,6 +139,15 @@ def clock() -> float:
     return time.time()
 
 
+def unreached(host: str, port: int) -> str:
+    """Why this node cannot connect to a port, in a line; empty if it can."""
+    try:
+        socket.create_connection((host, port), timeout=10.0).close()
+    except OSError as error:
+        return str(error)
+    return ""
+
+
 def write_nonce(store_url: str, nonce: str, node: str) -> str:
     """Leave a file of this node in the store; returns what went wrong, in a line."""
     from raysweep.errors import RaysweepError

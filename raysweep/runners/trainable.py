@@ -15,6 +15,7 @@ from ray import tune
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raysweep.errors import ClusterError
 from raysweep.events import Event, Note, StageProgress, TrialStarted
 from raysweep.plan import Trial
 from raysweep.resources import Resources
@@ -50,7 +51,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         """Make the gang: this process is rank 0, the other ranks take the other bundles.
 
         Raises:
-            ClusterError: if this node does not go together with the driver's.
+            ClusterError: if this node does not go together with the driver's, or cannot reach it.
         """
         self._space, self._pruned = space, pruned
         self._current = ""
@@ -72,7 +73,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         self._resources = space.resources.of(point_of(space, config))
         self._gang = self._make_gang()
         self._first_memory: int | None = None
-        self._outgrown: str | None = None
+        self._unfit: str | None = None
         self._begin(config)
 
     def _make_gang(self) -> Gang:
@@ -113,8 +114,8 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
             RayActorError: if this gang is to be replaced, before the trial begins (see `reset_config`) or since one of
                 its nodes is about to be taken away.
         """
-        if self._outgrown:
-            raise _taken_away(self._outgrown)
+        if self._unfit:
+            raise _taken_away(self._unfit)
         self._is_in_step = True
         try:
             leg = next(self._legs)
@@ -132,17 +133,20 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         return {**leg.metrics, **progress, "ended": ended, "done": ended}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take another trial over, warm. If this gang's memory did not come back, `step` hands the trial on.
+        """Take another trial over, warm. If this gang is unfit for it, `step` hands the trial on.
 
         Never False, and nothing is raised here: either would lose the trial, as Tune has not started it yet.
         """
         memory = self._gang.memory_bytes()
         self._first_memory = self._first_memory or memory
         if memory > self._first_memory + MEMORY_SLACK:
-            self._outgrown = f"a gang grew from {self._first_memory} to {memory} bytes and is replaced"
-            logger.warning(self._outgrown)
+            self._unfit = f"a gang grew from {self._first_memory} to {memory} bytes and is replaced"
+            logger.warning(self._unfit)
         else:
-            self._begin(new_config)
+            try:
+                self._begin(new_config)
+            except ClusterError as error:  # The driver cannot be reached: a new gang finds out for itself.
+                self._unfit = str(error)
         return True
 
     def cleanup(self) -> None:

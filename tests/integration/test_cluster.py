@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 LOOK = """
 import json, os, sys
-from raysweep.runners.cluster_checks import bandwidth, node_memories, quick_checks, shared_store
+from raysweep.runners.cluster_checks import _alive, bandwidth, node_memories, quick_checks, reached, shared_store
 from raysweep.runners.ray_cluster import connect
 from raysweep.store import Store
 
@@ -26,6 +26,7 @@ connect()  # RAY_AUTH_MODE is not set, and the head asks for a token.
 shared, hidden, url = map(Store, sys.argv[1:])
 found = {"quick": quick_checks(shared), "hidden": [shared_store(hidden)], "url": [shared_store(url)]}
 found["bandwidth"] = [bandwidth(num_bytes=2**20)]
+found["closed"] = [reached(_alive(), "127.0.0.1", 9)]
 found = {name: [check.to_dict() for check in checks] for name, checks in found.items()}
 memory = [[node.host, node.free["CPU"]] for node in node_memories(on_cluster=True)]
 print(json.dumps({"checks": found, "memory": memory}))
@@ -78,10 +79,13 @@ def test_two_nodes_are_looked_at(cluster: RealCluster, hidden, tmp_path):
         "disks",
         "shared memory",
         "auth",
+        "driver",
         "store",
     ]
     assert "each of 2 node(s) reads what the others write" in found["quick"]["store"]["message"]
     assert "takes nobody without its token" in found["quick"]["auth"]["message"]
+    assert not found["closed"]["driver"]["ok"]
+    assert found["closed"]["driver"]["message"].count("cannot reach 127.0.0.1:9 (") == 2
     assert found["url"]["store"]["ok"]
     assert found["bandwidth"]["all-reduce"]["ok"]
     assert "by gloo over 2 nodes" in found["bandwidth"]["all-reduce"]["message"]

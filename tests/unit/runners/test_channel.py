@@ -1,17 +1,22 @@
 """Between gangs and the driver, whoever else knocks at its port, and whatever comes over it."""
 
 import math
+import os
 import pickle
+import queue
 import socket
 import time
 
 import pytest
 from ended import ended
 
+from raysweep.errors import ClusterError
 from raysweep.events import GangsChosen, Note, StageFailed, StageProgress, StageStarted, TrialStarted
 from raysweep.run_files import StageRow, TrialRow
 from raysweep.runners import channel
-from raysweep.runners.channel import Address, EventSink, EventSource
+from raysweep.runners.channel import Address, EventSink, EventSource, connect
+from raysweep.runners.heartbeat import start_beats
+from raysweep.runners.watch import Process, Watch
 from raysweep.worker import Reached
 
 STAGE = {"trial": "t", "stage": "sft-1", "kind": "sft"}
@@ -28,13 +33,75 @@ def test_events_reach_the_driver_before_wait_returns():
             source.wait()
         assert sorted(int(event.message) for event in got) == list(range(100))
         # Without the secret nobody is let in, and nothing breaks.
-        stranger = EventSource(Address(sink.address.host, sink.address.port, b"wrong"))
-        stranger.tell(Note(message="a stranger"))
+        with pytest.raises(ClusterError, match="cannot reach the driver"):
+            connect(Address(sink.address.host, sink.address.port, b"wrong"), seconds=0)
         sources[0].tell(Note(message="the last"))
         sources[0].wait()
     assert got[-1].message == "the last"
-    # A driver that is gone stops the telling, not the work.
-    EventSource(sink.address).tell(Note(message="late"))
+
+
+def test_a_gang_that_cannot_reach_the_driver_does_not_begin(monkeypatch):
+    monkeypatch.setattr(channel, "FIRST_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(ClusterError, match=rf"driver at 127\.0\.0\.1:{port} \(.*refused\): let all nodes connect"):
+        EventSource(Address("127.0.0.1", port, b"key"))
+    with pytest.raises(ClusterError, match=f"driver at 127.0.0.1:{port}"):
+        start_beats(Address("127.0.0.1", port, b"key"), Process("g", 0, "node", 1), every_seconds=1)
+
+
+def test_a_connection_that_is_cut_is_made_anew():
+    got = []
+    with EventSink("127.0.0.1", got.append) as sink:
+        source = EventSource(sink.address)
+        source.tell(Note(message="0"))
+        source.wait()
+        sink.tell_draining(frozenset({"a"}))
+        for number, look in enumerate((source.wait, source.draining, source.save_asked, lambda: None), 1):
+            cut(sink)
+            look()
+            source.tell(Note(message=str(number)))
+            source.wait()
+        assert [event.message for event in got] == ["0", "1", "2", "3", "4"]
+        # What the driver said before holds for a gang that comes again, or later.
+        assert source.draining() == {"a"}
+        sink.ask_to_save()
+        late = EventSource(sink.address)
+        late.wait()
+        assert late.draining() == {"a"}
+        assert late.save_asked()
+
+
+def test_a_gang_whose_driver_is_gone_ends_where_it_tells_or_looks_next(monkeypatch):
+    monkeypatch.setattr(channel, "AGAIN_SECONDS", 1)
+    with EventSink("127.0.0.1", lambda event: None) as sink:
+        source = EventSource(sink.address)
+        source.wait()
+    cut(sink)
+    for look in (source.wait, source.draining, source.save_asked, lambda: source.tell(Note(message="unseen"))):
+        with pytest.raises(ClusterError, match="cannot reach the driver"):
+            look()
+
+
+def test_signs_of_life_go_on_over_a_new_connection():
+    heard = queue.Queue()
+    watch = Watch(max_silence_seconds=60, max_idle_seconds=60, end=print, report=print)
+    watch.hear = heard.put
+    with EventSink("127.0.0.1", print, watch=watch) as sink:
+        start_beats(sink.address, Process("g", 1, "node", 1), every_seconds=0.1)
+        for _ in range(2):
+            heard.get(timeout=30)
+            cut(sink)
+            while not heard.empty():
+                heard.get()
+        assert heard.get(timeout=30).process.rank == 1
+
+
+def cut(sink: EventSink) -> None:
+    """As a network does that fails: every connection to the driver."""
+    for connection in list(sink._connections):
+        with socket.socket(fileno=os.dup(connection.fileno())) as peer:
+            peer.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.parametrize(
