@@ -12,13 +12,12 @@ T95 = 2.36
 
 SURVIVING = (
     "adaptive_trace",
-    "relative_flatness",
     "average_sharpness_adaptive",
     "worst_sharpness_adaptive",
     "worst_sharpness_geodesic",
 )
-"""Measures of `curvature.shape` that stay where a layer is scaled and the next one scales back."""
-OTHERS = ("average_sharpness", "worst_sharpness")
+"""Measures of `curvature.shape` that every change of scale of `curvature.rescaling` leaves as they are."""
+OTHERS = ("average_sharpness", "worst_sharpness", "relative_flatness")
 
 
 @dataclass(frozen=True)

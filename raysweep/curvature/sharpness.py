@@ -144,8 +144,9 @@ def relative_flatness(operator: Operator, model: Any, *, num_products: int, seed
     """Sum over linear layers of sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}, s and s' neurons (Petzka et al., 2021).
 
     arXiv 2001.00939, definition 3. With u and z random of mean 0 and covariance I, the direction V = (W u) z' has
-    E V_si V_s'j = <w_s, w_s'> if i = j, so that v'Hv is unbiased. It survives rescaling of layers and of neurons;
-    embeddings and gains take no part.
+    E V_si V_s'j = <w_s, w_s'> if i = j, so that v'Hv is unbiased. It survives a layer scaled as a whole; where its
+    inputs are scaled unevenly (a norm's gain against its readers, one layer's neurons against the next layer), both
+    <w_s, w_s'> and the trace change, and so does it. Embeddings and gains take no part.
 
     Args:
         operator: see `linear.curvature_operator`, of this model.
