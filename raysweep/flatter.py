@@ -76,17 +76,31 @@ def _of_shape(one: Mapping[str, float], other: Mapping[str, float]) -> Iterator[
             yield Change(name, one[name], other[name], change, low, high, survives_rescaling=name in SURVIVING)
 
 
-def verdict(found: list[Change], model: str, less: str) -> str:
-    """One sentence: by which of the measures that survive a change of scale which model is flatter, and how surely."""
+def verdict(found: list[Change], model: str, less: str, *, num_sequences: int | None = None) -> str:
+    """One sentence: by which of the measures that survive a change of scale which model is flatter, and how surely.
+
+    Args:
+        found: see `changes`.
+        model: the first's name.
+        less: the other's.
+        num_sequences: that the measures beyond traces are of; None: not known.
+    """
     surviving = [each for each in found if each.survives_rescaling]
     if not surviving:
         return (
             "None of these survives a change of scale that keeps the function: add --shape for some that do, before "
             "saying which model is flatter."
         )
-    said = []
-    for name, sign in ((model, -1), (less, 1)):
-        own = [each for each in surviving if sign * each.difference > 0]
-        sure = [each.measure.replace("_", " ") for each in own if each.is_sure]
-        said.append(f"{name} by {len(own)} ({', '.join(sure) or 'none'} beyond chance)")
-    return f"Of {len(surviving)} measures that survive a change of scale, flatter is {'; '.join(said)}."
+    # Related measures of one text are no independent votes: all that can be said is whether they agree.
+    where = "On the few sequences measured" if num_sequences is None else f"On these {num_sequences} sequences"
+    of_model = [each for each in surviving if each.difference < 0]
+    of_less = [each for each in surviving if each.difference > 0]
+    if len(of_model) == len(of_less):
+        return f"{where}, {len(surviving)} related measures that survive a change of scale disagree which is flatter."
+    flatter, own = (model, of_model) if len(of_model) > len(of_less) else (less, of_less)
+    sure = [each.measure.replace("_", " ") for each in own if each.is_sure]
+    agree = "all" if len(own) == len(surviving) else f"{len(own)} of"
+    return (
+        f"{where}, {flatter} is flatter by {agree} {len(surviving)} related measures that survive a change of scale "
+        f"(beyond the chance of probe vectors: {', '.join(sure) or 'none'}); of other text this says nothing."
+    )

@@ -176,8 +176,17 @@ def print_traces(measured: Sequence[Mapping[str, Any]], differences: Sequence[Ma
             if where and not where["target_reached"]:
                 more = "text" if where["stopped_by"] == "text" else "units (--max-units)"
                 console.print(f"the target error was not reached: it takes more {more}", style="yellow")
+        if "loss" in each:
+            console.print(
+                f"loss on the first {each['num_loss_sequences']} sequences: "
+                f"{each['loss']:.4f} ± {each['loss_stderr']:.2g} nats per token"
+            )
     by_model = {each["model"]: each for each in measured}
     for each in differences:
+        console.print(
+            f"loss of {printable(each['model'])} less that of {printable(each['less'])}, sequence by sequence: "
+            f"{each['loss_difference']:+.4f} ± {each['loss_difference_stderr']:.2g} nats per token (standard error)"
+        )
         low, high = each["hessian_trace_difference_interval"]
         console.print(
             f"Hessian trace of {printable(each['model'])} less that of {printable(each['less'])}: "
@@ -186,7 +195,9 @@ def print_traces(measured: Sequence[Mapping[str, Any]], differences: Sequence[Ma
         )
         found = changes(by_model[each["model"]], by_model[each["less"]], each)
         console.print(_changes(found, model=printable(each["model"]), less=printable(each["less"])))
-        console.print(verdict(found, printable(each["model"]), printable(each["less"])), style="bold")
+        num = by_model[each["model"]].get("num_shape_sequences")
+        said = verdict(found, printable(each["model"]), printable(each["less"]), num_sequences=num)
+        console.print(said, style="bold")
     if differences:
         console.print(
             "intervals of traces hold the chance of probe vectors and of the text; those of other measures, all of the "

@@ -36,6 +36,9 @@ TOKENS_OF_BATCH = 128
 GEODESIC_RHO = 0.1
 """Radius of the ball on the quotient by attention's symmetries, for models whose are known."""
 
+LOSS_SEQUENCES = 256
+"""Of the text, that the loss is of: a forward pass each."""
+
 Show = Callable[[str], None]
 
 
@@ -121,6 +124,9 @@ class ModelTraces:
     with_parts: bool
     shape: Mapping[str, float] | None
     """See `curvature.shape.shape_metrics`; on the text, or for lack of one on its own samples."""
+    num_shape_sequences: int
+    losses: np.ndarray[Any, Any] | None
+    """Mean token loss of each of the first LOSS_SEQUENCES sequences of the text, in nats."""
 
     @property
     def main(self) -> Measured:
@@ -158,6 +164,10 @@ class ModelTraces:
             }
         if self.shape:
             document["shape"] = dict(self.shape)
+            document["num_shape_sequences"] = self.num_shape_sequences
+        if self.losses is not None:
+            document["loss"], document["loss_stderr"] = _mean(self.losses)
+            document["num_loss_sequences"] = len(self.losses)
         return document
 
 
@@ -168,10 +178,13 @@ class Difference:
     model: str
     less: str
     traces: Traces
+    losses: np.ndarray[Any, Any]
+    """Of the same sequences, one's less the other's."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; intervals are of 95 %."""
         document: dict[str, Any] = {"model": self.model, "less": self.less}
+        document["loss_difference"], document["loss_difference_stderr"] = _mean(self.losses)
         for name, estimate in (("hessian", self.traces.hessian), ("fisher", self.traces.fisher)):
             document |= {
                 f"{name}_trace_difference": estimate.mean,
@@ -226,7 +239,10 @@ def measure(
         if first.on_text and other.on_text and _same(text, first_text):
             from raysweep.curvature.measure import paired_difference
 
-            differences.append(Difference(other.model, first.model, paired_difference(other.on_text, first.on_text)))
+            assert first.losses is not None
+            assert other.losses is not None
+            paired = paired_difference(other.on_text, first.on_text)
+            differences.append(Difference(other.model, first.model, paired, other.losses - first.losses))
         elif other.on_text:
             show(f"{other.model} and {first.model} read other tokens: no difference of their own error is given")
     return [each for _, each in measured], differences, failures
@@ -281,6 +297,7 @@ def _measure_one(
 
     tensors = {name: torch.from_numpy(rows) for name, rows in text.items()}
     on_text = on(tensors, "text", parts=request.traces.parts, unit_batches=unit_batches) if text else None
+    losses = _losses(model, tensors) if text else None
     on_samples = None
     if request.num_samples:
         show(f"{checkpoint.name}: drawing {request.num_samples} sequences")
@@ -309,7 +326,29 @@ def _measure_one(
         on_samples,
         request.traces.parts,
         shape,
+        min(request.shape.num_sequences, len(tensors["input_ids"])) if request.shape else 0,
+        losses,
     )
+
+
+def _losses(model: Any, text: Mapping[str, torch.Tensor]) -> np.ndarray[Any, Any]:
+    """Each sequence's mean token loss."""
+    import torch
+
+    from raysweep.curvature.language import mean_token_loss
+
+    with torch.no_grad():
+        rows = ({name: part[i : i + 1].to(model.device) for name, part in text.items()} for i in _first(text))
+        return np.array([mean_token_loss(model, row).item() for row in rows])
+
+
+def _first(text: Mapping[str, torch.Tensor]) -> range:
+    return range(min(LOSS_SEQUENCES, len(text["input_ids"])))
+
+
+def _mean(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """And its standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def _shape(

@@ -151,8 +151,11 @@ def test_of_two_models_the_flatter_one_is_named_by_what_survives_a_change_of_sca
     assert all(abs(each["difference"]) < 1e-2 * abs(each["value"]) and not each["is_sure"] for each in surviving)
     assert main(["trace", *map(str, pair), *map(str, asked)]) == 0
     said = capsys.readouterr().out
-    assert "Of 4 measures that survive a change of scale" in said
-    assert said.count("(none beyond chance)") == 2
+    assert "On these 4 sequences" in said
+    assert "4 related measures that survive a change of scale" in said
+    assert "beyond the chance of probe vectors: none" in said or "disagree" in said
+    assert "sequence by sequence" in said
+    assert abs(difference["loss_difference"]) < 1e-5
 
 
 def test_a_model_that_fails_does_not_take_the_others_along(checkpoints, text, tmp_path, capsys):
