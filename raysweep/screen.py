@@ -208,14 +208,16 @@ def print_traces(measured: Sequence[Mapping[str, Any]], differences: Sequence[Ma
 
 def _changes(found: Sequence[Change], *, model: str, less: str) -> Table:
     table = _numbers("measure", model, less, "difference", "95 %", "flatter", "survives rescaling")
-    for column in table.columns:
-        column.no_wrap = True
     for each in found:
         between = "" if each.low is None or each.high is None else f"{each.low:.3g} to {each.high:.3g}"
         flatter = (model if each.difference < 0 else less) + ("" if each.is_sure else "?")
         numbers = (f"{value:.4g}" for value in (each.value, each.of_other, each.difference))
         survives = "yes" if each.survives_rescaling else "no"
         table.add_row(each.measure.replace("_", " "), *numbers, between, flatter, survives)
+    for column in table.columns:
+        # Whole numbers even where the line is longer than a narrow screen or a pipe's 80 columns.
+        column.no_wrap = True
+        column.min_width = max(len(str(cell)) for cell in (column.header, *column.cells))
     return table
 
 
