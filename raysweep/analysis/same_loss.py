@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 DOSES = "doses of the adversary and their control"
 
+# Spearman's coefficient, of which there is nothing to leave.
+NO_CORRELATION = 0.05
+
 BAND_NATS = 0.01
 """Within so many nats per token of each other, losses count as the same, unless the sweep file says otherwise."""
 
@@ -269,9 +272,14 @@ def _places(table: pd.DataFrame, stages: pd.DataFrame, values: Mapping[str, Sequ
 
 
 def _index(value: Any, listed: Sequence[Any]) -> float:
-    """Of a table's cell among an axis' values, of which it has a mapping or a list in writing."""
-    found = (at for at, each in enumerate(listed) if not is_missing(value) and value in (each, written(each)))
-    return next(found, math.inf)
+    """Of a table's cell among an axis' values; nothing is null, and what is no number may be in writing."""
+
+    def is_it(each: Any) -> bool:
+        if is_missing(value) or each is None:
+            return bool(is_missing(value)) and each is None
+        return value in (each, written(each), json.dumps(each, sort_keys=True))
+
+    return next((at for at, each in enumerate(listed) if is_it(each)), math.inf)
 
 
 def _roots(table: pd.DataFrame, stages: pd.DataFrame) -> list[str]:
@@ -346,14 +354,19 @@ def _group(
 
 
 def _pivot(variants: Sequence[str], measure: Floats, target: Floats) -> Pivot | None:
-    """By leaving out one variant at a time; None where too few would be left."""
+    """By leaving out one variant at a time: without which least is left of it; None where too few would be.
+
+    Of a correlation of about 0, without which there is most.
+    """
     whole = correlation(measure, target).value
     left = [
         Pivot(name, correlation(np.delete(measure, at, axis=1), np.delete(target, at, axis=1)).value)
         for at, name in enumerate(variants)
     ]
     told = [each for each in left if not math.isnan(each.rho - whole)]
-    return max(told, key=lambda each: abs(each.rho - whole), default=None)
+    if abs(whole) < NO_CORRELATION:
+        return max(told, key=lambda each: abs(each.rho), default=None)
+    return min(told, key=lambda each: each.rho * math.copysign(1.0, whole), default=None)
 
 
 def _rescaled(grid: _Grid, table: pd.DataFrame) -> Iterator[tuple[str, IntervalEstimate]]:

@@ -88,8 +88,8 @@ def _pivot(pivot: Pivot | None, trace: Association | None) -> str:
     if pivot is None or trace is None:
         return ""
     if abs(pivot.rho - trace.rho.value) < 0.005:
-        return " Without any one variant the trace's is the same."
-    return f" Without {pivot.variant}, which counts most, the trace's is {pivot.rho:.2f}."
+        return " Without any one variant the trace's correlation is no smaller."
+    return f" Without {pivot.variant}, on which it hangs most, the trace's correlation is {pivot.rho:.2f}."
 
 
 def _verdict(trace: Association, group: Group) -> str:
@@ -98,8 +98,6 @@ def _verdict(trace: Association, group: Group) -> str:
     Permutations take variants for exchangeable. Steps of one knob are not: whatever follows their order has a small p.
     """
     better = "better" if trace.rho.value < 0 else "worse"
-    num_variants = len(group.variants)
-    least = 2 / math.factorial(min(num_variants, 9))
     if not (trace.rho.low > 0 or trace.rho.high < 0):
         return f"whether flatter is better cannot be told (trace {_rho(trace)})"
     if group.ordered:
@@ -109,10 +107,9 @@ def _verdict(trace: Association, group: Group) -> str:
         )
     if trace.p < ALPHA:
         return f"flatter is {better} (trace {_rho(trace)}{_given(trace)})"
-    why = f"; {num_variants} variants cannot give less than {_p(least)}" if least > ALPHA else ""
     return (
         f"among these variants flatter is {better}, with other seeds too; of others it is not shown "
-        f"(trace {_rho(trace)}{why}{_given(trace)})"
+        f"(trace {_rho(trace)}{_given(trace)})"
     )
 
 
@@ -122,7 +119,8 @@ def _given(trace: Association) -> str:
         return "; the loss orders the models just so, and tells as much"
     if math.isnan(trace.given_loss.value):
         return "; what is left with the loss given cannot be told"
-    return f"; with the loss given {formatting.with_interval(trace.given_loss)}, p {_p(trace.p_given_loss)}"
+    p = "no p, as it explains most of both" if math.isnan(trace.p_given_loss) else f"p {_p(trace.p_given_loss)}"
+    return f"; with the loss given {formatting.with_interval(trace.given_loss)}, {p}"
 
 
 def _models(group: Group) -> str:
@@ -234,8 +232,12 @@ def _measure_table(associations: Sequence[Association], seconds: Mapping[str, fl
 
 def _picture_note(found: SameLoss, target: str) -> str:
     bars = " Bars are 95 % intervals over bases." if found.groups[0].num_bases > 1 else ""
-    doses = " Filled: doses of the adversary." if found.control else ""
+    doses = " Filled: doses of the adversary." if _doses(found) else ""
     return f"Each dot is a variant less {found.reference}: to the left flatter, up better ({target}).{bars}{doses}"
+
+
+def _doses(found: SameLoss) -> set[str]:
+    return {variant for group in found.groups if group.ordered for variant in group.variants}
 
 
 def _variants_note(found: SameLoss) -> str:
@@ -268,7 +270,7 @@ def _picture(found: SameLoss, target: str) -> Any:
     if not dots:
         return ""
     x_scale, y_scale = _scale(xs, LEFT, WIDTH - 20, least=-100.0), _scale(ys, HEIGHT - BOTTOM, 20)
-    doses = set(found.groups[0].variants) if found.control and len(found.groups) > 1 else set()
+    doses = _doses(found)
     parts = [*_axes(x_scale, y_scale, f"change of {target}, points")]
     for contrast, x, y in zip(dots, xs, ys, strict=True):
         at_x, at_y = x_scale(x[0]), y_scale(y[0])

@@ -112,7 +112,14 @@ class Noise(StageSpec):
                     both.append(heldout(model, rows, loss, batch_size=piece).losses - before.losses)
             return list(map(float, np.mean(both, axis=0)))
 
-        items = [(*each, draw) for draw in range(self.num_draws) for each in self._sizes()]
+        # So that ranks, to whom items are dealt in turns, keep to a draw for all sizes.
+        ranks = worker.world_size
+        items = [
+            (*each, draw)
+            for first in range(0, self.num_draws, ranks)
+            for each in self._sizes()
+            for draw in range(first, min(first + ranks, self.num_draws))
+        ]
         rises = dict(zip(items, RankDeal(worker, "draws")(items, rise), strict=True))
         metrics = {}
         for scale, size in self._sizes():

@@ -142,7 +142,12 @@ class LabelledTask(TaskSpec):
         given = torch.from_numpy(place).to(states.device)
         centroids = torch.stack([states[given == label].mean(dim=0) for label in range(len(classes))])
         asked = self.encoded("indicator", tokenizer, max_length=max_length)[:max_examples]
-        distances = torch.cdist(self._summaries(model, asked), centroids).cpu().double()
+        # By differences, as the temperature is: products of states that are far from 0 lose them.
+        distances = torch.cdist(
+            self._summaries(model, asked).cpu().double(),
+            centroids.cpu().double(),
+            compute_mode="donot_use_mm_for_euclid_dist",
+        )
         hits = np.where(
             distances.isnan().any(dim=1).numpy(), np.nan, classes[distances.argmin(dim=1).numpy()] == asked.labels
         )

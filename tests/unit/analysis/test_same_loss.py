@@ -1,14 +1,16 @@
 """Checkpoints of the same loss: who is compared, and what a study with known answers comes to."""
 
 import json
+import math
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from raysweep.analysis.same_loss import GAP, compare_same_loss
+from raysweep.analysis.same_loss import GAP, _index, _pivot, compare_same_loss
 from raysweep.analysis.same_loss_page import same_loss_page
+from raysweep.analysis.within_bases import correlation
 from raysweep.scores import Column
 from raysweep.spec import Metric
 
@@ -179,7 +181,7 @@ def test_where_the_loss_orders_the_models_just_so_it_tells_as_much():
     checkpoints, stages = study(link=0.4)
     is_dose = checkpoints["variant"].isin(STRENGTHS)
     checkpoints.loc[is_dose, GAP] = checkpoints["flatness/hessian_trace"] / 1e4
-    found = compare_same_loss(checkpoints, stages, COLUMNS, lambda stage: np.random.default_rng(1).random(10))
+    found = compare_same_loss(checkpoints, stages, COLUMNS, read)
     page = same_loss_page(found)
     assert "; the loss orders the models just so, and tells as much)" in page.answers[0]
     assert not any("just so" in line for line in page.answers if line.startswith("Natural"))
@@ -193,7 +195,7 @@ def test_what_holds_for_these_variants_alone_is_said_so_with_what_the_loss_leave
     checkpoints.loc[natural, "flatness/hessian_trace"] = 40 + order
     for name in probes:
         checkpoints.loc[natural, name] += 0.05 * (checkpoints["seed"] % 2) * (order == 0) - 0.05 * order
-    found = compare_same_loss(checkpoints, stages, COLUMNS, lambda stage: np.random.default_rng(1).random(10))
+    found = compare_same_loss(checkpoints, stages, COLUMNS, read)
     line = next(each for each in same_loss_page(found).answers if each.startswith("Natural knobs, probe, 64 labels"))
     assert re.search(r"flatter is better.*\(trace -.*, p 0\.\d+; with the loss given -[^ ]+ \[.*\], p ", line)
 
@@ -201,7 +203,7 @@ def test_what_holds_for_these_variants_alone_is_said_so_with_what_the_loss_leave
 def test_the_page_says_which_models_are_in_a_table_and_how_well_their_loss_is_known():
     checkpoints, stages = study(link=0.4)
     checkpoints["heldout/entropy_gap_stderr"] = 1.6e-4
-    found = compare_same_loss(checkpoints, stages, COLUMNS, lambda stage: np.random.default_rng(1).random(10))
+    found = compare_same_loss(checkpoints, stages, COLUMNS, read)
     page = same_loss_page(found)
     assert "(heldout/entropy_gap_nats_per_token, each known to 0.0002 or better (standard error))" in page.equal
     doses, natural = page.models
@@ -311,9 +313,38 @@ def test_the_variant_that_a_correlation_hangs_on_is_named():
     assert pivot.rho == pytest.approx(1)
     (trace,) = (each for each in group.associations["probe, 64 labels"] if each.measure.endswith("hessian_trace"))
     assert trace.rho.value == pytest.approx(0, abs=1e-9)
-    assert same_loss_page(found).answers[0].endswith(" Without sgd, which counts most, the trace's is 1.00.")
+    assert (
+        same_loss_page(found)
+        .answers[0]
+        .endswith(" Without sgd, on which it hangs most, the trace's correlation is 1.00.")
+    )
     # Of four, three are too few to tell.
     assert compared(link=0.4).groups[0].pivots["probe, 64 labels"] is None
+
+
+def test_what_a_correlation_hangs_on_makes_it_smaller():
+    """Leaving out another makes it larger by more."""
+    measure = np.arange(8.0)[None]
+    target = np.array([[7.0, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 60.0]])
+    pivot = _pivot(tuple("abcdefgh"), measure, target)
+    assert pivot.variant == "h"
+    assert pivot.rho < correlation(measure, target).value < correlation(measure[:, 1:], target[:, 1:]).value
+
+
+@pytest.mark.parametrize(
+    ("cell", "listed", "place"),
+    [
+        ('{"lr": 0.1, "name": "sgd"}', [{"name": "adamw"}, {"name": "sgd", "lr": 0.1}], 1),
+        ('"auto"', [0.1, "auto"], 1),
+        ("auto", ["other", "auto"], 1),
+        (None, [None, 0.1], 0),
+        (math.nan, [0.1, None], 1),
+        (0.1, [None, 0.1], 1),
+        ("unknown", [None, 0.1], math.inf),
+    ],
+)
+def test_a_value_of_the_table_is_found_in_the_sweep_file(cell, listed, place):
+    assert _index(cell, listed) == place
 
 
 def test_what_survives_a_change_of_scale_is_said():
