@@ -196,7 +196,7 @@ def _cluster_at(address: str) -> Any:
     found: list[Any] = []
 
     def ask() -> None:
-        with contextlib.suppress(ray.exceptions.RayError):
+        with contextlib.suppress(Exception):  # Ray's own, of many kinds.
             found.append(ray._raylet.GcsClient(address=address).cluster_id)
 
     asking = threading.Thread(target=ask, name="raysweep-ray-watch-asks", daemon=True)

@@ -275,4 +275,9 @@ def _end(process: Process) -> None:
         kill()
         return
     there = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
-    ray.get(ray.remote(kill).options(num_cpus=0, scheduling_strategy=there).remote(), timeout=END_SECONDS)
+    killing = ray.remote(kill).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote()
+    try:
+        ray.get(killing, timeout=END_SECONDS)
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(killing)  # Not for whoever has that number by the time the node is back.
+        raise

@@ -17,6 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -126,15 +127,26 @@ class Watch:
             self._report(event)
         for _, cause in lost:
             logger.warning(cause)
-        for process in list(self._to_end):
-            self._to_end[process] -= 1
-            try:
-                self._end(process)
-            except Exception as error:  # Its node is gone, or has no time.
+        self._try_to_end()
+
+    def _try_to_end(self) -> None:
+        """All at once: a node that has no time is not to hold up what others wait for."""
+        tried = {process: left - 1 for process, left in self._to_end.items()}
+        if not tried:
+            return
+        with ThreadPoolExecutor(len(tried)) as pool:
+            errors = dict(zip(tried, pool.map(self._error_of_ending, tried), strict=True))
+        for process, error in errors.items():
+            if error:  # Its node is gone, or has no time.
                 logger.warning("process %d of node %s was not ended: %s", process.pid, process.node_id, error)
-                if self._to_end[process]:
-                    continue
-            del self._to_end[process]
+        self._to_end = {process: left for process, left in tried.items() if left and errors[process]}
+
+    def _error_of_ending(self, process: Process) -> Exception | None:
+        try:
+            self._end(process)
+        except Exception as error:
+            return error
+        return None
 
     def _stopped(self) -> Iterable[tuple[Process, str]]:
         for process, life in self._lives.items():
