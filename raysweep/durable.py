@@ -1,15 +1,21 @@
-"""Small files that outlive a kill, a full disk and a power cut: written whole, or not at all; and a cache's place."""
+"""Small files that outlive a kill, a full disk and a power cut: whole, or not at all; file locks; a cache's place."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
+
+from raysweep.errors import StoreError
+
+logger = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
@@ -48,6 +54,38 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flock(file: IO[str], how: int) -> None:
+    """`fcntl.flock`; NFS takes a shared lock of a file open for reading alone, and an exclusive one if for writing.
+
+    Raises:
+        BlockingIOError: if another holds the lock, and `how` is not to wait.
+        StoreError: if the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"{file.name} cannot be locked: {error.strerror}; the folder has to be on a file system with locks (flock)"
+        ) from error
+
+
+def wait_for_lock(file: IO[str], how: int, *, what: str, after_seconds: float) -> None:
+    """Lock a file; after so many seconds of another's lock it is logged what for. Raises StoreError; see `flock`."""
+    try:
+        flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        message = "waiting for %s; if that hangs, end it: here `fuser %s` lists it, beside this process, %d"
+        telling = threading.Timer(after_seconds, logger.warning, (message, what, file.name, os.getpid()))
+        telling.daemon = True
+        telling.start()
+        try:
+            flock(file, how)
+        finally:
+            telling.cancel()
 
 
 def file_sha256(path: str | Path) -> str:

@@ -107,10 +107,12 @@ def held_runs(store: Store) -> Iterator[list[Run]]:
 
     Raises:
         StoreError: if one is under way, or has lost its sweep file: what it refers to would count as garbage.
+            At a URL a run is under way before its sweep file is there.
     """
     with contextlib.ExitStack() as held:
         held.enter_context(store.unused())
         runs = Run.all(store)
+        _check_none_began(store, runs)
         for name in store.run_names():
             folder = store.root / "runs" / name
             if name not in {run.name for run in runs} and NAME.fullmatch(name) and _entries(folder):
@@ -125,14 +127,14 @@ def held_runs(store: Store) -> Iterator[list[Run]]:
 
 
 def _check_none_began(store: Store, runs: Sequence[Run]) -> None:
-    """Raise StoreError if another machine has started a run at the store's URL: its lease is there before its notes."""
+    """Raise StoreError if a lease at the store's URL is of no run that is known: it is there before the run's notes."""
     known = {f"run-{run.name}.held" for run in runs}
     for name in [] if store.is_local else sorted(store.partial_bytes().keys() - known):
         if name.startswith("run-") and name.endswith(".held"):
             run = name.removeprefix("run-").removesuffix(".held")
             raise StoreError(
-                f"run {run!r} has just begun on another machine; wait for it, or, if it was killed, run its sweep "
-                f"again with --run {run}"
+                f"run {run!r} is noted as under way, perhaps on another machine; wait for it, or, if it was killed, "
+                f"run its sweep again with --run {run}, or delete {store.url.rstrip('/')}/partial/{name}"
             )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from raysweep.durable import below, parse_object, write_text
+from raysweep.durable import below, parse_object, wait_for_lock, write_text
 from raysweep.errors import StoreError
 from raysweep.remote import Remote
 
@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 # What both sides held when they were last alike; like every name that begins with a dot, it stays on this machine.
 _ALIKE = ".mirror.json"
+
+# Of a wait for another process's turn until it is logged: most turns are shorter.
+QUIET_SECONDS = 3.0
 
 
 class _Alike(NamedTuple):
@@ -100,8 +103,9 @@ class Mirror:
     def _turn(self) -> Iterator[None]:
         """Alone on this machine; the lock lies beside the folder, which may not be there yet, or be deleted."""
         self._folder.parent.mkdir(parents=True, exist_ok=True)
+        what = f"another process of this machine, which copies {self._folder} from or to the store's URL"
         with self._folder.with_name(f".{self._folder.name}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            wait_for_lock(lock, fcntl.LOCK_EX, what=what, after_seconds=QUIET_SECONDS)
             yield
 
     def _files(self) -> Iterator[tuple[str, Path]]:

@@ -115,6 +115,8 @@ class Root:
                 file.write(b"raysweep")
                 file.flush()
         except OSError as error:
-            raise StoreError(
-                f"store {str(self.root)!r} cannot be written: {error.strerror}; give another --store"
-            ) from error
+            raise self.unwritable(error) from error
+
+    def unwritable(self, error: OSError) -> StoreError:
+        """What says that the store's folder on this machine cannot be written."""
+        return StoreError(f"store {str(self.root)!r} cannot be written: {error.strerror}; give another --store")

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from raysweep.durable import parse_object, sync, write_text
+from raysweep.durable import flock, parse_object, sync, write_text
 from raysweep.errors import StoreError
 from raysweep.lease import Holder
 from raysweep.record import difference
@@ -193,8 +193,8 @@ class Run:
         """Whether a driver is at it, as far as this file system tells."""
         try:
             with (self.folder / ".lock").open("r") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
+                flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (FileNotFoundError, StoreError):
             return False
         except BlockingIOError:
             return True
@@ -363,7 +363,7 @@ def _lock(lock: IO[str]) -> bool:
     """Lock a run for its driver, or return False; who only looks whether it is held has the lock for a moment."""
     for _ in range(10):
         with contextlib.suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         time.sleep(0.02)
     return False

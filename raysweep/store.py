@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from raysweep.durable import file_sha256, sync
+from raysweep.durable import file_sha256, flock, sync, wait_for_lock
 from raysweep.errors import LostError, StoreError, UnreachableError
 from raysweep.lease import Holder, Lease, Pace
 from raysweep.record import Record, difference, is_id
@@ -218,14 +218,14 @@ class Store(Root):
         path = self.root / "partial" / f"{key}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            flock(lock, fcntl.LOCK_EX)
             yield
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """Keep what is finished from being deleted as garbage; waits where that is under way on this file system."""
         with self._users_lock() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            wait_for_lock(lock, fcntl.LOCK_SH, what=f"a `raysweep gc` of {self.url} to end", after_seconds=0)
             yield
 
     @contextlib.contextmanager
@@ -233,7 +233,7 @@ class Store(Root):
         """Keep runs from starting on this file system. Raises StoreError if one is under way."""
         with self._users_lock() as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StoreError(
                     f"a run, or another `raysweep gc`, is under way in {self.url}; wait for it, or end it"
@@ -241,8 +241,11 @@ class Store(Root):
             yield
 
     def _users_lock(self) -> IO[str]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        return (self.root / ".users.lock").open("a")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            return (self.root / ".users.lock").open("a+")
+        except OSError as error:
+            raise self.unwritable(error) from error
 
     def lease(
         self,

@@ -43,15 +43,16 @@ def run_sweep(
     quiet_libraries()
     for warning in space.warnings:
         logger.warning(warning)
-    run = Run.create(store, name or space.run_name(), sweep_text=space.text, identity=space.identity())
     shown = _UntilFailure(show) if fail_fast else show
-    try:
-        with store.in_use(), run.held():
-            _run(space, store, run, shown, runner=runner)
-    except KeyboardInterrupt:
-        if not isinstance(shown, _UntilFailure) or not shown.has_failed:
-            raise
-        logger.warning("ended at the first failure, as asked; the same command goes on from there")
+    with store.in_use():
+        run = Run.create(store, name or space.run_name(), sweep_text=space.text, identity=space.identity())
+        try:
+            with run.held():
+                _run(space, store, run, shown, runner=runner)
+        except KeyboardInterrupt:
+            if not isinstance(shown, _UntilFailure) or not shown.has_failed:
+                raise
+            logger.warning("ended at the first failure, as asked; the same command goes on from there")
     return run
 
 

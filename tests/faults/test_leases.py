@@ -12,6 +12,7 @@ import fsspec
 import pytest
 from tiny import row
 
+from raysweep import mirror
 from raysweep.errors import StoreError
 from raysweep.lease import Pace
 from raysweep.mirror import Mirror
@@ -153,8 +154,8 @@ def test_who_reads_a_run_beside_its_driver_takes_no_notes_back(machine, monkeypa
     assert trials(machine("two")) == ["t1", "t2"]
 
 
-def test_a_driver_waits_for_who_is_reading_the_run(machine, monkeypatch):
-    """What a reader is about to put in place of a file is there before the driver writes that."""
+def test_a_driver_waits_for_who_is_reading_the_run(machine, monkeypatch, caplog):
+    """What a reader is about to put in place of a file is there before the driver writes that; and it is told of."""
     first = Run.create(machine("two"), "r", sweep_text="x", identity="{}")
     first.add_trial(row("t1"))
     first.publish()
@@ -173,12 +174,14 @@ def test_a_driver_waits_for_who_is_reading_the_run(machine, monkeypatch):
         with run.held():
             run.add_trial(row("t3"))
 
+    monkeypatch.setattr(mirror, "QUIET_SECONDS", 0.0)
     monkeypatch.setattr(Remote, "get", get_slowly)
     reader, driver = threading.Thread(target=Run.find, args=(machine("one"), "r")), threading.Thread(target=drive)
     reader.start()
     assert reads.wait(60)
     driver.start()
-    driver.join(0.5)
+    while "waiting for another process of this machine" not in caplog.text:
+        time.sleep(0.01)
     assert driver.is_alive()
     goes_on.set()
     reader.join()

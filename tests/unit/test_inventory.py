@@ -11,6 +11,7 @@ from tiny import EMPTY, TRUNK, put
 from raysweep.cli import main
 from raysweep.errors import StoreError
 from raysweep.inventory import find_garbage, free, held_runs, list_runs
+from raysweep.lease import Holder
 from raysweep.run_files import UNKNOWN, StageRow, TrialRow
 from raysweep.runners import run_sweep
 from raysweep.runs import Run
@@ -144,25 +145,25 @@ def test_a_run_that_has_lost_its_sweep_file_keeps_all_that_it_refers_to(any_stor
     assert not {"stage", "run"} & set(garbage(any_store).values())
 
 
-def test_a_run_starts_only_when_what_is_garbage_is_gone(store, sweep_file):
+def test_a_run_starts_only_when_what_is_garbage_is_gone(store, sweep_file, caplog):
     """A run of finished stages, started between the look and the deletion, makes them again, and keeps them."""
     space = load(sweep_file(TRUNK + "  steps: 2\n"))
-    run_sweep(space, store, runner="inline")
+    run = run_sweep(space, store, runner="inline")
     made = store.finished_ids()
     assert made
-    store.remove(store.root / "runs")
     with held_runs(store) as runs:
-        found = find_garbage(store, runs)
+        found = find_garbage(store, runs, forget=[run.name])
         assert {each.name for each in found if each.kind == "stage"} == made
         begun = threading.Thread(target=run_sweep, args=(space, store), kwargs={"runner": "inline"})
         begun.start()
-        while not store.run_names():
+        while "waiting for a `raysweep gc` of" not in caplog.text:
             time.sleep(0.01)
-        begun.join(0.3)
         assert begun.is_alive()
         free(store, runs, found)
         assert store.finished_ids() == set()
+        assert store.run_names() == []
     begun.join()
+    assert store.run_names() == [run.name]
     assert store.finished_ids() == made
     assert "stage" not in garbage(store).values()
 
@@ -184,11 +185,36 @@ def test_a_run_that_began_on_another_machine_keeps_what_it_may_refer_to(tmp_path
     with held_runs(here) as runs:
         found = find_garbage(here, runs)
         begun = start(there, "r", stage("pretrain-1"))
-        with begun.held(), pytest.raises(StoreError, match="run 'r' has just begun on another machine"):
+        with begun.held(), pytest.raises(StoreError, match="run 'r' is noted as under way"):
             free(here, runs, found)
         begun.publish()
     assert here.finished_ids() == {"pretrain-1"}
     assert "stage" not in garbage(here).values()
+
+
+def test_a_run_whose_notes_are_not_all_there_yet_is_not_to_be_deleted(tmp_path, monkeypatch):
+    """Its driver's first upload is under way; killed before that, its lease can be deleted as it is said."""
+    url = f"local://{tmp_path}/url"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
+    there = Store(url)
+    begun = start(there, "r", stage("pretrain-1"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    here = Store(url)
+    said = rf"run 'r' is noted as under way, .* or delete {url}/partial/run-r\.held$"
+    holder = Holder("there", 1, "lock")
+    with there.lease("run-r", holder, what="run 'r'", renewed=lambda: None, lost=print):
+        with pytest.raises(StoreError, match=said):
+            garbage(here)
+        there.push(begun.folder, without=["sweep.yaml"])
+        with pytest.raises(StoreError, match=said):
+            garbage(here)
+    with pytest.raises(StoreError, match=r"'r' has lost its sweep\.yaml"):
+        garbage(here)
+
+
+def test_a_store_that_cannot_be_written_is_told_in_a_line(capsys):
+    assert main(["gc", "--store", "/proc"]) == 2
+    assert "store '/proc' cannot be written: " in capsys.readouterr().err
 
 
 def test_gc_deletes_with_yes_alone(store, capsys):

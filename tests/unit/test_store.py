@@ -1,5 +1,7 @@
 """The store: whole or not at all, verified on reading, on disk and on a URL."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -122,6 +124,49 @@ def test_unfinished_work_is_invisible(store):
         (store.work_dir("x-1") / "file").write_text("half")
     assert store.get("x-1") is None
     assert store.finished_ids() == set()
+
+
+def use_all_locks(store: Store) -> None:
+    with store.unused():
+        pass
+    with store.in_use(), store.claim("x-1"):
+        run = Run.create(store, "r", sweep_text="x", identity="{}")
+        with run.held():
+            assert Run(store, "r").is_held
+        assert not run.is_held
+        run.publish()
+
+
+@pytest.mark.parametrize("scheme", ["", "local://"])
+def test_locks_are_of_files_that_are_open_as_nfs_asks(tmp_path, monkeypatch, scheme):
+    """There a shared lock is one of bytes to read, and an exclusive one of bytes to write."""
+    asked, flock = set(), fcntl.flock
+
+    def as_nfs(file, how: int) -> None:
+        mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+        kind = how & ~fcntl.LOCK_NB
+        if mode not in ({fcntl.LOCK_SH: os.O_RDONLY, fcntl.LOCK_EX: os.O_WRONLY}[kind], os.O_RDWR):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        asked.add(kind)
+        flock(file, how)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(fcntl, "flock", as_nfs)
+    use_all_locks(Store(f"{scheme}{tmp_path}/store"))
+    assert asked == {fcntl.LOCK_SH, fcntl.LOCK_EX}
+
+
+def test_a_file_system_without_locks_is_told_in_a_line(store, monkeypatch):
+    def no_locks(file, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    run = Run.create(store, "r", sweep_text="x", identity="{}")
+    (run.folder / ".lock").touch()
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert not run.is_held
+    for hold in (store.unused, store.in_use, run.held, lambda: store.claim("x-1")):
+        with pytest.raises(StoreError, match=r"lock cannot be locked: No locks available; .* \(flock\)$"), hold():
+            pass
 
 
 def test_a_relative_store_is_the_same_from_elsewhere(tmp_path, monkeypatch):
