@@ -14,7 +14,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from raysweep.errors import ClusterError, RaysweepError
 from raysweep.events import Note, Report
@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 # How long the other ranks may take to notice that one of them failed.
 SETTLE_SECONDS = 20.0
+
+# How long a last word to the driver may take.
+TELL_SECONDS = 5.0
 
 
 class GangBroken(Exception):  # noqa: N818 - says what became of the gang
@@ -275,6 +278,20 @@ def _get(refs: list[Any]) -> list[Any]:
         raise GangBroken(f"a worker of the gang died: {error}") from error
 
 
+def _exit_saying(message: str, note: Callable[[str], None]) -> NoReturn:
+    """End this process, after a word to the driver if it takes one: to tell may raise, or wait for a lost driver."""
+    logger.error(message)
+
+    def tell() -> None:
+        with contextlib.suppress(Exception):
+            note(message)
+
+    telling = threading.Thread(target=tell, daemon=True)
+    telling.start()
+    telling.join(TELL_SECONDS)
+    os._exit(1)
+
+
 @contextlib.contextmanager
 def _watch(running: list[Any], note: Callable[[str], None]) -> Any:
     """While rank 0 waits for the others: if one of them is gone and rank 0 does not notice, say why and end rank 0.
@@ -294,11 +311,9 @@ def _watch(running: list[Any], note: Callable[[str], None]) -> Any:
                     ray.get(ref)
                 except Exception as error:
                     if not left.wait(SETTLE_SECONDS):
-                        cause = without_secrets(str(error).strip().splitlines()[-1])
+                        cause = without_secrets((str(error).strip() or repr(error)).splitlines()[-1])
                         message = f"a rank failed, and rank 0 is stuck in a collective: the gang is replaced ({cause})"
-                        note(message)
-                        logger.error(message)
-                        os._exit(1)
+                        _exit_saying(message, note)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

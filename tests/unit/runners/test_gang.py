@@ -1,7 +1,15 @@
 """A gang of one, and when a gang is replaced."""
 
+import multiprocessing
+import os
+import threading
+
+import pytest
+
+from raysweep.errors import ClusterError
 from raysweep.plan import Stage
 from raysweep.resources import Resources
+from raysweep.runners import gang as gang_module
 from raysweep.runners.attempts import Failure, attempt
 from raysweep.runners.gang import Gang
 from raysweep.stages.tokenize import Tokenize
@@ -39,3 +47,29 @@ def test_a_state_folder_that_cannot_be_made_is_a_failure(grammar, store):
     assert isinstance(outcome, Failure)
     assert f"{stage.id}.state" in outcome.cause
     assert not outcome.final
+
+
+def _raise(message):
+    raise ClusterError("the driver is gone")
+
+
+def _never_return(message):
+    threading.Event().wait()
+
+
+def _end(note):
+    try:
+        gang_module._exit_saying("why", note)
+    finally:
+        os._exit(2)  # An exception, too, would end it with 1.
+
+
+@pytest.mark.parametrize("note", [ignore, _raise, _never_return])
+def test_rank_0_ends_whether_or_not_the_driver_can_be_told_why(note, monkeypatch):
+    monkeypatch.setattr(gang_module, "TELL_SECONDS", 0.1)
+    child = multiprocessing.get_context("fork").Process(target=_end, args=(note,))
+    child.start()
+    child.join(60)
+    code = child.exitcode
+    child.kill()
+    assert code == 1
