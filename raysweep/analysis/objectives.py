@@ -1,7 +1,8 @@
 """What a checkpoint's perplexity and flatness are of, in words, and which checkpoints they compare.
 
 A loss of one objective and a loss of another are two quantities: the cross-entropy of hidden tokens is no smaller or
-larger than that of next tokens in any sense that a ranking could use.
+larger than that of next tokens in any sense that a ranking could use. Nor do losses on two texts compare, or how sharp
+they are: news alone is an easier text than a mix, whatever the model.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from raysweep.analysis.derived import is_swept
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.scores import Column
@@ -46,6 +48,9 @@ _LOSS_OF = {
 }
 """Kind of stage -> the column that says whose loss its metrics are of."""
 
+_ON_OWN_TEXT = {kind for kind, column in _LOSS_OF.items() if column not in (TRAINING_LOSS_OF, OTHER_TEXT_OF)}
+"""Kinds of stages whose metrics are of a loss on held-out text of the variant's own corpus."""
+
 
 def losses_of(kind: str, spec: Mapping[str, Any]) -> dict[str, str]:
     """The columns that a stage tells of its checkpoint, from its recorded spec; none for a stage without a loss.
@@ -67,14 +72,59 @@ def loss_groups(checkpoints: pd.DataFrame, column: Column) -> NDArray[np.int64]:
     """[rows]: equal numbers for checkpoints whose values of a metric are of one quantity, and so compare.
 
     Those are all checkpoints, unless it is a metric of the loss of an objective (flatness under `flatness.objective:
-    own` is); a checkpoint whose objective is not known has a number of its own.
+    own` is); a checkpoint whose objective is not known has a number of its own. Of those, all but losses on other
+    corpora are measured on a variant's own text: checkpoints compare where the sweep gave them the same.
     """
-    words = _LOSS_OF.get(column.kind)
-    if words not in checkpoints:
+    import pandas as pd
+
+    if column.kind not in _LOSS_OF:
         return np.zeros(len(checkpoints), dtype=np.int64)
-    codes, objectives = checkpoints[words].factorize()
-    groups: NDArray[np.int64] = np.where(codes < 0, len(objectives) + np.arange(len(codes)), codes)
-    return groups
+    words = _LOSS_OF[column.kind]
+    objectives = checkpoints[words] if words in checkpoints else [""] * len(checkpoints)
+    texts = [()] * len(checkpoints) if words == OTHER_TEXT_OF else _own_texts(checkpoints, of_domain=_of_domain(column))
+    numbers: dict[Any, int] = {}
+    keys = [
+        place if pd.isna(objective) else (objective, text)
+        for place, (objective, text) in enumerate(zip(objectives, texts, strict=True))
+    ]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+
+def _of_domain(column: Column) -> bool:
+    """Whether it is a perplexity of one domain, which the shares of a mix take no part in."""
+    return column.kind == "heldout" and column.metric.name.startswith("ppl_")
+
+
+def _own_texts(checkpoints: pd.DataFrame, *, of_domain: bool = False) -> list[tuple[str, ...]]:
+    """[rows]: what the sweep sets of the text that a variant is measured on; equal for all where it sets nothing of it.
+
+    Training text counts, as tokenizers are made of it and text may be held out of it; its amount alone does not. The
+    data of an earlier phase count, too, which may cost pairs that would compare.
+    """
+    columns = []
+    for name in filter(is_swept, map(str, checkpoints.columns)):
+        first, *path = name.removeprefix("point.").rsplit(":", 1)[-1].split(".")
+        of_text = first == "pretrain" and ("data" in path or path[-1:] == ["sequence_length"])
+        if of_text and not _is_neutral(path[-1], of_domain=of_domain):
+            codes, values = checkpoints[name].factorize(use_na_sentinel=False)
+            texts = [_text(value, of_domain=of_domain) for value in values]
+            columns.append([texts[code] for code in codes])
+    return list(zip(*columns, strict=True)) if columns else [()] * len(checkpoints)
+
+
+def _text(value: object, *, of_domain: bool) -> str:
+    """A setting of the text, a JSON object without what makes no difference to it."""
+    try:
+        fields = json.loads(str(value))
+    except ValueError:
+        return str(value)
+    if isinstance(fields, dict):
+        fields = {name: field for name, field in fields.items() if not _is_neutral(name, of_domain=of_domain)}
+    return json.dumps(fields, sort_keys=True)
+
+
+def _is_neutral(field: str, *, of_domain: bool) -> bool:
+    return field.startswith("num_train") or (of_domain and field == "mix")
 
 
 def _words(objective: Any) -> str:
@@ -110,6 +160,14 @@ def objective_cautions(checkpoints: pd.DataFrame) -> list[str]:
                 f"{what} are of {len(counts)} objectives ({', '.join(names)}), whose losses do not compare: pairs of "
                 "checkpoints of different objectives are not counted for them, and #n is a place within one objective."
             )
+    num_texts = len(set(_own_texts(checkpoints)))
+    measured = {str(name).split("/")[0] for name in checkpoints if "/" in str(name)}
+    if num_texts > 1 and measured & _ON_OWN_TEXT:
+        lines.append(
+            f"What is measured by a loss on a variant's own text ({', '.join(sorted(measured & _ON_OWN_TEXT))}) is on "
+            f"{num_texts} texts: pairs of checkpoints of different texts are not counted for it, and #n is a place "
+            "within one. Perplexities of a domain compare over mixes, losses of other_text over all."
+        )
     return lines
 
 

@@ -9,14 +9,15 @@ from columns import COLUMNS, CORPUS, RECIPE
 
 from raysweep.analysis.baselines import credit, design
 from raysweep.analysis.findings import cautions, headline, how_to_read
-from raysweep.analysis.objectives import FLATNESS_OF, PERPLEXITY_OF, losses_of
+from raysweep.analysis.objectives import FLATNESS_OF, OTHER_TEXT_OF, PERPLEXITY_OF, loss_groups, losses_of
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.sections import agreement_table
 from raysweep.analysis.terminal import format_terminal
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
-from raysweep.spec import canonical
+from raysweep.scores import Column
+from raysweep.spec import Metric, canonical
 from raysweep.stages.base import Subject
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.heldout import Heldout
@@ -174,3 +175,60 @@ def test_where_every_checkpoint_has_its_own_objective_no_pair_is_compared():
 def test_how_tokens_are_hidden_is_part_of_what_is_predicted():
     bert = MaskedLM(name="masked_lm", replacement="80/10/10")
     assert bert.predicts() == "0.15 of the tokens of a sequence, hidden (80/10/10), from all that is left"
+
+
+OTHERS = [Column("heldout", Metric("ppl_wiki", "min")), Column("other_text", Metric("mean_loss", "min"))]
+BY_NAME = {column.name: column for column in [*COLUMNS, *OTHERS]}
+
+
+def groups(name, **swept):
+    """Of one objective, by what the sweep sets."""
+    import pandas as pd
+
+    num = len(next(iter(swept.values())))
+    told = {PERPLEXITY_OF: [NEXT] * num, FLATNESS_OF: [NEXT] * num, OTHER_TEXT_OF: [NEXT] * num}
+    return list(loss_groups(pd.DataFrame(swept | told), BY_NAME[name]))
+
+
+MIX, SAME_MIX = '{"mix": {"wiki": 0.5, "news": 0.5}}', '{"mix": {"news": 0.5, "wiki": 0.5}}'
+TAGGED = '{"mix": {"wiki": 0.5, "news": 0.5}, "domains": {"wiki": {"tag": "<|w|>"}}}'
+ALONE = '{"mix": {"wiki": 1.0}}'
+
+
+def test_what_is_measured_on_the_own_text_compares_within_a_text():
+    of = {"setting.variant:pretrain.phases.continued.data": [MIX, SAME_MIX, TAGGED, ALONE, None]}
+    for name in ("heldout/ppl", "flatness/hessian_trace"):
+        assert groups(name, **of) == [0, 0, 1, 2, 3]
+    # The shares of a mix take no part in the perplexity of a domain; tags do.
+    assert groups("heldout/ppl_wiki", **of)[:4] == [0, 0, 1, 0]
+    assert groups("other_text/mean_loss", **of) == groups("indicators/kshot_mean", **of) == [0] * 5
+
+
+@pytest.mark.parametrize(
+    ("path", "num"),
+    [
+        ("pretrain.data.mix", 2),
+        ("pretrain.phases.decay.sequence_length", 2),
+        ("pretrain.data.num_train_sentences", 1),
+        ("pretrain.optimizer.lr", 1),
+        ("sft.data", 1),
+    ],
+)
+def test_only_settings_of_the_text_set_checkpoints_apart(path, num):
+    assert len(set(groups("heldout/ppl", **{f"point.{path}": ["a", "b", "a"]}))) == num
+    apart = 1 if path.endswith(".mix") else num
+    assert len(set(groups("heldout/ppl_wiki", **{f"point.{path}": ["a", "b", "a"]}))) == apart
+
+
+def test_several_texts_are_told_of():
+    import pandas as pd
+
+    names = list("abcd")
+    table = pd.DataFrame({"trial": names, "variant": names, "checkpoint": names, "status": "done", "step": 1})
+    table["sft/mean_score"], table["heldout/ppl"] = [0.1, 0.2, 0.3, 0.4], [2.0, 1.0, 9.0, 8.0]
+    table["point.pretrain.data"], table[PERPLEXITY_OF] = [MIX, SAME_MIX, ALONE, ALONE], NEXT
+    ranking = rank(table, columns=COLUMNS)
+    [perplexity] = [item for item in ranking.associations if item.indicator == "heldout/ppl"]
+    assert (perplexity.pairs.num_pairs, perplexity.accuracy.value) == (2, 1)
+    [caution] = [line for line in cautions(ranking) if "own text" in line]
+    assert "(heldout) is on 2 texts: pairs of checkpoints of different texts are not counted" in caution
