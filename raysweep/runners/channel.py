@@ -39,6 +39,10 @@ FIRST_SECONDS = 5.0
 AGAIN_SECONDS = 60.0
 
 
+# A driver's host that has vanished is noticed after 60 + 6 * 20 s; by the system's own values after 12 minutes.
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 6}
+
+
 # As of events: all fields, no others, and each of its very type.
 _EXACTLY = ConfigDict(strict=True, extra="forbid")
 
@@ -114,13 +118,22 @@ def _connect_once(address: Address) -> Connection:
         _send_at_once(peer.fileno())
         # Else a firewall on the way forgets a connection that says nothing during a long stage.
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+        for name, value in KEEPALIVE.items():
+            if hasattr(socket, name):  # Not every system has all.
+                peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         connection = Connection(os.dup(peer.fileno()))
         _set_timeout(peer, HANDSHAKE_SECONDS)
         answer_challenge(connection, address.key)
         deliver_challenge(connection, address.key)
         _set_timeout(peer, 0)
         return connection
+
+
+def lose_after(connection: Connection, seconds: float) -> None:
+    """Make sends fail where the other end has acknowledged nothing for so long; packets may be dropped silently."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        with socket.socket(fileno=os.dup(connection.fileno())) as peer:
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
 def send(connection: Connection, message: ToDriver | ToGang) -> None:

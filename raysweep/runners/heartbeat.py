@@ -11,10 +11,13 @@ from multiprocessing.connection import Connection
 
 from raysweep.errors import ClusterError
 from raysweep.runners.attempts import under_way
-from raysweep.runners.channel import AGAIN_SECONDS, FIRST_SECONDS, Address, connect, send
+from raysweep.runners.channel import AGAIN_SECONDS, FIRST_SECONDS, Address, connect, lose_after, send
 from raysweep.runners.watch import Beat, Process
 
 logger = logging.getLogger(__name__)
+
+# A connection is made anew after so many beats that did not arrive: 30 s of the 120 after which a process is ended.
+LOST_BEATS = 6
 
 
 def this_process(gang: str, rank: int) -> Process:
@@ -33,9 +36,16 @@ def start_beats(
         ClusterError: if the driver cannot be reached.
     """
     # Not the connection of the events: the driver may take its time over one of these.
-    connection = connect(address, seconds=FIRST_SECONDS)
+    connection = _connect(address, every_seconds, seconds=FIRST_SECONDS)
     arguments = (address, connection, process, every_seconds, trial)
     threading.Thread(target=_beat, args=arguments, name="raysweep-beats", daemon=True).start()
+
+
+def _connect(address: Address, every_seconds: float, *, seconds: float) -> Connection:
+    connection = connect(address, seconds=seconds)
+    # Else beats that are dropped on the way pile up in a buffer until the driver takes this process for stopped.
+    lose_after(connection, LOST_BEATS * every_seconds)
+    return connection
 
 
 def _beat(
@@ -49,7 +59,7 @@ def _beat(
         except OSError:
             connection.close()
             try:
-                connection = connect(address, seconds=AGAIN_SECONDS)
+                connection = _connect(address, every_seconds, seconds=AGAIN_SECONDS)
             except ClusterError as error:
                 logger.warning("no more signs of life: %s", error)
                 return

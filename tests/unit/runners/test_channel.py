@@ -13,10 +13,10 @@ from ended import ended
 from raysweep.errors import ClusterError
 from raysweep.events import GangsChosen, Note, StageFailed, StageProgress, StageStarted, TrialStarted
 from raysweep.run_files import StageRow, TrialRow
-from raysweep.runners import channel
+from raysweep.runners import channel, heartbeat
 from raysweep.runners.channel import Address, EventSink, EventSource, connect
 from raysweep.runners.heartbeat import start_beats
-from raysweep.runners.watch import Process, Watch
+from raysweep.runners.watch import Process, Watch, beat_seconds
 from raysweep.worker import Reached
 
 STAGE = {"trial": "t", "stage": "sft-1", "kind": "sft"}
@@ -95,6 +95,29 @@ def test_signs_of_life_go_on_over_a_new_connection():
             while not heard.empty():
                 heard.get()
         assert heard.get(timeout=30).process.rank == 1
+
+
+def test_beats_that_are_dropped_on_the_way_are_noticed_before_the_driver_misses_them(monkeypatch):
+    made = queue.Queue()
+
+    def connect_and_keep(*args, **kwargs):
+        connection = connect(*args, **kwargs)
+        made.put(connection)
+        return connection
+
+    monkeypatch.setattr(heartbeat, "connect", connect_and_keep)
+    with EventSink("127.0.0.1", print) as sink:
+        start_beats(sink.address, Process("g", 0, "node", 1), every_seconds=beat_seconds(120))
+        events = EventSource(sink.address)
+        assert option(made.get(), "TCP_USER_TIMEOUT") == 30_000
+        assert option(events._connection, "TCP_USER_TIMEOUT") == 0  # The driver may take its time over an event.
+        idle, every, times = (option(events._connection, f"TCP_KEEP{name}") for name in ("IDLE", "INTVL", "CNT"))
+        assert idle + every * times <= 200
+
+
+def option(connection, name: str) -> int:
+    with socket.socket(fileno=os.dup(connection.fileno())) as peer:
+        return peer.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
 
 
 def cut(sink: EventSink) -> None:
