@@ -26,7 +26,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from raysweep.errors import ClusterError
-from raysweep.events import Event, Report
+from raysweep.events import Event, Report, StageEnded, StageStarted, TrialStarted
 from raysweep.runners.watch import Beat, Process, Watch
 
 logger = logging.getLogger(__name__)
@@ -265,7 +265,10 @@ def _set_timeout(peer: socket.socket, seconds: int) -> None:
 
 
 class EventSource:
-    """A gang's end. A connection that is lost is made anew; what was under way in it may be lost.
+    """A gang's end, for any of its threads. A connection that is lost is made anew.
+
+    What was under way in it may be lost, but for the trials and ends of stages of since the last `wait`: these are told
+    again, twice if need be, as the driver takes a second one for the first. A failure is not: each counts as a try.
 
     Raises:
         ClusterError: here and in each method, if the driver cannot be reached: unseen, a gang is not to go on.
@@ -275,22 +278,37 @@ class EventSource:
         self._address = address
         self._save_asked = False
         self._draining: frozenset[str] = frozenset()
+        self._untaken: list[TrialStarted | StageEnded] = []
+        """To be told again over a new connection."""
         self._lock = threading.Lock()
+        self._sending, self._receiving = threading.Lock(), threading.Lock()
         self._unreached: ClusterError | None = None
         self._connection = connect(address, seconds=FIRST_SECONDS)
 
     def tell(self, event: Event) -> None:
         """Send one event."""
         self._receive_all()  # Which notices a connection that was closed; a first send into it would not fail.
+        with self._lock:
+            if isinstance(event, TrialStarted | StageEnded):
+                self._untaken.append(event)
+            elif isinstance(event, StageStarted):  # Made again: its earlier end holds no more.
+                self._untaken = [
+                    told for told in self._untaken if isinstance(told, TrialStarted) or told.stage != event.stage
+                ]
         self._send(event)
 
     def wait(self) -> None:
-        """Until the driver has taken all that was told so far."""
-        while True:
-            asked = self._send(Flush())
-            while self._connection is asked:
-                if isinstance(self._receive(), Flush):
-                    return
+        """Until the driver has taken all that was told so far; see above for what a lost connection may cost."""
+        with self._receiving:  # Until the answer, which another thread would pass over.
+            while True:
+                with self._lock:
+                    told = {id(event) for event in self._untaken}
+                asked = self._send(Flush())
+                while self._connection is asked:
+                    if isinstance(self._receive(), Flush):
+                        with self._lock:
+                            self._untaken = [event for event in self._untaken if id(event) not in told]
+                        return
 
     def save_asked(self) -> bool:
         """Whether the driver has asked for a save since this was last called."""
@@ -304,8 +322,12 @@ class EventSource:
         return self._draining
 
     def _receive_all(self) -> None:
-        while self._is_told():
-            self._receive()
+        if self._receiving.acquire(blocking=False):  # Else another thread is at it.
+            try:
+                while self._is_told():
+                    self._receive()
+            finally:
+                self._receiving.release()
 
     def _is_told(self) -> bool:
         connection = self._connection
@@ -338,7 +360,8 @@ class EventSource:
         while True:
             connection = self._connection
             try:
-                send(connection, message)
+                with self._sending:
+                    send(connection, message)
             except OSError:
                 self._connect_again(connection)
             else:
@@ -351,7 +374,11 @@ class EventSource:
                 raise self._unreached
             if self._connection is lost:
                 try:
-                    self._connection = connect(self._address, seconds=AGAIN_SECONDS)
+                    anew = connect(self._address, seconds=AGAIN_SECONDS)
                 except ClusterError as error:
                     self._unreached = error
                     raise
+                with contextlib.suppress(OSError):  # Lost, too: whoever uses it next is told so, and comes here again.
+                    for event in self._untaken:
+                        send(anew, event)
+                self._connection = anew

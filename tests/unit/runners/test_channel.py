@@ -1,10 +1,12 @@
 """Between gangs and the driver, whoever else knocks at its port, and whatever comes over it."""
 
+import contextlib
 import math
 import os
 import pickle
 import queue
 import socket
+import threading
 import time
 
 import pytest
@@ -70,6 +72,71 @@ def test_a_connection_that_is_cut_is_made_anew():
         late.wait()
         assert late.draining() == {"a"}
         assert late.save_asked()
+
+
+def test_trials_and_ends_of_stages_that_a_cut_took_away_unread_are_told_again():
+    entered, go_on = threading.Event(), threading.Event()
+    got = []
+
+    def take(event):
+        if event == Note(message="slow"):
+            entered.set()
+            go_on.wait(60)
+        got.append(event)
+
+    trial, end, again, failed = (
+        TrialStarted(row=TrialRow("t", "v", {}, 0, ROWS)),
+        ended("sft-1", task="a"),
+        ended("sft-2", task="a"),
+        StageFailed(**STAGE, cause="c", log="l", retry=True),
+    )
+    with EventSink("127.0.0.1", take) as sink:
+        source = EventSource(sink.address)
+        source.tell(ended("sft-0", task="a"))
+        source.wait()
+        source.tell(Note(message="slow"))
+        assert entered.wait(60)  # What follows sits unread.
+        for event in (trial, end, failed, again, StageStarted(trial="t", stage="sft-2", kind="sft")):
+            source.tell(event)
+        discard_unread(sink)
+        source.wait()
+        told, got[:] = list(got), []
+        go_on.set()
+        # The failure is lost, as it must not come twice; the end of what is made again holds no more.
+        assert told[1:] == [trial, end]
+        cut(sink)
+        source.wait()  # And what the driver has taken is not told a second time.
+        assert trial not in got
+
+
+def discard_unread(sink: EventSink) -> None:
+    """Cut, with what has come and was not read yet."""
+    for connection in list(sink._connections):
+        with socket.socket(fileno=os.dup(connection.fileno())) as peer:
+            peer.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while peer.recv(4096):
+                    pass
+    cut(sink)
+
+
+def test_threads_may_tell_while_another_waits():
+    got = []
+    with EventSink("127.0.0.1", got.append) as sink:
+        source = EventSource(sink.address)
+
+        def tell():
+            for number in range(200):
+                source.tell(Note(message=str(number) * 10_000))  # Of several writes each.
+                source.save_asked()
+
+        threads = [threading.Thread(target=tell, daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            source.wait()
+        source.wait()
+    assert len(got) == 400
 
 
 def test_a_gang_whose_driver_is_gone_ends_where_it_tells_or_looks_next(monkeypatch):
