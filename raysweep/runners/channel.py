@@ -92,21 +92,24 @@ class Address:
 
 
 def connect(address: Address, *, seconds: float) -> Connection:
-    """A gang's connection to the driver, tried for about so long.
+    """A gang's connection to the driver, tried for about so long; AGAIN_SECONDS where it is there and does not answer.
 
     Raises:
         ClusterError: if there is none to be had; names the driver's address, and what to open.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while True:
         try:
             return _connect_once(address)
         except (OSError, EOFError, AuthenticationError) as error:
-            if time.monotonic() >= deadline:
+            is_there = isinstance(error, BlockingIOError)  # Of the handshake alone: its time is up.
+            if time.monotonic() - began >= (max(seconds, AGAIN_SECONDS) if is_there else seconds):
+                place = f"host {socket.gethostname()} cannot reach the driver at {address.host}:{address.port}"
+                if is_there:
+                    raise ClusterError(f"{place}: it accepts, but does not answer: stopped, or overloaded?") from error
                 raise ClusterError(
-                    f"host {socket.gethostname()} cannot reach the driver at {address.host}:{address.port} "
-                    f"({error or type(error).__name__}): let all nodes connect to every TCP port of the driver's host, "
-                    "which listens at one that its system chooses"
+                    f"{place} ({error or type(error).__name__}): let all nodes connect to every TCP port of the "
+                    "driver's host, which listens at one that its system chooses"
                 ) from error
         time.sleep(0.5)
 

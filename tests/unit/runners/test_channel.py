@@ -52,6 +52,29 @@ def test_a_gang_that_cannot_reach_the_driver_does_not_begin(monkeypatch):
         start_beats(Address("127.0.0.1", port, b"key"), Process("g", 0, "node", 1), every_seconds=1)
 
 
+def test_a_driver_that_is_stopped_for_a_while_is_waited_for(monkeypatch):
+    monkeypatch.setattr(channel, "HANDSHAKE_SECONDS", 1)
+    monkeypatch.setattr(channel, "FIRST_SECONDS", 0)
+    monkeypatch.setattr(channel, "AGAIN_SECONDS", 1)
+    sink = EventSink("127.0.0.1", print)
+    with pytest.raises(ClusterError, match="it accepts, but does not answer: stopped, or overloaded"):
+        EventSource(sink.address)
+    monkeypatch.setattr(channel, "AGAIN_SECONDS", 60)
+    connect_once = channel._connect_once
+
+    def connect_or_go_on(address):
+        try:
+            return connect_once(address)
+        except BlockingIOError:
+            sink.__enter__()
+            raise
+
+    monkeypatch.setattr(channel, "_connect_once", connect_or_go_on)
+    source = EventSource(sink.address)
+    source.wait()
+    sink.__exit__()
+
+
 def test_a_connection_that_is_cut_is_made_anew():
     got = []
     with EventSink("127.0.0.1", got.append) as sink:
