@@ -305,7 +305,7 @@ class EventSource:
         with self._receiving:  # Until the answer, which another thread would pass over.
             while True:
                 with self._lock:
-                    told = {id(event) for event in self._untaken}
+                    told = {id(event): event for event in self._untaken}
                 asked = self._send(Flush())
                 while self._connection is asked:
                     if isinstance(self._receive(), Flush):
