@@ -30,7 +30,7 @@ def this_process(gang: str, rank: int) -> Process:
 def start_beats(
     address: Address, process: Process, *, every_seconds: float, trial: Callable[[], str] = lambda: ""
 ) -> None:
-    """Beat until this process ends, or the driver does.
+    """Beat until this process ends; where the driver cannot be reached any more, as soon as it can again.
 
     Raises:
         ClusterError: if the driver cannot be reached.
@@ -61,8 +61,9 @@ def _beat(
             try:
                 connection = _connect(address, every_seconds, seconds=AGAIN_SECONDS)
             except ClusterError as error:
-                logger.warning("no more signs of life: %s", error)
-                return
+                # The next beat tries again: a rank that tells of no events trains on, and is to be watched once the
+                # driver is back, as after a stop.
+                logger.warning("no signs of life reach the driver, which is tried again: %s", error)
         time.sleep(every_seconds)
         seconds, used = time.monotonic() - clock, time.process_time() - spent
         clock, spent, load = clock + seconds, spent + used, used / seconds

@@ -196,6 +196,27 @@ def test_signs_of_life_go_on_over_a_new_connection():
         assert heard.get(timeout=30).process.rank == 1
 
 
+def test_signs_of_life_come_back_however_long_the_driver_could_not_be_reached(monkeypatch):
+    heard, failures = queue.Queue(), [ClusterError("cannot reach the driver")] * 2
+    watch = Watch(max_silence_seconds=60, max_idle_seconds=60, end=print, report=print)
+    watch.hear = heard.put
+
+    def connect_in_the_end(*args, **kwargs):
+        if failures:
+            heard.put(f"{len(failures)} left")
+            raise failures.pop()
+        return connect(*args, **kwargs)
+
+    with EventSink("127.0.0.1", print, watch=watch) as sink:
+        start_beats(sink.address, Process("g", 1, "node", 1), every_seconds=0.1)
+        heard.get(timeout=30)
+        monkeypatch.setattr(heartbeat, "connect", connect_in_the_end)
+        cut(sink)
+        while heard.get(timeout=30) != "1 left":
+            pass
+        assert heard.get(timeout=30).process.rank == 1
+
+
 def test_beats_that_are_dropped_on_the_way_are_noticed_before_the_driver_misses_them(monkeypatch):
     made = queue.Queue()
 
