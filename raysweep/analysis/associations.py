@@ -127,7 +127,8 @@ def associate(
         else:
             config.append(name)
     whole = [name for name in config if table[name].notna().all()]
-    shared = _Shared(table, whole, target=target, gaps_of=gaps_of)
+    gaps = _gaps(table, gaps_of, columns.get(gaps_of)) if gaps_of else []
+    shared = _Shared(table, whole, target=target, gaps=gaps)
     rows = [
         _measured(table, name, column, target=target, clear=clear, shared=shared) for name, column in measured.items()
     ]
@@ -143,10 +144,10 @@ def associate(
 class _Shared:
     """What indicators of the same checkpoints have in common, made once: of a table whose rows all have a target."""
 
-    def __init__(self, table: pd.DataFrame, config: Sequence[str], *, target: str, gaps_of: str | None) -> None:
+    def __init__(self, table: pd.DataFrame, config: Sequence[str], *, target: str, gaps: Sequence[GapPairs]) -> None:
         self._table, self._config, self._target = table, list(config), target
         # Of all checkpoints, so that the ranges are the same for an indicator with missing values.
-        self._gaps = gap_pairs(numbers(table[gaps_of])) if gaps_of else []
+        self._gaps = gaps
         self._known: dict[bytes, _Alike] = {}
 
     def of(self, have: Flags) -> _Alike:
@@ -209,6 +210,15 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
 
     order = ("measured", tuple(_places(oriented, have)), comparable.tobytes())
     return _Row(association, have=have, comparable=comparable, accuracy=accuracy, order=order)
+
+
+def _gaps(table: pd.DataFrame, name: str, column: Column | None) -> list[GapPairs]:
+    """Pairs by their difference in a column, of one loss group each; a loss in nats differs as it is."""
+    values = numbers(table[name])
+    if column is None:
+        return gap_pairs(values)
+    # The perplexity, whose logarithm it is, as differences of positive numbers are of logarithms.
+    return gap_pairs(np.exp(values) if column.metric.unit == "nats/token" else values, loss_groups(table, column))
 
 
 def _by_gap(

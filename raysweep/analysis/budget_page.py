@@ -15,7 +15,7 @@ from raysweep.analysis.budget import ALL, NUM_PAIRS, SFT, Known, asha, by, curve
 from raysweep.analysis.charts import Chart, escaped
 from raysweep.analysis.comparer import CompareError
 from raysweep.analysis.defects import leaks, unusable_rows
-from raysweep.analysis.derived import PPL
+from raysweep.analysis.derived import OTHER_TEXT, PPL
 from raysweep.analysis.formatting import number
 from raysweep.analysis.labels import row_key
 from raysweep.analysis.ranking import Ranking
@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 MAX_STRATEGIES = 12
 """That a terminal lists."""
 EARLY_SFT = column_name("early_sft", "mean_score")
-OTHER_TEXT = column_name("other_text", "mean_loss")
-"""On texts that are the same for all variants: of one objective for all, where the sweep names one."""
 PARTS = (0.25, 0.5, 1.0)
 """Of the budget, at which a terminal says the regret."""
 

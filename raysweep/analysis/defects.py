@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -77,10 +77,23 @@ def unusable_rows(flags: Sequence[Flag], target: str) -> dict[str, str]:
 
     A collapsed target alone is an outcome like any other, and to leave it out would flatter what is tested.
     """
+    return _reasons(flag for flag in flags if flag.kind != "leaked" and set(flag.columns) != {target})
+
+
+def copied_rows(flags: Sequence[Flag]) -> dict[str, str]:
+    """Checkpoint -> the flag by which it is another one under a second name."""
+    return _reasons(flag for flag in flags if flag.kind == "copy")
+
+
+def collapsed_rows(flags: Sequence[Flag], columns: Collection[str]) -> dict[str, str]:
+    """Checkpoint -> the flag by which it has collapsed in one of some columns."""
+    return _reasons(flag for flag in flags if flag.kind == "collapsed" and not set(columns).isdisjoint(flag.columns))
+
+
+def _reasons(flags: Iterable[Flag]) -> dict[str, str]:
+    """Checkpoint -> what flags say of it; of copies, the one that stays has none."""
     found: dict[str, list[str]] = defaultdict(list)
     for flag in flags:
-        if flag.kind == "leaked" or set(flag.columns) == {target}:
-            continue
         for row in flag.rows[1:] if flag.kind == "copy" else flag.rows:
             found[row].append(flag.text)
     return {row: "; ".join(texts) for row, texts in found.items()}

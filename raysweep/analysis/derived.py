@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 HESSIAN_TRACE = column_name("flatness", "hessian_trace")
 FEATURE_TRACE = column_name("flatness", "feature_trace")
 PPL = column_name("heldout", "ppl")
+OTHER_TEXT = column_name("other_text", "mean_loss")
+"""On texts that are the same for all variants: of one objective for all, where the sweep names one."""
 KSHOT = column_name("indicators", "kshot_mean")
 NUM_TOKENS = column_name("pretrain", "num_tokens")
 NUM_PARAMETERS = column_name("pretrain", "num_parameters")

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raysweep.analysis.pairwise import SMALL, Flags, Floats, IntervalEstimate
 
@@ -39,8 +40,12 @@ class GapAccuracy:
     accuracy: IntervalEstimate
 
 
-def gap_pairs(values: Floats) -> list[GapPairs]:
+def gap_pairs(values: Floats, groups: NDArray[np.int64] | None = None) -> list[GapPairs]:
     """The pairs of checkpoints by their difference, smallest first; without those of a missing value.
+
+    Args:
+        values: [n], NaN where one is missing.
+        groups: [n], of which only pairs of one group count, as losses of two objectives have no difference; None: all.
 
     >>> [(round(each.low, 2), round(each.high, 2)) for each in gap_pairs(np.array([10.0, 10.05, 11.0, 14.0]))]
     [(0.0, 0.01), (0.01, 0.1), (0.1, 0.24), (0.24, 0.33), (0.33, 0.34)]
@@ -50,6 +55,8 @@ def gap_pairs(values: Floats) -> list[GapPairs]:
     scaled = np.log(np.where(known, values, 1.0)) if positive else values
     differences = np.abs(scaled[:, None] - scaled)
     counted = known[:, None] & known & ~np.eye(len(values), dtype=bool)
+    if groups is not None:
+        counted &= groups[:, None] == groups
     same = SAME if positive else SAME * float(np.std(values[known])) if known.any() else 0.0
     apart = differences[counted & (differences > same)]
     inner = np.quantile(apart, np.arange(1, NUM_PARTS) / NUM_PARTS) if len(apart) else []

@@ -7,7 +7,7 @@ learner is given the configuration alone, and both; and importances are those of
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +15,13 @@ import numpy as np
 from raysweep.analysis.associations import numbers
 from raysweep.analysis.baselines import design
 from raysweep.analysis.comparer import CompareError, Comparer, grow, importances, learn
-from raysweep.analysis.defects import leaks, unusable_rows
+from raysweep.analysis.defects import collapsed_rows, copied_rows, leaks
 from raysweep.analysis.derived import is_axis, is_config
 from raysweep.analysis.pair_features import fit_scale, normalised
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.unseen import (
+    MIN_TRAINED,
     Split,
     Unseen,
     as_it_is,
@@ -45,13 +46,20 @@ class Tested:
     """Pairs right on unseen variants, of learners of one target."""
 
     target: str
+    num_checkpoints: int
+    """Those tested on; learnt from are these without `rows_not_learnt_from`."""
     num_variants: int
     left_out: tuple[str, ...]
     """Indicators that the ranking flags as leaks of the target."""
     without: tuple[str, ...]
     """Indicators that were to be left out."""
+    incomplete: Mapping[str, int]
+    """Indicator that is left out -> checkpoints without a value. Which these are may follow from the configuration, as
+    where objectives have no such number: what is missing would then tell it, by the name of an indicator."""
     rows_left_out: Mapping[str, str]
-    """Checkpoint -> the flag for which it is neither learnt from nor tested on."""
+    """Checkpoint -> the flag by which it is a copy of another, and neither learnt from nor tested on."""
+    rows_not_learnt_from: Mapping[str, str]
+    """Checkpoint -> the flag by which an indicator in use has collapsed; it is tested on, as it would be met."""
     indicators: Unseen
     config: Unseen | None
     """Of the configuration alone; None where there is none."""
@@ -98,7 +106,10 @@ def indicators_named(rankings: Sequence[Ranking], names: Sequence[str]) -> set[s
 
 
 def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Collection[str] = ()) -> Learnt:
-    """A comparer of the ranking's target, from its indicators; without its leaks, copies of rows and collapsed ones.
+    """A comparer of the ranking's target, from its indicators; without its leaks and copies of rows.
+
+    Rows in which an indicator in use has collapsed are tested on, and not learnt from. An indicator in use has a value
+    in all rows.
 
     Args:
         ranking: of a run's checkpoints, or of a table's rows.
@@ -108,10 +119,10 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Colle
     Raises:
         CompareError: if there is no indicator that compares all checkpoints, or there are too few variants.
     """
-    odd, leaked = unusable_rows(ranking.flags, ranking.target), leaks(ranking.flags)
+    copied, leaked = copied_rows(ranking.flags), leaks(ranking.flags)
     table = ranking.checkpoints
-    table = table[table[ranking.target].notna() & ~table["checkpoint"].isin(odd)].sort_values("checkpoint")
-    used = {
+    table = table[table[ranking.target].notna() & ~table["checkpoint"].isin(copied)].sort_values("checkpoint")
+    portable = {
         item.indicator: 1.0 if item.direction == "max" else -1.0
         for item in sorted(ranking.associations, key=lambda item: item.indicator)
         if item.source == "measured"
@@ -120,20 +131,32 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Colle
         and item.indicator not in without
         and _is_portable(item.indicator)
     }
+    missing = {name: int(table[name].isna().sum()) for name in portable}
+    incomplete = {name: num for name, num in missing.items() if num}
+    used = {name: sign for name, sign in portable.items() if name not in incomplete}
     if not used:
         left = f"; left out as leaks of it: {', '.join(leaked)}" if leaked else ""
+        left += f"; without a value on some checkpoints: {', '.join(incomplete)}" if incomplete else ""
         raise CompareError(f"no indicator of {ranking.target} can be learnt from: none compares all checkpoints{left}")
+    collapsed = collapsed_rows(ranking.flags, used)
+    fine = np.flatnonzero(~table["checkpoint"].isin(collapsed).to_numpy(dtype=bool))
     values = np.stack([numbers(table[name]) for name in used], axis=1)
-    scores, variants = ranking.sign * numbers(table[ranking.target]), list(table["variant"])
-    comparer = learn(values, scores, indicators=list(used), variants=variants, target=ranking.target)
+    scores, variants = ranking.sign * numbers(table[ranking.target]), list(table["variant"].iloc[fine])
+    comparer = learn(values[fine], scores[fine], indicators=list(used), variants=variants, target=ranking.target)
     config = [item.indicator for item in ranking.associations if item.source == "config" and item.indicator in table]
     whole = sorted(name for name in config if table[name].notna().all())
     # Of the same kind as the target, so better where it is.
     table = table.assign(**{name: ranking.sign * table[name] for name in others})
-    tested = _tested(
-        table, ranking.target, scores, values, used, whole, others=others, leaked=leaked, odd=odd, without=without
+    tested = _tested(table, ranking.target, scores, values, used, whole, others=others, fine=fine)
+    told = replace(
+        tested,
+        left_out=leaked,
+        without=tuple(sorted(without)),
+        incomplete=incomplete,
+        rows_left_out=copied,
+        rows_not_learnt_from=collapsed,
     )
-    return Learnt(comparer, tested)
+    return Learnt(comparer, told)
 
 
 def _is_portable(name: str) -> bool:
@@ -150,12 +173,11 @@ def _tested(
     config: Sequence[str],
     *,
     others: Sequence[str],
-    leaked: tuple[str, ...],
-    without: Collection[str],
-    odd: Mapping[str, str],
+    fine: np.ndarray,
 ) -> Tested:
+    """Without what is left out, which `learn_target` knows; `fine` are the rows that may be trained on."""
     variants = list(table["variant"])
-    splits = random_splits(variants)
+    splits = _trained_on(fine, random_splits(variants))
     ours = on_unseen(learner(values, scores), scores, splits)
     blocks = {name: design(table[name]) for name in config}
     known = np.concatenate([np.zeros((len(table), 0)), *blocks.values()], axis=1)
@@ -163,14 +185,17 @@ def _tested(
     whole = np.concatenate([values, known], axis=1)
     both = on_unseen(learner(whole, scores), scores, splits) if config else None
     axes = [name for name in config if is_axis(name) and 1 < table[name].nunique() <= MAX_GROUPS]
-    groups = {name: leave_group_out(list(table[name]), variants) for name in axes}
+    groups = {name: _trained_on(fine, leave_group_out(list(table[name]), variants)) for name in axes}
     owners = [*used, *(name for name, block in blocks.items() for _ in range(block.shape[1]))]
     return Tested(
         target=target,
+        num_checkpoints=len(table),
         num_variants=len(set(variants)),
-        left_out=leaked,
-        without=tuple(sorted(without)),
-        rows_left_out=odd,
+        left_out=(),
+        without=(),
+        incomplete={},
+        rows_left_out={},
+        rows_not_learnt_from={},
         indicators=ours,
         config=alone,
         both=both,
@@ -184,8 +209,14 @@ def _tested(
             name: on_unseen(learner(values, scores), scores, each) for name, each in groups.items() if len(each) > 1
         },
         other_targets=_by_others(table, values, scores, others, splits),
-        importances=_importances(whole, scores, owners),
+        importances=_importances(whole[fine], scores[fine], owners),
     )
+
+
+def _trained_on(fine: np.ndarray, splits: Sequence[Split]) -> list[Split]:
+    """The splits with no other rows to train on; without those that have too few left."""
+    kept = [replace(split, train=np.intersect1d(split.train, fine)) for split in splits]
+    return [split for split in kept if len(split.train) >= MIN_TRAINED]
 
 
 def _mean_rank(values: Floats, signs: Sequence[float]) -> Floats:

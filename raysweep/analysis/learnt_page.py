@@ -31,8 +31,8 @@ def format_learnt(learnt: Learnt) -> str:
     """Pairs right on unseen variants, a line each."""
     tested = learnt.tested
     lines = [
-        f"{tested.target}: pairs right on variants that were not learnt from ({tested.num_variants} in all, 20 splits; "
-        "95 % by the corrected resampled t)",
+        f"{tested.target}: pairs right on variants that were not learnt from ({tested.num_checkpoints} checkpoints "
+        f"of {tested.num_variants} in all, 20 splits; 95 % by the corrected resampled t)",
         _line("learnt from indicators", tested.indicators),
     ]
     lines += [_line("from the configuration", tested.config)] if tested.config else []
@@ -55,7 +55,14 @@ def format_learnt(learnt: Learnt) -> str:
     lines.append(f"  importance in the trees alone, with the configuration beside: {', '.join(shown)}")
     lines += [f"  left out as a leak of the target: {', '.join(tested.left_out)}"] if tested.left_out else []
     lines += [f"  left out as you asked: {', '.join(tested.without)}"] if tested.without else []
+    lines += [
+        f"  left out, as {num} of {tested.num_checkpoints} checkpoints have no value: {name}"
+        for name, num in tested.incomplete.items()
+    ]
     lines += [f"  left out: {row}: {why}" for row, why in tested.rows_left_out.items()]
+    if odd := tested.rows_not_learnt_from:
+        lines.append(f"  tested on, and not learnt from: {len(odd)} of {tested.num_checkpoints} checkpoints")
+        lines += [f"    {row}: {why}" for row, why in odd.items()]
     return printable("\n".join(lines))
 
 

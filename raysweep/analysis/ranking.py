@@ -11,7 +11,7 @@ import numpy as np
 
 from raysweep.analysis.associations import Association, associate
 from raysweep.analysis.defects import Flag, find_flags
-from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, NUM_TOKENS, PPL, is_axis
+from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, NUM_TOKENS, OTHER_TEXT, PPL, is_axis
 from raysweep.analysis.labels import Key, checkpoint_labels, is_missing, row_key
 from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
@@ -179,7 +179,8 @@ def rank(
             take another, add its column to the table and here: Column("mine", Metric("sharpness", "min")).
         noise: column -> errors of a task's scores and of their differences, as `noise_of` gives them. Where the target
             is none of these columns or their mean, `<target>_stderr` is taken, and differences are not paired.
-        gaps_of: the column by whose differences pairs are looked at apart; None: the held-out perplexity.
+        gaps_of: the column by whose differences pairs are looked at apart; None: the mean loss on other
+            corpora, which is one for all objectives, or else the held-out perplexity, between checkpoints of one loss.
 
     Raises:
         ValueError: if there is no column `target`, unless that is because nothing was fine-tuned at all.
@@ -205,7 +206,8 @@ def rank(
     )
     clear = differences.clear()
     by_name = {column.name: column for column in columns}
-    gaps_of = gaps_of or (PPL if PPL in table else None)
+    there = [name for name in (OTHER_TEXT, PPL) if name in table and scored[name].notna().any()]
+    gaps_of = gaps_of or next(iter(there), None)
     associations, skipped = associate(scored, target=target, clear=clear, columns=by_name, gaps_of=gaps_of)
     places: dict[str, Any] = {"rank": _ranks(-scores)}
     for item in associations:

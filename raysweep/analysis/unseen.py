@@ -97,17 +97,19 @@ def learner(values: Floats, scores: Floats) -> Predict:
 
 
 def as_it_is(oriented: Floats, scores: Floats, splits: Sequence[Split]) -> IntervalEstimate:
-    """Pairs right by an indicator as it is, higher being better: what a learner has to beat on the same pairs.
+    """Pairs right by an indicator as it is, higher being better: what a learner has to beat on the same pairs."""
+    return over_splits(shares_as_it_is(oriented, scores, splits), splits)
 
-    A pair of which a value is missing is not ordered, and half right.
-    """
+
+def shares_as_it_is(oriented: Floats, scores: Floats, splits: Sequence[Split]) -> list[float]:
+    """Of each split. A pair of which a value is missing is not ordered, and half right."""
     better = (scores[:, None] > scores).astype(np.float64)
     lead: Floats = np.nan_to_num(oriented[:, None] - oriented)
     right = ((1 + np.sign(lead)) / 2).astype(np.float64)
     tested = np.zeros((len(splits), len(scores)))
     for row, split in zip(tested, splits, strict=True):
         row[split.test] = 1.0
-    return over_splits(list(share_of_pairs(tested, right, better)), splits)
+    return list(share_of_pairs(tested, right, better))
 
 
 def on_unseen(predict: Predict, scores: Floats, splits: Sequence[Split]) -> Unseen:
@@ -172,7 +174,10 @@ def _right(logits: Floats) -> float:
 
 
 def _chances(logits: Floats) -> Floats:
-    chances: Floats = 1 / (1 + np.exp(-logits))
+    from scipy.special import expit
+
+    # A collapsed row lies so far from all that was learnt from that exp overflows.
+    chances: Floats = expit(logits)
     return chances
 
 

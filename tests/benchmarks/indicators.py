@@ -20,9 +20,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from raysweep.analysis.learning import indicators_named, learn_target
+from raysweep.analysis.associations import numbers
+from raysweep.analysis.learning import Tested, indicators_named, learn_target
 from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import MEAN_LIKELIHOOD, Ranking, rank
+from raysweep.analysis.unseen import over_splits, random_splits, shares_as_it_is
 from raysweep.results import Results
 from raysweep.scores import Column
 from raysweep.spec import Metric
@@ -30,8 +32,9 @@ from raysweep.spec import Metric
 TABLE = Path(__file__).parents[1] / "data" / "indicators_cpu.parquet"
 FAMILIES = ("cms", "rag", "cbq")
 TARGETS = (MEAN_LIKELIHOOD, *(f"sft/{family}/mean_log_likelihood" for family in FAMILIES))
+PPL_CLM = "other_text/mean_loss"
 KNOWN = {
-    "other_text/mean_loss": "PPL-CLM",
+    PPL_CLM: "PPL-CLM",
     "span_loss/loss_nats_per_token": "PPL-SC",
     "indicators/kshot_log_likelihood_mean": "k-shot likelihood",
     "early_sft/mean_loss_nats": "early SFT",
@@ -66,9 +69,9 @@ def wrong(right: IntervalEstimate) -> str:
     return f"{1 - right.value:.3f} [{1 - right.high:.2f}, {1 - right.low:.2f}]"
 
 
-def signed(gain: IntervalEstimate) -> str:
+def signed(gain: IntervalEstimate, digits: int = 2) -> str:
     """`+0.04 [-0.01, 0.09]`."""
-    return f"{gain.value:+.3f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    return f"{gain.value:+.3f} [{gain.low:+.{digits}f}, {gain.high:+.{digits}f}]"
 
 
 def singles(rankings: list[Ranking]) -> Iterator[str]:
@@ -85,6 +88,16 @@ def singles(rankings: list[Ranking]) -> Iterator[str]:
         yield f"| {name}{few} | " + " | ".join(of_targets) + f" | {added} |"
 
 
+def over_half(ranking: Ranking, tested: Tested) -> IntervalEstimate:
+    """The learnt error minus half of PPL-CLM's on the same splits: 0 or less is what was asked for."""
+    table = ranking.checkpoints
+    table = table[table[ranking.target].notna() & ~table["checkpoint"].isin(tested.rows_left_out)]
+    splits = random_splits(list(table["variant"]))
+    alone = shares_as_it_is(-numbers(table[PPL_CLM]), numbers(table[ranking.target]), splits)
+    own = [right for _, right, _ in tested.indicators.by_split]
+    return over_splits([(1 - a) - (1 - b) / 2 for a, b in zip(own, alone, strict=True)], splits, low=-1.0)
+
+
 def learnt(rankings: list[Ranking]) -> Iterator[str]:
     """What is learnt from, a row each, for each target."""
     yield "| pairs wrong on unseen variants | " + " | ".join(each.target for each in rankings) + " |"
@@ -95,6 +108,9 @@ def learnt(rankings: list[Ranking]) -> Iterator[str]:
     early = indicators_named(rankings, [EARLY_SFT])
     before = [learn_target(each, without=early).tested for each in rankings]
     rows = {
+        "checkpoints (variants) tested on": [f"{each.num_checkpoints} ({each.num_variants})" for each in tested],
+        "of these not learnt from": [str(len(each.rows_not_learnt_from)) for each in tested],
+        "the same without early SFT": [str(len(each.rows_not_learnt_from)) for each in before],
         "indicators, learnt": [wrong(each.indicators.accuracy) for each in tested],
         "indicators but early SFT, learnt": [wrong(each.indicators.accuracy) for each in before],
         "configuration, learnt": [wrong(each.config.accuracy) if each.config else "" for each in tested],
@@ -109,9 +125,15 @@ def learnt(rankings: list[Ranking]) -> Iterator[str]:
     }
     for name, cells in rows.items():
         yield f"| {name} | " + " | ".join(cells) + " |"
+    for name, group in (("indicators, learnt", tested), ("indicators but early SFT, learnt", before)):
+        cells = [signed(over_half(*pair), 3) for pair in zip(rankings, group, strict=True)]
+        yield f"| {name}, minus half of PPL-CLM's | " + " | ".join(cells) + " |"
     for axis in tested[0].without_group:
         cells = [f"{1 - each.without_group[axis].accuracy.value:.3f}" for each in tested]
         yield f"| indicators, another {axis} | " + " | ".join(cells) + " |"
+    yield f"\nleft out, with the checkpoints that have no value: {dict(tested[0].incomplete)}"
+    for row, why in tested[0].rows_not_learnt_from.items():
+        yield f"not learnt from: {rankings[0].checkpoints.set_index('checkpoint').loc[row, 'point.variant']}: {why}"
     yield f"\nlearnt in {spent / len(rankings):.1f} s of CPU time a target"
 
 

@@ -21,7 +21,9 @@ from raysweep.analysis.comparer import (
     pair_logits,
 )
 from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, save
+from raysweep.analysis.defects import unusable_rows
 from raysweep.analysis.learning import Learnt, indicators_named, learn_target
+from raysweep.analysis.learnt_page import format_learnt
 from raysweep.analysis.ranking import Ranking, rank
 from raysweep.analysis.unseen import Split, as_it_is, learner, leave_group_out, on_unseen, over_splits, random_splits
 from raysweep.cli import main
@@ -216,6 +218,40 @@ def test_what_is_left_out_may_be_constant_in_some_rankings_or_in_all():
         assert (tested.without, list(tested.single)) == (("b",), ["a"])
 
 
+def test_a_collapsed_row_is_tested_on_and_not_learnt_from():
+    generator = np.random.default_rng(0)
+    table = pd.DataFrame(generator.normal(10, 1, size=(30, 2)), columns=["own", "unused"])
+    table["score"] = table["own"] + generator.normal(size=30) / 3
+    table.loc[4, "own"], table.loc[5, "unused"] = 1000, 1000
+    table.loc[6] = table.loc[7]
+    names = [f"{row:02}" for row in range(30)]
+    table = table.assign(variant=names, trial=names, checkpoint=names, status="done", seed=0, step=1)
+    ranking = rank(table, columns=[Column("", Metric(name, "max")) for name in ("own", "unused")], target="score")
+    assert set(unusable_rows(ranking.flags, "score")) == {"04", "05", "07"}
+    learnt = learn_target(ranking, without=["unused"])
+    assert set(learnt.tested.rows_not_learnt_from) == {"04"}
+    assert set(learnt.tested.rows_left_out) == {"07"}
+    assert (learnt.tested.num_checkpoints, len(learnt.comparer.known)) == (29, 28)
+    tests = [pairs for _, _, pairs in learnt.tested.indicators.by_split]
+    assert set(tests) == {12 * 11 // 2}  # Of 29 variants 17 are trained on, or 16, and all of the others tested.
+    assert learnt.comparer.scales[0].deviation < 2
+
+
+def test_an_indicator_whose_missing_values_tell_the_configuration_is_not_learnt_from():
+    generator = np.random.default_rng(0)
+    rate = np.resize([1.0, 2.0], 30)
+    table = pd.DataFrame({"own": generator.normal(size=30), "score": rate + generator.normal(size=30) / 3})
+    table["of_one"] = np.where(rate == 1, generator.normal(size=30), np.nan)
+    names = variants(30)
+    table = table.assign(variant=names, trial=names, checkpoint=names, status="done", seed=0, step=1)
+    columns = [Column("", Metric(name, "max")) for name in ("own", "of_one")]
+    learnt = learn_target(rank(table, columns=columns, target="score"))
+    assert learnt.comparer.indicators == ("own",)
+    assert learnt.tested.incomplete == {"of_one": 15}
+    assert "left out, as 15 of 30 checkpoints have no value: of_one" in format_learnt(learnt)
+    assert "(30 checkpoints of 30 in all" in format_learnt(learnt)
+
+
 def test_a_comparer_comes_back_from_its_folder(tmp_path, comparer):
     save(tmp_path, {"sft/mean_score": (comparer, 0.8)}, learnt_from="r", indicators={"one": IndicatorFile()})
     contents, [back] = load(tmp_path)
@@ -342,13 +378,16 @@ def test_a_table_is_learnt_from(tmp_path, capsys):
     assert main(command) == 0
     text = capsys.readouterr().out
     assert "learnt from indicators" in text
-    assert "left out: row 8: row 8 is far from all others: two 1010" in text
+    assert "tested on, and not learnt from: 1 of 30 checkpoints" in text
+    assert "row 8: row 8 is far from all others: two 1010" in text
+    assert (tested["num_checkpoints"], list(tested["rows_not_learnt_from"])) == (30, ["row 8"])
     assert load(tmp_path / "model")[0].learnt_from == "t.csv"
     assert main([*command[:-1], str(tmp_path / "t.csv")]) == 2
     assert "t.csv is a file; name a folder" in capsys.readouterr().err
     assert main([*command, "--without", "two", "--json"]) == 0
     [fewer] = json.loads(capsys.readouterr().out)["targets"]
     assert set(fewer["single"]) == {"one", "noise"}
+    assert fewer["rows_not_learnt_from"] == {}  # It has collapsed in a column that is not in use.
     assert fewer["without"] == ["two"]
     assert [scale.name for scale in load(tmp_path / "model")[0].comparers[0].scales] == ["noise", "one"]
     assert main([*command, "--without", "tow"]) == 2

@@ -60,6 +60,10 @@ def test_pairs_by_gap_are_each_pair_once_and_equal_ones_apart():
     assert np.ptp([part.pairs.sum() for part in parts[1:]]) <= 2
     assert all(np.isfinite([part.low, part.high]).all() for part in parts)
     assert gap_pairs(np.full(3, np.nan)) == []
+    groups = np.arange(30) % 2
+    alike = gap_pairs(values, groups)
+    assert sum(part.pairs.sum() for part in alike) == 15 * 14 + 14 * 13
+    assert not any(part.pairs[groups[:, None] != groups].any() for part in alike)
 
 
 @pytest.mark.parametrize("spread", [0.7, 2.0])
