@@ -68,7 +68,7 @@ def count_peak_memory_anew(device: str) -> None:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # Else there is none to forget.
             torch.cuda.reset_peak_memory_stats(device)
         return
-    # Of Linux, proc(5): 5 brings this process's peak, which getrusage tells, down to what it holds.
+    # Of Linux, proc(5): 5 brings this process's peak down to what it holds.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -78,6 +78,10 @@ def _peak_memory_bytes(device: str) -> int:
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
+    # Not getrusage's, which is no smaller than what its parent held when it started this process.
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
