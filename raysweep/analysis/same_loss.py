@@ -31,7 +31,6 @@ from raysweep.analysis.within_bases import (
     true_spread,
 )
 from raysweep.scores import Column, column_name
-from raysweep.search import written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -277,7 +276,7 @@ def _index(value: Any, listed: Sequence[Any]) -> float:
     def is_it(each: Any) -> bool:
         if is_missing(value) or each is None:
             return bool(is_missing(value)) and each is None
-        return value in (each, written(each), json.dumps(each, sort_keys=True))
+        return value in (each, json.dumps(each, sort_keys=True))
 
     return next((at for at, each in enumerate(listed) if is_it(each)), math.inf)
 
