@@ -63,7 +63,7 @@ def find_flags(table: pd.DataFrame, *, target: str, indicators: Sequence[str], c
     odd = {row for flag in flags for row in (flag.rows[1:] if flag.kind == "copy" else flag.rows)}
     kept = np.array([row not in odd for row in rows], dtype=bool)
     parts = [("", kept), *((text, part & kept) for text, part in _parts(table, config))]
-    return flags + [flag for name in indicators if (flag := _leaked(values, name, target, parts, rows))]
+    return flags + list(_leaks(values, target, indicators, parts, rows))
 
 
 def flagged_rows(flags: Sequence[Flag]) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ def _parts(table: pd.DataFrame, config: Sequence[str]) -> Iterator[tuple[str, Fl
 
     for name in config:
         column = table[name]
-        short = name.removeprefix("point.")
+        short = name.removeprefix("point.").removeprefix("setting.")
         levels = list(column.dropna().unique())
         for level in levels:
             yield f" where {short} is {level}", (column == level).fillna(False).to_numpy(dtype=bool)
@@ -164,27 +164,42 @@ def _parts(table: pd.DataFrame, config: Sequence[str]) -> Iterator[tuple[str, Fl
                 yield f" where {short} is {level} or less", (column <= level).fillna(False).to_numpy(dtype=bool)
 
 
-def _leaked(
-    values: Mapping[str, Floats], name: str, target: str, parts: Sequence[tuple[str, Flags]], rows: Sequence[str]
-) -> Flag | None:
-    """Where an indicator is all but a function of the target, the largest such part of the rows."""
-    found: tuple[int, str, Flags, float] | None = None
+def _leaks(
+    values: Mapping[str, Floats],
+    target: str,
+    indicators: Sequence[str],
+    parts: Sequence[tuple[str, Flags]],
+    rows: Sequence[str],
+) -> Iterator[Flag]:
+    """Indicators that are all but a function of the target, those of the same rows in one flag."""
+    of: dict[tuple[str, tuple[str, ...]], dict[str, float]] = defaultdict(dict)
+    for name in indicators:
+        if found := _leaked(values[name], values[target], parts):
+            text, there, strength = found
+            of[text, tuple(row for row, is_there in zip(rows, there, strict=True) if is_there)][name] = strength
+    for (text, there_rows), strengths in of.items():
+        least, most = (f"{strength:.3f}" for strength in (min(strengths.values()), max(strengths.values())))
+        size = f"{least} to {most}" if least != most else least
+        are, were = ("is", "it was") if len(strengths) == 1 else ("are each", "they were")
+        said = (
+            f"{_listed(list(strengths))} {are} all but a function of {target}{text} (correlation {size} over "
+            f"{len(there_rows)} rows): see that {were} measured before fine-tuning"
+        )
+        yield Flag("leaked", there_rows, tuple(strengths), said)
+
+
+def _leaked(values: Floats, target: Floats, parts: Sequence[tuple[str, Flags]]) -> tuple[str, Flags, float] | None:
+    """The largest part of the rows, in words and as [n], in which values are all but a function of the target."""
+    found: tuple[str, Flags, float] | None = None
     for text, part in parts:
-        there = part & np.isfinite(values[name]) & np.isfinite(values[target])
+        there = part & np.isfinite(values) & np.isfinite(target)
         num = int(there.sum())
-        if num < MIN_ROWS or (found and num <= found[0]):
+        if num < MIN_ROWS or (found and num <= found[1].sum()):
             continue
-        strength = _correlation(values[name][there], values[target][there])
+        strength = _correlation(values[there], target[there])
         if strength >= LEAKED and math.atanh(min(strength, 1 - SMALL)) - 3 / math.sqrt(num - 3) > math.atanh(GOOD):
-            found = num, text, there, strength
-    if not found:
-        return None
-    num, text, there, strength = found
-    said = (
-        f"{name} is all but a function of {target}{text} (correlation {strength:.3f} over {num} rows): see that it was "
-        "measured before fine-tuning"
-    )
-    return Flag("leaked", tuple(row for row, is_there in zip(rows, there, strict=True) if is_there), (name,), said)
+            found = text, there, strength
+    return found
 
 
 def _correlation(first: Floats, second: Floats) -> float:
@@ -204,4 +219,4 @@ def _ranks(values: Floats) -> Floats:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
