@@ -36,6 +36,8 @@ GOOD = 0.95
 """Correlation of a very good indicator, which a part's few rows must exceed by three standard errors (Fisher, 1915)."""
 MIN_ROWS = 10
 """Fewer rows correlate so by chance too often, over many columns and parts."""
+MAX_LISTED = 4
+"""Columns or checkpoints that a text names."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,25 @@ class Flag:
     """In words, with the numbers."""
 
 
-def find_flags(table: pd.DataFrame, *, target: str, indicators: Sequence[str], config: Sequence[str]) -> list[Flag]:
+def find_flags(
+    table: pd.DataFrame,
+    *,
+    target: str,
+    indicators: Sequence[str],
+    config: Sequence[str],
+    labels: Mapping[str, str] | None = None,
+) -> list[Flag]:
     """All flags of a checkpoint table.
 
     Args:
         table: with the column `checkpoint`, and numbers in `target` and `indicators`.
         config: columns of the configuration, in whose parts a leak is looked for, too.
+        labels: how texts call a checkpoint; as the table does, if left out.
     """
     values = {name: np.asarray(table[name].astype("float64"), dtype=np.float64) for name in (target, *indicators)}
     rows = [str(name) for name in table["checkpoint"]]
-    flags = [*_copies(values, rows), *_collapsed(values, rows)]
+    labels = labels or dict(zip(rows, rows, strict=True))
+    flags = [*_copies(values, rows, labels), *_collapsed(values, rows, labels)]
     odd = {row for flag in flags for row in (flag.rows[1:] if flag.kind == "copy" else flag.rows)}
     kept = np.array([row not in odd for row in rows], dtype=bool)
     parts = [("", kept), *((text, part & kept) for text, part in _parts(table, config))]
@@ -104,7 +115,7 @@ def leaks(flags: Sequence[Flag]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for flag in flags if flag.kind == "leaked" for name in flag.columns))
 
 
-def _copies(values: Mapping[str, Floats], rows: Sequence[str]) -> Iterator[Flag]:
+def _copies(values: Mapping[str, Floats], rows: Sequence[str], labels: Mapping[str, str]) -> Iterator[Flag]:
     """Rows that are alike in all numbers that they have: measured once and written twice."""
     alike: dict[tuple[float | None, ...], list[str]] = defaultdict(list)
     for row, numbers in zip(rows, zip(*values.values(), strict=True), strict=True):
@@ -113,18 +124,21 @@ def _copies(values: Mapping[str, Floats], rows: Sequence[str]) -> Iterator[Flag]
         same = list(dict.fromkeys(names))  # A checkpoint that two trials measured alike is no copy of itself.
         num = sum(number is not None for number in numbers)
         if len(same) > 1 and num >= MIN_COPIED:
-            text = f"{_listed(same)} are alike in all {num} numbers: one model, counted {len(same)} times"
+            who = _listed([labels[name] for name in same])
+            text = f"{who} are alike in all {num} numbers: one model, counted {len(same)} times"
             yield Flag("copy", tuple(same), tuple(values), text)
 
 
-def _collapsed(values: Mapping[str, Floats], rows: Sequence[str]) -> Iterator[Flag]:
+def _collapsed(values: Mapping[str, Floats], rows: Sequence[str], labels: Mapping[str, str]) -> Iterator[Flag]:
     """Numbers far from their column's others, on a scale of factors: models that broke, or another unit."""
     of: dict[str, dict[str, str]] = defaultdict(dict)
     for name, column in values.items():
         for place in np.flatnonzero(_far(column)):
             of[rows[int(place)]][name] = f"{name} {column[place]:.4g} (median {np.nanmedian(column):.4g})"
     for row, texts in of.items():
-        yield Flag("collapsed", (row,), tuple(texts), f"{row} is far from all others: {', '.join(texts.values())}")
+        yield Flag(
+            "collapsed", (row,), tuple(texts), f"{labels[row]} is far from all others: {_listed([*texts.values()])}"
+        )
 
 
 def _far(column: Floats) -> Flags:
@@ -219,4 +233,6 @@ def _ranks(values: Floats) -> Floats:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+    """The first of them; a flag has all."""
+    shown = [*names[: MAX_LISTED - 1], f"{len(names) - MAX_LISTED + 1} more"] if len(names) > MAX_LISTED else names
+    return " and ".join(part for part in (", ".join(shown[:-1]), shown[-1]) if part)

@@ -83,6 +83,17 @@ def test_leaks_in_the_same_rows_are_one_flag():
     )
 
 
+def test_texts_call_checkpoints_by_their_labels_and_name_the_first_columns():
+    rows = table()
+    rows = rows.assign(**{f"d{at}": rows["b"] + at for at in range(6)})
+    rows.loc[5, ["b", *(f"d{at}" for at in range(6))]] = 0.15
+    names = ["a", "b", "c", *(f"d{at}" for at in range(6))]
+    labels = {row: f"model {row.removeprefix('row ')}" for row in rows["checkpoint"]}
+    [flag] = find_flags(rows, target="score", indicators=names, config=[], labels=labels)
+    assert (flag.rows, len(flag.columns)) == (("row 5",), 7)
+    assert re.fullmatch(r"model 5 is far from all others: b 0.15 \(.*\), d0 .*, d1 .* and 4 more", flag.text)
+
+
 def test_zeros_are_values_unless_one_stands_alone_far_below_the_others():
     rows = table()
     rows.loc[:11, "b"] = 0.0  # As a few-shot score that a third of the models have.
