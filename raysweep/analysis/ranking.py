@@ -253,7 +253,9 @@ def _flags(
     indicators = [item.indicator for item in associations if item.source == "measured"]
     config = [item.indicator for item in associations if item.source == "config" and is_axis(item.indicator)]
     named = {checkpoint: label for (_, checkpoint), label in labels.items()}
-    return tuple(find_flags(scored, target=target, indicators=sorted(indicators), config=sorted(config), labels=named))
+    # Rows of a table that somebody gave may be alike in all their settings.
+    told = named if len(set(named.values())) == len(named) else None
+    return tuple(find_flags(scored, target=target, indicators=sorted(indicators), config=sorted(config), labels=told))
 
 
 def _sorted(table: pd.DataFrame, target: str, tasks: Sequence[str]) -> pd.DataFrame:
