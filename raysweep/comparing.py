@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysweep.analysis.kept import of_mean, version_of, versions_of
+from raysweep.data.tokenizers import load_tokenizer
 from raysweep.document import read_document
 from raysweep.errors import StageError
 from raysweep.events import Event, Report, StageFailed
@@ -20,17 +22,20 @@ from raysweep.runners.gang import Gang
 from raysweep.runners.journal import quiet_libraries
 from raysweep.scores import Column, Result, by_tuning, checkpoint_metrics, column_name, with_families
 from raysweep.space import load as load_space
-from raysweep.spec import canonical, fingerprint
+from raysweep.spec import canonical
+from raysweep.stages.fetch import Fetch
 from raysweep.store import Store
 from raysweep.worker import ignore
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformers import PreTrainedTokenizerBase
 
     from raysweep.analysis.comparer_files import IndicatorFile
     from raysweep.analysis.given_table import Roles
     from raysweep.analysis.learning import Learnt
     from raysweep.analysis.ranking import Ranking
+    from raysweep.analysis.uncertainty import TaskNoise
     from raysweep.variants import SearchSpace
 
 
@@ -43,30 +48,13 @@ def learn_from_run(results: Results, folder: Path, *, without: Sequence[str] = (
     Raises:
         CompareError: if there is too little to learn from.
     """
-    from raysweep.analysis.ranking import of_task, rank, tasks_beside
-
-    whole = results.ranking.target
-    own = tasks_beside(whole, results.ranking.tasks)
-    tasks = [of_task(whole, task) for task in own]
-    metric = whole.rpartition("/")[2]
-    families = [
-        column.name
-        for column in results.columns
-        if column.tasks and column.metric.name == metric and {*column.tasks} <= {*own}
-    ]
-    tasks = [name for name in tasks if name in results.checkpoints]
-    there = [name for name in families if name in results.checkpoints]
-    targets = list(dict.fromkeys([whole, *there, *tasks]))
-    given: dict[str, Any] = {"columns": results.columns, "noise": results.noise}
-    rankings = [results.ranking, *(rank(results.checkpoints, target=target, **given) for target in targets[1:])]
-    # By comparers of the other tasks, none of which is a part of what they are tried on.
-    others = {target: tuple(each for each in tasks if each != target) if target in tasks else () for target in targets}
-    versions = _versions(results.stages, results.columns)
-    return _learn(rankings, folder, results.run.name, versions=versions, others=others, without=without)
+    versions = versions_of(results.stages, results.columns)
+    learnt = _learnt(results.ranking, results.checkpoints, results.columns, noise=results.noise, without=without)
+    return _saved(learnt, folder, results.run.name, versions)
 
 
 def learn_from_table(path: Path, roles: Roles, folder: Path, *, without: Sequence[str] = ()) -> list[Learnt]:
-    """A comparer of a table's target, saved in `folder`.
+    """The same of a table's target; of a table that a run wrote, of what that run is ranked by.
 
     Args:
         without: indicators to leave out, by name or beginning; see `indicators_named`.
@@ -75,61 +63,42 @@ def learn_from_table(path: Path, roles: Roles, folder: Path, *, without: Sequenc
         CompareError: if there is too little to learn from.
         DataError: if the table is not what `roles` say.
     """
-    from raysweep.analysis.given_table import rank_table
+    from raysweep.analysis.given_table import take
 
-    return _learn([rank_table(path, roles)], folder, path.name, versions={}, others={}, without=without)
+    given = take(path, roles)
+    learnt = _learnt(given.ranking(), given.rows, given.columns, noise=None, without=without)
+    return _saved(learnt, folder, path.name, given.versions)
 
 
-def _learn(
-    rankings: Sequence[Ranking],
-    folder: Path,
-    name: str,
+def _learnt(
+    ranking: Ranking,
+    table: pd.DataFrame,
+    columns: Sequence[Column],
     *,
-    versions: Mapping[str, IndicatorFile],
-    others: Mapping[str, Sequence[str]],
+    noise: Mapping[str, TaskNoise] | None,
     without: Sequence[str],
 ) -> list[Learnt]:
-    from raysweep.analysis.comparer_files import IndicatorFile, save
-    from raysweep.analysis.learning import indicators_named, learn_target
+    from raysweep.analysis.learning import indicators_named, learn_target, targets_of
+    from raysweep.analysis.ranking import rank
 
+    targets = targets_of(ranking, columns)
+    more = [target for target in targets if target != ranking.target]
+    rankings = [ranking, *(rank(table, columns=columns, target=target, noise=noise) for target in more)]
     unwanted = indicators_named(rankings, without)
-    learnt = [learn_target(each, others=others.get(each.target, ()), without=unwanted) for each in rankings]
+    return [learn_target(each, others=targets[each.target], without=unwanted) for each in rankings]
+
+
+def _saved(learnt: list[Learnt], folder: Path, learnt_from: str, versions: Mapping[str, IndicatorFile]) -> list[Learnt]:
+    from raysweep.analysis.comparer_files import IndicatorFile, save
+
     needed = dict.fromkeys(indicator for each in learnt for indicator in each.comparer.indicators)
     save(
         folder,
         {each.tested.target: (each.comparer, each.tested.indicators.accuracy.value) for each in learnt},
-        learnt_from=name,
+        learnt_from=learnt_from,
         indicators={each: versions.get(each, versions.get(each.partition("/")[0], IndicatorFile())) for each in needed},
     )
     return learnt
-
-
-def _versions(stages: pd.DataFrame, columns: Sequence[Column]) -> dict[str, IndicatorFile]:
-    """Kind of stage, and column of a mean over a family -> the fingerprints of specs, and what they take."""
-    from raysweep.analysis.comparer_files import IndicatorFile
-
-    found = {}
-    done = stages[stages["settings"].notna()].drop_duplicates("id")
-    for kind, rows in done.groupby("kind"):
-        prints = sorted({version_of(json.loads(settings)) for settings in rows["settings"]})
-        spent = (rows["wall_seconds"] * rows["world_size"].astype("float64")).median()
-        found[str(kind)] = IndicatorFile(versions=tuple(prints), seconds=float(spent))
-    for column in columns:
-        if column.tasks and column.kind in found:
-            of = found[column.kind]
-            prints = [of_mean(each, column) for each in of.versions]
-            found[column.name] = IndicatorFile(versions=tuple(prints), seconds=of.seconds)
-    return found
-
-
-def version_of(spec: Mapping[str, object]) -> str:
-    """Of a stage, as its record has it: two of one version measure the same thing."""
-    return fingerprint(dict(spec))
-
-
-def of_mean(version: str, column: Column) -> str:
-    """Of what a stage of some version measures, the mean over a family: its tasks are no part of the stage."""
-    return fingerprint({"version": version, "tasks": list(column.tasks)}) if column.tasks else version
 
 
 @dataclass(frozen=True)
@@ -157,7 +126,8 @@ def compare(
         store: what was measured before is taken from it.
 
     Raises:
-        CompareError: if a comparer cannot be loaded, or its indicators are measured in another way here.
+        CompareError: if a comparer cannot be loaded, its indicators are measured in another way here, or some of them
+            are no one quantity for the two, whose vocabularies differ.
         RaysweepError: if the sweep file or a checkpoint cannot be used.
     """
     from raysweep.analysis.comparer_files import check_versions, load
@@ -167,6 +137,7 @@ def compare(
     space, trials = _planned(names, sweep)
     for trial in trials:
         check_versions(contents, _planned_versions(trial, contents.indicators, space.columns()))
+    _check_vocabularies(names, trials, contents.indicators, space.columns())
     first, second = _measure(names, trials, space, store, kinds=kinds, report=report)
     for each in (first, second):
         check_versions(contents, each.versions)
@@ -187,6 +158,7 @@ def compare(
         "first": names[0],
         "second": names[1],
         "learnt_from": contents.learnt_from,
+        "unchecked": [name for name, each in contents.indicators.items() if not each.versions],
         "answers": answers,
         "seconds": {name: [first.seconds[name], second.seconds[name]] for name in contents.indicators},
     }
@@ -215,15 +187,44 @@ def _planned(names: Sequence[str], sweep: Path) -> tuple[SearchSpace, list[Trial
 
 def _planned_versions(trial: Trial, indicators: Collection[str], columns: Sequence[Column]) -> dict[str, str]:
     """Indicator -> fingerprint of the stage that is to measure it; without those that none is to."""
-    from raysweep.analysis.derived import DERIVED
-
     of = {stage.kind: version_of(canonical(stage.spec)) for stage in trial.stages}
-    declared = {column.name: column for column in (*columns, *(derived.column for derived in DERIVED))}
+    declared = _declared(columns)
     return {
         name: of_mean(of[kind], declared[name])
         for name in indicators
         if (kind := name.partition("/")[0]) in of and name in declared
     }
+
+
+def _declared(columns: Sequence[Column]) -> dict[str, Column]:
+    """By name, with what is derived from them."""
+    from raysweep.analysis.derived import DERIVED
+
+    return {column.name: column for column in (*columns, *(derived.column for derived in DERIVED))}
+
+
+def _check_vocabularies(
+    names: Sequence[str], trials: Sequence[Trial], indicators: Collection[str], columns: Sequence[Column]
+) -> None:
+    """Raises CompareError if two checkpoints with different vocabularies would be compared by losses of tokens."""
+    from raysweep.analysis.comparer import CompareError
+    from raysweep.analysis.objectives import is_of_tokens
+
+    declared = _declared(columns)
+    of_tokens = [name for name in indicators if name in declared and is_of_tokens(declared[name])]
+    first, second = (_tokenizer(trial) for trial in trials)
+    if of_tokens and first.get_vocab() != second.get_vocab():
+        kinds = ",".join(dict.fromkeys(name.partition("/")[0] for name in of_tokens))
+        raise CompareError(
+            f"{names[0]} has a vocabulary of {len(first)} tokens and {names[1]} another, of {len(second)}: "
+            f"{len(of_tokens)} of the comparer's {len(indicators)} indicators are of losses by token, which do not "
+            f"compare over vocabularies, such as {of_tokens[0]}; learn one without them (--without {kinds})"
+        )
+
+
+def _tokenizer(trial: Trial) -> PreTrainedTokenizerBase:
+    [source] = [stage.spec.source for stage in trial.stages if isinstance(stage.spec, Fetch)]
+    return load_tokenizer(Path(source))
 
 
 def _measure(

@@ -112,7 +112,7 @@ class Results:
         from raysweep.analysis.report import write_report
         from raysweep.analysis.tables import write_tables
 
-        write_tables(self.run, self.stages, self.checkpoints)
+        write_tables(self.run, self.stages, self.checkpoints, self.columns)
         return write_report(self.run, self.stages, self.ranking)
 
     def _repr_html_(self) -> str:

@@ -148,7 +148,7 @@ def learn(
     Raises:
         CompareError: if LightGBM is missing, there are too few variants, or all scores are equal.
     """
-    _check_enough(scores, variants, target)
+    check_enough(scores, variants, target)
     scales = tuple(fit_scale(name, column) for name, column in zip(indicators, values.T, strict=True))
     known = normalised(scales, values)
     booster = grow(known, scores, np.arange(len(scores)))
@@ -160,6 +160,14 @@ def learn(
         known=known,
         text=booster.model_to_string(),
     )
+
+
+def check_enough(scores: Floats, variants: Sequence[str], target: str) -> None:
+    """Raises CompareError if there are too few variants to learn from, or all scores are equal."""
+    if len(scores) > 1 and np.ptp(scores) == 0:
+        raise CompareError(f"{target} is {scores[0]:.4g} in all {len(scores)} rows: there is nothing to compare")
+    if (num := len(set(variants))) < MIN_VARIANTS:
+        raise CompareError(f"{num} variants have a score in {target}; a comparer is learnt from {MIN_VARIANTS} or more")
 
 
 def grow(known: Floats, scores: Floats, rows: np.ndarray) -> Booster:
@@ -259,13 +267,6 @@ def _folds(variants: Sequence[str]) -> list[Flags]:
     names, index = np.unique(np.asarray(variants, dtype=str), return_inverse=True)
     fold = np.random.default_rng(0).permutation(len(names)) % NUM_FOLDS
     return [fold[index] == number for number in range(NUM_FOLDS)]
-
-
-def _check_enough(scores: Floats, variants: Sequence[str], target: str) -> None:
-    if len(scores) > 1 and np.ptp(scores) == 0:
-        raise CompareError(f"{target} is {scores[0]:.4g} in all {len(scores)} rows: there is nothing to compare")
-    if (num := len(set(variants))) < MIN_VARIANTS:
-        raise CompareError(f"{num} variants have a score in {target}; a comparer is learnt from {MIN_VARIANTS} or more")
 
 
 def _distances(row: Floats, others: Floats) -> Floats:

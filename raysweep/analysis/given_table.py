@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysweep.analysis.comparer_files import IndicatorFile
 from raysweep.analysis.defects import flagged_rows
+from raysweep.analysis.kept import kept_of
 from raysweep.analysis.labels import is_missing
+from raysweep.analysis.objectives import LOSSES
 from raysweep.analysis.ranking import Ranking, rank
 from raysweep.errors import DataError
-from raysweep.scores import Column
+from raysweep.scores import Column, usual_target
 from raysweep.spec import Metric, fingerprint
 from raysweep.validation import suggested
 
@@ -32,11 +35,13 @@ POINT = "point."
 class Roles:
     """What the columns of a table are; others are left out.
 
-    A target's standard error may stand beside it, in `<target>_stderr`.
+    A target's standard error may stand beside it, in `<target>_stderr`; and whose loss indicators called as in a run
+    are of (`heldout/ppl`), in columns called as there (`perplexity_of`): those of different ones do not compare. A
+    table that a run wrote tells its indicators and configuration by itself, where none are named.
     """
 
-    target: str
-    """The score after fine-tuning, higher being better."""
+    target: str = ""
+    """The score after fine-tuning, higher being better; empty: what the run is ranked by that wrote the table."""
     higher: tuple[str, ...] = ()
     """Indicators of which higher values are better."""
     lower: tuple[str, ...] = ()
@@ -63,6 +68,48 @@ class Roles:
         return (self.target, *self.higher, *self.lower)
 
 
+@dataclass(frozen=True)
+class Given:
+    """A file's rows as a checkpoint table, what its columns are, and what it is ranked by."""
+
+    rows: pd.DataFrame
+    columns: tuple[Column, ...]
+    target: str
+    gaps: str | None
+    versions: Mapping[str, IndicatorFile]
+    """See `versions_of`; empty where that is not known."""
+
+    def ranking(self, *, without: Collection[str] = ()) -> Ranking:
+        """As of a run's checkpoints; `without` some of them."""
+        rows = self.rows[~self.rows["checkpoint"].isin(without)].reset_index(drop=True)
+        return rank(rows, columns=self.columns, target=self.target, gaps_of=self.gaps)
+
+
+def take(path: Path, roles: Roles) -> Given:
+    """A table from a .csv (with a line of names) or .parquet file.
+
+    Raises:
+        DataError: if the file cannot be read, or a column or a value is not what its role asks for.
+    """
+    table = read_file(path)
+    try:
+        columns, versions = kept_of(table)
+    except ValueError as error:
+        raise DataError(f"{path}: what it says of its columns cannot be read: {error}") from error
+    table.attrs = {}
+    if not columns or roles.higher or roles.lower or roles.config or roles.variant:
+        if not roles.target:
+            raise DataError(f"{path}: which column is the score after fine-tuning? Name it: --target COLUMN")
+        rows = checkpoint_rows(table, roles, name=path.name)
+        return Given(rows, columns_of_roles(roles), roles.target, roles.gaps, versions={})
+    there = [column.name for column in columns if column.kind == "sft" and column.metric.direction]
+    target = roles.target or usual_target(columns)
+    if target not in there:
+        raise DataError(f"{path}: --target: no column {target!r}{suggested(target, there, 'those of fine-tuning')}")
+    _check_gaps(roles, [column.name for column in columns if column.metric.direction], path.name)
+    return Given(table, columns, target, roles.gaps, versions)
+
+
 def rank_table(path: Path, roles: Roles, *, drop_flagged: bool = False) -> Ranking:
     """The ranking of a table's rows and indicators, as of a run's checkpoints.
 
@@ -73,13 +120,11 @@ def rank_table(path: Path, roles: Roles, *, drop_flagged: bool = False) -> Ranki
     Raises:
         DataError: if the file cannot be read, or a column or a value is not what its role asks for.
     """
-    table = checkpoint_rows(read_file(path), roles, name=path.name)
-    columns = columns_of_roles(roles)
-    ranking = rank(table, columns=columns, target=roles.target, gaps_of=roles.gaps)
+    given = take(path, roles)
+    ranking = given.ranking()
     odd = flagged_rows(ranking.flags) if drop_flagged else ()
     if odd:
-        kept = table[~table["checkpoint"].isin(odd)].reset_index(drop=True)
-        ranking = replace(rank(kept, columns=columns, target=roles.target, gaps_of=roles.gaps), flags=ranking.flags)
+        ranking = replace(given.ranking(without=odd), flags=ranking.flags)
     # A row of a table has no step: that there is none says nothing of the table.
     return replace(ranking, skipped={column: why for column, why in ranking.skipped.items() if column != "step"})
 
@@ -142,7 +187,8 @@ def checkpoint_rows(table: pd.DataFrame, roles: Roles, *, name: str) -> pd.DataF
         "step": pd.Series([None] * len(rows), dtype="Int64"),
         "status": "done",
     }
-    return pd.DataFrame({**known, **points, **parts})
+    objectives = {column: table[column].astype("string") for column in LOSSES if column in table}
+    return pd.DataFrame({**known, **objectives, **points, **parts})
 
 
 def _check_roles(table: pd.DataFrame, roles: Roles, name: str) -> None:
@@ -168,12 +214,16 @@ def _check_roles(table: pd.DataFrame, roles: Roles, name: str) -> None:
         raise DataError(
             f"{name}: {of[tuned[0]]}: {tuned[0]!r} is a score of fine-tuning by its name; rename the column"
         )
+    _check_gaps(roles, indicators, name)
+    if not (indicators or roles.config):
+        raise DataError(f"{name}: no indicators: name at least one column by --higher, --lower or --config")
+
+
+def _check_gaps(roles: Roles, indicators: Sequence[str], name: str) -> None:
     if roles.gaps and roles.gaps not in indicators:
         raise DataError(
             f"{name}: --gaps: {roles.gaps!r} is no indicator{suggested(roles.gaps, indicators, 'those are')}"
         )
-    if not (indicators or roles.config):
-        raise DataError(f"{name}: no indicators: name at least one column by --higher, --lower or --config")
 
 
 def _numbers(column: pd.Series, where: str) -> pd.Series:

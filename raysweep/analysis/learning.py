@@ -14,12 +14,12 @@ import numpy as np
 
 from raysweep.analysis.associations import numbers
 from raysweep.analysis.baselines import design
-from raysweep.analysis.comparer import CompareError, Comparer, grow, importances, learn
+from raysweep.analysis.comparer import CompareError, Comparer, check_enough, grow, importances, learn
 from raysweep.analysis.defects import collapsed_rows, copied_rows, leaks
 from raysweep.analysis.derived import is_axis, is_config
 from raysweep.analysis.pair_features import fit_scale, normalised
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
-from raysweep.analysis.ranking import Ranking
+from raysweep.analysis.ranking import Ranking, of_task, tasks_beside
 from raysweep.analysis.unseen import (
     MIN_TRAINED,
     Split,
@@ -31,7 +31,7 @@ from raysweep.analysis.unseen import (
     on_unseen,
     random_splits,
 )
-from raysweep.scores import column_name
+from raysweep.scores import Column, column_name
 from raysweep.validation import suggested
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ class Tested:
     without_group: Mapping[str, Unseen]
     """Axis -> with all variants of one of its values left out at a time, tested among these."""
     other_targets: Unseen | None
-    """Learnt from the mean of the other targets, tested on this one; None where there is no other."""
+    """Learnt from the mean of the `others`, tested on this one; None where there is no other."""
+    others: tuple[str, ...]
+    """Targets of which none has a task of this one: of a task the other tasks, of a family the other families."""
     importances: Mapping[str, float]
     """Indicator or config column -> share of the gain of the splits of the trees of a learner of both. The line beside
     them, which is a part of a comparer, has none in it."""
@@ -105,6 +107,26 @@ def indicators_named(rankings: Sequence[Ranking], names: Sequence[str]) -> set[s
     return set().union(*found.values())
 
 
+def targets_of(ranking: Ranking, columns: Sequence[Column]) -> dict[str, tuple[str, ...]]:
+    """What a table has comparers of: what it is ranked by, and the same of each family and task.
+
+    Of each the other tasks, or the families without any of its tasks, which can be learnt from in its place.
+    """
+    own = tasks_beside(ranking.target, ranking.tasks)
+    metric = ranking.target.rpartition("/")[2]
+    families = {
+        column.name: {*column.tasks}
+        for column in columns
+        if column.tasks and column.metric.name == metric and {*column.tasks} <= {*own}
+    }
+    targets: dict[str, tuple[str, ...]] = {ranking.target: ()}
+    for group in (families, {of_task(ranking.target, task): {task} for task in own}):
+        there = {name: tasks for name, tasks in group.items() if name in ranking.checkpoints}
+        for name, tasks in there.items():
+            targets[name] = tuple(other for other, of in there.items() if not of & tasks)
+    return targets
+
+
 def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Collection[str] = ()) -> Learnt:
     """A comparer of the ranking's target, from its indicators; without its leaks and copies of rows.
 
@@ -113,7 +135,8 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Colle
 
     Args:
         ranking: of a run's checkpoints, or of a table's rows.
-        others: columns of its table with other targets.
+        others: columns of its table with other targets, to learn from in its place; those without a value in some row
+            are not.
         without: indicators to leave out; see `indicators_named`.
 
     Raises:
@@ -122,6 +145,7 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Colle
     copied, leaked = copied_rows(ranking.flags), leaks(ranking.flags)
     table = ranking.checkpoints
     table = table[table[ranking.target].notna() & ~table["checkpoint"].isin(copied)].sort_values("checkpoint")
+    check_enough(numbers(table[ranking.target]), list(table["variant"]), ranking.target)
     portable = {
         item.indicator: 1.0 if item.direction == "max" else -1.0
         for item in sorted(ranking.associations, key=lambda item: item.indicator)
@@ -178,6 +202,7 @@ def _tested(
     """Without what is left out, which `learn_target` knows; `fine` are the rows that may be trained on."""
     variants = list(table["variant"])
     splits = _trained_on(fine, random_splits(variants))
+    others = [name for name in others if table[name].notna().all()]
     ours = on_unseen(learner(values, scores), scores, splits)
     blocks = {name: design(table[name]) for name in config}
     known = np.concatenate([np.zeros((len(table), 0)), *blocks.values()], axis=1)
@@ -206,9 +231,12 @@ def _tested(
         },
         mean_rank=as_it_is(_mean_rank(values, list(used.values())), scores, splits),
         without_group={
-            name: on_unseen(learner(values, scores), scores, each) for name, each in groups.items() if len(each) > 1
+            name: on_unseen(learner(values, scores), scores, each, variants=variants)
+            for name, each in groups.items()
+            if len(each) > 1
         },
-        other_targets=_by_others(table, values, scores, others, splits),
+        other_targets=_by_others(table, values, scores, others, splits) if others else None,
+        others=tuple(others),
         importances=_importances(whole[fine], scores[fine], owners),
     )
 
@@ -232,11 +260,9 @@ def _mean_rank(values: Floats, signs: Sequence[float]) -> Floats:
 
 def _by_others(
     table: pd.DataFrame, values: Floats, scores: Floats, others: Sequence[str], splits: Sequence[Split]
-) -> Unseen | None:
-    """Each other target counts alike, whatever its spread; those without a value in some row do not."""
-    there = [numbers(table[name]) for name in others if table[name].notna().all()]
-    if not there:
-        return None
+) -> Unseen:
+    """Each other target counts alike, whatever its spread."""
+    there = [numbers(table[name]) for name in others]
     mean = np.mean([(each - each.mean()) / max(float(each.std()), 1e-12) for each in there], axis=0)
     return on_unseen(learner(values, mean), scores, splits)
 

@@ -1,16 +1,19 @@
-"""What learning to compare came to, on a terminal and as JSON."""
+"""What learning to compare came to: on a terminal, as JSON, and in a report."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from raysweep.analysis.formatting import number, seconds, with_interval
-from raysweep.analysis.learning import Learnt
+from raysweep.analysis.charts import Chart, escaped, numbers
+from raysweep.analysis.formatting import number, percent, seconds, with_interval
+from raysweep.analysis.learning import Learnt, Tested
+from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import plain_json
-from raysweep.analysis.unseen import Unseen
+from raysweep.analysis.sections import Heading, Row, Table, cell
+from raysweep.analysis.unseen import NUM_SPLITS
 from raysweep.printable import printable
 
 FAR = 2.0
@@ -32,21 +35,11 @@ def format_learnt(learnt: Learnt) -> str:
     tested = learnt.tested
     lines = [
         f"{tested.target}: pairs right on variants that were not learnt from ({tested.num_checkpoints} checkpoints "
-        f"of {tested.num_variants} in all, 20 splits; 95 % by the corrected resampled t)",
-        _line("learnt from indicators", tested.indicators),
+        f"of {tested.num_variants} in all, {NUM_SPLITS} splits; 95 % by the corrected resampled t, of another value of "
+        "a setting over variants)",
     ]
-    lines += [_line("from the configuration", tested.config)] if tested.config else []
-    lines += [_line("from both", tested.both)] if tested.both else []
-    if tested.gain:
-        lines.append(f"  {'indicators add':<26} {with_interval(tested.gain)}")
-    if tested.other_targets:
-        lines.append(_line("from the other targets", tested.other_targets))
-    lines.append(f"  {'mean rank by all indicators':<26} {with_interval(tested.mean_rank)}")
-    best = sorted(tested.single.items(), key=lambda item: -item[1].value)[:3]
-    lines += [f"  {f'{name} as it is':<26} {with_interval(estimate)}" for name, estimate in best]
-    for axis, unseen in tested.without_group.items():
-        short = axis.removeprefix("point.")
-        lines.append(_line(f"another {short}", unseen))
+    for name, estimate, brier in _results(tested):
+        lines.append(f"  {name:<32} {with_interval(estimate)}" + ("" if brier is None else f", Brier {brier:.3f}"))
     bins = ", ".join(
         f"{each.stated:.2f} is {each.right:.2f} ({each.num_pairs})" for each in tested.indicators.reliability
     )
@@ -66,14 +59,61 @@ def format_learnt(learnt: Learnt) -> str:
     return printable("\n".join(lines))
 
 
-def _line(name: str, unseen: Unseen) -> str:
-    return f"  {name:<26} {with_interval(unseen.accuracy)}, Brier {unseen.brier:.3f}"
+def _results(tested: Tested) -> Iterator[tuple[str, IntervalEstimate, float | None]]:
+    """(what, pairs right on unseen variants, Brier score where there are probabilities)."""
+    learnt = {
+        "learnt from indicators": tested.indicators,
+        "from the configuration": tested.config,
+        "from both": tested.both,
+        f"from the other {len(tested.others)} targets": tested.other_targets,
+    }
+    learnt |= {f"another {axis.removeprefix('point.')}": unseen for axis, unseen in tested.without_group.items()}
+    yield from ((name, unseen.accuracy, unseen.brier) for name, unseen in learnt.items() if unseen)
+    if tested.gain:
+        yield "indicators add", tested.gain, None
+    yield "mean rank by all indicators", tested.mean_rank, None
+    best = sorted(tested.single.items(), key=lambda item: -item[1].value)[:3]
+    yield from ((f"{name} as it is", estimate, None) for name, estimate in best)
+
+
+def learnt_table(tested: Tested) -> Table:
+    """A row for each thing learnt from, and beside them what needs no learning."""
+    columns = [
+        Heading("on unseen variants"),
+        Heading("pairs right", numeric=True),
+        Heading("Brier score", numeric=True),
+    ]
+    rows = [
+        Row([cell(name), cell(estimate.value, lambda _, e=estimate: with_interval(e)), cell(brier, number)])  # type: ignore[misc]
+        for name, estimate, brier in _results(tested)
+    ]
+    return Table(columns, rows)
+
+
+def reliability_chart(tested: Tested) -> Chart:
+    """How often stated probabilities were right, a dot for each range of them, its area by the number of pairs."""
+    bins = tested.indicators.reliability
+    return {
+        "x": numbers(each.stated for each in bins),
+        "y": numbers(each.right for each in bins),
+        "shares": numbers(each.num_pairs / max(1, sum(other.num_pairs for other in bins)) for each in bins),
+        "text": [
+            escaped(f"stated {percent(each.stated)} %\nright {percent(each.right)} %\n{each.num_pairs} pairs")
+            for each in bins
+        ],
+    }
 
 
 def format_comparison(document: Mapping[str, Any]) -> str:
     """What `comparing.compare` found, for a terminal."""
     first, second = document["first"], document["second"]
     lines = [f"A = {first}", f"B = {second}", f"by a comparer learnt from {document['learnt_from']}"]
+    if unchecked := document["unchecked"]:
+        named = ", ".join(unchecked[:MAX_REASONS]) + ", ..." * (len(unchecked) > MAX_REASONS)
+        lines.append(
+            f"not checked: whether {len(unchecked)} of {len(document['seconds'])} indicators were measured as here, "
+            f"which {document['learnt_from']} does not say ({named})"
+        )
     for answer in document["answers"]:
         chance = answer["probability"]
         lines.append(

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 TRAINING_LOSS_OF, PERPLEXITY_OF, FLATNESS_OF = "training_loss_of", "perplexity_of", "flatness_of"
 OTHER_TEXT_OF = "other_text_of"
 """Columns of the checkpoint table: an objective in words, whose loss a checkpoint's numbers of a kind are."""
+SPANS_OF, ONE_MIX = "spans_of", "one mix for all"
+"""The column that says in which shares domains of the own text have spans cut out, and what it says where a sweep file
+names them."""
+LOSSES = (TRAINING_LOSS_OF, PERPLEXITY_OF, FLATNESS_OF, OTHER_TEXT_OF, SPANS_OF)
+"""All columns that tell which of a checkpoint's losses compare."""
 _WHAT = {
     PERPLEXITY_OF: "Held-out loss and perplexity",
     FLATNESS_OF: "Traces and other numbers of flatness",
@@ -45,6 +50,7 @@ _LOSS_OF = {
     "gradient_noise": PERPLEXITY_OF,
     # Of one for all, where the sweep file names it.
     "other_text": OTHER_TEXT_OF,
+    "span_loss": SPANS_OF,
 }
 """Kind of stage -> the column that says whose loss its metrics are of."""
 
@@ -65,6 +71,8 @@ def losses_of(kind: str, spec: Mapping[str, Any]) -> dict[str, str]:
     if kind == "other_text":
         text = spec.get("text")
         return {OTHER_TEXT_OF: _words(text.get("loss") if isinstance(text, Mapping) else text)}
+    if kind == "span_loss":
+        return {SPANS_OF: ONE_MIX if spec.get("mix") else "the own mix"}
     return {FLATNESS_OF: _words(spec.get("loss"))} if kind == "flatness" else {}
 
 
@@ -81,7 +89,8 @@ def loss_groups(checkpoints: pd.DataFrame, column: Column) -> NDArray[np.int64]:
         return np.zeros(len(checkpoints), dtype=np.int64)
     words = _LOSS_OF[column.kind]
     objectives = checkpoints[words] if words in checkpoints else [""] * len(checkpoints)
-    texts = [()] * len(checkpoints) if words == OTHER_TEXT_OF else _own_texts(checkpoints, of_domain=_of_domain(column))
+    is_one_mix = _of_domain(column) or (words == SPANS_OF and set(objectives) == {ONE_MIX})
+    texts = [()] * len(checkpoints) if words == OTHER_TEXT_OF else _own_texts(checkpoints, is_one_mix=is_one_mix)
     numbers: dict[Any, int] = {}
     keys = [
         place if pd.isna(objective) else (objective, text)
@@ -90,12 +99,18 @@ def loss_groups(checkpoints: pd.DataFrame, column: Column) -> NDArray[np.int64]:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
+def is_of_tokens(column: Column) -> bool:
+    """Whether a metric is of a loss by token, and so another quantity for each vocabulary."""
+    unit = column.metric.unit
+    return unit.startswith("nats") or (column.kind in _LOSS_OF and unit != "bits/byte")
+
+
 def _of_domain(column: Column) -> bool:
     """Whether it is a perplexity of one domain, which the shares of a mix take no part in."""
     return column.kind == "heldout" and column.metric.name.startswith("ppl_")
 
 
-def _own_texts(checkpoints: pd.DataFrame, *, of_domain: bool = False) -> list[tuple[str, ...]]:
+def _own_texts(checkpoints: pd.DataFrame, *, is_one_mix: bool = False) -> list[tuple[str, ...]]:
     """[rows]: what the sweep sets of the text that a variant is measured on; equal for all where it sets nothing of it.
 
     Training text counts, as tokenizers are made of it and text may be held out of it; its amount alone does not. The
@@ -105,26 +120,26 @@ def _own_texts(checkpoints: pd.DataFrame, *, of_domain: bool = False) -> list[tu
     for name in filter(is_swept, map(str, checkpoints.columns)):
         first, *path = name.removeprefix("point.").rsplit(":", 1)[-1].split(".")
         of_text = first == "pretrain" and ("data" in path or path[-1:] == ["sequence_length"])
-        if of_text and not _is_neutral(path[-1], of_domain=of_domain):
+        if of_text and not _is_neutral(path[-1], is_one_mix=is_one_mix):
             codes, values = checkpoints[name].factorize(use_na_sentinel=False)
-            texts = [_text(value, of_domain=of_domain) for value in values]
+            texts = [_text(value, is_one_mix=is_one_mix) for value in values]
             columns.append([texts[code] for code in codes])
     return list(zip(*columns, strict=True)) if columns else [()] * len(checkpoints)
 
 
-def _text(value: object, *, of_domain: bool) -> str:
+def _text(value: object, *, is_one_mix: bool) -> str:
     """A setting of the text, a JSON object without what makes no difference to it."""
     try:
         fields = json.loads(str(value))
     except ValueError:
         return str(value)
     if isinstance(fields, dict):
-        fields = {name: field for name, field in fields.items() if not _is_neutral(name, of_domain=of_domain)}
+        fields = {name: field for name, field in fields.items() if not _is_neutral(name, is_one_mix=is_one_mix)}
     return json.dumps(fields, sort_keys=True)
 
 
-def _is_neutral(field: str, *, of_domain: bool) -> bool:
-    return field.startswith("num_train") or (of_domain and field == "mix")
+def _is_neutral(field: str, *, is_one_mix: bool) -> bool:
+    return field.startswith("num_train") or (is_one_mix and field == "mix")
 
 
 def _words(objective: Any) -> str:
@@ -166,7 +181,8 @@ def objective_cautions(checkpoints: pd.DataFrame) -> list[str]:
         lines.append(
             f"What is measured by a loss on a variant's own text ({', '.join(sorted(measured & _ON_OWN_TEXT))}) is on "
             f"{num_texts} texts: pairs of checkpoints of different texts are not counted for it, and #n is a place "
-            "within one. Perplexities of a domain compare over mixes, losses of other_text over all."
+            "within one. Perplexities of a domain, and losses on spans where span_loss.mix is named, compare over "
+            "mixes, but not over tags and lengths of documents; losses of other_text over all."
         )
     return lines
 

@@ -102,6 +102,14 @@ if (data) {
         shapes: lines.map((line, index) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: line.y, y1: line.y, line: { dash: index ? "dot" : "dash", color: css("--soft"), width: 1.5 } })),
         annotations: lines.map((line) => ({ text: line.name, showarrow: false, xref: "paper", x: 1, xanchor: "right", y: line.y, yanchor: "bottom", font: { size: 12, color: css("--soft") } })) }), options);
   };
+  const reliability = () => {
+    const { x, y, shares, text } = charts.reliability;
+    const line = { x: [0.5, 1], y: [0.5, 1], type: "scatter", mode: "lines", line: { width: 1.5, dash: "dot", color: css("--soft") }, hoverinfo: "skip" };
+    const dots = { x, y, text, hovertemplate: hover, type: "scatter", mode: "markers", marker: { color: colors[0], size: shares.map((share) => 6 + 28 * Math.sqrt(share)) } };
+    Plotly.react("reliability-chart", [line, dots], layout(
+      { title: { text: "stated probability of the likelier order" }, range: [0.48, 1.02], tickformat: ".0%" },
+      { title: { text: "share that was right" }, rangemode: "tozero", tickformat: ".0%" }, { showlegend: false }), options);
+  };
   const regret = () => {
     const { lines, y_title } = charts.regret;
     const drawn = lines.flatMap(({ name, hours, regret, low, high, text }, index) => {
@@ -157,7 +165,7 @@ if (data) {
     document.getElementById("steps-chart").style.height = small ? `${80 + 220 * panels.length}px` : "";
     Plotly.react("steps-chart", drawn, layout({}, {}, { ...axes, annotations, showlegend: false }), options);
   };
-  const painters = { scatter, front, agreement, worth, regret, steps, loss };
+  const painters = { scatter, front, agreement, worth, reliability, regret, steps, loss };
   const draw = () => Object.keys(charts).forEach((name) => painters[name]());
   if (charts.scatter) document.getElementById("indicator").addEventListener("change", scatter);
   document.getElementById("score")?.addEventListener("change", steps);

@@ -20,9 +20,12 @@ from raysweep.analysis import charts, formatting
 from raysweep.analysis.budget_page import regret_chart
 from raysweep.analysis.choosing import Chosen, chosen_of, identity_of, search_of, values_of
 from raysweep.analysis.colors import variant_colors
+from raysweep.analysis.comparer import CompareError
 from raysweep.analysis.findings import cautions, gap_text, headline, how_to_read, score_text, tie_text
 from raysweep.analysis.fixed_rates import fixed_rate_table
 from raysweep.analysis.labels import is_missing, row_key
+from raysweep.analysis.learning import Tested, learn_target
+from raysweep.analysis.learnt_page import learnt_table, reliability_chart
 from raysweep.analysis.pairwise import Floats
 from raysweep.analysis.pareto import Front, front_of
 from raysweep.analysis.predictions import read_scores
@@ -86,11 +89,15 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
     regret = regret_chart(ranking, stages) if worth else ""
     if not isinstance(regret, str):
         drawn["regret"] = regret
+    learnt = _learnt(ranking)
+    if isinstance(learnt, Tested):
+        drawn["reliability"] = reliability_chart(learnt)
     sections = {
         "ranking": ("Ranking", ranking_table(ranking, colors)),
         "front": ("Trade-off", _front_table(front, ranking) if front else None),
         "scatter": ("Indicator against score", drawn.get("scatter")),
         "agreement": ("What predicts it", agreement_table(ranking)),
+        "learnt": ("Learnt together", learnt_table(learnt) if isinstance(learnt, Tested) else None),
         "worth": ("Worth its cost?", worth_table(ranking, stages)),
         "steps": ("Over steps", drawn.get("steps")),
         "same_loss": ("Is flat better here?", _same_loss_page(run, stages, ranking)),
@@ -116,6 +123,8 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
         has_ties=bool(ranking.ties),
         fixed_rates=fixed_rate_table(ranking, stages),
         beyond=beyond_tables(ranking),
+        learnt=learnt if isinstance(learnt, Tested) else None,
+        why_not_learnt=learnt if isinstance(learnt, str) else "",
         regret=drawn.get("regret"),
         why_no_regret=regret if isinstance(regret, str) else "",
         skipped=sorted(ranking.skipped.items()),
@@ -141,6 +150,14 @@ def ranking_html(ranking: Ranking) -> str:
 
 def _has_content(content: Any) -> bool:
     return bool(content.rows) if isinstance(content, Table) else bool(content)
+
+
+def _learnt(ranking: Ranking) -> Tested | str:
+    """How well a comparer that is learnt from all indicators does on unseen variants; in words why there is none."""
+    try:
+        return learn_target(ranking).tested
+    except CompareError as error:
+        return str(error)
 
 
 def _same_loss_page(run: Run, stages: pd.DataFrame, ranking: Ranking) -> Page | None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis.derived import DERIVED, NUM_PARAMETERS, is_swept, setting_column
 from raysweep.analysis.formatting import is_share
-from raysweep.analysis.objectives import FLATNESS_OF, OTHER_TEXT_OF, PERPLEXITY_OF, TRAINING_LOSS_OF, losses_of
+from raysweep.analysis.kept import keep, versions_of
+from raysweep.analysis.objectives import LOSSES, losses_of
 from raysweep.analysis.predictions import read_noise
 from raysweep.analysis.uncertainty import EstimateArrays, TaskNoise, independent, mean_estimates
 from raysweep.durable import replacing
@@ -67,7 +68,7 @@ _OF_MEAN = (
 _DIVERGED = (Metric("diverged_step", unit="steps"), Metric("diverged_loss", unit="nats/token"))
 _CHECKPOINT = (
     *("trial", "variant", "seed", "checkpoint", "step", "status", "workers", "location", "sft_optimizer"),
-    *(TRAINING_LOSS_OF, PERPLEXITY_OF, FLATNESS_OF, OTHER_TEXT_OF),
+    *LOSSES,
 )
 
 
@@ -109,7 +110,7 @@ def checkpoint_table(run: Run) -> pd.DataFrame:
 
     Columns: trial, variant, seed, checkpoint (its stage id), step, status, workers (that pretrained it), location;
     sft_optimizer (what fine-tuned it: the same in all of a run, a covariate where tables of several are put together);
-    training_loss_of, perplexity_of, flatness_of and other_text_of (in words, whose loss these numbers are of);
+    training_loss_of, perplexity_of, flatness_of, other_text_of and spans_of (in words, whose loss these numbers are);
     `point.<path>`; metrics of whole models as `<kind>/<metric>` and of tasks as `<kind>/<task>/<metric>` (mean over
     seeds). Of fine-tuning, `sft/<task>/`:
     `score` (test, mean over SFT seeds, at the learning rate with the best mean validation score), `score_sd` and
@@ -160,12 +161,14 @@ def columns_of(run: Run) -> tuple[Column, ...]:
     return tuple({column.name: column for column in [*added, *run.columns()]}.values())
 
 
-def write_tables(run: Run, stages: pd.DataFrame, checkpoints: pd.DataFrame) -> tuple[Path, Path]:
+def write_tables(
+    run: Run, stages: pd.DataFrame, checkpoints: pd.DataFrame, columns: Sequence[Column]
+) -> tuple[Path, Path]:
     """Writes tables/stages.parquet and tables/checkpoints.parquet in the run's folder, each whole; their paths."""
     folder = run.folder / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "stages.parquet", folder / "checkpoints.parquet"
-    for path, table in zip(paths, (stages, checkpoints), strict=True):
+    for path, table in zip(paths, (stages, keep(checkpoints, columns, versions_of(stages, columns))), strict=True):
         with replacing(path) as aside:
             table.to_parquet(aside, index=False)
     return paths

@@ -52,7 +52,11 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 def _add_table(rank: argparse.ArgumentParser) -> None:
     """The options by which `rank` takes a table that no run made."""
     rank.add_argument(
-        "--table", type=Path, metavar="FILE", help="in place of a run: a .csv or .parquet of indicators and scores"
+        "--table",
+        type=Path,
+        metavar="FILE",
+        help="in place of a run: a .csv or .parquet of indicators and scores; a run's own tables/checkpoints.parquet "
+        "knows its columns",
     )
     for option, text in (
         ("higher", "indicators of which higher values are better"),
@@ -143,7 +147,7 @@ def _check_together(args: argparse.Namespace) -> None:
     if args.table and args.budget and not args.costs:
         raise DataError("--budget needs what a row costs in worker hours: --costs sft=HOURS,INDICATOR=HOURS,...")
     known = ["sft", *args.higher, *args.lower]
-    if unknown := [name for name in args.costs if args.table and name not in known]:
+    if len(known) > 1 and (unknown := [name for name in args.costs if args.table and name not in known]):
         raise DataError(
             f"--costs: {unknown[0]!r} is no indicator{suggested(unknown[0], known, 'those with costs are')}"
         )
@@ -179,10 +183,8 @@ def _rank_table(args: argparse.Namespace) -> int:
     if args.run is not None or not args.table:
         both = f", not both {args.run!r} and --table {args.table}" if args.table else ""
         raise DataError(f"rank takes a run's name, folder or sweep file, or --table FILE{both}")
-    if not args.target:
-        raise DataError(f"{args.table}: which column is the score after fine-tuning? Name it: --target COLUMN")
     roles = Roles(
-        args.target,
+        args.target or "",
         higher=args.higher,
         lower=args.lower,
         config=args.config,

@@ -21,7 +21,7 @@ from raysweep.analysis.pair_features import ordered_pairs
 from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.selection import halves, select
-from raysweep.analysis.unseen import gain_over, learner, on_unseen, random_splits
+from raysweep.analysis.unseen import gain_over, learner, leave_group_out, on_unseen, random_splits
 from raysweep.scores import Column
 from raysweep.spec import Metric
 
@@ -98,6 +98,20 @@ def learnt(world: World, generator: np.random.Generator) -> dict[str, IntervalEs
     splits = random_splits(list(rows["variant"]), num=8)
     ours, alone = (on_unseen(learner(values, scores), scores, splits) for values in (both, config))
     return {"learnt, on unseen": ours.accuracy, "learnt, over config": gain_over(ours, alone, splits)}
+
+
+def learnt_from_others(world: World, generator: np.random.Generator) -> dict[str, IntervalEstimate]:
+    """Of the indicator, one that sees the score badly and four of noise: pairs right in groups not learnt from."""
+    rows = table(world, generator)
+    scores, variants = rows["score"].to_numpy(), list(rows["variant"])
+    noise = generator.normal(size=(5, world.num))
+    values = np.stack([rows["x"].to_numpy(), scores + noise[0], *noise[1:]], axis=1)
+    return {
+        f"another {axis}": on_unseen(
+            learner(values, scores), scores, leave_group_out(list(rows[axis]), variants), variants=variants
+        ).accuracy
+        for axis in ("point.lr", "point.name")
+    }
 
 
 Statistics = Callable[[World, np.random.Generator], dict[str, IntervalEstimate]]
@@ -213,6 +227,11 @@ def main() -> Iterator[tuple[str, str]]:
     for name in ("knows more", "sees the rate alone"):
         for what, each in coverage(WORLDS[name], learnt, num=60, num_truth=60).items():
             yield f"(f) {name}: {what}", _held(*each)
+    for name in ("knows more", "sees the rate alone", "tells nothing"):
+        for num in (48, 62):
+            found = coverage(replace(WORLDS[name], num=num), learnt_from_others, num=120, num_truth=120)
+            for what, each in found.items():
+                yield f"(f) {num} variants, {name}: {what}", _held(*each)
 
 
 def _held(truth: float, share: float) -> str:

@@ -1,6 +1,7 @@
 """Checkpoints that raysweep did not make: taken in, measured, fine-tuned and ranked."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -20,9 +21,9 @@ from transformers import (
 
 from raysweep.analysis.comparer import learn
 from raysweep.analysis.comparer_files import IndicatorFile, save
+from raysweep.analysis.kept import version_of
 from raysweep.analysis.tables import checkpoint_table
 from raysweep.cli import main
-from raysweep.comparing import version_of
 from raysweep.data.text import Text
 from raysweep.errors import DataError
 from raysweep.results import Results
@@ -47,21 +48,26 @@ sft:
 """
 
 
+NOTES = "The quick brown fox jumps over the lazy dog. " * 60
+
+
+def save_tokenizer(folder, size):
+    from tokenizers import ByteLevelBPETokenizer
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator([NOTES], size, special_tokens=["<e>"])
+    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<e>").save_pretrained(folder)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Two GPT-2 style folders, text, a task and a sweep over them."""
-    from tokenizers import ByteLevelBPETokenizer
-
-    text = "The quick brown fox jumps over the lazy dog. " * 60
-    (tmp_path / "notes.txt").write_text(text)
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator([text], 300, special_tokens=["<e>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<e>")
+    (tmp_path / "notes.txt").write_text(NOTES)
     for seed, name in enumerate(("one", "two")):
         torch.manual_seed(seed)
         config = GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=64)
         GPT2LMHeadModel(config).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
+        save_tokenizer(tmp_path / name, 300)
     lines = [{"question": f"fox {i}", "choices": ["dog", "fox"], "answer": i % 2} for i in range(24)]
     (tmp_path / "quiz.jsonl").write_text("\n".join(map(json.dumps, lines)))
     tested = [{"question": f"dog {i}", "choices": ["dog", "fox"], "answer": i % 2} for i in range(12)]
@@ -415,8 +421,11 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     # Measured once.
     assert turned["seconds"] == {name: spent[::-1] for name, spent in document["seconds"].items()}
     assert not list((folder / "store" / "stages").glob("sft-*"))
+    assert document["unchecked"] == list(names)
     assert main(["compare", one, two, *options]) == 0
-    assert "sft/quiz/score: A fine-tunes better with probability" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "sft/quiz/score: A fine-tunes better with probability" in text
+    assert "not checked: whether 4 of 4 indicators were measured as here, which r does not say (heldout/ppl, " in text
     versions = {name: IndicatorFile(versions=("0123456789ab",)) for name in names}
     save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators=versions)
     assert main(["compare", one, two, *options[:-1], str(folder / "new")]) == 2
@@ -427,6 +436,19 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     versions = {name: IndicatorFile(versions=(of[name.partition("/")[0]],)) for name in names}
     save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators=versions)
     assert main(["compare", one, two, *options]) == 0
+    assert "not checked" not in capsys.readouterr().out
+    # What is by token is another quantity by another vocabulary, and what is not is not.
+    shutil.copytree(two, folder / "three")
+    save_tokenizer(folder / "three", 280)
+    assert main(["compare", one, str(folder / "three"), *options[:-1], str(folder / "new")]) == 2
+    said = capsys.readouterr().err
+    assert "one has a vocabulary of 291 tokens and " in said
+    assert "another, of 280: 3 of the comparer's 4 indicators are of losses by token" in said
+    assert "(--without heldout,flatness)" in said
+    assert not list((folder / "new" / "stages").glob("*"))
+    comparer = learn(values[:, 3:], values[:, 3], indicators=names[3:], variants=variants, target="sft/quiz/score")
+    save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators={names[3]: needed[names[3]]})
+    assert main(["compare", one, str(folder / "three"), *options]) == 0
 
 
 STUDY = """\

@@ -22,13 +22,17 @@ from raysweep.analysis.comparer import (
 )
 from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, save
 from raysweep.analysis.defects import unusable_rows
-from raysweep.analysis.learning import Learnt, indicators_named, learn_target
+from raysweep.analysis.kept import version_of
+from raysweep.analysis.learning import Learnt, indicators_named, learn_target, targets_of
 from raysweep.analysis.learnt_page import format_learnt
+from raysweep.analysis.pair_features import ordered_pairs
+from raysweep.analysis.pairwise import interval
 from raysweep.analysis.ranking import Ranking, rank
+from raysweep.analysis.tables import write_tables
 from raysweep.analysis.unseen import Split, as_it_is, learner, leave_group_out, on_unseen, over_splits, random_splits
 from raysweep.cli import main
-from raysweep.comparing import version_of
 from raysweep.record import Record
+from raysweep.results import Results
 from raysweep.run_files import StageRow, TrialRow
 from raysweep.runs import Run
 from raysweep.scores import Column
@@ -112,6 +116,31 @@ def test_no_checkpoint_of_a_test_is_trained_on():
     ]
 
 
+def test_pairs_of_groups_that_are_left_out_have_an_interval_over_variants():
+    """By leaving out each variant that is tested, with both its rows, by hand."""
+    values, scores = draw(30, 3)
+    names = [f"{row // 2}" for row in range(30)]
+    groups = ["a"] * 10 + ["b"] * 12 + ["alone"] * 2 + ["c"] * 6
+    splits = leave_group_out(groups, names)
+    assert [split.name for split in splits] == ["a", "b", "c"]
+    predict = learner(values, scores)
+    tested = on_unseen(predict, scores, splits, variants=names).accuracy
+    right = {}
+    for split in splits:
+        first, second = ordered_pairs(split.test)
+        kept = scores[first] > scores[second]
+        logits = predict(split)(first[kept], second[kept])
+        right |= dict(zip(zip(first[kept], second[kept], strict=True), logits > 0, strict=True))
+    assert tested.value == pytest.approx(np.mean([*right.values()]))
+    left = [
+        np.mean([each for pair, each in right.items() if name not in {names[row] for row in pair}])
+        for name in sorted({names[row] for split in splits for row in split.test})
+    ]
+    expected = interval(tested.value, np.array(left))
+    assert [tested.low, tested.high] == pytest.approx([expected.low, expected.high])
+    assert tested.low < tested.value < tested.high
+
+
 def test_a_slope_calibrates_logits_that_are_too_sure():
     generator = np.random.default_rng(0)
     logits = generator.normal(size=20_000)
@@ -181,6 +210,31 @@ def test_what_indicators_add_to_the_configuration_on_unseen_variants():
     assert tested.other_targets.accuracy.value > 0.6
     assert set(tested.importances) == {"mirror", "own", "point.lr"}
     assert sum(tested.importances.values()) == pytest.approx(1)
+
+
+def test_a_family_is_learnt_from_the_others_that_share_no_task_with_it():
+    names = [f"{row}" for row in range(6)]
+    table = pd.DataFrame(
+        {"variant": names, "trial": names, "checkpoint": names, "status": "done", "seed": 0, "step": 1}
+    )
+    tasks = {task: Column("sft", Metric("score", "max", "share"), task) for task in "abcd"}
+    families = {
+        name: Column("sft", Metric("mean_score", "max", "share"), name, tuple(of))
+        for name, of in {"x": "ab", "y": "cd", "z": "bc", "gone": "ad"}.items()
+    }
+    columns = [*tasks.values(), *families.values()]
+    there = {column.name: np.arange(6.0) for column in columns if column.task != "gone"}
+    ranking = rank(table.assign(**there, **{"sft/mean_score": np.arange(6.0)}), columns=columns)
+    targets = targets_of(ranking, columns)
+    assert next(iter(targets)) == "sft/mean_score"
+    assert targets["sft/mean_score"] == ()
+    assert {name: targets[f"sft/{name}/mean_score"] for name in "xyz"} == {
+        "x": ("sft/y/mean_score",),
+        "y": ("sft/x/mean_score",),
+        "z": (),
+    }
+    assert targets["sft/a/score"] == ("sft/b/score", "sft/c/score", "sft/d/score")
+    assert len(targets) == 8
 
 
 def ranked(indicators, *, constant=()) -> Ranking:
@@ -427,3 +481,27 @@ def test_a_run_is_learnt_from_by_task_with_its_indicators_versions(store, tmp_pa
     assert contents.indicators["flatness/hessian_trace"] == IndicatorFile(
         versions=(version_of({"num_sequences": 4}),), seconds=2.0
     )
+    # From the table that the run writes it is the same, without the run.
+    results = Results.open("r", store=store.url)
+    _, table = write_tables(results.run, results.stages, results.checkpoints, results.columns)
+    (tmp_path / "t.parquet").write_bytes(table.read_bytes())
+    options = ["rank", "--table", str(tmp_path / "t.parquet"), "--json"]
+    assert main([*options, "--learn", str(tmp_path / "other")]) == 0
+    assert json.loads(capsys.readouterr().out)["targets"] == tested
+    other, _ = load(tmp_path / "other")
+    assert (other.learnt_from, other.indicators) == ("t.parquet", contents.indicators)
+    assert [each.sha256 for each in other.comparers] == [each.sha256 for each in contents.comparers]
+    assert main([*options, "--target", "sft/u/score"]) == 0
+    assert json.loads(capsys.readouterr().out)["target"] == "sft/u/score"
+    assert main([*options, "--target", "sft/v/score"]) == 2
+    assert "--target: no column 'sft/v/score', did you mean" in capsys.readouterr().err
+    assert main([*options, "--gaps", "flatness/trace"]) == 2
+    assert "--gaps: 'flatness/trace' is no indicator" in capsys.readouterr().err
+    # Unless columns are named: then it is any table.
+    assert main([*options, "--lower", "flatness/hessian_trace"]) == 2
+    assert "which column is the score after fine-tuning? Name it" in capsys.readouterr().err
+    wrong = pd.read_parquet(table)
+    wrong.attrs["columns"] = '[{"kind": 1}]'
+    wrong.to_parquet(tmp_path / "t.parquet")
+    assert main(options) == 2
+    assert "t.parquet: what it says of its columns cannot be read: Input should be" in capsys.readouterr().err

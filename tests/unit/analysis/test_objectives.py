@@ -9,10 +9,11 @@ from columns import COLUMNS, CORPUS, RECIPE
 
 from raysweep.analysis.baselines import credit, design
 from raysweep.analysis.findings import cautions, headline, how_to_read
-from raysweep.analysis.objectives import FLATNESS_OF, OTHER_TEXT_OF, PERPLEXITY_OF, loss_groups, losses_of
+from raysweep.analysis.objectives import FLATNESS_OF, OTHER_TEXT_OF, PERPLEXITY_OF, SPANS_OF, loss_groups, losses_of
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.sections import agreement_table
 from raysweep.analysis.terminal import format_terminal
+from raysweep.data.text import Domain, Text
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
@@ -22,6 +23,7 @@ from raysweep.stages.base import Subject
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.heldout import Heldout
 from raysweep.stages.pretrain import Pretrain
+from raysweep.stages.span_loss import SpanLoss
 
 MASKED = MaskedLM(name="masked_lm", mask="one")
 NEXT = "causal_lm (every token but the first, from those before it)"
@@ -177,6 +179,7 @@ def test_how_tokens_are_hidden_is_part_of_what_is_predicted():
     assert bert.predicts() == "0.15 of the tokens of a sequence, hidden (80/10/10), from all that is left"
 
 
+TEXT_CORPUS = Text(domains={name: Domain(train=(f"{name}.txt",)) for name in ("wiki", "news")})
 OTHERS = [Column("heldout", Metric("ppl_wiki", "min")), Column("other_text", Metric("mean_loss", "min"))]
 BY_NAME = {column.name: column for column in [*COLUMNS, *OTHERS]}
 
@@ -202,6 +205,18 @@ def test_what_is_measured_on_the_own_text_compares_within_a_text():
     # The shares of a mix take no part in the perplexity of a domain; tags do.
     assert groups("heldout/ppl_wiki", **of)[:4] == [0, 0, 1, 0]
     assert groups("other_text/mean_loss", **of) == groups("indicators/kshot_mean", **of) == [0] * 5
+
+
+def test_losses_on_spans_compare_within_a_text_and_over_mixes_where_one_is_named():
+    """Tags, and lengths of documents, are in the held-out text that spans are cut out of."""
+    named, own = (
+        losses_of("span_loss", canonical(SpanLoss(mix=mix).bind(Subject(TEXT_CORPUS, CausalLM(), 33, tasks={}))))
+        for mix in ({"wiki": 1.0}, None)
+    )
+    of = {"setting.variant:pretrain.phases.continued.data": [MIX, SAME_MIX, TAGGED, ALONE]}
+    assert groups("span_loss/loss_nats_per_token", **of, **{SPANS_OF: [named[SPANS_OF]] * 4}) == [0, 0, 1, 0]
+    assert groups("span_loss/loss_nats_per_token", **of, **{SPANS_OF: [own[SPANS_OF]] * 4}) == [0, 0, 1, 2]
+    assert groups("span_loss/loss_nats_per_token", **of) == [0, 0, 1, 2]  # It is not known.
 
 
 @pytest.mark.parametrize(

@@ -238,3 +238,30 @@ def test_an_indicator_stands_beside_its_cost_and_the_configuration():
     assert chart["y"] == [pytest.approx(14 / 15)]
     assert [line["name"] for line in chart["lines"]] == ["configuration alone"]
     assert worth_chart(ranking, stages[stages["kind"] == "sft"]) is None
+
+
+def test_what_is_learnt_together_is_drawn_with_how_sure_it_was(run):
+    pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
+    generator = np.random.default_rng(0)
+    scores = generator.uniform(size=24)
+    trace = 4 - scores + generator.normal(size=24) / 5
+    ranking = rank(table_of(list(scores), **{"flatness/hessian_trace": trace}), columns=COLUMNS)
+    page = render(run, stages_of({"id": "sft-1", "kind": "sft", "status": "done"}), ranking)
+    [chart] = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', page, re.S)
+    reliability = json.loads(chart)["reliability"]
+    assert len(reliability["x"]) == len(reliability["y"]) > 0
+    assert sum(reliability["shares"]) == pytest.approx(1)
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    assert (
+        "learnt from 60 % of the 24 variants (24 checkpoints) and tested on pairs of the others: mean over 20" in text
+    )
+    assert "900 pairs, which are of 24 variants in 20 overlapping splits" in text  # 10 variants a split, 45 pairs.
+    [table] = re.findall(r'<table id="learnt-table".*?</table>', page, re.S)
+    assert "learnt from indicators" in table
+
+
+def test_too_few_variants_to_learn_from_are_said(run):
+    ranking = rank(table_of([0.9, 0.8, 0.5], **{"flatness/hessian_trace": [1.0, 2.0, 3.0]}), columns=COLUMNS)
+    page = render(run, stages_of({"id": "sft-1", "kind": "sft", "status": "done"}), ranking)
+    assert "Not learnt together: 3 variants have a score in sft/mean_score; a comparer is learnt from 20" in page
+    assert 'id="reliability-chart"' not in page

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysweep.analysis.ranking import rank
-from raysweep.analysis.tables import checkpoint_table, stage_table, write_tables
+from raysweep.analysis.tables import checkpoint_table, columns_of, stage_table, write_tables
 from raysweep.analysis.terminal import format_terminal
 from raysweep.record import Record
 from raysweep.results import Results
@@ -117,7 +117,8 @@ def test_missing_and_diverged_are_counted(store):
 
 def test_tables_survive_parquet(store):
     run = build(store)
-    stages, checkpoints = (pd.read_parquet(path) for path in write_tables(run, stage_table(run), checkpoint_table(run)))
+    paths = write_tables(run, stage_table(run), checkpoint_table(run), columns_of(run))
+    stages, checkpoints = map(pd.read_parquet, paths)
     assert len(stages) == len(stage_table(run)) == 4 * 8
     assert list(checkpoints["sft/mean_score"]) == list(checkpoint_table(run)["sft/mean_score"])
     assert {"host", "git_commit", "wall_seconds", "peak_memory_bytes", "versions"} <= set(stages.columns)

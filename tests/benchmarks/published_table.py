@@ -1,0 +1,152 @@
+"""The 50 rows of Zeng et al. (2025, arXiv 2504.12491), in Markdown: indicators, configuration, and what is learnt.
+
+    RAYSWEEP_DATA=data python tests/benchmarks/published_table.py    # of the data pack, paper2_table6.csv
+
+Shares of pairs in the right order. What is learnt is tested on pairs of variants that were not learnt from: 20 splits,
+corrected resampled t; of left-out groups all pairs within them, jackknife over variants.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from raysweep.analysis.associations import TOGETHER, numbers
+from raysweep.analysis.formatting import with_interval
+from raysweep.analysis.given_table import Roles, rank_table
+from raysweep.analysis.learning import Tested, learn_target
+from raysweep.analysis.pairwise import Floats, IntervalEstimate
+from raysweep.analysis.ranking import Ranking
+from raysweep.analysis.unseen import Predict, Unseen, as_it_is, learner, leave_group_out, on_unseen, random_splits
+
+TABLE = Path(os.environ.get("RAYSWEEP_DATA", "nowhere")) / "paper2_table6.csv"
+INDICATORS = {
+    "k_rag": "Kshot-RAG",
+    "ppl_sc": "PPL-SC",
+    "k_cms": "Kshot-CMS",
+    "k_cbqa": "Kshot-CBQA",
+    "ppl_clm": "PPL-CLM",
+}
+CONFIG = ("lr", "objective", "mix", "tag", "length")
+TARGETS = ("sft_cms", "sft_rag", "sft_cbqa")
+PUBLISHED = {
+    "ppl_clm": (0.332, 0.380, 0.354),
+    "ppl_sc": (0.703, 0.622, 0.609),
+    "k_cms": (0.573, 0.569, 0.525),
+    "k_rag": (0.696, 0.766, 0.704),
+    "k_cbqa": (0.437, 0.447, 0.467),
+}
+"""Table 1 of the paper, by target."""
+LEARNT = ((0.753, 0.054), (0.727, 0.039), (0.753, 0.060))
+"""Table 2 of the paper: pairs right of learning to compare by target, and their standard deviation over 20 splits."""
+
+
+def ranked(*, drop_flagged: bool) -> list[Ranking]:
+    """By each target."""
+    roles = [Roles(target, higher=tuple(INDICATORS), config=CONFIG, gaps="ppl_clm") for target in TARGETS]
+    return [rank_table(TABLE, each, drop_flagged=drop_flagged) for each in roles]
+
+
+def rows_of(ranking: Ranking, names: Sequence[str], *, without: Sequence[str] = ()) -> tuple[Floats, Floats, list[str]]:
+    """(values [rows, names], scores [rows], variants) in the order in which `learn_target` has them."""
+    table = ranking.checkpoints
+    table = table[~table["checkpoint"].isin(without)].sort_values("checkpoint")
+    values = np.stack([numbers(table[name]) for name in names], axis=1)
+    return values, numbers(table[ranking.target]), list(table["variant"])
+
+
+def on_all_rows(ranking: Ranking) -> Unseen:
+    """Learnt from the five indicators, as the paper has them: copies, collapsed rows and leaks among them."""
+    values, scores, variants = rows_of(ranking, list(INDICATORS))
+    return on_unseen(learner(values, scores), scores, random_splits(variants))
+
+
+def as_given(values: Floats) -> Predict:
+    """In place of a learner: the higher value is better."""
+    return lambda _: lambda first, second: values[first] - values[second]
+
+
+def rate_alone(ranking: Ranking, tested: Tested) -> tuple[IntervalEstimate, IntervalEstimate]:
+    """Pairs right of the higher learning rate: on the splits of what is learnt, and within each objective."""
+    values, scores, variants = rows_of(ranking, ["point.lr"], without=list(tested.rows_left_out))
+    table = ranking.checkpoints[~ranking.checkpoints["checkpoint"].isin(tested.rows_left_out)].sort_values("checkpoint")
+    groups = leave_group_out(list(table["point.objective"]), variants)
+    within = on_unseen(as_given(values[:, 0]), scores, groups, variants=variants)
+    return as_it_is(values[:, 0], scores, random_splits(variants)), within.accuracy
+
+
+def published(whole: Sequence[Ranking]) -> Iterator[str]:
+    """How far the five are from Table 1 of the paper, and what is flagged."""
+    found = [{item.indicator: item.accuracy.value for item in each.associations} for each in whole]
+    off = [abs(of[name] - values[place]) for name, values in PUBLISHED.items() for place, of in enumerate(found)]
+    yield f"off Table 1 of the paper by {max(off):.3f} at most, {np.mean(off):.3f} on average; flagged:"
+    yield from dict.fromkeys(f"* {flag.text}" for each in whole for flag in each.flags)
+
+
+def beside_config(cleaned: Sequence[Ranking]) -> Iterator[str]:
+    """A row for each indicator, on rows without copies and collapsed ones."""
+    yield (
+        f"| pairs right of {len(cleaned[0].checkpoints)} rows: CMS; RAG; CBQA | all pairs | adds to config | of one "
+        "configuration but for the rate | but for the objective |\n| --- | --- | --- | --- | --- |"
+    )
+    by_name = [{item.indicator: item for item in each.associations} for each in cleaned]
+    for name, title in ({TOGETHER: "configuration alone"} | INDICATORS).items():
+        items = [each[name] for each in by_name]
+        alike = [{each.axis: each.accuracy for each in item.matched} for item in items]
+        cells = [
+            "; ".join(with_interval(item.accuracy) for item in items),
+            "" if name == TOGETHER else "; ".join(with_interval(item.added) for item in items),
+            *("; ".join(f"{each[axis].value:.2f}" for each in alike) for axis in ("point.lr", "point.objective")),
+        ]
+        yield f"| {title} | " + " | ".join(cells) + " |"
+
+
+def learnt(whole: Sequence[Ranking]) -> Iterator[str]:
+    """What is learnt from, a row each."""
+    tested = [learn_target(each).tested for each in whole]
+    rates = [rate_alone(*pair) for pair in zip(whole, tested, strict=True)]
+    all_rows = [on_all_rows(each) for each in whole]
+    rows = {
+        "the five indicators, all 50 rows as they are": [
+            f"{own.accuracy.value:.3f} (the paper: {value} +- {spread})"
+            for own, (value, spread) in zip(all_rows, LEARNT, strict=True)
+        ],
+        "rows tested on; of these not learnt from": [
+            f"{each.num_checkpoints}; {len(each.rows_not_learnt_from)}" for each in tested
+        ],
+        "the indicators but leaks": [with_interval(each.indicators.accuracy) for each in tested],
+        "the configuration": [with_interval(each.config.accuracy) if each.config else "" for each in tested],
+        "both": [with_interval(each.both.accuracy) if each.both else "" for each in tested],
+        "both, over the configuration": [with_interval(each.gain) if each.gain else "" for each in tested],
+        "nothing: the higher learning rate": [with_interval(split) for split, _ in rates],
+        "nothing: Kshot-RAG as it is": [with_interval(each.single["k_rag"]) for each in tested],
+        "the indicators, of a rate that none learnt from had": [
+            with_interval(each.without_group["point.lr"].accuracy) for each in tested
+        ],
+        "the indicators, of an objective that none learnt from had": [
+            with_interval(each.without_group["point.objective"].accuracy) for each in tested
+        ],
+        "nothing: the higher learning rate, within an objective": [with_interval(within) for _, within in rates],
+    }
+    yield "| pairs right on variants that were not learnt from; learnt from | CMS | RAG | CBQA |"
+    yield "| --- " * 4 + "|"
+    for name, cells in rows.items():
+        yield f"| {name} | " + " | ".join(cells) + " |"
+    for target, each in zip(TARGETS, tested, strict=True):
+        yield f"\n{target}: left out as leaks: {', '.join(each.left_out) or 'none'}"
+        yield from (f"left out: {why}" for why in each.rows_left_out.values())
+        yield from (f"not learnt from: {why}" for why in each.rows_not_learnt_from.values())
+
+
+def main() -> None:
+    """Print the tables."""
+    whole = ranked(drop_flagged=False)
+    for part in (published(whole), beside_config(ranked(drop_flagged=True)), learnt(whole)):
+        print(*part, "", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
