@@ -13,6 +13,10 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 SWEEP, PHASES, SEARCHES = (re.sub(r"^  ", "", block, flags=re.M) if block.startswith("  ") else block
                    for block in re.findall(r"^ *```yaml\n(.*?)^ *```", README, re.S | re.M))  # fmt: skip
 
+MEASURES = re.findall(
+    r"^\| `(\w+: \{.*\})` \| ", README.partition("### What is measured")[2].partition("\n## ")[0], re.M
+)
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -47,6 +51,15 @@ def test_each_search_is_one(folder, search):
         text = text.replace("{grid: [3e-4, 1e-3, 3e-3]}", "{loguniform: [3e-4, 3e-3]}")
     (folder / "my-sweep.yaml").write_text(text + search + "\n")
     load(folder / "my-sweep.yaml")
+
+
+@pytest.mark.parametrize("section", [line for line in MEASURES if "..." not in line and "lm_eval" not in line])
+def test_each_measure_is_a_section(folder, section):
+    (folder / "wiki.txt").write_text("some words\n" * 5000)
+    name = section.partition(":")[0]
+    kept = "\n".join(line for line in SWEEP.splitlines() if not line.startswith(f"{name}:"))
+    (folder / "my-sweep.yaml").write_text(f"{kept}\n{section}\n")
+    assert getattr(load(folder / "my-sweep.yaml").declared, name) is not None
 
 
 def test_the_phases_are_some(folder):
