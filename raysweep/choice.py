@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from raysweep.errors import ClusterError, SpaceError
 from raysweep.estimates import size_of
-from raysweep.fitting import GROWTH, Load, Options, cheapest_fit, nearest_fit
+from raysweep.fitting import GROWTH, Fit, Load, Memory, Options, cheapest_fit, nearest_fit
 from raysweep.plan import Trial
 from raysweep.resources import SETTINGS, AskedResources, ByVariant, Resources
 from raysweep.search import settings, written
@@ -26,6 +26,8 @@ GIB = 2**30
 USABLE_OF_HOST = 0.95
 # Resident memory of a worker before it holds a model: torch, transformers, DeepSpeed, Ray.
 PROCESS_BYTES = 2**29
+# The same with a GPU: also what CUDA and NCCL keep of the host's. Assumed, as it differs by driver and by GPU.
+GPU_PROCESS_BYTES = 2**31
 # By which a training takes least of a worker.
 _LEAST = Resources(
     workers=max(GROWTH),
@@ -46,14 +48,17 @@ class Device:
     room: int
     """Workers that all nodes have room for."""
     num_sharing: int = 1
-    """Of a node without GPUs: workers that it has room for."""
+    """Workers that a node has room for, which share its memory."""
+    host_bytes: int | None = None
+    """Of a GPU, the memory of its node; None: it is not known."""
 
-    def worker_bytes(self, resources: Resources) -> float:
+    def worker_memory(self, resources: Resources) -> Memory:
         """That a worker of such a gang has for its tensors."""
-        if resources.gpus_per_worker:
-            return self.num_bytes * min(1.0, resources.gpus_per_worker)
-        at_once = (resources.max_concurrent or inf) * resources.workers
-        return USABLE_OF_HOST * self.num_bytes / min(self.num_sharing, at_once) - PROCESS_BYTES
+        sharing = min(self.num_sharing, (resources.max_concurrent or inf) * resources.workers)
+        if not resources.gpus_per_worker:
+            return Memory(USABLE_OF_HOST * self.num_bytes / sharing - PROCESS_BYTES, inf)
+        host = inf if self.host_bytes is None else USABLE_OF_HOST * self.host_bytes / sharing - GPU_PROCESS_BYTES
+        return Memory(self.num_bytes * min(1.0, resources.gpus_per_worker), host)
 
 
 @dataclass(frozen=True)
@@ -139,17 +144,27 @@ def _decide(part: str | None, asked: AskedResources, device: Device, loads: Sequ
     if not loads:
         return decision
     options = _options(asked, device)
-    fit = cheapest_fit(loads, options, base, device.worker_bytes)
+    fit = cheapest_fit(loads, options, base, device.worker_memory)
     if fit is None:
         raise _nothing_fits(part, asked, device, loads)
-    has = device.worker_bytes(fit.resources)
-    reason = f"{_said(asked.autos, fit.resources)}: {_gib(fit.num_bytes)} of {_gib(has)} GiB ({device.name})"
+    has = device.worker_memory(fit.resources)
+    reason = f"{_said(asked.autos, fit.resources)}: {_gib(fit.memory.device)} of {_gib(has.device)} GiB ({device.name})"
+    if has.host < inf:
+        reason += f", {_gib(fit.memory.host)} of {_gib(has.host)} of its node"
     why = "nothing is cheaper"
     if fit.cheaper:
         cheaper = fit.cheaper.resources
         differ = [name for name in SETTINGS if getattr(cheaper, name) != getattr(fit.resources, name)]
-        why = f"{_said(differ, cheaper)} would take {_gib(fit.cheaper.num_bytes)}"
+        why = f"{_said(differ, cheaper)} would take {_too_much(fit.cheaper, device)}"
     return replace(decision, chosen=canonical(fit.resources), reason=f"{reason}; {why}")
+
+
+def _too_much(fit: Fit, device: Device) -> str:
+    """What it takes, of the memory that it lacks."""
+    has = device.worker_memory(fit.resources)
+    if fit.memory.device > has.device:
+        return _gib(fit.memory.device)
+    return f"{_gib(fit.memory.host)} of its node, which has {_gib(max(0.0, has.host))} for a worker"
 
 
 def _options(asked: AskedResources, device: Device) -> Options:
@@ -164,15 +179,21 @@ def _options(asked: AskedResources, device: Device) -> Options:
 
 
 def _nothing_fits(part: str | None, asked: AskedResources, device: Device, loads: Sequence[Load]) -> ClusterError:
-    nearest = nearest_fit(loads, _options(asked, device), asked.without_autos(), device.worker_bytes)
-    largest = max(loads, key=lambda load: load.num_bytes(nearest.resources)).spec.kind
-    has = max(0.0, device.worker_bytes(nearest.resources))
+    nearest = nearest_fit(loads, _options(asked, device), asked.without_autos(), device.worker_memory)
+    has = device.worker_memory(nearest.resources)
+    is_device = nearest.memory.device > has.device
+    which = "device" if is_device else "host"
+    largest = max(loads, key=lambda load: getattr(load.memory(nearest.resources), which)).spec.kind
     said = [name for name in SETTINGS if name not in ("workers", *asked.autos)]
     more = f"leave {', '.join(said)} to auto, too, " if said else ""
+    remedy = "take more workers, give them more memory, or lower the model's size or sequence_length"
+    if not is_device:
+        fewer = "let fewer workers share a node (max_concurrent, or more cpus_per_worker)"
+        remedy = f"{fewer}, give it more memory, or lower the model's size"
     return ClusterError(
         f"no choice of {', '.join(asked.autos)} fits: the nearest, {_said(asked.autos, nearest.resources)}, "
-        f"takes {_gib(nearest.num_bytes)} GiB for {largest}, and a worker has {_gib(has)} ({device.name}): {more}take "
-        "more workers, give them more memory, or lower the model's size or sequence_length",
+        f"takes {_gib(getattr(nearest.memory, which))} GiB{'' if is_device else ' of its node'} for {largest}, and a "
+        f"worker has {_gib(max(0.0, getattr(has, which)))} ({device.name}): {more}{remedy}",
         at=("resources", part) if part is not None else ("resources",),
     )
 
@@ -229,7 +250,9 @@ def _trained(trial: Trial) -> list[Load]:
 
 
 def _described(device: Device) -> dict[str, Any]:
-    return {"name": device.name, "num_bytes": device.num_bytes, "num_sharing": device.num_sharing}
+    described = asdict(device)
+    del described["room"]  # A run that goes on in a larger cluster keeps its gangs.
+    return described
 
 
 def _said(names: Sequence[str], resources: Resources) -> str:

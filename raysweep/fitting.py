@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple
 
 from raysweep.costs import Size
 from raysweep.devices import OVERHEAD_TOKENS_CPU, OVERHEAD_TOKENS_GPU
@@ -20,6 +21,19 @@ ZERO_COST = {0: 1.0, 1: 1.1, 2: 1.1, 3: 2.5}
 RECOMPUTING_COST = 4 / 3
 # Gangs that are thought of, beside the smallest one.
 GROWTH = (1, 2, 4, 8)
+
+
+class Memory(NamedTuple):
+    """Of a worker, in bytes: what it takes, or what there is for it."""
+
+    device: float
+    """Of its GPU; without one, of its node."""
+    host: float
+    """Of its node, beside a GPU."""
+
+    def lacks(self, has: Memory) -> float:
+        """By how much it is more than there is, of whichever is shorter; negative where both are enough."""
+        return max(self.device - has.device, self.host - has.host)
 
 
 @dataclass(frozen=True)
@@ -39,8 +53,13 @@ class Load:
         return self.spec.training
 
     def num_bytes(self, resources: Resources) -> int:
-        """That a worker holds."""
+        """That a worker holds on its device."""
         return self.spec.memory_bytes(self.size, resources)
+
+    def memory(self, resources: Resources) -> Memory:
+        """That a worker takes; without a GPU, all of it is counted as its device's."""
+        host = self.spec.host_bytes(self.size, resources) if resources.gpus_per_worker else 0
+        return Memory(self.num_bytes(resources), host)
 
     def micro_batch(self, resources: Resources) -> int:
         """Sequences that a worker takes at once."""
@@ -105,17 +124,19 @@ class Fit:
     """A setting, what it takes, and what it costs."""
 
     resources: Resources
-    num_bytes: int
-    """Of a worker, for the load that takes most."""
+    memory: Memory
+    """Of a worker, each for the load that takes most of it."""
     cost: float
     """See `Load.cost`; the mean over loads, by FLOPs."""
     cheaper: Fit | None = None
-    """The next cheaper one, which takes too much; None: there is none."""
+    """A cheaper one that takes too much: the first that takes so of its node alone, or else the next cheaper; None:
+    there is none."""
 
     @staticmethod
     def of(resources: Resources, loads: Sequence[Load]) -> Fit:
         """What a setting comes to."""
-        return Fit(resources, max(load.num_bytes(resources) for load in loads), _cost(resources, loads))
+        devices, hosts = zip(*(load.memory(resources) for load in loads), strict=True)
+        return Fit(resources, Memory(max(devices), max(hosts)), _cost(resources, loads))
 
     def changes(self, declared: Resources) -> str:
         """What of it differs from `declared`, as a sweep file has it."""
@@ -127,7 +148,7 @@ class Fit:
 
 
 def cheapest_fit(
-    loads: Sequence[Load], options: Options, base: Resources, limit: Callable[[Resources], float]
+    loads: Sequence[Load], options: Options, base: Resources, limit: Callable[[Resources], Memory]
 ) -> Fit | None:
     """The setting that takes the fewest workers, and of these the least time; None if none fits.
 
@@ -135,21 +156,25 @@ def cheapest_fit(
         loads: at least one; each is to fit by itself.
         options: what may be chosen.
         base: has what may not.
-        limit: bytes that a worker of such a gang has.
+        limit: what a worker of such a gang has.
     """
     cheaper: Fit | None = None
+    of_node: Fit | None = None
     for resources in sorted(options.settings(base, loads), key=lambda each: (each.workers, _cost(each, loads))):
         fit = Fit.of(resources, loads)
-        if fit.num_bytes <= limit(resources):
-            return replace(fit, cheaper=cheaper)
+        has = limit(resources)
+        if fit.memory.lacks(has) <= 0:
+            return replace(fit, cheaper=of_node or cheaper)
+        if fit.memory.device <= has.device:
+            of_node = of_node or fit
         cheaper = fit
     return None
 
 
-def nearest_fit(loads: Sequence[Load], options: Options, base: Resources, limit: Callable[[Resources], float]) -> Fit:
+def nearest_fit(loads: Sequence[Load], options: Options, base: Resources, limit: Callable[[Resources], Memory]) -> Fit:
     """Where none fits: the setting that lacks the fewest bytes of a worker. See `cheapest_fit`."""
     fits = [Fit.of(resources, loads) for resources in options.settings(base, loads)]
-    return min(fits, key=lambda fit: fit.num_bytes - limit(fit.resources))
+    return min(fits, key=lambda fit: fit.memory.lacks(limit(fit.resources)))
 
 
 def _cost(resources: Resources, loads: Sequence[Load]) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from raysweep.choice import Device, choose
+from raysweep.choice import GIB, Device, choose
 from raysweep.devices import memory_bytes
 from raysweep.errors import ClusterError
 from raysweep.estimates import num_gpus_here
@@ -41,7 +41,7 @@ def this_machine() -> NodeMemory:
 
 
 def smallest_device(nodes: Sequence[NodeMemory], resources: Resources) -> Device:
-    """Of all that a worker may come to, what has least memory for it.
+    """Of all that a worker may come to, what has least memory for it; beside a GPU, also the node that has least.
 
     Raises:
         ClusterError: if no node has room for a worker, or tells of the GPUs that it is to have.
@@ -55,6 +55,8 @@ def smallest_device(nodes: Sequence[NodeMemory], resources: Resources) -> Device
             f"{resources.gpus_per_worker:g} GPU: lower cpus_per_worker or gpus_per_worker",
             at=("resources",),
         )
+    # Of them all, that of which a worker's share is smallest.
+    _, host, sharing = min((nodes[index].host / each, nodes[index].host, each) for index, each in rooms.items())
     if resources.gpus_per_worker:
         gpus = [(_usable_bytes(name, total), name) for index in rooms for name, total in nodes[index].gpus]
         if not gpus:
@@ -64,9 +66,9 @@ def smallest_device(nodes: Sequence[NodeMemory], resources: Resources) -> Device
                 at=("resources",),
             )
         num_bytes, name = min(gpus)
-        return Device(name, num_bytes, room)
-    _, num_bytes, sharing = min((nodes[index].host / each, nodes[index].host, each) for index, each in rooms.items())
-    return Device("CPU", num_bytes, room, sharing)
+        # In whole GiB: machines of one kind differ by less, and are to keep what was chosen for another of them.
+        return Device(name, num_bytes, room, sharing, host // GIB * GIB)
+    return Device("CPU", host, room, sharing)
 
 
 def _usable_bytes(name: str, total: int) -> int:

@@ -111,6 +111,16 @@ class StageSpec(Spec):
             resources: of the gang. A stage that is not wide has one worker, which shards nothing.
         """
 
+    def host_bytes(self, size: Size, resources: Resources) -> int:
+        """Bytes that one worker with a GPU holds beside it at its peak, in the memory of its node: a model is loaded
+        there, in 32 bits.
+
+        Args:
+            size: of the model; `UNKNOWN` where it is not known.
+            resources: of the gang, whose workers all hold so much at once.
+        """
+        return size.weights_bytes
+
     @abstractmethod
     def disk_bytes(self, size: Size) -> int:
         """Bytes that it leaves in the store: tokens or weights. Measurements, of some kilobytes, are not counted."""

@@ -104,6 +104,10 @@ class Enlarge(StageSpec):
         """The weights of both models."""
         return size.weights_bytes + self.model_size.weights_bytes
 
+    def host_bytes(self, size: Size, resources: Resources) -> int:
+        """All that it holds: it has no use for a GPU."""
+        return self.memory_bytes(size, resources)
+
     def disk_bytes(self, size: Size) -> int:
         """The larger checkpoint, its weights in 32 bits."""
         return self.model_size.num_bytes

@@ -67,6 +67,10 @@ class OptimizerState(StageSpec):
         """Its pretraining's, whose engine it sets up anew."""
         return self.pretrain.memory_bytes(size, resources)
 
+    def host_bytes(self, size: Size, resources: Resources) -> int:
+        """Its pretraining's; or what it leaves, which rank 0 gathers."""
+        return max(self.pretrain.host_bytes(size, resources), self.disk_bytes(size))
+
     def disk_bytes(self, size: Size) -> int:
         """The optimizer's numbers of each weight, in 32 bits."""
         return 4 * self.pretrain.recipe.optimizer.state_floats * size.num_parameters

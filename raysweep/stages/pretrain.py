@@ -304,6 +304,10 @@ class Pretrain(StageSpec):
         """That of a training step, of the rank with most of the batch; see `memory.training_bytes`."""
         return training_bytes(size, self.training.step(resources))
 
+    def host_bytes(self, size: Size, resources: Resources) -> int:
+        """The model as it is made; rank 0 holds it twice as it saves, when the others hold none."""
+        return size.weights_bytes * (2 if resources.workers == 1 else 1)
+
     def disk_bytes(self, size: Size) -> int:
         """The checkpoint, its weights in 32 bits."""
         return size.num_bytes

@@ -252,6 +252,10 @@ class Sft(StageSpec):
         trained = training_bytes(size, self.training.step(self.gang(resources))) + beside
         return max(trained, size.weights_bytes + self._scoring_bytes(size, on_gpu=resources.gpus_per_worker > 0))
 
+    def host_bytes(self, size: Size, resources: Resources) -> int:
+        """The model as it is loaded; of a wide one also the copy that the gang trains."""
+        return size.weights_bytes * (2 if self.is_wide(resources) else 1)
+
     def _scoring_bytes(self, size: Size, *, on_gpu: bool) -> int:
         """Of prompts that answers are read or written behind, of classes, which are read off a state, none; or of the
         own loss."""

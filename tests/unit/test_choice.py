@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 from tiny import TINY
@@ -26,9 +27,9 @@ AUTO = "{gpus_per_worker: 1, workers: auto, zero_stage: auto, micro_batch_sequen
 BY = "resources: {by: pretrain.model, default: {gpus_per_worker: 1}, large: auto, huge: auto}\n"
 
 
-def choice(sweep_file, text, gpu="H100", room=8, **more):
+def choice(sweep_file, text, gpu="H100", room=8, host=None, **more):
     space = load(sweep_file(text))
-    device = Device(gpu, memory_bytes(gpu), room)
+    device = Device(gpu, memory_bytes(gpu), room, num_sharing=8, host_bytes=host)
     return choose(space, space.declared.resources.by_variant, lambda resources: device, **more)
 
 
@@ -90,6 +91,36 @@ def test_where_nothing_fits_the_nearest_is_named(sweep_file):
     assert "GiB for sft, and a worker has 22.4 (L4): leave fine_tuning to auto, too, take" in said(f"{AUTO}}}")
 
 
+def test_what_fits_a_gpu_but_not_its_node_is_not_chosen(sweep_file):
+    text = SIZES + BY.replace(", huge: auto", "")
+    space = load(sweep_file(text))
+    trial = next(space.trial(point, 0) for point in space.points() if point["pretrain.model"] == "large")
+    copy = size_of(trial).weights_bytes
+    (roomy,) = choice(sweep_file, text, host=2**40).lines
+    assert roomy.startswith("resources.large: workers 1, ")
+    twice = f"{2 * copy / GIB:.1f}"
+    assert f" of 74.5 GiB (H100), {twice} of 119.6 of its node; " in roomy
+    # Alone, a worker has the model twice as it saves; of two, each has it once.
+    node = int(8 * (1.5 * copy + 2 * GIB) / 0.95)
+    chosen = choice(sweep_file, text, host=node)
+    assert chosen.resources.parts["large"].workers == 2
+    (told,) = chosen.lines
+    assert told.endswith(f"; workers 1 would take {twice} of its node, which has {1.5 * copy / GIB:.1f} for a worker")
+    with pytest.raises(ClusterError) as error:
+        choice(sweep_file, text, host=20 * GIB)
+    assert re.search(
+        rf"takes {copy / GIB:.1f} GiB of its node for pretrain, and a worker has \S+ \(H100\): let fewer workers "
+        r"share a node \(max_concurrent, or more cpus_per_worker\), give it more memory, or lower the model's size$",
+        str(error.value),
+    )
+    # Two gangs of one at once, in place of eight.
+    few = text.replace("default: {gpus_per_worker: 1}", "default: {gpus_per_worker: 1, max_concurrent: 2}")
+    assert choice(sweep_file, few, host=20 * GIB + int(2 * copy)).resources.parts["large"].workers == 1
+    # Chosen anew for a node of another size.
+    kept = json.loads(json.dumps(chosen.to_dict()))
+    assert choice(sweep_file, text, host=2**40, kept=kept).lines == (roomy,)
+
+
 def test_a_run_that_goes_on_keeps_its_choice(sweep_file):
     text = SIZES + BY
     first = choice(sweep_file, text)
@@ -134,19 +165,22 @@ def test_memory_that_a_worker_has():
     other = NodeMemory({"CPU": 16.0, "GPU": 1.0}, 64 * GIB, [("NVIDIA A100-SXM4-40GB", 40960 * 2**20)])
     head = NodeMemory({"CPU": 0.0}, 2 * GIB, [])
     one = Resources(gpus_per_worker=1)
-    assert smallest_device([node, head], one) == Device("NVIDIA H100 80GB HBM3", 80 * 10**9, room=2)
-    assert smallest_device([node, other], one) == Device("NVIDIA A100-SXM4-40GB", 40 * 10**9, room=3)
+    assert smallest_device([node, head], one) == Device("NVIDIA H100 80GB HBM3", 80 * 10**9, 2, 2, 128 * GIB)
+    # The smallest GPU is on one node, the smallest share of a node's memory on the other.
+    less = dataclasses.replace(node, host=100 * GIB + 2**20)
+    assert smallest_device([less, other], one) == Device("NVIDIA A100-SXM4-40GB", 40 * 10**9, 3, 2, 100 * GIB)
     strange = dataclasses.replace(other, gpus=[("Graphics 9", 100 * 10**9)])
     assert smallest_device([strange], one).num_bytes == 93 * 10**9
     half = Resources(gpus_per_worker=0.5)
     assert smallest_device([node], half).room == 4
-    assert smallest_device([node], half).worker_bytes(half) == 40 * 10**9
+    assert smallest_device([node], half).worker_memory(half).device == 40 * 10**9
+    assert smallest_device([node], half).worker_memory(half).host == pytest.approx((0.95 * 32 - 2) * GIB)
     plain = Resources(cpus_per_worker=4)
     device = smallest_device([node, other, head], plain)
     assert (device.num_bytes, device.room, device.num_sharing) == (64 * GIB, 8, 4)
     # One gang of two, where there is room for four workers.
-    at_once = device.worker_bytes(plain.with_(max_concurrent=1, workers=2)) / device.worker_bytes(plain)
-    assert at_once == pytest.approx(2, rel=0.1)
+    at_once = device.worker_memory(plain.with_(max_concurrent=1, workers=2)).device
+    assert at_once / device.worker_memory(plain).device == pytest.approx(2, rel=0.1)
     with pytest.raises(ClusterError, match="no node with room for a worker tells the memory of its GPUs"):
         smallest_device([dataclasses.replace(node, gpus=[])], one)
     with pytest.raises(ClusterError, match="no node has room for a worker of 32 CPU and 0 GPU"):

@@ -72,6 +72,22 @@ def test_stages_of_one_worker_shard_nothing():
     assert STATE.memory_bytes(SIZE, gang) == pretrain.memory_bytes(SIZE, gang)
 
 
+def test_what_a_node_holds_beside_its_gpus():
+    one, two, wide = (Resources(**more) for more in ({}, {"workers": 2}, {"workers": 2, "fine_tuning": "wide"}))
+    copies = {spec.kind: spec.host_bytes(SIZE, one) / SIZE.weights_bytes for spec in EVERY}
+    larger = LARGER.memory_bytes(SIZE, one) / SIZE.weights_bytes
+    assert {kind: num for kind, num in copies.items() if num != 1} == {
+        "pretrain": 2,  # The weights, and the checkpoint that they are written from.
+        "optimizer_state": 2,  # AdamW's two numbers of each weight.
+        "enlarge": larger,
+    }
+    # Of a gang each rank makes the model; as rank 0 saves, the others hold none.
+    assert STATE.pretrain.host_bytes(SIZE, two) == SIZE.weights_bytes
+    (sft,) = (spec for spec in OF_TASKS if spec.kind == "sft")
+    assert sft.host_bytes(SIZE, two) == SIZE.weights_bytes
+    assert sft.host_bytes(SIZE, wide) == 2 * SIZE.weights_bytes
+
+
 def test_indicators_read_sentences_as_long_as_they_are():
     classes, length = TASK.num_classes, CORPUS.row_length
     indicators = Indicators(kshot=2, max_examples=10, tasks={"t": TASK})

@@ -6,7 +6,7 @@ from columns import OF_MODELS, RECIPE
 from raysweep.costs import Size
 from raysweep.devices import OVERHEAD_TOKENS_GPU, memory_bytes
 from raysweep.estimates import Largest, gpu_warnings
-from raysweep.fitting import GROWTH, Load, Options, cheapest_fit
+from raysweep.fitting import GROWTH, Load, Memory, Options, cheapest_fit
 from raysweep.resources import Resources
 from raysweep.stages.pretrain import Pretrain
 from raysweep.train.models import Llama
@@ -21,8 +21,9 @@ LENGTH = PRETRAIN.training.length
 
 
 def fit_of(limit, resources=ONE):
-    fit = cheapest_fit([Load(PRETRAIN, SIZE)], Options.beyond(resources, is_wide=True), resources, lambda gang: limit)
-    assert fit is None or fit.num_bytes == PRETRAIN.memory_bytes(SIZE, fit.resources) <= limit
+    has = Memory(device=limit, host=2**40)
+    fit = cheapest_fit([Load(PRETRAIN, SIZE)], Options.beyond(resources, is_wide=True), resources, lambda gang: has)
+    assert fit is None or fit.memory.device == PRETRAIN.memory_bytes(SIZE, fit.resources) <= limit
     return fit
 
 
