@@ -6,7 +6,7 @@ import fcntl
 import shutil
 from pathlib import Path
 
-from raysweep.durable import below, file_sha256, parse_object, replacing
+from raysweep.durable import below, file_sha256, flock, parse_object, replacing
 from raysweep.remote import Remote
 from raysweep.worker import StateDir
 
@@ -45,7 +45,7 @@ class RemoteStateDir(StateDir):
         text = self.read(f"{name}/{digests}")
         folder.mkdir(parents=True, exist_ok=True)
         with (self.path / f".{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            flock(lock, fcntl.LOCK_EX)
             asked = {below(folder, file): digest for file, digest in parse_object(text).items()}
             seal = folder / digests
             # Checked by another rank of this host, or written here.

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from raysweep.durable import flock
+
 logger = logging.getLogger(__name__)
 
 # A lock whose owner is not seen may be of another machine or user that shares the folder: then files change in it.
@@ -48,14 +50,17 @@ def alone(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     Args:
         folder: where torch compiles an operator.
         tell: takes a line for the user: what is waited for, or that a stale lock is removed.
+
+    Raises:
+        StoreError: if its file system has no locks.
     """
     # A lock that the system frees when its holder dies.
     with folder.with_name(f"{folder.name}.raysweep").open("w") as held:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             logger.info("another process compiles in %s", folder)
-            fcntl.flock(held, fcntl.LOCK_EX)
+            flock(held, fcntl.LOCK_EX)
         _wait_for_others(folder, tell)
         yield
 

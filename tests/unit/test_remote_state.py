@@ -1,12 +1,16 @@
 """Resumable state of ranks whose hosts share nothing but a URL."""
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
+from raysweep.errors import StoreError
 from raysweep.remote import Remote
 from raysweep.remote_state import RemoteStateDir
 from raysweep.worker import StateDir
@@ -74,6 +78,17 @@ def test_what_is_not_whole_is_refused(host):
     write(there, {"digests": json.dumps({"../../aside": "0"})})
     with pytest.raises(ValueError, match="leads out"):
         here.fetch("step-1", "digests")
+
+
+def test_a_cache_without_locks_is_told_in_a_line(host, monkeypatch):
+    def no_locks(file, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    states = host("here")
+    write(states, {"rank0": "weights", "digests": json.dumps(digests_of({"rank0": "weights"}))})
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(StoreError, match=r"\.step-1\.lock cannot be locked: No locks available"):
+        states.fetch("step-1", "digests")
 
 
 def test_ranks_of_a_host_download_once(host, monkeypatch):

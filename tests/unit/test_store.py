@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tiny import put, row
 from raysweep.errors import StoreError
 from raysweep.runs import Run
 from raysweep.store import Store
+from raysweep.train.deepspeed_ops import alone
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -164,8 +166,9 @@ def test_a_file_system_without_locks_is_told_in_a_line(store, monkeypatch):
     (run.folder / ".lock").touch()
     monkeypatch.setattr(fcntl, "flock", no_locks)
     assert not run.is_held
-    for hold in (store.unused, store.in_use, run.held, lambda: store.claim("x-1")):
-        with pytest.raises(StoreError, match=r"lock cannot be locked: No locks available; .* \(flock\)$"), hold():
+    operator = partial(alone, store.root / "operator", print)
+    for hold in (store.unused, store.in_use, run.held, lambda: store.claim("x-1"), operator):
+        with pytest.raises(StoreError, match=r"\S cannot be locked: No locks available; .* \(flock\)$"), hold():
             pass
 
 
