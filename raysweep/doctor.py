@@ -9,14 +9,21 @@ import shutil
 import sys
 
 from raysweep.errors import ClusterError, first_line
+from raysweep.estimates import ToWrite
 from raysweep.runners.node_facts import GIB, MIN_SHARED_MEMORY_BYTES, Check
+from raysweep.runners.node_tasks import store_disk
 from raysweep.store import Store
 
 logger = logging.getLogger(__name__)
 
 
-def checks(store: Store) -> list[Check]:
-    """All findings, in an order of what needs what."""
+def checks(store: Store, to_write: ToWrite | None = None) -> list[Check]:
+    """All findings, in an order of what needs what.
+
+    Args:
+        store: that is to be written.
+        to_write: what this machine is to have room for; None: it is not known.
+    """
     results = []
     for name, look in (
         ("python", _python),
@@ -25,7 +32,7 @@ def checks(store: Store) -> list[Check]:
         ("compiler", _compiler),
         ("deepspeed", _deepspeed),
         ("shared memory", _shared_memory),
-        ("store", lambda: _store(store)),
+        ("store", lambda: _store(store, to_write)),
     ):
         try:
             results.append(Check(name, *look()))
@@ -34,14 +41,17 @@ def checks(store: Store) -> list[Check]:
     return results
 
 
-def cluster_checks(store: Store) -> list[Check]:
-    """All findings on the cluster of RAY_ADDRESS; takes a GPU of each node for some seconds, where there are any."""
+def cluster_checks(store: Store, to_write: ToWrite | None = None) -> list[Check]:
+    """All findings on the cluster of RAY_ADDRESS; takes a GPU of each node for some seconds, where there are any.
+
+    Args: as of `checks`, for each of its nodes.
+    """
     from raysweep.runners.cluster_checks import bandwidth, quick_checks
     from raysweep.runners.ray_cluster import connect
 
     try:
         connect()
-        return [*quick_checks(store), bandwidth()]
+        return [*quick_checks(store, to_write), bandwidth()]
     except ClusterError as error:
         return [Check("cluster", False, str(error))]
 
@@ -105,8 +115,10 @@ def _shared_memory() -> Verdict:
     return is_enough, f"{free / GIB:.1f} GiB free in /dev/shm" + ("" if is_enough else ": Ray wants 1 GiB or more")
 
 
-def _store(store: Store) -> Verdict:
+def _store(store: Store, to_write: ToWrite | None) -> Verdict:
     store.check_writable()
-    if not store.is_local:
-        return True, f"{store.url}: can be written and read"
-    return True, f"{store.url}: can be written; {shutil.disk_usage(store.root).free / 2**30:.1f} GiB free"
+    folder, free = store_disk(store.url)
+    if to_write and (lack := to_write.lack(store, folder, free)):
+        return False, lack
+    can = "can be written" if store.is_local else f"can be written and read; what is at hand of it is in {folder}"
+    return True, f"{store.url}: {can}; {free / GIB:.1f} GiB free"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import Any
 
 from raysweep.costs import UNKNOWN, Size
 from raysweep.data.corpora import Corpus
 from raysweep.devices import host_memory_bytes
-from raysweep.fitting import Load, Options, cheapest_fit
+from raysweep.fitting import Load, Memory, Options, cheapest_fit
 from raysweep.plan import Stage, Trial
 from raysweep.resources import Resources
 from raysweep.scores import Column
@@ -22,6 +23,8 @@ from raysweep.variants import SearchSpace
 
 # Finished stages of a kind that are looked at, to judge how long others take.
 MAX_MEASURED = 500
+# The state of a training is the same on disk whatever gang saves it.
+ANY_GANG = Resources()
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Plan:
     gpu_memory_bytes: int | None
     """Of one GPU; None if it is not known which."""
     host_bytes_per_worker: int | None
-    """Of a worker with a GPU, beside it: a model as it is loaded and as it is saved. None where there are no GPUs."""
+    """Of a worker with a GPU, beside it, of the stage that takes most. None where there are no GPUs."""
     gpu_hours: float
     mfu: float
     peak_flops: float
@@ -91,6 +94,54 @@ def size_of(trial: Trial) -> Size | None:
     return size
 
 
+def sized(trial: Trial) -> Iterator[tuple[Stage, Size]]:
+    """A trial's stages, each with the size of the model that it makes or measures; `UNKNOWN` if that cannot be told."""
+    size = size_of(trial) or UNKNOWN
+    enlarged = {stage.id: stage.spec.model_size for stage in trial.stages if stage.kind == "enlarge"}
+    for stage in trial.stages:
+        yield stage, enlarged.get(stage.inputs.get("checkpoint", "")) or size
+
+
+@dataclass(frozen=True)
+class ToWrite:
+    """Bytes that a run is still to write; fewer than it will, as measurements are not counted."""
+
+    kept: int
+    """Checkpoints and tokens, that stay in the store."""
+    state: int
+    """Of resumable state, besides, while one gang trains the largest model."""
+
+    @staticmethod
+    def of(space: SearchSpace, store: Store) -> ToWrite | None:
+        """Of a sweep; None where trials may be stopped before their end, or are picked later."""
+        if space.declared.search.name == "optuna" or space.declared.search.scheduler:
+            return None
+        seen, kept, state = store.finished_ids(), 0, 0
+        for stage, size in (each for trial in space.trials() for each in sized(trial)):
+            if stage.id not in seen:
+                seen.add(stage.id)
+                kept += stage.spec.disk_bytes(size)
+                state = max(state, stage.spec.state_bytes(size, ANY_GANG))
+        return ToWrite(kept, state)
+
+    def lack(self, store: Store, folder: str, free: int) -> str | None:
+        """What to say of a machine with too little room; None if it has enough.
+
+        Args:
+            store: behind a URL, a machine keeps no more than the state of its gangs.
+            folder: where the machine keeps the store's files.
+            free: bytes that are free there.
+        """
+        num_bytes = (self.kept if store.is_local else 0) + self.state
+        if free >= num_bytes:
+            return None
+        gib = 2**30
+        return (
+            f"{free / gib:.3g} GiB are free in {folder}, and about {num_bytes / gib:.3g} are to be written: make room, "
+            "or " + ("give another --store" if store.is_local else "set XDG_CACHE_HOME to a folder with more")
+        )
+
+
 def work_of(stage: Stage, finished: Container[str]) -> StageSpec:
     """What a stage does: what it repeats, where its checkpoint was finished before and the state of that is gone."""
     repeated = stage.spec.repeated
@@ -129,20 +180,19 @@ class _Sum:
     """Of `tokens`: trained once more, for an optimizer's state."""
     disk_bytes: int = 0
     largest: defaultdict[Resources, dict[str, Largest]] = field(default_factory=lambda: defaultdict(dict))
-    """By kind, the stage that takes most, finished or not; so is `state_bytes`."""
+    """By kind, the stage that takes most, finished or not; so are `host_bytes` and `state_bytes`."""
+    host_bytes: defaultdict[Resources, int] = field(default_factory=lambda: defaultdict(int))
+    """Of a worker with a GPU, beside it."""
     state_bytes: int = 0
     rse: float | None = None
 
     def add(self, trial: Trial, resources: Resources) -> None:
-        size = size_of(trial)
-        if size:
+        if size := size_of(trial):
             self.sizes.add(size.num_parameters)
-        sizes = {stage.id: stage.spec.model_size for stage in trial.stages if stage.kind == "enlarge"}
-        for stage in trial.stages:
+        for stage, own in sized(trial):
             # Seen by each trial that shares a beginning; computed once, below.
             self.tokens_seen += stage.spec.pretraining_tokens
             if not (self.once and stage.id in self.flops_of):
-                own = sizes.get(stage.inputs.get("checkpoint", "")) or size or UNKNOWN
                 self._count(stage, own, trial.corpus_of(stage), resources)
 
     def _count(self, stage: Stage, size: Size, corpus: Corpus, resources: Resources) -> None:
@@ -152,6 +202,8 @@ class _Sum:
         num_bytes, largest = spec.memory_bytes(size, resources), self.largest[resources]
         if num_bytes > (largest[stage.kind].num_bytes if stage.kind in largest else 0):
             largest[stage.kind] = Largest(num_bytes, spec, size)
+        if resources.gpus_per_worker:
+            self.host_bytes[resources] = max(self.host_bytes[resources], spec.host_bytes(size, resources))
         self.state_bytes = max(self.state_bytes, spec.state_bytes(size, resources))
         if spec.expected_rse is not None:  # The plan shows the least sure of all variants.
             self.rse = max(self.rse or 0.0, spec.expected_rse)
@@ -202,7 +254,9 @@ def estimate(
     warnings = [*space.warnings]
     memory_bytes: dict[str, int] = {}
     for each, largest in total.largest.items():
-        warnings += machine_warnings(each, max((stage.num_bytes for stage in largest.values()), default=0))
+        device_bytes = max((stage.num_bytes for stage in largest.values()), default=0)
+        # Without GPUs all workers share the machine's memory; see `gpu_warnings` for that of a GPU.
+        warnings += machine_warnings(each, total.host_bytes[each] if each.gpus_per_worker else device_bytes)
         warnings += gpu_warnings(each, largest, gpu_memory)
         memory_bytes |= {kind: max(stage.num_bytes, memory_bytes.get(kind, 0)) for kind, stage in largest.items()}
     return Plan(
@@ -219,7 +273,7 @@ def estimate(
         memory_bytes_per_worker=max(memory_bytes.values(), default=0),
         memory_bytes=memory_bytes,
         gpu_memory_bytes=gpu_memory,
-        host_bytes_per_worker=2 * 4 * max(total.sizes, default=0) if resources.default.gpus_per_worker else None,
+        host_bytes_per_worker=max(total.host_bytes.values(), default=0) if resources.default.gpus_per_worker else None,
         gpu_hours=flops / (mfu * peak_flops) / 3600,
         mfu=mfu,
         peak_flops=peak_flops,
@@ -301,7 +355,12 @@ def _wall_seconds(seconds: Mapping[str, float], wide: set[str], resources: Resou
 
 
 def machine_warnings(resources: Resources, memory_bytes: int) -> list[str]:
-    """What a gang needs beyond this machine: no fault, where the plan is for a cluster."""
+    """What a gang needs beyond this machine: no fault, where the plan is for a cluster.
+
+    Args:
+        resources: of the gang.
+        memory_bytes: that each worker takes of the machine's memory.
+    """
     if "RAY_ADDRESS" in os.environ:
         return []
     workers = resources.workers
@@ -313,13 +372,14 @@ def machine_warnings(resources: Resources, memory_bytes: int) -> list[str]:
         for name, num in asked.items()
         if num > here[name]
     ]
-    # Without GPUs all workers share the machine's memory; see `gpu_warnings` for that of a GPU.
     memory = host_memory_bytes()
-    if not resources.gpus_per_worker and workers * memory_bytes > memory:
+    if asked["GPUs"] <= here["GPUs"] and workers * memory_bytes > memory:
+        beside = " beside their GPUs" if resources.gpus_per_worker else ""
+        lower = "resources.workers, or the model's size" if beside else "sequence_length or batch_sequences, or set "
+        lower += "" if beside else "resources.micro_batch_sequences or gradient_checkpointing"
         warnings.append(
-            f"memory: {workers} worker(s) take about {workers * memory_bytes / 2**30:.1f} GiB at once, and this "
-            f"machine has {memory / 2**30:.1f}: lower sequence_length or batch_sequences, or set "
-            "resources.micro_batch_sequences or gradient_checkpointing"
+            f"memory: {workers} worker(s) take about {workers * memory_bytes / 2**30:.1f} GiB{beside} at once, and "
+            f"this machine has {memory / 2**30:.1f}: lower {lower}"
         )
     return warnings
 
@@ -347,12 +407,12 @@ def _advice(stage: Largest, resources: Resources, has: float) -> str:
     if stage.spec.training is None:
         return "take GPUs with more memory, or smaller batches"
     options = Options.beyond(resources, is_wide=stage.spec.is_wide(resources))
-    fit = cheapest_fit([Load(stage.spec, stage.size)], options, resources, lambda gang: has)
+    fit = cheapest_fit([Load(stage.spec, stage.size)], options, resources, lambda gang: Memory(has, inf))
     if fit is None:
         return "no micro-batch, ZeRO stage, gradient checkpointing or gang of up to 8 times the workers makes it fit"
     return (
-        f"of what fits, {fit.changes(resources)} costs least (resources): about {fit.num_bytes / 2**30:.1f} GiB, and "
-        f"{fit.cost:.2f}x the GPU time of a whole batch at once"
+        f"of what fits, {fit.changes(resources)} costs least (resources): about {fit.memory.device / 2**30:.1f} GiB, "
+        f"and {fit.cost:.2f}x the GPU time of a whole batch at once"
     )
 
 

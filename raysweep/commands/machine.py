@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from raysweep.commands.arguments import add_address, store_of, use_address
+from raysweep.commands.arguments import add_address, add_overrides, store_of, use_address
 from raysweep.commands.output import print_json
 from raysweep.printable import printable
 
@@ -16,6 +17,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     schema.set_defaults(command=_schema)
     doctor = commands.add_parser("doctor", parents=[common], help="check this machine, and a cluster")
     add_address(doctor)
+    doctor.add_argument("sweep", type=Path, nargs="?", metavar="SWEEP.yaml", help="is there room for what it writes?")
+    add_overrides(doctor)
     doctor.set_defaults(command=_doctor)
 
 
@@ -28,11 +31,14 @@ def _schema(args: argparse.Namespace) -> int:
 
 def _doctor(args: argparse.Namespace) -> int:
     from raysweep.doctor import checks, cluster_checks
+    from raysweep.estimates import ToWrite
+    from raysweep.space import load
 
     store = store_of(args)
-    results = checks(store)
+    to_write = ToWrite.of(load(args.sweep, args.overrides), store) if args.sweep else None
+    results = checks(store, to_write)
     if use_address(args):
-        results += cluster_checks(store)
+        results += cluster_checks(store, to_write)
     if args.json:
         print_json([check.to_dict() for check in results])
     else:

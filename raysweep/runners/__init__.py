@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Literal
 
+from raysweep.estimates import ToWrite
 from raysweep.events import Event, Report, StageFailed, TrialStarted
 from raysweep.plan import Trial
 from raysweep.progress import Progress
 from raysweep.runners.chain import recall, told
 from raysweep.runners.drivers import this_driver
 from raysweep.runners.journal import Journal, quiet_libraries, trial_row
+from raysweep.runners.node_tasks import store_disk
 from raysweep.runners.tracking import trackers
 from raysweep.runs import Run, interrupt_driver
 from raysweep.store import Store
@@ -76,6 +79,7 @@ def _run(space: SearchSpace, store: Store, run: Run, show: Report, *, runner: Ru
     run.note_columns(space.columns())
     run.start_attempt()
     journal = Journal(run, show, trackers=trackers(run, space.name))
+    _tell_lack_of_room(space, store)
     store.be_patient(space.declared.resources.default.max_store_wait_seconds)
     try:
         if runner == "inline":
@@ -87,6 +91,13 @@ def _run(space: SearchSpace, store: Store, run: Run, show: Report, *, runner: Ru
     finally:
         journal.close()
         run.publish()
+
+
+def _tell_lack_of_room(space: SearchSpace, store: Store) -> None:
+    """Here it is waited for once a disk is full; a cluster without it is refused, as for all else that is found."""
+    to_write = None if "RAY_ADDRESS" in os.environ else ToWrite.of(space, store)
+    if to_write and (lack := to_write.lack(store, *store_disk(store.url))):
+        logger.warning(lack)
 
 
 def _run_on_ray(space: SearchSpace, store: Store, run: Run, journal: Journal) -> None:

@@ -18,9 +18,10 @@ from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raysweep.errors import ClusterError
+from raysweep.estimates import ToWrite
 from raysweep.runners import node_tasks
 from raysweep.runners.hardware import NodeMemory
-from raysweep.runners.node_facts import Check, NodeFacts, compare, some
+from raysweep.runners.node_facts import GIB, Check, NodeFacts, compare, some
 from raysweep.runners.node_tasks import (
     GROUP_SECONDS,
     Rank,
@@ -28,6 +29,7 @@ from raysweep.runners.node_tasks import (
     facts_here,
     memory_here,
     remove_nonce,
+    store_disk,
     unreached,
     unseen_nonces,
     write_nonce,
@@ -43,8 +45,12 @@ Node = Mapping[str, Any]
 """As `ray.nodes()` lists it."""
 
 
-def quick_checks(store: Store) -> list[Check]:
+def quick_checks(store: Store, to_write: ToWrite | None = None) -> list[Check]:
     """Versions, code, GPUs, interfaces, clocks, disks, shared memory, auth, this host's ports, the store, on all nodes.
+
+    Args:
+        store: to be looked for on each node.
+        to_write: what each is to have room for; None: it is not known.
 
     Raises:
         ClusterError: if a node does not answer; names it.
@@ -54,12 +60,12 @@ def quick_checks(store: Store) -> list[Check]:
     # Without raysweep, or with another, a node cannot speak for the store.
     if not all(check.ok for check in checks if check.name == "code"):
         return [*checks, Check("store", False, "not looked at: see code")]
-    return [*checks, shared_store(store, nodes)]
+    return [*checks, shared_store(store, nodes, to_write)]
 
 
-def refuse_unfit(store: Store) -> None:
+def refuse_unfit(store: Store, to_write: ToWrite | None) -> None:
     """Raise ClusterError with each finding of `quick_checks`."""
-    failed = [check for check in quick_checks(store) if not check.ok]
+    failed = [check for check in quick_checks(store, to_write) if not check.ok]
     if failed:
         error = ClusterError()
         error.findings = tuple(((check.name,), check.message) for check in failed)
@@ -88,8 +94,8 @@ def reached(nodes: Sequence[Node], host: str, port: int) -> Check:
     return Check("driver", True, f"each of {len(nodes)} node(s) reaches the ports of {host}, the driver's host")
 
 
-def shared_store(store: Store, nodes: Sequence[Node] | None = None) -> Check:
-    """Each node writes a nonce into the store, and reads those of all others."""
+def shared_store(store: Store, nodes: Sequence[Node] | None = None, to_write: ToWrite | None = None) -> Check:
+    """Each node writes a nonce into the store, and reads those of all others; it has room for what is to be written."""
     nodes = _alive() if nodes is None else nodes
     names = _names(nodes)
     nonce = uuid.uuid4().hex
@@ -114,7 +120,22 @@ def shared_store(store: Store, nodes: Sequence[Node] | None = None) -> Check:
             f"{store.url} is not one store to all nodes: {'; '.join(findings)}. Give a --store on a file system that "
             "all nodes share (NFS, Lustre, a volume that many may write), or the URL of a bucket",
         )
-    return Check("store", True, f"{store.url}: each of {len(nodes)} node(s) reads what the others write")
+    disks = _on_each(nodes, store_disk, lambda node: (store.url,))
+    findings = [
+        f"{names[node]}: {lack}"
+        for node, (folder, free) in disks.items()
+        if to_write and (lack := to_write.lack(store, folder, free))
+    ]
+    if findings:
+        return Check("store", False, "; ".join(findings))
+    least = min(free for _, free in disks.values())
+    which = "it" if store.is_local else "what they keep of it"
+    return Check(
+        "store",
+        True,
+        f"{store.url}: each of {len(nodes)} node(s) reads what the others write, and has {least / GIB:.1f} GiB or more "
+        f"free for {which}",
+    )
 
 
 def bandwidth(*, num_bytes: int = NUM_BYTES) -> Check:

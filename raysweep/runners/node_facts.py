@@ -36,8 +36,6 @@ class NodeFacts:
     """What `node_tasks.facts_here` found on a node. Sizes in bytes."""
 
     ip: str
-    hostname_ip: str
-    """What the node's own name resolves to; empty if it does not."""
     interface: str
     """Of its IP; empty if none has it."""
     chosen_interfaces: Mapping[str, str]

@@ -42,10 +42,9 @@ def facts_here(ip: str, ray_folder: str) -> dict[str, Any]:
     """
     gpus, driver = _gpus()
     # A node that was given another --temp-dir lacks it: its disk is that of the folder above.
-    disk = shutil.disk_usage(next(path for path in (Path(ray_folder), *Path(ray_folder).parents) if path.exists()))
+    disk = _disk_usage(Path(ray_folder))
     return {
         "ip": ip,
-        "hostname_ip": _hostname_ip(),
         "interface": interface_of(ip),
         "chosen_interfaces": {
             name: os.environ[name] for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name in os.environ
@@ -60,6 +59,19 @@ def facts_here(ip: str, ray_folder: str) -> dict[str, Any]:
         "total_disk": disk.total,
         "free_shared_memory": shutil.disk_usage("/dev/shm").free,
     }
+
+
+def store_disk(store_url: str) -> tuple[str, int]:
+    """Where this node keeps a store's files, or what it has at hand of one behind a URL; and bytes free there."""
+    from raysweep.store import Store
+
+    root = Store(store_url).root
+    return str(root), _disk_usage(root).free
+
+
+def _disk_usage(folder: Path) -> Any:
+    """Of the file system that it is on, or will be."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists()))
 
 
 def versions_here() -> dict[str, str]:
@@ -87,13 +99,6 @@ def interface_of(ip: str) -> str:
         if any(address.address.split("%")[0] == ip for address in addresses):
             return str(name)
     return ""
-
-
-def _hostname_ip() -> str:
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
-        return ""
 
 
 def _version(package: str) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from math import isclose
 from typing import Any, NamedTuple
 
 import ray
+from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray._private.state import available_resources_per_node
@@ -64,10 +66,34 @@ def start_ray() -> str:
     if local:
         # Ray adds 15: a gang would wait for all else that runs on the machine, where it is what the machine is to do.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        _init(address="local", include_dashboard=False, _system_config=LOCAL_RAY)
+        if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+            logger.warning("RAY_AUTH_MODE=disabled: whoever is on this machine may run code as you while this goes on")
+        with _on_loopback():
+            _init(address="local", include_dashboard=False, _system_config=LOCAL_RAY)
     elif not ray.is_initialized():
         connect()
     return LOOPBACK if local else str(ray.util.get_node_ip_address())
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that is started while in it listens on loopback alone.
+
+    Its processes do where that is their node's address, and on all addresses otherwise. Ray takes it for the address
+    only where it is told not to make clusters, as it is on other systems; given as an argument, it is replaced.
+    """
+    variable, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    given = os.environ.get(variable)
+    # For this process, which has read the variable, and for those that it starts.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[variable] = "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[variable]
+        if given is not None:
+            os.environ[variable] = given
 
 
 def cluster_for(*every: Resources) -> Cluster:

@@ -107,6 +107,8 @@ class Gangs:
         self._under_way: dict[str, Shape] = {}
         self._waiting: set[str] = set()
         """Keys of those that were handed out beyond the room, and have not begun."""
+        self._nodes: dict[str, str] = {}
+        """Key of a trial under way -> the node where its gang was found room."""
 
     def has_room(self, shape: Shape) -> bool:
         """Whether a trial may be handed out to a gang of this shape."""
@@ -118,9 +120,19 @@ class Gangs:
 
     def start(self, key: str, shape: Shape) -> None:
         """Note that a trial is handed out, under a `key` for `started` and `end`."""
-        if self._room().find(shape) is None:
+        found = self._room().find(shape)
+        if found is None:
             self._waiting.add(key)
+        elif not shape.spans_nodes:
+            (self._nodes[key],) = found
         self._under_way[key] = shape
+
+    def node_of(self, key: str) -> str | None:
+        """The node to ask for a trial's gang; None: whichever has room, or several.
+
+        Ray by itself takes the one with most room, so that small gangs break up all nodes, and large ones wait.
+        """
+        return self._nodes.get(key)
 
     def started(self, key: str) -> None:
         """Note that a trial has its gang."""
@@ -129,6 +141,7 @@ class Gangs:
     def end(self, key: str) -> None:
         """Note that a trial has ended, however it did."""
         self._waiting.discard(key)
+        self._nodes.pop(key, None)
         self._under_way.pop(key, None)
 
     def _room(self) -> Room:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 from ray.tune.search import Searcher
+from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysweep.estimates import ToWrite
 from raysweep.events import Event, Report, StageFailed
 from raysweep.plan import Trial
 from raysweep.runners.agreement import Agreement
@@ -81,26 +83,53 @@ class Points(Searcher):  # type: ignore[misc]
         """Nothing: trials that are finished are not handed out, as the store has them."""
 
 
-class _WarmGangsTakeNew:
-    """Leaves it to Tune which trial starts next: what a scheduler picks is the oldest that has not begun.
+class _GangRequest(tune.PlacementGroupFactory):  # type: ignore[misc]
+    """What Ray is asked for; Tune gives a warm gang to a trial that asks for an equal one, whatever their nodes.
 
-    A gang that has just got free would be given that one, and the gang that is starting for it thrown away: with trials
-    shorter than a start, all but one gang would never come to work.
+    Args:
+        shape: of the gang.
     """
+
+    node: str | None = None
+    """Where it is best placed, if there is still room as it is; inside one node alone."""
+
+    def __init__(self, shape: Shape) -> None:
+        bundles = [{"CPU": shape.cpus, "GPU": shape.gpus}] * shape.workers
+        super().__init__(bundles, strategy="PACK" if shape.spans_nodes else "STRICT_PACK")
+
+    def to_placement_group(self) -> Any:
+        """Asked for now."""
+        return placement_group(self.bundles, self.strategy, _soft_target_node_id=self.node)
+
+
+class _AsQueued:
+    """Has each trial's gang asked for on its node, and leaves it to Tune which trial starts next.
+
+    What a scheduler picks is the oldest that has not begun. A gang that has just got free would be given that one, and
+    the gang that is starting for it thrown away: with trials shorter than a start, all but one gang would never come to
+    work.
+    """
+
+    gangs: Gangs
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Right after it was handed out, and before anything is asked for it."""
+        super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
+        trial.placement_group_factory.node = self.gangs.node_of(trial.trial_id)
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """None: Tune goes through the trials without a gang."""
 
 
-class _InOrder(_WarmGangsTakeNew, tune.schedulers.FIFOScheduler):  # type: ignore[misc]
+class _InOrder(_AsQueued, tune.schedulers.FIFOScheduler):  # type: ignore[misc]
     pass
 
 
-class _Asha(_WarmGangsTakeNew, tune.schedulers.AsyncHyperBandScheduler):  # type: ignore[misc]
+class _Asha(_AsQueued, tune.schedulers.AsyncHyperBandScheduler):  # type: ignore[misc]
     pass
 
 
-class _ParetoAsha(_WarmGangsTakeNew, ParetoAshaScheduler):
+class _ParetoAsha(_AsQueued, ParetoAshaScheduler):
     pass
 
 
@@ -177,7 +206,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
     smallest = [each.without_autos() for each in space.declared.resources.by_variant.every]
     on_cluster = cluster_for(*smallest).may_grow
     if on_cluster:
-        refuse_unfit(store)
+        refuse_unfit(store, ToWrite.of(space, store))
     space = with_gangs_chosen(space, run, partial(node_memories, on_cluster=on_cluster), report)
     cluster = cluster_for(*space.resources.every)
     shapes = tuple(dict.fromkeys(cluster.shapes.values()))
@@ -227,8 +256,9 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
             reduction_factor=asha.reduction_factor,
             max_t=10**6,
         )
+    scheduler.gangs = gangs
     tuner = tune.Tuner(
-        tune.with_resources(trainable, lambda config: _bundles(shape_of(point_of(space, config)))),
+        tune.with_resources(trainable, lambda config: _GangRequest(shape_of(point_of(space, config)))),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
@@ -255,12 +285,6 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
             if not training.wait_until_saved(SAVE_SECONDS):
                 logger.warning("not all was saved in %g s; training goes on from the last state saved", SAVE_SECONDS)
             raise
-
-
-def _bundles(shape: Shape) -> tune.PlacementGroupFactory:
-    """What Ray is asked for; Tune gives a warm gang to a trial that asks for the same."""
-    bundle = {"CPU": shape.cpus, "GPU": shape.gpus}
-    return tune.PlacementGroupFactory([bundle] * shape.workers, strategy="PACK" if shape.spans_nodes else "STRICT_PACK")
 
 
 def _end(process: Process) -> None:

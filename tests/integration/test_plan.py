@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from raysweep.cli import main
 from raysweep.costs import Size
 from raysweep.devices import memory_bytes
-from raysweep.estimates import estimate, machine_warnings, size_of
+from raysweep.estimates import ToWrite, estimate, machine_warnings, size_of
 from raysweep.resources import Resources
 from raysweep.runners import run_sweep
+from raysweep.runners.node_tasks import store_disk
 from raysweep.space import load
 from raysweep.stages.indicators import Indicators
+from raysweep.store import Store
 from raysweep.tasks.likelihoods import mean_log_likelihoods
 from raysweep.tasks.multiple_choice import MultipleChoice
 from raysweep.tasks.rows import batch_tokens
@@ -67,7 +70,11 @@ def test_disk_and_warnings_are_those_of_the_run(sweep_file, store, caplog):
     text = TINY.replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2]}").replace("hidden_size: 16", "hidden_size: 128")
     path = sweep_file(text.replace("[6, 12]", "[6, 10]"))
     plan = plan_of(path, store)
+    to_write = ToWrite.of(load(path), store)
+    assert (to_write.kept, to_write.state) == (plan.disk_bytes, plan.state_bytes)
     run_sweep(load(path), store, runner="inline")
+    assert ToWrite.of(load(path), store) == ToWrite(0, 0)
+    assert "are to be written" not in caplog.text
     assert "tiny.yaml:10: pretrain.checkpoints: the last is step 10 of 12" in plan.warnings[0]
     assert plan.warnings[0] in caplog.text
     folders = [store.root / "stages" / stage_id for stage_id in store.finished_ids()]
@@ -76,6 +83,25 @@ def test_disk_and_warnings_are_those_of_the_run(sweep_file, store, caplog):
     )
     # Checkpoints' configurations, records, curves, and the units of flatness are not counted: some kilobytes each.
     assert taken - 30_000 * len(folders) < plan.disk_bytes < taken
+
+
+def test_room_is_asked_for_where_things_are_kept(sweep_file, store, monkeypatch, tmp_path):
+    to_write = ToWrite(kept=2**40, state=2**30)
+    assert to_write.lack(store, "/there", 2**40 + 2**30) is None
+    assert to_write.lack(store, "/there", 2**40) == (
+        "1.02e+03 GiB are free in /there, and about 1.02e+03 are to be written: make room, or give another --store"
+    )
+    # Of a store behind a URL a machine keeps the state of its gangs, in its cache.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    remote = Store(f"memory://{tmp_path.name}")
+    assert store_disk(remote.url) == (str(remote.root), shutil.disk_usage(tmp_path).free)
+    assert to_write.lack(remote, "/there", 2**30) is None
+    assert "0.5 GiB are free in /there, and about 1 are to be written: make room, or set XDG_CACHE_HOME" in str(
+        to_write.lack(remote, "/there", 2**29)
+    )
+    # Trials may end before they have written all.
+    stopped = "search: {scheduler: {name: asha, metric: heldout/ppl, mode: min}}\n"
+    assert ToWrite.of(load(sweep_file(TINY + stopped)), store) is None
 
 
 def test_flops_of_a_checkpoint_that_exists(sweep_file, store, tmp_path):
@@ -114,12 +140,18 @@ def test_a_gang_beyond_this_machine_is_said(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    assert machine_warnings(Resources(workers=2, gpus_per_worker=1), 2**60) == []
+    two = Resources(workers=2, gpus_per_worker=1)
+    assert machine_warnings(two, 0) == []
+    (host,) = machine_warnings(two, 2**50)
+    assert host.startswith("memory: 2 worker(s) take about 2097152.0 GiB beside their GPUs at once, and this machine")
+    assert host.endswith(": lower resources.workers, or the model's size")
     cpus, gpus = machine_warnings(Resources(workers=8, gpus_per_worker=0.5), 0)
     assert cpus.startswith("resources: a gang of 8 worker(s) takes 8 CPUs, and this machine has 4")
     assert "takes 4 GPUs, and this machine has 2" in gpus
     (memory,) = machine_warnings(Resources(), 2**50)
     assert memory.startswith("memory: 1 worker(s) take about 1048576.0 GiB at once")
+    assert memory.endswith("lower sequence_length or batch_sequences, or set resources.micro_batch_sequences or "
+                           "gradient_checkpointing")  # fmt: skip
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert machine_warnings(Resources(workers=800), 0) == []
 

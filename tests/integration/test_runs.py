@@ -2,21 +2,28 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from processes import OTHER_RANK, RANK_0, gang_workers
 from tiny import TINY, results_of
 
 from raysweep.analysis.tables import stage_table
+from raysweep.cli import main
 from raysweep.errors import ClusterError, SpaceError
+from raysweep.estimates import ToWrite
 from raysweep.resources import Resources
 from raysweep.runners import run_sweep
+from raysweep.runners.cluster_checks import shared_store
 from raysweep.runners.ray_cluster import cluster_for, start_ray
+from raysweep.runners.room import Shape
+from raysweep.runners.tune import _GangRequest
 from raysweep.runs import Run
 from raysweep.space import load
 from raysweep.store import Store
@@ -72,12 +79,17 @@ def test_what_the_planner_chose_is_told_kept_and_recorded(sweep_file, store):
     assert store.get(last).provenance["micro_batch_sequences"] == 2
 
 
-def test_what_fits_nowhere_is_refused_before_anything_runs(sweep_file, store):
+def test_what_fits_nowhere_is_refused_before_anything_runs(sweep_file, store, caplog, capsys):
     huge = TINY.replace(
         "hidden_size: 16, num_layers: 1, num_heads: 2", "hidden_size: 16384, num_layers: 96, num_heads: 128"
     )
     with pytest.raises(ClusterError, match=r"no choice of zero_stage, .* fits: the nearest, .* GiB for pretrain"):
         run_sweep(load(sweep_file(huge + "resources: auto\n")), store, runner="inline")
+    # Nor would the disk hold it, which is waited for here once it is full, and told before.
+    lack = rf"GiB are free in {store.root}, and about \S+e\+03 are to be written: make room, or give another --store"
+    assert re.search(lack, caplog.text)
+    assert main(["doctor", str(sweep_file(huge)), "--store", store.url]) == 2
+    assert re.search(f"FAIL  store: .* {lack}", capsys.readouterr().out)
     assert store.finished_ids() == set()
 
 
@@ -369,19 +381,61 @@ def test_more_than_the_cluster_has_is_refused(sweep_file, store):
         run_sweep(load(sweep_file(text)), store)
 
 
+JOIN = """
+import sys
+import ray
+
+ray._raylet.GcsClient(address=sys.argv[1])
+print("taken")
+"""
+
+
 @pytest.mark.slow
-def test_events_stay_on_this_machine_where_ray_does(monkeypatch):
+def test_a_ray_of_this_machine_stays_on_it(store, monkeypatch, caplog):
+    """It listens on loopback alone, behind its token; gangs are asked for on a node, and come to another if need be."""
     import ray
+    from ray._private import ray_constants
 
     ray.shutdown()
-    for name in ("RAY_ADDRESS", "RAY_worker_niceness"):
+    for name in ("RAY_ADDRESS", "RAY_worker_niceness", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
     try:
         assert start_ray() == "127.0.0.1"
+        # A cluster that is connected to next has an address of its own.
+        assert ray_constants.ENABLE_RAY_CLUSTER
+        assert ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR not in os.environ
+        assert caplog.text == ""
         # Of a Ray that somebody else started it is not known where gangs will be.
         assert start_ray() == ray.util.get_node_ip_address()
         # What it starts goes before other work as this process does.
         assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        assert {"gcs_server", "raylet", "ray::RuntimeEnvAgent"} <= {process.name().strip() for process in processes}
+        listening = [
+            each.laddr.ip.removeprefix("::ffff:")
+            for process in processes
+            for each in process.net_connections("inet")
+            if each.status == psutil.CONN_LISTEN
+        ]
+        assert len(listening) > 5
+        assert set(listening) == {"127.0.0.1"}
+        node = ray._private.worker._global_node
+        join = [sys.executable, "-c", JOIN, node.gcs_address]
+        stranger = subprocess.run(join, env=os.environ | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True)
+        assert stranger.returncode == 1
+        assert "AuthenticationError" in stranger.stderr
+        assert " and has " in shared_store(store).message
+        much = shared_store(store, to_write=ToWrite(kept=0, state=2**60))
+        assert (much.ok, much.message.split(": ")[0]) == (False, "127.0.0.1")
+        assert f"GiB are free in {store.root}, and about 1.07e+09 are to be written: make room" in much.message
+        for asked in (node.node_id, "0" * len(node.node_id)):
+            request = _GangRequest(Shape(1, 1, 0))
+            request.node = asked
+            assert request == _GangRequest(Shape(1, 1, 0))  # So that a gang on any node takes its trial over.
+            group = request.to_placement_group()
+            ray.get(group.ready(), timeout=60)
+            assert ray.util.placement_group_table(group)["bundles_to_node_id"] == {0: node.node_id}
+            ray.util.remove_placement_group(group)
     finally:
         ray.shutdown()
 

@@ -10,7 +10,6 @@ from raysweep.runners.node_tasks import PACKAGES, code_digest, facts_here, inter
 
 GOOD = NodeFacts(
     ip="10.0.0.1",
-    hostname_ip="10.0.0.1",
     interface="eth0",
     chosen_interfaces={},
     versions=dict.fromkeys(("python", *PACKAGES), "1.0"),
