@@ -49,6 +49,14 @@ class Host:
         namespaces = ("unshare", "-m", "-p", "-f", "--kill-child", "--mount-proc")
         return ("ip", "netns", "exec", self.name, *namespaces, "sh", "-c", script, "sh", *self._own, "--")
 
+    def vanish(self) -> None:
+        """Have its network drop all packets, as where a cable is pulled: nobody is told that a connection has ended."""
+        _ip("link", "set", f"{self.name}-o", "down")
+
+    def come_back(self) -> None:
+        """Its network again, and with it every connection that nobody has given up."""
+        _ip("link", "set", f"{self.name}-o", "up")
+
 
 class Hosts:
     """Hosts on one network, `ip` being this machine's address on it."""

@@ -36,6 +36,8 @@ GOOD = 0.95
 """Correlation of a very good indicator, which a part's few rows must exceed by three standard errors (Fisher, 1915)."""
 MIN_ROWS = 10
 """Fewer rows correlate so by chance too often, over many columns and parts."""
+MAX_LISTED = 4
+"""Columns or checkpoints that a text names."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,29 @@ class Flag:
     """In words, with the numbers."""
 
 
-def find_flags(table: pd.DataFrame, *, target: str, indicators: Sequence[str], config: Sequence[str]) -> list[Flag]:
+def find_flags(
+    table: pd.DataFrame,
+    *,
+    target: str,
+    indicators: Sequence[str],
+    config: Sequence[str],
+    labels: Mapping[str, str] | None = None,
+) -> list[Flag]:
     """All flags of a checkpoint table.
 
     Args:
         table: with the column `checkpoint`, and numbers in `target` and `indicators`.
         config: columns of the configuration, in whose parts a leak is looked for, too.
+        labels: how texts call a checkpoint; as the table does, if left out.
     """
     values = {name: np.asarray(table[name].astype("float64"), dtype=np.float64) for name in (target, *indicators)}
     rows = [str(name) for name in table["checkpoint"]]
-    flags = [*_copies(values, rows), *_collapsed(values, rows)]
+    labels = labels or dict(zip(rows, rows, strict=True))
+    flags = [*_copies(values, rows, labels), *_collapsed(values, rows, labels)]
     odd = {row for flag in flags for row in (flag.rows[1:] if flag.kind == "copy" else flag.rows)}
     kept = np.array([row not in odd for row in rows], dtype=bool)
     parts = [("", kept), *((text, part & kept) for text, part in _parts(table, config))]
-    return flags + [flag for name in indicators if (flag := _leaked(values, name, target, parts, rows))]
+    return flags + list(_leaks(values, target, indicators, parts, rows))
 
 
 def flagged_rows(flags: Sequence[Flag]) -> tuple[str, ...]:
@@ -104,7 +115,7 @@ def leaks(flags: Sequence[Flag]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for flag in flags if flag.kind == "leaked" for name in flag.columns))
 
 
-def _copies(values: Mapping[str, Floats], rows: Sequence[str]) -> Iterator[Flag]:
+def _copies(values: Mapping[str, Floats], rows: Sequence[str], labels: Mapping[str, str]) -> Iterator[Flag]:
     """Rows that are alike in all numbers that they have: measured once and written twice."""
     alike: dict[tuple[float | None, ...], list[str]] = defaultdict(list)
     for row, numbers in zip(rows, zip(*values.values(), strict=True), strict=True):
@@ -113,18 +124,21 @@ def _copies(values: Mapping[str, Floats], rows: Sequence[str]) -> Iterator[Flag]
         same = list(dict.fromkeys(names))  # A checkpoint that two trials measured alike is no copy of itself.
         num = sum(number is not None for number in numbers)
         if len(same) > 1 and num >= MIN_COPIED:
-            text = f"{_listed(same)} are alike in all {num} numbers: one model, counted {len(same)} times"
+            who = _listed([labels[name] for name in same])
+            text = f"{who} are alike in all {num} numbers: one model, counted {len(same)} times"
             yield Flag("copy", tuple(same), tuple(values), text)
 
 
-def _collapsed(values: Mapping[str, Floats], rows: Sequence[str]) -> Iterator[Flag]:
+def _collapsed(values: Mapping[str, Floats], rows: Sequence[str], labels: Mapping[str, str]) -> Iterator[Flag]:
     """Numbers far from their column's others, on a scale of factors: models that broke, or another unit."""
     of: dict[str, dict[str, str]] = defaultdict(dict)
     for name, column in values.items():
         for place in np.flatnonzero(_far(column)):
             of[rows[int(place)]][name] = f"{name} {column[place]:.4g} (median {np.nanmedian(column):.4g})"
     for row, texts in of.items():
-        yield Flag("collapsed", (row,), tuple(texts), f"{row} is far from all others: {', '.join(texts.values())}")
+        yield Flag(
+            "collapsed", (row,), tuple(texts), f"{labels[row]} is far from all others: {_listed([*texts.values()])}"
+        )
 
 
 def _far(column: Floats) -> Flags:
@@ -154,7 +168,7 @@ def _parts(table: pd.DataFrame, config: Sequence[str]) -> Iterator[tuple[str, Fl
 
     for name in config:
         column = table[name]
-        short = name.removeprefix("point.")
+        short = name.removeprefix("point.").removeprefix("setting.")
         levels = list(column.dropna().unique())
         for level in levels:
             yield f" where {short} is {level}", (column == level).fillna(False).to_numpy(dtype=bool)
@@ -164,27 +178,42 @@ def _parts(table: pd.DataFrame, config: Sequence[str]) -> Iterator[tuple[str, Fl
                 yield f" where {short} is {level} or less", (column <= level).fillna(False).to_numpy(dtype=bool)
 
 
-def _leaked(
-    values: Mapping[str, Floats], name: str, target: str, parts: Sequence[tuple[str, Flags]], rows: Sequence[str]
-) -> Flag | None:
-    """Where an indicator is all but a function of the target, the largest such part of the rows."""
-    found: tuple[int, str, Flags, float] | None = None
+def _leaks(
+    values: Mapping[str, Floats],
+    target: str,
+    indicators: Sequence[str],
+    parts: Sequence[tuple[str, Flags]],
+    rows: Sequence[str],
+) -> Iterator[Flag]:
+    """Indicators that are all but a function of the target, those of the same rows in one flag."""
+    of: dict[tuple[str, tuple[str, ...]], dict[str, float]] = defaultdict(dict)
+    for name in indicators:
+        if found := _leaked(values[name], values[target], parts):
+            text, there, strength = found
+            of[text, tuple(row for row, is_there in zip(rows, there, strict=True) if is_there)][name] = strength
+    for (text, there_rows), strengths in of.items():
+        least, most = (f"{strength:.3f}" for strength in (min(strengths.values()), max(strengths.values())))
+        size = f"{least} to {most}" if least != most else least
+        are, were = ("is", "it was") if len(strengths) == 1 else ("are each", "they were")
+        said = (
+            f"{_listed(list(strengths))} {are} all but a function of {target}{text} (correlation {size} over "
+            f"{len(there_rows)} rows): see that {were} measured before fine-tuning"
+        )
+        yield Flag("leaked", there_rows, tuple(strengths), said)
+
+
+def _leaked(values: Floats, target: Floats, parts: Sequence[tuple[str, Flags]]) -> tuple[str, Flags, float] | None:
+    """The largest part of the rows, in words and as [n], in which values are all but a function of the target."""
+    found: tuple[str, Flags, float] | None = None
     for text, part in parts:
-        there = part & np.isfinite(values[name]) & np.isfinite(values[target])
+        there = part & np.isfinite(values) & np.isfinite(target)
         num = int(there.sum())
-        if num < MIN_ROWS or (found and num <= found[0]):
+        if num < MIN_ROWS or (found and num <= found[1].sum()):
             continue
-        strength = _correlation(values[name][there], values[target][there])
+        strength = _correlation(values[there], target[there])
         if strength >= LEAKED and math.atanh(min(strength, 1 - SMALL)) - 3 / math.sqrt(num - 3) > math.atanh(GOOD):
-            found = num, text, there, strength
-    if not found:
-        return None
-    num, text, there, strength = found
-    said = (
-        f"{name} is all but a function of {target}{text} (correlation {strength:.3f} over {num} rows): see that it was "
-        "measured before fine-tuning"
-    )
-    return Flag("leaked", tuple(row for row, is_there in zip(rows, there, strict=True) if is_there), (name,), said)
+            found = text, there, strength
+    return found
 
 
 def _correlation(first: Floats, second: Floats) -> float:
@@ -204,4 +233,6 @@ def _ranks(values: Floats) -> Floats:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    """The first of them; a flag has all."""
+    shown = [*names[: MAX_LISTED - 1], f"{len(names) - MAX_LISTED + 1} more"] if len(names) > MAX_LISTED else names
+    return " and ".join(part for part in (", ".join(shown[:-1]), shown[-1]) if part)

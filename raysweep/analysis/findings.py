@@ -69,7 +69,6 @@ def cautions(ranking: Ranking) -> list[str]:
             " so the ranking is mostly of noise. Fine-tune on more examples or longer, take easier tasks, or rank by "
             "the likelihood of right answers (sft.likelihood), which tells more."
         )
-    lines += [f"{flag.text[0].upper()}{flag.text[1:]}." for flag in ranking.flags]
     lines += _edge_lines(ranking)
     table = ranking.checkpoints
     lines += objective_cautions(table)
@@ -90,7 +89,7 @@ def cautions(ranking: Ranking) -> list[str]:
                 f"A linear probe scores above fine-tuning on {above} of {len(both)} checkpoints "
                 f"({probed} against {tuned} % on average): fine-tuning is too short, or its rates too small."
             )
-    return lines
+    return lines + [f"{flag.text[0].upper()}{flag.text[1:]}." for flag in ranking.flags]
 
 
 def how_to_read(ranking: Ranking) -> list[str]:

@@ -243,14 +243,19 @@ def rank(
         edges=_edges(table, tasks, labels, noise or {}),
         ceiling=differences.ceiling(),
         gaps_of=gaps_of,
-        flags=_flags(scored, associations, target),
+        flags=_flags(scored, associations, target, labels),
     )
 
 
-def _flags(scored: pd.DataFrame, associations: Sequence[Association], target: str) -> tuple[Flag, ...]:
+def _flags(
+    scored: pd.DataFrame, associations: Sequence[Association], target: str, labels: Mapping[Key, str]
+) -> tuple[Flag, ...]:
     indicators = [item.indicator for item in associations if item.source == "measured"]
     config = [item.indicator for item in associations if item.source == "config" and is_axis(item.indicator)]
-    return tuple(find_flags(scored, target=target, indicators=sorted(indicators), config=sorted(config)))
+    named = {checkpoint: label for (_, checkpoint), label in labels.items()}
+    # Rows of a table that somebody gave may be alike in all their settings.
+    told = named if len(set(named.values())) == len(named) else None
+    return tuple(find_flags(scored, target=target, indicators=sorted(indicators), config=sorted(config), labels=told))
 
 
 def _sorted(table: pd.DataFrame, target: str, tasks: Sequence[str]) -> pd.DataFrame:

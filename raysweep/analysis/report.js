@@ -83,19 +83,20 @@ if (data) {
     document.getElementById("agreement-chart").style.height = `${120 + 28 * charts.agreement.order.length}px`;
     Plotly.react("agreement-chart", drawn, layout(
       { title: { text: "share of pairs ordered right" }, range: [-0.02, 1.02] },
-      { type: "category", categoryorder: "array", categoryarray: charts.agreement.order, tickfont: { size: small ? 11 : 13 } },
+      { type: "category", categoryorder: "array", categoryarray: charts.agreement.order, range: [-0.7, charts.agreement.order.length - 0.3], tickfont: { size: small ? 11 : 13 } },
       { legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, margin: { l: 40, r: 16, t: 36, b: 50 },
         shapes: [{ type: "line", x0: 0.5, x1: 0.5, y0: 0, y1: 1, yref: "paper", line: { dash: "dot", color: css("--soft"), width: 1 } }] }), options);
   };
   const worth = () => {
     const { x, y, above, below, names, text, lines } = charts.worth;
     const dots = {
-      x, y, text: names, hovertext: text, hoverinfo: "text", type: "scatter", mode: "markers+text", textposition: "top center",
+      x, y, text: names, hovertext: text, hoverinfo: "text", type: "scatter", mode: "markers+text",
+      textposition: x.map((each) => each === Math.max(...x) ? "bottom left" : "top right"),
       textfont: { size: 11, color: css("--soft") }, marker: { size: 10 },
       error_y: { type: "data", symmetric: false, array: above, arrayminus: below, thickness: 1.5, width: 4 },
     };
     Plotly.react("worth-chart", [dots], layout(
-      { title: { text: "worker seconds a checkpoint" }, type: "log", tickformat: "~s" },
+      { title: { text: "worker seconds a checkpoint" }, type: "log", tickformat: "~g" },
       { title: { text: "share of pairs ordered right" }, range: [-0.02, 1.05] },
       { showlegend: false,
         shapes: lines.map((line, index) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: line.y, y1: line.y, line: { dash: index ? "dot" : "dash", color: css("--soft"), width: 1.5 } })),

@@ -1,30 +1,34 @@
-"""The part of a report that asks whether flat is better here: what was equal, what differed, how surely; a picture."""
+"""The part of a report that asks whether flat is better here: what was equal, what differed, how surely."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from raysweep.analysis import formatting
 from raysweep.analysis.derived import HESSIAN_TRACE
-from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.same_loss import GAP, Association, Group, Pivot, SameLoss
+from raysweep.analysis.same_loss_picture import ends, in_percent, picture
 from raysweep.analysis.sections import Cell, Heading, Row, Table, cell
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 ALPHA = 0.05
 """Chance of any false finding among all measures of a table."""
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 760, 420, 70, 48
+MAX_NAMED = 3
+"""Measures that an answer names; the table below it has all."""
 
 
 @dataclass(frozen=True)
 class Page:
     """What the template shows."""
 
-    answers: tuple[str, ...]
-    """A sentence for each group of variants and way to measure transfer."""
+    answers: tuple[tuple[str, tuple[str, ...]], ...]
+    """Group of variants, and a sentence for each way to measure transfer."""
     equal: str
     differed: Table
     variants: Table
@@ -32,8 +36,8 @@ class Page:
     """A line for each group: its name and its variants."""
     tables: tuple[tuple[str, str, Table], ...]
     """Title, the variants that it is of, and measures, by falling certainty."""
-    picture: Any
-    """Of markup; empty where there is none."""
+    picture: Markup | str
+    """Empty where there is none."""
     picture_note: str
     variants_note: str
     """What each variant is compared with."""
@@ -47,7 +51,10 @@ def same_loss_page(found: SameLoss) -> Page:
     """All of it, from what was compared."""
     first = next(iter(found.groups[0].spreads))
     return Page(
-        answers=tuple(_answer(group, target) for group in found.groups for target in group.associations),
+        answers=tuple(
+            (_capital(group.name), tuple(_answer(group, target) for target in group.associations))
+            for group in found.groups
+        ),
         equal=_equal(found),
         differed=_spread_table(found),
         variants=_variant_table(found),
@@ -57,7 +64,7 @@ def same_loss_page(found: SameLoss) -> Page:
             for group in found.groups
             for target, associations in group.associations.items()
         ),
-        picture=_picture(found, first),
+        picture=picture(found.contrasts, first, doses=_doses(found)),
         picture_note=_picture_note(found, first),
         variants_note=_variants_note(found),
         rescaled=_rescaled(found),
@@ -70,14 +77,15 @@ def _answer(group: Group, target: str) -> str:
     associations = group.associations[target]
     sure = [each for each in associations if each.p < ALPHA]
     trace = next((each for each in associations if each.measure == HESSIAN_TRACE), None)
-    opening = f"{group.name[0].upper()}{group.name[1:]}, {target}: "
+    opening = f"{_capital(target)}: "
     spread = group.spreads.get(target)
     if spread and spread.p > ALPHA:
         return f"{opening}models differ by no more than noise would make them, so there is nothing to predict."
     said = "no trace was measured" if trace is None else _verdict(trace, group)
-    others = [
-        formatting.short_names([each.measure for each in sure])[each.measure] for each in sure if each is not trace
-    ]
+    short = formatting.short_names([each.measure for each in sure])
+    others = [short[each.measure] for each in sure if each is not trace]
+    if len(others) > MAX_NAMED:
+        others = [*others[: MAX_NAMED - 1], f"{len(others) - MAX_NAMED + 1} more (below)"]
     how = "in an order beyond chance, of" if group.ordered else "beyond chance of"
     tried = f"{how} {len(associations)} measures tried"
     pivot = _pivot(group.pivots.get(target), trace)
@@ -124,7 +132,11 @@ def _given(trace: Association) -> str:
 
 
 def _models(group: Group) -> str:
-    return f"{group.name[0].upper()}{group.name[1:]}: {', '.join(group.variants)}."
+    return f"{_capital(group.name)}: {', '.join(group.variants)}."
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _rho(association: Association) -> str:
@@ -196,11 +208,11 @@ def _variant_table(found: SameLoss) -> Table:
     rows = []
     for contrast in found.contrasts:
         changes = [
-            cell(contrast.gap.value, lambda _, each=contrast.gap: _interval(*_ends(each), digits=4)),  # type: ignore[misc]
-            cell(contrast.trace.value, lambda _, each=contrast.trace: _interval(*_in_percent(each), digits=0)),  # type: ignore[misc]
+            cell(contrast.gap.value, lambda _, each=contrast.gap: _interval(*ends(each), digits=4)),  # type: ignore[misc]
+            cell(contrast.trace.value, lambda _, each=contrast.trace: _interval(*in_percent(each), digits=0)),  # type: ignore[misc]
         ]
         for target in targets:
-            points = [100 * value for value in _ends(contrast.transfer[target])]
+            points = [100 * value for value in ends(contrast.transfer[target])]
             changes.append(cell(points[0], lambda _, points=points: _interval(*points)))  # type: ignore[misc]
         rows.append(Row([cell(contrast.variant), *changes]))
     return Table(columns, rows)
@@ -258,97 +270,6 @@ def _rescaled(found: SameLoss) -> str:
         "After a random change of scale that keeps the function, by the same factors for all models of a shape, "
         f"Spearman's correlation within a base with before: {each}."
     )
-
-
-def _picture(found: SameLoss, target: str) -> Any:
-    """Change of the trace against change of transfer, as inline SVG without script."""
-    from markupsafe import Markup, escape
-
-    dots = [each for each in found.contrasts if not math.isnan(each.trace.value)]
-    xs = [_in_percent(each.trace) for each in dots]
-    ys = [tuple(100 * value for value in _ends(each.transfer[target])) for each in dots]
-    if not dots:
-        return ""
-    x_scale, y_scale = _scale(xs, LEFT, WIDTH - 20, least=-100.0), _scale(ys, HEIGHT - BOTTOM, 20)
-    doses = _doses(found)
-    parts = [*_axes(x_scale, y_scale, f"change of {target}, points")]
-    for contrast, x, y in zip(dots, xs, ys, strict=True):
-        at_x, at_y = x_scale(x[0]), y_scale(y[0])
-        parts += [
-            _line(x_scale(x[1]), at_y, x_scale(x[2]), at_y, "var(--line)"),
-            _line(at_x, y_scale(y[1]), at_x, y_scale(y[2]), "var(--line)"),
-        ]
-        fill = "var(--accent)" if contrast.variant in doses else "var(--card)"
-        text = f'x="{at_x + 9:.1f}" y="{at_y - 7:.1f}" fill="var(--ink)" font-size="12"'
-        parts.append(
-            f'<circle cx="{at_x:.1f}" cy="{at_y:.1f}" r="5" fill="{fill}" stroke="var(--accent)" stroke-width="2"/>'
-            f"<text {text}>{escape(contrast.variant)}</text>"
-        )
-    label = escape(f"change of the Hessian's trace against change of transfer, {target}")
-    opening = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" width="100%">'
-    return Markup(opening + "".join(parts) + "</svg>")  # Numbers of ours, and escaped names.
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """A line from values to places in the picture; ends outside are cut."""
-
-    low: float
-    high: float
-    start: float
-    stop: float
-
-    def __call__(self, value: float) -> float:
-        inside = min(max(value, self.low), self.high)
-        return self.start + (inside - self.low) / (self.high - self.low) * (self.stop - self.start)
-
-
-def _scale(ends: Sequence[tuple[float, ...]], start: float, stop: float, *, least: float = -math.inf) -> _Scale:
-    """By the dots, with room around them; wide intervals run out of the picture."""
-    middles = [value for value, *_ in ends] + [0.0]
-    room = 0.35 * (max(middles) - min(middles)) or 1.0
-    return _Scale(max(least, min(middles) - room), max(middles) + room, start, stop)
-
-
-def _axes(x: _Scale, y: _Scale, y_title: str) -> Iterator[str]:
-    from markupsafe import escape
-
-    yield _line(x.start, y(0), x.stop, y(0), "var(--soft)", dashed=True)
-    yield _line(x(0), y.start, x(0), y.stop, "var(--soft)", dashed=True)
-    yield _line(x.start, y.start, x.stop, y.start, "var(--soft)")
-    yield _line(x.start, y.start, x.start, y.stop, "var(--soft)")
-    text = 'fill="var(--soft)" font-size="12"'
-    for part in (0.0, 0.25, 0.5, 0.75, 1.0):
-        value = x.low + part * (x.high - x.low)
-        yield f'<text x="{x(value):.1f}" y="{y.start + 18:.1f}" text-anchor="middle" {text}>{value:+.0f}</text>'
-        value = y.low + part * (y.high - y.low)
-        yield f'<text x="{x.start - 8:.1f}" y="{y(value) + 4:.1f}" text-anchor="end" {text}>{value:+.1f}</text>'
-    middle = (x.start + x.stop) / 2
-    title = "change of the Hessian's trace, %"
-    yield f'<text x="{middle:.1f}" y="{HEIGHT - 8}" text-anchor="middle" {text}>{title}</text>'
-    middle = (y.start + y.stop) / 2
-    yield (
-        f'<text x="16" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 16 {middle:.1f})" {text}>'
-        f"{escape(y_title)}</text>"
-    )
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, stroke: str, *, dashed: bool = False) -> str:
-    dash = ' stroke-dasharray="4 4"' if dashed else ""
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{stroke}"{dash}/>'
-
-
-def _ends(estimate: IntervalEstimate) -> tuple[float, float, float]:
-    """Value and interval, which is the value where there is none."""
-    if math.isnan(estimate.low):
-        return (estimate.value,) * 3
-    return estimate.value, estimate.low, estimate.high
-
-
-def _in_percent(log_ratio: IntervalEstimate) -> tuple[float, float, float]:
-    """Of the logarithm of a ratio, at most a hundredfold."""
-    value, low, high = (100 * math.expm1(min(each, 4.6)) for each in _ends(log_ratio))
-    return value, low, high
 
 
 def _interval(value: float, low: float, high: float, *, digits: int = 1) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,12 +93,14 @@ def worth_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | None:
         return None
     short = indicator_names(ranking)
     accuracies = [worth.item.accuracy for worth in found]
+    best = {worth.item.indicator for worth in _worthwhile(found)}
     return {
         "x": numbers(worth.seconds for worth in found),
         "y": numbers(each.value for each in accuracies),
         "above": numbers(each.high - each.value for each in accuracies),
         "below": numbers(each.value - each.low for each in accuracies),
-        "names": [escaped(short[worth.item.indicator]) for worth in found],
+        # With many indicators, names of all would cover one another: of the others a pointer tells.
+        "names": [escaped(short[name]) if (name := worth.item.indicator) in best else "" for worth in found],
         "text": [
             escaped(
                 f"{worth.item.indicator}\n{formatting.with_interval(worth.item.accuracy)} of pairs right\n"
@@ -108,6 +111,15 @@ def worth_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | None:
         ],
         "lines": _lines(ranking),
     }
+
+
+def _worthwhile(found: Sequence[Worth]) -> Iterator[Worth]:
+    """Those better than all that cost no more: nobody would choose another."""
+    reached = -math.inf
+    for worth in sorted(found, key=lambda each: (each.seconds, -each.item.accuracy.value)):
+        if worth.item.accuracy.value > reached:
+            reached = worth.item.accuracy.value
+            yield worth
 
 
 def _lines(ranking: Ranking) -> list[Mapping[str, object]]:

@@ -39,7 +39,7 @@ FIRST_SECONDS = 5.0
 AGAIN_SECONDS = 60.0
 
 
-# A driver's host that has vanished is noticed after 60 + 6 * 20 s; by the system's own values after 12 minutes.
+# The other end's host that has vanished is noticed after 60 + 6 * 20 s; by the system's own values after 12 minutes.
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 6}
 
 
@@ -118,12 +118,7 @@ def _connect_once(address: Address) -> Connection:
     # Not by `multiprocessing.connection.Client`: where packets are dropped it waits for two minutes.
     with socket.create_connection((address.host, address.port), timeout=HANDSHAKE_SECONDS) as peer:
         peer.settimeout(None)
-        _send_at_once(peer.fileno())
-        # Else a firewall on the way forgets a connection that says nothing during a long stage.
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in KEEPALIVE.items():
-            if hasattr(socket, name):  # Not every system has all.
-                peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        _prepare(peer)
         connection = Connection(os.dup(peer.fileno()))
         _set_timeout(peer, HANDSHAKE_SECONDS)
         answer_challenge(connection, address.key)
@@ -145,10 +140,15 @@ def send(connection: Connection, message: ToDriver | ToGang) -> None:
     connection.send_bytes(json.dumps(asdict(message), ensure_ascii=False).encode(errors="replace"))
 
 
-def _send_at_once(descriptor: int) -> None:
-    """Else a message that follows another waits for it to be acknowledged, which takes 40 ms."""
-    with socket.socket(fileno=os.dup(descriptor)) as peer:
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def _prepare(peer: socket.socket) -> None:
+    """Have an end of a connection send at once, and notice if the other one's host vanishes."""
+    # Else a message that follows another waits for it to be acknowledged, which takes 40 ms.
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Else a firewall on the way forgets a connection that says nothing during a long stage.
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):  # Not every system has all.
+            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def one_at_a_time(report: Report) -> Report:
@@ -221,7 +221,7 @@ class EventSink:
     def _serve(self, peer: socket.socket) -> None:
         with peer, Connection(os.dup(peer.fileno())) as connection:
             try:
-                _send_at_once(peer.fileno())
+                _prepare(peer)
                 _set_timeout(peer, HANDSHAKE_SECONDS)
                 deliver_challenge(connection, self.address.key)
                 answer_challenge(connection, self.address.key)
@@ -253,9 +253,11 @@ class EventSink:
                 elif self._watch:
                     beating = message.process
                     self._watch.hear(message)
-        except (EOFError, OSError):  # The gang ended.
+        except (EOFError, ConnectionError):  # The gang ended.
             if self._watch and beating:
                 self._watch.forget(beating)
+        except OSError:  # Its host has vanished, or the way to it: it may be at work, and is watched on.
+            pass
         finally:
             self._connections.discard(connection)
 

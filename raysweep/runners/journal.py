@@ -81,7 +81,8 @@ class Journal:
         self._trackers = trackers
         self._rows: dict[str, TrialRow] = {}
         self._failed = {failure["stage"] for failure in run.failures()}
-        self._finished: set[str] = set()
+        self._finished: dict[str, float] = {}
+        """Id of a stage -> when its end happened."""
         self._unkept: list[Event] = []
         self._reserve = run.folder / ".reserve"
         self._hold_back()
@@ -89,8 +90,11 @@ class Journal:
     def __call__(self, event: Event) -> None:
         """Keep and show one event.
 
-        What finds no room on the disk is kept once there is some; the note of a failure has room held back.
+        What finds no room on the disk is kept once there is some; the note of a failure has room held back. An end that
+        comes a second time, as a gang's connection was lost meanwhile, is left out.
         """
+        if isinstance(event, StageEnded) and self._finished.get(event.stage) == event.time:
+            return
         event = self._as_it_is(event)
         self._unkept.append(event)
         self._keep_all()
@@ -115,9 +119,9 @@ class Journal:
         """
         match event:
             case StageEnded():
-                self._finished.add(event.stage)
+                self._finished[event.stage] = event.time
             case StageStarted():  # Made again, as its files were lost.
-                self._finished.discard(event.stage)
+                self._finished.pop(event.stage, None)
             case StageFailed(stage=stage, cause=cause) if stage in self._finished:
                 return Note(time=event.time, message=f"after {stage} was finished: {cause}")
         return event

@@ -79,7 +79,8 @@ def main(sweep: Path, store: Path, overrides: list[str]) -> None:
     if found is None:
         raise SystemExit("nothing can be compared: too few variants within the band in every base")
     page = same_loss_page(found)
-    print(page.equal, page.edge_note, *page.models, *page.answers, *bars(found), page.rescaled, sep="\n\n", end="\n\n")
+    answers = [f"{group}. {line}" for group, lines in page.answers for line in lines]
+    print(page.equal, page.edge_note, *page.models, *answers, *bars(found), page.rescaled, sep="\n\n", end="\n\n")
     print(page.variants_note, end="\n\n")
     for table in (page.variants, page.differed):
         print(*markdown(table), "", sep="\n")

@@ -1,5 +1,7 @@
 """Copies, collapsed rows and leaks of the target are found; a sound table has none."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,6 +63,35 @@ def test_a_leak_is_found_in_a_part_of_the_rows(leak):
     assert set(flag.rows) == set(rows["checkpoint"][high])
     assert "where lr is 0.001" in flag.text
     assert flagged_rows(leaked) == ()
+
+
+def test_leaks_in_the_same_rows_are_one_flag():
+    rows = table()
+    high = rows["point.lr"] == 1e-3
+    rows.loc[high, "b"] = 3 * rows.loc[high, "score"]
+    rows.loc[high, "c"] = rows.loc[high, "score"] + np.tile([0.0, 0.2], 10)
+    rows["a"] = -rows["score"]
+    everywhere, part = (flag for flag in flags_of(rows) if flag.kind == "leaked")
+    assert everywhere.columns == ("a",)
+    assert everywhere.text == (
+        "a is all but a function of score (correlation 1.000 over 40 rows): see that it was measured before fine-tuning"
+    )
+    assert part.columns == ("b", "c")
+    assert set(part.rows) == set(rows["checkpoint"][high])
+    assert re.match(
+        r"b and c are each all but a function of score where lr is 0.001 \(correlation 0.99\d to 1", part.text
+    )
+
+
+def test_texts_call_checkpoints_by_their_labels_and_name_the_first_columns():
+    rows = table()
+    rows = rows.assign(**{f"d{at}": rows["b"] + at for at in range(6)})
+    rows.loc[5, ["b", *(f"d{at}" for at in range(6))]] = 0.15
+    names = ["a", "b", "c", *(f"d{at}" for at in range(6))]
+    labels = {row: f"model {row.removeprefix('row ')}" for row in rows["checkpoint"]}
+    [flag] = find_flags(rows, target="score", indicators=names, config=[], labels=labels)
+    assert (flag.rows, len(flag.columns)) == (("row 5",), 7)
+    assert re.fullmatch(r"model 5 is far from all others: b 0.15 \(.*\), d0 .*, d1 .* and 4 more", flag.text)
 
 
 def test_zeros_are_values_unless_one_stands_alone_far_below_the_others():

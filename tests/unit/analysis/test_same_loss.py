@@ -3,13 +3,15 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from raysweep.analysis.same_loss import GAP, _index, _pivot, compare_same_loss
+from raysweep.analysis.same_loss import GAP, SameLoss, _index, _pivot, compare_same_loss
 from raysweep.analysis.same_loss_page import same_loss_page
+from raysweep.analysis.same_loss_picture import picture
 from raysweep.analysis.within_bases import correlation
 from raysweep.scores import Column
 from raysweep.spec import Metric
@@ -170,8 +172,36 @@ def test_what_a_measure_costs_stands_beside_it():
     assert [row.cells[-1].sort for row in table.rows if row.cells[0].sort.startswith("flatness/")] == [9.0] * 3
 
 
+def answers(found: SameLoss, group: str) -> tuple[str, ...]:
+    return dict(same_loss_page(found).answers)[group]
+
+
+def test_an_answer_names_the_first_measures_and_counts_the_others():
+    checkpoints, stages = study(link=0.4)
+    order = checkpoints["variant"].map({name: place for place, name in enumerate(("control", *NATURAL))}).fillna(0)
+    probes = {name: 0.7 - 0.1 * order for name in checkpoints if str(name).startswith("probes/labels_64")}
+    copies = {f"flatness/copy_{at}": 40 + order for at in range(6)}
+    columns = (*COLUMNS, *(Column("flatness", Metric(f"copy_{at}", "min")) for at in range(6)))
+    found = compare_same_loss(checkpoints.assign(**probes, **copies), stages, columns, read)
+    line = next(each for each in answers(found, "Natural knobs") if each.startswith("Probe, 64 labels: "))
+    assert re.search(r" measures tried: copy_\d, copy_\d, 4 more \(below\)\.", line)
+
+
+def test_names_in_the_picture_do_not_cover_one_another():
+    found = compared(link=0.4)
+    near = [
+        replace(each, trace=found.contrasts[0].trace, transfer=found.contrasts[0].transfer) for each in found.contrasts
+    ]
+    markup = str(picture(near[:4], "probe, 64 labels", doses=()))
+    names = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)".*?<text x="([\d.]+)" y="([\d.]+)"', markup)
+    assert len({(x, y) for _, _, x, y in names}) == 4
+    ticks = re.findall(r">([+-][\d.]+)</text>", markup)
+    assert 6 <= len(ticks) <= 16
+    assert all(len(tick.strip("+-0").replace(".", "").strip("0")) <= 2 for tick in ticks)  # Round values.
+
+
 def test_doses_are_said_to_be_one_ordered_knob():
-    first = same_loss_page(compared(link=0.4)).answers[0]
+    first = answers(compared(link=0.4), "Doses of the adversary and their control")[0]
     assert "among these doses flatter is better, but they are steps of one knob" in first
     assert "the trace may only follow the order of their strengths" in first
     assert "what is left with the loss given cannot be told" in first
@@ -182,9 +212,9 @@ def test_where_the_loss_orders_the_models_just_so_it_tells_as_much():
     is_dose = checkpoints["variant"].isin(STRENGTHS)
     checkpoints.loc[is_dose, GAP] = checkpoints["flatness/hessian_trace"] / 1e4
     found = compare_same_loss(checkpoints, stages, COLUMNS, read)
-    page = same_loss_page(found)
-    assert "; the loss orders the models just so, and tells as much)" in page.answers[0]
-    assert not any("just so" in line for line in page.answers if line.startswith("Natural"))
+    doses = answers(found, "Doses of the adversary and their control")
+    assert "; the loss orders the models just so, and tells as much)" in doses[0]
+    assert not any("just so" in line for line in answers(found, "Natural knobs"))
 
 
 def test_what_holds_for_these_variants_alone_is_said_so_with_what_the_loss_leaves():
@@ -196,7 +226,7 @@ def test_what_holds_for_these_variants_alone_is_said_so_with_what_the_loss_leave
     for name in probes:
         checkpoints.loc[natural, name] += 0.05 * (checkpoints["seed"] % 2) * (order == 0) - 0.05 * order
     found = compare_same_loss(checkpoints, stages, COLUMNS, read)
-    line = next(each for each in same_loss_page(found).answers if each.startswith("Natural knobs, probe, 64 labels"))
+    line = next(each for each in answers(found, "Natural knobs") if each.startswith("Probe, 64 labels: "))
     assert re.search(r"flatter is better.*\(trace -.*, p 0\.\d+; with the loss given -[^ ]+ \[.*\], p ", line)
 
 
@@ -230,8 +260,9 @@ def test_a_variant_out_of_the_band_in_one_base_is_left_out_and_named():
 
 def test_the_page_says_no_more_than_is_known_and_runs_nothing():
     page = same_loss_page(compared(link=0.0))
-    assert all("cannot be told" in line or "nothing to predict" in line for line in page.answers)
-    assert any("nothing to predict" in line for line in page.answers)
+    lines = [line for _, each in page.answers for line in each]
+    assert all("cannot be told" in line or "nothing to predict" in line for line in lines)
+    assert any("nothing to predict" in line for line in lines)
     picture = str(page.picture)
     assert picture.startswith("<svg")
     assert "&lt;wide&gt;" in picture
@@ -313,11 +344,8 @@ def test_the_variant_that_a_correlation_hangs_on_is_named():
     assert pivot.rho == pytest.approx(1)
     (trace,) = (each for each in group.associations["probe, 64 labels"] if each.measure.endswith("hessian_trace"))
     assert trace.rho.value == pytest.approx(0, abs=1e-9)
-    assert (
-        same_loss_page(found)
-        .answers[0]
-        .endswith(" Without sgd, on which it hangs most, the trace's correlation is 1.00.")
-    )
+    ((_, lines),) = same_loss_page(found).answers
+    assert lines[0].endswith(" Without sgd, on which it hangs most, the trace's correlation is 1.00.")
     # Of four, three are too few to tell.
     assert compared(link=0.4).groups[0].pivots["probe, 64 labels"] is None
 

@@ -6,11 +6,14 @@ import os
 import pickle
 import queue
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 from ended import ended
+from hosts import can_have_hosts, hosts
 
 from raysweep.errors import ClusterError
 from raysweep.events import GangsChosen, Note, StageFailed, StageProgress, StageStarted, TrialStarted
@@ -231,8 +234,49 @@ def test_beats_that_are_dropped_on_the_way_are_noticed_before_the_driver_misses_
         events = EventSource(sink.address)
         assert option(made.get(), "TCP_USER_TIMEOUT") == 30_000
         assert option(events._connection, "TCP_USER_TIMEOUT") == 0  # The driver may take its time over an event.
-        idle, every, times = (option(events._connection, f"TCP_KEEP{name}") for name in ("IDLE", "INTVL", "CNT"))
-        assert idle + every * times <= 200
+        for end in (events._connection, *sink._connections):
+            idle, every, times = (option(end, f"TCP_KEEP{name}") for name in ("IDLE", "INTVL", "CNT"))
+            assert idle + every * times <= 200
+
+
+BEATER = """
+import sys, time
+from raysweep.runners.channel import Address
+from raysweep.runners.heartbeat import start_beats
+from raysweep.runners.watch import Process
+
+address = Address(sys.argv[1], int(sys.argv[2]), bytes.fromhex(sys.argv[3]))
+start_beats(address, Process("g", 1, "node", 1), every_seconds=1)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not can_have_hosts(), reason="only root may make hosts")
+def test_a_process_whose_host_has_vanished_is_missed_all_the_same(monkeypatch):
+    """Its connection is given up before the time of its silence is; one that closes it has ended, and is not missed."""
+    monkeypatch.setattr(channel, "KEEPALIVE", {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 2})
+    watch = Watch(max_silence_seconds=60, max_idle_seconds=60, end=print, report=print)
+    with hosts() as network, EventSink(network.ip, print, watch=watch) as sink:
+        place = (sink.address.host, str(sink.address.port), sink.address.key.hex())
+        for vanishes in (False, True):
+            host = network.add()
+            beater = subprocess.Popen([*host.command, sys.executable, "-c", BEATER, *place])
+            wait_until(lambda: watch._lives)
+            if vanishes:
+                host.vanish()
+            else:
+                beater.kill()
+            wait_until(lambda: not sink._connections)
+            assert bool(watch._lives) == vanishes
+            beater.kill()
+            beater.wait()
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def option(connection, name: str) -> int:

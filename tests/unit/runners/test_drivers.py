@@ -119,6 +119,16 @@ def test_a_disk_without_room_for_the_log_loses_no_failure(run, monkeypatch):
     assert [failure["attempts"] for failure in run.failures()] == [1]
 
 
+def test_an_end_that_is_told_again_is_one(run):
+    shown = []
+    journal = Journal(run, shown.append)
+    end = ended("x-1", step=1)
+    for event in (TrialStarted(row=TrialRow("t", "v", {}, 0, ())), end, end, ended("x-1", step=1, trial="t2")):
+        journal(event)
+    assert [event.trial for event in shown[1:]] == ["t", "t2"]
+    assert [event["trial"] for event in run.events()] == ["t", "t2"]
+
+
 def test_a_worker_that_stops_after_a_stage_does_not_fail_it(run):
     # Its last sign of life was of the stage that it has finished since.
     shown = []
