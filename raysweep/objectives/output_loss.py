@@ -18,6 +18,9 @@ from raysweep.objectives.base import IGNORED, LOGIT_CHUNK_BYTES
 
 Tensor = torch.Tensor
 
+DRAWN_BLOCK = 256
+"""Classes of a block, by which `draw_classes` goes."""
+
 
 class LossLayer(torch.nn.Linear):
     """An output layer that gives logits, or where labels are laid into it their summed cross-entropy.
@@ -35,25 +38,32 @@ class LossLayer(torch.nn.Linear):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
         self._labels: Tensor | None = None
+        self._draws: Tensor | None = None
         self._compiled = compiled
 
     @contextmanager
-    def labelled(self, labels: Tensor) -> Iterator[None]:
-        """Have it give the loss of these labels in place of logits; IGNORED ones do not count."""
-        self._labels = labels
+    def labelled(self, labels: Tensor, draws: Tensor | None = None) -> Iterator[None]:
+        """Have it give the loss of these labels in place of logits; IGNORED ones do not count.
+
+        Args:
+            labels: [...], int64.
+            draws: [..., 2]: see `linear_cross_entropy_sum`.
+        """
+        self._labels, self._draws = labels, draws
         try:
             yield
         finally:
-            self._labels = None
+            self._labels = self._draws = None
 
     def forward(self, states: Tensor) -> Tensor:
         """Logits [..., vocabulary] of the states [..., width], or a loss in nats [], summed over labelled tokens."""
         if self._labels is None:
             return super().forward(states)
-        flat, labels = states.flatten(0, -2), self._labels.flatten()
-        if states.is_cuda and not self._compiled and _has_liger():
+        flat, labels = states.flatten(0, -2), self._labels.view(-1)
+        draws = None if self._draws is None else self._draws.view(-1, 2)
+        if draws is None and states.is_cuda and not self._compiled and _has_liger():
             return liger_sum(flat, self.weight, self.bias, labels)
-        return linear_cross_entropy_sum(flat, self.weight, self.bias, labels, compiled=self._compiled)
+        return linear_cross_entropy_sum(flat, self.weight, self.bias, labels, draws, compiled=self._compiled)
 
 
 def use_loss_layer(model: Any, *, compiled: bool = False) -> None:
@@ -68,24 +78,33 @@ def use_loss_layer(model: Any, *, compiled: bool = False) -> None:
         model.set_output_embeddings(LossLayer(head, compiled=compiled))
 
 
-def loss_in_output(model: Any, labels: Tensor, inputs: Mapping[str, Any]) -> Tensor | None:
+def loss_in_output(
+    model: Any, labels: Tensor, inputs: Mapping[str, Any], *, draws: Tensor | None = None
+) -> Tensor | None:
     """Cross-entropy in nats, summed over the labelled tokens; None if the model has no `LossLayer`.
 
     Args:
         model: a Hugging Face causal language model, or DeepSpeed's wrapping of one.
-        labels: [n, M], int64: what the logits of each place predict, or IGNORED.
+        labels: [n, M], int64, contiguous: what the logits of each place predict, or IGNORED.
         inputs: the model's arguments.
+        draws: [n, M, 2]: see `linear_cross_entropy_sum`.
     """
     head = _output_layer(getattr(model, "module", model))
     if not isinstance(head, LossLayer):
         return None
-    with head.labelled(labels):
+    with head.labelled(labels, draws):
         loss: Tensor = model(**inputs).logits
     return loss
 
 
 def linear_cross_entropy_sum(
-    states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, compiled: bool = False
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    draws: Tensor | None = None,
+    *,
+    compiled: bool = False,
 ) -> Tensor:
     """Sum of the cross-entropies of `states @ weight.T + bias` in nats; its gradient is made along with it, of those of
     the three that ask for one.
@@ -98,16 +117,24 @@ def linear_cross_entropy_sum(
         weight: [vocabulary, width].
         bias: [vocabulary].
         labels: [n], int64; IGNORED ones do not count.
+        draws: [n, 2], uniform numbers: if given, each label that counts is first replaced, in `labels`, by a class
+            drawn by the model's own probabilities; see `draw_classes`.
         compiled: whether torch compiles what is between the products, which then reads the logits twice and writes
             their gradient once, all in the products' type.
     """
-    return _Chunked.apply(states, weight, bias, labels, compiled)  # type: ignore[no-any-return, no-untyped-call]
+    return _Chunked.apply(states, weight, bias, labels, draws, compiled)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, compiled: bool
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        draws: Tensor | None,
+        compiled: bool,
     ) -> Tensor:
         device = states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -126,7 +153,11 @@ class _Chunked(torch.autograd.Function):
         for start in range(0, len(labels), size):
             rows = slice(start, start + size)
             part = states[rows].to(dtype)
-            loss, gradient = loss_of(torch.nn.functional.linear(part, matrix, shift), labels[rows])
+            logits = torch.nn.functional.linear(part, matrix, shift)
+            if draws is not None:
+                drawn = draw_classes(logits, draws[rows], compiled=compiled)
+                labels[rows] = drawn.where(labels[rows] != IGNORED, IGNORED)
+            loss, gradient = loss_of(logits, labels[rows])
             total += loss
             if of_states is not None:
                 of_states[rows] = gradient @ matrix
@@ -148,7 +179,51 @@ class _Chunked(torch.autograd.Function):
             None if each is None else each.mul_(along).to(dtype)
             for each, dtype in zip(gradients, ctx.dtypes, strict=True)
         ]
-        return *given, None, None
+        return *given, None, None, None
+
+
+def draw_classes(logits: Tensor, draws: Tensor, *, compiled: bool = False) -> Tensor:
+    """A class of each row by its probability, softmax(logits): first a block of classes, then one of that block.
+
+    So the logits are read once, and no number for each of them is drawn or written.
+
+    Args:
+        logits: [n, classes].
+        draws: [n, 2], uniform in [0, 1).
+        compiled: whether torch compiles what reads the logits.
+
+    Returns:
+        [n], int64.
+
+    >>> draws = torch.tensor([[0.5, 0.0], [0.0, 0.49], [0.0, 0.5]])
+    >>> draw_classes(torch.tensor([[0.0, 0.0, -torch.inf]]).expand(3, 3), draws)
+    tensor([0, 0, 1])
+    """
+    of_blocks = (_compiled_block_sums() if compiled else _block_sums)(logits)
+    block = _pick(of_blocks, draws[:, :1])
+    within = torch.arange(DRAWN_BLOCK, device=logits.device) + DRAWN_BLOCK * block
+    last = logits.shape[-1] - 1
+    of_classes = logits.gather(-1, within.clamp(max=last)).float().masked_fill(within > last, -torch.inf)
+    return (DRAWN_BLOCK * block + _pick(of_classes, draws[:, 1:]))[:, 0]
+
+
+def _pick(logs: Tensor, draws: Tensor) -> Tensor:
+    """By uniform numbers [n, 1], an index of each row of log weights [n, k], never one without weight: [n, 1]."""
+    below = logs.softmax(dim=-1).cumsum(dim=-1)
+    # Times the last, which rounding leaves a little off 1.
+    return torch.searchsorted(below, draws * below[:, -1:], right=True)
+
+
+def _block_sums(logits: Tensor) -> Tensor:
+    """Logarithms of the blocks' sums of e^logit, [n, blocks], float32."""
+    room = -logits.shape[-1] % DRAWN_BLOCK
+    padded = torch.nn.functional.pad(logits.float(), (0, room), value=-torch.inf) if room else logits.float()
+    return padded.view(len(padded), -1, DRAWN_BLOCK).logsumexp(dim=-1)
+
+
+@cache
+def _compiled_block_sums() -> Callable[[Tensor], Tensor]:
+    return torch.compile(_block_sums, dynamic=False)
 
 
 def _chunk_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

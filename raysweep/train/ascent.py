@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from raysweep.objectives.base import IGNORED, Ints, Loss
+from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.cross_entropy import cross_entropy_sum
 from raysweep.objectives.inputs import model_inputs
 from raysweep.objectives.logits import logits_at
+from raysweep.objectives.output_loss import draw_classes, loss_in_output
 from raysweep.train.deepspeed_engine import DeepSpeedEngine
 from raysweep.train.engines import Batch, LossSum, PlainEngine
 from raysweep.train.micro_batches import Cutter, reseed
@@ -109,12 +111,14 @@ class DrawnLabels:
     """The loss of labels that are drawn from the model's own predictions, and then kept.
 
     Args:
-        head: of the objective, which says what a label is predicted from.
+        objective: which says what a label is predicted from.
         seed: of the draws.
     """
 
-    def __init__(self, head: str, seed: int) -> None:
-        self._is_causal, self._seed = head == "causal", seed
+    def __init__(self, objective: Loss, seed: int) -> None:
+        self._is_causal, self._seed = objective.head == "causal", seed  # type: ignore[attr-defined]
+        # Others predict few places, of which alone logits are wanted.
+        self._in_output = isinstance(objective, CausalLM)
         self._generator: torch.Generator | None = None
         self._kept: list[Tensor] = []
         self._at: int | None = None
@@ -125,24 +129,30 @@ class DrawnLabels:
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """Their cross-entropy in nats, summed over the places that the objective predicts; see `Loss.loss_sum`."""
-        labels = batch["labels"][:, 1:] if self._is_causal else batch["labels"]
-        given = {"use_cache": False} if self._is_causal else {}
+        labels, draws = self._next(batch["labels"])
+        inputs = model_inputs(model, batch) | ({"use_cache": False} if self._is_causal else {})
+        if self._in_output and (loss := loss_in_output(model, labels, inputs, draws=draws)) is not None:
+            return loss
         rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
-        logits, _ = logits_at(model, rows, columns, **model_inputs(model, batch), **given)
-        if self._at is None:
-            self._kept.append(self._draw(logits.detach()))
-            return cross_entropy_sum(logits, self._kept[-1], ignored=IGNORED)
-        self._at += 1
-        return cross_entropy_sum(logits, self._kept[self._at - 1], ignored=IGNORED)
+        logits, _ = logits_at(model, rows, columns, **inputs)
+        if draws is not None:
+            labels[rows, columns] = draw_classes(logits.detach(), draws[rows, columns])
+        return cross_entropy_sum(logits, labels[rows, columns], ignored=IGNORED)
 
-    def _draw(self, logits: Tensor) -> Tensor:
-        """A class of each row [n, classes], by one uniform number: [n], int64."""
+    def _next(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the logits of each place predict, [n, M], and by which numbers it is drawn first, [n, M, 2].
+
+        What is drawn is written to the first, which is kept.
+        """
+        if self._at is not None:
+            self._at += 1
+            return self._kept[self._at - 1], None
         if self._generator is None:
-            self._generator = torch.Generator(logits.device).manual_seed(self._seed)
-        below = logits.float().softmax(dim=-1).cumsum(dim=-1)
-        uniform = torch.rand(len(logits), 1, generator=self._generator, device=logits.device)
-        # Times the last, which rounding leaves a little off 1.
-        return torch.searchsorted(below, uniform * below[:, -1:]).squeeze(1).clamp(max=logits.shape[-1] - 1)
+            self._generator = torch.Generator(labels.device).manual_seed(self._seed)
+        # The labels are shifted, not the logits: these are large, and a slice of them would be a copy.
+        own = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED) if self._is_causal else labels.clone()
+        self._kept.append(own)
+        return own, torch.rand(*own.shape, 2, generator=self._generator, device=own.device)
 
 
 def sharpness_aware(step: Step, *, rho: float, eta: float | None, rows: Ints | None) -> tuple[Tensor, Tensor]:
@@ -176,7 +186,7 @@ def trace_penalised(step: Step, *, weight: float, rho: float, rows: Ints | None)
     engine = step.engine
     loss = step.accumulate()
     gradients = engine.take()
-    drawn = DrawnLabels(step.objective.head, step.draws)  # type: ignore[attr-defined]
+    drawn = DrawnLabels(step.objective, step.draws)
     step.accumulate(rows, loss_sum=drawn.loss_sum)
     here = engine.take()
     norm = engine.dot(here, here).sqrt()

@@ -6,12 +6,13 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from raysweep.objectives import output_loss
 from raysweep.objectives.base import IGNORED
 from raysweep.objectives.causal_lm import CausalLM
-from raysweep.objectives.output_loss import LossLayer, linear_cross_entropy_sum, use_loss_layer
+from raysweep.objectives.output_loss import LossLayer, draw_classes, linear_cross_entropy_sum, use_loss_layer
 from raysweep.train.models import Llama
 
 
@@ -53,6 +54,32 @@ def test_in_bfloat16_it_differs_by_rounding(bf16, dtype):
         assert ours.dtype == theirs.dtype
         # Eight bits of each product, sums of eight.
         torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
+def test_classes_are_drawn_by_their_probabilities():
+    torch.manual_seed(0)
+    logits = torch.randn(600)  # Three blocks, of which the last is not full.
+    logits[[0, 255, 256, 599]] = -torch.inf
+    num = 60_000
+    drawn = draw_classes(logits.expand(num, 600), torch.rand(num, 2))
+    found, possible = torch.bincount(drawn, minlength=600), logits.isfinite()
+    assert not found[~possible].any()
+    assert stats.chisquare(found[possible], num * logits[possible].double().softmax(0)).pvalue > 1e-3
+    ends = draw_classes(logits.expand(2, 600), torch.tensor([[0.0, 0.0], [1 - 2**-24, 1 - 2**-24]]))
+    assert ends.tolist() == [1, 598]
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_labels_that_are_drawn_on_the_way_are_those_of_the_loss(compiled):
+    torch.manual_seed(0)
+    states, weight = torch.randn(8, 6), torch.randn(12, 6, requires_grad=True)
+    labels, draws = torch.tensor([3, IGNORED, 11, 0, 7, 7, IGNORED, 1]), torch.rand(8, 2)
+    wanted = draw_classes(states @ weight.detach().T, draws).where(labels != IGNORED, IGNORED)
+    assert not torch.equal(wanted, labels)
+    loss = linear_cross_entropy_sum(states, weight, None, labels, draws, compiled=compiled)
+    assert torch.equal(labels, wanted)
+    torch.testing.assert_close(loss, F.cross_entropy(states @ weight.T, wanted, ignore_index=IGNORED, reduction="sum"))
 
 
 @pytest.mark.skipif(

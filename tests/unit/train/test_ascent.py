@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from raysweep.objectives.base import IGNORED
 from raysweep.objectives.causal_lm import CausalLM
+from raysweep.objectives.masked_lm import MaskedLM
+from raysweep.objectives.output_loss import use_loss_layer
 from raysweep.train.ascent import DrawnLabels, Step
 from raysweep.train.engines import PlainEngine
 from raysweep.train.flat import ASAM, SAM, GradientAgreement, TracePenalty
 from raysweep.train.micro_batches import Cutter
-from raysweep.train.models import Llama
+from raysweep.train.models import Bert, Llama
 from raysweep.train.optimizers import SGD
 from raysweep.worker import Worker
 
@@ -106,9 +109,9 @@ def test_cheap_sam_is_plain_between():
 def drawn_loss(model, rows, seed=5):
     """Mean loss of the labels that are drawn by a seed."""
     ids = torch.from_numpy(IDS[rows])
-    drawn = DrawnLabels("causal", seed)
+    drawn = DrawnLabels(CausalLM(), seed)
     drawn.loss_sum(model, {"input_ids": ids, "labels": ids})
-    return loss_of(model, rows, labels=drawn._kept[0])
+    return loss_of(model, rows, labels=drawn._kept[0][:, :-1].flatten())
 
 
 def test_a_trace_penalty_is_the_gradient_of_its_estimate():
@@ -138,6 +141,30 @@ def test_what_a_trace_penalty_estimates_is_the_fisher_trace():
     ]
     assert abs(np.mean(found) - exact) < 4 * np.std(found) / math.sqrt(len(found))
     assert np.std(found) / math.sqrt(len(found)) < 0.1 * exact
+
+
+def test_labels_are_drawn_alike_within_the_output_layer():
+    model, ids = tiny_model().float(), torch.from_numpy(IDS)
+    found = []
+    for _ in range(2):
+        drawn = DrawnLabels(CausalLM(), 5)
+        loss = drawn.loss_sum(model, {"input_ids": ids, "labels": ids})
+        found.append([drawn._kept[0], loss.detach(), *gradient_of(model, loss)])
+        drawn.again()
+        torch.testing.assert_close(drawn.loss_sum(model, {"input_ids": ids, "labels": ids}).detach(), loss.detach())
+        use_loss_layer(model)
+    for outside, inside in zip(*found, strict=True):
+        torch.testing.assert_close(inside, outside)
+
+
+def test_a_masked_models_labels_are_drawn_where_it_predicts():
+    spec = Bert(name="bert", hidden_size=8, num_layers=1, num_heads=2)
+    model, labels = spec.build(vocab_size=VOCABULARY, sequence_length=7, seed=0), torch.full((2, 7), IGNORED)
+    labels[0, 3] = labels[1, 5] = 4
+    drawn = DrawnLabels(MaskedLM(name="masked_lm"), 5)
+    drawn.loss_sum(model, {"input_ids": torch.from_numpy(IDS[:2]), "labels": labels})
+    assert torch.equal(drawn._kept[0] != IGNORED, labels != IGNORED)
+    assert int((labels == 4).sum()) == 2  # The batch's own stay.
 
 
 def test_gradient_agreement_is_the_gradient_of_the_cosine():
