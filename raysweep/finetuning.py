@@ -131,6 +131,10 @@ class Finetuning(Spec):
         for of, names in named.items():
             for name in self.methods.keys() & {*names}:
                 raise ValueError(f"{name!r} is a {of} and a method: columns could not tell them apart; rename one")
+        if self.mixtures and self.hyperparameters.examples == "by_seed":
+            raise ValueError(
+                "hyperparameters.examples: by_seed draws of one task's examples; leave mixtures out, or it"
+            )
         if isinstance(self.lrs, dict) and self.lrs.keys() != self.methods.keys():
             asked, given = ", ".join(self.methods), ", ".join(self.lrs)
             raise ValueError(f"lrs are by method, of {given}; methods are {asked}: give each its rates, and no other")

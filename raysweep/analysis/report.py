@@ -12,6 +12,7 @@ import json
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from raysweep.analysis.fixed_rates import fixed_rate_table
 from raysweep.analysis.labels import is_missing, row_key
 from raysweep.analysis.learning import Tested, learn_target
 from raysweep.analysis.learnt_page import learnt_table, reliability_chart
+from raysweep.analysis.paired_losses import Losses, read_losses
 from raysweep.analysis.pairwise import Floats
 from raysweep.analysis.pareto import Front, front_of
 from raysweep.analysis.predictions import read_scores
@@ -51,6 +53,7 @@ from raysweep.errors import LostError, UnreachableError
 from raysweep.printable import printable
 from raysweep.runs import Run
 from raysweep.scores import usual_target
+from raysweep.stages.heldout import LOSSES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -168,8 +171,23 @@ def _same_loss_page(run: Run, stages: pd.DataFrame, ranking: Ranking) -> Page | 
 def same_loss_of(run: Run, stages: pd.DataFrame, ranking: Ranking) -> SameLoss | None:
     """What a run says of checkpoints of the same loss; see `compare_same_loss`."""
     return compare_same_loss(
-        ranking.checkpoints, stages, columns_of(run), _scores_reader(run), band=_band(run), values=values_of(run)
+        ranking.checkpoints,
+        stages,
+        columns_of(run),
+        _scores_reader(run),
+        band=_band(run),
+        values=values_of(run),
+        read_losses=partial(_read_losses, run),
     )
+
+
+def _read_losses(run: Run, stage_id: str) -> Losses | None:
+    """Of a held-out measurement; None if they are lost, or it is of before they were kept."""
+    try:
+        return read_losses(run.store.file(stage_id, LOSSES))
+    except LostError as error:
+        logger.warning("%s", error)
+        return None
 
 
 def _scores_reader(run: Run) -> Callable[[str], Floats | None]:

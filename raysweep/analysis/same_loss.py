@@ -19,8 +19,9 @@ import numpy as np
 from raysweep.analysis import formatting
 from raysweep.analysis.derived import HESSIAN_TRACE
 from raysweep.analysis.labels import is_missing, varying_points
+from raysweep.analysis.paired_losses import Losses, paired_difference
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
-from raysweep.analysis.transfer import Target, numbers, transfer_measures, transfer_targets
+from raysweep.analysis.transfer import Target, numbers, probes_by_layer, transfer_measures, transfer_targets
 from raysweep.analysis.within_bases import (
     MIN_VARIANTS,
     Spread,
@@ -50,12 +51,23 @@ FISHER_TRACE = column_name("flatness", "fisher_trace")
 
 
 @dataclass(frozen=True)
+class Pivot:
+    """The variant that a measure's correlation hangs on most."""
+
+    variant: str
+    rho: float
+    """Without it."""
+
+
+@dataclass(frozen=True)
 class Association:
     """How a measure goes with transfer; below 0 where smaller values, such as a flatter loss, go with higher scores."""
 
     measure: str
     rho: IntervalEstimate
     """Mean over bases of Spearman's correlation within each."""
+    pivot: Pivot | None
+    """By leaving out one variant at a time; None of too few."""
     given_loss: IntervalEstimate
     """The same with the loss partialled out."""
     same_recipe: IntervalEstimate
@@ -75,19 +87,13 @@ class Contrast:
     variant: str
     gap: IntervalEstimate
     """Of the loss, in nats per token."""
+    gap_error: float
+    """Of its mean, over the held-out text, which all bases share, so that the interval has nothing of it; NaN where the
+    lowest loss is known or no losses are kept."""
     trace: IntervalEstimate
     """Of the logarithm of the Hessian's trace."""
     transfer: Mapping[str, IntervalEstimate]
     """By target."""
-
-
-@dataclass(frozen=True)
-class Pivot:
-    """The variant that a correlation of the Hessian's trace hangs on most."""
-
-    variant: str
-    rho: float
-    """Without it."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +109,19 @@ class Group:
     """By target."""
     associations: Mapping[str, tuple[Association, ...]]
     """By target, the strongest first."""
-    pivots: Mapping[str, Pivot | None]
-    """By target."""
+
+
+@dataclass(frozen=True)
+class ProbedLayers:
+    """How well probes of one number of labels do by layer, means over bases."""
+
+    num_labels: int
+    layers: tuple[int | None, ...]
+    """Blocks that states have come through; None: all, and the norm that follows."""
+    scores: Mapping[str, tuple[float, ...]]
+    """Variant -> accuracy at each layer."""
+    trace: Mapping[str, tuple[IntervalEstimate, ...]]
+    """Group -> Spearman's correlation of the Hessian's trace with them, within a base."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +134,10 @@ class SameLoss:
     lowest: float
     """Loss of the best checkpoint."""
     error: float
-    """Standard error of the loss of the worst known checkpoint in the band; NaN where none was measured."""
+    """Standard error of the loss of the worst known checkpoint in the band; where the lowest possible one is not known,
+    of its difference from the lowest one, paired over the same text. NaN where none was measured."""
+    unsure: int
+    """Checkpoints of which such differences do not tell whether they are in the band."""
     inside: int
     outside: tuple[str, ...]
     """Variants with a checkpoint out of the band, or missing in a base."""
@@ -131,8 +151,14 @@ class SameLoss:
     contrasts: tuple[Contrast, ...]
     rescaled: Mapping[str, IntervalEstimate]
     """Measure -> its correlation within a base with itself after a random change of scale that keeps the function."""
+    own_factors: bool
+    """Whether each model has factors of its own there; else all of a shape have the same."""
+    same_examples: bool
+    """Whether fine-tuning takes the same labelled examples under every seed."""
     seconds: Mapping[str, float]
     """Kind of stage -> mean seconds of one, which all its measures share."""
+    layers: tuple[ProbedLayers, ...]
+    """By rising number of labels; empty where no layers were probed."""
     at_edge: int
     """Checkpoints of which a tuned rate stands at an end of its grid."""
 
@@ -145,6 +171,7 @@ def compare_same_loss(
     *,
     band: float = BAND_NATS,
     values: Mapping[str, Sequence[Any]] | None = None,
+    read_losses: Callable[[str], Losses | None] = lambda stage: None,
 ) -> SameLoss | None:
     """What goes with transfer among checkpoints of the same loss.
 
@@ -155,6 +182,7 @@ def compare_same_loss(
         read: gives the test examples' scores of a fine-tuning stage, by its id, in one order; None if they are lost.
         band: losses within so many nats per token of the lowest are the same.
         values: axis to its values in the sweep file's order, as `choosing.values_of` has them.
+        read_losses: gives the losses of a held-out measurement, by its id; asked where no lowest loss is known.
 
     Returns:
         None where nothing can be compared: too few variants in the band, or no measure or no score of transfer.
@@ -178,6 +206,8 @@ def compare_same_loss(
     if not targets or len(measures) < 2:
         return None
     groups = [_group(name, grid.only(kept), table, loss, targets, measures) for name, kept in split]
+    held = _held_losses(table, stages, read_losses) if loss == LOSS else [None] * len(table)
+    from_lowest = [paired_difference([each], [held[int(losses.argmin())]]) for each in held]
     places = _places(table, stages, values or {})
     natural = [name for name in grid.variants if not strengths.get(name)]
     reference = control or min(natural, key=lambda name: places[grid.row(name)])
@@ -187,18 +217,70 @@ def compare_same_loss(
         loss=loss,
         band=band,
         lowest=float(losses.min()),
-        error=float(numbers(table, GAP_ERROR)[is_in].max()) if loss == GAP and GAP_ERROR in table else math.nan,
+        error=_error(table, loss, from_lowest, is_in),
+        unsure=sum(abs(value - band) < 2 * error for value, error in from_lowest),
         inside=int(is_in.sum()),
         outside=tuple(sorted(set(names) - set(grid.variants))),
         control=control,
         reference=reference,
         apart=tuple(name for name in grid.variants if roots[grid.row(name)] != roots[grid.row(reference)]),
         groups=tuple(groups),
-        contrasts=tuple(_contrasts(grid, table, loss, targets, reference)),
+        contrasts=tuple(_contrasts(grid, table, loss, targets, reference, held)),
         rescaled=dict(_rescaled(grid, table)),
+        own_factors=any(given.get("rescaled") == "own" for given in _settings(stages, "flatness")),
+        same_examples=all(
+            given.get("hyperparameters", {}).get("examples") != "by_seed" for given in _settings(stages, "sft")
+        ),
         seconds=_seconds(stages),
+        layers=tuple(_layers(grid, table, split)),
         at_edge=int((table[edges].fillna(0) != 0).any(axis=1).sum()),
     )
+
+
+def _settings(stages: pd.DataFrame, kind: str) -> list[dict[str, Any]]:
+    """Of the stages of a kind."""
+    given = stages[(stages["kind"] == kind) & stages["settings"].notna()].drop_duplicates("id")["settings"]
+    return [json.loads(each) for each in given.unique()]
+
+
+def _held_losses(
+    table: pd.DataFrame, stages: pd.DataFrame, read: Callable[[str], Losses | None]
+) -> list[Losses | None]:
+    """Of each row's checkpoint."""
+    done = stages[(stages["kind"] == "heldout") & (stages["status"] == "done")].drop_duplicates("checkpoint")
+    ids = done.set_index("checkpoint")["id"].to_dict()
+    return [read(ids[checkpoint]) if checkpoint in ids else None for checkpoint in table["checkpoint"]]
+
+
+def _error(table: pd.DataFrame, loss: str, from_lowest: Sequence[tuple[float, float]], is_in: np.ndarray) -> float:
+    """See `SameLoss.error`."""
+    if loss == GAP:
+        return float(numbers(table, GAP_ERROR)[is_in].max()) if GAP_ERROR in table else math.nan
+    return float(np.array([error for _, error in from_lowest])[is_in].max())
+
+
+def _layers(grid: _Grid, table: pd.DataFrame, split: Sequence[tuple[str, Sequence[str]]]) -> Iterator[ProbedLayers]:
+    for num_labels, layers in probes_by_layer(table).items():
+        scores = {layer: grid.take(numbers(table, name)) for layer, name in layers.items()}
+        traces = {}
+        if HESSIAN_TRACE in table:
+            for group, kept in split:
+                rows = grid.only(kept)
+                trace = rows.take(numbers(table, HESSIAN_TRACE))
+                probed = [rows.take(numbers(table, name)) for name in layers.values()]
+                traces[group] = tuple(
+                    correlation(trace, each) if np.isfinite([trace, each]).all() else IntervalEstimate(math.nan)
+                    for each in probed
+                )
+        yield ProbedLayers(
+            num_labels=num_labels,
+            layers=tuple(layers),
+            scores={
+                variant: tuple(float(scores[layer][:, at].mean()) for layer in layers)
+                for at, variant in enumerate(grid.variants)
+            },
+            trace=traces,
+        )
 
 
 def _seconds(stages: pd.DataFrame) -> dict[str, float]:
@@ -341,13 +423,8 @@ def _group(
             target.name: None if target.draws is None else true_spread(grid.take(target.draws)) for target in targets
         },
         associations={
-            target.name: _associations(cells, grid.take(target.values), losses, loss, own=target.name)
+            target.name: _associations(grid.variants, cells, grid.take(target.values), losses, loss, own=target.name)
             for target in targets
-        },
-        pivots={
-            target.name: _pivot(grid.variants, cells[HESSIAN_TRACE], grid.take(target.values))
-            for target in targets
-            if HESSIAN_TRACE in cells
         },
     )
 
@@ -378,7 +455,13 @@ def _rescaled(grid: _Grid, table: pd.DataFrame) -> Iterator[tuple[str, IntervalE
 
 
 def _associations(
-    cells: Mapping[str, Floats], target: Floats, losses: Floats, loss: str, *, own: str
+    variants: Sequence[str],
+    cells: Mapping[str, Floats],
+    target: Floats,
+    losses: Floats,
+    loss: str,
+    *,
+    own: str,
 ) -> tuple[Association, ...]:
     # A probe says nothing of itself.
     names = [name for name in cells if not own.startswith("probe") or not name.startswith("probes/")]
@@ -389,6 +472,7 @@ def _associations(
         Association(
             measure=name,
             rho=correlation(cells[name], target),
+            pivot=_pivot(variants, cells[name], target),
             given_loss=IntervalEstimate(math.nan) if name == loss else correlation(cells[name], target, (losses,)),
             same_recipe=same_recipe(cells[name], target),
             p=p[name],
@@ -410,7 +494,12 @@ def _corrected(
 
 
 def _contrasts(
-    grid: _Grid, table: pd.DataFrame, loss: str, targets: Sequence[Target], reference: str
+    grid: _Grid,
+    table: pd.DataFrame,
+    loss: str,
+    targets: Sequence[Target],
+    reference: str,
+    held: Sequence[Losses | None],
 ) -> Iterator[Contrast]:
     """Each variant less the reference of the same seed."""
     at = grid.variants.index(reference)
@@ -427,6 +516,7 @@ def _contrasts(
             yield Contrast(
                 variant=variant,
                 gap=over_bases(numbers(table, loss), index),
+                gap_error=paired_difference(*([held[row] for row in grid.rows[:, each]] for each in (index, at)))[1],
                 trace=over_bases(logs, index),
                 transfer={target.name: over_bases(target.values, index) for target in targets},
             )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from raysweep.analysis import formatting
 from raysweep.analysis.derived import HESSIAN_TRACE
-from raysweep.analysis.same_loss import GAP, Association, Group, Pivot, SameLoss
+from raysweep.analysis.same_loss import GAP, Association, Group, Pivot, ProbedLayers, SameLoss
 from raysweep.analysis.same_loss_picture import ends, in_percent, picture
 from raysweep.analysis.sections import Cell, Heading, Row, Table, cell
 
@@ -31,7 +31,10 @@ class Page:
     """Group of variants, and a sentence for each way to measure transfer."""
     equal: str
     differed: Table
+    differed_note: str
     variants: Table
+    layers: tuple[tuple[str, Table], ...]
+    """Title, and probes by layer."""
     models: tuple[str, ...]
     """A line for each group: its name and its variants."""
     tables: tuple[tuple[str, str, Table], ...]
@@ -57,7 +60,9 @@ def same_loss_page(found: SameLoss) -> Page:
         ),
         equal=_equal(found),
         differed=_spread_table(found),
+        differed_note=_spread_note(found),
         variants=_variant_table(found),
+        layers=tuple((f"Probes of {each.num_labels} labels, by layer", _layer_table(each)) for each in found.layers),
         models=tuple(_models(group) for group in found.groups),
         tables=tuple(
             (f"{group.name}: {target}", _models(group), _measure_table(associations, found.seconds))
@@ -88,13 +93,11 @@ def _answer(group: Group, target: str) -> str:
         others = [*others[: MAX_NAMED - 1], f"{len(others) - MAX_NAMED + 1} more (below)"]
     how = "in an order beyond chance, of" if group.ordered else "beyond chance of"
     tried = f"{how} {len(associations)} measures tried"
-    pivot = _pivot(group.pivots.get(target), trace)
+    pivot = _pivot(trace.pivot, trace) if trace and trace.pivot else ""
     return f"{opening}{said}; {tried}: {', '.join(others) if others else 'no other'}.{pivot}"
 
 
-def _pivot(pivot: Pivot | None, trace: Association | None) -> str:
-    if pivot is None or trace is None:
-        return ""
+def _pivot(pivot: Pivot, trace: Association) -> str:
     if abs(pivot.rho - trace.rho.value) < 0.005:
         return " Without any one variant the trace's correlation is no smaller."
     return f" Without {pivot.variant}, on which it hangs most, the trace's correlation is {pivot.rho:.2f}."
@@ -145,7 +148,7 @@ def _rho(association: Association) -> str:
 
 def _equal(found: SameLoss) -> str:
     what = "loss above the lowest possible one" if found.loss == GAP else "held-out loss"
-    known = "" if math.isnan(found.error) else f", each known to {found.error:.1g} or better (standard error)"
+    known = "" if math.isnan(found.error) else f", {_known(found)}"
     bases = max(group.num_bases for group in found.groups)
     left = (
         f" Left out, for want of a checkpoint within it in every base: {', '.join(found.outside)}."
@@ -157,6 +160,39 @@ def _equal(found: SameLoss) -> str:
         f"{found.lowest:.4f} ({found.loss}{known}); variants that are so in all of {bases} bases (seeds) are "
         f"compared.{left}"
     )
+
+
+def _known(found: SameLoss) -> str:
+    if found.loss == GAP:
+        return f"each known to {found.error:.1g} or better (standard error)"
+    unsure = f"; of {found.unsure} that does not tell whether they are so near" if found.unsure else ""
+    return (
+        f"each one's difference from the lowest, on the same text, known to {found.error:.1g} or better (standard "
+        f"error){unsure}"
+    )
+
+
+def _layer_table(probed: ProbedLayers) -> Table:
+    """A row for each variant, with its best layer; then one for each group, with the trace's correlations."""
+    names = ["all, normed" if layer is None else f"layer {layer}" for layer in probed.layers]
+    rows = []
+    for variant, scores in probed.scores.items():
+        best = max(range(len(scores)), key=lambda at: (scores[at], -at)) if not any(map(math.isnan, scores)) else None
+        rows.append(
+            Row(
+                [
+                    cell(variant),
+                    *(cell(100 * score, "{:.1f}".format) for score in scores),
+                    cell(None if best is None else names[best]),
+                ]
+            )
+        )
+    for group, rhos in probed.trace.items():
+        cells = [cell(rho.value, lambda _, rho=rho: formatting.with_interval(rho)) for rho in rhos]  # type: ignore[misc]
+        rows.append(Row([cell(f"trace, Spearman among {group}"), *cells, cell(None)]))
+    title = "accuracy in percent, mean over bases, of states after so many blocks"
+    columns = [Heading(name, numeric=True, title=title) for name in names]
+    return Table([Heading("variant"), *columns, Heading("best")], rows)
 
 
 def _edge_note(found: SameLoss) -> str:
@@ -203,12 +239,20 @@ def _spread_table(found: SameLoss) -> Table:
 def _variant_table(found: SameLoss) -> Table:
     """By knob: what each variant differs by from the reference."""
     targets = list(found.contrasts[0].transfer)
-    columns = [Heading("variant"), Heading("loss, nats", numeric=True), Heading("trace, %", numeric=True)]
+    by_text = any(not math.isnan(contrast.gap_error) for contrast in found.contrasts)
+    columns = [Heading("variant"), Heading("loss, nats", numeric=True)]
+    if by_text:
+        title = (
+            "standard error of the difference over the held-out text, which all bases share: no part of the interval"
+        )
+        columns.append(Heading("error by text", numeric=True, title=title))
+    columns.append(Heading("trace, %", numeric=True))
     columns += [Heading(f"{target}, points", numeric=True) for target in targets]
     rows = []
     for contrast in found.contrasts:
         changes = [
             cell(contrast.gap.value, lambda _, each=contrast.gap: _interval(*ends(each), digits=4)),  # type: ignore[misc]
+            *([cell(contrast.gap_error, "{:.4f}".format)] if by_text else []),
             cell(contrast.trace.value, lambda _, each=contrast.trace: _interval(*in_percent(each), digits=0)),  # type: ignore[misc]
         ]
         for target in targets:
@@ -222,6 +266,7 @@ def _measure_table(associations: Sequence[Association], seconds: Mapping[str, fl
     short = formatting.short_names([each.measure for each in associations])
     titles = {
         "within a base": "Spearman's correlation within each base, mean over bases with Student's 95 % interval",
+        "without one": "the same without the one variant that leaves least of it",
         "loss given": "the same with the loss partialled out",
         "same recipe": "correlation between seeds of one variant: all that the configuration explains taken out",
         "p": "by permuting variants, corrected for all measures of this table",
@@ -235,6 +280,8 @@ def _measure_table(associations: Sequence[Association], seconds: Mapping[str, fl
             cell(estimate.value, lambda _, estimate=estimate: formatting.with_interval(estimate))  # type: ignore[misc]
             for estimate in estimates
         ]
+        pivot = each.pivot
+        cells.insert(1, cell(pivot and pivot.rho, lambda rho, pivot=pivot: f"{rho:.2f} ({pivot.variant})"))  # type: ignore[misc]
         cells += [cell(each.p, _p), cell(each.p_given_loss, _p)]
         cells.append(cell(seconds.get(each.measure.partition("/")[0]), "{:.3g}".format))
         rows.append(Row([Cell(short[each.measure], each.measure, title=each.measure), *cells]))
@@ -266,9 +313,22 @@ def _rescaled(found: SameLoss) -> str:
         return ""
     short = formatting.short_names(list(found.rescaled))
     each = ", ".join(f"{short[name]} {formatting.with_interval(rho)}" for name, rho in found.rescaled.items())
+    factors = "factors of each model's own" if found.own_factors else "the same factors for all models of a shape"
     return (
-        "After a random change of scale that keeps the function, by the same factors for all models of a shape, "
+        f"After a random change of scale that keeps the function, by {factors}, "
         f"Spearman's correlation within a base with before: {each}."
+    )
+
+
+def _spread_note(found: SameLoss) -> str:
+    """What the noise of the table of spreads leaves out."""
+    probes = "a probe of as many labels as there are is fitted once"
+    if not found.same_examples:
+        return f"Each seed of fine-tuning has labelled examples of its own, whose chance is noise; {probes}."
+    return (
+        "True spread is that given the labelled examples to train on: fine-tuning takes the same ones under every "
+        f"seed, and {probes}. Which examples these are is no part of the noise: with others models could differ "
+        "otherwise."
     )
 
 

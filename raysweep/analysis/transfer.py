@@ -27,8 +27,8 @@ class Target:
     """A way to measure transfer.
 
     `draws` [checkpoints, draws] are shared by all, and hold the chance of a score given the labelled examples there are
-    to train on: fine-tuning takes the same ones under every seed, a probe of as many labels as there are has one fit,
-    and those of fewer overlap where there are not enough for all draws.
+    to train on: fine-tuning takes the same ones under every seed but where they are drawn by it, a probe of as many
+    labels as there are has one fit, and those of fewer overlap where there are not enough for all draws.
     """
 
     name: str
@@ -111,6 +111,26 @@ def _draws(ids: Sequence[Sequence[Sequence[str]]], read: Callable[[str], Floats 
             scores = [read(each) for each in of_seed]
             draws[row, seed] = np.mean([math.nan if each is None else each[seed::num_seeds].mean() for each in scores])
     return None if np.isnan(draws).any() else draws
+
+
+def probes_by_layer(table: pd.DataFrame) -> dict[int, dict[int | None, str]]:
+    """Number of labels -> layer -> column, both rising; of numbers that single layers were probed with.
+
+    The last is None: that of all blocks' states, and the norm that follows.
+
+    >>> import pandas as pd
+    >>> names = ["probes/labels_64", "probes/labels_8", "probes/labels_64_layer_2", "probes/labels_64_layer_2_stderr"]
+    >>> probes_by_layer(pd.DataFrame(columns=names))
+    {64: {2: 'probes/labels_64_layer_2', None: 'probes/labels_64'}}
+    """
+    found = {}
+    for name in _probes(table):
+        layers = (re.fullmatch(rf"{name}_layer_(\d+)", str(other)) for other in table)
+        by_layer: dict[int | None, str] = {int(each[1]): each[0] for each in filter(None, layers)}
+        if by_layer:
+            rising = sorted(by_layer.items(), key=lambda item: item[0] or 0)
+            found[int(name.rpartition("_")[2])] = {**dict(rising), None: name}
+    return found
 
 
 def _probes(table: pd.DataFrame) -> list[str]:

@@ -110,9 +110,10 @@ class Flatness(TraceSettings, StageSpec):
     that a model has not."""
     own_samples: Annotated[int, Neutral(0)] = Field(default=0, ge=0)
     """Sequences drawn from the model itself, on which the traces are measured as well."""
-    rescaled: Annotated[bool, Neutral(False)] = False
+    rescaled: Annotated[bool | Literal["own"], Neutral(False)] = False
     """Also the traces after a random change of scale that leaves the function as it is: where they order models
-    otherwise, the trace is of the scale of weights. For models that `curvature.kinds` knows."""
+    otherwise, the trace is of the scale of weights. By the same factors for all models of a shape, or by each model's
+    own, which is harder to survive. For models that `curvature.kinds` knows."""
     shape: Annotated[Shape | None, Neutral(None)] = None
     """What is measured beyond traces; left out: nothing."""
     mix: dict[str, float] = Field(default_factory=dict)
@@ -224,7 +225,7 @@ class Flatness(TraceSettings, StageSpec):
             draws = min(max(draws, units / 5), self.max_units)
         work = tokens * (units * COST[self.products] + draws * COST["fisher"])
         # The same measurement again, to the same target.
-        work *= 1 + bool(self.own_samples) + self.rescaled
+        work *= 1 + bool(self.own_samples) + bool(self.rescaled)
         if self.shape:
             products = self.shape.num_steps * (self.shape.num_vectors + 2)
             work += products * self.shape.num_sequences * self.input_length * COST["exact"]
@@ -331,12 +332,12 @@ class Flatness(TraceSettings, StageSpec):
         return traces | {"samples_relative_distance": off, "samples_relative_distance_stderr": error}
 
     def _rescaled(self, model: Any, text: Batch, worker: Worker) -> dict[str, float]:
-        """The same factors for all models of one shape."""
         import torch
 
-        from raysweep.curvature.rescaling import rescale
+        from raysweep.curvature.rescaling import own_seed, rescale
 
-        rescale(model, torch.Generator().manual_seed(self.seed))
+        seed = own_seed(model, self.seed) if self.rescaled == "own" else self.seed
+        rescale(model, torch.Generator().manual_seed(seed))
         measured = self.with_(parts=False, num_blocks=0)._measure(model, text, RankDeal(worker, "units-of-rescaled"))
         return {f"rescaled_{name}": value for name, value in measured.metrics().items() if "trace" in name}
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import field_validator
@@ -22,6 +23,12 @@ from raysweep.stages.specials import checkpoint_specials
 from raysweep.train.checkpoints import load_model
 from raysweep.train.evaluate import BATCH
 from raysweep.worker import Worker
+
+if TYPE_CHECKING:
+    from raysweep.train.evaluate import HeldoutLosses
+
+LOSSES = "losses.json"
+"""The file of losses batch by batch, by which checkpoints are compared on the same text."""
 
 # What an objective draws on held-out text comes from this, and not from the seed of a run.
 DRAW = 5
@@ -69,14 +76,19 @@ class Heldout(StageSpec):
 
         `entropy_gap_nats_per_token`, where the text's law is known, is the loss above the lowest possible one of this
         objective on the same rows: where all conditionals are known, their mean divergence from the model's.
-        `bits_per_byte` is of the text, where the loss is the text's own likelihood.
+        `bits_per_byte` is of the text, where the loss is the text's own likelihood. Writes `LOSSES`.
         """
         from raysweep.train.evaluate import perplexity
 
         tokens = Tokens(inputs["tokens"])
         mine = self._measure(inputs["checkpoint"], tokens, worker)
         each = {name: pair for part in worker.gather(mine) for name, pair in part.items()}
-        losses = {name: each[name][0] for name in sorted(each)}
+        losses = {name: each[name][0].mean for name in sorted(each)}
+        if worker.rank == 0:
+            shares = {name: (self.mix.get(name, 0.0), each[name][0]) for name in losses}
+            (out / LOSSES).write_text(
+                json.dumps({name: {"share": s, **b.document()} for name, (s, b) in shares.items()})
+            )
         mean = sum(share * losses[name] for name, share in self.mix.items())
         metrics = {"loss_nats_per_token": mean, "ppl": perplexity(mean)}
         metrics |= {f"ppl_{name}": perplexity(loss) for name, loss in losses.items()}
@@ -116,8 +128,8 @@ class Heldout(StageSpec):
 
     def _measure(
         self, checkpoint: Path, tokens: Tokens, worker: Worker
-    ) -> dict[str, tuple[float, tuple[float, float] | None]]:
-        """This rank's domains -> loss, and how far it is above the lowest possible one, with the error of that."""
+    ) -> dict[str, tuple[HeldoutLosses, tuple[float, float] | None]]:
+        """This rank's domains -> losses, and how far it is above the lowest possible one, with the error of that."""
         from raysweep.objectives.loss_check import check_loss
         from raysweep.train.evaluate import divergence, heldout
 
@@ -137,7 +149,7 @@ class Heldout(StageSpec):
                     gap = divergence(model, rows, self.objective, law=law, ids=ids)
                 if law is not None and gap is None:
                     gap = measured.above(self.objective.optimal_losses(law, ids, rows, specials))
-                mine[domain] = (measured.mean, gap)
+                mine[domain] = (measured, gap)
         return mine
 
     def _bits_per_byte(self, losses: Mapping[str, float], tokens: Tokens) -> float:

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raysweep.costs import Size
 from raysweep.data.corpora import Corpus
@@ -74,9 +74,18 @@ class Hyperparameters(Spec):
     max_examples: Annotated[int | None, Neutral(None)] = Field(default=None, ge=1)
     """Training examples of a task, the first so many, of each task of a mixture too; left out: all. A probe may be
     fitted to more (see probes)."""
+    examples: Annotated[Literal["first", "by_seed"], Neutral("first")] = "first"
+    """Which max_examples it is trained on: the first ones of the task, or others under each seed, drawn of all it has,
+    so that seeds differ by the chance of their labelled examples, too; not of mixtures."""
     optimizer: Annotated[Literal["adamw", "sgd", "lion"], Neutral("adamw")] = "adamw"
     """What takes the steps, with its defaults of pretraining but for AdamW's betas, 0.9 and 0.999. Checkpoints may
     fine-tune best by the optimizer that pretrained them (Liu et al., 2025), so tables hold it: sft_optimizer."""
+
+    @model_validator(mode="after")
+    def _some_are_drawn(self) -> Hyperparameters:
+        if self.examples == "by_seed" and self.max_examples is None:
+            raise ValueError("examples: by_seed draws max_examples of a task's examples: set that")
+        return self
 
     def optimizer_at(self, lr: float) -> Optimizer:
         """The optimizer, at a peak learning rate."""
@@ -180,7 +189,8 @@ class Sft(StageSpec):
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, worker: Worker) -> Fitted:
         """The model fine-tuned, its own weights among what `Fitted.model` has; see `TaskSpec.fit`."""
-        limit = self.hyperparameters.max_examples
+        given = self.hyperparameters
+        limit = None if given.examples == "by_seed" else given.max_examples  # Else drawn of all in `_train`.
         return self.task.fit(model, tokenizer, partial(self._train, worker=worker), seed=self.seed, max_examples=limit)
 
     def is_wide(self, resources: Resources) -> bool:
@@ -313,13 +323,18 @@ class Sft(StageSpec):
         from raysweep.train.loop import train
 
         given = self.hyperparameters
+        drawn = np.arange(num_examples)
+        if given.examples == "by_seed":
+            # The third number: no epoch's order of some task.
+            drawn = np.random.default_rng([self.seed, 0, 1]).permutation(num_examples)[: given.max_examples]
+        num_examples = len(drawn)
         size = min(given.batch_sequences, num_examples)
         # What fills no batch is left out, other examples in each epoch.
         per_epoch = num_examples // size
 
         @lru_cache(maxsize=1)  # Of one epoch at a time, for all its steps.
         def order(epoch: int) -> Any:
-            return np.random.default_rng([self.seed, epoch]).permutation(num_examples)
+            return drawn[np.random.default_rng([self.seed, epoch]).permutation(num_examples)]
 
         def batch_at(step: int) -> Arrays:
             epoch, place = divmod(step, per_epoch)

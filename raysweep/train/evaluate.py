@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +32,15 @@ class HeldoutLosses:
     """In nats, summed over what is predicted, [batches]."""
     num_predicted: Ints
     """Tokens that they are sums over, [batches]."""
+
+    def document(self) -> dict[str, list[float]]:
+        """All of it, for a file."""
+        return {"losses": self.losses.tolist(), "num_predicted": self.num_predicted.tolist()}
+
+    @staticmethod
+    def of(document: Mapping[str, Any]) -> HeldoutLosses:
+        """From what `document` gave."""
+        return HeldoutLosses(np.array(document["losses"], np.float64), np.array(document["num_predicted"], np.int64))
 
     @property
     def mean(self) -> float:

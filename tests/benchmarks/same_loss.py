@@ -82,7 +82,7 @@ def main(sweep: Path, store: Path, overrides: list[str]) -> None:
     answers = [f"{group}. {line}" for group, lines in page.answers for line in lines]
     print(page.equal, page.edge_note, *page.models, *answers, *bars(found), page.rescaled, sep="\n\n", end="\n\n")
     print(page.variants_note, end="\n\n")
-    for table in (page.variants, page.differed):
+    for table in (page.variants, page.differed, *(layers for _, layers in page.layers)):
         print(*markdown(table), "", sep="\n")
     for group in found.groups:
         print(*measures(group), "", sep="\n")

@@ -17,6 +17,7 @@ from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
 from raysweep.resources import Resources
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
+from raysweep.spec import fingerprint
 from raysweep.stages.base import Subject
 from raysweep.stages.flatness import Flatness, Shape
 from raysweep.stages.indicators import Indicators
@@ -176,3 +177,13 @@ def test_a_sharded_checkpoint_that_lacks_a_tensor_is_refused(inputs, tmp_path):
     spec = Flatness(num_sequences=8, min_units=4, max_units=4, **MEASURES)
     with pytest.raises(mp.ProcessRaisedException, match=r"missing model\.layers\.0\.self_attn\.q_proj\.weight"):
         spawn(2, str(tmp_path), 3, spec.model_dump_json(by_alias=True))
+
+
+def test_a_model_may_be_rescaled_by_factors_of_its_own(inputs, tmp_path):
+    shared = Flatness(num_sequences=16, batch_sequences=4, min_units=4, max_units=4, rescaled=True, **MEASURES)
+    own = shared.with_(rescaled="own")
+    assert fingerprint(own) != fingerprint(shared)
+    found, of_own, again = (spec.run(inputs, tmp_path, Worker()) for spec in (shared, own, own))
+    assert of_own == again
+    assert of_own["hessian_trace"] == found["hessian_trace"]
+    assert of_own["rescaled_hessian_trace"] not in (found["rescaled_hessian_trace"], of_own["hessian_trace"])

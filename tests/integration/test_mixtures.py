@@ -205,6 +205,11 @@ def test_mixtures_that_cannot_be_are_refused(folder, sweep_file, mixtures, words
         load(sweep_file(SWEEP), [f"sft.mixtures={mixtures}"])
 
 
+def test_examples_by_seed_are_of_one_task(folder, sweep_file):
+    with pytest.raises(SpaceError, match="by_seed draws of one task's examples; leave mixtures out, or it"):
+        load(sweep_file(SWEEP), ["sft.hyperparameters.examples=by_seed", "sft.hyperparameters.max_examples=4"])
+
+
 @pytest.fixture
 def checkpoint(folder, sweep_file, store):
     text = SWEEP[: SWEEP.index("early_sft:")].replace("[2, 4]", "[4]")

@@ -4,13 +4,17 @@ import json
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from raysweep.data.tokenizers import load_tokenizer
 from raysweep.errors import DataError, StageError
+from raysweep.spec import fingerprint
 from raysweep.stages.sft import Hyperparameters, Sft
 from raysweep.tasks.multiple_choice import MultipleChoice
 from raysweep.tasks.qa import QA
+from raysweep.train.checkpoints import load_model
 from raysweep.worker import Worker
 
 CONTEXT = 64
@@ -69,6 +73,41 @@ def test_a_task_is_learnt_and_its_score_repeats_to_the_bit(checkpoint, tmp_path)
     assert lines[0] | {"id": ""} == {"id": "", "output": "sat", "score": 1.0, "exact_match": 1.0, "f1": 1.0}
     assert first["chance_score"] == task.chance() == 1.0
     assert tuned(folder, task, tmp_path, epochs=8.0) == first
+
+
+def test_each_seed_may_have_examples_of_its_own(checkpoint, tmp_path, monkeypatch):
+    folder, train, seen = checkpoint(), Sft._train, []
+
+    def recorded(self, model, batch, **given):
+        def kept(rows):
+            seen.extend(map(int, rows))
+            return batch(rows)
+
+        return train(self, model, kept, **given)
+
+    monkeypatch.setattr(Sft, "_train", recorded)
+    lines = [{"id": str(at), "question": f"the cat {at}", "answers": ["sat"]} for at in range(60)]
+    task = pinned(QA, lines, tmp_path, form="qa", primary="exact_match")
+
+    def trained_on(seed, examples):
+        seen.clear()
+        given = Hyperparameters(epochs=3.0, batch_sequences=4, max_examples=8, examples=examples)
+        spec = Sft(task=task, lr=1e-2, seed=seed, hyperparameters=given)
+        assert len(spec.fit(load_model(folder), load_tokenizer(folder), Worker()).losses) == 6
+        return set(seen)  # Of all epochs.
+
+    assert trained_on(0, "first") == trained_on(1, "first") == set(range(8))
+    ours, theirs = trained_on(0, "by_seed"), trained_on(1, "by_seed")
+    assert ours != theirs
+    assert len(ours) == len(theirs) == 8
+    assert 8 <= max(ours | theirs) < len(task.examples("train"))
+    assert trained_on(0, "by_seed") == ours
+
+
+def test_examples_by_seed_are_some_of_those_there_are():
+    assert fingerprint(Hyperparameters(examples="first")) == fingerprint(Hyperparameters())
+    with pytest.raises(ValidationError, match="by_seed draws max_examples of a task's examples: set that"):
+        Hyperparameters(examples="by_seed")
 
 
 @pytest.mark.parametrize("form", ["multiple_choice", "qa"])

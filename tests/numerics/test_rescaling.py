@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import batch_for, build
 
-from raysweep.curvature.rescaling import rescale
+from raysweep.curvature.rescaling import own_seed, rescale
 
 
 @pytest.mark.parametrize("style", ["llama", "gpt2", "bert", "grouped"])
@@ -24,6 +24,17 @@ def test_the_function_stays_and_weights_move(style):
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, other.state_dict()[name])}
     assert len(moved) >= 2 * {"llama": 9, "grouped": 9, "gpt2": 8, "bert": 6}[style] - 2
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_models_that_differ_have_seeds_of_their_own():
+    model = build("llama")
+    other = copy.deepcopy(model)
+    assert own_seed(model, 0) == own_seed(other, 0) != own_seed(other, 1)
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[-1].add_(1e-3)
+    assert own_seed(model, 0) != own_seed(other, 0)
+    assert own_seed(model.bfloat16(), 0) >= 0
+    torch.Generator().manual_seed(2**56 - 1)  # The largest there is.
 
 
 def test_a_kind_without_known_symmetries_is_an_error():

@@ -15,6 +15,7 @@ from raysweep.analysis.same_loss_picture import picture
 from raysweep.analysis.within_bases import correlation
 from raysweep.scores import Column
 from raysweep.spec import Metric
+from raysweep.train.evaluate import HeldoutLosses
 
 SEEDS = (0, 1, 2)
 STRENGTHS = {"control": 0.0, "harm": 0.1, "worse": 0.2, "help": -0.1}
@@ -243,6 +244,62 @@ def test_the_page_says_which_models_are_in_a_table_and_how_well_their_loss_is_kn
     assert "known to" not in same_loss_page(compared(link=0.4)).equal
 
 
+def test_where_no_lowest_loss_is_known_differences_are_paired_over_the_text():
+    """Texts differ by a hundred times what models differ by on them; bases share the text, and so its chance."""
+    checkpoints, stages = natural()
+    draw = np.random.default_rng(7)
+    num, texts = np.full(16, 100), draw.normal(250, 50, 16)
+    held = {}
+    for row in checkpoints.to_dict("records"):
+        of_variant = NATURAL.index(row["variant"]) if row["variant"] in NATURAL else 4
+        shared = np.random.default_rng(of_variant).normal(0, 0.04, 16)
+        held[f"h-{row['checkpoint']}"] = HeldoutLosses(texts + 0.2 * of_variant + shared + 0.01 * row["seed"], num)
+    checkpoints["heldout/loss_nats_per_token"] = [held[f"h-{name}"].mean for name in checkpoints["checkpoint"]]
+    more = [
+        {"id": f"h-{name}", "kind": "heldout", "status": "done", "checkpoint": name}
+        for name in checkpoints["checkpoint"]
+    ]
+    stages = pd.concat([stages, pd.DataFrame(more)], ignore_index=True)
+    given = checkpoints.drop(columns=[GAP]), stages, COLUMNS, read
+    found = compare_same_loss(*given, values=VALUES, read_losses=lambda stage: {"a": (1.0, held[stage])})
+    assert found.loss == "heldout/loss_nats_per_token"
+    assert found.error == pytest.approx(0.04 * 2**0.5 / 4 / 100, rel=0.5)
+    sgd = next(each for each in found.contrasts if each.variant == "sgd")
+    by_hand = np.random.default_rng(0).normal(0, 0.04, 16) - np.random.default_rng(2).normal(0, 0.04, 16)
+    assert sgd.gap_error == pytest.approx(by_hand.std(ddof=1) / 4 / 100)
+    assert sgd.gap.value == pytest.approx((by_hand.mean() - 0.4) / 100)
+    page = same_loss_page(found)
+    assert "each one's difference from the lowest, on the same text, known to 0.0002 or better" in page.equal
+    assert [each.name for each in page.variants.columns[:3]] == ["variant", "loss, nats", "error by text"]
+    # A band that ends where some models are.
+    unsure = compare_same_loss(*given, band=0.0064, read_losses=lambda stage: {"a": (1.0, held[stage])})
+    assert "(standard error); of 2 that does not tell whether they are so near" in same_loss_page(unsure).equal
+    assert found.unsure == 0
+    without = compare_same_loss(*given, values=VALUES)
+    assert math.isnan(without.error)
+    assert "error by text" not in {each.name for each in same_loss_page(without).variants.columns}
+
+
+def test_probes_are_shown_by_layer():
+    checkpoints, stages = natural()
+    checkpoints["probes/labels_64"] = 0.6
+    checkpoints["probes/labels_64_layer_0"] = 0.5 + checkpoints["seed"] / 100
+    checkpoints["probes/labels_64_layer_1"] = 0.7 - (checkpoints["variant"] == "hot") * 0.3
+    checkpoints["probes/labels_64_layer_1"] -= checkpoints["flatness/hessian_trace"] / 1e4
+    assert compared(link=0.4).layers == ()
+    found = compare_same_loss(checkpoints, stages, COLUMNS, read)
+    ((title, table),) = same_loss_page(found).layers
+    assert title == "Probes of 64 labels, by layer"
+    assert [each.name for each in table.columns] == ["variant", "layer 0", "layer 1", "all, normed", "best"]
+    rows = {row.cells[0].text: [each.text for each in row.cells[1:]] for row in table.rows}
+    trace = checkpoints.groupby("variant")["flatness/hessian_trace"].mean()
+    assert rows["sgd"] == ["51.0", f"{70 - trace['sgd'] / 100:.1f}", "60.0", "layer 1"]
+    assert rows["hot"][-1] == "all, normed"
+    assert len(rows) == 6
+    assert float(rows["trace, Spearman among natural knobs"][1].split()[0]) < -0.5
+    assert rows["trace, Spearman among natural knobs"][2] == "—"  # All are alike.
+
+
 def test_fixed_and_tuned_rates_stand_side_by_side():
     found = compared(link=0.4)
     targets = list(found.groups[0].associations)
@@ -339,15 +396,33 @@ def test_the_variant_that_a_correlation_hangs_on_is_named():
         checkpoints[name] += 0.1 * place.where(place > 0, 9)
     found = compare_same_loss(checkpoints, stages, COLUMNS, read, values=VALUES)
     (group,) = found.groups
-    pivot = group.pivots["probe, 64 labels"]
-    assert pivot.variant == "sgd"
-    assert pivot.rho == pytest.approx(1)
     (trace,) = (each for each in group.associations["probe, 64 labels"] if each.measure.endswith("hessian_trace"))
     assert trace.rho.value == pytest.approx(0, abs=1e-9)
+    assert trace.pivot.variant == "sgd"
+    assert trace.pivot.rho == pytest.approx(1)
     ((_, lines),) = same_loss_page(found).answers
     assert lines[0].endswith(" Without sgd, on which it hangs most, the trace's correlation is 1.00.")
     # Of four, three are too few to tell.
-    assert compared(link=0.4).groups[0].pivots["probe, 64 labels"] is None
+    assert all(each.pivot is None for each in compared(link=0.4).groups[0].associations["probe, 64 labels"])
+
+
+def test_each_measure_is_told_without_the_variant_that_it_hangs_on():
+    """Of equals but for one, which is the best and has the most of it, nothing is left."""
+    checkpoints, stages = natural()
+    draw = np.random.default_rng(5)
+    for name in [name for name in checkpoints if name.startswith("probes/")]:
+        checkpoints[name] += checkpoints["variant"] == "hot"
+    checkpoints["flatness/feature_trace"] = draw.permutation(len(checkpoints)) + 100 * (checkpoints["variant"] == "hot")
+    found = compare_same_loss(checkpoints, stages, COLUMNS, read)
+    first = found.groups[0].associations["probe, 64 labels"]
+    by_name = {each.measure: each for each in first}
+    assert by_name["flatness/feature_trace"].pivot.variant == "hot"
+    assert all(abs(each.pivot.rho) <= abs(each.rho.value) for each in first if abs(each.rho.value) > 0.2)
+    _, _, table = same_loss_page(found).tables[0]
+    assert table.columns[2].name == "without one"
+    texts = {row.cells[0].sort: row.cells[2].text for row in table.rows}
+    pivot = by_name["flatness/feature_trace"].pivot
+    assert texts["flatness/feature_trace"] == f"{pivot.rho:.2f} (hot)"
 
 
 def test_what_a_correlation_hangs_on_makes_it_smaller():
@@ -382,6 +457,21 @@ def test_what_survives_a_change_of_scale_is_said():
     found = compare_same_loss(checkpoints, stages, COLUMNS, read)
     assert found.rescaled["flatness/hessian_trace"].value == pytest.approx(1)
     assert "by the same factors for all models of a shape" in same_loss_page(found).rescaled
+    own = {"id": "f", "kind": "flatness", "status": "done", "settings": json.dumps({"rescaled": "own"})}
+    found = compare_same_loss(checkpoints, pd.concat([stages, pd.DataFrame([own])]), COLUMNS, read)
+    assert "by factors of each model's own" in same_loss_page(found).rescaled
+
+
+def test_where_seeds_have_examples_of_their_own_the_noise_holds_their_chance():
+    checkpoints, stages = study(link=0.4)
+    drawn = json.dumps({"hyperparameters": {"examples": "by_seed"}})
+    stages.loc[stages["kind"] == "sft", "settings"] = drawn
+    notes = [
+        same_loss_page(compare_same_loss(checkpoints, each, COLUMNS, read)).differed_note
+        for each in (stages, stages.assign(settings="{}"))
+    ]
+    assert notes[0].startswith("Each seed of fine-tuning has labelled examples of its own")
+    assert "the same ones under every seed" in notes[1]
 
 
 def test_of_one_base_there_are_no_intervals():
