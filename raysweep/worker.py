@@ -89,6 +89,8 @@ class Worker:
     rank: int = 0
     world_size: int = 1
     device: str = "cpu"
+    gpus: float = 0.0
+    """That it takes; a part of one, where several workers share it."""
     zero_stage: int = 0
     gradient_checkpointing: bool = False
     micro_batch_sequences: int | None = None

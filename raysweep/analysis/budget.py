@@ -1,4 +1,4 @@
-"""What to buy with a budget of worker hours: indicators first, fine-tuning of those that are left, and what that risks.
+"""What to buy with a budget of hours: indicators first, fine-tuning of those that are left, and what that risks.
 
 A strategy is an order of purchases. Each is played on variants that nothing was learnt from, over random halves of a
 table whose scores are known: how far the best score found so far is below the best there is, against the hours spent.
@@ -53,13 +53,15 @@ class Known:
     kinds: Mapping[str, str]
     """Indicator -> the kind of stage that is bought to have it."""
     hours: Mapping[str, float]
-    """Kind -> worker hours on one checkpoint; `sft` is that of fine-tuning."""
+    """Kind -> hours of `unit` on one checkpoint; `sft` is that of fine-tuning."""
     bought: Mapping[str, Flags]
     """Kind, `sft` too -> [n], whether it has run: it is not bought again, even where no number came out."""
     scores: Floats
     """[n]; NaN where a checkpoint has none."""
     target: str
     """Name of the scores."""
+    unit: str = "hours"
+    """What hours are of."""
 
     def at(self, rows: np.ndarray) -> Known:
         """Some of the checkpoints."""
@@ -72,6 +74,7 @@ class Known:
             bought={kind: flags[rows] for kind, flags in self.bought.items()},
             scores=self.scores[rows],
             target=self.target,
+            unit=self.unit,
         )
 
     @property
@@ -106,7 +109,7 @@ class Purchase:
 
 @dataclass(frozen=True)
 class Curve:
-    """Mean regret of a strategy on unseen variants, by worker hours spent."""
+    """Mean regret of a strategy on unseen variants, by hours spent."""
 
     strategy: str
     hours: tuple[float, ...]

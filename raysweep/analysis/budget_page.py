@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +14,12 @@ from raysweep.analysis.associations import numbers
 from raysweep.analysis.budget import ALL, NUM_PAIRS, SFT, Known, asha, by, curves, elimination, next_purchases
 from raysweep.analysis.charts import Chart, escaped
 from raysweep.analysis.comparer import CompareError
-from raysweep.analysis.defects import leaks, unusable_rows
+from raysweep.analysis.defects import collapsed_rows, copied_rows, leaks
 from raysweep.analysis.derived import OTHER_TEXT, PPL
 from raysweep.analysis.formatting import number
 from raysweep.analysis.labels import row_key
 from raysweep.analysis.ranking import Ranking
-from raysweep.analysis.worth import own_stages, seconds_by_kind, seconds_spent
+from raysweep.analysis.worth import cost_unit, own_stages, seconds_by_kind, seconds_spent
 from raysweep.printable import printable
 from raysweep.scores import column_name
 
@@ -41,7 +41,7 @@ def known_of(
     """What a ranking's table tells, without its leaks, and without rows that are of no use (see `left_out`).
 
     Args:
-        hours: kind of stage -> worker hours on one checkpoint; `sft` is that of fine-tuning.
+        hours: kind of stage -> hours on one checkpoint; `sft` is that of fine-tuning.
         ran: of a run, kind of stage -> checkpoints that it has run on, whatever came out; an indicator is of the kind
             before its slash. None: each is one by itself, and has run where it has a value.
 
@@ -62,9 +62,9 @@ def known_of(
     for kind in (SFT, *(kind for kind, _ in used.values())):
         if kind not in hours:
             there = ", ".join(sorted(hours)) or "none"
-            raise CompareError(f"what {kind} costs on one checkpoint is not known, in worker hours; known: {there}")
+            raise CompareError(f"what {kind} costs on one checkpoint is not known, in hours; known: {there}")
     table = ranking.checkpoints.drop_duplicates("checkpoint")
-    table = table[~table["checkpoint"].isin(left_out(ranking))].sort_values("checkpoint")
+    table = table[~table["checkpoint"].isin(left_out(ranking, used))].sort_values("checkpoint")
     values = {name: numbers(table[name]) * (1 if direction == "max" else -1) for name, (_, direction) in used.items()}
     kinds = {name: kind for name, (kind, _) in used.items()}
     bought = {SFT: np.isfinite(numbers(table[ranking.target]))}
@@ -83,7 +83,7 @@ def known_of(
         target=ranking.target,
     )
     if not known.rungs:
-        raise CompareError(f"no indicator costs less than fine-tuning ({hours[SFT]:.3g} worker hours a checkpoint)")
+        raise CompareError(f"no indicator costs less than fine-tuning ({hours[SFT]:.3g} hours a checkpoint)")
     return known
 
 
@@ -94,17 +94,20 @@ def known_of_run(ranking: Ranking, stages: pd.DataFrame) -> Known:
     for kind, checkpoint in seconds_spent(stages).index:
         ran[str(kind)].add(str(checkpoint))
     hours = {kind: seconds / 3600 for kind, seconds in seconds_by_kind(stages).items()}
-    return known_of(ranking, hours, ran=ran)
+    return replace(known_of(ranking, hours, ran=ran), unit=cost_unit(stages, "hours"))
 
 
-def left_out(ranking: Ranking) -> dict[str, str]:
-    """Checkpoint -> why nothing is learnt from it nor bought for it."""
+def left_out(ranking: Ranking, used: Collection[str]) -> dict[str, str]:
+    """Checkpoint -> why nothing is learnt from it nor bought for it: a copy, or one that has collapsed in what is used.
+
+    A collapsed target alone is an outcome like any other, and to leave it out would flatter what is tested.
+    """
     table = ranking.checkpoints
     gone = table[table[ranking.target].isna() & (table["status"] != "done")]
     why = {
         str(name): f"its pretraining: {status}" for name, status in zip(gone["checkpoint"], gone["status"], strict=True)
     }
-    return why | unusable_rows(ranking.flags, ranking.target)
+    return why | collapsed_rows(ranking.flags, used) | copied_rows(ranking.flags)
 
 
 def budget_document(ranking: Ranking, known: Known, budget_hours: float) -> dict[str, Any]:
@@ -122,12 +125,13 @@ def budget_document(ranking: Ranking, known: Known, budget_hours: float) -> dict
     return {
         "target": ranking.target,
         "budget_hours": budget_hours,
+        "unit": known.unit,
         "hours": {kind: known.hours[kind] for kind in (*(kind for rung in known.rungs for kind in rung), SFT)},
         "rungs": [list(rung) for rung in known.rungs],
         "num_checkpoints": len(known.names),
         "num_scored": int(np.isfinite(known.scores).sum()),
         "num_without_score": int((known.bought[SFT] & ~np.isfinite(known.scores)).sum()),
-        "rows_left_out": left_out(ranking),
+        "rows_left_out": left_out(ranking, known.values),
         "strategies": [asdict(curve) | {"regret_at_budget": curve.at(budget_hours)} for curve in found],
         "bought_by": best,
         "next": [asdict(each) for each in buy],
@@ -140,7 +144,7 @@ def format_budget(document: Mapping[str, Any]) -> str:
     budget = document["budget_hours"]
     parts = [part * budget for part in PARTS]
     lines = [
-        f"Regret in {document['target']} on variants that nothing was learnt from, after worker hours for "
+        f"Regret in {document['target']} on variants that nothing was learnt from, after {document['unit']} for "
         f"{document['num_scored']} checkpoints: mean over {2 * NUM_PAIRS} halves of the variants, with its 95 % "
         "interval, by what disjoint halves differ by with gaps between scores drawn anew; ≈: at the budget a tie with "
         "the first, which is picked by these numbers",
@@ -179,7 +183,7 @@ def _purchase_lines(document: Mapping[str, Any]) -> list[str]:
     if not document["num_checkpoints"] - document["num_scored"] - num:
         lines.append("every checkpoint is fine-tuned: nothing to buy")
     elif not document["next"]:
-        lines.append(f"{number(document['budget_hours'])} worker hours are less than the next purchase takes")
+        lines.append(f"{number(document['budget_hours'])} {document['unit']} are less than the next purchase takes")
     else:
         lines.append(f"buy next, by {document['bought_by']}:")
     for each in document["next"]:
@@ -191,7 +195,7 @@ def _purchase_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def regret_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | str:
-    """Regret against worker hours: elimination beside fine-tuning all, by perplexity and early fine-tuning, and ASHA.
+    """Regret against hours: elimination beside fine-tuning all, by perplexity and early fine-tuning, and ASHA.
 
     In words why not, where there is too little to learn from.
     """
@@ -208,13 +212,14 @@ def regret_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | str:
                 "name": escaped(name),
                 **{side: list(map(float, getattr(curve, side))) for side in ("hours", "regret", "low", "high")},
                 "text": [
-                    escaped(f"{name}\n{_cell(*values)} after {number(hours)} worker hours")
+                    escaped(f"{name}\n{_cell(*values)} after {number(hours)} {known.unit}")
                     for hours, *values in zip(curve.hours, curve.regret, curve.low, curve.high, strict=True)
                 ],
             }
             for name in shown
             if (curve := found.get(name))
         ],
+        "x_title": escaped(f"{known.unit}, on all checkpoints"),
         "y_title": escaped(f"regret in {ranking.target}"),
         "rungs": [", ".join(rung) for rung in known.rungs],
         "num_scored": int(np.isfinite(known.scores).sum()),

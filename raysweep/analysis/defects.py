@@ -83,14 +83,6 @@ def flagged_rows(flags: Sequence[Flag]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row for rows in odd for row in rows))
 
 
-def unusable_rows(flags: Sequence[Flag], target: str) -> dict[str, str]:
-    """Checkpoint -> why nothing is learnt from it, nor tested on it: copies of others, and collapsed indicators.
-
-    A collapsed target alone is an outcome like any other, and to leave it out would flatter what is tested.
-    """
-    return _reasons(flag for flag in flags if flag.kind != "leaked" and set(flag.columns) != {target})
-
-
 def copied_rows(flags: Sequence[Flag]) -> dict[str, str]:
     """Checkpoint -> the flag by which it is another one under a second name."""
     return _reasons(flag for flag in flags if flag.kind == "copy")

@@ -88,7 +88,7 @@ if (data) {
         shapes: [{ type: "line", x0: 0.5, x1: 0.5, y0: 0, y1: 1, yref: "paper", line: { dash: "dot", color: css("--soft"), width: 1 } }] }), options);
   };
   const worth = () => {
-    const { x, y, above, below, names, text, lines } = charts.worth;
+    const { x, y, above, below, names, text, lines, x_title } = charts.worth;
     const dots = {
       x, y, text: names, hovertext: text, hoverinfo: "text", type: "scatter", mode: "markers+text",
       textposition: x.map((each) => each === Math.max(...x) ? "bottom left" : "top right"),
@@ -96,7 +96,7 @@ if (data) {
       error_y: { type: "data", symmetric: false, array: above, arrayminus: below, thickness: 1.5, width: 4 },
     };
     Plotly.react("worth-chart", [dots], layout(
-      { title: { text: "worker seconds a checkpoint" }, type: "log", tickformat: "~g" },
+      { title: { text: x_title }, type: "log", tickformat: "~g" },
       { title: { text: "share of pairs ordered right" }, range: [-0.02, 1.05] },
       { showlegend: false,
         shapes: lines.map((line, index) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: line.y, y1: line.y, line: { dash: index ? "dot" : "dash", color: css("--soft"), width: 1.5 } })),
@@ -111,7 +111,7 @@ if (data) {
       { title: { text: "share that was right" }, rangemode: "tozero", tickformat: ".0%" }, { showlegend: false }), options);
   };
   const regret = () => {
-    const { lines, y_title } = charts.regret;
+    const { lines, x_title, y_title } = charts.regret;
     const drawn = lines.flatMap(({ name, hours, regret, low, high, text }, index) => {
       const color = colors[index % colors.length];
       const band = {
@@ -121,7 +121,7 @@ if (data) {
       return [band, { name, x: hours, y: regret, text, hovertemplate: hover, type: "scatter", mode: "lines", line: { width: 2, color } }];
     });
     Plotly.react("regret-chart", drawn, layout(
-      { title: { text: "worker hours, on all checkpoints" } }, { title: { text: y_title }, rangemode: "tozero" },
+      { title: { text: x_title } }, { title: { text: y_title }, rangemode: "tozero" },
       { legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 } }), options);
   };
   const loss = () => {

@@ -46,7 +46,10 @@ RowValues = dict[Hashable, Any]
 """Column -> value, of one row."""
 
 _STAGE = ("trial", "variant", "seed", "kind", "id", "step", "checkpoint", "task", "status", "lr", "stage_seed")
-_PROVENANCE = ("started", "wall_seconds", "peak_memory_bytes", "world_size", "device", "host", "git_commit")
+_PROVENANCE = (
+    *("started", "wall_seconds", "peak_memory_bytes", "world_size", "device", "gpus_per_worker", "host"),
+    "git_commit",
+)
 # Of a picked rate's place in its grid, as a number: metric columns hold nothing else.
 _EDGES = {"lowest": -1.0, None: 0.0, "highest": 1.0}
 # What tables tell beside the metrics of stages: of each task, of the mean over tasks, and of a stage that diverged.
@@ -77,8 +80,8 @@ def stage_table(run: Run) -> pd.DataFrame:
 
     Columns: trial, variant, seed (of pretraining), `point.<path>`, kind, id, step, checkpoint, task, status, lr and
     stage_seed (of the stage itself), metrics as `<kind>/<metric>`, started (ISO 8601), wall_seconds, num_tokens,
-    peak_memory_bytes, world_size, device, host, git_commit, location (the stage's folder or URL), and as JSON text
-    settings, inputs, versions.
+    peak_memory_bytes, world_size, device, gpus_per_worker, host, git_commit, location (the stage's folder or URL), and
+    as JSON text settings, inputs, versions.
 
     Status is done, diverged, failed, pruned (a scheduler stopped its trial before), or missing (not run). A stage that
     two trials share is a row of each.
@@ -367,7 +370,7 @@ def _frame(rows: Sequence[RowValues], *, first: Sequence[str], last: Sequence[st
     for name in columns:
         if is_swept(name):
             series[name] = _plain(series[name])
-        elif "/" in name or name in ("lr", "wall_seconds", "num_tokens"):
+        elif "/" in name or name in ("lr", "wall_seconds", "num_tokens", "gpus_per_worker"):
             series[name] = series[name].map(_number).astype("float64")
         elif name in ("seed", "step", "stage_seed", "peak_memory_bytes", "world_size", "workers"):
             series[name] = series[name].map(_whole).astype("Int64")

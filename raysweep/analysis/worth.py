@@ -1,4 +1,4 @@
-"""Which indicator is worth its cost: pairs right, and what is added to the configuration, against worker time."""
+"""Which indicator is worth its cost: pairs right, and what is added to the configuration, against time."""
 
 from __future__ import annotations
 
@@ -25,19 +25,41 @@ class Worth:
 
     item: Association
     seconds: float
-    """Worker time of its stages on one checkpoint, on average: all that these stages measure is had for it."""
+    """That its stages take on one checkpoint, on average, of what `cost_unit` says: all that these stages measure is
+    had for it."""
 
 
 def seconds_spent(stages: pd.DataFrame) -> pd.Series:
-    """(kind, checkpoint) -> worker time of all stages of that kind on it: of all tasks, seeds and rates together.
+    """(kind, checkpoint) -> seconds of all stages of that kind on it: of all tasks, seeds and rates together.
 
-    Only where all of them have run, whatever came out: a part of them costs less than the whole.
+    Of all GPUs of all workers, or of the workers where these have none; see `cost_unit`. Only where all stages have
+    run, whatever came out: a part of them costs less than the whole.
     """
-    own = stages[stages["checkpoint"].notna()].drop_duplicates("id")
-    spent = own["wall_seconds"] * own["world_size"].astype("float64")
+    own = _of_checkpoints(stages)
+    gpus = own["gpus_per_worker"].astype("float64")
+    # Where it was not noted, as it was not always, a worker counts as one GPU.
+    spent = own["wall_seconds"] * own["world_size"].astype("float64") * gpus.where(gpus > 0, 1.0)
     # A stage that has not run has no time, and makes the sum none.
     totals: pd.Series = spent.groupby([own["kind"], own["checkpoint"]]).agg(lambda each: each.sum(skipna=False))
     return totals.dropna()
+
+
+def cost_unit(stages: pd.DataFrame, time: str) -> str:
+    """What `seconds_spent` counts, by where stages ran: `GPU hours`, `CPU worker hours`; if both, the kinds of either.
+
+    Args:
+        time: `hours`, or another word for it.
+    """
+    ran = _of_checkpoints(stages).dropna(subset="device")
+    on_cpu = ran["device"] == "cpu"
+    if on_cpu.all():
+        return f"CPU worker {time}"
+    kinds = ", ".join(sorted(set(ran["kind"][on_cpu])))
+    return f"GPU {time} (of {kinds} CPU worker {time})" if kinds else f"GPU {time}"
+
+
+def _of_checkpoints(stages: pd.DataFrame) -> pd.DataFrame:
+    return stages[stages["checkpoint"].notna()].drop_duplicates("id")
 
 
 def seconds_by_kind(stages: pd.DataFrame) -> dict[str, float]:
@@ -82,7 +104,7 @@ def worth_table(ranking: Ranking, stages: pd.DataFrame) -> Table:
             _estimate(worth.item.added),
         ]
         rows.append(Row(cells))
-    titles = ("worker time a checkpoint", "of fine-tuning, %", "pairs right", "adds to config")
+    titles = (f"{cost_unit(stages, 'time')} a checkpoint", "of fine-tuning, %", "pairs right", "adds to config")
     return Table([Heading("indicator"), *(Heading(title, numeric=True) for title in titles)], rows)
 
 
@@ -94,6 +116,7 @@ def worth_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | None:
     short = indicator_names(ranking)
     accuracies = [worth.item.accuracy for worth in found]
     best = {worth.item.indicator for worth in _worthwhile(found)}
+    unit = cost_unit(stages, "time")
     return {
         "x": numbers(worth.seconds for worth in found),
         "y": numbers(each.value for each in accuracies),
@@ -105,11 +128,12 @@ def worth_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | None:
             escaped(
                 f"{worth.item.indicator}\n{formatting.with_interval(worth.item.accuracy)} of pairs right\n"
                 f"adds {formatting.with_interval(worth.item.added)} to the configuration\n"
-                f"{formatting.seconds(worth.seconds)} of worker time a checkpoint"
+                f"{formatting.seconds(worth.seconds)} of {unit} a checkpoint"
             )
             for worth in found
         ],
         "lines": _lines(ranking),
+        "x_title": escaped(f"{cost_unit(stages, 'seconds')} a checkpoint"),
     }
 
 

@@ -92,11 +92,11 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def hours(text: str) -> float:
-    """Worker hours: `20gpuh`, `20h`, or the number alone."""
+    """Hours of GPUs, or of workers: `20gpuh`, `20h`, or the number alone."""
     try:
         return above_zero(text.removesuffix("h").removesuffix("gpu"))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of worker hours; write 20gpuh, 20h or 20") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours; write 20gpuh, 20h or 20") from None
 
 
 def costs(text: str) -> dict[str, float]:

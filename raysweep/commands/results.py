@@ -81,13 +81,13 @@ def _add_table(rank: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="with --learn: indicators to leave out, by name or by its beginning, such as early_sft; between commas",
     )
-    rank.add_argument("--budget", type=hours, metavar="HOURS", help="what to buy next with it, such as 20gpuh")
+    rank.add_argument("--budget", type=hours, metavar="HOURS", help="what to buy next with so many GPU hours, such as 20gpuh; of stages that ran on CPUs they are worker hours")
     rank.add_argument(
         "--costs",
         type=costs,
         default={},
         metavar="NAME=HOURS",
-        help="of a table: worker hours of each indicator on one row, and of sft; between commas (a run has its own)",
+        help="of a table: hours of each indicator on one row, and of sft; between commas (a run has its own)",
     )
     rank.add_argument("--drop-flagged", action="store_true", help="leave out copies of rows, and collapsed ones")
 
@@ -145,7 +145,7 @@ def _check_together(args: argparse.Namespace) -> None:
     if args.table and args.costs and not args.budget:
         raise DataError("--costs says what a budget buys: give --budget HOURS too, or leave it out")
     if args.table and args.budget and not args.costs:
-        raise DataError("--budget needs what a row costs in worker hours: --costs sft=HOURS,INDICATOR=HOURS,...")
+        raise DataError("--budget needs what a row costs in hours: --costs sft=HOURS,INDICATOR=HOURS,...")
     known = ["sft", *args.higher, *args.lower]
     if len(known) > 1 and (unknown := [name for name in args.costs if args.table and name not in known]):
         raise DataError(

@@ -51,6 +51,7 @@ def make_worker(
         rank=rank,
         world_size=world_size,
         device=device,
+        gpus=resources.gpus_per_worker,
         zero_stage=resources.zero_stage,
         gradient_checkpointing=resources.gradient_checkpointing,
         micro_batch_sequences=resources.micro_batch_sequences,

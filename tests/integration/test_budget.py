@@ -89,7 +89,7 @@ def test_an_unfinished_run_is_told_what_it_can_buy(finished, tmp_path, capsys):
         rf"^buy next, by elimination, . rungs?:$(\n  .*)*\n  sft \(.* h\): {re.escape(label[untuned])}$", text, re.M
     )
     assert f"left out: {label[unmeasured]}: its pretraining: missing" in text
-    assert "worker hours are less than the next purchase takes" in asked(run, capsys, "--budget", "0.0000001")
+    assert "CPU worker hours are less than the next purchase takes" in asked(run, capsys, "--budget", "0.0000001")
 
 
 @needs_chromium

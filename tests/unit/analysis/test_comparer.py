@@ -21,7 +21,7 @@ from raysweep.analysis.comparer import (
     pair_logits,
 )
 from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, save
-from raysweep.analysis.defects import unusable_rows
+from raysweep.analysis.defects import collapsed_rows, copied_rows
 from raysweep.analysis.kept import version_of
 from raysweep.analysis.learning import Learnt, indicators_named, learn_target, targets_of
 from raysweep.analysis.learnt_page import format_learnt
@@ -281,7 +281,8 @@ def test_a_collapsed_row_is_tested_on_and_not_learnt_from():
     names = [f"{row:02}" for row in range(30)]
     table = table.assign(variant=names, trial=names, checkpoint=names, status="done", seed=0, step=1)
     ranking = rank(table, columns=[Column("", Metric(name, "max")) for name in ("own", "unused")], target="score")
-    assert set(unusable_rows(ranking.flags, "score")) == {"04", "05", "07"}
+    assert set(collapsed_rows(ranking.flags, ["own", "unused"])) == {"04", "05"}
+    assert set(copied_rows(ranking.flags)) == {"07"}
     learnt = learn_target(ranking, without=["unused"])
     assert set(learnt.tested.rows_not_learnt_from) == {"04"}
     assert set(learnt.tested.rows_left_out) == {"07"}

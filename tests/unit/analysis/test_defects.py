@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysweep.analysis.defects import Flag, find_flags, flagged_rows, unusable_rows
+from raysweep.analysis.defects import Flag, collapsed_rows, find_flags, flagged_rows
 
 
 def table(seed: int = 0) -> pd.DataFrame:
@@ -112,5 +112,5 @@ def test_a_row_is_not_left_out_of_a_test_by_its_target():
     rows.loc[6, "b"] = 0.15
     flags = flags_of(rows)
     assert flagged_rows(flags) == ("row 5", "row 6")
-    assert list(unusable_rows(flags, "score")) == ["row 6"]
-    assert "row 6 is far from all others: b 0.15" in unusable_rows(flags, "score")["row 6"]
+    assert list(collapsed_rows(flags, ["a", "b"])) == ["row 6"]
+    assert "row 6 is far from all others: b 0.15" in collapsed_rows(flags, ["b"])["row 6"]

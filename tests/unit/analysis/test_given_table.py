@@ -128,7 +128,7 @@ def test_commands_that_do_not_go_together(capsys, given, message):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--budget", "abc", "'abc' is no number of worker hours; write 20gpuh"),
+        ("--budget", "abc", "'abc' is no number of hours; write 20gpuh"),
         ("--costs", "ppl=1h,sft", "'sft' has no hours; write NAME=HOURS"),
     ],
 )

@@ -39,7 +39,10 @@ def table_of(scores: list[float], **columns: list[float]) -> pd.DataFrame:
 
 def stages_of(*rows: dict) -> pd.DataFrame:
     missing = dict.fromkeys(
-        ("started", "peak_memory_bytes", "world_size", "host", "device", "git_commit", "versions", "checkpoint", "task")
+        (
+            *("started", "peak_memory_bytes", "world_size", "host", "device", "gpus_per_worker", "git_commit"),
+            *("versions", "checkpoint", "task"),
+        )
     )
     numbers = {"seed": 0, "step": 1, "wall_seconds": np.nan, "num_tokens": np.nan}
     known = {"trial": "t", "variant": "c0", **numbers, **missing}
@@ -226,15 +229,16 @@ def test_an_indicator_stands_beside_its_cost_and_the_configuration():
     columns = {"flatness/hessian_trace": [1.0, 2.0, 4.0, 3.0, 5.0, 6.0], "pretrain/loss_nats_per_token": scores}
     ranking = rank(table_of(scores, **columns), columns=COLUMNS)
     rows = [
-        {"id": f"{kind}-{number}", "kind": kind, "checkpoint": f"c{number}", "wall_seconds": spent, "world_size": 2}
+        {"id": f"{kind}-{number}", "kind": kind, "checkpoint": f"c{number}", "wall_seconds": spent, "world_size": 2, "device": "cpu"}
         for kind, spent in (("flatness", 3.0), ("sft", 30.0), ("pretrain", 100.0))
         for number in range(6)
     ]
     stages = stages_of(*rows, rows[0])
     [row] = worth_table(ranking, stages).rows
     assert [cell.text for cell in row.cells][:3] == ["hessian_trace", "6.0 s", "10.0"]
+    assert worth_table(ranking, stages).columns[1].name == "CPU worker time a checkpoint"
     chart = worth_chart(ranking, stages)
-    assert chart["x"] == [6.0]
+    assert (chart["x"], chart["x_title"]) == ([6.0], "CPU worker seconds a checkpoint")
     assert chart["y"] == [pytest.approx(14 / 15)]
     assert [line["name"] for line in chart["lines"]] == ["configuration alone"]
     assert worth_chart(ranking, stages[stages["kind"] == "sft"]) is None

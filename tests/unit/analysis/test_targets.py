@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysweep.analysis.budget_page import known_of
+from raysweep.analysis.budget_page import known_of, known_of_run, left_out
 from raysweep.analysis.formatting import amount, is_share, unit
 from raysweep.analysis.learning import _mean_rank
 from raysweep.analysis.ranking import rank
@@ -46,6 +46,39 @@ def test_where_lower_is_better_the_lowest_is_bought_as_the_best():
     assert (ranking.best["checkpoint"], ranking.sign) == ("c00", -1.0)
     known = known_of(ranking, {"sft": 2.0, "mine/x": 1.0})
     assert known.names[int(np.argmax(known.scores))] == "c00"
+
+
+def test_a_row_that_collapsed_in_what_is_not_bought_is_bought():
+    rows = table(20).assign(**{"mine/y": np.linspace(2.0, 3.0, 20), "pretrain/loss": np.linspace(3.0, 4.0, 20)})
+    rows.loc[5, "pretrain/loss"], rows.loc[6, "mine/y"] = 400.0, 400.0
+    columns = [*COLUMNS, Column("mine", Metric("y", "max")), Column("pretrain", Metric("loss", "min"))]
+    ranking = rank(rows, columns=columns, target="sft/mean_score")
+    assert [flag.rows for flag in ranking.flags if flag.kind == "collapsed"] == [("c06",), ("c05",)]
+    known = known_of(ranking, {"sft": 2.0, "mine/x": 1.0, "mine/y": 1.0})
+    assert set(rows["checkpoint"]) - {*known.names} == {"c06"}
+    assert list(left_out(ranking, known.values)) == ["c06"]
+
+
+def test_hours_are_of_all_gpus_of_all_workers():
+    """Of two workers of two GPUs each; of one before it was noted; of half a GPU; and of what ran on CPUs."""
+    ranking = rank(table(), columns=COLUMNS, target="sft/mean_score")
+    of_sft = [{"kind": "sft", "task": task, "world_size": 2, "gpus_per_worker": 2.0} for task in ("arc", "boolq")]
+    of_mine = {"kind": "mine", "task": None, "world_size": 1}
+    for gpus, device, hours, unit in (
+        (None, "cuda:0", 1.0, "GPU hours"),
+        (0.5, "cuda:0", 0.5, "GPU hours"),
+        (0.0, "cpu", 1.0, "GPU hours (of mine CPU worker hours)"),
+    ):
+        kinds = [{"device": "cuda:0"} | each for each in of_sft] + [
+            of_mine | {"device": device, "gpus_per_worker": gpus}
+        ]
+        stages = pd.DataFrame(
+            {"wall_seconds": 3600.0, "checkpoint": name, "id": f"{name}-{place}"} | each
+            for name in ranking.checkpoints["checkpoint"]
+            for place, each in enumerate(kinds)
+        )
+        known = known_of_run(ranking, stages)
+        assert (known.hours, known.unit) == ({"sft": 8.0, "mine": hours}, unit)
 
 
 @pytest.mark.parametrize(
