@@ -14,6 +14,7 @@ from raysweep.analysis.kept import of_mean, version_of, versions_of
 from raysweep.data.tokenizers import load_tokenizer
 from raysweep.document import read_document
 from raysweep.errors import StageError
+from raysweep.estimates import flops_of
 from raysweep.events import Event, Report, StageFailed
 from raysweep.plan import Trial
 from raysweep.results import Results
@@ -112,6 +113,8 @@ class Measured:
     """Column -> fingerprint of the stage that measured it."""
     seconds: Mapping[str, float]
     """Column -> worker time of that stage."""
+    flops: Mapping[str, float | None]
+    """Column -> FLOPs of that stage, by its own formula; None where the size of the model is not known."""
 
 
 def compare(
@@ -161,6 +164,7 @@ def compare(
         "unchecked": [name for name, each in contents.indicators.items() if not each.versions],
         "answers": answers,
         "seconds": {name: [first.seconds[name], second.seconds[name]] for name in contents.indicators},
+        "flops": {name: [first.flops[name], second.flops[name]] for name in contents.indicators},
     }
 
 
@@ -300,6 +304,7 @@ def _measured(name: str, trial: Trial, store: Store, columns: Sequence[Column]) 
         if (kind := column.partition("/")[0]) in by_kind
     }
     means = {column.name: column for column in columns if column.tasks}
+    flops = flops_of(trial)
     return Measured(
         name,
         values,
@@ -310,4 +315,5 @@ def _measured(name: str, trial: Trial, store: Store, columns: Sequence[Column]) 
         seconds={
             column: record.provenance["wall_seconds"] * record.provenance["world_size"] for column, record in of.items()
         },
+        flops={column: flops.get(record.id) for column, record in of.items()},
     )

@@ -102,6 +102,15 @@ def sized(trial: Trial) -> Iterator[tuple[Stage, Size]]:
         yield stage, enlarged.get(stage.inputs.get("checkpoint", "")) or size
 
 
+def flops_of(trial: Trial) -> dict[str, float]:
+    """Stage id -> floating-point operations by its own formula; none where the model's size is not known."""
+    return {
+        stage.id: float(stage.spec.flops(size, trial.corpus_of(stage)))
+        for stage, size in sized(trial)
+        if size is not UNKNOWN
+    }
+
+
 @dataclass(frozen=True)
 class ToWrite:
     """Bytes that a run is still to write; fewer than it will, as measurements are not counted."""

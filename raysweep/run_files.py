@@ -33,6 +33,8 @@ class StageRow:
     inputs: Mapping[str, str]
     state_key: str | None = UNKNOWN
     """Of the resumable state that it shares with others; UNKNOWN in rows of before this was noted."""
+    flops: float | None = None
+    """By its own formula; None in rows of before this was noted, and of models whose size is not known."""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ class IndicatorFile(Spec):
     """Fingerprints of the stages that measured it; none where it is of a table."""
     seconds: float | None = None
     """Of worker time, to measure its stage on one checkpoint; the median."""
+    flops: float | None = None
+    """Of the same, where they are known."""
 
 
 class Contents(Spec):

@@ -81,7 +81,7 @@ def count(value: float) -> str:
     """`1.31 M`: three digits and a decimal prefix; a dash for NaN."""
     if math.isnan(value):
         return "—"
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:.0f}"

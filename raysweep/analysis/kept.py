@@ -54,12 +54,13 @@ def versions_of(stages: pd.DataFrame, columns: Sequence[Column]) -> dict[str, In
     for kind, rows in done.groupby("kind"):
         prints = sorted({version_of(json.loads(settings)) for settings in rows["settings"]})
         spent = (rows["wall_seconds"] * rows["world_size"].astype("float64")).median()
-        found[str(kind)] = IndicatorFile(versions=tuple(prints), seconds=float(spent))
+        flops = None if rows["flops"].isna().any() else float(rows["flops"].median())
+        found[str(kind)] = IndicatorFile(versions=tuple(prints), seconds=float(spent), flops=flops)
     for column in columns:
         if column.tasks and column.kind in found:
             of = found[column.kind]
             prints = [of_mean(each, column) for each in of.versions]
-            found[column.name] = IndicatorFile(versions=tuple(prints), seconds=of.seconds)
+            found[column.name] = of.with_(versions=tuple(prints))
     return found
 
 

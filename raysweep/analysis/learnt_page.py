@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from raysweep.analysis.charts import Chart, escaped, numbers
-from raysweep.analysis.formatting import number, percent, seconds, with_interval
+from raysweep.analysis.formatting import count, number, percent, seconds, with_interval
 from raysweep.analysis.learning import Learnt, Tested
 from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import plain_json
@@ -127,7 +127,11 @@ def format_comparison(document: Mapping[str, Any]) -> str:
             lines.append(f"  {far:.1f} times as far from what was learnt from as that lies apart: believe it less")
         for reason in answer["reasons"][:MAX_REASONS]:
             side = "A" if reason["logit"] > 0 else "B"
-            spent = " and ".join(seconds(each) for each in document["seconds"][reason["indicator"]])
+            costs = (document[unit][reason["indicator"]] for unit in ("seconds", "flops"))
+            spent = " and ".join(
+                f"{seconds(time)} ({count(math.nan if flops is None else flops)} FLOPs)"
+                for time, flops in zip(*costs, strict=True)
+            )
             lines.append(
                 f"  {reason['indicator']:<36} for {side} by {abs(reason['logit']):.2f}   "
                 f"{number(reason['first'])} against {number(reason['second'])}, measured in {spent}"

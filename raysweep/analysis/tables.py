@@ -80,8 +80,8 @@ def stage_table(run: Run) -> pd.DataFrame:
 
     Columns: trial, variant, seed (of pretraining), `point.<path>`, kind, id, step, checkpoint, task, status, lr and
     stage_seed (of the stage itself), metrics as `<kind>/<metric>`, started (ISO 8601), wall_seconds, num_tokens,
-    peak_memory_bytes, world_size, device, gpus_per_worker, host, git_commit, location (the stage's folder or URL), and
-    as JSON text settings, inputs, versions.
+    flops (by its own formula), peak_memory_bytes, world_size, device, gpus_per_worker, host, git_commit, location (the
+    stage's folder or URL), and as JSON text settings, inputs, versions.
 
     Status is done, diverged, failed, pruned (a scheduler stopped its trial before), or missing (not run). A stage that
     two trials share is a row of each.
@@ -98,7 +98,7 @@ def stage_table(run: Run) -> pd.DataFrame:
     for row in rows:
         if records[row["id"]]:
             row["location"] = run.store.location(row["id"])
-    last = (*_PROVENANCE, "location", "num_tokens", "settings", "inputs", "versions")
+    last = (*_PROVENANCE, "location", "num_tokens", "flops", "settings", "inputs", "versions")
     return _frame(rows, first=_STAGE, last=last)
 
 
@@ -184,6 +184,7 @@ def _stage_row(trial: TrialRow, stage: StageRow, record: Record | None, otherwis
         row |= {setting_column(name, path): value for path, value in values.items()}
     row |= {"kind": stage.kind, "id": stage.id, "step": stage.step, "checkpoint": stage.checkpoint, "task": stage.task}
     row |= {"status": record.status if record else otherwise, "inputs": json.dumps(dict(stage.inputs), sort_keys=True)}
+    row["flops"] = stage.flops
     if record is None:
         return row
     known = record.provenance
@@ -370,7 +371,7 @@ def _frame(rows: Sequence[RowValues], *, first: Sequence[str], last: Sequence[st
     for name in columns:
         if is_swept(name):
             series[name] = _plain(series[name])
-        elif "/" in name or name in ("lr", "wall_seconds", "num_tokens", "gpus_per_worker"):
+        elif "/" in name or name in ("lr", "wall_seconds", "num_tokens", "flops", "gpus_per_worker"):
             series[name] = series[name].map(_number).astype("float64")
         elif name in ("seed", "step", "stage_seed", "peak_memory_bytes", "world_size", "workers"):
             series[name] = series[name].map(_whole).astype("Int64")

@@ -27,6 +27,8 @@ class Worth:
     seconds: float
     """That its stages take on one checkpoint, on average, of what `cost_unit` says: all that these stages measure is
     had for it."""
+    flops: float
+    """Of these, on average; NaN where they are not known."""
 
 
 def seconds_spent(stages: pd.DataFrame) -> pd.Series:
@@ -39,9 +41,7 @@ def seconds_spent(stages: pd.DataFrame) -> pd.Series:
     gpus = own["gpus_per_worker"].astype("float64")
     # Where it was not noted, as it was not always, a worker counts as one GPU.
     spent = own["wall_seconds"] * own["world_size"].astype("float64") * gpus.where(gpus > 0, 1.0)
-    # A stage that has not run has no time, and makes the sum none.
-    totals: pd.Series = spent.groupby([own["kind"], own["checkpoint"]]).agg(lambda each: each.sum(skipna=False))
-    return totals.dropna()
+    return _sums(own, spent)
 
 
 def cost_unit(stages: pd.DataFrame, time: str) -> str:
@@ -62,6 +62,19 @@ def _of_checkpoints(stages: pd.DataFrame) -> pd.DataFrame:
     return stages[stages["checkpoint"].notna()].drop_duplicates("id")
 
 
+def _sums(own: pd.DataFrame, values: pd.Series) -> pd.Series:
+    """(kind, checkpoint) -> sum of a value of each stage; none where one has none, as one that has not run no time."""
+    totals: pd.Series = values.groupby([own["kind"], own["checkpoint"]]).agg(lambda each: each.sum(skipna=False))
+    return totals.dropna()
+
+
+def flops_by_kind(stages: pd.DataFrame) -> dict[str, float]:
+    """Kind of stage -> FLOPs of all its stages on one checkpoint, on average over those where they are known."""
+    own = _of_checkpoints(stages)
+    means = _sums(own, own["flops"].astype("float64")).groupby(level="kind").mean()
+    return {str(kind): float(flops) for kind, flops in means.items()}
+
+
 def seconds_by_kind(stages: pd.DataFrame) -> dict[str, float]:
     """Kind of stage -> `seconds_spent` on one checkpoint, on average over those that have it."""
     means = seconds_spent(stages).groupby(level="kind").mean()
@@ -79,32 +92,45 @@ def own_stages(ranking: Ranking, stages: pd.DataFrame) -> pd.DataFrame:
 
 def worths(ranking: Ranking, stages: pd.DataFrame) -> list[Worth]:
     """Of the measured indicators, best first; without those of pretraining, which come with it."""
-    spent = seconds_by_kind(stages)
+    spent, flops = seconds_by_kind(stages), flops_by_kind(stages)
     return [
-        Worth(item, spent[kind])
+        Worth(item, spent[kind], flops.get(kind, math.nan))
         for item in ranking.associations
         if item.source == "measured" and item.same_order_as is None
-        if (kind := item.indicator.partition("/")[0]) in spent and kind != "pretrain"
+        if (kind := _kind(item)) in spent and kind != "pretrain"
     ]
 
 
-def worth_table(ranking: Ranking, stages: pd.DataFrame) -> Table:
-    """A row for each indicator: its cost, and what it tells."""
+def _kind(item: Association) -> str:
+    return item.indicator.partition("/")[0]
+
+
+def worth_table(ranking: Ranking, stages: pd.DataFrame, *, best_alone: bool = False) -> Table:
+    """A row for each indicator: its cost, and what it tells.
+
+    Args:
+        best_alone: of each kind of stage, which cost alike, the one alone that has most pairs right.
+    """
     short = indicator_names(ranking)
     tuning = seconds_by_kind(own_stages(ranking, stages)).get("sft")
     rows = []
-    for worth in worths(ranking, stages):
+    found = worths(ranking, stages)
+    first: dict[str, Worth] = {}
+    for worth in found:
+        first.setdefault(_kind(worth.item), worth)
+    for worth in first.values() if best_alone else found:
         name = worth.item.indicator
         share = formatting.percent(worth.seconds / tuning) if tuning else "—"
         cells = [
             Cell(short[name], name, title=alike_text(ranking, name)),
             cell(worth.seconds, formatting.seconds),
             Cell(share, worth.seconds if tuning else ""),
+            cell(worth.flops, formatting.count),
             _estimate(worth.item.accuracy),
             _estimate(worth.item.added),
         ]
         rows.append(Row(cells))
-    titles = (f"{cost_unit(stages, 'time')} a checkpoint", "of fine-tuning, %", "pairs right", "adds to config")
+    titles = (f"{cost_unit(stages, 'time')} a checkpoint", "of fine-tuning, %", "FLOPs", "pairs right", "adds to config")
     return Table([Heading("indicator"), *(Heading(title, numeric=True) for title in titles)], rows)
 
 
@@ -128,7 +154,7 @@ def worth_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | None:
             escaped(
                 f"{worth.item.indicator}\n{formatting.with_interval(worth.item.accuracy)} of pairs right\n"
                 f"adds {formatting.with_interval(worth.item.added)} to the configuration\n"
-                f"{formatting.seconds(worth.seconds)} of {unit} a checkpoint"
+                f"{formatting.seconds(worth.seconds)} of {unit} and {formatting.count(worth.flops)} FLOPs a checkpoint"
             )
             for worth in found
         ],

@@ -40,8 +40,11 @@ def print_ranking(results: Results) -> None:
     """A ranking, and how to take its best checkpoint along."""
     from raysweep.analysis.fixed_rates import fixed_rate_table
     from raysweep.analysis.terminal import format_table, format_terminal
+    from raysweep.analysis.worth import worth_table
 
     print(format_terminal(results.ranking))
+    if (worth := worth_table(results.ranking, results.stages, best_alone=True)).rows:
+        print(format_table(worth, "What each kind of stage costs, by its best indicator"))
     if (rates := fixed_rate_table(results.ranking, results.stages)).rows:
         print(format_table(rates, "What one fine-tuning rate for all would have chosen"))
     if results.ranking.best is not None:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
+from raysweep.estimates import flops_of
 from raysweep.events import (
     Event,
     Note,
@@ -49,6 +50,7 @@ LOGGED_FIELDS = (
 
 def trial_row(trial: Trial) -> TrialRow:
     """A trial as it is kept in the run."""
+    flops = flops_of(trial)
     stages = tuple(
         StageRow(
             id=stage.id,
@@ -59,6 +61,7 @@ def trial_row(trial: Trial) -> TrialRow:
             task=stage.task,
             inputs=dict(stage.inputs),
             state_key=stage.state_key,
+            flops=flops.get(stage.id),
         )
         for stage in trial.stages
     )

@@ -6,8 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from raysweep.costs import UNKNOWN
-from raysweep.estimates import size_of, work_of
+from raysweep.estimates import sized, work_of
 from raysweep.events import Event, StageEnded, StageEvent
 from raysweep.plan import Trial
 from raysweep.runners.room import Shape
@@ -127,9 +126,9 @@ class Durations:
 
     def _works(self, trial: Trial) -> tuple[_Work, ...]:
         if trial.id not in self._work:
-            size, workers = size_of(trial) or UNKNOWN, self._shape_of(trial).workers
+            workers = self._shape_of(trial).workers
             works = []
-            for stage in trial.stages:
+            for stage, size in sized(trial):
                 flops = work_of(stage, self._beginnings.finished).flops(size, trial.corpus_of(stage))
                 works.append(_Work(stage.id, stage.kind, flops / workers, workers))
             self._work[trial.id] = tuple(works)

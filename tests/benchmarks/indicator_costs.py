@@ -10,7 +10,7 @@ import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from raysweep.estimates import size_of
+from raysweep.estimates import flops_of, size_of
 from raysweep.plan import Trial
 from raysweep.space import load
 from raysweep.variants import SearchSpace
@@ -53,13 +53,14 @@ def costs(space: SearchSpace, trial: Trial) -> Costs:
     Raises:
         ValueError: if the sweep has no fine-tuning, names no families, or the model's size is not known.
     """
-    declared, size = space.declared, size_of(trial)
-    if not (size and declared.sft and declared.sft.families):
+    declared = space.declared
+    if not (size_of(trial) and declared.sft and declared.sft.families):
         raise ValueError(f"{space.name}: needs a recipe and sft.families, by which fine-tuning is told apart")
     family = {task: name for name, tasks in declared.sft.families.items() for task in tasks}
     found, tuned, measured = Costs(), defaultdict[str, float](float), defaultdict[str, float](float)
+    flops_by_stage = flops_of(trial)
     for stage in trial.stages:
-        flops = stage.spec.flops(size, trial.corpus_of(stage))
+        flops = flops_by_stage[stage.id]
         if stage.kind == "pretrain":
             found.phases.append(flops)
         elif stage.kind == "sft":

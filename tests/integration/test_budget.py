@@ -52,6 +52,10 @@ def test_a_finished_run_has_regrets_and_nothing_to_buy(finished, capsys):
     stages = Results(finished).stages
     spent = stages[stages["kind"] == "sft"]["wall_seconds"].sum() / NUM / 3600
     assert document["hours"]["sft"] == pytest.approx(spent)
+    # Of 4 steps of 8 sequences of 5 tokens: 6 N + 12 L h s each.
+    [flops] = stages[stages["kind"] == "pretrain"]["flops"].unique()
+    assert flops == 160 * (6 * stages["pretrain/num_parameters"].max() + 12 * 1 * 16 * 5)
+    assert (stages["flops"] > 0).groupby(stages["kind"]).any().drop("tokenize").all()
     curves = {each["strategy"]: each for each in document["strategies"]}
     assert {"fine-tune all", "elimination, 1 rung"} <= set(curves)
     for each in curves.values():
@@ -61,6 +65,11 @@ def test_a_finished_run_has_regrets_and_nothing_to_buy(finished, capsys):
             low <= mean <= high for low, mean, high in zip(each["low"], each["regret"], each["high"], strict=True)
         )
     assert "every checkpoint is fine-tuned: nothing to buy" in asked(finished, capsys, "--budget", "1")
+    # In the ranking, a row for each kind of stage.
+    told = asked(finished, capsys)
+    costs = told[told.index("What each kind of stage costs, by its best indicator") :]
+    assert re.search(r"CPU worker time a checkpoint +.*FLOPs", costs)
+    assert len(re.findall(r" \d+\.\d ms| \d[\d.]* s .* [kMG] ", costs)) == 2
 
 
 def test_an_unfinished_run_is_told_what_it_can_buy(finished, tmp_path, capsys):

@@ -417,7 +417,7 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     [answer], [other] = document["answers"], turned["answers"]
     assert answer["probability"] == 1 - other["probability"]
     assert {reason["indicator"] for reason in answer["reasons"]} == set(names)
-    assert all(min(spent) > 0 for spent in document["seconds"].values())
+    assert all(min(document[unit][name]) > 0 for unit in ("seconds", "flops") for name in names)
     # Measured once.
     assert turned["seconds"] == {name: spent[::-1] for name, spent in document["seconds"].items()}
     assert not list((folder / "store" / "stages").glob("sft-*"))
@@ -426,6 +426,7 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     text = capsys.readouterr().out
     assert "sft/quiz/score: A fine-tunes better with probability" in text
     assert "not checked: whether 4 of 4 indicators were measured as here, which r does not say (heldout/ppl, " in text
+    assert re.search(r"hessian_trace .* measured in [\d.]+ s \([\d.]+ [MG] FLOPs\) and [\d.]+ s \([\d.]+ [MG] FLOPs\)", text)
     versions = {name: IndicatorFile(versions=("0123456789ab",)) for name in names}
     save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators=versions)
     assert main(["compare", one, two, *options[:-1], str(folder / "new")]) == 2

@@ -40,7 +40,7 @@ def table_of(scores: list[float], **columns: list[float]) -> pd.DataFrame:
 def stages_of(*rows: dict) -> pd.DataFrame:
     missing = dict.fromkeys(
         (
-            *("started", "peak_memory_bytes", "world_size", "host", "device", "gpus_per_worker", "git_commit"),
+            *("started", "peak_memory_bytes", "world_size", "host", "device", "gpus_per_worker", "git_commit", "flops"),
             *("versions", "checkpoint", "task"),
         )
     )
@@ -230,12 +230,13 @@ def test_an_indicator_stands_beside_its_cost_and_the_configuration():
     ranking = rank(table_of(scores, **columns), columns=COLUMNS)
     rows = [
         {"id": f"{kind}-{number}", "kind": kind, "checkpoint": f"c{number}", "wall_seconds": spent, "world_size": 2, "device": "cpu"}
+        | {"flops": 1e12 * spent}
         for kind, spent in (("flatness", 3.0), ("sft", 30.0), ("pretrain", 100.0))
         for number in range(6)
     ]
     stages = stages_of(*rows, rows[0])
     [row] = worth_table(ranking, stages).rows
-    assert [cell.text for cell in row.cells][:3] == ["hessian_trace", "6.0 s", "10.0"]
+    assert [cell.text for cell in row.cells][:4] == ["hessian_trace", "6.0 s", "10.0", "3 T"]
     assert worth_table(ranking, stages).columns[1].name == "CPU worker time a checkpoint"
     chart = worth_chart(ranking, stages)
     assert (chart["x"], chart["x_title"]) == ([6.0], "CPU worker seconds a checkpoint")

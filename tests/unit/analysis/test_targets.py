@@ -73,7 +73,7 @@ def test_hours_are_of_all_gpus_of_all_workers():
             of_mine | {"device": device, "gpus_per_worker": gpus}
         ]
         stages = pd.DataFrame(
-            {"wall_seconds": 3600.0, "checkpoint": name, "id": f"{name}-{place}"} | each
+            {"wall_seconds": 3600.0, "flops": None, "checkpoint": name, "id": f"{name}-{place}"} | each
             for name in ranking.checkpoints["checkpoint"]
             for place, each in enumerate(kinds)
         )
