@@ -29,6 +29,7 @@ from raysweep.search import (
 from raysweep.spec import Neutral, Provenance, Spec, check_name
 from raysweep.stages.agreement import Agreement
 from raysweep.stages.base import StageSpec
+from raysweep.stages.curve import Curve
 from raysweep.stages.early_sft import EarlySft
 from raysweep.stages.enlarge import Enlarge
 from raysweep.stages.features import FeatureRank
@@ -121,6 +122,8 @@ class Declared(Spec):
     """Loss on spans cut out of held-out text, of every checkpoint of a causal model; left out: none."""
     gradient_noise: Annotated[GradientNoise | None, Neutral(None)] = None
     """Noise of gradients from batch to batch, on every checkpoint; left out: none."""
+    curve: Annotated[Curve | None, Neutral(None)] = None
+    """Slope and curvature of the training loss, of every checkpoint; left out: none."""
     features: Annotated[FeatureRank | None, Neutral(None)] = None
     """Effective rank of the last layer's states, on every checkpoint; left out: none."""
     lm_eval: Annotated[LmEval | None, Neutral(None)] = None
@@ -213,6 +216,7 @@ def section_findings(declared: Declared) -> Iterator[Finding]:
     yield from _gang_findings(declared)
     yield from _size_findings(declared)
     yield from _group_findings(declared)
+    yield from _shot_findings(declared)
 
 
 def _path_findings(declared: Declared, path: str) -> Iterator[str]:
@@ -287,6 +291,14 @@ def _gang_findings(declared: Declared) -> Iterator[Finding]:
     for label in resources.sizes:
         if name_of(label) not in taken:
             yield ("resources", label), f"{resources.by} takes no {label!r}" + suggested(label, taken, "values")
+
+
+def _shot_findings(declared: Declared) -> Iterator[Finding]:
+    """Tasks with a number of solved examples of their own that there are not."""
+    tasks = list(declared.sft.tasks) if declared.sft else []
+    for name in declared.indicators.kshot_by_task if declared.indicators else ():
+        if name not in tasks:
+            yield ("indicators", "kshot_by_task", name), f"sft has no task {name!r}" + suggested(name, tasks, "tasks")
 
 
 def _group_findings(declared: Declared) -> Iterator[Finding]:

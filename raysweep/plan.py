@@ -232,7 +232,14 @@ def chain(
             given["max_sequences"] = NUM_SENTENCES
         heldout = Heldout(objective=part.objective, **given)
         subject = Subject(
-            part.corpus, part.objective, part.sequence_length, tasks, model_of(pretrain), part.shown_tokens
+            part.corpus,
+            part.objective,
+            part.sequence_length,
+            tasks,
+            model=model_of(pretrain),
+            shown_tokens=part.shown_tokens,
+            trained_by=part.trained_by,
+            steps_before=part.steps_before,
         )
         measured = [heldout, *(each.bind(subject) for each in measurements)]
         split = list(_finetunings(sft, tasks, HeldText.of(subject))) if sft else []
@@ -275,6 +282,10 @@ class _Part:
     """The step of each (of one that exists already 0), the stage that leaves it, and what is made right after."""
     shown_tokens: frozenset[str] | None = None
     """See `Subject.shown_tokens`."""
+    trained_by: Objective | None = None
+    """See `Subject.trained_by`."""
+    steps_before: int = 0
+    """See `Subject.steps_before`."""
     closing: Sequence[Stage] = ()
     """What the next part goes on from, where it is not measured: without a step, as all that only prepares."""
 
@@ -341,6 +352,8 @@ def _trained(whole: Recipe, seed: int) -> Iterator[_Part]:
             opening=[stage for stage in (fetch, _sampler(recipe.data), tokens) if stage],
             checkpoints=checkpoints,
             shown_tokens=part.shown_tokens,
+            trained_by=recipe.objective,
+            steps_before=before.steps,
             closing=() if is_measured or not (following or whole.leave_optimizer_state) else left,
         )
 

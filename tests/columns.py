@@ -5,6 +5,7 @@ from raysweep.objectives.causal_lm import CausalLM
 from raysweep.scores import MEANS, Column
 from raysweep.stages.agreement import Agreement
 from raysweep.stages.base import StageSpec
+from raysweep.stages.curve import Curve
 from raysweep.stages.early_sft import EarlySft
 from raysweep.stages.features import FeatureRank
 from raysweep.stages.flatness import Flatness
@@ -43,6 +44,7 @@ OF_MODELS: tuple[StageSpec, ...] = (
     Updates(text=TEXT, tasks={"t": TASK}),
     EarlySft(tasks={"t": TASK}),
     GradientNoise(text=TEXT),
+    Curve(),
     FeatureRank(text=TEXT),
     SpanLoss(text=TEXT),
     OtherText(texts={"notes": Texts(files=("notes.txt",))}, text=TEXT),

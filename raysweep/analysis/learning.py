@@ -17,6 +17,7 @@ from raysweep.analysis.baselines import design
 from raysweep.analysis.comparer import CompareError, Comparer, check_enough, grow, importances, learn
 from raysweep.analysis.defects import collapsed_rows, copied_rows, leaks
 from raysweep.analysis.derived import is_axis, is_config
+from raysweep.analysis.earlier import is_of_training
 from raysweep.analysis.pair_features import fit_scale, normalised
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.ranking import Ranking, of_task, tasks_beside
@@ -31,7 +32,7 @@ from raysweep.analysis.unseen import (
     on_unseen,
     random_splits,
 )
-from raysweep.scores import Column, column_name
+from raysweep.scores import Column
 from raysweep.validation import suggested
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Colle
         and item.selection
         and item.indicator not in leaked
         and item.indicator not in without
-        and _is_portable(item.indicator)
+        and not is_of_training(item.indicator)
     }
     missing = {name: int(table[name].isna().sum()) for name in portable}
     incomplete = {name: num for name, num in missing.items() if num}
@@ -181,11 +182,6 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Colle
         rows_not_learnt_from=collapsed,
     )
     return Learnt(comparer, told)
-
-
-def _is_portable(name: str) -> bool:
-    """Whether an indicator can be measured on any checkpoint: the training of others' is not known."""
-    return not name.startswith(column_name("pretrain", ""))
 
 
 def _tested(

@@ -41,6 +41,7 @@ _OBJECTIVE: TypeAdapter[Any] = TypeAdapter(Objective)
 
 _LOSS_OF = {
     "pretrain": TRAINING_LOSS_OF,
+    "curve": TRAINING_LOSS_OF,
     "heldout": PERPLEXITY_OF,
     "flatness": FLATNESS_OF,
     # Of the loss whose perplexity is told, always.

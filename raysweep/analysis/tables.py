@@ -11,6 +11,7 @@ from statistics import fmean, variance
 from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis.derived import DERIVED, NUM_PARAMETERS, is_swept, setting_column
+from raysweep.analysis.earlier import EARLIER_LOSS, earlier_losses
 from raysweep.analysis.formatting import is_share
 from raysweep.analysis.kept import keep, versions_of
 from raysweep.analysis.objectives import LOSSES, losses_of
@@ -137,7 +138,8 @@ def checkpoints_of(
     names = {row["task"] for rows in by_checkpoint.values() for row in rows if row["kind"] == "sft"}
     tasks = sorted(tuning for name in names for tuning in tunings_of(name))
     rows = [_checkpoint_row(key, measured, made.get(key), tasks=tasks) for key, measured in by_checkpoint.items()]
-    rows = [with_families(row, columns) for row in rows]
+    earlier = earlier_losses(stages)
+    rows = [with_families(row | earlier.get((row["trial"], row["checkpoint"]), {}), columns) for row in rows]
     _add_errors(rows, tasks, noise, columns)
     table = _frame(rows, first=_CHECKPOINT)
     for derived in DERIVED:
@@ -160,7 +162,7 @@ def columns_of(run: Run) -> tuple[Column, ...]:
     ]
     added += [Column(kind, metric) for kind in dict.fromkeys(stage.kind for stage in stages) for metric in _DIVERGED]
     added.append(Column("pretrain", Metric("num_parameters")))
-    added += [derived.column for derived in DERIVED]
+    added += [derived.column for derived in DERIVED] + [EARLIER_LOSS]
     return tuple({column.name: column for column in [*added, *run.columns()]}.values())
 
 

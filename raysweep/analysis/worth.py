@@ -130,7 +130,13 @@ def worth_table(ranking: Ranking, stages: pd.DataFrame, *, best_alone: bool = Fa
             _estimate(worth.item.added),
         ]
         rows.append(Row(cells))
-    titles = (f"{cost_unit(stages, 'time')} a checkpoint", "of fine-tuning, %", "FLOPs", "pairs right", "adds to config")
+    titles = (
+        f"{cost_unit(stages, 'time')} a checkpoint",
+        "of fine-tuning, %",
+        "FLOPs",
+        "pairs right",
+        "adds to config",
+    )
     return Table([Heading("indicator"), *(Heading(title, numeric=True) for title in titles)], rows)
 
 

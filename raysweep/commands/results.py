@@ -81,7 +81,12 @@ def _add_table(rank: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="with --learn: indicators to leave out, by name or by its beginning, such as early_sft; between commas",
     )
-    rank.add_argument("--budget", type=hours, metavar="HOURS", help="what to buy next with so many GPU hours, such as 20gpuh; of stages that ran on CPUs they are worker hours")
+    rank.add_argument(
+        "--budget",
+        type=hours,
+        metavar="HOURS",
+        help="what to buy next with so many GPU hours, such as 20gpuh; on CPUs they are hours of workers",
+    )
     rank.add_argument(
         "--costs",
         type=costs,

@@ -31,7 +31,7 @@ class Subject:
 
     corpus: Corpus
     objective: Objective
-    """That the checkpoints were trained by."""
+    """Whose loss is measured."""
     sequence_length: int
     """Tokens of a sequence of the text."""
     tasks: Mapping[str, Task]
@@ -41,6 +41,10 @@ class Subject:
     shown_tokens: frozenset[str] | None = None
     """Those that the objectives of training have written, of earlier phases, too; None: of a checkpoint that exists, or
     training that goes on from one, whose tokenizer may know others."""
+    trained_by: Objective | None = None
+    """The objective of training, which may add a penalty to `objective`; None of checkpoints that exist."""
+    steps_before: int = 0
+    """Of earlier phases."""
 
 
 class StageSpec(Spec):

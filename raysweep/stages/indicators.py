@@ -36,8 +36,8 @@ class Indicators(StageSpec):
     """Each fine-tuning task's score without training, and the log-likelihood of its right answers.
 
     Likelihoods tell more than scores where these are near chance; see `TaskSpec.log_likelihoods`. Text tasks are scored
-    with 0 and `kshot` solved examples before the question, in the prompts of their form (`tasks/`); a task with classes
-    by the nearest mean state of `kshot` examples of each class. A prompt that does not fit loses its beginning, solved
+    with 0 and k solved examples before the question, in the prompts of their form (`tasks/`); a task with classes
+    by the nearest mean state of k examples of each class. A prompt that does not fit loses its beginning, solved
     examples first, and is counted. Pieces are dealt over ranks, each whole on one rank.
     """
 
@@ -47,6 +47,8 @@ class Indicators(StageSpec):
 
     kshot: int = Field(default=2, ge=1)
     """Solved examples before the question; of each class, for tasks with labels."""
+    kshot_by_task: Annotated[dict[str, Annotated[int, Field(ge=1)]], Neutral({})] = Field(default_factory=dict)
+    """Task -> its own number in place of kshot."""
     max_examples: int = Field(default=200, ge=1)
     """Of each task, from a split that no fine-tuning trains, validates or tests on."""
     tasks: dict[str, Task] = Field(default_factory=dict)
@@ -95,7 +97,7 @@ class Indicators(StageSpec):
 
     def flops(self, size: Size, corpus: Corpus) -> float:
         """A forward pass over each task's examples, and those they are solved by; of texts one more, for answers."""
-        rows = ((task, *self._rows(task)) for task in self.tasks.values())
+        rows = ((task, *self._rows(name, task)) for name, task in self.tasks.items())
         return sum(
             (2 if task.num_classes is None else 1) * size.forward_flops(num * length, length)
             for task, num, length in rows
@@ -104,26 +106,29 @@ class Indicators(StageSpec):
     def memory_bytes(self, size: Size, resources: Resources) -> int:
         """Weights, and what the largest batch takes, all in 32 bits."""
         on_gpu = resources.gpus_per_worker > 0
-        batches = (self._batch_bytes(task, size, on_gpu=on_gpu) for task in self.tasks.values())
+        batches = (self._batch_bytes(name, task, size, on_gpu=on_gpu) for name, task in self.tasks.items())
         return size.weights_bytes + max(batches, default=0)
 
     def disk_bytes(self, size: Size) -> int:
         """None: its numbers stand in its record."""
         return 0
 
-    def _rows(self, task: Task) -> tuple[int, int]:
+    def _shots(self, name: str) -> int:
+        return self.kshot_by_task.get(name, self.kshot)
+
+    def _rows(self, name: str, task: Task) -> tuple[int, int]:
         """Rows that are read for a task, and tokens of each.
 
         A text is of typical length, as no file is read for a plan, with its solved examples before it and an answer.
         """
         if task.num_classes is None:
-            return self.max_examples, min(MAX_LENGTH, (2 + self.kshot) * TYPICAL_LENGTH)
+            return self.max_examples, min(MAX_LENGTH, (2 + self._shots(name)) * TYPICAL_LENGTH)
         # Of each class examples to go by, read once; and then those that are asked for.
         load = task.workload()
-        return self.kshot * task.num_classes + min(self.max_examples, load.num_indicator), load.length
+        return self._shots(name) * task.num_classes + min(self.max_examples, load.num_indicator), load.length
 
-    def _batch_bytes(self, task: Task, size: Size, *, on_gpu: bool) -> int:
-        num, length = self._rows(task)
+    def _batch_bytes(self, name: str, task: Task, size: Size, *, on_gpu: bool) -> int:
+        num, length = self._rows(name, task)
         if task.num_classes is None:
             return min(batch_tokens(on_gpu=on_gpu), num * length) * size.prompt_bytes
         return min(ROWS_OF_STATES, num) * length * size.forward_bytes
@@ -133,7 +138,7 @@ class Indicators(StageSpec):
         return [
             (f"{name}/{prefix}", task, shots)
             for name, task in sorted(self.tasks.items())
-            for prefix, shots in (("zeroshot", 0), ("kshot", self.kshot))
+            for prefix, shots in (("zeroshot", 0), ("kshot", self._shots(name)))
             if shots
             or task.num_classes is None  # Classes have no names to go by: without an example there is no score.
         ]

@@ -233,7 +233,7 @@ class Pretrain(StageSpec):
         """Writes a Hugging Face checkpoint, curve.jsonl with the loss of every step so far, and gangs.json."""
         recipe, run = self.recipe, Trajectory(self.recipe, self.seed, self.before, inputs)
         training = run.train(self.step, worker)
-        curve = [*_curve(run.start), *self._curve_lines(training)]
+        curve = [*(read_curve(run.start) if run.start else ()), *self._curve_lines(training)]
         if worker.rank == 0:
             # The trained weights may be sharded or wrapped; a plain model of the same configuration takes them.
             plain = type(run.model)(run.config)
@@ -330,7 +330,7 @@ class Pretrain(StageSpec):
             }
 
 
-def _curve(start: Path | None) -> list[dict[str, float]]:
+def read_curve(checkpoint: Path) -> list[dict[str, float]]:
     """The curve of a checkpoint, one line a step; none of one that was not trained here."""
-    path = start / CURVE if start else None
-    return [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
+    path = checkpoint / CURVE
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,6 +1,7 @@
 """Checkpoints that raysweep did not make: taken in, measured, fine-tuned and ranked."""
 
 import json
+import re
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -426,7 +427,8 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     text = capsys.readouterr().out
     assert "sft/quiz/score: A fine-tunes better with probability" in text
     assert "not checked: whether 4 of 4 indicators were measured as here, which r does not say (heldout/ppl, " in text
-    assert re.search(r"hessian_trace .* measured in [\d.]+ s \([\d.]+ [MG] FLOPs\) and [\d.]+ s \([\d.]+ [MG] FLOPs\)", text)
+    spent = r"[\d.]+ s \([\d.]+ [MG] FLOPs\)"
+    assert re.search(rf"hessian_trace .* measured in {spent} and {spent}\n", text)
     versions = {name: IndicatorFile(versions=("0123456789ab",)) for name in names}
     save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators=versions)
     assert main(["compare", one, two, *options[:-1], str(folder / "new")]) == 2

@@ -50,13 +50,14 @@ def folder(tmp_path):
 
 
 def test_prompts_that_did_not_fit_are_counted_and_families_have_means(folder, sweep_file, store):
-    text = SWEEP + "  seeds: [0]\n  hyperparameters: {epochs: 1}\n"
+    text = SWEEP.replace("kshot: 9", "kshot: 9, kshot_by_task: {second: 1}")
+    text += "  seeds: [0]\n  hyperparameters: {epochs: 1}\n"
     run = run_sweep(load(sweep_file(text)), store, runner="inline")
     [row] = Results(run).checkpoints.to_dict("records")
     for task in ("first", "second", "third"):
         assert row[f"indicators/{task}/zeroshot_num_cut"] == 0
-        # A tenth of the 20 validate, and as many are left for indicators.
-        assert row[f"indicators/{task}/kshot_num_cut"] == 2
+        # A tenth of the 20 validate, and as many are left for indicators; with one solved question before it one fits.
+        assert row[f"indicators/{task}/kshot_num_cut"] == (0 if task == "second" else 2)
     for name in ("zeroshot", "kshot", "zeroshot_log_likelihood", "kshot_log_likelihood"):
         members = [row[f"indicators/{task}/{name}"] for task in ("first", "second")]
         assert row[f"indicators/ask/{name}"] == pytest.approx(fmean(members), rel=1e-12)
@@ -78,6 +79,12 @@ def test_only_tasks_with_classes_have_the_version_of_their_scores(folder, sweep_
         [spec] = [stage.spec for stage in trial.stages if stage.kind == "indicators"]
         found.append(canonical(spec).get("class_version"))
     assert found == [None, 2]
+
+
+def test_shots_of_a_task_that_there_is_not_are_refused(folder, sweep_file):
+    text = SWEEP.replace("kshot: 9", "kshot: 9, kshot_by_task: {secund: 1}")
+    with pytest.raises(SpaceError, match=r"kshot_by_task\.secund: sft has no task 'secund', did you mean 'second'"):
+        load(sweep_file(text))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ GRAMMAR = TINY.replace(
     "span_loss: {}\n"
     "gradient_noise: {num_batches: 4}\n"
     "quantization: {}\n"
+    "curve: {}\n"
     "features: {}",
 ).replace("sft:\n", "sft:\n  forgetting: true\n")
 TEXT = """\

@@ -93,14 +93,20 @@ def test_phases_that_change_nothing_are_one_run_to_the_bit(run_of, store):
 
 
 def test_trials_share_a_trunk_over_sweeps_and_a_measured_one_is_one_checkpoint(run_of, store):
-    text = DECAYS.replace("steps: 20", "steps: 20, checkpoints: [10]")
+    text = DECAYS.replace("steps: 20", "steps: 20, checkpoints: [10]") + "curve: {part: 1.0}\n"
     told: list[Event] = []
     run = run_of(text, store, show=told.append)
     table = checkpoint_table(run)
     assert sorted(table["step"]) == [10, 22, 22, 22, 22]
     shared = table[table["step"] == 10].iloc[0]
     assert pd.isna(shared["point.pretrain.phases.decay.optimizer.lr"]), "it is of a later phase"
-    assert table.loc[table["step"] == 22, "point.pretrain.phases.decay.optimizer.lr"].nunique() == 4
+    ends = table[table["step"] == 22]
+    assert ends["point.pretrain.phases.decay.optimizer.lr"].nunique() == 4
+    # Each went on from that one; and of the curve two steps are of the second phase, too few for a slope.
+    assert set(ends["heldout/earlier_loss_nats_per_token"]) == {shared["heldout/loss_nats_per_token"]}
+    assert pd.isna(shared["heldout/earlier_loss_nats_per_token"])
+    assert ends["curve/slope"].isna().all()
+    assert shared["curve/slope"] < 0 < shared["curve/slope_stderr"]
     assert steps_computed(told) == 20 + 4 * 2
     costs = {row.cells[0].text: row.cells[5].sort for row in cost_table(stage_table(run)).rows}
     assert costs["pretrain"] == (20 + 4 * 2) * 40

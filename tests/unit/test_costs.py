@@ -24,8 +24,8 @@ STATE = OptimizerState(pretrain=Pretrain(recipe=RECIPE, seed=0, step=1))
 LARGER = Enlarge(model=RECIPE.model, vocab_size=50)
 EVERY = (*OF_MODELS, *OF_TASKS, STATE, LARGER, Tokenize(corpus=CORPUS), Fetch(source="hub/model@1", fingerprint="1"))
 # Why they take none: tokens are drawn or read without a model, a checkpoint is copied, a state is there already.
-WITHOUT_FLOPS = {"tokenize", "fetch", "optimizer_state"}
-WITHOUT_MEMORY = {"tokenize", "fetch"}
+WITHOUT_FLOPS = {"tokenize", "fetch", "optimizer_state", "curve"}
+WITHOUT_MEMORY = {"tokenize", "fetch", "curve"}
 # Whatever the size of the checkpoint is.
 OF_THEIR_OWN = {"tokenize": CORPUS.tokens_bytes(), "enlarge": LARGER.model_size.num_bytes}
 LEAVE = {"pretrain": 4000, "optimizer_state": 2 * 4 * 1000} | OF_THEIR_OWN

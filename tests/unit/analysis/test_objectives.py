@@ -1,5 +1,6 @@
 """The report says what a perplexity is of, and those of several objectives are not compared."""
 
+import json
 import math
 from dataclasses import replace
 from itertools import combinations
@@ -8,8 +9,17 @@ import pytest
 from columns import COLUMNS, CORPUS, RECIPE
 
 from raysweep.analysis.baselines import credit, design
+from raysweep.analysis.earlier import EARLIER_LOSS, earlier_losses
 from raysweep.analysis.findings import cautions, headline, how_to_read
-from raysweep.analysis.objectives import FLATNESS_OF, OTHER_TEXT_OF, PERPLEXITY_OF, SPANS_OF, loss_groups, losses_of
+from raysweep.analysis.objectives import (
+    FLATNESS_OF,
+    OTHER_TEXT_OF,
+    PERPLEXITY_OF,
+    SPANS_OF,
+    TRAINING_LOSS_OF,
+    loss_groups,
+    losses_of,
+)
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.sections import agreement_table
 from raysweep.analysis.terminal import format_terminal
@@ -117,6 +127,35 @@ def test_flatness_of_one_common_objective_compares_all_checkpoints():
     assert of["flatness/hessian_trace"].pairs.num_pairs == 45
     assert of["flatness/hessian_trace"].accuracy.value == pytest.approx(16 / 45)
     assert of["heldout/ppl"].pairs.num_pairs == 16
+
+
+def test_training_curves_compare_within_one_objective_and_text():
+    import pandas as pd
+
+    table = pd.DataFrame({TRAINING_LOSS_OF: [NEXT, NEXT, HIDDEN, NEXT], "point.pretrain.data.mix": [*"aaab"]})
+    for name in ("slope", "curvature"):
+        assert list(loss_groups(table, Column("curve", Metric(name, "min")))) == [0, 0, 1, 2]
+
+
+def test_an_earlier_loss_is_of_the_same_measurement():
+    """Of another phase it may be of another objective, or on another text."""
+    import pandas as pd
+
+    rows = [(5, "a", "t", 5.0), (10, "a", "t", 4.0), (15, "b", "t", 3.0), (20, "b", "u", 2.0), (30, "b", "u", 1.0)]
+    stages = pd.DataFrame(
+        {
+            "trial": "x",
+            "checkpoint": f"c{step}",
+            "step": step,
+            "settings": settings,
+            "inputs": json.dumps({"checkpoint": f"c{step}", "tokens": tokens}),
+            "heldout/loss_nats_per_token": loss,
+        }
+        for step, settings, tokens, loss in reversed(rows)
+    )
+    found = earlier_losses(stages)
+    assert {key: values[EARLIER_LOSS.name] for key, values in found.items()} == {("x", "c10"): 5.0, ("x", "c30"): 2.0}
+    assert earlier_losses(stages.drop(columns="heldout/loss_nats_per_token")) == {}
 
 
 def test_the_gain_over_the_sweep_file_is_on_the_same_pairs():

@@ -229,7 +229,14 @@ def test_an_indicator_stands_beside_its_cost_and_the_configuration():
     columns = {"flatness/hessian_trace": [1.0, 2.0, 4.0, 3.0, 5.0, 6.0], "pretrain/loss_nats_per_token": scores}
     ranking = rank(table_of(scores, **columns), columns=COLUMNS)
     rows = [
-        {"id": f"{kind}-{number}", "kind": kind, "checkpoint": f"c{number}", "wall_seconds": spent, "world_size": 2, "device": "cpu"}
+        {
+            "id": f"{kind}-{number}",
+            "kind": kind,
+            "checkpoint": f"c{number}",
+            "wall_seconds": spent,
+            "world_size": 2,
+            "device": "cpu",
+        }
         | {"flops": 1e12 * spent}
         for kind, spent in (("flatness", 3.0), ("sft", 30.0), ("pretrain", 100.0))
         for number in range(6)

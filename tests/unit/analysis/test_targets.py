@@ -49,7 +49,8 @@ def test_where_lower_is_better_the_lowest_is_bought_as_the_best():
 
 
 def test_a_row_that_collapsed_in_what_is_not_bought_is_bought():
-    rows = table(20).assign(**{"mine/y": np.linspace(2.0, 3.0, 20), "pretrain/loss": np.linspace(3.0, 4.0, 20)})
+    waves = np.linspace(2.0, 3.0, 20) + 0.3 * np.sin(np.arange(20.0))
+    rows = table(20).assign(**{"mine/y": waves, "pretrain/loss": np.linspace(3.0, 4.0, 20)})
     rows.loc[5, "pretrain/loss"], rows.loc[6, "mine/y"] = 400.0, 400.0
     columns = [*COLUMNS, Column("mine", Metric("y", "max")), Column("pretrain", Metric("loss", "min"))]
     ranking = rank(rows, columns=columns, target="sft/mean_score")
@@ -64,7 +65,7 @@ def test_hours_are_of_all_gpus_of_all_workers():
     ranking = rank(table(), columns=COLUMNS, target="sft/mean_score")
     of_sft = [{"kind": "sft", "task": task, "world_size": 2, "gpus_per_worker": 2.0} for task in ("arc", "boolq")]
     of_mine = {"kind": "mine", "task": None, "world_size": 1}
-    for gpus, device, hours, unit in (
+    for gpus, device, hours, of in (
         (None, "cuda:0", 1.0, "GPU hours"),
         (0.5, "cuda:0", 0.5, "GPU hours"),
         (0.0, "cpu", 1.0, "GPU hours (of mine CPU worker hours)"),
@@ -78,7 +79,7 @@ def test_hours_are_of_all_gpus_of_all_workers():
             for place, each in enumerate(kinds)
         )
         known = known_of_run(ranking, stages)
-        assert (known.hours, known.unit) == ({"sft": 8.0, "mine": hours}, unit)
+        assert (known.hours, known.unit) == ({"sft": 8.0, "mine": hours}, of)
 
 
 @pytest.mark.parametrize(
