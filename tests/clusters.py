@@ -83,9 +83,18 @@ class RealCluster:
         hidden: Path | None = None,
         num_cpus: int = 1,
         host: Host | None = None,
+        before: tuple[str, ...] = (),
     ) -> subprocess.Popen[bytes]:
-        """One more node, on this machine or another host; `hidden`: a folder that is another, empty one to it."""
-        before: tuple[str, ...] = host.command if host else ()
+        """One more node, on this machine or another host.
+
+        Args:
+            env: beside that of the cluster.
+            hidden: a folder that is another, empty one to it.
+            num_cpus: that it has.
+            host: where it is.
+            before: what goes before its command.
+        """
+        before = host.command if host else before
         if hidden is not None:
             before = ("unshare", "-m", "sh", "-c", f'mount -t tmpfs none {hidden} && exec "$@"', "sh")
         count = len(self._nodes)

@@ -48,6 +48,23 @@ sft:
   hyperparameters: {epochs: 1}
 """
 
+LONGER = TINY.replace("steps: 12", "steps: 240").replace("[6, 12]", "[120, 240]")
+LONGER += "resources: {workers: 2, zero_stage: 2, max_retries: 2}\n"
+"""In gangs of two, with time for something to happen to them; see `undisturbed`."""
+
+# A training step of 256 sequences at once takes about 0.75 GB for activations, and one of 128 half of that.
+LARGE = """\
+name: large
+pretrain:
+  data: {name: pcfg, vocabulary: 16, num_nonterminals: 4, num_rules: 2, num_words: 3, sentence_length: 128,
+         num_train_sentences: 300, num_valid_sentences: 8}
+  model: {name: llama, hidden_size: 32, num_layers: 8, num_heads: 1}
+  optimizer: {name: adamw, lr: 1e-3}
+  steps: 1
+  batch_sequences: 256
+  sequence_length: 129
+"""
+
 NOTES = """\
 name: notes
 pretrain:

@@ -18,7 +18,13 @@ from raysweep.plan import Stage
 from raysweep.printable import duration
 from raysweep.provenance import count_peak_memory_anew, provenance
 from raysweep.record import Record
-from raysweep.runners.out_of_memory import is_out_of_memory, note_out_of_memory, release, times_out_of_memory
+from raysweep.runners.out_of_memory import (
+    TRIED_WITH_LESS,
+    is_out_of_memory,
+    note_out_of_memory,
+    release,
+    times_out_of_memory,
+)
 from raysweep.secrets import without_secrets
 from raysweep.spec import canonical
 from raysweep.store import Store
@@ -55,8 +61,6 @@ class Failure:
 
 
 Outcome = Record | Failure
-
-TRIED_WITH_LESS = "if tried again, it trains in smaller micro-batches, or recomputes activations"
 
 # A disk with more room than this was filled by something else, or is not the one that is full.
 LITTLE_ROOM_BYTES = 2**27

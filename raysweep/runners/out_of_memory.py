@@ -1,18 +1,28 @@
 """Stages that ran out of memory: told from other failures, counted, and tried again with less.
 
 How often is noted beside a stage's resumable state, where every rank finds it, and the next gang where this one broke.
+The stage itself notes it if an allocation was refused; the driver, if Ray has killed a process of the gang.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections import defaultdict
 
+from raysweep.events import Event, StageEnded, StageFailed, StageStarted
+from raysweep.plan import Trial
+from raysweep.store import Store
 from raysweep.worker import StateDir
 
 # Of CUDA and cuBLAS, of torch's allocator on a CPU, and of the C++ library.
 _WORDS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory", "std::bad_alloc")
 _NOTE = "out-of-memory-"
+
+# Of Ray, of a process that its memory monitor has killed.
+_KILLED = "killed due to the node running low on memory"
+
+TRIED_WITH_LESS = "if tried again, it trains in smaller micro-batches, or recomputes activations"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -23,6 +33,33 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     cause = error.__cause__ or error.__context__
     return cause is not None and is_out_of_memory(cause)
+
+
+def is_killed_for_memory(cause: str) -> bool:
+    """Whether a gang was lost as Ray has killed a process of it before its node ran out of memory."""
+    return _KILLED in cause
+
+
+class AtWork:
+    """The stages that each trial has in work, or in a batch of which some are, from the events of a run."""
+
+    def __init__(self) -> None:
+        self._stages: defaultdict[str, set[str]] = defaultdict(set)
+
+    def take(self, event: Event) -> None:
+        """Take one event of the run."""
+        match event:
+            case StageStarted():
+                self._stages[event.trial].add(event.stage)
+            case StageEnded() | StageFailed(retry=False):
+                self._stages[event.trial].discard(event.stage)
+
+    def note_out_of_memory(self, trial: Trial, store: Store) -> None:
+        """Have the next tries of those of a trial take less."""
+        keys = {stage.id: stage.state_key for stage in trial.stages}
+        for stage in tuple(self._stages[trial.id]):
+            states = store.state_dir(keys.get(stage) or stage)
+            note_out_of_memory(states, times_out_of_memory(states))
 
 
 def times_out_of_memory(states: StateDir) -> int:

@@ -91,8 +91,7 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
         return RayGang(self._store, self._resources, **callbacks, start_rank=start, hosts=_hosts())
 
     def _begin(self, config: Mapping[str, Any]) -> None:
-        point = point_of(self._space, config)
-        trial = self._space.trial(point, config.get("seed", self._space.declared.seeds[0]))
+        trial = trial_of(self._space, config)
         self._current = trial.id
         self._stop_after = self._pruned.get(trial.id)
         self._events.tell(TrialStarted(row=trial_row(trial)))
@@ -200,6 +199,11 @@ def _nodes() -> list[str]:
 def point_of(space: SearchSpace, config: Mapping[str, Any]) -> dict[str, Any]:
     """The point of a trial's config, which holds its seed, too."""
     return {name: config[name] for name in space.declared.sweep if name in config}
+
+
+def trial_of(space: SearchSpace, config: Mapping[str, Any]) -> Trial:
+    """The trial of a config; see `point_of`."""
+    return space.trial(point_of(space, config), config.get("seed", space.declared.seeds[0]))
 
 
 def _hosts() -> list[str]:

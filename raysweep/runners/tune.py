@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysweep.errors import RaysweepError
 from raysweep.estimates import ToWrite
 from raysweep.events import Event, Report, StageFailed
 from raysweep.plan import Trial
@@ -28,12 +31,13 @@ from raysweep.runners.cluster_checks import node_memories, refuse_unfit
 from raysweep.runners.draining import watching_draining
 from raysweep.runners.hardware import with_gangs_chosen
 from raysweep.runners.interrupts import SAVE_SECONDS, UnsavedTraining
+from raysweep.runners.out_of_memory import TRIED_WITH_LESS, AtWork, is_killed_for_memory
 from raysweep.runners.pareto_asha import ParetoAshaScheduler
 from raysweep.runners.queue import Beginnings, Queue
 from raysweep.runners.ray_cluster import cluster_for, looking, start_ray
 from raysweep.runners.ray_watch import ray_watched
 from raysweep.runners.room import Gangs, Shape
-from raysweep.runners.trainable import GangTrainable, point_of
+from raysweep.runners.trainable import GangTrainable, point_of, trial_of
 from raysweep.runners.watch import Process, Watch
 from raysweep.runs import Run
 from raysweep.search import ParetoAsha
@@ -134,10 +138,12 @@ class _ParetoAsha(_AsQueued, ParetoAshaScheduler):
 
 
 class _Ends(tune.Callback):  # type: ignore[misc]
-    """Notes that Tune started a trial, and how it ended it."""
+    """Notes that Tune started a trial, and how it ended it; `take_less` is told of one whose gang ran out of memory."""
 
-    def __init__(self, run: Run, report: Report, gangs: Gangs, *, prunes: bool) -> None:
-        self._run, self._report, self._gangs, self._prunes = run, report, gangs, prunes
+    def __init__(
+        self, run: Run, report: Report, gangs: Gangs, *, prunes: bool, take_less: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        self._run, self._report, self._gangs, self._prunes, self._take_less = run, report, gangs, prunes, take_less
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles callbacks into its own experiment state, which is never restored from."""
@@ -152,13 +158,25 @@ class _Ends(tune.Callback):  # type: ignore[misc]
             self._run.add_pruned(result["raysweep_trial"], result["checkpoint_step"])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        logger.warning("a trial goes on in another gang: %s", _cause(trial)[0])
+        logger.warning("a trial goes on in another gang: %s", self._lost(trial)[0])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        cause, log = _cause(trial)
+        cause, log = self._lost(trial)
         where = ", ".join(f"{path}={value}" for path, value in trial.config.items())
         stage = f"gang-{trial.trial_id}"
         self._report(StageFailed(trial=where, stage=stage, kind="gang", cause=cause, log=log, retry=False))
+
+    def _lost(self, trial: Any) -> tuple[str, str]:
+        """See `_cause`; what ran out of memory takes less when it is tried again, in this run or by the next one."""
+        cause, log = _cause(trial)
+        if is_killed_for_memory(cause):
+            try:
+                self._take_less(trial.config)
+            except (OSError, RaysweepError) as error:
+                logger.warning("the next try takes as much memory: %s", error)
+            else:
+                cause = f"{cause}; {TRIED_WITH_LESS}"
+        return cause, log
 
 
 def _cause(trial: Any) -> tuple[str, str]:
@@ -227,13 +245,17 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         end=_end,
         report=report,
     )
-    training = UnsavedTraining()
+    training, at_work = UnsavedTraining(), AtWork()
 
     def tell(event: Event) -> None:
         training.take(event)
+        at_work.take(event)
         beginnings.take(event)
         queue.take(event)
         report(event)
+
+    def take_less(config: Mapping[str, Any]) -> None:
+        at_work.note_out_of_memory(trial_of(space, config), store)
 
     sink = EventSink(host, tell, watch=watch)
     trainable = tune.with_parameters(
@@ -271,10 +293,10 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.max_retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[_Ends(run, report, gangs, prunes=search.scheduler is not None)],
+            callbacks=[_Ends(run, report, gangs, prunes=search.scheduler is not None, take_less=take_less)],
         ),
     )
-    with sink, watch, watching_draining(sink.tell_draining), ray_watched() as gone:
+    with sink, watch, watching_draining(sink.tell_draining), _outliving_kills_for_memory(), ray_watched() as gone:
         try:
             tuner.fit()
         except KeyboardInterrupt:  # Gangs go on until this process ends.
@@ -285,6 +307,25 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
             if not training.wait_until_saved(SAVE_SECONDS):
                 logger.warning("not all was saved in %g s; training goes on from the last state saved", SAVE_SECONDS)
             raise
+
+
+@contextlib.contextmanager
+def _outliving_kills_for_memory() -> Iterator[None]:
+    """While in it, Tune takes a gang that Ray has killed for its node's memory as one that died.
+
+    By itself it would end the whole run: what manages its actors knows two kinds of errors, and this is neither.
+    """
+    failed = RayActorManager._actor_task_failed
+
+    def lost(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        error = RayActorError(None, str(exception)) if isinstance(exception, OutOfMemoryError) else exception
+        failed(manager, tracked_actor_task, error)
+
+    RayActorManager._actor_task_failed = lost
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = failed
 
 
 def _end(process: Process) -> None:

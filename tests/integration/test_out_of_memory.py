@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from hosts import shared_extensions
-from tiny import TINY, free_port
+from tiny import LARGE, TINY, free_port
 
 from raysweep.runners.attempts import make
 from raysweep.runners.out_of_memory import is_out_of_memory, note_out_of_memory, times_out_of_memory
@@ -17,18 +17,6 @@ from raysweep.space import load
 from raysweep.store import Store
 from raysweep.worker import StateDir, Worker
 
-# A training step of 256 sequences at once takes about 0.75 GB for activations, and one of 128 half of that.
-LARGE = """\
-name: large
-pretrain:
-  data: {name: pcfg, vocabulary: 16, num_nonterminals: 4, num_rules: 2, num_words: 3, sentence_length: 128,
-         num_train_sentences: 300, num_valid_sentences: 8}
-  model: {name: llama, hidden_size: 32, num_layers: 8, num_heads: 1}
-  optimizer: {name: adamw, lr: 1e-3}
-  steps: 1
-  batch_sequences: 256
-  sequence_length: 129
-"""
 SCRIPT = """
 import json, resource, sys
 from raysweep import load

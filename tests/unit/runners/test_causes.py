@@ -5,6 +5,7 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
 from raysweep.runners.gang import GangBroken
+from raysweep.runners.out_of_memory import is_killed_for_memory
 from raysweep.runners.tune import cause_of
 
 NODE_DIED = "The actor died because its node has died. Node Id: 12ab\n\tthe actor's node was terminated unexpectedly"
@@ -45,3 +46,12 @@ def failed(error: Exception) -> RayTaskError:
 )
 def test_the_cause_is_the_line_that_says_why(errors, cause):
     assert cause_of(noted(*errors)) == cause
+
+
+def test_a_kill_for_memory_is_told_from_other_losses():
+    killed = OutOfMemoryError(
+        "1 worker(s) were killed due to the node running low on memory. Memory on\nOOM kill reason: x"
+    )
+    for error in (killed, failed(GangBroken(f"a worker of the gang died: {killed}"))):
+        assert is_killed_for_memory(cause_of(noted(DIED, error)))
+    assert not is_killed_for_memory(cause_of(noted(killed, DIED)))
