@@ -77,7 +77,10 @@ SHAPE = (
 
 
 class Shape(ShapeSettings):
-    """What is measured beyond traces, on a fixed piece of the text: the spectrum, sharpness, scale-free forms."""
+    """What is measured beyond traces, on a fixed piece of the text: the spectrum, sharpness, scale-free forms.
+
+    Standard errors hold the chance of random vectors alone; those of the traces hold that of the text, too.
+    """
 
     num_sequences: int = Field(default=8, ge=1)
     """Held-out sequences to measure on."""

@@ -34,7 +34,7 @@ def markdown(table: Table) -> Iterator[str]:
 
 
 def measures(group: Group) -> Iterator[str]:
-    """A row for each measure: its correlation with each target, corrected p, and both with the loss given."""
+    """A row for each measure: correlation with each target, corrected p, without one variant, with the loss given."""
     targets = list(group.associations)
     yield f"| {group.name} ({len(group.variants)} variants) | " + " | ".join(targets) + " |"
     yield "| --- " * (len(targets) + 1) + "|"
@@ -48,6 +48,7 @@ def _association(each: Association | None) -> str:
     if each is None:
         return "—"
     text = f"{with_interval(each.rho)} (p {each.p:.3f})"
+    text += f"; without {each.pivot.variant} {each.pivot.rho:+.2f}" if each.pivot else ""
     given, p = each.given_loss.value, each.p_given_loss
     told = "—" if math.isnan(p) else f"{p:.3f}"
     return text if math.isnan(given) else f"{text}; given loss {given:+.2f} (p {told})"
@@ -82,8 +83,8 @@ def main(sweep: Path, store: Path, overrides: list[str]) -> None:
     answers = [f"{group}. {line}" for group, lines in page.answers for line in lines]
     print(page.equal, page.edge_note, *page.models, *answers, *bars(found), page.rescaled, sep="\n\n", end="\n\n")
     print(page.variants_note, end="\n\n")
-    for table in (page.variants, page.differed, *(layers for _, layers in page.layers)):
-        print(*markdown(table), "", sep="\n")
+    for title, table in (("", page.variants), ("", page.differed), *page.layers):
+        print(*([title, ""] if title else []), *markdown(table), "", sep="\n")
     for group in found.groups:
         print(*measures(group), "", sep="\n")
         for target, associations in group.associations.items():
