@@ -31,7 +31,9 @@ MAX_ALIKE = 2, 0.05
 MIN_OTHERS = 6
 """Numbers of a column, of which fewer do not say what is usual."""
 LEAKED = 0.99
-"""Correlation with the target, of values or of ranks, that no measurement before fine-tuning is expected to have."""
+"""Correlation with the target, of values or of ranks, that no measurement before fine-tuning is expected to have.
+
+So only a leak that rises or falls throughout is found, such as a linear function; one that bends is not."""
 GOOD = 0.95
 """Correlation of a very good indicator, which a part's few rows must exceed by three standard errors (Fisher, 1915)."""
 MIN_ROWS = 10

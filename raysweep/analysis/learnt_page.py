@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from raysweep.analysis.charts import Chart, escaped, numbers
-from raysweep.analysis.formatting import count, number, percent, seconds, with_interval
+from raysweep.analysis.formatting import count, number, percent, seconds, short_names, with_interval
 from raysweep.analysis.learning import Learnt, Tested
 from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import plain_json
@@ -35,11 +35,11 @@ def format_learnt(learnt: Learnt) -> str:
     tested = learnt.tested
     lines = [
         f"{tested.target}: pairs right on variants that were not learnt from ({tested.num_checkpoints} checkpoints "
-        f"of {tested.num_variants} in all, {NUM_SPLITS} splits; 95 % by the corrected resampled t, of another value of "
-        "a setting over variants)",
+        f"of {tested.num_variants} in all, {NUM_SPLITS} splits; 95 % by the corrected resampled t; another: all of a "
+        "value left out and tested, 95 % over variants)",
     ]
     for name, estimate, brier in _results(tested):
-        lines.append(f"  {name:<32} {with_interval(estimate)}" + ("" if brier is None else f", Brier {brier:.3f}"))
+        lines.append(f"  {name:<44} {with_interval(estimate)}" + ("" if brier is None else f", Brier {brier:.3f}"))
     bins = ", ".join(
         f"{each.stated:.2f} is {each.right:.2f} ({each.num_pairs})" for each in tested.indicators.reliability
     )
@@ -52,10 +52,10 @@ def format_learnt(learnt: Learnt) -> str:
         f"  left out, as {num} of {tested.num_checkpoints} checkpoints have no value: {name}"
         for name, num in tested.incomplete.items()
     ]
-    lines += [f"  left out: {row}: {why}" for row, why in tested.rows_left_out.items()]
+    lines += [f"  left out: {why}" for why in tested.rows_left_out.values()]
     if odd := tested.rows_not_learnt_from:
         lines.append(f"  tested on, and not learnt from: {len(odd)} of {tested.num_checkpoints} checkpoints")
-        lines += [f"    {row}: {why}" for row, why in odd.items()]
+        lines += [f"    {why}" for why in odd.values()]
     return printable("\n".join(lines))
 
 
@@ -67,7 +67,8 @@ def _results(tested: Tested) -> Iterator[tuple[str, IntervalEstimate, float | No
         "from both": tested.both,
         f"from the other {len(tested.others)} targets": tested.other_targets,
     }
-    learnt |= {f"another {axis.removeprefix('point.')}": unseen for axis, unseen in tested.without_group.items()}
+    short = short_names(list(tested.without_group))
+    learnt |= {f"another {short[axis]}": unseen for axis, unseen in tested.without_group.items()}
     yield from ((name, unseen.accuracy, unseen.brier) for name, unseen in learnt.items() if unseen)
     if tested.gain:
         yield "indicators add", tested.gain, None

@@ -169,8 +169,8 @@ def learnt(rankings: list[Ranking], columns: Sequence[Column]) -> Iterator[str]:
     bins = ", ".join(f"{each.stated:.2f} is {each.right:.2f} ({each.num_pairs})" for each in first)
     yield f"\nstated probability by indicators, and how often it was right (pairs of the splits): {bins}"
     yield f"\nleft out, with the checkpoints that have no value: {dict(tested[0].incomplete)}"
-    for row, why in tested[0].rows_not_learnt_from.items():
-        yield f"not learnt from: {rankings[0].checkpoints.set_index('checkpoint').loc[row, 'point.variant']}: {why}"
+    for why in tested[0].rows_not_learnt_from.values():
+        yield f"not learnt from: {why}"
     yield f"\nlearnt in {spent / len(rankings):.1f} s of CPU time a target"
 
 

@@ -434,7 +434,8 @@ def test_a_table_is_learnt_from(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "learnt from indicators" in text
     assert "tested on, and not learnt from: 1 of 30 checkpoints" in text
-    assert "row 8: row 8 is far from all others: two 1010" in text
+    assert "    row 8 is far from all others: two 1010" in text
+    assert "  another lr " in text
     assert (tested["num_checkpoints"], list(tested["rows_not_learnt_from"])) == (30, ["row 8"])
     assert load(tmp_path / "model")[0].learnt_from == "t.csv"
     assert main([*command[:-1], str(tmp_path / "t.csv")]) == 2

@@ -50,7 +50,7 @@ def test_what_is_learnt_from_the_studys_table_is_of_all_its_checkpoints():
     assert (len(tested.rows_not_learnt_from), dict(tested.rows_left_out)) == (4, {})
     assert tested.incomplete == {"agreement/mean_cosine": 19}
     right = tested.indicators, tested.config, tested.both
-    assert [1 - each.accuracy.value for each in right] == pytest.approx([0.069, 0.140, 0.064], abs=2e-3)
+    assert [1 - each.accuracy.value for each in right] == pytest.approx([0.071, 0.140, 0.064], abs=2e-3)
     assert 1 - tested.single["other_text/mean_loss"].value == pytest.approx(0.123, abs=1e-3)
     gap = over_half(ranking, tested)
     assert gap.low < 0 < gap.high
