@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import re
-import shutil
 import signal
 import socket
 import threading
@@ -290,14 +289,13 @@ class Run:
         (self.folder / "failures" / f"{stage_id}.json").unlink(missing_ok=True)
 
     def publish(self) -> None:
-        """Bring what changed of the run to the store's URL, where it has one; Tune's own files stay behind."""
-        shutil.rmtree(self.folder / "tune", ignore_errors=True)
+        """Bring what changed of the run to the store's URL, where it has one."""
         self._send()
 
     def _send(self) -> None:
         with self._sending:
             if not self._taken_by:
-                self.store.push(self.folder, without=["tune"])
+                self.store.push(self.folder)
 
     def _lose(self, taker: str) -> None:
         """Another holds the run now: end what this process does, and take nothing back."""

@@ -27,7 +27,8 @@ from raysweep.resources import Resources
 from raysweep.runners.draining import draining_nodes
 from raysweep.runners.interrupts import keeping_sigterm
 from raysweep.runners.processes import LOOPBACK
-from raysweep.runners.room import Placement, Shape, View
+from raysweep.runners.ray_watch import GO_ON
+from raysweep.runners.room import Gangs, Placement, Room, Shape, View
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 # They would only import beside the gang's: measured on 2 cores, 10 s to the first gang with them, 5.4 s without.
 LOCAL_RAY = {"prestart_worker_first_driver": False, "enable_worker_prestart": False}
 """System configuration of a Ray that is started here, on one machine."""
+
+# How long a run that has lost all room for its gangs waits for nodes at least.
+LOST_SECONDS = 600.0
 
 
 class Cluster(NamedTuple):
@@ -107,7 +111,7 @@ def cluster_for(*every: Resources) -> Cluster:
     deadline = time.monotonic() + (every[0].max_node_wait_seconds if on_cluster else 0)
     is_asked = False
     while True:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = _nodes()
         room = {each: sum(Shape.of(each).workers_in(node) for node in nodes) for each in every}
         # The first that has none: it is told, and asked for.
         resources = next((each for each in every if room[each] < each.workers), None)
@@ -124,6 +128,50 @@ def cluster_for(*every: Resources) -> Cluster:
             request_resources(bundles=[bundle] * resources.workers)
             is_asked = True
         time.sleep(1.0)
+
+
+class LostRoom:
+    """Nodes lost so that no gang is left, and none of those that trials wait for could be started: said, and an end.
+
+    Args:
+        look: gives what gangs there are.
+        gangs: says what is waited for.
+        cluster: that had room for each gang.
+        wait_seconds: for nodes to come, but at least LOST_SECONDS, as for a machine that is started again.
+        nodes: gives CPU and GPU of each node that is there.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[], View],
+        gangs: Gangs,
+        cluster: Cluster,
+        wait_seconds: float,
+        *,
+        nodes: Callable[[], Sequence[Mapping[str, float]]] | None = None,
+    ) -> None:
+        self._look, self._gangs, self._nodes = look, gangs, nodes or _nodes
+        self._resources = {shape: resources for resources, shape in cluster.shapes.items()}
+        self._wait_seconds = max(wait_seconds, LOST_SECONDS)
+        self._since: float | None = None
+
+    def look(self) -> None:
+        """To be called time and again. Raises ClusterError once that has been so for too long."""
+        shapes = set() if self._look().gangs else self._gangs.under_way()
+        nodes = self._nodes() if shapes else []
+        room = Room({str(number): node for number, node in enumerate(nodes)})
+        if not shapes or any(room.find(shape) for shape in shapes):
+            self._since = None
+            return
+        shape = min(shapes)
+        room_of_each = [*map(shape.workers_in, nodes), 0]
+        workers = sum(room_of_each) if shape.spans_nodes else max(room_of_each)
+        lack = _too_small(nodes, workers, self._resources[shape], inside=not shape.spans_nodes)
+        if self._since is None:
+            self._since = time.monotonic()
+            logger.warning("no gang is left, and none can start; waiting for %g s: %s", self._wait_seconds, lack)
+        elif time.monotonic() - self._since > self._wait_seconds:
+            raise ClusterError(f"no gang is left, and none could start for {self._wait_seconds:g} s: {lack}; {GO_ON}")
 
 
 def connect() -> None:
@@ -184,6 +232,10 @@ def _init(**how: Any) -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **how)
 
 
+def _nodes() -> list[Mapping[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def _shape(resources: Resources) -> Shape:
     """Inside a node where one has room for a whole gang by now: what others hold there they may hold for long."""
     whole = Shape.of(resources)
@@ -236,7 +288,8 @@ def _shape_of(bundles: Mapping[int, Mapping[str, float]], shapes: Collection[Sha
     return next((shape for shape in shapes if all(map(partial(isclose, abs_tol=1e-3), shape[:3], held))), None)
 
 
-def _too_small(nodes: Sequence[Mapping[str, float]], room: int, resources: Resources) -> str:
+def _too_small(nodes: Sequence[Mapping[str, float]], room: int, resources: Resources, *, inside: bool = False) -> str:
+    """What a gang lacks. `inside`: `room` is of one node, in which all its workers are to be."""
     workers = resources.workers
     wanted = {"CPU": workers * resources.cpus_per_worker, "GPU": workers * resources.gpus_per_worker}
     total = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted}
@@ -245,7 +298,8 @@ def _too_small(nodes: Sequence[Mapping[str, float]], room: int, resources: Resou
     has = ", ".join(f"{total[name]:g} {name}" for name in short)
     return (
         f"a gang of resources.workers = {workers} needs {asked}; the cluster has {has} on {len(nodes)} node(s), with "
-        f"room for {room} worker(s) of {resources.cpus_per_worker:g} CPU and {resources.gpus_per_worker:g} GPU: lower "
+        f"room for {room} worker(s){' inside one' if inside else ''} of {resources.cpus_per_worker:g} CPU and "
+        f"{resources.gpus_per_worker:g} GPU: lower "
         "resources.workers, cpus_per_worker or gpus_per_worker, set RAY_ADDRESS to a larger cluster, or raise "
         "resources.max_node_wait_seconds where nodes are still to come"
     )

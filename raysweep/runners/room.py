@@ -138,6 +138,10 @@ class Gangs:
         """Note that a trial has its gang."""
         self._waiting.discard(key)
 
+    def under_way(self) -> set[Shape]:
+        """The gangs of trials that are under way, or wait for theirs."""
+        return set(self._under_way.values())
+
     def end(self, key: str) -> None:
         """Note that a trial has ended, however it did."""
         self._waiting.discard(key)

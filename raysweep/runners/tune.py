@@ -34,7 +34,7 @@ from raysweep.runners.interrupts import SAVE_SECONDS, UnsavedTraining
 from raysweep.runners.out_of_memory import TRIED_WITH_LESS, AtWork, is_killed_for_memory
 from raysweep.runners.pareto_asha import ParetoAshaScheduler
 from raysweep.runners.queue import Beginnings, Queue
-from raysweep.runners.ray_cluster import cluster_for, looking, start_ray
+from raysweep.runners.ray_cluster import LostRoom, cluster_for, looking, start_ray
 from raysweep.runners.ray_watch import ray_watched
 from raysweep.runners.room import Gangs, Shape
 from raysweep.runners.trainable import GangTrainable, point_of, trial_of
@@ -137,6 +137,20 @@ class _ParetoAsha(_AsQueued, ParetoAshaScheduler):
     pass
 
 
+class _EndsWithoutRoom(tune.Callback):  # type: ignore[misc]
+    """Ends the run where no gang can start any more."""
+
+    def __init__(self, lost_room: LostRoom) -> None:
+        self._lost_room = lost_room
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing; see `_Ends`."""
+        return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._lost_room.look()
+
+
 class _Ends(tune.Callback):  # type: ignore[misc]
     """Notes that Tune started a trial, and how it ended it; `take_less` is told of one whose gang ran out of memory."""
 
@@ -182,8 +196,7 @@ class _Ends(tune.Callback):  # type: ignore[misc]
 def _cause(trial: Any) -> tuple[str, str]:
     """What ended a trial's gang, in a line, and its log.
 
-    Read where Tune writes it. `trial.get_error` looks into the run's folder, into which it is copied later, and
-    unpickles what it finds there.
+    Read where Tune writes it. `trial.get_error` looks where it is copied to later, and unpickles what it finds there.
     """
     if not trial.error_file:
         return "the gang was lost", ""
@@ -228,7 +241,10 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
     space = with_gangs_chosen(space, run, partial(node_memories, on_cluster=on_cluster), report)
     cluster = cluster_for(*space.resources.every)
     shapes = tuple(dict.fromkeys(cluster.shapes.values()))
-    gangs = Gangs(looking(shapes), max_concurrent=resources.max_concurrent, may_grow=cluster.may_grow)
+    look = looking(shapes)
+    gangs = Gangs(look, max_concurrent=resources.max_concurrent, may_grow=cluster.may_grow)
+    lost_room = LostRoom(look, gangs, cluster, resources.max_node_wait_seconds)
+    watching = [_EndsWithoutRoom(lost_room)] if cluster.may_grow else []
 
     def shape_of(point: Mapping[str, Any]) -> Shape:
         return cluster.shapes[space.resources.of(point)]
@@ -288,12 +304,13 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(run.folder),
+            name=run.name,
+            # Beside Ray's own logs: its files quote errors as they come, with whatever secrets these hold.
+            storage_path=str(Path(ray._private.worker._global_node.get_session_dir_path()) / "raysweep"),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.max_retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[_Ends(run, report, gangs, prunes=search.scheduler is not None, take_less=take_less)],
+            callbacks=[_Ends(run, report, gangs, prunes=search.scheduler is not None, take_less=take_less), *watching],
         ),
     )
     with sink, watch, watching_draining(sink.tell_draining), _outliving_kills_for_memory(), ray_watched() as gone:

@@ -197,6 +197,10 @@ def test_a_stage_that_cannot_succeed_does_not_stop_the_sweep(sweep_file, store, 
     assert finished == {"tokenize", "pretrain", "heldout", "flatness"}
 
 
+OF_A_RUN = {
+    "driver.json", "events.jsonl", "identity.json", "planned.json", "columns.json", "sweep.yaml", "tensorboard",
+    "trials.jsonl",
+}  # fmt: skip
 LONGER = RAY.replace("steps: 12", "steps: 240").replace("[6, 12]", "[120, 240]")
 
 
@@ -218,6 +222,7 @@ def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path, undisturbe
     wait_for(lambda: len(broken.finished_ids()) >= 4)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
+    assert {path.name for path in broken.root.glob("runs/*/*")} <= OF_A_RUN  # Nothing of Tune's, which quotes errors.
     kept = {path: path.stat().st_mtime_ns for path in broken.root.glob("stages/*/record.json")}
     assert 4 <= len(kept) < len(want)
 

@@ -15,6 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from clusters import CAN_UNSHARE
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 KUBERAY = json.loads((Path(__file__).parents[1] / "data" / "kuberay.json").read_text())
@@ -204,6 +205,59 @@ def test_slurm_saves_on_the_signal_and_goes_back_into_the_queue(slurm, shared):
         assert other.startswith("ray start --address node-a:20042 --block")
         assert "--address node-a:20042" in slurm.calls("raysweep")[0]
         assert not slurm.calls("ray stop")
+
+
+# Of eight nodes that the controller may start when it likes, so that none has to answer.
+SLURM_CONF = """
+ClusterName=check
+SlurmctldHost=localhost
+SlurmUser=root
+AuthType=auth/none
+CredType=cred/none
+StateSaveLocation={folder}
+SlurmctldPidFile={folder}/pid
+SelectType=select/cons_tres
+SchedulerType=sched/builtin
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SuspendProgram=/bin/true
+ResumeProgram=/bin/true
+SuspendTime=300
+NodeName=node[1-8] CPUs=96 RealMemory=1000000 State=CLOUD
+PartitionName=all Nodes=ALL Default=YES State=UP
+"""
+# In a network of its own: a controller listens on all addresses. Names are looked up only where there is one that is
+# not loopback's.
+ASK_SLURM = """
+hostname localhost && ip link set lo up && ip addr add 10.0.0.1/32 dev lo
+slurmctld -D >"$SLURM_CONF.log" 2>&1 &
+for _ in {1..100}; do scontrol ping | grep -q UP && break; sleep 0.1; done
+for script in "$@"; do sbatch --test-only --nodes=4 --time=24:00:00 "$script" s.yaml /shared; done
+kill %1; wait
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (CAN_UNSHARE and shutil.which("slurmctld")), reason="no Slurm, or no root, here")
+def test_slurm_takes_the_script(tmp_path):
+    (tmp_path / "slurm.conf").write_text(SLURM_CONF.format(folder=tmp_path))
+    script = CLUSTER / "slurm" / "raysweep.sbatch"
+    wrong = [tmp_path / "signal.sbatch", tmp_path / "option.sbatch"]
+    for path, option, other in zip(wrong, ("TERM@120", "--requeue\n"), ("TREM@120", "--requeues\n"), strict=True):
+        path.write_text(script.read_text().replace(option, other))
+    done = subprocess.run(
+        ["unshare", "-u", "-n", "bash", "-c", ASK_SLURM, "-", script, *wrong],
+        env=os.environ | {"SLURM_CONF": str(tmp_path / "slurm.conf")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    found = [line for line in done.stderr.splitlines() if line.startswith("sbatch: ")]
+    assert len(found) == 3 or found[3:] == ['sbatch: Try "sbatch --help" for more information'], done.stderr
+    assert "using 384 processors on nodes node[1-4]" in found[0]  # All of four nodes: they are the job's alone.
+    assert "Invalid --signal specification" in found[1]
+    assert "unrecognized option '--requeues'" in found[2]
 
 
 def test_slurm_says_what_it_needs(slurm):

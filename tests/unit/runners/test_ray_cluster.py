@@ -4,8 +4,10 @@ import pytest
 from tiny import free_port
 
 from raysweep.errors import ClusterError
+from raysweep.resources import Resources
 from raysweep.runners import ray_cluster
-from raysweep.runners.ray_cluster import connect
+from raysweep.runners.ray_cluster import Cluster, LostRoom, connect
+from raysweep.runners.room import Gangs, Shape, View
 
 
 def test_a_cluster_that_auto_stands_for_and_that_is_gone_is_refused_at_once(monkeypatch):
@@ -28,3 +30,36 @@ def test_a_ray_of_this_machine_without_a_token_is_warned_of(mode, warned, monkey
     monkeypatch.setattr(ray_cluster, "_init", lambda **how: None)
     ray_cluster.start_ray()
     assert ("whoever is on this machine may run code as you" in caplog.text) == warned
+
+
+def test_a_run_whose_nodes_are_all_lost_says_so_and_ends(monkeypatch, caplog):
+    one, two = Resources(), Resources(workers=2)
+    cluster = Cluster({each: Shape.of(each) for each in (one, two)}, may_grow=True)
+    placed, nodes = {}, [{"CPU": 2.0}]
+    gangs = Gangs(lambda: View({"a": {"CPU": 0.0}}, placed), max_concurrent=None, may_grow=True)
+    lost = LostRoom(lambda: View({}, placed), gangs, cluster, 0.0, nodes=lambda: nodes)
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def look_later(seconds: float) -> None:
+        now[0] += seconds
+        lost.look()
+
+    look_later(0.0)
+    gangs.start("x", cluster.shapes[two])
+    look_later(9000.0)  # A node could hold it: others are in its way, or it starts.
+    nodes[:] = [{"CPU": 1.0}, {"CPU": 1.0}]
+    placed[cluster.shapes[one]] = [{"b": 1}]
+    look_later(9000.0)  # Another gang is at work.
+    assert caplog.text == ""
+    placed.clear()
+    look_later(1.0)
+    assert "none can start; waiting for 600 s: a gang of resources.workers = 2 needs 2" in caplog.text
+    look_later(599.0)
+    nodes.append({"CPU": 2.0})
+    look_later(2.0)  # One came.
+    nodes.pop()
+    look_later(0.0)
+    assert caplog.text.count("waiting for 600 s") == 2
+    with pytest.raises(ClusterError, match=r"for 600 s: .* 2 node\(s\), with room for 1 .* inside one .*; what is"):
+        look_later(601.0)
