@@ -64,7 +64,8 @@ class AskedResources(Spec):
     """How long to wait for a store that does not answer, or has no room, before what needs it fails."""
 
     max_node_wait_seconds: float = Field(default=30, ge=0)
-    """How long to wait for a cluster to have room for a first gang; an autoscaler takes minutes to bring nodes."""
+    """How long to wait for a cluster to have room for a first gang; an autoscaler takes minutes to bring nodes. Once
+    all room is lost, ten minutes at least."""
 
     @model_validator(mode="before")
     @classmethod

@@ -352,6 +352,29 @@ def test_what_is_no_event_is_left_out_and_stops_nothing(message, caplog):
     assert "no event of ours" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        b'{"event": "unheard-of"}',
+        b'{"event": "save", "now": true}',
+        b'{"event": "draining", "nodes": "all"}',
+        b'{"event": "note", "message": "m"}',  # What a gang tells is nothing that it is told.
+        b"[" * 100_000,
+        pickle.dumps({"event": "save"}),
+    ],
+)
+def test_what_is_no_message_to_a_gang_is_left_out(message, caplog):
+    with EventSink("127.0.0.1", print) as sink:
+        source = EventSource(sink.address)
+        wait_until(lambda: sink._connections)
+        (connection,) = sink._connections
+        connection.send_bytes(message)
+        sink.tell_draining(frozenset({"n"}))
+        wait_until(source.draining)
+        assert (source.draining(), source.save_asked()) == ({"n"}, False)
+    assert "no message of the driver's" in caplog.text
+
+
 def test_silent_and_half_sent_connections_hold_nobody_up(monkeypatch):
     monkeypatch.setattr(channel, "HANDSHAKE_SECONDS", 1)
     got = []
