@@ -122,7 +122,7 @@ def worth_table(ranking: Ranking, stages: pd.DataFrame, *, best_alone: bool = Fa
         name = worth.item.indicator
         share = formatting.percent(worth.seconds / tuning) if tuning else "—"
         cells = [
-            Cell(short[name], name, title=alike_text(ranking, name)),
+            Cell(name if best_alone else short[name], name, title=alike_text(ranking, name)),
             cell(worth.seconds, formatting.seconds),
             Cell(share, worth.seconds if tuning else ""),
             cell(worth.flops, formatting.count),
