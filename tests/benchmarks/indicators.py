@@ -28,7 +28,7 @@ from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import MEAN_LIKELIHOOD, Ranking, rank
 from raysweep.analysis.uncertainty import Sample, TaskNoise, task_noise
 from raysweep.analysis.unseen import over_splits, random_splits, shares_as_it_is
-from raysweep.analysis.worth import seconds_by_kind
+from raysweep.analysis.worth import flops_by_kind, seconds_by_kind
 from raysweep.results import Results
 from raysweep.scores import Column
 
@@ -49,6 +49,7 @@ NO_PART_OF_A_STUDY = ("location",)
 """Where checkpoints lie on one machine."""
 OF_STAGES = (
     *("kind", "id", "checkpoint", "task", "status", "lr", "stage_seed", "wall_seconds", "world_size"),
+    *("device", "gpus_per_worker", "flops"),
     *("sft/score", "sft/valid_score", "sft/log_likelihood", "sft/valid_log_likelihood"),
 )
 """Columns of the stage table by which costs, and what one rate for all would have chosen, are known."""
@@ -178,10 +179,12 @@ def costs(rankings: Sequence[Ranking], stages: pd.DataFrame) -> Iterator[str]:
     """What the stages took, and what one fine-tuning rate for all would have chosen."""
     spent = (stages["wall_seconds"] * stages["world_size"].astype("float64")).groupby(stages["kind"])
     yield f"{len(stages)} stages, {spent.sum().sum() / 3600:.2f} worker hours"
-    yield "| stage | stages | worker seconds a checkpoint | in all |\n| --- | --- | --- | --- |"
-    of_one = seconds_by_kind(stages)
+    yield "| stage | stages | worker seconds a checkpoint | FLOPs a checkpoint | worker seconds in all |"
+    yield "| --- | --- | --- | --- | --- |"
+    of_one, flops = seconds_by_kind(stages), flops_by_kind(stages)
     for kind, total in spent.sum().sort_values(ascending=False).items():
-        yield f"| {kind} | {spent.size()[kind]} | {of_one.get(kind, np.nan):.1f} | {total:.0f} |"
+        each = f"{of_one.get(kind, np.nan):.1f} | {flops.get(kind, np.nan):.2e}"
+        yield f"| {kind} | {spent.size()[kind]} | {each} | {total:.0f} |"
     for each in fixed_rates(rankings[0], stages):
         yield f"\nat {each.lr:g} for all: {each.accuracy.value:.2f} [{each.accuracy.low:.2f}, {each.accuracy.high:.2f}]"
 

@@ -6,6 +6,7 @@ from benchmarks.indicators import STAGES, over_half, read, read_noise
 
 from raysweep.analysis.learning import learn_target
 from raysweep.analysis.ranking import MEAN_LIKELIHOOD, rank
+from raysweep.analysis.worth import flops_by_kind, seconds_by_kind
 
 RIGHT = {"other_text/mean_loss": 0.886, "span_loss/loss_nats_per_token": 0.238, "features/effective_rank": 0.834}
 
@@ -26,8 +27,12 @@ def test_the_studys_table_says_what_is_reported():
 
 def test_the_studys_stages_say_what_they_took():
     stages = pd.read_parquet(STAGES)
-    assert (len(stages), (stages["kind"] == "sft").sum()) == (3980, 3154)
+    assert (len(stages), (stages["kind"] == "sft").sum()) == (4048, 3154)
     assert (stages["wall_seconds"] * stages["world_size"]).sum() / 3600 == pytest.approx(3.13, abs=0.01)
+    flops = flops_by_kind(stages)
+    # A forward pass of 256 sequences of 128 tokens; no model reads a curve.
+    assert (flops["curve"], flops["features"]) == (0.0, pytest.approx(4.29e10, rel=1e-2))
+    assert seconds_by_kind(stages)["curve"] < 0.1
 
 
 def test_pairs_by_gap_are_of_one_loss():
