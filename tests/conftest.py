@@ -1,11 +1,13 @@
 """Tiny real things that the tests share."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from tiny import GRAMMAR, TINY, tokens_of
+from tiny import GRAMMAR, LONGER, TINY, results_of, tokens_of
 
 # One thread a process: the tests' own processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,6 +15,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from raysweep.data.pcfg import PCFG
+from raysweep.runs import Run
 from raysweep.space import load
 from raysweep.store import Store
 from raysweep.variants import SearchSpace
@@ -58,3 +61,14 @@ def tiny_space(sweep_file) -> SearchSpace:
 def store(tmp_path: Path) -> Store:
     """An empty store."""
     return Store(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory) -> dict[str, object]:
+    """What `LONGER` gives on Ray where nothing happens to it; run once."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    (home / "tiny.yaml").write_text(LONGER)
+    command = [sys.executable, "-m", "raysweep", "run", str(home / "tiny.yaml"), "--store", str(home / "store")]
+    ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr[-5000:]
+    return results_of(Run.all(Store(home / "store"))[0])

@@ -90,11 +90,13 @@ def events_in(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def wait_for(path: Path, driver: subprocess.Popen[str], event: str, **wanted: object) -> dict[str, Any]:
-    """The first event that holds these values."""
+def wait_for(
+    path: Path, driver: subprocess.Popen[str], event: str, *, after: int = 0, **wanted: object
+) -> dict[str, Any]:
+    """The first event that holds these values, of those that follow on so many."""
     deadline = time.monotonic() + 180
     while True:
-        for each in events_in(path):
+        for each in events_in(path)[after:]:
             if each["event"] == event and all(each.get(key) == value for key, value in wanted.items()):
                 return each
         assert driver.poll() is None, driver.communicate()[0][-5000:]

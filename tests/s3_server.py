@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
+from typing import Any
 
 import boto3
 from moto.server import ThreadedMotoServer
@@ -15,12 +17,22 @@ class Server:
     def __init__(self, ip: str = "127.0.0.1") -> None:
         logging.getLogger("werkzeug").setLevel(logging.WARNING)  # A line for each request.
         self._ip, self._port = ip, 0
+        self.delay_seconds = 0.0
+        """How long it takes over each request."""
         self.start()
 
     def start(self) -> None:
         self._server = ThreadedMotoServer(ip_address=self._ip, port=self._port, verbose=False)
         self._server.start()
         self._port = self._server.get_host_and_port()[1]
+        server = self._server._server
+        app = server.app
+
+        def slow(*request: Any) -> Any:
+            time.sleep(self.delay_seconds)
+            return app(*request)
+
+        server.app = slow
         self.address = f"http://{self._ip}:{self._port}"
 
     def stop(self) -> None:

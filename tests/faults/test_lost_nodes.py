@@ -86,25 +86,6 @@ def test_a_gcs_that_comes_back_and_nodes_that_do_not_cost_what_was_not_saved(tmp
     assert "Traceback" not in words
 
 
-def test_a_rank_that_is_stopped_on_another_node_is_ended_from_the_head(tmp_path, sweep_file, cluster):
-    """The driver's own node has no gang; what is stopped keeps its connections, and Ray takes it for alive."""
-    sweep = sweep_file(SHORT.replace("400", "1500") + "resources: {max_silence_seconds: 10}\n")
-    cluster.add(num_cpus=2)
-    driver = Driver(cluster, sweep)
-    want = results_of(run_sweep(load(sweep), Store(tmp_path / "whole"), runner="inline"))
-    driver.wait_for(lambda: driver.num_training() == 2)
-    stopped = cluster.gangs()[0]
-    os.kill(stopped, signal.SIGSTOP)
-    driver.wait_for(lambda: stopped not in cluster.gangs())
-    words, _ = driver.process.communicate(timeout=120)
-    assert driver.process.returncode == 0, words
-    [run] = Run.all(driver.store)
-    assert results_of(run) == want
-    assert "gave no sign of life for 10 s" in words
-    assert "was not ended" not in words
-    assert words.count("a trial goes on in another gang") == 1
-
-
 def test_a_gcs_that_comes_back_without_its_memory_is_one_line_and_the_same_sweep_goes_on(tmp_path, sweep_file, cluster):
     """Where it stays away the line is that of `test_a_ray_that_is_gone_is_one_line`, after more patience."""
     sweep = sweep_file(SHORT + "resources: {max_concurrent: 1}\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from processes import OTHER_RANK, RANK_0, gang_workers
-from tiny import TINY, results_of
+from tiny import LONGER, TINY, results_of
 
 from raysweep.analysis.tables import stage_table
 from raysweep.cli import main
@@ -27,8 +27,6 @@ from raysweep.runners.tune import _GangRequest
 from raysweep.runs import Run
 from raysweep.space import load
 from raysweep.store import Store
-
-RAY = TINY + "resources: {workers: 2, zero_stage: 2, max_retries: 2}\n"
 
 DRIVER = """
 import sys
@@ -201,22 +199,13 @@ OF_A_RUN = {
     "driver.json", "events.jsonl", "identity.json", "planned.json", "columns.json", "sweep.yaml", "tensorboard",
     "trials.jsonl",
 }  # fmt: skip
-LONGER = RAY.replace("steps: 12", "steps: 240").replace("[6, 12]", "[120, 240]")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """What `LONGER` gives where nothing happens to it."""
-    home = tmp_path_factory.mktemp("undisturbed")
-    (home / "tiny.yaml").write_text(LONGER)
-    assert drive(home / "tiny.yaml", home / "store").wait(timeout=240) == 0
-    return results_of(Run.all(Store(home / "store"))[0])
 
 
 @pytest.mark.slow
 def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path, undisturbed):
-    """Kill -9 of the driver, then of a gang worker: the same tables to the bit, and nothing finished is repeated."""
-    sweep, want = sweep_file(LONGER), undisturbed
+    """Kill -9 of the driver, then of rank 1 in each kind of stage that both ranks work at, and in pretraining twice:
+    the same tables to the bit, and nothing finished is repeated."""
+    sweep, want = sweep_file(LONGER.replace("max_retries: 2", "max_retries: 4")), undisturbed
     broken = Store(tmp_path / "broken")
     driver = drive(sweep, broken.root)
     wait_for(lambda: len(broken.finished_ids()) >= 4)
@@ -226,10 +215,23 @@ def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path, undisturbe
     kept = {path: path.stat().st_mtime_ns for path in broken.root.glob("stages/*/record.json")}
     assert 4 <= len(kept) < len(want)
 
+    [run] = Run.all(broken)
+    to_hit, killed = ["pretrain", "flatness", "sft", "pretrain"], set()
+    count = len(list(run.events()))
     driver = drive(sweep, broken.root)
-    wait_for(lambda: gang_workers(driver.pid) and len(broken.finished_ids()) > len(kept))
-    os.kill(gang_workers(driver.pid)[0], signal.SIGKILL)
+    while to_hit and driver.poll() is None:
+        # The newest: those of gangs that were replaced may take a moment to go.
+        events, workers = list(run.events()), gang_workers(driver.pid)[-1:]
+        last = events[-1] if len(events) > count else {"event": ""}
+        if last["event"] == "started" and last["kind"] in to_hit and not killed.issuperset(workers):
+            os.kill(workers[0], signal.SIGKILL)
+            to_hit.remove(last["kind"])
+            killed.update(workers)
+            count = len(events)
+        time.sleep(0.05)
     assert driver.wait(timeout=240) == 0
+    assert to_hit == []
+    assert (tmp_path / "driver.log").read_text().count("a trial goes on in another gang") == 4
     assert results_of(Run.all(broken)[0]) == want
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
