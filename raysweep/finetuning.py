@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from raysweep.data.corpora import Corpus
-from raysweep.errors import collect
+from raysweep.errors import SpaceError, collect
 from raysweep.objectives.heads import Head
 from raysweep.scores import FULL, mixture_name, tuning_name
 from raysweep.spec import Neutral, Provenance, Spec, check_name
@@ -139,6 +139,19 @@ class Finetuning(Spec):
             asked, given = ", ".join(self.methods), ", ".join(self.lrs)
             raise ValueError(f"lrs are by method, of {given}; methods are {asked}: give each its rates, and no other")
         return self
+
+    def check_examples(self, task: Task) -> None:
+        """See that a task of `bind` has labelled examples for every seed, where each has its own. Raises SpaceError."""
+        size = self.hyperparameters.max_examples
+        if self.hyperparameters.examples == "first" or size is None:
+            return
+        num = min(len(task.ids("train")), task.num_finetuned)
+        if size > num or len({seed % (num // size) for seed in self.seeds}) < len(self.seeds):
+            raise SpaceError(
+                f"hyperparameters.examples: by_seed: of {num:,} training examples the first {num // size} seeds from 0 "
+                f"on have {size:,} each that no other has, and seeds are {list(self.seeds)}; lower max_examples, take "
+                "fewer seeds, or give the task more examples"
+            )
 
     def lrs_of(self, method: str) -> tuple[float, ...] | Literal["auto"]:
         """The rates of a method of this name."""

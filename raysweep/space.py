@@ -61,7 +61,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> SearchSpace:
     space = SearchSpace(declared=declared, base=base, text=document.text, checkpoints=checkpoints)
     problems = list(_value_findings(space))
     if not problems and not pins.findings:
-        pins.findings += [*_text_findings(space), *_indicator_findings(space)]
+        pins.findings += [*_text_findings(space), *_example_findings(space)]
         problems += _metric_findings(space)
     if problems or pins.findings:
         raise _told(document, SpaceError if problems else DataError, [*pins.findings, *problems])
@@ -121,15 +121,17 @@ def _value_findings(space: SearchSpace) -> Iterator[Finding]:
                 yield from ((("sweep", name, *setting.place), text) for _, text in error.findings)
 
 
-def _indicator_findings(space: SearchSpace) -> Iterator[Finding]:
-    """Tasks without examples to score indicators on."""
+def _example_findings(space: SearchSpace) -> Iterator[Finding]:
+    """Tasks without examples to score indicators on, or with too few to fine-tune each seed on its own."""
     declared = space.declared
     pretrain = declared.pretrain
-    bound = declared.sft.bind(pretrain.data, objective_of(pretrain).head) if declared.sft else {}
-    for name, task in bound.items():
+    if not declared.sft:
+        return
+    for name, task in declared.sft.bind(pretrain.data, objective_of(pretrain).head).items():
         try:
+            declared.sft.check_examples(task)
             needs = declared.indicators or declared.early_sft
-            if needs or (task.num_classes is not None and declared.sft and declared.sft.linear_probe):
+            if needs or (task.num_classes is not None and declared.sft.linear_probe):
                 task.check_indicator()
         except RaysweepError as error:
             yield from below(("sft", "tasks", name), error)

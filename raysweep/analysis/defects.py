@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -51,7 +51,11 @@ class Flag:
     """Checkpoints that it is about; of copies, the first is the one that stays."""
     columns: tuple[str, ...]
     text: str
-    """In words, with the numbers."""
+    """In words, with the first numbers."""
+    opening: str = ""
+    """Of a collapse, how its text begins, which ends with the first of `numbers`."""
+    numbers: tuple[str, ...] = ()
+    """Each column's beside its median, in words."""
 
 
 def find_flags(
@@ -86,22 +90,17 @@ def flagged_rows(flags: Sequence[Flag]) -> tuple[str, ...]:
 
 
 def copied_rows(flags: Sequence[Flag]) -> dict[str, str]:
-    """Checkpoint -> the flag by which it is another one under a second name."""
-    return _reasons(flag for flag in flags if flag.kind == "copy")
+    """Checkpoint -> the flag by which it is another one under a second name; the one that stays has none."""
+    return {row: flag.text for flag in flags if flag.kind == "copy" for row in flag.rows[1:]}
 
 
 def collapsed_rows(flags: Sequence[Flag], columns: Collection[str]) -> dict[str, str]:
-    """Checkpoint -> the flag by which it has collapsed in one of some columns."""
-    return _reasons(flag for flag in flags if flag.kind == "collapsed" and not set(columns).isdisjoint(flag.columns))
-
-
-def _reasons(flags: Iterable[Flag]) -> dict[str, str]:
-    """Checkpoint -> what flags say of it; of copies, the one that stays has none."""
-    found: dict[str, list[str]] = defaultdict(list)
+    """Checkpoint -> how its numbers have collapsed in some columns."""
+    found = {}
     for flag in flags:
-        for row in flag.rows[1:] if flag.kind == "copy" else flag.rows:
-            found[row].append(flag.text)
-    return {row: "; ".join(texts) for row, texts in found.items()}
+        if used := [number for name, number in zip(flag.columns, flag.numbers, strict=False) if name in columns]:
+            found[flag.rows[0]] = flag.opening + ", ".join(used)
+    return found
 
 
 def leaks(flags: Sequence[Flag]) -> tuple[str, ...]:
@@ -130,9 +129,9 @@ def _collapsed(values: Mapping[str, Floats], rows: Sequence[str], labels: Mappin
         for place in np.flatnonzero(_far(column)):
             of[rows[int(place)]][name] = f"{name} {column[place]:.4g} (median {np.nanmedian(column):.4g})"
     for row, texts in of.items():
-        yield Flag(
-            "collapsed", (row,), tuple(texts), f"{labels[row]} is far from all others: {_listed([*texts.values()])}"
-        )
+        numbers = tuple(texts.values())
+        opening = f"{labels[row]} is far from all others: "
+        yield Flag("collapsed", (row,), tuple(texts), opening + _listed(numbers), opening, numbers)
 
 
 def _far(column: Floats) -> Flags:

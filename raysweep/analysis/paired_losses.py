@@ -35,23 +35,25 @@ def paired_difference(left: Sequence[Losses | None], right: Sequence[Losses | No
         left, right: [pairs], of the same text.
 
     Returns:
-        (difference, error) in nats per predicted token; NaN where losses are not known, or of another text.
+        (difference, error) in nats per predicted token; NaN where losses are not known, or of another mix or text.
     """
     pairs = [(one, other) for one, other in zip(left, right, strict=True) if one is not None and other is not None]
     if not pairs or len(pairs) < len(left):
         return math.nan, math.nan
     total, variance, first = 0.0, 0.0, pairs[0][0]
+    if not all(_is_same_text(first, other) for pair in pairs for other in pair):
+        return math.nan, math.nan
     for name, (share, known) in first.items():
-        sums = []
-        for each in pairs:
-            if any(name not in of or not _is_same_text(of[name][1], known) for of in each):
-                return math.nan, math.nan
-            sums.append(each[0][name][1].losses - each[1][name][1].losses)
+        sums = [one[name][1].losses - other[name][1].losses for one, other in pairs]
         of_none = replace(known, losses=np.zeros_like(known.losses))
         value, error = replace(known, losses=np.mean(sums, axis=0)).less(of_none)
         total, variance = total + share * value, variance + (share * error) ** 2
     return total, math.sqrt(variance)
 
 
-def _is_same_text(one: HeldoutLosses, other: HeldoutLosses) -> bool:
-    return np.array_equal(one.num_predicted, other.num_predicted)
+def _is_same_text(one: Losses, other: Losses) -> bool:
+    """Whether domains are the same, in the same shares, as far as the numbers tell."""
+    return one.keys() == other.keys() and all(
+        share == other[name][0] and np.array_equal(known.num_predicted, other[name][1].num_predicted)
+        for name, (share, known) in one.items()
+    )

@@ -193,7 +193,7 @@ def draw_classes(logits: Tensor, draws: Tensor, *, compiled: bool = False) -> Te
         compiled: whether torch compiles what reads the logits.
 
     Returns:
-        [n], int64.
+        [n], int64; of a row that is not finite, some class, as the loss will tell that training diverged.
 
     >>> draws = torch.tensor([[0.5, 0.0], [0.0, 0.49], [0.0, 0.5]])
     >>> draw_classes(torch.tensor([[0.0, 0.0, -torch.inf]]).expand(3, 3), draws)
@@ -204,14 +204,14 @@ def draw_classes(logits: Tensor, draws: Tensor, *, compiled: bool = False) -> Te
     within = torch.arange(DRAWN_BLOCK, device=logits.device) + DRAWN_BLOCK * block
     last = logits.shape[-1] - 1
     of_classes = logits.gather(-1, within.clamp(max=last)).float().masked_fill(within > last, -torch.inf)
-    return (DRAWN_BLOCK * block + _pick(of_classes, draws[:, 1:]))[:, 0]
+    return (DRAWN_BLOCK * block + _pick(of_classes, draws[:, 1:])).clamp(max=last)[:, 0]
 
 
 def _pick(logs: Tensor, draws: Tensor) -> Tensor:
     """By uniform numbers [n, 1], an index of each row of log weights [n, k], never one without weight: [n, 1]."""
     below = logs.softmax(dim=-1).cumsum(dim=-1)
     # Times the last, which rounding leaves a little off 1.
-    return torch.searchsorted(below, draws * below[:, -1:], right=True)
+    return torch.searchsorted(below, draws * below[:, -1:], right=True).clamp(max=logs.shape[-1] - 1)
 
 
 def _block_sums(logits: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from raysweep.data.corpora import Corpus
 from raysweep.data.tokenizers import load_tokenizer
 from raysweep.errors import Diverged, StageError
 from raysweep.memory import TrainingSteps, training_bytes
-from raysweep.objectives.base import Arrays, Loss
+from raysweep.objectives.base import Arrays, Ints, Loss
 from raysweep.resources import Resources
 from raysweep.spec import Metric, Neutral, Spec
 from raysweep.stages.base import StageSpec
@@ -75,7 +75,7 @@ class Hyperparameters(Spec):
     """Training examples of a task, the first so many, of each task of a mixture too; left out: all. A probe may be
     fitted to more (see probes)."""
     examples: Annotated[Literal["first", "by_seed"], Neutral("first")] = "first"
-    """Which max_examples it is trained on: the first ones of the task, or others under each seed, drawn of all it has,
+    """Which max_examples it is trained on: the first ones of the task, or others under each seed, no example under two,
     so that seeds differ by the chance of their labelled examples, too; not of mixtures."""
     optimizer: Annotated[Literal["adamw", "sgd", "lion"], Neutral("adamw")] = "adamw"
     """What takes the steps, with its defaults of pretraining but for AdamW's betas, 0.9 and 0.999. Checkpoints may
@@ -325,8 +325,7 @@ class Sft(StageSpec):
         given = self.hyperparameters
         drawn = np.arange(num_examples)
         if given.examples == "by_seed":
-            # The third number: no epoch's order of some task.
-            drawn = np.random.default_rng([self.seed, 0, 1]).permutation(num_examples)[: given.max_examples]
+            drawn = _share(num_examples, given.max_examples or num_examples, self.seed)
         num_examples = len(drawn)
         size = min(given.batch_sequences, num_examples)
         # What fills no batch is left out, other examples in each epoch.
@@ -360,6 +359,13 @@ class Sft(StageSpec):
             model.to(worker.device)
         end()
         return training.losses
+
+
+def _share(num: int, size: int, seed: int) -> Ints:
+    """Numbers in [0, num) of `size` examples: seeds 0, 1, ... have others, as long as `num` is enough for them all."""
+    order = np.random.default_rng([0, 0, 1]).permutation(num)
+    start = seed % max(1, num // size) * size
+    return order[start : start + size]
 
 
 def _of_part(name: str, metric: str) -> str:

@@ -12,7 +12,7 @@ from raysweep.analysis.fixed_rates import fixed_rates
 from raysweep.analysis.tables import columns_of
 from raysweep.costs import Size
 from raysweep.data.tokenizers import load_tokenizer
-from raysweep.errors import SpaceError
+from raysweep.errors import DataError, SpaceError
 from raysweep.objectives.base import IGNORED
 from raysweep.resources import Resources
 from raysweep.results import Results
@@ -208,6 +208,16 @@ def test_mixtures_that_cannot_be_are_refused(folder, sweep_file, mixtures, words
 def test_examples_by_seed_are_of_one_task(folder, sweep_file):
     with pytest.raises(SpaceError, match="by_seed draws of one task's examples; leave mixtures out, or it"):
         load(sweep_file(SWEEP), ["sft.hyperparameters.examples=by_seed", "sft.hyperparameters.max_examples=4"])
+
+
+@pytest.mark.parametrize(("size", "seeds", "most"), [(8, [0, 1, 2], 2), (4, [0, 5], 5), (1000, [0], 0)])
+def test_examples_by_seed_are_enough_for_all_seeds(folder, sweep_file, size, seeds, most):
+    given = ["sft.mixtures={}", "sft.hyperparameters.examples=by_seed", f"sft.hyperparameters.max_examples={size}"]
+    with pytest.raises(
+        DataError, match=rf"sft\.tasks\.ask: .* of 20 training examples the first {most} seeds from 0 on "
+    ):
+        load(sweep_file(SWEEP), [*given, f"sft.seeds={seeds}"])
+    load(sweep_file(SWEEP), [*given[:2], "sft.hyperparameters.max_examples=4", "sft.seeds=[0, 1, 2]"])
 
 
 @pytest.fixture

@@ -62,6 +62,10 @@ def test_each_measure_is_a_section(folder, section):
     assert getattr(load(folder / "my-sweep.yaml").declared, name) is not None
 
 
+def test_measures_are_found_in_the_table():
+    assert len(MEASURES) >= 14
+
+
 def test_the_phases_are_some(folder):
     (folder / "my-sweep.yaml").write_text(
         SWEEP.replace("  checkpoints: [0.5, 1.0]", f"  {PHASES.strip()}  #").replace("  tokens: 2_000_000_000\n", "")

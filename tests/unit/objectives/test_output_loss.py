@@ -69,6 +69,13 @@ def test_classes_are_drawn_by_their_probabilities():
     assert ends.tolist() == [1, 598]
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_give_classes_all_the_same(value):
+    """Training that diverged ends by its loss, which comes after."""
+    drawn = draw_classes(torch.full((3, 300), value), torch.rand(3, 2))
+    assert bool(((drawn >= 0) & (drawn < 300)).all())
+
+
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_labels_that_are_drawn_on_the_way_are_those_of_the_loss(compiled):
