@@ -101,5 +101,5 @@ if __name__ == "__main__":
     parser.add_argument("sweep", type=Path)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("overrides", nargs="*")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     main(given.sweep, given.store, given.overrides)
