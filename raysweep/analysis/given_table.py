@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 VARIANT = "variant"
 """A column that is taken for the rows' variants, where no other is named."""
 
+OF_CHECKPOINTS = ("trial", "variant", "seed", "checkpoint", "step", "status")
+"""Columns by which a checkpoint table tells its rows."""
+
 POINT = "point."
 """Before the name of a setting, in a checkpoint table."""
 
@@ -102,6 +105,7 @@ def take(path: Path, roles: Roles) -> Given:
             raise DataError(f"{path}: which column is the score after fine-tuning? Name it: --target COLUMN")
         rows = checkpoint_rows(table, roles, name=path.name)
         return Given(rows, columns_of_roles(roles), roles.target, roles.gaps, versions={})
+    columns = _check_kept(table, columns, path.name)
     there = [column.name for column in columns if column.kind == "sft" and column.metric.direction]
     target = roles.target or usual_target(columns)
     if target not in there:
@@ -217,6 +221,22 @@ def _check_roles(table: pd.DataFrame, roles: Roles, name: str) -> None:
     _check_gaps(roles, indicators, name)
     if not (indicators or roles.config):
         raise DataError(f"{name}: no indicators: name at least one column by --higher, --lower or --config")
+
+
+def _check_kept(table: pd.DataFrame, columns: Sequence[Column], name: str) -> tuple[Column, ...]:
+    """The columns that are still there of a table that a run wrote, and others may have changed since."""
+    import pandas as pd
+
+    if lost := [column for column in OF_CHECKPOINTS if column not in table]:
+        raise DataError(
+            f"{name}: no column {lost[0]!r}, which the run that wrote it gave it; put it back, or name indicators by "
+            "--higher and --lower"
+        )
+    left = tuple(column for column in columns if column.name in table)
+    for column in left:
+        if not pd.api.types.is_numeric_dtype(table[column.name]):
+            raise DataError(f"{name}: column {column.name!r} holds no numbers, as it did when a run wrote it")
+    return left
 
 
 def _check_gaps(roles: Roles, indicators: Sequence[str], name: str) -> None:

@@ -6,6 +6,7 @@ So it can be ranked and learnt from where the run is not, in the same way.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,8 @@ def versions_of(stages: pd.DataFrame, columns: Sequence[Column]) -> dict[str, In
         prints = sorted({version_of(json.loads(settings)) for settings in rows["settings"]})
         spent = (rows["wall_seconds"] * rows["world_size"].astype("float64")).median()
         flops = None if rows["flops"].isna().any() else float(rows["flops"].median())
-        found[str(kind)] = IndicatorFile(versions=tuple(prints), seconds=float(spent), flops=flops)
+        seconds = None if math.isnan(spent) else float(spent)
+        found[str(kind)] = IndicatorFile(versions=tuple(prints), seconds=seconds, flops=flops)
     for column in columns:
         if column.tasks and column.kind in found:
             of = found[column.kind]

@@ -13,7 +13,6 @@ from raysweep.analysis.learning import Learnt, Tested
 from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import plain_json
 from raysweep.analysis.sections import Heading, Row, Table, cell
-from raysweep.analysis.unseen import NUM_SPLITS
 from raysweep.printable import printable
 
 FAR = 2.0
@@ -33,9 +32,10 @@ def learnt_document(learnt: Learnt) -> dict[str, Any]:
 def format_learnt(learnt: Learnt) -> str:
     """Pairs right on unseen variants, a line each."""
     tested = learnt.tested
+    num_splits = len(tested.indicators.by_split)
     lines = [
         f"{tested.target}: pairs right on variants that were not learnt from ({tested.num_checkpoints} checkpoints "
-        f"of {tested.num_variants} in all, {NUM_SPLITS} splits; 95 % by the corrected resampled t; another: all of a "
+        f"of {tested.num_variants} in all, {num_splits} splits; 95 % by the corrected resampled t; another: all of a "
         "value left out and tested, 95 % over variants)",
     ]
     for name, estimate, brier in _results(tested):

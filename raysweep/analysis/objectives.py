@@ -90,7 +90,7 @@ def loss_groups(checkpoints: pd.DataFrame, column: Column) -> NDArray[np.int64]:
         return np.zeros(len(checkpoints), dtype=np.int64)
     words = _LOSS_OF[column.kind]
     objectives = checkpoints[words] if words in checkpoints else [""] * len(checkpoints)
-    is_one_mix = _of_domain(column) or (words == SPANS_OF and set(objectives) == {ONE_MIX})
+    is_one_mix = _of_domain(column) or (words == SPANS_OF and {*filter(pd.notna, objectives)} == {ONE_MIX})
     texts = [()] * len(checkpoints) if words == OTHER_TEXT_OF else _own_texts(checkpoints, is_one_mix=is_one_mix)
     numbers: dict[Any, int] = {}
     keys = [

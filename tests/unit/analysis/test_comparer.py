@@ -22,7 +22,7 @@ from raysweep.analysis.comparer import (
 )
 from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, save
 from raysweep.analysis.defects import collapsed_rows, copied_rows
-from raysweep.analysis.kept import version_of
+from raysweep.analysis.kept import version_of, versions_of
 from raysweep.analysis.learning import Learnt, indicators_named, learn_target, targets_of
 from raysweep.analysis.learnt_page import format_learnt
 from raysweep.analysis.pair_features import ordered_pairs
@@ -357,6 +357,12 @@ def test_what_does_not_match_is_refused(tmp_path, comparer):
         load(tmp_path)
 
 
+def test_what_a_stage_took_may_not_be_known():
+    stages = pd.DataFrame({"id": ["flatness-1"], "kind": "flatness", "settings": "{}", "flops": 1.0})
+    [version] = versions_of(stages.assign(wall_seconds=np.nan, world_size=1), []).values()
+    assert version.seconds is None
+
+
 @pytest.mark.parametrize("num", [8, 19])
 def test_too_few_variants_are_named(num):
     values, scores = draw(num, 0)
@@ -502,6 +508,21 @@ def test_a_run_is_learnt_from_by_task_with_its_indicators_versions(store, tmp_pa
     # Unless columns are named: then it is any table.
     assert main([*options, "--lower", "flatness/hessian_trace"]) == 2
     assert "which column is the score after fine-tuning? Name it" in capsys.readouterr().err
+    # Others may have changed it.
+    whole = pd.read_parquet(table)
+    for changed, words in (
+        (whole.drop(columns="variant"), "t.parquet: no column 'variant', which the run that wrote it gave it"),
+        (whole.assign(**{"flatness/hessian_trace": "flat"}), "column 'flatness/hessian_trace' holds no numbers"),
+        (whole.drop(columns="sft/mean_score"), "--target: no column 'sft/mean_score'"),
+    ):
+        changed.to_parquet(tmp_path / "t.parquet")
+        assert main(options) == 2
+        assert words in capsys.readouterr().err
+    whole.drop(columns="flatness/mean_eigenvalue").to_parquet(tmp_path / "t.parquet")
+    assert main(options) == 0
+    found = [item["indicator"] for item in json.loads(capsys.readouterr().out)["indicators"]]
+    assert "flatness/hessian_trace" in found
+    assert "flatness/mean_eigenvalue" not in found
     wrong = pd.read_parquet(table)
     wrong.attrs["columns"] = '[{"kind": 1}]'
     wrong.to_parquet(tmp_path / "t.parquet")

@@ -255,6 +255,10 @@ def test_losses_on_spans_compare_within_a_text_and_over_mixes_where_one_is_named
     of = {"setting.variant:pretrain.phases.continued.data": [MIX, SAME_MIX, TAGGED, ALONE]}
     assert groups("span_loss/loss_nats_per_token", **of, **{SPANS_OF: [named[SPANS_OF]] * 4}) == [0, 0, 1, 0]
     assert groups("span_loss/loss_nats_per_token", **of, **{SPANS_OF: [own[SPANS_OF]] * 4}) == [0, 0, 1, 2]
+    # One that was not measured does not keep the others apart.
+    for missing in (None, float("nan")):
+        some = {SPANS_OF: [named[SPANS_OF], missing, named[SPANS_OF], named[SPANS_OF]]}
+        assert groups("span_loss/loss_nats_per_token", **of, **some) == [0, 1, 2, 0]
     assert groups("span_loss/loss_nats_per_token", **of) == [0, 0, 1, 2]  # It is not known.
 
 
