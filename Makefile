@@ -22,9 +22,9 @@ run: $(VENV)/.ready
 # which have none, but for those named here: two clusters with heads of their own get into each other's way, so that all
 # tests that start some are in one half. With PYTEST_ARGS, such as -m "not slow", one after the other.
 WITHOUT_GANGS := agreement existing languages metric_names models objectives plan quickstart ranking sampled sft theory trace
-WITH_HEADS := gangs_over_hosts lost_nodes low_memory
+FAULTS_OF_GANGS := full_disk gangs_over_hosts lost_nodes low_memory
 TESTS_OF_NUMBERS := tests/numerics tests/unit $(WITHOUT_GANGS:%=tests/integration/test_%.py) \
-  $(filter-out $(addprefix %/test_,$(addsuffix .py,$(WITH_HEADS))),$(sort $(wildcard tests/faults/test_*.py)))
+  $(filter-out $(addprefix %/test_,$(addsuffix .py,$(FAULTS_OF_GANGS))),$(sort $(wildcard tests/faults/test_*.py)))
 ifdef PYTEST_ARGS
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -91,6 +91,7 @@ def _run(space: SearchSpace, store: Store, run: Run, show: Report, *, runner: Ru
     finally:
         journal.close()
         run.publish()
+    journal.check()
 
 
 def _tell_lack_of_room(space: SearchSpace, store: Store) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
+from raysweep.errors import StoreError
 from raysweep.estimates import flops_of
 from raysweep.events import (
     Event,
@@ -84,8 +85,8 @@ class Journal:
         self._trackers = trackers
         self._rows: dict[str, TrialRow] = {}
         self._failed = {failure["stage"] for failure in run.failures()}
-        self._finished: dict[str, float] = {}
-        """Id of a stage -> when its end happened."""
+        self._finished: dict[str, tuple[str, float]] = {}
+        """Id of a stage -> for which trial its end was told, and when it happened."""
         self._unkept: list[Event] = []
         self._reserve = run.folder / ".reserve"
         self._hold_back()
@@ -96,7 +97,7 @@ class Journal:
         What finds no room on the disk is kept once there is some; the note of a failure has room held back. An end that
         comes a second time, as a gang's connection was lost meanwhile, is left out.
         """
-        if isinstance(event, StageEnded) and self._finished.get(event.stage) == event.time:
+        if isinstance(event, StageEnded) and self._finished.get(event.stage) == (event.trial, event.time):
             return
         event = self._as_it_is(event)
         self._unkept.append(event)
@@ -109,10 +110,18 @@ class Journal:
 
     def close(self) -> None:
         """Give back what was held of the disk, and let the trackers write what they hold, if there is room."""
-        self._reserve.unlink(missing_ok=True)
+        self._give_back()
         self._keep_all()
         for tracker in self._trackers:
             tracker.close()
+
+    def check(self) -> None:
+        """Raise StoreError if a failure could not be kept: without it, the run would pass for one that is done."""
+        if lost := [event for event in self._unkept if isinstance(event, StageFailed)]:
+            raise StoreError(
+                f"store {self._run.store.url!r} cannot be written, not even that {len(lost)} stage(s) of run "
+                f"{self._run.name!r} failed: {lost[0].cause}; once it can, the same command goes on"
+            )
 
     def _as_it_is(self, event: Event) -> Event:
         """The event, or a note in place of a failure of a stage that is finished.
@@ -122,7 +131,7 @@ class Journal:
         """
         match event:
             case StageEnded():
-                self._finished[event.stage] = event.time
+                self._finished[event.stage] = event.trial, event.time
             case StageStarted():  # Made again, as its files were lost.
                 self._finished.pop(event.stage, None)
             case StageFailed(stage=stage, cause=cause) if stage in self._finished:
@@ -137,7 +146,8 @@ class Journal:
             except OSError as error:
                 if not isinstance(event, StageProgress):  # Of which there are many, and the last says all.
                     self._unkept.append(event)
-                    logger.warning("event %r not kept yet: %s", event.event, error)
+                    if event is waiting[-1]:  # The others were said to be.
+                        logger.warning("event %r not kept yet: %s", event.event, error)
 
     def _hold_back(self) -> None:
         for size in (RESERVE, RESERVE // 4, RESERVE // 16):
@@ -145,7 +155,11 @@ class Journal:
                 self._reserve.write_bytes(bytes(size))
                 return
             except OSError:
-                self._reserve.unlink(missing_ok=True)
+                self._give_back()
+
+    def _give_back(self) -> None:
+        with contextlib.suppress(OSError):  # As of a store that can only be read any more.
+            self._reserve.unlink(missing_ok=True)
 
     def _keep_failure(self, event: StageFailed) -> None:
         try:
@@ -153,7 +167,7 @@ class Journal:
         except OSError:
             if not self._reserve.exists():
                 raise
-            self._reserve.unlink()
+            self._give_back()
             self._keep(event)
             self._hold_back()
 

@@ -54,12 +54,14 @@ class AtWork:
             case StageEnded() | StageFailed(retry=False):
                 self._stages[event.trial].discard(event.stage)
 
-    def note_out_of_memory(self, trial: Trial, store: Store) -> None:
-        """Have the next tries of those of a trial take less."""
+    def note_out_of_memory(self, trial: Trial, store: Store) -> bool:
+        """Have the next tries of those of a trial take less. False if there are none."""
         keys = {stage.id: stage.state_key for stage in trial.stages}
-        for stage in tuple(self._stages[trial.id]):
+        at_work = tuple(self._stages[trial.id])
+        for stage in at_work:
             states = store.state_dir(keys.get(stage) or stage)
             note_out_of_memory(states, times_out_of_memory(states))
+        return bool(at_work)
 
 
 def times_out_of_memory(states: StateDir) -> int:

@@ -155,7 +155,7 @@ class _Ends(tune.Callback):  # type: ignore[misc]
     """Notes that Tune started a trial, and how it ended it; `take_less` is told of one whose gang ran out of memory."""
 
     def __init__(
-        self, run: Run, report: Report, gangs: Gangs, *, prunes: bool, take_less: Callable[[Mapping[str, Any]], None]
+        self, run: Run, report: Report, gangs: Gangs, *, prunes: bool, take_less: Callable[[Mapping[str, Any]], bool]
     ) -> None:
         self._run, self._report, self._gangs, self._prunes, self._take_less = run, report, gangs, prunes, take_less
 
@@ -185,11 +185,10 @@ class _Ends(tune.Callback):  # type: ignore[misc]
         cause, log = _cause(trial)
         if is_killed_for_memory(cause):
             try:
-                self._take_less(trial.config)
+                if self._take_less(trial.config):
+                    cause = f"{cause}; {TRIED_WITH_LESS}"
             except (OSError, RaysweepError) as error:
                 logger.warning("the next try takes as much memory: %s", error)
-            else:
-                cause = f"{cause}; {TRIED_WITH_LESS}"
         return cause, log
 
 
@@ -270,8 +269,8 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         queue.take(event)
         report(event)
 
-    def take_less(config: Mapping[str, Any]) -> None:
-        at_work.note_out_of_memory(trial_of(space, config), store)
+    def take_less(config: Mapping[str, Any]) -> bool:
+        return at_work.note_out_of_memory(trial_of(space, config), store)
 
     sink = EventSink(host, tell, watch=watch)
     trainable = tune.with_parameters(

@@ -1,14 +1,16 @@
 """A disk that fills up, here or behind a URL: the run waits for room and goes on; a command later, where it cannot."""
 
+import contextlib
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny import TINY, results_of
+from tiny import LONGER, TINY, results_of
 
 from raysweep.cli import main
+from raysweep.errors import StoreError
 from raysweep.runners import run_sweep
 from raysweep.runs import Run
 from raysweep.space import load
@@ -30,6 +32,20 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 def remount(folder: Path, size: str) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """What opens files there may only read. A remount would not be allowed while files are open for writing."""
+    view = folder.parent / "view"
+    view.mkdir()
+    for arguments in (["--bind", folder, view], ["-o", "remount,bind,ro", view], ["--bind", view, folder]):
+        subprocess.run(["mount", *arguments], check=True)
+    try:
+        yield
+    finally:
+        for mounted in (folder, view):
+            subprocess.run(["umount", "--lazy", mounted], check=True)
 
 
 @pytest.mark.parametrize("size", ["16k", "600k"])
@@ -90,3 +106,43 @@ def test_a_run_waits_for_room_and_goes_on(place, small_disk, tiny_space, untouch
     assert run.failures() == []
     assert len(run.trials()) == 2
     assert results_of(run) == untouched(tiny_space)
+
+
+@pytest.fixture
+def own_ray() -> Iterator[None]:
+    """The Ray of this test alone: clusters of other tests and it would get into each other's way."""
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_gang_waits_for_room_and_goes_on_once_it_may_write(small_disk, sweep_file, undisturbed, caplog, own_ray):
+    """Full as a checkpoint is to be written, and given room: the same run goes on. Then read-only: it ends in one line,
+    and the same sweep goes on."""
+    remount(small_disk, "40m")
+    space, store = load(sweep_file(LONGER.replace("[1e-2, 3e-3]", "[1e-2]"))), Store(small_disk / "store")
+    ballast, done = small_disk / "ballast", []
+
+    def show(event) -> None:
+        if event.event == "progress" and event.kind == "pretrain" and not done:
+            done.append("full")
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(2**16))
+        elif event.event == "note" and "has no room: make some" in event.message:
+            done.append("given room")
+            ballast.unlink()
+        elif event.event == "started" and event.kind == "sft" and len(done) == 2:
+            done.append("read-only")
+            mounted.enter_context(read_only(small_disk))
+
+    line = r"not even that .* failed: .*Read-only file system.*; once it can, the same command goes on"
+    with contextlib.ExitStack() as mounted, pytest.raises(StoreError, match=line):
+        run_sweep(space, store, show=show)
+    assert done == ["full", "given room", "read-only"]
+    assert caplog.text.count("event 'failed' not kept yet") < 20
+    run = run_sweep(space, store)
+    assert run.failures() == []
+    assert results_of(run).items() <= undisturbed.items()

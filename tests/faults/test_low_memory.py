@@ -1,6 +1,7 @@
 """A node that runs low on memory, of which Ray's own monitor takes the largest process."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,11 +32,21 @@ def group() -> Iterator[Path]:
     group = GROUPS / f"raysweep-{os.getpid()}"
     try:
         group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(LIMIT_BYTES))
     except OSError:
         pytest.skip("no control groups of version 1 can be made here")
-    yield group
-    group.rmdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(LIMIT_BYTES))
+        yield group
+    finally:
+        deadline = time.monotonic() + 30
+        while True:  # As long as its last process is not quite gone.
+            try:
+                group.rmdir()
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
 
 @pytest.mark.skipif(not CAN_UNSHARE, reason="only root may give a node memory of its own")

@@ -234,6 +234,7 @@ def test_beats_that_are_dropped_on_the_way_are_noticed_before_the_driver_misses_
         events = EventSource(sink.address)
         assert option(made.get(), "TCP_USER_TIMEOUT") == 30_000
         assert option(events._connection, "TCP_USER_TIMEOUT") == 0  # The driver may take its time over an event.
+        wait_until(lambda: len(sink._connections) == 2)
         for end in (events._connection, *sink._connections):
             idle, every, times = (option(end, f"TCP_KEEP{name}") for name in ("IDLE", "INTVL", "CNT"))
             assert idle + every * times <= 200

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from ended import ended
@@ -119,11 +120,22 @@ def test_a_disk_without_room_for_the_log_loses_no_failure(run, monkeypatch):
     assert [failure["attempts"] for failure in run.failures()] == [1]
 
 
+def test_a_run_whose_failures_find_no_place_does_not_pass_for_one_that_is_done(run, caplog):
+    (run.folder / "failures").write_text("a file where the folder should be")
+    journal = Journal(run, lambda event: None)
+    for number in range(10):
+        journal(StageFailed(trial="t", stage=f"x-{number}", kind="x", cause="its cause", log="l", retry=False))
+    journal.close()
+    assert caplog.text.count("not kept yet") <= 11  # One more at the end.
+    with pytest.raises(StoreError, match=r"not even that 10 stage\(s\) of run 'r' failed: its cause; once it can"):
+        journal.check()
+
+
 def test_an_end_that_is_told_again_is_one(run):
     shown = []
     journal = Journal(run, shown.append)
     end = ended("x-1", step=1)
-    for event in (TrialStarted(row=TrialRow("t", "v", {}, 0, ())), end, end, ended("x-1", step=1, trial="t2")):
+    for event in (TrialStarted(row=TrialRow("t", "v", {}, 0, ())), end, end, replace(end, trial="t2")):
         journal(event)
     assert [event.trial for event in shown[1:]] == ["t", "t2"]
     assert [event["trial"] for event in run.events()] == ["t", "t2"]

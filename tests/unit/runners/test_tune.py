@@ -1,0 +1,62 @@
+"""What Tune is made to do otherwise: gangs that Ray kills for their memory, and nodes that gangs are asked for on."""
+
+from types import SimpleNamespace
+
+import pytest
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
+
+from raysweep.errors import StoreError
+from raysweep.runners.out_of_memory import TRIED_WITH_LESS
+from raysweep.runners.tune import _Ends, _InOrder, _outliving_kills_for_memory
+
+KILLED = "1 worker(s) were killed due to the node running low on memory. Memory on the node was 1.6GB"
+
+
+def test_a_kill_for_memory_is_a_death_to_tune():
+    taken = []
+    manager = object.__new__(RayActorManager)
+    manager._failed_actor_ids, manager._cleanup_actor = set(), lambda tracked_actor: None
+    actor = SimpleNamespace(actor_id=1, _on_error=lambda actor, error: taken.append(error))
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="Caught unexpected exception"):
+            manager._actor_task_failed(tracked_actor_task=task, exception=OutOfMemoryError(KILLED))
+        with _outliving_kills_for_memory():
+            manager._actor_task_failed(tracked_actor_task=task, exception=OutOfMemoryError(KILLED))
+            with pytest.raises(RuntimeError, match="another"):
+                manager._actor_task_failed(tracked_actor_task=task, exception=ValueError("another"))
+    assert [(type(error), str(error)) for error in taken] == [(RayActorError, KILLED)] * 2
+
+
+def _raise(config):
+    raise StoreError("no bucket")
+
+
+@pytest.mark.parametrize(
+    ("cause", "take_less", "said"),
+    [
+        (KILLED, lambda config: True, f"{KILLED}; {TRIED_WITH_LESS}"),
+        (KILLED, lambda config: False, KILLED),
+        (KILLED, _raise, KILLED),
+        ("its node has died", _raise, "its node has died"),
+    ],
+)
+def test_a_lost_gang_says_whether_the_next_one_takes_less(cause, take_less, said, tmp_path, caplog):
+    (tmp_path / "error").write_text(f"Failure # 1 (occurred at 2026-11-27_08-00-00)\n{cause}\nmore")
+    trial = SimpleNamespace(error_file=str(tmp_path / "error"), config={"seed": 0}, trial_id="t")
+    told = []
+    ends = _Ends(None, told.append, None, prunes=False, take_less=take_less)
+    ends.on_trial_recover(0, [], trial)
+    ends.on_trial_error(0, [], trial)
+    assert f"a trial goes on in another gang: {said}" in caplog.messages
+    assert [event.cause for event in told] == [said]
+    assert ("as much memory: no bucket" in caplog.text) == (cause == KILLED and take_less is _raise)
+
+
+def test_a_gang_is_asked_for_on_the_node_that_has_room_for_it():
+    scheduler = _InOrder()
+    scheduler.gangs = SimpleNamespace(node_of=lambda trial_id: f"node of {trial_id}")
+    trial = SimpleNamespace(trial_id="t", placement_group_factory=SimpleNamespace())
+    scheduler.on_trial_add(None, trial)
+    assert trial.placement_group_factory.node == "node of t"
