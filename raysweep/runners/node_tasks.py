@@ -225,7 +225,8 @@ class Rank:
 
     def listen(self) -> int:
         """The port where rank 0 waits for the others."""
-        self._store = self._tcp_store(0, is_master=True)
+        # torch itself would listen on all addresses.
+        self._store = self._tcp_store(0, listener=socket.create_server((self._ip, 0)))
         return int(self._store.port)
 
     def reduce(self, host: str, port: int, num_bytes: int) -> tuple[float, str]:
@@ -253,14 +254,15 @@ class Rank:
         dist.destroy_process_group()
         return min(seconds[1:]), self._interface  # The first one makes the connections.
 
-    def _tcp_store(self, port: int, *, host: str = "", is_master: bool = False) -> Any:
+    def _tcp_store(self, port: int, *, host: str = "", listener: socket.socket | None = None) -> Any:
         from torch._C._distributed_c10d import TCPStore
 
         return TCPStore(
             host or self._ip,
-            port,
+            listener.getsockname()[1] if listener else port,
             world_size=self._world_size,
-            is_master=is_master,
+            is_master=listener is not None,
             wait_for_workers=False,
             timeout=timedelta(seconds=GROUP_SECONDS),
+            master_listen_fd=listener.detach() if listener else None,
         )

@@ -1,5 +1,8 @@
 """What nodes say of themselves, and what is said of nodes that do not go together."""
 
+import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -88,3 +91,24 @@ def test_the_facts_of_this_machine(tmp_path):
     assert 0 < facts.free_disk <= facts.total_disk
     assert interface_of("203.0.113.7") == ""
     assert time.monotonic() - started < 30
+
+
+MEASURE = """
+import json
+import psutil
+from raysweep.runners.node_tasks import Rank
+
+rank = Rank("127.0.0.1", 0, 1, use_gpu=False)
+port = rank.listen()
+opened = [each.laddr for each in psutil.Process().net_connections("inet") if each.status == psutil.CONN_LISTEN]
+seconds, interface = rank.reduce("127.0.0.1", port, 2**20)
+print(json.dumps([port, opened, seconds, interface]))
+"""
+
+
+def test_links_are_measured_at_the_address_of_the_node_alone():
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True, timeout=120)
+    port, opened, seconds, interface = json.loads(done.stdout)
+    assert opened == [["127.0.0.1", port]]
+    assert seconds > 0
+    assert interface == interface_of("127.0.0.1")
