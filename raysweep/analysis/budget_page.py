@@ -19,7 +19,7 @@ from raysweep.analysis.derived import OTHER_TEXT, PPL
 from raysweep.analysis.formatting import number
 from raysweep.analysis.labels import row_key
 from raysweep.analysis.ranking import Ranking
-from raysweep.analysis.worth import cost_unit, own_stages, seconds_by_kind, seconds_spent
+from raysweep.analysis.worth import cost_unit, is_bought, own_stages, seconds_by_kind, seconds_spent
 from raysweep.printable import printable
 from raysweep.scores import column_name
 
@@ -54,8 +54,7 @@ def known_of(
         for item in ranking.associations
         if item.source == "measured" and item.selection and item.indicator not in leaked and item.same_order_as is None
     }
-    # What comes with pretraining is no purchase.
-    used = {name: each for name, each in used.items() if each[0] != "pretrain"}
+    used = {name: each for name, each in used.items() if is_bought(name)}
     if ran is not None and (unknown := sorted({kind for kind, _ in used.values()} - hours.keys())):
         logger.warning("left out, as not all of their stages have run on any checkpoint: %s", ", ".join(unknown))
         used = {name: each for name, each in used.items() if each[0] in hours}

@@ -63,7 +63,7 @@ class IndicatorFile(Spec):
     seconds: float | None = None
     """Of worker time, to measure its stage on one checkpoint; the median."""
     flops: float | None = None
-    """Of the same, where they are known."""
+    """Of the same, as planned; None where they are not known."""
 
 
 class Contents(Spec):

@@ -19,17 +19,18 @@ def earlier_losses(stages: pd.DataFrame) -> dict[tuple[str, str], dict[str, floa
     """(trial, checkpoint) -> the column of the loss of the checkpoint before it on the same trajectory.
 
     Only where both were measured alike, by one objective on one text: of a phase that changed either, its first
-    checkpoint has none.
+    checkpoint has none. Nor has one behind a checkpoint whose loss is missing.
     """
     if _LOSS not in stages:
         return {}
-    rows = stages[stages[_LOSS].notna()].sort_values("step")
-    tokens = rows["inputs"].map(lambda text: json.loads(text).get("tokens"))
-    before = rows.groupby([rows["trial"], rows["settings"], tokens])[_LOSS].shift()
+    rows = stages[stages["kind"] == "heldout"].sort_values("step")
+    rows = rows.assign(tokens=rows["inputs"].map(lambda text: json.loads(text).get("tokens")))
+    before = rows.groupby("trial")[["settings", "tokens", _LOSS]].shift()
+    alike = (rows["settings"] == before["settings"]) & (rows["tokens"] == before["tokens"]) & before[_LOSS].notna()
+    there = rows.assign(before=before[_LOSS])[alike.fillna(False)]
     return {
         (str(trial), str(checkpoint)): {EARLIER_LOSS.name: float(loss)}
-        for trial, checkpoint, loss in zip(rows["trial"], rows["checkpoint"], before, strict=True)
-        if loss == loss
+        for trial, checkpoint, loss in zip(there["trial"], there["checkpoint"], there["before"], strict=True)
     }
 
 

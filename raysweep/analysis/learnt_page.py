@@ -130,7 +130,7 @@ def format_comparison(document: Mapping[str, Any]) -> str:
             side = "A" if reason["logit"] > 0 else "B"
             costs = (document[unit][reason["indicator"]] for unit in ("seconds", "flops"))
             spent = " and ".join(
-                f"{seconds(time)} ({count(math.nan if flops is None else flops)} FLOPs)"
+                f"{seconds(time)} (about {count(math.nan if flops is None else flops)} FLOPs)"
                 for time, flops in zip(*costs, strict=True)
             )
             lines.append(

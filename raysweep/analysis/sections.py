@@ -322,7 +322,7 @@ def failure_table(run: Run, stages: pd.DataFrame) -> Table:
 
 def cost_table(stages: pd.DataFrame) -> Table:
     """Time, FLOPs, tokens and memory by kind of stage."""
-    titles = ("stages", "time", "mean", "worker time", "tokens", "FLOPs", "peak memory")
+    titles = ("stages", "time", "mean", "worker time", "tokens", "FLOPs, as planned", "peak memory")
     rows = []
     done = stages.assign(num_tokens=_computed(stages))
     done = done[done["wall_seconds"].notna()].drop_duplicates("id")
@@ -337,7 +337,7 @@ def cost_table(stages: pd.DataFrame) -> Table:
             cell(float(wall.mean()), formatting.seconds),
             cell(float((wall * group["world_size"].astype("float64")).sum()), formatting.seconds),
             cell(float(group["num_tokens"].sum()) or math.nan, formatting.count),
-            cell(float(group["flops"].astype("float64").sum(skipna=False)), formatting.count),
+            cell(float(group["flops"].astype("float64").sum(min_count=1)), formatting.count),
             cell(float(group["peak_memory_bytes"].dropna().astype("float64").max()), formatting.memory),
         ]
         rows.append(Row(cells))

@@ -81,8 +81,8 @@ def stage_table(run: Run) -> pd.DataFrame:
 
     Columns: trial, variant, seed (of pretraining), `point.<path>`, kind, id, step, checkpoint, task, status, lr and
     stage_seed (of the stage itself), metrics as `<kind>/<metric>`, started (ISO 8601), wall_seconds, num_tokens,
-    flops (by its own formula), peak_memory_bytes, world_size, device, gpus_per_worker, host, git_commit, location (the
-    stage's folder or URL), and as JSON text settings, inputs, versions.
+    flops (as planned, of done stages), peak_memory_bytes, world_size, device, gpus_per_worker, host, git_commit,
+    location (the stage's folder or URL), and as JSON text settings, inputs, versions.
 
     Status is done, diverged, failed, pruned (a scheduler stopped its trial before), or missing (not run). A stage that
     two trials share is a row of each.
@@ -186,7 +186,6 @@ def _stage_row(trial: TrialRow, stage: StageRow, record: Record | None, otherwis
         row |= {setting_column(name, path): value for path, value in values.items()}
     row |= {"kind": stage.kind, "id": stage.id, "step": stage.step, "checkpoint": stage.checkpoint, "task": stage.task}
     row |= {"status": record.status if record else otherwise, "inputs": json.dumps(dict(stage.inputs), sort_keys=True)}
-    row["flops"] = stage.flops
     if record is None:
         return row
     known = record.provenance
@@ -196,6 +195,8 @@ def _stage_row(trial: TrialRow, stage: StageRow, record: Record | None, otherwis
         "lr": record.spec.get("lr"),
         "stage_seed": record.spec.get("seed"),
         "num_tokens": record.metrics.get("num_tokens"),
+        # As planned, which training that diverged has not come to.
+        "flops": stage.flops if record.status == "done" else None,
         "settings": json.dumps(record.spec, sort_keys=True),
         "versions": json.dumps(known.get("versions", {}), sort_keys=True),
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from raysweep.analysis import formatting
 from raysweep.analysis.associations import TOGETHER, Association
 from raysweep.analysis.charts import Chart, escaped, numbers
+from raysweep.analysis.earlier import EARLIER_LOSS
 from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.sections import Cell, Heading, Row, Table, alike_text, cell, indicator_names
@@ -28,7 +29,7 @@ class Worth:
     """That its stages take on one checkpoint, on average, of what `cost_unit` says: all that these stages measure is
     had for it."""
     flops: float
-    """Of these, on average; NaN where they are not known."""
+    """Of these as planned, on average; NaN where they are not known."""
 
 
 def seconds_spent(stages: pd.DataFrame) -> pd.Series:
@@ -54,7 +55,8 @@ def cost_unit(stages: pd.DataFrame, time: str) -> str:
     on_cpu = ran["device"] == "cpu"
     if on_cpu.all():
         return f"CPU worker {time}"
-    kinds = ", ".join(sorted(set(ran["kind"][on_cpu])))
+    parts = on_cpu.groupby(ran["kind"]).mean()
+    kinds = ", ".join(f"{kind}{' in part' * (part < 1)}" for kind, part in parts[parts > 0].items())
     return f"GPU {time} (of {kinds} CPU worker {time})" if kinds else f"GPU {time}"
 
 
@@ -69,7 +71,7 @@ def _sums(own: pd.DataFrame, values: pd.Series) -> pd.Series:
 
 
 def flops_by_kind(stages: pd.DataFrame) -> dict[str, float]:
-    """Kind of stage -> FLOPs of all its stages on one checkpoint, on average over those where they are known."""
+    """Kind of stage -> planned FLOPs of all its stages on one checkpoint, on average where they are known."""
     own = _of_checkpoints(stages)
     means = _sums(own, own["flops"].astype("float64")).groupby(level="kind").mean()
     return {str(kind): float(flops) for kind, flops in means.items()}
@@ -97,12 +99,17 @@ def worths(ranking: Ranking, stages: pd.DataFrame) -> list[Worth]:
         Worth(item, spent[kind], flops.get(kind, math.nan))
         for item in ranking.associations
         if item.source == "measured" and item.same_order_as is None
-        if (kind := _kind(item)) in spent and kind != "pretrain"
+        if (kind := _kind(item.indicator)) in spent and is_bought(item.indicator)
     ]
 
 
-def _kind(item: Association) -> str:
-    return item.indicator.partition("/")[0]
+def is_bought(indicator: str) -> bool:
+    """Whether its stage is all that it takes: not what comes with pretraining, nor what another checkpoint tells."""
+    return _kind(indicator) != "pretrain" and indicator != EARLIER_LOSS.name
+
+
+def _kind(indicator: str) -> str:
+    return indicator.partition("/")[0]
 
 
 def worth_table(ranking: Ranking, stages: pd.DataFrame, *, best_alone: bool = False) -> Table:
@@ -117,12 +124,13 @@ def worth_table(ranking: Ranking, stages: pd.DataFrame, *, best_alone: bool = Fa
     found = worths(ranking, stages)
     first: dict[str, Worth] = {}
     for worth in found:
-        first.setdefault(_kind(worth.item), worth)
+        first.setdefault(_kind(worth.item.indicator), worth)
     for worth in first.values() if best_alone else found:
         name = worth.item.indicator
         share = formatting.percent(worth.seconds / tuning) if tuning else "—"
         cells = [
-            Cell(name if best_alone else short[name], name, title=alike_text(ranking, name)),
+            Cell(short[name], name, title=alike_text(ranking, name)),
+            Cell(_kind(name), _kind(name)),
             cell(worth.seconds, formatting.seconds),
             Cell(share, worth.seconds if tuning else ""),
             cell(worth.flops, formatting.count),
@@ -133,11 +141,11 @@ def worth_table(ranking: Ranking, stages: pd.DataFrame, *, best_alone: bool = Fa
     titles = (
         f"{cost_unit(stages, 'time')} a checkpoint",
         "of fine-tuning, %",
-        "FLOPs",
+        "FLOPs, as planned",
         "pairs right",
         "adds to config",
     )
-    return Table([Heading("indicator"), *(Heading(title, numeric=True) for title in titles)], rows)
+    return Table([Heading("indicator"), Heading("stage"), *(Heading(title, numeric=True) for title in titles)], rows)
 
 
 def worth_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | None:
@@ -148,7 +156,7 @@ def worth_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | None:
     short = indicator_names(ranking)
     accuracies = [worth.item.accuracy for worth in found]
     best = {worth.item.indicator for worth in _worthwhile(found)}
-    unit = cost_unit(stages, "time")
+    unit, count = cost_unit(stages, "time"), formatting.count
     return {
         "x": numbers(worth.seconds for worth in found),
         "y": numbers(each.value for each in accuracies),
@@ -160,7 +168,7 @@ def worth_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | None:
             escaped(
                 f"{worth.item.indicator}\n{formatting.with_interval(worth.item.accuracy)} of pairs right\n"
                 f"adds {formatting.with_interval(worth.item.added)} to the configuration\n"
-                f"{formatting.seconds(worth.seconds)} of {unit} and {formatting.count(worth.flops)} FLOPs a checkpoint"
+                f"{formatting.seconds(worth.seconds)} of {unit} a checkpoint, about {count(worth.flops)} FLOPs"
             )
             for worth in found
         ],

@@ -427,7 +427,7 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     text = capsys.readouterr().out
     assert "sft/quiz/score: A fine-tunes better with probability" in text
     assert "not checked: whether 4 of 4 indicators were measured as here, which r does not say (heldout/ppl, " in text
-    spent = r"[\d.]+ s \([\d.]+ [MG] FLOPs\)"
+    spent = r"[\d.]+ s \(about [\d.]+ [MG] FLOPs\)"
     assert re.search(rf"hessian_trace .* measured in {spent} and {spent}\n", text)
     versions = {name: IndicatorFile(versions=("0123456789ab",)) for name in names}
     save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators=versions)

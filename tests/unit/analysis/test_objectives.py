@@ -145,6 +145,7 @@ def test_an_earlier_loss_is_of_the_same_measurement():
     stages = pd.DataFrame(
         {
             "trial": "x",
+            "kind": "heldout",
             "checkpoint": f"c{step}",
             "step": step,
             "settings": settings,
@@ -155,6 +156,10 @@ def test_an_earlier_loss_is_of_the_same_measurement():
     )
     found = earlier_losses(stages)
     assert {key: values[EARLIER_LOSS.name] for key, values in found.items()} == {("x", "c10"): 5.0, ("x", "c30"): 2.0}
+    # That of two checkpoints before is not taken for it.
+    gone = stages.assign(settings="a", inputs=stages["inputs"].iloc[-1])
+    gone.loc[gone["step"] == 15, ["settings", "heldout/loss_nats_per_token"]] = None
+    assert {name for _, name in earlier_losses(gone)} == {"c10", "c30"}
     assert earlier_losses(stages.drop(columns="heldout/loss_nats_per_token")) == {}
 
 

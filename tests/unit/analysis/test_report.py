@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from raysweep.analysis import formatting
 from raysweep.analysis.colors import HUES, variant_colors
+from raysweep.analysis.earlier import EARLIER_LOSS
 from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.pareto import front_of, undominated
 from raysweep.analysis.ranking import Edge, Tie, rank
@@ -227,7 +228,8 @@ def test_an_indicator_stands_beside_its_cost_and_the_configuration():
     """Worker time of its stage on one checkpoint; a stage that two trials share counts once."""
     scores = [0.9, 0.8, 0.7, 0.6, 0.5, 0.45]
     columns = {"flatness/hessian_trace": [1.0, 2.0, 4.0, 3.0, 5.0, 6.0], "pretrain/loss_nats_per_token": scores}
-    ranking = rank(table_of(scores, **columns), columns=COLUMNS)
+    columns[EARLIER_LOSS.name] = scores  # Of the checkpoint before, by a stage of its own.
+    ranking = rank(table_of(scores, **columns), columns=[*COLUMNS, EARLIER_LOSS])
     rows = [
         {
             "id": f"{kind}-{number}",
@@ -238,13 +240,13 @@ def test_an_indicator_stands_beside_its_cost_and_the_configuration():
             "device": "cpu",
         }
         | {"flops": 1e12 * spent}
-        for kind, spent in (("flatness", 3.0), ("sft", 30.0), ("pretrain", 100.0))
+        for kind, spent in (("flatness", 3.0), ("sft", 30.0), ("pretrain", 100.0), ("heldout", 1.0))
         for number in range(6)
     ]
     stages = stages_of(*rows, rows[0])
     [row] = worth_table(ranking, stages).rows
-    assert [cell.text for cell in row.cells][:4] == ["hessian_trace", "6.0 s", "10.0", "3 T"]
-    assert worth_table(ranking, stages).columns[1].name == "CPU worker time a checkpoint"
+    assert [cell.text for cell in row.cells][:5] == ["hessian_trace", "flatness", "6.0 s", "10.0", "3 T"]
+    assert worth_table(ranking, stages).columns[2].name == "CPU worker time a checkpoint"
     chart = worth_chart(ranking, stages)
     assert (chart["x"], chart["x_title"]) == ([6.0], "CPU worker seconds a checkpoint")
     assert chart["y"] == [pytest.approx(14 / 15)]

@@ -101,8 +101,9 @@ def test_missing_and_diverged_are_counted(store):
     run = build(store)
     put(store, "pretrain-9", {"diverged_step": 3.0, "diverged_loss": math.nan}, status="diverged")
     stages = (
-        StageRow("pretrain-9", "pretrain", 10, "pretrain-9", None, {}),
-        StageRow("sft-9", "sft", 10, "pretrain-9", "t", {}),
+        StageRow("pretrain-9", "pretrain", 10, "pretrain-9", None, {}, flops=1e9),
+        StageRow("sft-9", "sft", 10, "pretrain-9", "t", {}, flops=1e6),
+        StageRow("pretrain-0", "pretrain", None, None, None, {}, flops=1e9),
     )
     run.add_trial(TrialRow("trial-9", "variant-9", {"pretrain.x": "v9"}, 0, stages))
     ranking = rank(checkpoint_table(run), columns=COLUMNS)
@@ -110,9 +111,12 @@ def test_missing_and_diverged_are_counted(store):
     assert ranking.num_unscored == 1
     assert len(ranking.diverged) == 1
     assert "v9" in ranking.diverged[0]
-    statuses = stage_table(run)["status"].value_counts()
+    table = stage_table(run)
+    statuses = table["status"].value_counts()
     assert statuses["diverged"] == 1
     assert statuses["missing"] == 1
+    # What was planned of it is not what it took.
+    assert list(table["id"][table["flops"].notna()]) == ["pretrain-0"]
 
 
 def test_tables_survive_parquet(store):

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from raysweep.analysis.budget_page import known_of, known_of_run, left_out
+from raysweep.analysis.earlier import EARLIER_LOSS
 from raysweep.analysis.formatting import amount, is_share, unit
 from raysweep.analysis.learning import _mean_rank
 from raysweep.analysis.ranking import rank
@@ -52,7 +53,9 @@ def test_a_row_that_collapsed_in_what_is_not_bought_is_bought():
     waves = np.linspace(2.0, 3.0, 20) + 0.3 * np.sin(np.arange(20.0))
     rows = table(20).assign(**{"mine/y": waves, "pretrain/loss": np.linspace(3.0, 4.0, 20)})
     rows.loc[5, "pretrain/loss"], rows.loc[6, "mine/y"] = 400.0, 400.0
-    columns = [*COLUMNS, Column("mine", Metric("y", "max")), Column("pretrain", Metric("loss", "min"))]
+    # Nor is the loss of an earlier checkpoint bought with the stages of this one.
+    rows[EARLIER_LOSS.name] = waves[::-1]
+    columns = [*COLUMNS, Column("mine", Metric("y", "max")), Column("pretrain", Metric("loss", "min")), EARLIER_LOSS]
     ranking = rank(rows, columns=columns, target="sft/mean_score")
     assert [flag.rows for flag in ranking.flags if flag.kind == "collapsed"] == [("c06",), ("c05",)]
     known = known_of(ranking, {"sft": 2.0, "mine/x": 1.0, "mine/y": 1.0})
@@ -80,6 +83,8 @@ def test_hours_are_of_all_gpus_of_all_workers():
         )
         known = known_of_run(ranking, stages)
         assert (known.hours, known.unit) == ({"sft": 8.0, "mine": hours}, of)
+    stages.loc[stages["checkpoint"] == "c00", "device"] = "cuda:0"
+    assert known_of_run(ranking, stages).unit == "GPU hours (of mine in part CPU worker hours)"
 
 
 @pytest.mark.parametrize(
