@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import logging
@@ -21,9 +22,11 @@ from raysweep.record import Record
 from raysweep.runners.out_of_memory import (
     TRIED_WITH_LESS,
     is_out_of_memory,
+    note_kills,
     note_out_of_memory,
     release,
     times_out_of_memory,
+    under_way_in,
 )
 from raysweep.secrets import without_secrets
 from raysweep.spec import canonical
@@ -91,6 +94,7 @@ def make(stage: Stage, store: Store, worker: Worker, report: Report = ignore) ->
             if record := store.get(stage.id, asked=canonical(stage.spec)):
                 return record
             store.work_dir(stage.id)
+            _look_for_kills(stage, store)
             return attempt(stage, store, worker, report)
     except (OSError, RaysweepError) as error:  # A full disk, most likely.
         return Failure.of(stage, error)
@@ -103,11 +107,21 @@ def fetch_inputs(stage: Stage, store: Store) -> Failure | None:
         None, or why it cannot be had.
     """
     try:
+        _look_for_kills(stage, store)
         for stage_id in stage.inputs.values():
             store.folder(stage_id)
     except (OSError, RaysweepError) as error:
         return Failure.of(stage, error)
     return None
+
+
+def _look_for_kills(stage: Stage, store: Store) -> None:
+    if note_kills(store.state_dir(stage.state_key or stage.id)):
+        logger.warning(
+            "the kernel killed a process here, as memory ran out, while stage %s was made: it is made with less, if it "
+            "trains",
+            stage.id,
+        )
 
 
 _under_way: list[str] = []
@@ -136,10 +150,12 @@ def attempt(stage: Stage, store: Store, worker: Worker, report: Report = ignore)
     _under_way.append(stage.id)
     states, times = None, 0
     ran_out = False
+    begun = contextlib.ExitStack()
     try:
         states = store.state_dir(stage.state_key or stage.id)
         out = store.partial_dir(stage.id)
         times = times_out_of_memory(states)
+        begun.enter_context(under_way_in(states, rank=worker.rank, times=times))
         worker = replace(
             worker.saving_memory(times),
             state_dir=states,
@@ -168,6 +184,7 @@ def attempt(stage: Stage, store: Store, worker: Worker, report: Report = ignore)
         logger.warning("stage %s failed: %s", stage.id, failure.cause)
         return failure
     finally:
+        begun.close()
         _under_way.clear()
         if spec.wide or ran_out:  # Where the large cycles are: engines, models and their graphs.
             gc.collect()

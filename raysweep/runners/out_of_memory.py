@@ -1,14 +1,18 @@
 """Stages that ran out of memory: told from other failures, counted, and tried again with less.
 
 How often is noted beside a stage's resumable state, where every rank finds it, and the next gang where this one broke.
-The stage itself notes it if an allocation was refused; the driver, if Ray has killed a process of the gang.
+The stage itself notes it if an allocation was refused; the driver, if Ray has killed a process of the gang; the next
+try, if the kernel has.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
 
 from raysweep.events import Event, StageEnded, StageFailed, StageStarted
 from raysweep.plan import Trial
@@ -21,6 +25,10 @@ _NOTE = "out-of-memory-"
 
 # Of Ray, of a process that its memory monitor has killed.
 _KILLED = "killed due to the node running low on memory"
+
+# Of a try that is under way on this host, with its kernel and how often that had killed by then: it stays where the
+# process is killed.
+_BEGUN = "begun-"
 
 TRIED_WITH_LESS = "if tried again, it trains in smaller micro-batches, or recomputes activations"
 
@@ -75,6 +83,45 @@ def note_out_of_memory(states: StateDir, times: int) -> None:
     name = f"{_NOTE}{times + 1}"
     (states.path / name).touch()
     states.send(name)
+
+
+@contextlib.contextmanager
+def under_way_in(states: StateDir, *, rank: int, times: int) -> Iterator[None]:
+    """While in it, a file on this host says so; see `note_kills`. `times`: the number at the beginning of this try."""
+    kernel, num_kills = _kills()
+    begun = states.path / f"{_BEGUN}{rank}-{times}-{num_kills}-{kernel}"
+    with contextlib.suppress(OSError):  # A full disk: whether the stage needs room is not for this to say.
+        begun.touch()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            begun.unlink()
+
+
+def note_kills(states: StateDir) -> bool:
+    """Before any rank begins: note if the kernel has killed for lack of memory on this host in a try that never ended.
+
+    It does not say whom it killed; at worst the next try takes less without need.
+    """
+    kernel, num_kills = _kills()
+    is_killed = False
+    for path in states.path.glob(f"{_BEGUN}*-{kernel}"):
+        _, times, num_before, _ = path.name.removeprefix(_BEGUN).split("-", 3)
+        if num_kills > int(num_before):
+            note_out_of_memory(states, int(times))
+            is_killed = True
+        path.unlink(missing_ok=True)  # Another rank may be at it.
+    return is_killed
+
+
+def _kills() -> tuple[str, int]:
+    """Which kernel this is, since it was started, and how many processes it has killed as memory ran out."""
+    try:
+        counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip(), int(counts["oom_kill"])
+    except (OSError, KeyError):  # Linux alone counts them.
+        return "none", 0
 
 
 def release() -> None:

@@ -1,6 +1,9 @@
-"""A node that runs low on memory, of which Ray's own monitor takes the largest process."""
+"""A node that runs low on memory: Ray's own monitor kills a gang there, or the kernel a process."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +27,8 @@ COMMAND = "import sys; from raysweep.cli import main; sys.exit(main(sys.argv[1:]
 LARGER = LARGE.replace("batch_sequences: 256", "batch_sequences: 512")
 # A node with one gang takes 0.5 GB before. The limit itself is not reached: there the kernel would be first.
 LIMIT_BYTES, SHARE = 4 * 2**30, 0.4
+# So that what counts is in use: by default the C library keeps freed blocks of these sizes.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
 
 
 @pytest.fixture
@@ -49,26 +54,50 @@ def group() -> Iterator[Path]:
                 time.sleep(0.2)
 
 
+def enter_group(group: Path) -> str:
+    return f"echo $$ > {group}/cgroup.procs"
+
+
+@pytest.fixture(scope="module")
+def in_halves(tmp_path_factory) -> dict[str, object]:
+    """What a run gives that takes the micro-batches that there is memory for."""
+    home = tmp_path_factory.mktemp("halves")
+    (home / "halves.yaml").write_text(f"{LARGER}resources: {{micro_batch_sequences: 256}}\n")
+    return results_of(run_sweep(load(home / "halves.yaml"), Store(home / "store"), runner="inline"))
+
+
 @pytest.mark.skipif(not CAN_UNSHARE, reason="only root may give a node memory of its own")
-def test_a_gang_that_is_killed_for_its_memory_takes_less_the_next_time(tmp_path, sweep_file, group):
+def test_a_gang_that_is_killed_for_its_memory_takes_less_the_next_time(tmp_path, sweep_file, group, in_halves):
     sweep, store = sweep_file(LARGER), Store(tmp_path / "store")
-    enter = f'echo $$ > {group}/cgroup.procs && mount --bind {group} {GROUPS} && exec "$@"'
-    env = {"RAY_memory_usage_threshold": str(SHARE), "RAY_memory_monitor_refresh_ms": "50"}
-    # So that what counts is in use: by default the C library keeps freed blocks of these sizes.
-    env["MALLOC_MMAP_THRESHOLD_"] = str(2**16)
+    enter = f'{enter_group(group)} && mount --bind {group} {GROUPS} && exec "$@"'
+    env = {"RAY_memory_usage_threshold": str(SHARE), "RAY_memory_monitor_refresh_ms": "50"} | MALLOC
     with real_cluster(tmp_path, num_cpus=0) as cluster:
         cluster.add(env=env, before=("unshare", "-m", "sh", "-c", enter, "sh"))
         driver = cluster.start(COMMAND, "run", str(sweep), "--store", store.url, "--address", cluster.address)
-        halves = tmp_path / "halves.yaml"
-        halves.write_text(f"{LARGER}resources: {{micro_batch_sequences: 256}}\n")
-        want = results_of(run_sweep(load(halves), Store(tmp_path / "halves"), runner="inline"))
         words, _ = driver.communicate(timeout=240)
     assert driver.returncode == 0, words
     [line] = [line for line in words.splitlines() if "a trial goes on in another gang: " in line]
     assert "worker(s) were killed due to the node running low on memory. " in line
     assert line.endswith(f"; {TRIED_WITH_LESS}")
+    check(store, in_halves)
+
+
+def test_a_process_that_the_kernel_kills_takes_less_the_next_time(tmp_path, sweep_file, group, in_halves):
+    """Whose end nobody sees, or has a word of."""
+    (group / "memory.limit_in_bytes").write_text(str(int(SHARE * LIMIT_BYTES)))
+    sweep, store = sweep_file(LARGER), Store(tmp_path / "store")
+    command = ["sh", "-c", f'{enter_group(group)} && exec "$@"', "sh", sys.executable, "-c", COMMAND, "run", str(sweep)]
+    command += ["--store", store.url, "--runner", "inline"]
+    first, second = (subprocess.run(command, env=os.environ | MALLOC, capture_output=True, text=True) for _ in range(2))
+    assert first.returncode == -signal.SIGKILL, first.stderr
+    assert second.returncode == 0, second.stderr
+    assert "the kernel killed a process here, as memory ran out, while stage pretrain-" in second.stderr
+    check(store, in_halves)
+
+
+def check(store: Store, in_halves: dict[str, object]) -> None:
     [run] = Run.all(store)
     assert run.failures() == []
-    assert results_of(run) == want
+    assert results_of(run) == in_halves
     [trained] = [record for record in store.records() if record.kind == "pretrain"]
     assert trained.provenance["micro_batch_divisor"] == 2
