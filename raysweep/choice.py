@@ -132,7 +132,15 @@ def _kept(kept: Mapping[str, Any], part: str | None, asked: AskedResources, devi
     for given in kept.get("decisions", ()):
         with contextlib.suppress(TypeError, ValidationError):
             decision = Decision(**given)
-            is_alike = (decision.part, decision.asked, decision.device) == (part, canonical(asked), _described(device))
+            # Of a node with more memory it still fits, and machines of one kind differ by some megabytes.
+            was, now = decision.device.get("host_bytes"), device.host_bytes
+            is_less = now is not None and (was is None or now < was - GIB)
+            there = _described(device) | {"host_bytes": was}
+            is_alike = not is_less and (decision.part, decision.asked, decision.device) == (
+                part,
+                canonical(asked),
+                there,
+            )
             if is_alike and validate(Resources, decision.chosen).workers <= device.room:
                 return decision
     return None

@@ -146,8 +146,8 @@ class ToWrite:
             return None
         gib = 2**30
         return (
-            f"{free / gib:.3g} GiB are free in {folder}, and about {num_bytes / gib:.3g} are to be written: make room, "
-            "or " + ("give another --store" if store.is_local else "set XDG_CACHE_HOME to a folder with more")
+            f"{free / gib:,.1f} GiB are free in {folder}, and about {num_bytes / gib:,.1f} are to be written: make "
+            "room, or " + ("give another --store" if store.is_local else "set XDG_CACHE_HOME to a folder with more")
         )
 
 

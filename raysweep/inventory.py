@@ -188,7 +188,7 @@ def free(store: Store, runs: Sequence[Run], garbage: Iterable[Garbage]) -> int:
             case "cached":
                 shutil.rmtree(store.root / "stages" / each.name, ignore_errors=True)
             case "run":
-                store.remove(store.root / "runs" / each.name)
+                next(run for run in runs if run.name == each.name).remove()
             case "altered":
                 store.remove(store.root / "altered" / each.name)
             case "locks":

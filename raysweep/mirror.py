@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,16 +74,16 @@ class Mirror:
                 (self._folder / name).unlink()
         self._note(alike)
 
-    def push(self, *, without: Sequence[str] = ()) -> None:
+    def push(self) -> None:
         """Upload what was changed here since both sides were alike, and delete there what was deleted here."""
         with self._turn():
-            self._push(without)
+            self._push()
 
-    def _push(self, without: Sequence[str]) -> None:
+    def _push(self) -> None:
         alike, sent = self._alike(), {}
         for name, path in self._files():
             state = _state(path)
-            if state and name.split("/")[0] not in without and (name not in alike or alike[name][1:] != state):
+            if state and (name not in alike or alike[name][1:] != state):
                 try:
                     self._remote.put(path, f"{self._name}/{name}")
                 except StoreError:

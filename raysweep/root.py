@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -89,13 +89,10 @@ class Root:
             aside.parent.mkdir(parents=True, exist_ok=True)
             os.rename(path, aside)
 
-    def push(self, folder: Path, *, without: Sequence[str] = ()) -> None:
-        """Bring what was changed or deleted in a folder under the root to the URL, where the root stands for one.
-
-        `without`: names in the folder that stay on this machine.
-        """
+    def push(self, folder: Path) -> None:
+        """Bring what was changed or deleted in a folder under the root to the URL, where the root stands for one."""
         if self._remote:
-            Mirror(self._remote, self.root, folder.relative_to(self.root).as_posix()).push(without=without)
+            Mirror(self._remote, self.root, folder.relative_to(self.root).as_posix()).push()
 
     def pull(self, folder: Path, *, unless: Callable[[], bool] = lambda: False) -> None:
         """Bring what others changed of a folder under the root here, where the root stands for a URL.

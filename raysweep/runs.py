@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import threading
@@ -139,6 +140,8 @@ class Run:
         with (self.folder / ".lock").open("a") as lock:
             if not _lock(lock):
                 raise StoreError(f"run {self.name!r} is under way in another process; wait for it, or end it")
+            # Earlier versions left Tune's files here where they were killed: they quote errors with their secrets.
+            shutil.rmtree(self.folder / "tune", ignore_errors=True)
             key, what = f"run-{self.name}", f"run {self.name!r}"
             try:
                 with self.store.lease(key, _holder(lock), what=what, renewed=self._send, lost=self._lose):
@@ -291,6 +294,11 @@ class Run:
     def publish(self) -> None:
         """Bring what changed of the run to the store's URL, where it has one."""
         self._send()
+
+    def remove(self) -> None:
+        """Delete it, here and at the store's URL; its holder alone may."""
+        with self._sending:  # What a renewal were sending meanwhile would be there again.
+            self.store.remove(self.folder)
 
     def _send(self) -> None:
         with self._sending:

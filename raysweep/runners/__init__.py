@@ -79,9 +79,9 @@ def _run(space: SearchSpace, store: Store, run: Run, show: Report, *, runner: Ru
     run.note_columns(space.columns())
     run.start_attempt()
     journal = Journal(run, show, trackers=trackers(run, space.name))
-    _tell_lack_of_room(space, store)
     store.be_patient(space.declared.resources.default.max_store_wait_seconds)
     try:
+        _tell_lack_of_room(space, store)
         if runner == "inline":
             from raysweep.runners.inline import run_inline
 

@@ -120,7 +120,9 @@ def shared_store(store: Store, nodes: Sequence[Node] | None = None, to_write: To
             f"{store.url} is not one store to all nodes: {'; '.join(findings)}. Give a --store on a file system that "
             "all nodes share (NFS, Lustre, a volume that many may write), or the URL of a bucket",
         )
-    disks = _on_each(nodes, store_disk, lambda node: (store.url,))
+    # A head that trains nothing keeps nothing of what is behind a URL.
+    keeping = nodes if store.is_local else _training(nodes)
+    disks = _on_each(keeping, store_disk, lambda node: (store.url,))
     findings = [
         f"{names[node]}: {lack}"
         for node, (folder, free) in disks.items()
@@ -128,7 +130,7 @@ def shared_store(store: Store, nodes: Sequence[Node] | None = None, to_write: To
     ]
     if findings:
         return Check("store", False, "; ".join(findings))
-    least = min(free for _, free in disks.values())
+    least = min((free for _, free in disks.values()), default=0)
     which = "it" if store.is_local else "what they keep of it"
     return Check(
         "store",
@@ -141,10 +143,8 @@ def shared_store(store: Store, nodes: Sequence[Node] | None = None, to_write: To
 def bandwidth(*, num_bytes: int = NUM_BYTES) -> Check:
     """All-reduce over one process a node: by NCCL if all have a GPU free, else by gloo."""
     nodes = _alive()
-    gpus = [node["Resources"].get("GPU", 0.0) for node in nodes]
-    # A head without GPUs takes no part in training.
-    use_gpus = any(gpus)
-    members = [node for node, count in zip(nodes, gpus, strict=True) if count >= 1] if use_gpus else nodes
+    use_gpus = _have_gpus(nodes)
+    members = _training(nodes) if use_gpus else nodes
     if len(members) < 2:
         return Check("all-reduce", True, "one node: nothing to reduce over")
     with _by_value():
@@ -174,6 +174,16 @@ def bandwidth(*, num_bytes: int = NUM_BYTES) -> Check:
     names = ", ".join(sorted({interface for _, interface in found}))
     by = "NCCL" if use_gpus else "gloo"
     return Check("all-reduce", True, f"{rate / 1e9:.2f} GB/s a link by {by} over {len(members)} nodes, on {names}")
+
+
+def _have_gpus(nodes: Sequence[Node]) -> bool:
+    return any(node["Resources"].get("GPU", 0.0) >= 1 for node in nodes)
+
+
+def _training(nodes: Sequence[Node]) -> list[Node]:
+    """Those that gangs come to: where some have GPUs, a head without takes no part."""
+    name = "GPU" if _have_gpus(nodes) else "CPU"
+    return [node for node in nodes if node["Resources"].get(name, 0.0) >= (1 if name == "GPU" else 0.001)]
 
 
 def node_memories(*, on_cluster: bool) -> list[NodeMemory]:

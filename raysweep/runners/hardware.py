@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from raysweep.choice import GIB, Device, choose
+from raysweep.choice import Device, choose
 from raysweep.devices import memory_bytes
 from raysweep.errors import ClusterError
 from raysweep.estimates import num_gpus_here
@@ -66,8 +66,7 @@ def smallest_device(nodes: Sequence[NodeMemory], resources: Resources) -> Device
                 at=("resources",),
             )
         num_bytes, name = min(gpus)
-        # In whole GiB: machines of one kind differ by less, and are to keep what was chosen for another of them.
-        return Device(name, num_bytes, room, sharing, host // GIB * GIB)
+        return Device(name, num_bytes, room, sharing, host)
     return Device("CPU", host, room, sharing)
 
 

@@ -139,6 +139,7 @@ class LostRoom:
         cluster: that had room for each gang.
         wait_seconds: for nodes to come, but at least LOST_SECONDS, as for a machine that is started again.
         nodes: gives CPU and GPU of each node that is there.
+        clock: in seconds.
     """
 
     def __init__(
@@ -149,8 +150,9 @@ class LostRoom:
         wait_seconds: float,
         *,
         nodes: Callable[[], Sequence[Mapping[str, float]]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._look, self._gangs, self._nodes = look, gangs, nodes or _nodes
+        self._look, self._gangs, self._nodes, self._clock = look, gangs, nodes or _nodes, clock
         self._resources = {shape: resources for resources, shape in cluster.shapes.items()}
         self._wait_seconds = max(wait_seconds, LOST_SECONDS)
         self._since: float | None = None
@@ -168,9 +170,9 @@ class LostRoom:
         workers = sum(room_of_each) if shape.spans_nodes else max(room_of_each)
         lack = _too_small(nodes, workers, self._resources[shape], inside=not shape.spans_nodes)
         if self._since is None:
-            self._since = time.monotonic()
+            self._since = self._clock()
             logger.warning("no gang is left, and none can start; waiting for %g s: %s", self._wait_seconds, lack)
-        elif time.monotonic() - self._since > self._wait_seconds:
+        elif self._clock() - self._since > self._wait_seconds:
             raise ClusterError(f"no gang is left, and none could start for {self._wait_seconds:g} s: {lack}; {GO_ON}")
 
 

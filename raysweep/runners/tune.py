@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from math import inf
@@ -294,6 +296,8 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
             max_t=10**6,
         )
     scheduler.gangs = gangs
+    # Beside Ray's own logs: Tune's files quote errors as they come, with whatever secrets these hold.
+    storage = tempfile.mkdtemp(prefix="raysweep-", dir=ray._private.worker._global_node.get_session_dir_path())
     tuner = tune.Tuner(
         tune.with_resources(trainable, lambda config: _GangRequest(shape_of(point_of(space, config)))),
         tune_config=tune.TuneConfig(
@@ -304,8 +308,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         ),
         run_config=tune.RunConfig(
             name=run.name,
-            # Beside Ray's own logs: its files quote errors as they come, with whatever secrets these hold.
-            storage_path=str(Path(ray._private.worker._global_node.get_session_dir_path()) / "raysweep"),
+            storage_path=storage,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.max_retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
@@ -323,6 +326,8 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
             if not training.wait_until_saved(SAVE_SECONDS):
                 logger.warning("not all was saved in %g s; training goes on from the last state saved", SAVE_SECONDS)
             raise
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)
 
 
 @contextlib.contextmanager

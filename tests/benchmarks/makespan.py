@@ -1,6 +1,6 @@
 """Makespan of large sweeps over its lower bound: the runner's own searcher and queue in a discrete-event replay.
 
-    python tests/benchmarks/makespan.py [--draws 5] [--drawn] [--tail]
+    python tests/benchmarks/makespan.py [--draws 6] [--drawn] [--tail]
     python tests/benchmarks/makespan.py --measure STORE SWEEP.yaml [...]
 
 64 nodes of 8 GPUs. Each trial's stages are those of a trial that was measured, drawn from one sweep: the share of its

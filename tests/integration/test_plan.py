@@ -89,14 +89,14 @@ def test_room_is_asked_for_where_things_are_kept(sweep_file, store, monkeypatch,
     to_write = ToWrite(kept=2**40, state=2**30)
     assert to_write.lack(store, "/there", 2**40 + 2**30) is None
     assert to_write.lack(store, "/there", 2**40) == (
-        "1.02e+03 GiB are free in /there, and about 1.02e+03 are to be written: make room, or give another --store"
+        "1,024.0 GiB are free in /there, and about 1,025.0 are to be written: make room, or give another --store"
     )
     # Of a store behind a URL a machine keeps the state of its gangs, in its cache.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     remote = Store(f"memory://{tmp_path.name}")
     assert store_disk(remote.url) == (str(remote.root), shutil.disk_usage(tmp_path).free)
     assert to_write.lack(remote, "/there", 2**30) is None
-    assert "0.5 GiB are free in /there, and about 1 are to be written: make room, or set XDG_CACHE_HOME" in str(
+    assert "0.5 GiB are free in /there, and about 1.0 are to be written: make room, or set XDG_CACHE_HOME" in str(
         to_write.lack(remote, "/there", 2**29)
     )
     # Trials may end before they have written all.

@@ -116,9 +116,12 @@ def test_what_fits_a_gpu_but_not_its_node_is_not_chosen(sweep_file):
     # Two gangs of one at once, in place of eight.
     few = text.replace("default: {gpus_per_worker: 1}", "default: {gpus_per_worker: 1, max_concurrent: 2}")
     assert choice(sweep_file, few, host=20 * GIB + int(2 * copy)).resources.parts["large"].workers == 1
-    # Chosen anew for a node of another size.
+    # Kept where it still fits, as on another machine of that kind; chosen anew for nodes with less.
     kept = json.loads(json.dumps(chosen.to_dict()))
-    assert choice(sweep_file, text, host=2**40, kept=kept).lines == (roomy,)
+    for host in (2**40, node - 2**20):
+        assert choice(sweep_file, text, host=host, kept=kept).lines == chosen.lines
+    kept = json.loads(json.dumps(choice(sweep_file, text, host=2**40).to_dict()))
+    assert choice(sweep_file, text, host=node, kept=kept).lines == chosen.lines
 
 
 def test_a_run_that_goes_on_keeps_its_choice(sweep_file):
@@ -168,7 +171,7 @@ def test_memory_that_a_worker_has():
     assert smallest_device([node, head], one) == Device("NVIDIA H100 80GB HBM3", 80 * 10**9, 2, 2, 128 * GIB)
     # The smallest GPU is on one node, the smallest share of a node's memory on the other.
     less = dataclasses.replace(node, host=100 * GIB + 2**20)
-    assert smallest_device([less, other], one) == Device("NVIDIA A100-SXM4-40GB", 40 * 10**9, 3, 2, 100 * GIB)
+    assert smallest_device([less, other], one) == Device("NVIDIA A100-SXM4-40GB", 40 * 10**9, 3, 2, less.host)
     strange = dataclasses.replace(other, gpus=[("Graphics 9", 100 * 10**9)])
     assert smallest_device([strange], one).num_bytes == 93 * 10**9
     half = Resources(gpus_per_worker=0.5)

@@ -232,7 +232,7 @@ PartitionName=all Nodes=ALL Default=YES State=UP
 ASK_SLURM = """
 hostname localhost && ip link set lo up && ip addr add 10.0.0.1/32 dev lo
 slurmctld -D >"$SLURM_CONF.log" 2>&1 &
-for _ in {1..100}; do scontrol ping | grep -q UP && break; sleep 0.1; done
+for _ in {1..600}; do scontrol ping | grep -q UP && break; sleep 0.1; done
 for script in "$@"; do sbatch --test-only --nodes=4 --time=24:00:00 "$script" s.yaml /shared; done
 kill %1; wait
 """
@@ -247,11 +247,11 @@ def test_slurm_takes_the_script(tmp_path):
     for path, option, other in zip(wrong, ("TERM@120", "--requeue\n"), ("TREM@120", "--requeues\n"), strict=True):
         path.write_text(script.read_text().replace(option, other))
     done = subprocess.run(
-        ["unshare", "-u", "-n", "bash", "-c", ASK_SLURM, "-", script, *wrong],
+        ["unshare", "--uts", "--net", "--fork", "--kill-child", "bash", "-c", ASK_SLURM, "-", script, *wrong],
         env=os.environ | {"SLURM_CONF": str(tmp_path / "slurm.conf")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     found = [line for line in done.stderr.splitlines() if line.startswith("sbatch: ")]
     assert len(found) == 3 or found[3:] == ['sbatch: Try "sbatch --help" for more information'], done.stderr

@@ -32,14 +32,13 @@ def test_a_ray_of_this_machine_without_a_token_is_warned_of(mode, warned, monkey
     assert ("whoever is on this machine may run code as you" in caplog.text) == warned
 
 
-def test_a_run_whose_nodes_are_all_lost_says_so_and_ends(monkeypatch, caplog):
+def test_a_run_whose_nodes_are_all_lost_says_so_and_ends(caplog):
     one, two = Resources(), Resources(workers=2)
     cluster = Cluster({each: Shape.of(each) for each in (one, two)}, may_grow=True)
     placed, nodes = {}, [{"CPU": 2.0}]
     gangs = Gangs(lambda: View({"a": {"CPU": 0.0}}, placed), max_concurrent=None, may_grow=True)
-    lost = LostRoom(lambda: View({}, placed), gangs, cluster, 0.0, nodes=lambda: nodes)
     now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    lost = LostRoom(lambda: View({}, placed), gangs, cluster, 0.0, nodes=lambda: nodes, clock=lambda: now[0])
 
     def look_later(seconds: float) -> None:
         now[0] += seconds
