@@ -295,19 +295,17 @@ def pick(runs: Iterable[FinetuningRun]) -> Pick | None:
 
 
 def open_sides(runs: Iterable[FinetuningRun]) -> tuple[Side, ...]:
-    """The ends of a grid beyond which a better rate may lie; none if the best rate is inside.
+    """The ends of a grid beyond which a better rate may lie: those that no other rate beats.
 
-    Where all rates score alike, as they do where none has learnt anything yet, both ends are open; where a run
-    diverged at every rate, the lower one.
+    An end as good as the best rate is open wherever that is, as scores often stand still before they rise: all rates
+    alike leave both ends open. Where a run diverged at every rate, the lower one is.
     """
     grid = _by_rate(runs)
     valid = _validation_scores(grid)
     if not valid:
         return ("lowest",) if any(run.diverged for runs_of_rate in grid.values() for run in runs_of_rate) else ()
-    if len(valid) == len(grid) and len(set(valid.values())) == 1:
-        return ("lowest", "highest")
-    picked = pick(run for runs_of_rate in grid.values() for run in runs_of_rate)
-    return (picked.edge,) if picked and picked.edge else ()
+    ends: dict[Side, float] = {"lowest": min(grid), "highest": max(grid)}
+    return tuple(side for side, lr in ends.items() if valid.get(lr) == max(valid.values()))
 
 
 def _by_rate(runs: Iterable[FinetuningRun]) -> dict[float, tuple[FinetuningRun, ...]]:

@@ -166,7 +166,9 @@ def test_searchers_and_reports_are_told_the_same_numbers(trial, data):
         (((1, 0.1), (2, 0.3)), ("highest",)),
         (((1, 0.1), (2, 0.3), (3, None)), ()),
         (((1, 0.0), (2, 0.0), (3, 0.0)), ("lowest", "highest")),  # Nothing learnt yet: who knows which way.
-        (((1, 0.3), (2, 0.3), (3, 0.2)), ()),  # As good inside as at the edge.
+        (((1, 0.3), (2, 0.3), (3, 0.2)), ("lowest",)),  # As good at the end as inside: it may yet rise beyond.
+        (((1, 0.2), (2, 0.3), (3, 0.3)), ("highest",)),
+        (((1, 0.3), (2, 0.3), (3, None)), ("lowest",)),
         (((1, None), (2, None)), ("lowest",)),
         (((1, math.nan),), ()),
     ],
