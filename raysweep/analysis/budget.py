@@ -171,7 +171,7 @@ def _estimate(values: Floats, num_variants: int, *, low: float, high: float) -> 
 
     Of the scores that there are, what pairs differ by hangs on the gap between the best two, a single observation:
     for "fine-tune all" such intervals held the truth in 83 to 92 % of simulated tables, with 200 pairs as with 5. By
-    the spread over halves, nearly zero where all find the best, it was 35 %. These hold it in 93 to 99 % where a
+    the spread over halves, nearly zero where all find the best, it was 35 %. These hold it in 93 to 100 % where a
     variant has one checkpoint; in 87 to 92 where it has three or five that score alike, as long as none is fine-tuned;
     and in less where a few scores are far above the rest, as no table shows how far they may be. See
     benchmarks/regret_coverage.py.
