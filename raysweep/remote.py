@@ -25,6 +25,13 @@ T = TypeVar("T")
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 20.0
 
+_asking: set[object] = set()
+
+
+def waits_for_store() -> bool:
+    """Whether a thread of this process is asking a file system for something, or waits to ask again."""
+    return bool(_asking)
+
 
 class Remote:
     """The few operations of an fsspec file system that a store needs, by path under the root.
@@ -169,6 +176,14 @@ class Remote:
         Raises:
             UnreachableError: in the store's words, what the file system raises.
         """
+        asked = object()
+        _asking.add(asked)
+        try:
+            return self._ask_patiently(what, call)
+        finally:
+            _asking.discard(asked)
+
+    def _ask_patiently(self, what: str, call: Callable[[], T]) -> T:
         started, wait_seconds = time.monotonic(), FIRST_WAIT_SECONDS
         while True:
             try:

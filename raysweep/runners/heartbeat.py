@@ -10,6 +10,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from raysweep.errors import ClusterError
+from raysweep.remote import waits_for_store
 from raysweep.runners.attempts import under_way
 from raysweep.runners.channel import AGAIN_SECONDS, FIRST_SECONDS, Address, connect, lose_after, send
 from raysweep.runners.watch import Beat, Process
@@ -55,6 +56,7 @@ def _beat(
     seconds, load = 0.0, 1.0
     while True:
         try:
+            load = 1.0 if waits_for_store() else load
             send(connection, Beat(process, trial=trial(), stage=under_way(), seconds=seconds, load=load))
         except OSError:
             connection.close()

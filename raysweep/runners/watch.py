@@ -5,10 +5,10 @@ Two kinds of silence:
 * A process that is *stopped* (SIGSTOP, a frozen machine) sends no beat. Beats come from a thread, so that long work (a
   model that loads, a compiler, an evaluation) does not hold them up.
 * A gang that is *stuck* (a collective that a rank never enters) still beats, but all its processes that are at work on
-  one stage leave their processors idle. A rank that works keeps those that wait for it. One that is alone at a stage is
-  let be: it waits for no other, but may download or upload for long. A rank that waits for another gang to finish a
-  shared stage is not at work; that gang is watched itself. On GPUs a process that waits may spin, and this rule is off:
-  there NCCL's own watchdog ends a collective after ten minutes.
+  one stage leave their processors idle. A rank that works keeps those that wait for it, and so does one that waits for
+  a store at a URL. One that is alone at a stage is let be: it waits for no other. A rank that waits for another gang to
+  finish a shared stage is not at work; that gang is watched itself. On GPUs a process that waits may spin, and this
+  rule is off: there NCCL's own watchdog ends a collective after ten minutes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ class Process:
 
 @dataclass(frozen=True)
 class Beat:
-    """A sign of life. `seconds`: since the one before; `load`: processors used in them, on average."""
+    """A sign of life. `seconds`: since the one before; `load`: processors used in them, on average.
+
+    Of a process that waits for a store, `load` is 1: it waits for no other rank.
+    """
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")
 

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,7 +106,8 @@ def test_a_gang_over_two_hosts_loses_what_was_not_saved_at_most(sweep_file, tmp_
             os.kill(stopped, signal.SIGSTOP)
             count = wait("progress", wait("failed", count), kind="pretrain")  # Of the next gang.
             cluster.server.stop()
-            count = wait("note", count)  # As the checkpoint cannot be written.
+            count = wait("note", count)  # As the checkpoint cannot be written: one rank waits for that, and one for it.
+            time.sleep(15)
             cluster.server.start()
             count = wait("started", count, kind="flatness")
             os.kill(ranks(OTHER_RANK)[-1][0], signal.SIGKILL)

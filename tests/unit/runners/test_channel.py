@@ -17,6 +17,7 @@ from hosts import can_have_hosts, hosts
 
 from raysweep.errors import ClusterError
 from raysweep.events import GangsChosen, Note, StageFailed, StageProgress, StageStarted, TrialStarted
+from raysweep.remote import Remote
 from raysweep.run_files import StageRow, TrialRow
 from raysweep.runners import channel, heartbeat
 from raysweep.runners.channel import Address, EventSink, EventSource, connect
@@ -238,6 +239,26 @@ def test_beats_that_are_dropped_on_the_way_are_noticed_before_the_driver_misses_
         for end in (events._connection, *sink._connections):
             idle, every, times = (option(end, f"TCP_KEEP{name}") for name in ("IDLE", "INTVL", "CNT"))
             assert idle + every * times <= 200
+
+
+def test_who_waits_for_a_store_is_not_idle(tmp_path):
+    heard, remote, answers = queue.Queue(), Remote(f"local://{tmp_path}"), threading.Event()
+    watch = Watch(max_silence_seconds=60, max_idle_seconds=60, end=print, report=print)
+    watch.hear = heard.put
+    asking = threading.Thread(target=remote._ask, args=("read", lambda: answers.wait(60)))
+
+    def hear(waits: bool) -> None:
+        while (heard.get(timeout=30).load == 1.0) != waits:
+            pass
+
+    with EventSink("127.0.0.1", print, watch=watch) as sink:
+        start_beats(sink.address, Process("g", 0, "node", 1), every_seconds=0.1)
+        hear(False)
+        asking.start()
+        hear(True)
+        answers.set()
+        asking.join()
+        hear(False)
 
 
 BEATER = """
