@@ -1,7 +1,7 @@
 """Does the flattest checkpoint within 1 % of the best loss beat the lowest loss after fine-tuning?
 
     raysweep run search_spaces/flat_minima_text.yaml --store STORE
-    python tests/benchmarks/flattest_or_lowest.py search_spaces/flat_minima_text.yaml --store STORE
+    python tests/benchmarks/flattest_or_lowest.py search_spaces/flat_minima_text.yaml --store STORE [OVERRIDE ...]
 
 Seeds are what varies: in each, both are picked from the same candidates, and the difference of their scores is taken.
 Where both picks are one checkpoint, the difference is 0. Intervals are Student's, over seeds.
@@ -46,8 +46,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep")
     parser.add_argument("--store", required=True)
-    args = parser.parse_args()
-    table = Results.open(args.sweep, store=args.store).checkpoints.dropna(subset=[LOSS, SCORE, *TRACES])
+    parser.add_argument("overrides", nargs="*")
+    args = parser.parse_intermixed_args()
+    table = Results.open(args.sweep, store=args.store, overrides=args.overrides).checkpoints
+    table = table.dropna(subset=[LOSS, SCORE, *TRACES])
     table = table.assign(finish=table["point.finish"])
     print("| candidates | flat by | flattest less lowest loss, points | differ in | picks: lowest / flattest |")
     print("| --- | --- | --- | --- | --- |")
