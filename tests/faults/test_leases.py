@@ -145,8 +145,9 @@ def test_who_reads_a_run_beside_its_driver_takes_no_notes_back(machine, monkeypa
 
     with run.held():
         run.publish()
-        monkeypatch.setattr(Remote, "put", put_and_be_read)  # Before the row: a renewal of the lease may send it first.
-        run.add_trial(row("t1"))
+        with run._sending:  # Not between the two: a renewal of the lease may send the row before the driver does.
+            monkeypatch.setattr(Remote, "put", put_and_be_read)
+            run.add_trial(row("t1"))
         run.publish()
         assert seen == ["['t1', 't2']"]
         assert [trial.trial for trial in run.trials()] == ["t1", "t2"]
