@@ -122,14 +122,20 @@ class ToWrite:
 
     @staticmethod
     def of(space: SearchSpace, store: Store) -> ToWrite | None:
-        """Of a sweep; None where trials may be stopped before their end, or are picked later."""
+        """Of a sweep; None where trials may be stopped before their end, or are picked later, or data has gone since.
+
+        Of the last, the stage that reads it tells.
+        """
         if space.declared.search.name == "optuna" or space.declared.search.scheduler:
             return None
         seen, kept, state = store.finished_ids(), 0, 0
         for stage, size in (each for trial in space.trials() for each in sized(trial)):
             if stage.id not in seen:
                 seen.add(stage.id)
-                kept += stage.spec.disk_bytes(size)
+                try:
+                    kept += stage.spec.disk_bytes(size)
+                except FileNotFoundError:
+                    return None
                 state = max(state, stage.spec.state_bytes(size, ANY_GANG))
         return ToWrite(kept, state)
 
