@@ -13,6 +13,7 @@ from typing import Any
 from raysweep.costs import UNKNOWN, Size
 from raysweep.data.corpora import Corpus
 from raysweep.devices import host_memory_bytes
+from raysweep.errors import DataError
 from raysweep.fitting import Load, Memory, Options, cheapest_fit
 from raysweep.plan import Stage, Trial
 from raysweep.resources import Resources
@@ -124,7 +125,7 @@ class ToWrite:
     def of(space: SearchSpace, store: Store) -> ToWrite | None:
         """Of a sweep; None where trials may be stopped before their end, or are picked later, or data has gone since.
 
-        Of the last, the stage that reads it tells.
+        Of the last, as of a hub that does not answer, the stage that reads it tells.
         """
         if space.declared.search.name == "optuna" or space.declared.search.scheduler:
             return None
@@ -134,7 +135,7 @@ class ToWrite:
                 seen.add(stage.id)
                 try:
                     kept += stage.spec.disk_bytes(size)
-                except FileNotFoundError:
+                except (FileNotFoundError, DataError):
                     return None
                 state = max(state, stage.spec.state_bytes(size, ANY_GANG))
         return ToWrite(kept, state)
