@@ -21,7 +21,8 @@ run: $(VENV)/.ready
 # Two at once, of about the same length: those with gangs wait much of their time; faults come last among the others,
 # which have none, but for those named here: two clusters with heads of their own get into each other's way, so that all
 # tests that start some are in one half. With PYTEST_ARGS, such as -m "not slow", one after the other.
-WITHOUT_GANGS := agreement existing languages metric_names models objectives plan quickstart ranking sampled sft theory trace
+WITHOUT_GANGS := agreement budget enlarge existing few_shot hub languages lm_eval measures methods metric_names mixtures \
+  models objectives other_text plan quickstart ranking sampled sft theory trace
 FAULTS_OF_GANGS := full_disk gangs_over_hosts lost_nodes low_memory
 TESTS_OF_NUMBERS := tests/numerics tests/unit $(WITHOUT_GANGS:%=tests/integration/test_%.py) \
   $(filter-out $(addprefix %/test_,$(addsuffix .py,$(FAULTS_OF_GANGS))),$(sort $(wildcard tests/faults/test_*.py)))
