@@ -18,14 +18,14 @@ export RAYSWEEP_DATA ?= $(abspath ../shared/data)
 run: $(VENV)/.ready
 	$(BIN)/raysweep run search_spaces/quickstart.yaml --store $(STORE)
 
-# Two at once, of about the same length: those with gangs wait much of their time; faults come last among the others,
-# which have none, but for those named here: two clusters with heads of their own get into each other's way, so that all
-# tests that start some are in one half. With PYTEST_ARGS, such as -m "not slow", one after the other.
-WITHOUT_GANGS := agreement budget enlarge existing few_shot hub languages lm_eval measures methods metric_names mixtures \
-  models objectives other_text plan quickstart ranking sampled sft theory trace
-FAULTS_OF_GANGS := full_disk gangs_over_hosts lost_nodes low_memory
-TESTS_OF_NUMBERS := tests/numerics tests/unit $(WITHOUT_GANGS:%=tests/integration/test_%.py) \
-  $(filter-out $(addprefix %/test_,$(addsuffix .py,$(FAULTS_OF_GANGS))),$(sort $(wildcard tests/faults/test_*.py)))
+# Two at once, of about the same length. Two clusters with heads of their own get into each other's way, so all tests that
+# start Ray are in one half, which waits much of its time; faults without it come last in the other. With PYTEST_ARGS, such
+# as -m "not slow", one after the other.
+WITHOUT_RAY := agreement budget enlarge existing few_shot flat gpu_table hub languages lm_eval measures methods \
+  metric_names mixtures models objectives other_text plan quickstart ranking sampled sft steps theory trace training
+FAULTS_OF_RAY := full_disk gangs_over_hosts lost_nodes low_memory
+TESTS_OF_NUMBERS := tests/numerics tests/unit $(WITHOUT_RAY:%=tests/integration/test_%.py) \
+  $(filter-out $(addprefix %/test_,$(addsuffix .py,$(FAULTS_OF_RAY))),$(sort $(wildcard tests/faults/test_*.py)))
 ifdef PYTEST_ARGS
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
