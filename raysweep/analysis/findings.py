@@ -23,6 +23,8 @@ TARGET_REACHED = column_name("flatness", "target_reached")
 TRACE_ERROR = column_name("flatness", "hessian_trace_stderr")
 MAX_NAMED = 6
 """Ties that one sentence lists."""
+MIN_PAIRS = 0.25
+"""Part of the pairs that the headline's indicator orders at least: of a few pairs some one orders all by chance."""
 
 
 def headline(ranking: Ranking) -> str:
@@ -39,7 +41,8 @@ def headline(ranking: Ranking) -> str:
     ]
     if not measured:
         return f"{text}; no indicator was measured on enough checkpoints to say what predicts it."
-    top = measured[0]
+    most = max(item.pairs.num_pairs for item in measured)
+    top = next(item for item in measured if item.pairs.num_pairs >= MIN_PAIRS * most)
     text += (
         f"; of {len([item for item in measured if item.same_order_as is None])} distinct indicators, {top.indicator} "
         f"({direction_text(top)} is better) orders the most pairs right: {formatting.with_interval(top.accuracy)}"

@@ -270,6 +270,17 @@ def test_an_indicator_of_nothing_but_noise_is_told_so(run):
     assert "orders the most pairs right: 1.00 of 3, none of which is clear of noise" in headline(Results(run).ranking)
 
 
+def test_an_indicator_of_few_checkpoints_is_not_the_headlines(run):
+    """As the loss of the checkpoint before, which first ones do not have: of a few pairs some one has all right."""
+    rights, losses = (150, 130, 110, 90, 70, 50), (2.0, 1.0, 3.0, 4.0, 5.0, 6.0)
+    for place, (right, ppl) in enumerate(zip(rights, losses, strict=True)):
+        found = {"hessian_trace": float(place)} if place in (0, 2, 4) else None
+        add(run, "abcdef"[place], [right, right], loss_nats_per_token=ppl, flatness=found)
+    ranking = Results(run).ranking
+    assert ranking.associations[0].indicator == "flatness/hessian_trace"
+    assert "pretrain/loss_nats_per_token (lower is better) orders the most pairs right: 0.93" in headline(ranking)
+
+
 def test_an_indicator_no_better_than_the_sweep_file_is_not_praised(run):
     for name, right, ppl in (("a", 150, 3.0), ("b", 120, 1.0), ("c", 90, 2.0), ("d", 60, 4.0)):
         add(run, name, [right, right], point={"pretrain.n": right}, loss_nats_per_token=ppl)
