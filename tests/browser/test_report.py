@@ -16,21 +16,24 @@ from raysweep.runners import run_sweep
 # A page of ours beside the report, which opens it as wide as a phone and says what it sees. Chromium's own windows
 # are 500 pixels wide at least.
 PROBE = """<!doctype html><body><iframe id="phone" src="report.html" width="400" height="900"></iframe><script>
-document.getElementById("phone").addEventListener("load", ({ target }) => setTimeout(async () => {
+const until = async (is) => { while (!is()) await new Promise((done) => setTimeout(done, 50)); };
+document.getElementById("phone").addEventListener("load", async ({ target }) => {
   const page = target.contentDocument, seen = {};
+  const points = () => [...page.querySelectorAll("#scatter-chart .point")];
+  await until(() => points().length);
   seen.width = page.documentElement.scrollWidth;
   seen.charts = [...page.querySelectorAll(".chart .main-svg")].map((each) => each.getBoundingClientRect().right);
   const row = page.querySelector("#ranking-table tbody tr");
   row.click();
-  await new Promise((done) => setTimeout(done, 300));
+  await until(() => points().some((each) => each.style.opacity !== "1"));
   seen.lit = page.querySelectorAll("#ranking-table tr.lit").length;
-  seen.opacities = [...page.querySelectorAll("#scatter-chart .point")].map((each) => each.style.opacity);
+  seen.opacities = points().map((each) => each.style.opacity);
   seen.indicator = page.querySelector("#indicator option").textContent;
   const result = document.createElement("pre");
   result.id = "seen";
   result.textContent = JSON.stringify(seen);
   document.body.append(result);
-}, 1500));
+});
 </script></body>"""
 
 
