@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from raysweep.analysis import formatting
 from raysweep.analysis.associations import TOGETHER, Association
 from raysweep.analysis.charts import Chart, escaped, numbers
 from raysweep.analysis.earlier import EARLIER_LOSS
 from raysweep.analysis.pairwise import IntervalEstimate
+from raysweep.analysis.pareto import undominated
 from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.sections import Cell, Heading, Row, Table, alike_text, cell, indicator_names
 from raysweep.scores import tunings_of
@@ -155,7 +158,7 @@ def worth_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | None:
         return None
     short = indicator_names(ranking)
     accuracies = [worth.item.accuracy for worth in found]
-    best = {worth.item.indicator for worth in _worthwhile(found)}
+    best = _worthwhile(found)
     unit, count = cost_unit(stages, "time"), formatting.count
     return {
         "x": numbers(worth.seconds for worth in found),
@@ -177,13 +180,11 @@ def worth_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | None:
     }
 
 
-def _worthwhile(found: Sequence[Worth]) -> Iterator[Worth]:
-    """Those better than all that cost no more: nobody would choose another."""
-    reached = -math.inf
-    for worth in sorted(found, key=lambda each: (each.seconds, -each.item.accuracy.value)):
-        if worth.item.accuracy.value > reached:
-            reached = worth.item.accuracy.value
-            yield worth
+def _worthwhile(found: Sequence[Worth]) -> set[str]:
+    """Names of those better than all that cost no more; of several at one place the first."""
+    places = np.array([(-worth.seconds, worth.item.accuracy.value) for worth in found])
+    _, first = np.unique(places, axis=0, return_index=True)
+    return {found[at].item.indicator for at in first[undominated(places[first])]}
 
 
 def _lines(ranking: Ranking) -> list[Mapping[str, object]]:
