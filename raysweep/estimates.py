@@ -390,9 +390,10 @@ def machine_warnings(resources: Resources, memory_bytes: int) -> list[str]:
     ]
     memory = host_memory_bytes()
     if asked["GPUs"] <= here["GPUs"] and workers * memory_bytes > memory:
-        beside = " beside their GPUs" if resources.gpus_per_worker else ""
-        lower = "resources.workers, or the model's size" if beside else "sequence_length or batch_sequences, or set "
-        lower += "" if beside else "resources.micro_batch_sequences or gradient_checkpointing"
+        beside, lower = " beside their GPUs", "resources.workers, or the model's size"
+        if not resources.gpus_per_worker:
+            beside, lower = "", "sequence_length or batch_sequences, or set resources."
+            lower += "micro_batch_sequences or gradient_checkpointing"
         warnings.append(
             f"memory: {workers} worker(s) take about {workers * memory_bytes / 2**30:.1f} GiB{beside} at once, and "
             f"this machine has {memory / 2**30:.1f}: lower {lower}"
