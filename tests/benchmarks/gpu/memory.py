@@ -5,15 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from subjects import BF16, LENGTHS, ON_GPU, SUBJECTS, device_name, train_on
+import numpy as np
+from subjects import BF16, LENGTHS, ON_GPU, SUBJECTS, Subject, device_name, train_on
 from table import Numbers, Table, in_words, peak_gib, release_memory
 
 from raysweep.costs import Size
 from raysweep.memory import Step, training_bytes
+from raysweep.objectives.base import IGNORED
+from raysweep.objectives.masked_lm import MaskedLM
+from raysweep.train.models import Bert, Transformers
 from raysweep.train.optimizers import AdamW
 from raysweep.worker import Worker
 
 LONG, SHORT = LENGTHS
+WIDTH, LAYERS, HEADS, WORDS = (768, 12, 12, 50304) if ON_GPU else (16, 2, 2, 256)
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+GPT2 = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": SHORT} | NO_DROPOUT
+ALL = SUBJECTS | {
+    "GPT-2": Subject(Transformers(name="transformers", architecture="GPT2LMHeadModel", fields=GPT2), WORDS, 0, 1),
+    "BERT": Subject(
+        Bert(name="bert", hidden_size=WIDTH, num_layers=LAYERS, num_heads=HEADS, num_positions=SHORT), WORDS, 0, 1
+    ),
+}
+# One place in so many is predicted by BERT.
+MASKED_EVERY = 7
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,12 @@ CASES = [
     Case("1B", LONG, 2),
     Case("1B", LONG, 8, recomputed=True),
     Case("1B", SHORT, 1, bf16=False),
+    Case("GPT-2", SHORT, 8),
+    Case("GPT-2", SHORT, 8, bf16=False),
+    Case("GPT-2", SHORT, 32, recomputed=True),
+    Case("BERT", SHORT // 2, 16),
+    Case("BERT", SHORT // 2, 16, bf16=False),
+    Case("BERT", SHORT // 2, 64, recomputed=True),
 ]
 
 
@@ -53,12 +74,15 @@ def main(table: Table) -> None:
 
 
 def _peak(case: Case) -> tuple[str, Numbers]:
-    subject = SUBJECTS[case.name]
-    ids = subject.ids(case.length)[:1].repeat(case.sequences, axis=0)
+    subject = ALL[case.name]
+    ids = np.random.default_rng(0).integers(0, subject.vocab_size, size=(1, case.length)).repeat(case.sequences, axis=0)
+    masked = subject.model.head == "masked"
+    labels = np.where(np.arange(case.length) % MASKED_EVERY, IGNORED, ids) if masked else None
+    objective = MaskedLM(name="masked_lm") if masked else None
     model = subject.build()
     release_memory()
     cuts = Worker(device=device_name(), gradient_checkpointing=case.recomputed)
-    train_on(model, ids, num_steps=2, bf16=case.bf16, worker=cuts)
+    train_on(model, ids, num_steps=2, bf16=case.bf16, worker=cuts, objective=objective, labels=labels)
     gib, planned = peak_gib(), _planned(case) / 2**30
     off = f", {planned / gib - 1:+.0%}" if gib > 0 else ""  # On a CPU it is not counted.
     return f"{in_words(gib)}; {planned:.2g} GiB planned{off}", {"gib": gib, "planned": planned}
@@ -66,11 +90,13 @@ def _peak(case: Case) -> tuple[str, Numbers]:
 
 def _planned(case: Case) -> float:
     """Of a step without accumulation."""
-    subject = SUBJECTS[case.name]
+    subject = ALL[case.name]
     num = subject.model.num_parameters(subject.vocab_size)
     size = Size(num, *subject.model.dimensions(), vocab_size=subject.vocab_size, num_bytes=0)
+    tokens = case.sequences * case.length
     step = Step(
-        tokens=case.sequences * case.length,
+        tokens=tokens,
+        logit_tokens=tokens / MASKED_EVERY if subject.model.head == "masked" else None,
         optimizer_floats=AdamW.state_floats,
         in_half=case.bf16,
         on_gpu=ON_GPU,

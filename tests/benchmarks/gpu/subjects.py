@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from raysweep.devices import peak_flops
+from raysweep.objectives.base import Loss
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.train.flat import FlatSpec
 from raysweep.train.loop import Training, train
+from raysweep.train.model_spec import ModelSpec
 from raysweep.train.models import Llama
 from raysweep.train.optimizers import AdamW
 from raysweep.train.schedules import Constant
@@ -29,7 +31,7 @@ ON_GPU = DEVICE != "cpu"
 class Subject:
     """A model, and a step of its training: `num_micro` micro-batches of `micro_tokens` tokens."""
 
-    model: Llama
+    model: ModelSpec
     vocab_size: int
     micro_tokens: int
     num_micro: int
@@ -114,18 +116,21 @@ def train_on(
     worker: Worker,
     bf16: bool = BF16,
     flat: FlatSpec | None = None,
+    objective: Loss | None = None,
+    labels: np.ndarray[Any, Any] | None = None,
 ) -> Training:
-    """Some steps of causal LM by the training loop of every pretraining stage, all on these sequences.
+    """Some steps by the training loop of every pretraining stage, all on these sequences.
 
-    Where `flat` compares domains, every second sequence is of another one.
+    Where `flat` compares domains, every second sequence is of another one. Without an objective, and labels, it is
+    causal LM.
     """
-    batch = {"input_ids": ids, "labels": ids}
+    batch = {"input_ids": ids, "labels": ids if labels is None else labels}
     if flat and flat.needs_domains:
         batch["domains"] = np.arange(len(ids)) % 2
     return train(
         model,
         lambda step: batch,
-        objective=CausalLM(),
+        objective=objective or CausalLM(),
         optimizer=AdamW(lr=LR),
         schedule=Constant(name="constant", warmup=0.0),
         num_steps=num_steps,
