@@ -1,8 +1,8 @@
 """Nodes that are about to be taken away: gangs on them save what they train, and their trials go on elsewhere.
 
 Ray says of a node that it drains when its `ray start --block` gets SIGTERM, as in a pod that Kubernetes deletes or on a
-spot machine whose notice is passed on, when an autoscaler ends it, and after `ray drain-node`. It starts nothing there
-any more, and ends what is left after 30 seconds, or as RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S says.
+spot machine whose notice cluster/ray-up/spot.sh passes on, when an autoscaler ends it, and after `ray drain-node`. It
+starts nothing there any more, and ends what is left after 30 seconds, or as RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S says.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """A cluster whose GCS or nodes are lost while a sweep runs: the same run goes on, to the same bits, or says why not."""
 
+import contextlib
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from clusters import RealCluster, real_cluster
+from metadata_service import metadata_service
 from processes import named
 from tiny import TINY, results_of
 
@@ -21,6 +23,7 @@ pytestmark = pytest.mark.slow
 # One checkpoint, at the end: until then a state is saved only where that is asked for.
 LONG = TINY[: TINY.index("indicators:")].replace("steps: 12", "steps: 3000").replace("[6, 12]", "[3000]")
 SHORT = LONG.replace("3000", "400")
+SPOT = Path(__file__).parents[2] / "cluster" / "ray-up" / "spot.sh"
 COMMAND = "import sys; from raysweep.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -30,6 +33,13 @@ def cluster(tmp_path_factory):
     home = tmp_path_factory.mktemp("cluster")
     with real_cluster(home, num_cpus=0, keeps_gcs=home / "gcs") as cluster:
         yield cluster
+
+
+@pytest.fixture
+def spot_services():
+    """Of three spot machines."""
+    with contextlib.ExitStack() as served:
+        yield [served.enter_context(metadata_service()) for _ in range(3)]
 
 
 class Driver:
@@ -54,11 +64,13 @@ class Driver:
             time.sleep(0.1)
 
 
-def test_a_gcs_that_comes_back_and_nodes_that_do_not_cost_what_was_not_saved(tmp_path, sweep_file, cluster):
-    """Two gangs on a node each: kill -9 of the GCS, SIGTERM to a node as of a spot machine, kill -9 of a raylet."""
+def test_a_gcs_that_comes_back_and_nodes_that_do_not_cost_what_was_not_saved(
+    tmp_path, sweep_file, cluster, spot_services
+):
+    """Two gangs on a node each: kill -9 of the GCS, notice to a spot machine that it is taken back, kill -9 of a raylet."""
     sweep = sweep_file(LONG)
-    for _ in range(3):
-        cluster.add()
+    watched = "bash", str(SPOT), "aws"
+    services = {cluster.add({"RAYSWEEP_METADATA_URL": each.url}, before=watched): each for each in spot_services}
     driver = Driver(cluster, sweep)
     want = results_of(run_sweep(load(sweep), Store(tmp_path / "whole"), runner="inline"))
     driver.wait_for(lambda: driver.num_training() == 2)
@@ -66,11 +78,11 @@ def test_a_gcs_that_comes_back_and_nodes_that_do_not_cost_what_was_not_saved(tmp
     preempted, killed = cluster.gangs()
     start_again()
     nodes = [cluster.node_of(preempted), cluster.node_of(killed)]
-    nodes[0].send_signal(signal.SIGTERM)
+    services[nodes[0]].ends = True
     os.kill(named(nodes[1].pid, "raylet"), signal.SIGKILL)
     began = time.monotonic()
     driver.wait_for(lambda: preempted not in cluster.gangs())
-    # Before Ray ends it, after 30 s.
+    # Before Ray ends it, after 110 s.
     assert time.monotonic() - began < 25
     assert list(tmp_path.glob("store/partial/*.state/step-*"))
     words, _ = driver.process.communicate(timeout=120)

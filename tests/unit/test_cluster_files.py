@@ -16,10 +16,11 @@ import jsonschema
 import pytest
 import yaml
 from clusters import CAN_UNSHARE
+from metadata_service import MetadataService, metadata_service
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 KUBERAY = json.loads((Path(__file__).parents[1] / "data" / "kuberay.json").read_text())
-SCRIPTS = ["slurm/raysweep.sbatch", "ssh/up.sh"]
+SCRIPTS = ["slurm/raysweep.sbatch", "ssh/up.sh", "ray-up/spot.sh"]
 KUBERNETES = "1.34"
 
 
@@ -101,7 +102,7 @@ def test_ray_up_takes_its_files(name):
     started = [line for line in commands if "ray start" in line]
     assert len(started) == 2
     # A job's `python` is then the one that raysweep is installed for.
-    assert all(line.startswith("RAY_AUTH_MODE=token PATH=~/venv/bin:$PATH ray start ") for line in started)
+    assert all(line.startswith("RAY_AUTH_MODE=token PATH=~/venv/bin:$PATH ") for line in started)
     for wrong in ({"idle_timeout_minute": 5}, {"idle_timeout_minutes": "5"}):
         with pytest.raises(jsonschema.ValidationError, match=next(iter(wrong))):
             validate_config(prepare_config(copy.deepcopy(config) | wrong))
@@ -113,7 +114,7 @@ def test_scripts_parse_and_have_no_finding(name):
     if (shellcheck := shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")) is None:
         pytest.skip("no shellcheck here")
     subprocess.run([shellcheck, CLUSTER / name], check=True)
-    broken = (CLUSTER / name).read_text().replace('"$store"', "$store").replace('"$token"', "$token")
+    broken = (CLUSTER / name).read_text().replace('"$store"', "$store").replace('"$token"', "$token").replace('"$@"', "$@")
     assert subprocess.run([shellcheck, "-"], input=broken, text=True, capture_output=True).returncode == 1
 
 
@@ -143,6 +144,68 @@ def wait_for(condition: Any, seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.fixture
+def spot(tmp_path) -> Iterator[tuple[Stubs, MetadataService]]:
+    """A machine as `ray up` has set it up, whose `ray start --block` ends at SIGTERM only, with code 7; its service."""
+    stubs = Stubs(tmp_path)
+    (tmp_path / "home" / "venv").mkdir()
+    (tmp_path / "home" / "venv" / "bin").symlink_to(tmp_path / "bin")
+    (tmp_path / "home" / "raysweep").symlink_to(CLUSTER.parent)
+    stubs.add(
+        "ray",
+        """[ "$1" = start ] || exit 0
+trap 'echo "drains for $RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S s" >>"$LOG"; kill $!; exit 7' TERM
+echo "Ray runtime started"
+sleep 60 &
+wait""",
+    )
+    with metadata_service() as service:
+        stubs.env |= {"RAYSWEEP_METADATA_URL": service.url, "RAY_HEAD_IP": "10.0.0.1"}
+        yield stubs, service
+
+
+@pytest.mark.parametrize(("cloud", "seconds"), [("aws", 110), ("gcp", 25)])
+def test_ray_drains_when_its_spot_machine_is_about_to_be_taken_back(cloud, seconds, spot):
+    stubs, service = spot
+    config = yaml.safe_load((CLUSTER / "ray-up" / f"{cloud}.yaml").read_text())
+
+    def start() -> int:
+        """As Ray's launcher does, but for SSH; it waits for each command to end."""
+        for command in config["worker_start_ray_commands"]:
+            ended = subprocess.run(["bash", "--login", "-c", f"({command})"], env=stubs.env, timeout=30)
+            if ended.returncode:
+                return ended.returncode
+        return 0
+
+    def ray() -> list[str]:
+        return [line for line in stubs.log.read_text().splitlines() if not line.startswith("ray stop")]
+
+    assert start() == 0
+    wait_for(lambda: len(service.asked) > 2)
+    assert ray() == ["ray start --address=10.0.0.1:6379 --block"]
+    service.ends = True
+    wait_for(lambda: len(ray()) == 2)
+    assert ray()[1] == f"drains for {seconds} s"
+    said = stubs.folder / "home" / "ray.log"
+    assert "spot.sh: this machine is about to be taken back: Ray drains" in said.read_text()
+    # Until it is gone, the autoscaler tries again.
+    assert subprocess.run(["bash", CLUSTER / "ray-up" / "spot.sh", cloud, "ray"], env=stubs.env).returncode == 1
+    assert len(ray()) == 2
+
+
+def test_a_machine_without_metadata_keeps_its_ray_and_its_exit_code(spot):
+    stubs, service = spot
+    stubs.env["RAYSWEEP_METADATA_URL"] = service.url + "/elsewhere"
+    watched = ["bash", CLUSTER / "ray-up" / "spot.sh"]
+    node = subprocess.Popen([*watched, "aws", "ray", "start"], env=stubs.env)
+    wait_for(lambda: len(service.asked) > 1)
+    assert node.poll() is None
+    node.terminate()  # As by its service manager.
+    assert node.wait(timeout=10) == 7
+    unknown = subprocess.run([*watched, "amazon", "ray"], env=stubs.env, capture_output=True, text=True)
+    assert (unknown.returncode, unknown.stderr) == (2, "spot.sh: unknown cloud 'amazon'; known: aws, gcp\n")
 
 
 @pytest.fixture
