@@ -43,14 +43,15 @@ def metadata_service() -> Iterator[MetadataService]:
     """On loopback, for as long as one is in it."""
 
     class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.do_GET()
+
         def do_GET(self) -> None:
             status, body = service.answer_to(self.command, self.path, dict(self.headers.items()))
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body.encode())
-
-        do_PUT = do_GET
 
         def log_message(self, *given: object) -> None:
             pass

@@ -67,7 +67,7 @@ class Driver:
 def test_a_gcs_that_comes_back_and_nodes_that_do_not_cost_what_was_not_saved(
     tmp_path, sweep_file, cluster, spot_services
 ):
-    """Two gangs on a node each: kill -9 of the GCS, notice to a spot machine that it is taken back, kill -9 of a raylet."""
+    """Two gangs on a node each: kill -9 of the GCS, notice of a spot machine's end, kill -9 of a raylet."""
     sweep = sweep_file(LONG)
     watched = "bash", str(SPOT), "aws"
     services = {cluster.add({"RAYSWEEP_METADATA_URL": each.url}, before=watched): each for each in spot_services}
