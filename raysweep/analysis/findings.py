@@ -106,7 +106,7 @@ def how_to_read(ranking: Ranking) -> list[str]:
         ]
     if ranking.gap and ranking.errors != "unknown":
         lines.append(
-            f"Of {ranking.num_comparisons} pairs of checkpoints, {ranking.num_clear} are clear: their difference is "
+            f"Clear pairs of checkpoints: {ranking.num_clear} of {ranking.num_comparisons}. Their difference is "
             "beyond noise, with one in twenty of them at most expected to be none (Benjamini-Hochberg)."
         )
         lines.append(_tie_line(ranking))
@@ -116,7 +116,7 @@ def how_to_read(ranking: Ranking) -> list[str]:
         statuses = Counter(ranking.checkpoints["status"])
         known = [f"{statuses[status]} {status}" for status in ("diverged", "failed", "pruned") if statuses[status]]
         lines.append(
-            f"{ranking.num_unscored} of {len(ranking.checkpoints)} checkpoints have no score and are not ranked"
+            f"Not ranked, for want of a score: {ranking.num_unscored} of {len(ranking.checkpoints)} checkpoints"
             + (f" ({', '.join(known)})." if known else ".")
         )
     return lines
@@ -232,7 +232,7 @@ def _beside(ranking: Ranking) -> str:
 
 
 def _tie_line(ranking: Ranking) -> str:
-    method = f"95 % intervals that hold for all {ranking.num_comparisons} pairs at once, Tukey-Kramer"
+    method = f"95 % intervals that hold at once for {formatting.counted(ranking.num_comparisons, 'pair')}, Tukey-Kramer"
     if not ranking.ties:
         return f"The best is better than every other ({method})."
     named = [tie_text(tie, ranking) for tie in ranking.ties[:MAX_NAMED]]
@@ -304,8 +304,9 @@ def _edge_lines(ranking: Ranking) -> list[str]:
     sides = Counter(edge.side for edge in edges)
     counts = " and ".join(f"{number} at the {side}" for side, number in sorted(sides.items()))
     leading = [edge for edge in edges if edge.checkpoint in leaders]
+    cases = formatting.counted(len(edges), "case")
     concerned = f", of the best or a tie with it in {len(leading)}" if leading else ", of none of the leaders"
     return [
-        f"The fine-tuning rate picked is at an end of its grid in {len(edges)} cases ({counts}{concerned}): a "
+        f"The fine-tuning rate picked is at an end of its grid in {cases} ({counts}{concerned}): a "
         "better one may lie beyond, as it may where all rates score alike. Widen sft.lrs, or let `lrs: auto` do it."
     ]

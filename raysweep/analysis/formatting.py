@@ -87,6 +87,15 @@ def count(value: float) -> str:
     return f"{value:.0f}"
 
 
+def counted(num: int, noun: str) -> str:
+    """A number with its noun, which takes an s for more than one.
+
+    >>> counted(1, "case"), counted(1_250, "pair")
+    ('1 case', '1,250 pairs')
+    """
+    return f"{num:,} {noun}{'' if num == 1 else 's'}"
+
+
 def memory(value: float) -> str:
     """Bytes as `1.5 GiB`: three digits and a binary unit; a dash for NaN."""
     if math.isnan(value):

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from raysweep.analysis.charts import Chart, escaped, numbers
-from raysweep.analysis.formatting import count, number, percent, seconds, short_names, with_interval
+from raysweep.analysis.formatting import count, counted, number, percent, seconds, short_names, with_interval
 from raysweep.analysis.learning import Learnt, Tested
 from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import plain_json
@@ -99,7 +99,9 @@ def reliability_chart(tested: Tested) -> Chart:
         "y": numbers(each.right for each in bins),
         "shares": numbers(each.num_pairs / max(1, sum(other.num_pairs for other in bins)) for each in bins),
         "text": [
-            escaped(f"stated {percent(each.stated)} %\nright {percent(each.right)} %\n{each.num_pairs} pairs")
+            escaped(
+                f"stated {percent(each.stated)} %\nright {percent(each.right)} %\n{counted(each.num_pairs, 'pair')}"
+            )
             for each in bins
         ],
     }

@@ -155,9 +155,10 @@ def _equal(found: SameLoss) -> str:
         if found.outside
         else ""
     )
+    near = f"{formatting.counted(found.inside, 'checkpoint')} {'is' if found.inside == 1 else 'are'}"
     return (
-        f"{found.inside} checkpoints are within {found.band:g} nats per token of the lowest {what}, "
-        f"{found.lowest:.4f} ({found.loss}{known}); variants that are so in all of {bases} bases (seeds) are "
+        f"{near} within {found.band:g} nats per token of the lowest {what}, {found.lowest:.4f} "
+        f"({found.loss}{known}); variants that are so in every base (seed; {bases} of them) are "
         f"compared.{left}"
     )
 
@@ -199,8 +200,8 @@ def _edge_note(found: SameLoss) -> str:
     if not found.at_edge:
         return ""
     return (
-        f"The tuned rate of {found.at_edge} checkpoints stands at an end of its grid, and a better one may lie beyond: "
-        "then measures of scale can look predictive; widen sft.lrs."
+        f"The tuned rate of {formatting.counted(found.at_edge, 'checkpoint')} stands at an end of its grid, and a "
+        "better one may lie beyond: then measures of scale can look predictive; widen sft.lrs."
     )
 
 

@@ -241,7 +241,11 @@ def matched_table(ranking: Ranking) -> Table:
             cells.append(cell(estimate.value, lambda _, each=estimate: formatting.with_interval(each)))  # type: ignore[misc]
         rows.append(Row(cells))
     headings = [
-        Heading(f"{names[axis] if axis else 'no setting'} ({num} pairs)", numeric=True, title=axis or "seeds alone")
+        Heading(
+            f"{names[axis] if axis else 'no setting'} ({formatting.counted(num, 'pair')})",
+            numeric=True,
+            title=axis or "seeds alone",
+        )
         for axis, num in axes.items()
     ]
     return Table([Heading("indicator"), *headings], rows if len(axes) > 1 else [])
@@ -276,7 +280,8 @@ def gap_table(ranking: Ranking) -> Table:
         cells = [cell(each.value, lambda _, each=each: formatting.with_interval(each)) for each in estimates]  # type: ignore[misc]
         rows.append(Row([Cell(short[item.indicator], item.indicator), *cells]))
     headings = [
-        Heading(f"{_span(low, high)} ({ranges[low, high]} pairs)", numeric=True) for low, high in sorted(ranges)
+        Heading(f"{_span(low, high)} ({formatting.counted(ranges[low, high], 'pair')})", numeric=True)
+        for low, high in sorted(ranges)
     ]
     return Table([Heading("indicator"), *headings], rows if len(ranges) > 1 else [])
 

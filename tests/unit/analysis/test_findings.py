@@ -84,7 +84,7 @@ def test_a_tie_with_the_best_is_named_with_what_it_costs(run):
     assert ranking.gap == tie.difference
     assert (ranking.num_comparisons, ranking.num_clear, ranking.errors) == (3, 2, "paired")
     assert "not distinguishable from x b · step 1, at half the tokens" in headline(ranking)
-    assert any("hold for all 3 pairs at once" in line for line in how_to_read(ranking))
+    assert any("hold at once for 3 pairs" in line for line in how_to_read(ranking))
 
 
 def test_of_many_ties_some_are_listed_and_the_rest_counted(run):
@@ -173,7 +173,7 @@ def test_where_every_run_diverged_nothing_is_said_of_scores(run):
     run.add_trial(TrialRow("a", "variant-a", {"pretrain.x": "a"}, 0, tuple(stages)))
     ranking = Results(run).ranking
     assert headline(ranking) == "No checkpoint has a fine-tuned score, so there is nothing to rank."
-    assert how_to_read(ranking) == ["1 of 1 checkpoints have no score and are not ranked."]
+    assert how_to_read(ranking) == ["Not ranked, for want of a score: 1 of 1 checkpoints."]
 
 
 def test_a_rate_at_the_edge_is_said_and_whether_it_is_a_leaders(run):
@@ -183,8 +183,9 @@ def test_a_rate_at_the_edge_is_said_and_whether_it_is_a_leaders(run):
     (edge,) = ranking.edges
     assert (edge.checkpoint, edge.task, edge.lr, edge.side) == ("pretrain-a", "t", 0.2, "highest")
     assert (
-        "at an end of its grid in 1 cases (1 at the highest, of the best or a tie with it in 1)" in cautions(ranking)[0]
+        "at an end of its grid in 1 case (1 at the highest, of the best or a tie with it in 1)" in cautions(ranking)[0]
     )
+    assert "hold at once for 1 pair," in how_to_read(ranking)[3]
 
 
 def test_a_probe_above_fine_tuning_is_warned_of_and_has_a_place(run):
