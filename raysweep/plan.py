@@ -147,8 +147,8 @@ class Trial:
         """With the fine-tuning stages that `sft.lrs: auto` adds, now that `results` (by stage id) are known.
 
         For each checkpoint and task whose stages all are finished, the grid gets the next rate of `LADDER` at the ends
-        that are open. It depends on results alone, so that a resumed trial comes by the same stages. Itself where
-        nothing is to be added.
+        that are open: see `open_sides`. It depends on results alone, so that a resumed trial comes by the same stages.
+        Itself where nothing is to be added.
         """
         groups: dict[tuple[str, str], list[Stage]] = {}
         for stage in self.stages if self.auto_lrs else ():
@@ -200,9 +200,10 @@ def _further(stages: Sequence[Stage], results: Mapping[str, Result]) -> list[Sta
     tried = sorted({run.lr for run in runs})
     lower, higher = [lr for lr in LADDER if lr < tried[0]], [lr for lr in LADDER if lr > tried[-1]]
     beyond = {"lowest": lower[-1:], "highest": higher[:1]}
-    lrs = [lr for side in open_sides(runs) for lr in beyond[side]]
+    specs = [stage.spec for stage in stages if isinstance(stage.spec, Sft)]
+    lrs = [lr for side in open_sides(runs, num_valid=specs[0].num_valid) for lr in beyond[side]]
     # Each seed once: the stages of any one rate.
-    seeds = [stage for stage in stages if isinstance(stage.spec, Sft) and stage.spec.lr == tried[0]]
+    seeds = [stage for stage, spec in zip(stages, specs, strict=True) if spec.lr == tried[0]]
     return [replace(stage, spec=stage.spec.with_(lr=lr)) for lr in lrs for stage in seeds]
 
 

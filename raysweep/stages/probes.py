@@ -63,7 +63,8 @@ class Probes(StageSpec):
     num_draws: int = Field(default=5, ge=2)
     """Of labels and of examples to score."""
     layers: tuple[int, ...] = ()
-    """Probes of the states after so many blocks, too, 0 being the embeddings."""
+    """Probes of the states after so many blocks, too, 0 being the embeddings; those after all blocks and the norm that
+    follows are always probed."""
     head: Annotated[Literal["logistic", "ridge"], Neutral("logistic")] = "logistic"
     """What is fitted."""
     tasks: dict[str, Task] = Field(default_factory=dict)

@@ -193,6 +193,11 @@ class Sft(StageSpec):
         limit = None if given.examples == "by_seed" else given.max_examples  # Else drawn of all in `_train`.
         return self.task.fit(model, tokenizer, partial(self._train, worker=worker), seed=self.seed, max_examples=limit)
 
+    @property
+    def num_valid(self) -> int | None:
+        """Examples whose mean score picks the rate, at most: no file is read. None: a likelihood picks it."""
+        return None if self.likelihood else sum(task.workload().num_valid for task in self.task.parts.values())
+
     def is_wide(self, resources: Resources) -> bool:
         """By the gang's resources: it is no part of what is asked, so not of the id."""
         return resources.fine_tunes_wide

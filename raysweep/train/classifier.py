@@ -91,7 +91,8 @@ def pooled_states(
         input_ids: [n, L].
         attention_mask: [n, L], 0 at padding, which stands on the right; None: there is none.
         pooling: "all": as they are; "mean": over the tokens of a row.
-        layer: blocks that they have come through, 0 being the embeddings; None: all, and the norm that follows.
+        layer: blocks that they have come through, 0 being the embeddings; None: all, and the norm that follows, as
+            transformers also gives them for all blocks of most models.
 
     Returns:
         [n, L, hidden], or [n, hidden].

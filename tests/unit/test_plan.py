@@ -222,7 +222,7 @@ def auto_trial(sweep_file):
 
 def test_auto_rates_grow_until_the_best_is_inside(auto_trial):
     def peaked(best):
-        return lambda lr: None if lr > 0.05 else -abs(math.log(lr / best))
+        return lambda lr: None if lr > 0.05 else math.exp(-abs(math.log(lr / best)))
 
     for best in (1e-5, 3e-4, 3e-3, 3e-2):
         trial = widened_to_the_end(auto_trial, peaked(best))
@@ -249,6 +249,17 @@ def test_auto_rates_end_at_the_ladders_ends_and_wait_for_what_is_unfinished(auto
     missing = next(iter(results))
     wider = auto_trial.widened({key: result for key, result in results.items() if key != missing})
     assert {stage.step for stage in wider.stages if stage.id in wider.added} == {12}
+
+
+@pytest.mark.parametrize("likelihood", [False, True])
+def test_auto_rates_go_on_along_a_plateau_of_scores(sweep_file, likelihood):
+    """Scores of 200 examples that fine-tuning gave: of the first three rates the best is inside, far below the next."""
+    text = TINY.replace("lrs: [1e-3, 1e-2]", f"lrs: auto\n  likelihood: {str(likelihood).lower()}")
+    trial = load(sweep_file(text.replace("num_valid: 20", "num_valid: 200"))).trial({}, 0)
+    scores = {1e-4: 0.55, 3e-4: 0.62, 1e-3: 0.615, 3e-3: 0.88, 1e-2: 0.84}
+    rates = {stage.spec.lr for stage in widened_to_the_end(trial, scores.__getitem__).stages if stage.kind == "sft"}
+    assert max(rates) == (1e-3 if likelihood else 1e-2)
+    assert min(rates) == 1e-4
 
 
 def test_auto_is_the_only_word_for_rates(sweep_file, store):
