@@ -445,9 +445,18 @@ def _pivot(variants: Sequence[str], measure: Floats, target: Floats) -> Pivot | 
     return min(told, key=lambda each: each.rho * math.copysign(1.0, whole), default=None)
 
 
+def rescaled_name(measure: str) -> str:
+    """The column of a trace after a random change of scale.
+
+    >>> rescaled_name("flatness/hessian_trace")
+    'flatness/rescaled_hessian_trace'
+    """
+    return measure.replace("/", "/rescaled_")
+
+
 def _rescaled(grid: _Grid, table: pd.DataFrame) -> Iterator[tuple[str, IntervalEstimate]]:
     for name in (HESSIAN_TRACE, FISHER_TRACE):
-        other = name.replace("/", "/rescaled_")
+        other = rescaled_name(name)
         if name in table and other in table:
             before, after = (grid.take(numbers(table, each)) for each in (name, other))
             if np.isfinite(before).all() and np.isfinite(after).all():

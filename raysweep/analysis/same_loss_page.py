@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from raysweep.analysis import formatting
 from raysweep.analysis.derived import HESSIAN_TRACE
-from raysweep.analysis.same_loss import GAP, Association, Group, Pivot, ProbedLayers, SameLoss
+from raysweep.analysis.same_loss import GAP, Association, Group, Pivot, ProbedLayers, SameLoss, rescaled_name
 from raysweep.analysis.same_loss_picture import ends, in_percent, picture
 from raysweep.analysis.sections import Cell, Heading, Row, Table, cell
 
@@ -62,7 +62,10 @@ def same_loss_page(found: SameLoss) -> Page:
         differed=_spread_table(found),
         differed_note=_spread_note(found),
         variants=_variant_table(found),
-        layers=tuple((f"Probes of {each.num_labels} labels, by layer", _layer_table(each)) for each in found.layers),
+        layers=tuple(
+            (f"Probes of {each.num_labels} labels, by layer; each interval by itself", _layer_table(each))
+            for each in found.layers
+        ),
         models=tuple(_models(group) for group in found.groups),
         tables=tuple(
             (f"{group.name}: {target}", _models(group), _measure_table(associations, found.seconds))
@@ -94,7 +97,9 @@ def _answer(group: Group, target: str) -> str:
     how = "in an order beyond chance, of" if group.ordered else "beyond chance of"
     tried = f"{how} {len(associations)} measures tried"
     pivot = _pivot(trace.pivot, trace) if trace and trace.pivot else ""
-    return f"{opening}{said}; {tried}: {', '.join(others) if others else 'no other'}.{pivot}"
+    scaled = next((each for each in associations if each.measure == rescaled_name(HESSIAN_TRACE)), None)
+    after = f" After a random change of scale it is {formatting.with_interval(scaled.rho)}." if scaled else ""
+    return f"{opening}{said}; {tried}: {', '.join(others) if others else 'no other'}.{pivot}{after}"
 
 
 def _pivot(pivot: Pivot, trace: Association) -> str:
@@ -317,7 +322,7 @@ def _rescaled(found: SameLoss) -> str:
     factors = "factors of each model's own" if found.own_factors else "the same factors for all models of a shape"
     return (
         f"After a random change of scale that keeps the function, by {factors}, "
-        f"Spearman's correlation within a base with before: {each}."
+        f"Spearman's correlation within a base with before: {each}. The errors of both lower it, too."
     )
 
 

@@ -289,7 +289,7 @@ def test_probes_are_shown_by_layer():
     assert compared(link=0.4).layers == ()
     found = compare_same_loss(checkpoints, stages, COLUMNS, read)
     ((title, table),) = same_loss_page(found).layers
-    assert title == "Probes of 64 labels, by layer"
+    assert title == "Probes of 64 labels, by layer; each interval by itself"
     assert [each.name for each in table.columns] == ["variant", "layer 0", "layer 1", "all, normed", "best"]
     rows = {row.cells[0].text: [each.text for each in row.cells[1:]] for row in table.rows}
     trace = checkpoints.groupby("variant")["flatness/hessian_trace"].mean()
@@ -460,6 +460,17 @@ def test_what_survives_a_change_of_scale_is_said():
     own = {"id": "f", "kind": "flatness", "status": "done", "settings": json.dumps({"rescaled": "own"})}
     found = compare_same_loss(checkpoints, pd.concat([stages, pd.DataFrame([own])]), COLUMNS, read)
     assert "by factors of each model's own" in same_loss_page(found).rescaled
+
+
+def test_each_answer_says_what_is_left_after_a_change_of_scale():
+    checkpoints, stages = natural()
+    checkpoints["flatness/rescaled_hessian_trace"] = -checkpoints["flatness/hessian_trace"]
+    columns = [*COLUMNS, Column("flatness", Metric("rescaled_hessian_trace", "min"))]
+    page = same_loss_page(compare_same_loss(checkpoints, stages, columns, read))
+    ((_, answers),) = page.answers
+    (told,) = (answer for answer in answers if answer.startswith("Fine-tuned at 0.001"))
+    assert "(trace -0.27 [-1.00, 0.67]" in told
+    assert told.endswith("After a random change of scale it is 0.27 [-0.67, 1.00].")
 
 
 def test_where_seeds_have_examples_of_their_own_the_noise_holds_their_chance():
