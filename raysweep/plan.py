@@ -23,7 +23,7 @@ from raysweep.scores import (
     open_sides,
     tuning_name,
 )
-from raysweep.spec import Metric, canonical, fingerprint
+from raysweep.spec import Metric, fingerprint
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.stages.enlarge import Enlarge
 from raysweep.stages.fetch import Existing, Fetch
@@ -65,7 +65,7 @@ class Stage:
     @cached_property
     def id(self) -> str:
         """`kind-` and twelve hex digits of everything that can change the result."""
-        return f"{self.kind}-{fingerprint({'spec': canonical(self.spec), 'inputs': dict(self.inputs)})}"
+        return f"{self.kind}-{fingerprint({'spec': self.spec, 'inputs': self.inputs})}"
 
     @property
     def kind(self) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from json.encoder import encode_basestring
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -65,6 +67,11 @@ class Spec(BaseModel):
         """A validated copy with some fields replaced (pydantic's `model_copy` would skip validation)."""
         return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
 
+    @cached_property
+    def _canonical_text(self) -> str:
+        # Once: the stages of a trial share tasks and recipes, and its checkpoints share measurements.
+        return _text(_fields(self))
+
 
 Direction = Literal["max", "min"]
 """Which values of a number are better."""
@@ -101,15 +108,20 @@ def canonical(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Spec):
-        items = ((name, getattr(value, name), neutral) for name, neutral in _hashed_fields(type(value)))
-        fields = {name: canonical(item) for name, item, neutral in items if not (neutral and neutral.value == item)}
-        # Defaults are hashed like any value: AdamW and SGD of one rate had the same id when they were left out.
-        return fields | ({"VERSION": value.VERSION} if value.VERSION != 1 else {})
+        return {name: canonical(item) for name, item in _fields(value).items()}
     if isinstance(value, Mapping):
         return {str(key): canonical(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [canonical(item) for item in value]
     raise TypeError(f"no stable form for {type(value).__name__}: {value!r}; declare it with JSON types or a Spec")
+
+
+def _fields(spec: Spec) -> dict[str, Any]:
+    """Name -> value of what is its identity."""
+    items = ((name, getattr(spec, name), neutral) for name, neutral in _hashed_fields(type(spec)))
+    fields = {name: item for name, item, neutral in items if not (neutral and neutral.value == item)}
+    # Defaults are hashed like any value: AdamW and SGD of one rate had the same id when they were left out.
+    return fields | ({"VERSION": spec.VERSION} if spec.VERSION != 1 else {})
 
 
 @cache  # A plan of 100,000 stages asks it of a dozen classes.
@@ -125,5 +137,20 @@ def _hashed_fields(spec: type[Spec]) -> tuple[tuple[str, Neutral | None], ...]:
 def fingerprint(value: Any) -> str:
     """Twelve hex digits of the SHA-256 of the canonical form, by which stages are found again."""
     # 48 bits: two of a million stages share them with a chance of 0.2 %, and the store compares specs on a hit.
-    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(_text(value).encode()).hexdigest()[:12]
+
+
+def _text(value: Any) -> str:
+    """The canonical form in JSON, its keys in order. Raises ValueError on a number that JSON does not have."""
+    if type(value) is str:
+        return encode_basestring(value)
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return repr(value)
+    if isinstance(value, Spec):
+        return value._canonical_text
+    if isinstance(value, Mapping):
+        texts = {str(key): _text(item) for key, item in value.items()}
+        return "{" + ",".join([f"{encode_basestring(key)}:{texts[key]}" for key in sorted(texts)]) + "}"
+    if isinstance(value, tuple | list):
+        return "[" + ",".join(map(_text, value)) + "]"
+    return json.dumps(canonical(value), ensure_ascii=False, allow_nan=False)

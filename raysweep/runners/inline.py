@@ -35,8 +35,8 @@ def run_inline(space: SearchSpace, store: Store, run: Run, report: Report) -> No
         if each.workers != "auto" and each.workers > 1:
             logger.warning("the inline runner is one process: resources.workers %d is not used", each.workers)
     alone = asked.map(lambda each: each.with_(workers=1, max_concurrent=1))
+    trials = Beginnings(store.finished_ids()).in_order(space.trials())
     space = with_gangs_chosen(space, run, lambda: [this_machine()], report, asked=alone)
-    trials = Beginnings(store.finished_ids()).in_order(list(space.trials()))
     current = ""
     saves = SaveFirst()
 

@@ -1,6 +1,9 @@
 """Chains, legs, identity, costs."""
 
+import hashlib
+import json
 import math
+import pickle
 from dataclasses import replace
 from typing import ClassVar
 
@@ -12,23 +15,26 @@ from raysweep.costs import Size
 from raysweep.curvature.cost import COST
 from raysweep.declared import Declared
 from raysweep.errors import SpaceError
-from raysweep.estimates import estimate, size_of
+from raysweep.estimates import ToWrite, estimate, size_of
 from raysweep.finetuning import Finetuning
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.span_corruption import SpanCorruption
 from raysweep.plan import LADDER, Stage
+from raysweep.progress import Progress
 from raysweep.scores import Result, finetuning_runs, pick
 from raysweep.space import load
 from raysweep.spec import Metric, Neutral, Provenance, Spec, canonical, fingerprint
 from raysweep.stages.base import StageSpec
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.pretrain import Pretrain, Recipe
+from raysweep.store import Store
 from raysweep.tasks.spans import PCFGSpan
 from raysweep.train.checkpoints import load_model
 from raysweep.train.methods import Full
 from raysweep.train.models import Llama
 from raysweep.train.optimizers import SGD, AdamW
+from raysweep.variants import SearchSpace
 
 
 def test_a_chain_goes_checkpoint_by_checkpoint(tiny_space):
@@ -48,6 +54,40 @@ def test_equal_optimizers_of_other_kinds_have_other_ids(tiny_space):
 
     assert id_of(AdamW(lr=1e-3)) != id_of(SGD(name="sgd", lr=1e-3))
     assert id_of(AdamW(lr=1e-3)) == id_of(AdamW(lr=1e-3, betas=(0.9, 0.95)))
+
+
+def test_fingerprint_is_of_the_canonical_form_as_json_writes_it(tiny_space):
+    def plainly(value):
+        text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    odd = [0, -1, 10**30, True, None, 0.1, -0.0, 1e16, 1e-7, 5e-324, "", 'a"\\\n\x00\x7f é 漢 \U0001f600', (), [[]], {}]
+    # Keys whose order is another with quotes around them, or as numbers.
+    odd += [{"b": 1, "a": 2, "a!": 3, "": 4, 10: 5, 9: 6, '"': 7}, {"x": [{"y": (1.5, {"z": "é"})}]}]
+    # Twice: of a spec, it is kept.
+    for value in [*odd, tiny_space.declared] * 2:
+        assert fingerprint(value) == plainly(value), value
+    for stage in tiny_space.trial({}, 0).stages:
+        assert stage.id == f"{stage.kind}-{plainly({'spec': stage.spec, 'inputs': dict(stage.inputs)})}"
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        fingerprint({"lr": math.nan})
+    with pytest.raises(TypeError, match="no stable form for set"):
+        fingerprint({"lr": {1}})
+
+
+def test_a_run_makes_each_trial_once_and_sends_none_along(tiny_space, tmp_path, monkeypatch):
+    made = []
+    trial = SearchSpace.trial
+    monkeypatch.setattr(SearchSpace, "trial", lambda self, *given: made.append(given) or trial(self, *given))
+    store = Store(tmp_path)
+    Progress(tiny_space)
+    ToWrite.of(tiny_space, store)
+    estimate(tiny_space, store, mfu=1, peak_flops=1)
+    # The third: columns are those of one trial for all learning rates.
+    assert len(made) == 2 + 1
+    again = pickle.loads(pickle.dumps(tiny_space))
+    assert again.identity() == tiny_space.identity()
+    assert not {"_trials", "resources"} & vars(again).keys()
 
 
 def test_canonical_form_knows_neutral_and_provenance():
