@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -10,7 +10,7 @@ from typing import Literal
 from raysweep.events import Note, Report, StageEnded, StageFailed, StageStarted, TrialStarted
 from raysweep.plan import Stage, Trial
 from raysweep.record import Record
-from raysweep.runners.attempts import Failure, wait_for_room
+from raysweep.runners.attempts import Failure, Outcome, wait_for_room
 from raysweep.runners.gang import Gang, GangBroken
 from raysweep.runners.journal import trial_row
 from raysweep.scores import Result, checkpoint_metrics
@@ -61,6 +61,22 @@ def run_chain(trial: Trial, gang: Gang, *, max_retries: int, report: Report) -> 
     open_keys = {stage.state_key for stage in trial.stages if stage.id not in records}
     for key in {stage.state_key for stage in trial.stages} - open_keys - {None}:
         gang.drop_state(str(key))
+
+
+def run_share(trial: Trial, ids: Container[str], gang: Gang, *, report: Report) -> None:
+    """Make some stages of a trial whose own gang is busy with others; what fails is left to that gang.
+
+    Raises:
+        GangBroken: as `run_chain`.
+    """
+    stages = [stage for stage in trial.stages if stage.id in ids and not gang.store.get(stage.id)]
+    for stage in stages:
+        report(StageStarted(trial=trial.id, stage=stage.id, kind=stage.kind))
+    for outcome in _made(stages, gang):
+        if isinstance(outcome, Record):
+            report(told("finished", outcome, _of(outcome, stages), trial))
+        else:
+            report(_failed(outcome, trial, retry=True))
 
 
 def recall(trial: Trial, store: Store, finished: Container[str]) -> tuple[Trial, list[Stage]]:
@@ -123,9 +139,7 @@ def _run_batch(
         for stage in todo:
             report(StageStarted(trial=trial.id, stage=stage.id, kind=stage.kind))
         try:
-            wide = [stage for stage in todo if stage.spec.is_wide(gang.resources)]
-            split = [stage for stage in todo if stage not in wide]
-            outcomes = [*map(gang.wide, wide), *gang.split(split)]
+            outcomes = _made(todo, gang)
         except GangBroken as broken:
             if broken.failure:  # Its cause; the trial goes on in another gang.
                 report(_failed(broken.failure, trial, retry=True))
@@ -136,8 +150,7 @@ def _run_batch(
         no_room = False
         for outcome in outcomes:
             if isinstance(outcome, Record):
-                stage = next(stage for stage in stages if stage.id == outcome.id)
-                report(told("finished", outcome, stage, trial))
+                report(told("finished", outcome, _of(outcome, stages), trial))
                 yield outcome
                 continue
             retry = attempt < max_retries and not outcome.final
@@ -151,6 +164,16 @@ def _run_batch(
         # A full disk is no failing of the stage's.
         if not (no_room and wait_for_room(gang.store, partial(_note, report))):
             attempt += 1
+
+
+def _made(stages: Sequence[Stage], gang: Gang) -> list[Outcome]:
+    wide = [stage for stage in stages if stage.spec.is_wide(gang.resources)]
+    split = [stage for stage in stages if stage not in wide]
+    return [*map(gang.wide, wide), *gang.split(split)]
+
+
+def _of(record: Record, stages: Iterable[Stage]) -> Stage:
+    return next(stage for stage in stages if stage.id == record.id)
 
 
 def _note(report: Report, message: str) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from raysweep.estimates import sized, work_of
 from raysweep.events import Event, StageEnded, StageEvent
-from raysweep.plan import Trial
+from raysweep.plan import Stage, Trial
 from raysweep.runners.room import Shape
 
 
@@ -104,6 +104,13 @@ class Durations:
         finished = self._beginnings.finished
         return sum(self._stage_seconds(work) for work in self._works(trial) if work.stage not in finished)
 
+    def of(self, trial: Trial, stages: Iterable[Stage]) -> float:
+        """Seconds that a trial's gang takes for some of its stages; 0 as long as nothing is measured."""
+        if not self._num:
+            return 0.0
+        asked = {stage.id for stage in stages}
+        return sum(self._stage_seconds(work) for work in self._works(trial) if work.stage in asked)
+
     def take(self, event: Event) -> bool:
         """Take one event of the run; True if predictions may change much: a kind has twice as many measurements."""
         if not isinstance(event, StageEnded) or event.event != "finished":
@@ -151,7 +158,7 @@ class Queue:
 
     def __init__(self, trials: Iterable[Trial], beginnings: Beginnings, shape_of: Callable[[Trial], Shape]) -> None:
         self._left, self._beginnings, self.shape_of = list(trials), beginnings, shape_of
-        self._durations = Durations(beginnings, shape_of)
+        self.durations = Durations(beginnings, shape_of)
         self._shapes = Counter(map(shape_of, self._left))
         self._shared: set[str] = set()
         self._is_in_order = False
@@ -167,7 +174,7 @@ class Queue:
         if not self._is_in_order:
             self._is_in_order = True  # Before, as events come from another thread.
             self._shared = self._beginnings.shared(self._left)
-            self._left = self._beginnings.in_order(self._left, self._durations.seconds)
+            self._left = self._beginnings.in_order(self._left, self.durations.seconds)
         trial = self._beginnings.first_ready(trial for trial in self._left if room[self.shape_of(trial)])
         if trial is not None:
             self._left = [other for other in self._left if other is not trial]
@@ -176,5 +183,5 @@ class Queue:
 
     def take(self, event: Event) -> None:
         """Take one event of the run; what it measures is minded."""
-        if self._durations.take(event) or (isinstance(event, StageEvent) and event.stage in self._shared):
+        if self.durations.take(event) or (isinstance(event, StageEvent) and event.stage in self._shared):
             self._is_in_order = False

@@ -112,11 +112,15 @@ class Gangs:
 
     def has_room(self, shape: Shape) -> bool:
         """Whether a trial may be handed out to a gang of this shape."""
-        if self._max_concurrent is not None and len(self._under_way) >= self._max_concurrent:
+        if not self._may_start():
             return False
         if not self._under_way:  # Nothing would come of waiting.
             return True
         return self._room().find(shape) is not None or (self._may_grow and not self._waiting)
+
+    def has_room_now(self, shape: Shape) -> bool:
+        """Whether one more gang of this shape fits without asking for nodes that are not there."""
+        return self._may_start() and self._room().find(shape) is not None
 
     def start(self, key: str, shape: Shape) -> None:
         """Note that a trial is handed out, under a `key` for `started` and `end`."""
@@ -147,6 +151,9 @@ class Gangs:
         self._waiting.discard(key)
         self._nodes.pop(key, None)
         self._under_way.pop(key, None)
+
+    def _may_start(self) -> bool:
+        return self._max_concurrent is None or len(self._under_way) < self._max_concurrent
 
     def _room(self) -> Room:
         view = self._look()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -20,7 +20,7 @@ from raysweep.events import Event, Note, StageProgress, TrialStarted
 from raysweep.plan import Trial
 from raysweep.resources import Resources
 from raysweep.runners.agreement import Agreement
-from raysweep.runners.chain import Leg, run_chain
+from raysweep.runners.chain import Leg, run_chain, run_share
 from raysweep.runners.channel import Address, EventSource
 from raysweep.runners.gang import Gang, RankActor, RayGang
 from raysweep.runners.heartbeat import start_beats, this_process
@@ -31,6 +31,9 @@ from raysweep.store import Store
 from raysweep.variants import SearchSpace
 
 logger = logging.getLogger(__name__)
+
+SHARE = "(share)"
+"""In a config: ids of stages, which are all that is to be made of the trial; no axis can have such a name."""
 
 # A gang is replaced when a trial leaves it this much larger than its first trial did, in bytes.
 MEMORY_SLACK = 2**30
@@ -93,18 +96,29 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
     def _begin(self, config: Mapping[str, Any]) -> None:
         trial = trial_of(self._space, config)
         self._current = trial.id
+        if SHARE in config:
+            self._stop_after, self._legs = None, self._share(trial, config[SHARE])
+            return
         self._stop_after = self._pruned.get(trial.id)
         self._events.tell(TrialStarted(row=trial_row(trial)))
         self._legs = self._chain(trial)
 
+    # Both begin when the first leg is asked for: what goes wrong then is tried again, see `reset_config`.
     def _chain(self, trial: Trial) -> Iterator[Leg]:
-        # Begins when the first leg is asked for: what goes wrong then is tried again, see `reset_config`.
+        gang = self._gang_for(trial)
+        yield from run_chain(trial, gang, max_retries=gang.resources.max_retries, report=self._tell)
+
+    def _share(self, trial: Trial, ids: Sequence[str]) -> Iterator[Leg]:
+        run_share(trial, ids, self._gang_for(trial), report=self._tell)
+        yield Leg(step=trial.last_step, metrics={}, last=True)
+
+    def _gang_for(self, trial: Trial) -> Gang:
         resources = self._space.resources.of(trial.point)
         if resources != self._resources:  # As many workers, or another gang would have been given the trial.
             self._gang.close()
             self._resources = resources
             self._gang = self._make_gang()
-        yield from run_chain(trial, self._gang, max_retries=resources.max_retries, report=self._tell)
+        return self._gang
 
     def step(self) -> dict[str, Any]:
         """The metrics of the next checkpoint.

@@ -20,6 +20,7 @@ from ray import tune
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
+from ray.tune.search.search_generator import SearchGenerator
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -39,7 +40,8 @@ from raysweep.runners.queue import Beginnings, Queue
 from raysweep.runners.ray_cluster import LostRoom, cluster_for, looking, start_ray
 from raysweep.runners.ray_watch import ray_watched
 from raysweep.runners.room import Gangs, Shape
-from raysweep.runners.trainable import GangTrainable, point_of, trial_of
+from raysweep.runners.tail import Share, Tail
+from raysweep.runners.trainable import SHARE, GangTrainable, point_of, trial_of
 from raysweep.runners.watch import Process, Watch
 from raysweep.runs import Run
 from raysweep.search import ParetoAsha
@@ -60,33 +62,63 @@ RAYS_PREFACE = re.compile(r"The actor died unexpectedly before finishing this ta
 
 
 class Points(Searcher):  # type: ignore[misc]
-    """Hands trials out as their queue says: where there is room, and nobody else is at work on what they begin with."""
+    """Hands trials out as their queue says: where there is room, and nobody else is at work on what they begin with.
 
-    def __init__(self, queue: Queue, beginnings: Beginnings, gangs: Gangs) -> None:
+    When all are handed out, shares of those under way.
+
+    Args:
+        tail: has the shares; None: none are handed out.
+    """
+
+    def __init__(self, queue: Queue, beginnings: Beginnings, gangs: Gangs, tail: Tail | None) -> None:
         super().__init__()
-        self._queue, self._beginnings, self._gangs = queue, beginnings, gangs
+        self._queue, self._beginnings, self._gangs, self._tail = queue, beginnings, gangs, tail
+        self._share: Share | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is nothing to hand out: trials for good, shares for now."""
+        if self._tail and not self._queue and not self._share:
+            self._share = self._tail.next(self._gangs.has_room_now)
+        return not self._queue and not self._share
 
     def suggest(self, trial_id: str) -> Any:
         """The config of the next trial; None while each that is left waits for another, or for room."""
-        if not self._queue:
-            return Searcher.FINISHED
+        if self.is_finished:
+            return None
+        if self._share:
+            share, self._share = self._share, None
+            self._gangs.start(trial_id, self._queue.shape_of(share.trial))
+            return {**share.trial.point, "seed": share.trial.seed, SHARE: share.stages}
         trial = self._queue.next(self._gangs.has_room)
         if trial is None:
             return None
         self._beginnings.start(trial_id, trial)
         self._gangs.start(trial_id, self._queue.shape_of(trial))
+        if self._tail:
+            self._tail.start(trial_id, trial)
         return {**trial.point, "seed": trial.seed}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """What it left undone is for another to begin with."""
         self._beginnings.end(trial_id)
         self._gangs.end(trial_id)
+        if self._tail:
+            self._tail.end(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: what is left to do is the store's to say."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: trials that are finished are not handed out, as the store has them."""
+
+
+class _AsLongAsThereIs(SearchGenerator):  # type: ignore[misc]
+    """Finished while there is nothing to hand out, so that Tune closes gangs that get free, and asked when there is."""
+
+    def is_finished(self) -> bool:
+        """Whether Tune need not ask for more now."""
+        return bool(self.searcher.is_finished)
 
 
 class _GangRequest(tune.PlacementGroupFactory):  # type: ignore[misc]
@@ -178,6 +210,9 @@ class _Ends(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cause, log = self._lost(trial)
+        if SHARE in trial.config:
+            logger.warning("a trial's own gang is left alone with its stages, as another failed: %s", cause)
+            return
         where = ", ".join(f"{path}={value}" for path, value in trial.config.items())
         stage = f"gang-{trial.trial_id}"
         self._report(StageFailed(trial=where, stage=stage, kind="gang", cause=cause, log=log, retry=False))
@@ -251,7 +286,9 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         return cluster.shapes[space.resources.of(point)]
 
     queue = Queue(trials or (), beginnings, lambda trial: shape_of(trial.point))
-    searcher: Searcher = Points(queue, beginnings, gangs)
+    # A trial that a scheduler may stop at its next checkpoint is left alone.
+    tail = None if search.scheduler else Tail(beginnings, queue.durations, lambda trial: shape_of(trial.point))
+    searcher: Any = _AsLongAsThereIs(Points(queue, beginnings, gangs, tail))
     if study:
         study.use(gangs, shapes, lambda trial: shape_of(trial.point))
         searcher = study
@@ -269,6 +306,8 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         at_work.take(event)
         beginnings.take(event)
         queue.take(event)
+        if tail:
+            tail.take(event)
         report(event)
 
     def take_less(config: Mapping[str, Any]) -> bool:
@@ -303,7 +342,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
-            num_samples=num_trials,
+            num_samples=num_trials if study else -1,  # As many as there come.
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(

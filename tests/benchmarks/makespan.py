@@ -1,22 +1,23 @@
-"""Makespan of large sweeps over its lower bound: the runner's own searcher and queue in a discrete-event replay.
+"""Makespan of large sweeps over its lower bound: the runner's own searcher, queue and tail in a discrete-event replay.
 
-    python tests/benchmarks/makespan.py [--draws 6] [--drawn] [--tail]
+    python tests/benchmarks/makespan.py [--draws 6] [--drawn]
     python tests/benchmarks/makespan.py --measure STORE SWEEP.yaml [...]
 
 64 nodes of 8 GPUs. Each trial's stages are those of a trial that was measured, drawn from one sweep: the share of its
-seconds that each kind of stage took, and the FLOPs that were planned for it, by which the queue goes until it has
-measured. So predictions are off as they were. A trial takes half an hour on average; how trials differ is as it was
-measured, too, or (sigma) lognormal, as where models differ in size. Of 1 and 8 GPUs, the larger gang has as much more
-to do. What was measured is in tests/data/stage_seconds.json, which --measure writes, of whole trials of finished
-sweeps, but for stages that several share.
+seconds that each kind of stage took, how many there are of it, and the FLOPs that were planned for it, by which the
+queue goes until it has measured. So predictions are off as they were. A trial takes half an hour on average; how trials
+differ is as it was measured, too, or (sigma) lognormal, as where models differ in size. Of 1 and 8 GPUs, the larger
+gang has as much more to do. What was measured is in tests/data/stage_seconds.json, which --measure writes, of whole
+trials of finished sweeps, but for stages that several share.
 
-With --drawn nothing is measured: a trial consists of training, and of fine-tuning that takes 5 to 50 % of it and is ten
-times slower per FLOP, so that FLOPs mislead until both have been measured; each trial's are 30 % off (lognormal).
+With --drawn nothing is measured: a trial consists of training, and of 24 stages of fine-tuning that take 5 to 50 % of
+it and are ten times slower per FLOP, so that FLOPs mislead until both have been measured; each trial's are 30 % off
+(lognormal).
 
 A gang starts in 15 s, and takes another trial of its shape over in 0.3 s, as measured (RESULTS.md (a), (c2)). A warm
-gang is closed where one of another shape is to have its room. The bound is the longer of the longest trial and all
-GPU-seconds over 512; it knows of no starts, and no nodes. With --tail, what idle gangs could spare at most if they took
-fine-tuning stages of trials whose own gang is busy.
+gang is closed where one of another shape is to have its room. The bound is the longer of two: all GPU-seconds, of each
+trial in its own gang, over 512, and the trial that takes longest if all that is not training had a gang of its own
+each. It knows of no starts, and no nodes.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ import statistics
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -46,6 +47,8 @@ from raysweep.estimates import size_of
 from raysweep.plan import Stage, Trial
 from raysweep.runners.queue import Beginnings, Queue
 from raysweep.runners.room import Gangs, Placement, Room, Shape, View
+from raysweep.runners.tail import Tail
+from raysweep.runners.trainable import SHARE
 from raysweep.runners.tune import Points
 from raysweep.space import load
 from raysweep.store import Store
@@ -58,29 +61,56 @@ ONE, EIGHT = Shape(1, 1, 1), Shape(8, 1, 1)
 MEASURED = Path(__file__).parents[1] / "data" / "stage_seconds.json"
 MEAN_SECONDS = 1800.0
 
-Work = Mapping[str, tuple[float, float]]
-"""Of a trial: kind -> seconds of all its stages, one after another, and FLOPs that were planned for them."""
+Work = Mapping[str, tuple[float, float, int]]
+"""Of a trial: kind -> seconds of all its stages, one after another, FLOPs that were planned for them, their number."""
 
 
-class Job(NamedTuple):
+@dataclass(frozen=True)
+class Job:
     trial: Trial
     shape: Shape
-    seconds: tuple[float, ...]
-    """Of its stages of each kind, in its gang."""
+    seconds: Mapping[str, float]
+    """By the id of a stage; of its gang where it is wide, else of one worker."""
+
+    @cached_property
+    def alone(self) -> float:
+        """Seconds in its own gang, if no other takes any of it."""
+        ranks = [0.0] * self.shape.workers
+        for batch in batches(self.trial.stages[1:]):
+            ranks = [max(ranks)] * len(ranks)
+            for stage in batch:  # The next one goes to the rank that is free first.
+                heapq.heapreplace(ranks, ranks[0] + self.seconds[stage.id])
+        return max(ranks)
+
+    @property
+    def shared(self) -> float:
+        """Seconds, if whatever is not training were made at once."""
+        training, *others = self.trial.stages[1:]
+        return self.seconds[training.id] + max(self.seconds[stage.id] for stage in others)
+
+
+def batches(stages: Iterable[Stage]) -> Iterator[list[Stage]]:
+    """A wide stage is one by itself; split ones that follow each other are made side by side."""
+    for wide, group in itertools.groupby(stages, lambda stage: stage.spec.wide):
+        batch = list(group)
+        yield from ([stage] for stage in batch) if wide else [batch]
 
 
 @cache
 def kind_of(name: str) -> type[Timed]:
     """A kind of stage, with a speed of its own."""
-    fields = {"kind": name, "wide": name == "pretrain", "__annotations__": {"kind": ClassVar[str]}}
+    wide = name in ("pretrain", "heldout", "indicators", "flatness", "noise")
+    fields = {"kind": name, "wide": wide, "__annotations__": {"kind": ClassVar[str], "number": int}, "number": 0}
+    if name == "pretrain":
+        fields["state_key"] = property(lambda spec: f"state-{spec.index}")
     return type(name.title(), (Timed,), {"__module__": __name__, **fields})
 
 
 def drawn_work(draw: random.Random) -> Work:
     """Of a trial of a second: see the module."""
     tuned = draw.uniform(0.05, 0.5)
-    seconds = {"pretrain": (1 - tuned, 1 - tuned), "sft": (tuned, tuned / 10)}
-    return {kind: (each, flops * draw.lognormvariate(0, 0.3)) for kind, (each, flops) in seconds.items()}
+    seconds = {"pretrain": (1 - tuned, 1 - tuned, 1), "sft": (tuned, tuned / 10, 24)}
+    return {kind: (each, flops * draw.lognormvariate(0, 0.3), num) for kind, (each, flops, num) in seconds.items()}
 
 
 def jobs_of(
@@ -92,18 +122,22 @@ def jobs_of(
 ) -> list[Job]:
     """Trials of half an hour on average, each with a gang of one of `shapes`; sigma None: as long as their work is."""
     works = [work_of(draw) for _ in range(num)]
-    lengths = [sum(seconds for seconds, _ in work.values()) for work in works]
+    lengths = [sum(seconds for seconds, *_ in work.values()) for work in works]
     wanted = [length if sigma is None else draw.lognormvariate(0, sigma) for length in lengths]
     scale = MEAN_SECONDS * num / sum(wanted)
     jobs = []
     for index, (trial, work) in enumerate(zip(timed_trials([0.0] * num), works, strict=True)):
         shape, factor = draw.choice(shapes), scale * wanted[index] / lengths[index]
-        stages = [trial.stages[0]]
-        for kind, (_, flops) in work.items():
-            spec = kind_of(kind)(index=index, predicted=flops * factor * shape.workers)
-            made = Stage(spec, {"tokens": stages[0].id} if len(stages) == 1 else {"checkpoint": stages[1].id}, step=1)
-            stages.append(replace(made, checkpoint=stages[1].id if len(stages) > 1 else made.id))
-        seconds = tuple(each * factor for each, _ in work.values())
+        stages, seconds = [trial.stages[0]], {}
+        for kind, (all_seconds, flops, of) in work.items():
+            for number in range(of):
+                each, spec_of = all_seconds * factor / of, kind_of(kind)
+                spec = spec_of(index=index, number=number, predicted=flops * factor * shape.workers / of)
+                inputs = {"tokens": stages[0].id} if len(stages) == 1 else {"checkpoint": stages[1].id}
+                made = Stage(spec, inputs, step=1)
+                stages.append(replace(made, checkpoint=stages[1].id if len(stages) > 1 else made.id))
+                # A larger gang has as much more to do of each.
+                seconds[made.id] = each if spec_of.wide else each * shape.workers
         jobs.append(Job(replace(trial, stages=tuple(stages)), shape, seconds))
     return jobs
 
@@ -118,14 +152,14 @@ def measure(store: Store, sweep: Path) -> list[Work]:
         own = [stage for stage in trial.stages if num_trials[stage.id] == 1]
         if not finished.issuperset(stage.id for stage in own):
             continue
-        work: dict[str, tuple[float, float]] = {}
+        work: dict[str, tuple[float, float, int]] = {}
         for stage in own:
             ran = store.provenance(stage.id)
             assert ran
             assert ran["world_size"] == 1
-            seconds, flops = work.get(stage.kind, (0.0, 0.0))
+            seconds, flops, num = work.get(stage.kind, (0.0, 0.0, 0))
             planned = stage.spec.flops(size_of(trial) or UNKNOWN, trial.corpus_of(stage))
-            work[stage.kind] = (round(seconds + ran["wall_seconds"], 3), float(f"{flops + planned:.4g}"))
+            work[stage.kind] = (round(seconds + ran["wall_seconds"], 3), float(f"{flops + planned:.4g}"), num + 1)
         works.append(work)
     return works
 
@@ -151,7 +185,7 @@ class Peer(Queue):
 
 
 class Strict(Peer):
-    key = staticmethod(lambda job: -sum(job.seconds))
+    key = staticmethod(lambda job: -job.alone)
     strict = True
 
 
@@ -164,45 +198,71 @@ class Backfilled(Peer):
 
 
 class LargestFirst(Peer):
-    key = staticmethod(lambda job: (-job.shape.workers, -sum(job.seconds)))  # type: ignore[assignment]
+    key = staticmethod(lambda job: (-job.shape.workers, -job.alone))  # type: ignore[assignment]
+
+
+@dataclass
+class Party:
+    """A gang at work: on its own trial, or on a share of another's."""
+
+    job: Job
+    placement: Placement
+    batches: Iterator[list[Stage]]
+    """That are to come."""
+    is_share: bool
+    batch: list[Stage] = field(default_factory=list)
+    """What of the present one no rank has begun, the next one last."""
+    at_work: int = 0
+    """Ranks."""
 
 
 class Replay:
-    """A cluster whose gangs take the seconds of their trials."""
+    """A cluster whose gangs take the seconds of their stages."""
 
-    def __init__(self, jobs: Sequence[Job], queue: type[Queue], *, one_start_at_a_time: bool, asks: bool) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], queue: type[Queue], *, one_start_at_a_time: bool, asks: bool, shares: bool
+    ) -> None:
         self.by_id = {job.trial.id: job for job in jobs}
         self.one_start_at_a_time, self.asks = one_start_at_a_time, asks
         self.room = Room({f"{node:02}": {"CPU": 64.0, "GPU": float(GPUS)} for node in range(NUM_NODES)})
         """Free of trials: warm gangs do not count."""
-        self.busy: dict[str, tuple[Job, Placement]] = {}
+        self.busy: dict[str, Party] = {}
         self.warm: defaultdict[Shape, list[Placement]] = defaultdict(list)
-        self.last_start, self.num_starts, self.ends = 0.0, 0, list[tuple[float, str]]()
-        beginnings = Beginnings([jobs[0].trial.stages[0].id])
+        self.last_start, self.num_starts, self.num_shares, self.num_trials = 0.0, 0, 0, 0
+        self.ends: list[tuple[float, str, str]] = []
+        """When a gang has made a stage, or has started (no stage): the first one first."""
+        self.made_at: dict[str, float] = {}
+        """When each stage that was begun is made, by its id."""
+        beginnings = self.beginnings = Beginnings([jobs[0].trial.stages[0].id])
         gangs = self.gangs = Gangs(self.look, max_concurrent=None, may_grow=False)
-        self.queue = queue([job.trial for job in jobs], beginnings, lambda trial: self.by_id[trial.id].shape)
+        self.queue = queue([job.trial for job in jobs], beginnings, self.shape_of)
         if isinstance(self.queue, Peer):
             self.queue.by_id = self.by_id
-        self.searcher, self.beginnings = Points(self.queue, beginnings, gangs), beginnings
+        self.tail = Tail(beginnings, self.queue.durations, self.shape_of) if shares else None
+        self.searcher = Points(self.queue, beginnings, gangs, self.tail)
         self.by_index = {job.trial.point["index"]: job for job in jobs}
+
+    def shape_of(self, trial: Trial) -> Shape:
+        return self.by_id[trial.id].shape
 
     def look(self) -> View:
         gangs: defaultdict[Shape, list[Placement]] = defaultdict(list)
-        for job, placement in self.busy.values():
-            gangs[job.shape].append(placement)
+        for party in self.busy.values():
+            gangs[party.job.shape].append(party.placement)
         return View(self.room.free, gangs)
 
     def run(self) -> float:
         """Seconds until the last trial has ended."""
         now, names = 0.0, (f"{number}" for number in itertools.count())
-        while self.queue or self.ends:
-            while self.queue and (config := self.searcher.suggest(name := next(names))) is not None:
-                self.begin(name, self.by_index[config["index"]], now)
-            now, name = heapq.heappop(self.ends)
-            self.end(name)
-        return now
+        while True:
+            while (config := self.searcher.suggest(name := next(names))) is not None:
+                self.begin(name, self.by_index[config["index"]], config.get(SHARE), now)
+            if not self.num_trials:
+                return now
+            now, name, stage = heapq.heappop(self.ends)
+            self.go_on(name, stage, now)
 
-    def begin(self, name: str, job: Job, now: float) -> None:
+    def begin(self, name: str, job: Job, share: tuple[str, ...] | None, now: float) -> None:
         starts = now + WARM_SECONDS
         if self.warm[job.shape]:
             placement = self.warm[job.shape].pop()
@@ -212,9 +272,40 @@ class Replay:
             self.num_starts += 1
             if self.one_start_at_a_time:
                 starts = self.last_start = max(now, self.last_start) + START_SECONDS
+        self.num_shares += share is not None
+        self.num_trials += share is None
         self.room.take(job.shape, placement)
-        self.busy[name] = (job, placement)
-        heapq.heappush(self.ends, (starts + sum(job.seconds), name))
+        stages = [stage for stage in job.trial.stages[1:] if share is None or stage.id in share]
+        self.busy[name] = Party(job, placement, batches(stages), share is not None)
+        heapq.heappush(self.ends, (starts, name, ""))
+
+    def go_on(self, name: str, stage: str, now: float) -> None:
+        """A rank is free, or all are: the next stages, or the end."""
+        party = self.busy[name]
+        if stage:
+            party.at_work -= 1
+            self.tell(stage, party.job)
+        if not party.at_work and not party.batch:
+            if (batch := next(party.batches, None)) is None:
+                self.end(name)
+                return
+            party.batch = batch[::-1]
+        # What another one has made costs nothing; whoever comes to what another one makes waits for it.
+        while party.batch and party.at_work < (1 if party.batch[-1].spec.wide else party.job.shape.workers):
+            made = party.batch.pop().id
+            party.at_work += 1
+            ends = self.made_at.setdefault(made, now + party.job.seconds[made])
+            heapq.heappush(self.ends, (max(now, ends), name, made))
+
+    def tell(self, stage: str, job: Job) -> None:
+        if stage not in self.beginnings.finished:
+            wide = next(each for each in job.trial.stages if each.id == stage).spec.wide
+            num = job.shape.workers if wide else 1
+            event = ended(stage, trial=job.trial.id, wall_seconds=job.seconds[stage], num_workers=num)
+            self.beginnings.take(event)
+            self.queue.take(event)
+            if self.tail:
+                self.tail.take(event)
 
     def place(self, shape: Shape, asked: str | None) -> Placement:
         """As Ray does: on the node that is asked for if it has room beside the warm gangs, else where most is free.
@@ -235,37 +326,31 @@ class Replay:
             next(placements for placements in self.warm.values() if placements).pop(0)
 
     def end(self, name: str) -> None:
-        job, placement = self.busy.pop(name)
-        self.room.give(job.shape, placement)
-        self.warm[job.shape].append(placement)
-        for stage, seconds in zip(job.trial.stages[1:], job.seconds, strict=True):
-            # A stage stands for all of its kind here: for those that the workers shared, of one worker each.
-            workers = job.shape.workers
-            wide = stage.spec.wide
-            worked = seconds if wide else seconds * workers
-            event = ended(stage.id, wall_seconds=worked, num_workers=workers if wide else 1)
-            self.beginnings.take(event)
-            self.queue.take(event)
+        party = self.busy.pop(name)
+        self.num_trials -= not party.is_share
+        self.room.give(party.job.shape, party.placement)
+        self.warm[party.job.shape].append(party.placement)
         self.searcher.on_trial_complete(name)
 
 
 def area(jobs: Sequence[Job]) -> float:
-    """All GPU-seconds over the GPUs."""
-    return sum(sum(job.seconds) * job.shape.workers for job in jobs) / (NUM_NODES * GPUS)
+    """All GPU-seconds, of each trial in its own gang, over the GPUs."""
+    return sum(job.alone * job.shape.workers for job in jobs) / (NUM_NODES * GPUS)
 
 
 def bound(jobs: Sequence[Job]) -> float:
-    return max(area(jobs), *(sum(job.seconds) for job in jobs))
+    return max(area(jobs), *(job.shared for job in jobs))
 
 
-POLICIES: dict[str, tuple[type[Queue], bool, bool]] = {
-    "ours": (Queue, False, True),
-    "ours, no node asked for": (Queue, False, False),
-    "strict": (Strict, False, True),
-    "largest first": (LargestFirst, False, True),
-    "FIFO, backfilled": (Backfilled, False, True),
-    "FIFO": (InFileOrder, False, True),
-    "FIFO, one start at a time": (InFileOrder, True, True),
+POLICIES: dict[str, tuple[type[Queue], bool, bool, bool]] = {
+    "ours": (Queue, False, True, True),
+    "ours, no shares": (Queue, False, True, False),
+    "ours, no node asked for": (Queue, False, False, True),
+    "strict": (Strict, False, True, False),
+    "largest first": (LargestFirst, False, True, False),
+    "FIFO, backfilled": (Backfilled, False, True, False),
+    "FIFO": (InFileOrder, False, True, False),
+    "FIFO, one start at a time": (InFileOrder, True, True, False),
 }
 SHAPES = {"1": [ONE], "8": [EIGHT], "1 and 8": [ONE, EIGHT]}
 
@@ -279,11 +364,11 @@ def rows(
 ) -> Iterator[str]:
     for num, (name, shapes), sigma in itertools.product(nums, SHAPES.items(), sigmas):
         cells = []
-        for queue, one_at_a_time, asks in map(POLICIES.__getitem__, policies):
+        for queue, one_at_a_time, asks, shares in map(POLICIES.__getitem__, policies):
             ratios = []
             for number in range(num_draws):
                 jobs = jobs_of(num, sigma, shapes, number)
-                replay = Replay(jobs, queue, one_start_at_a_time=one_at_a_time, asks=asks)
+                replay = Replay(jobs, queue, one_start_at_a_time=one_at_a_time, asks=asks, shares=shares)
                 ratios.append(replay.run() / bound(jobs))
             cells.append(f"{statistics.mean(ratios):.3f} ({max(ratios):.3f})")
         yield f"| {num:,} | {name} | {said(sigma)} | {' | '.join(cells)} |"
@@ -293,32 +378,6 @@ def said(sigma: float | None) -> str:
     return "measured" if sigma is None else f"{sigma:g}"
 
 
-PIECES = 24
-"""Fine-tuning stages of a trial, as of 4 tasks, 3 learning rates and 2 seeds."""
-
-
-def shared_bound(jobs: Sequence[Job]) -> float:
-    """The bound, if any idle worker could take any piece of a trial's fine-tuning."""
-    return max(area(jobs), *(sum(job.seconds) - tuned(job) * (1 - job.shape.workers / PIECES) for job in jobs))
-
-
-def tuned(job: Job) -> float:
-    """Seconds of its fine-tuning."""
-    return sum(each for stage, each in zip(job.trial.stages[1:], job.seconds, strict=True) if stage.kind == "sft")
-
-
-def tail_rows(jobs_of: JobsOf, num_draws: int, nums: Sequence[int], sigmas: Sequence[float | None]) -> Iterator[str]:
-    for num, (name, shapes), sigma in itertools.product(nums, SHAPES.items(), sigmas):
-        spared, loads = [], []
-        for number in range(num_draws):
-            jobs = jobs_of(num, sigma, shapes, number)
-            replay = Replay(jobs, Queue, one_start_at_a_time=False, asks=True)
-            spared.append(1 - shared_bound(jobs) / replay.run())
-            loads.append(max(sum(job.seconds) for job in jobs) / area(jobs))
-        cells = f"{statistics.mean(spared):.1%} ({max(spared):.1%}) | {statistics.mean(loads):.2f}"
-        yield f"| {num:,} | {name} | {said(sigma)} | {cells} |"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draws", type=int, default=6)
@@ -326,7 +385,6 @@ def main() -> None:
     parser.add_argument("--sigmas", type=float, nargs="+", help="of lengths; default: as measured, 0.5 and 1")
     parser.add_argument("--drawn", action="store_true", help="stages as drawn, not as measured")
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=[*POLICIES])
-    parser.add_argument("--tail", action="store_true", help="what sharing stages could spare")
     parser.add_argument("--measure", nargs="+", metavar="STORE SWEEP.yaml", help="write what --drawn does without")
     given = parser.parse_args()
     if given.measure:
@@ -346,10 +404,9 @@ def main() -> None:
     of_draw = as_drawn if given.drawn else as_measured
     sigmas = given.sigmas or ([] if given.drawn else [None]) + [0.5, 1.0]
     began = time.process_time()
-    columns = ["spared at most", "longest trial / all GPU-seconds over 512"] if given.tail else given.policies
-    print("| trials | gangs of | sigma | " + " | ".join(columns) + " |")
-    print("| --- " * (3 + len(columns)) + "|")
-    for row in (tail_rows if given.tail else partial(rows, given.policies))(of_draw, given.draws, given.trials, sigmas):
+    print("| trials | gangs of | sigma | " + " | ".join(given.policies) + " |")
+    print("| --- " * (3 + len(given.policies)) + "|")
+    for row in rows(given.policies, of_draw, given.draws, given.trials, sigmas):
         print(row, flush=True)
     print(f"{time.process_time() - began:.0f} s of processor time")
 

@@ -20,7 +20,7 @@ from raysweep.cli import main
 from raysweep.errors import ClusterError, SpaceError
 from raysweep.estimates import ToWrite
 from raysweep.resources import Resources
-from raysweep.runners import run_sweep
+from raysweep.runners import run_sweep, tail
 from raysweep.runners.cluster_checks import shared_store
 from raysweep.runners.ray_cluster import cluster_for, start_ray
 from raysweep.runners.room import Shape
@@ -300,6 +300,23 @@ resources:
     run_sweep(load(sweep_file(asha)), store, show=events.append)
     assert not [event for event in events if event.event == "started"]
     assert run.pruned() == pruned
+
+
+@pytest.mark.slow
+def test_a_gang_without_a_trial_takes_stages_of_a_busy_one(sweep_file, tmp_path, monkeypatch):
+    """The same tables to the bit, by stages that were not made in the order of the trial's own gang."""
+    text = TINY[: TINY.index("sweep:")] + TINY[TINY.index("flatness:") :].replace("epochs: 1", "epochs: 60")
+    text = text.replace("checkpoints: [6, 12]", "").replace("  lrs:", "  seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  lrs:")
+    space, shared, nexts = load(sweep_file(text)), [], tail.Tail.next
+    monkeypatch.setattr(tail, "WORTH_SECONDS", 1.0)
+    monkeypatch.setattr(tail.Tail, "next", lambda *args: shared.append(nexts(*args)) or shared[-1])
+    run = run_sweep(space, store := Store(tmp_path / "ray"))
+    assert run.failures() == []
+    assert results_of(run) == results_of(run_sweep(space, Store(tmp_path / "inline"), runner="inline"))
+    (trial,) = space.trials()
+    begun = [store.provenance(stage.id)["started"] for stage in trial.stages if stage.kind == "sft"]
+    assert begun != sorted(begun)
+    assert len([share for share in shared if share]) > 1
 
 
 @pytest.mark.slow

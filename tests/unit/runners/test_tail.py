@@ -1,0 +1,139 @@
+"""Shares of trials under way: which stages, of which trial, when, and that a run with them loses nothing."""
+
+from dataclasses import replace
+from typing import ClassVar
+
+from ended import ended
+from timed import Timed, timed_trials
+from tiny import ONE_CPU
+
+from raysweep.plan import Stage
+from raysweep.runners.queue import Beginnings, Durations
+from raysweep.runners.room import Shape
+from raysweep.runners.tail import Tail
+
+
+class Training(Timed):
+    kind: ClassVar[str] = "training"
+
+    @property
+    def state_key(self):
+        return f"state-{self.index}"
+
+
+class Split(Timed):
+    kind: ClassVar[str] = "split"
+    wide: ClassVar[bool] = False
+    number: int = 0
+
+
+class Wide(Timed):
+    kind: ClassVar[str] = "wide"
+
+
+def trial_of(index=0, *, splits=6, wide=0):
+    """One whose training takes 100 s, and each of what hangs from it 20."""
+    (trial,) = timed_trials([0.0])
+    training = Stage(Training(index=index, predicted=100.0), {"tokens": trial.stages[0].id}, step=1)
+    inputs = {"checkpoint": training.id}
+    specs = [
+        *(Wide(index=10 * index + number, predicted=20.0) for number in range(wide)),
+        *(Split(index=index, number=number, predicted=20.0) for number in range(splits)),
+    ]
+    stages = [training, *(Stage(spec, inputs, step=1) for spec in specs)]
+    of_it = [replace(stage, checkpoint=training.id) for stage in stages]
+    return replace(trial, point={"index": index}, stages=(trial.stages[0], *of_it))
+
+
+class Run:
+    """A tail, told of what ends."""
+
+    def __init__(self, *trials, shape=ONE_CPU):
+        self.trials = {f"key-{index}": trial for index, trial in enumerate(trials)}
+        self.beginnings = Beginnings([trials[0].stages[0].id])
+        self.durations = Durations(self.beginnings, lambda trial: shape)
+        self.tail = Tail(self.beginnings, self.durations, lambda trial: shape)
+        for key, trial in self.trials.items():
+            self.durations.seconds(trial)
+            self.tail.start(key, trial)
+
+    def end(self, stage, trial, **fields):
+        event = ended(stage.id, trial=trial.id, wall_seconds=stage.spec.predicted, **fields)
+        for each in (self.beginnings, self.durations, self.tail):
+            each.take(event)
+
+    def next(self, room=True):
+        return self.tail.next(lambda shape: room)
+
+    def drain(self):
+        return list(iter(self.next, None))
+
+
+def numbers(share):
+    return [stage.spec.number for stage in share.trial.stages if stage.id in share.stages]
+
+
+def test_the_last_stages_are_given_once_the_checkpoint_is_there():
+    trial = trial_of()
+    run = Run(trial)
+    assert run.next() is None, "training is its own gang's"
+    run.end(trial.stages[1], trial)
+    # Its own gang begins with 0. What others are given is the last; the 20 s that 1 would take are not worth a start.
+    shares = run.drain()
+    assert [numbers(share) for share in shares] == [[5], [4], [3], [2]]
+    assert {share.trial.id for share in shares} == {trial.id}
+    for stage in trial.stages[2:4]:
+        run.end(stage, trial)
+    assert run.next() is None
+
+
+def test_room_that_gets_free_is_seen():
+    trial = trial_of()
+    run = Run(trial)
+    run.end(trial.stages[1], trial)
+    assert run.next(room=False) is None
+    run.tail.end("another")
+    assert numbers(run.next()) == [5]
+
+
+def test_as_many_split_stages_as_a_gang_has_workers_or_one_wide_one():
+    trial = trial_of(splits=5, wide=6)
+    run = Run(trial, shape=Shape(2, 1, 0))
+    run.end(trial.stages[1], trial, num_workers=2)
+    shares = run.drain()
+    assert [numbers(share) for share in shares[:2]] == [[3, 4], [1, 2]]
+    assert [stage.kind for share in shares[2:] for stage in trial.stages if stage.id in share.stages] == [
+        "split",
+        "wide",
+        "wide",
+        "wide",
+    ]
+    assert {len(share.stages) for share in shares[2:]} == {1}
+
+
+def test_the_trial_that_has_most_before_it_is_helped_first():
+    short, long = trial_of(0, splits=4), trial_of(1, splits=5)
+    run = Run(short, long)
+    for trial in (short, long):
+        run.end(trial.stages[1], trial)
+    assert [(share.trial.point["index"], *numbers(share)) for share in run.drain()] == [
+        (1, 4),
+        (0, 3),
+        (1, 3),
+        (0, 2),
+        (1, 2),
+    ]
+    run = Run(short, long)
+    for trial in (short, long):
+        run.end(trial.stages[1], trial)
+    run.tail.end("key-1")
+    assert {share.trial.point["index"] for share in run.drain()} == {0}, "what has ended is not helped"
+
+
+def test_as_long_as_nothing_is_measured_nothing_is_given():
+    trial = trial_of()
+    run = Run(trial)
+    run.end(trial.stages[1], trial, event="found")
+    assert run.next() is None
+    run.end(trial.stages[2], trial)
+    assert numbers(run.next()) == [5]
