@@ -6,7 +6,7 @@ All of it is known before anything runs: no weight is loaded, and no tensor made
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -27,9 +27,11 @@ class Size:
     num_heads: int
     inner_numbers: int
     """Of a token, that the feed-forward layers of a block keep for their backward pass; see `inner_numbers`."""
-    vocab_size: int
+    inner_float32: int = 0
+    """Of these, those that are in float32 under CUDA's autocast to bfloat16."""
+    vocab_size: int = field(kw_only=True)
     """Rows of its output layer."""
-    num_bytes: int
+    num_bytes: int = field(kw_only=True)
     """Of its checkpoint's files."""
 
     @property
@@ -108,7 +110,7 @@ def size_of_folder(folder: Path) -> Size | None:
         hidden = next(config[name] for name in ("hidden_size", "n_embd", "d_model") if name in config)
         heads = next(config[name] for name in ("num_attention_heads", "n_head", "num_heads") if name in config)
         num_bytes = sum(path.stat().st_size for path in files)
-        inner = inner_numbers(config)
-        return Size(num, int(layers), int(hidden), int(heads), inner, int(config["vocab_size"]), num_bytes)
+        dimensions = (int(layers), int(hidden), int(heads), *inner_numbers(config))
+        return Size(num, *dimensions, vocab_size=int(config["vocab_size"]), num_bytes=num_bytes)
     except (OSError, ValueError, TypeError, KeyError, StopIteration):
         return None  # Some other kind of model, or a damaged file: to load it is the stage's to try.

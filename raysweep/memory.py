@@ -182,7 +182,9 @@ def block_bytes(size: Size, step: Step) -> float:
         return 16 * hidden + 2 * inner + beside
     if step.compiled and step.on_gpu:
         return 20 * hidden + 2 * inner + beside
-    return (26 if step.on_gpu else 34) * hidden + 2 * inner + beside
+    if step.on_gpu:
+        return 26 * hidden + 2 * (inner + size.inner_float32) + beside
+    return 34 * hidden + 2 * inner + beside
 
 
 def _stream_bytes(size: Size, step: Step) -> float:

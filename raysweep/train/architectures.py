@@ -30,6 +30,7 @@ class Sketch(NamedTuple):
     hidden_size: int
     num_heads: int
     inner_numbers: int
+    inner_float32: int
 
 
 # Tensors of the inner size that feed-forward layers keep for their backward pass, as autograd has them. A gate, its
@@ -37,18 +38,23 @@ class Sketch(NamedTuple):
 # more where the activation is made of simple operations.
 GATED, PLAIN, PLAIN_IN_STEPS = 4, 2, 5
 _IN_STEPS = ("gelu_new", "gelu_fast", "gelu_accurate", "quick_gelu", "relu2")
+# Of these, which a power is among: CUDA's autocast takes it in float32, and with it what it goes into, three of five.
+_WITH_POWERS, FLOAT32_OF_POWERS = ("gelu_new", "gelu_accurate"), 3
 
 
-def inner_numbers(config: Mapping[str, Any]) -> int:
+def inner_numbers(config: Mapping[str, Any]) -> tuple[int, int]:
     """Numbers of a token that a block's feed-forward layers keep for their backward pass.
 
     Args:
         config: the content of a config.json; silu is taken for a gate's, as of Llama and most since.
 
+    Returns:
+        How many, and how many of them are in float32 under CUDA's autocast to bfloat16.
+
     >>> inner_numbers({"hidden_size": 8, "intermediate_size": 24, "hidden_act": "silu"})
-    96
+    (96, 0)
     >>> inner_numbers({"n_embd": 8, "n_inner": None, "activation_function": "gelu_new"})
-    160
+    (160, 96)
     """
     hidden = _first(config, "hidden_size", "n_embd", "d_model")
     inner = _first(config, "intermediate_size", "n_inner", "ffn_dim", "d_ff", "encoder_ffn_dim") or 4 * int(hidden or 0)
@@ -56,7 +62,8 @@ def inner_numbers(config: Mapping[str, Any]) -> int:
         config, "hidden_activation", "hidden_act", "activation_function", "feed_forward_proj", "activation"
     )
     is_gated = "gated" in str(activation) or activation in ("silu", "swish") or "hidden_activation" in config
-    return int(inner) * (GATED if is_gated else PLAIN_IN_STEPS if activation in _IN_STEPS else PLAIN)
+    each = GATED if is_gated else PLAIN_IN_STEPS if activation in _IN_STEPS else PLAIN
+    return each * int(inner), FLOAT32_OF_POWERS * int(inner) if activation in _WITH_POWERS else 0
 
 
 def _first(config: Mapping[str, Any], *names: str) -> Any:
@@ -158,13 +165,15 @@ def sketch(architecture: str, fields: str) -> Sketch:
         ) from error
     text, head = model.config.get_text_config(), head_of({"architectures": [architecture]})
     assert head, "see _class_of"
+    inner, inner_float32 = inner_numbers(text.to_dict())
     return Sketch(
         head=head,
         max_length=getattr(text, "max_position_embeddings", None),
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
         num_heads=getattr(text, "num_attention_heads", None) or 0,  # None where nothing attends.
-        inner_numbers=inner_numbers(text.to_dict()),
+        inner_numbers=inner,
+        inner_float32=inner_float32,
     )
 
 

@@ -23,6 +23,8 @@ class Dimensions(NamedTuple):
     num_heads: int
     inner_numbers: int
     """Of a token, that a block's feed-forward layers keep for their backward pass; see `architectures`."""
+    inner_float32: int = 0
+    """Of these, as `inner_numbers` there."""
 
 
 class ModelSpec(Spec):

@@ -210,7 +210,9 @@ class Transformers(ModelSpec):
     def dimensions(self) -> Dimensions:
         """As its configuration says; see `ModelSpec.dimensions`."""
         sketch = self._sketch
-        return Dimensions(sketch.num_layers, sketch.hidden_size, sketch.num_heads, sketch.inner_numbers)
+        return Dimensions(
+            sketch.num_layers, sketch.hidden_size, sketch.num_heads, sketch.inner_numbers, sketch.inner_float32
+        )
 
     def num_parameters(self, vocab_size: int) -> int:
         """See `ModelSpec.num_parameters`; counted without making weights."""

@@ -66,7 +66,7 @@ def _whole(states: torch.Tensor, weight: torch.Tensor, bias: None, labels: torch
 def _inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, None, torch.Tensor]:
     """States, weight, no bias, labels: as before a first step, so that each token is about as likely."""
     generator = torch.Generator(device_name()).manual_seed(0)
-    width, device = SUBJECT.model.hidden_size, device_name()
+    width, device = SUBJECT.model.dimensions().hidden_size, device_name()
     states = torch.randn(SUBJECT.micro_tokens, width, device=device, generator=generator).to(dtype).requires_grad_()
     weight = torch.randn(SUBJECT.vocab_size, width, device=device, generator=generator).mul_(width**-0.5)
     weight = weight.to(dtype).requires_grad_()
@@ -94,8 +94,8 @@ def _of_loss(loss: Loss, exact: list[torch.Tensor]) -> tuple[str, Numbers]:
 
 
 def _attention(backend: SDPBackend) -> tuple[str, Numbers]:
-    _, hidden, heads, _ = SUBJECT.model.dimensions()
-    shape = (SUBJECT.micro_sequences(LENGTH), heads, LENGTH, hidden // heads)
+    of = SUBJECT.model.dimensions()
+    shape = (SUBJECT.micro_sequences(LENGTH), of.num_heads, LENGTH, of.hidden_size // of.num_heads)
     q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
 
     def run() -> None:
@@ -103,7 +103,7 @@ def _attention(backend: SDPBackend) -> tuple[str, Numbers]:
             F.scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
 
     seconds = _timed(run)
-    flops = 12 * hidden * LENGTH * SUBJECT.micro_tokens / 2
+    flops = 12 * of.hidden_size * LENGTH * SUBJECT.micro_tokens / 2
     return f"{seconds * 1e3:.2f} ms, {flops / seconds / 1e12:.0f} TFLOP/s of what is not masked", {}
 
 
