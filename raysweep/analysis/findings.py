@@ -11,7 +11,7 @@ from raysweep.analysis import formatting
 from raysweep.analysis.associations import TOGETHER, Association
 from raysweep.analysis.derived import HESSIAN_TRACE
 from raysweep.analysis.labels import is_missing, row_key
-from raysweep.analysis.objectives import objective_cautions, objective_lines
+from raysweep.analysis.objectives import objective_cautions, objective_lines, vocabulary_cautions
 from raysweep.analysis.pairwise import MIN_CLUSTERS, IntervalEstimate
 from raysweep.analysis.ranking import PROBE_MEAN, Ranking, Tie, score
 from raysweep.scores import MEAN_LIKELIHOOD, MEAN_SCORE, column_name, of_methods, task_of
@@ -74,6 +74,7 @@ def cautions(ranking: Ranking) -> list[str]:
         )
     lines += _edge_lines(ranking)
     table = ranking.checkpoints
+    lines += vocabulary_cautions(table, ranking.target)
     lines += objective_cautions(table)
     lines += _flatness_lines(table)
     lines += _workers_lines(table)

@@ -2,13 +2,15 @@
 
 A loss of one objective and a loss of another are two quantities: the cross-entropy of hidden tokens is no smaller or
 larger than that of next tokens in any sense that a ranking could use. Nor do losses on two texts compare, or how sharp
-they are: news alone is an easier text than a mix, whatever the model.
+they are: news alone is an easier text than a mix, whatever the model. Nor do losses by token of two vocabularies, whose
+tokens hold more or less of a text; bits per byte do.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from raysweep.analysis.derived import is_swept
+from raysweep.analysis.formatting import is_share
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.scores import Column
@@ -29,8 +32,12 @@ OTHER_TEXT_OF = "other_text_of"
 SPANS_OF, ONE_MIX = "spans_of", "one mix for all"
 """The column that says in which shares domains of the own text have spans cut out, and what it says where a sweep file
 names them."""
-LOSSES = (TRAINING_LOSS_OF, PERPLEXITY_OF, FLATNESS_OF, OTHER_TEXT_OF, SPANS_OF)
+VOCABULARY = "vocabulary"
+"""The column that says which vocabulary a checkpoint's tokens are of; see `vocabularies`."""
+LOSSES = (TRAINING_LOSS_OF, PERPLEXITY_OF, FLATNESS_OF, OTHER_TEXT_OF, SPANS_OF, VOCABULARY)
 """All columns that tell which of a checkpoint's losses compare."""
+BYTES = "bits/byte"
+"""The unit of a loss that compares over vocabularies."""
 _WHAT = {
     PERPLEXITY_OF: "Held-out loss and perplexity",
     FLATNESS_OF: "Traces and other numbers of flatness",
@@ -49,6 +56,9 @@ _LOSS_OF = {
     "quantization": PERPLEXITY_OF,
     "updates": PERPLEXITY_OF,
     "gradient_noise": PERPLEXITY_OF,
+    "agreement": PERPLEXITY_OF,
+    # Of the rows that this objective makes of the text: it is no loss, and hangs on what is read all the same.
+    "features": PERPLEXITY_OF,
     # Of one for all, where the sweep file names it.
     "other_text": OTHER_TEXT_OF,
     "span_loss": SPANS_OF,
@@ -86,61 +96,103 @@ def loss_groups(checkpoints: pd.DataFrame, column: Column) -> NDArray[np.int64]:
     """
     import pandas as pd
 
+    of_tokens = is_of_tokens(column)
+    vocabularies = _vocabularies(checkpoints) if of_tokens else [""] * len(checkpoints)
     if column.kind not in _LOSS_OF:
-        return np.zeros(len(checkpoints), dtype=np.int64)
+        return _numbered(vocabularies)
     words = _LOSS_OF[column.kind]
     objectives = checkpoints[words] if words in checkpoints else [""] * len(checkpoints)
-    is_one_mix = _of_domain(column) or (words == SPANS_OF and {*filter(pd.notna, objectives)} == {ONE_MIX})
-    texts = [()] * len(checkpoints) if words == OTHER_TEXT_OF else _own_texts(checkpoints, is_one_mix=is_one_mix)
-    numbers: dict[Any, int] = {}
+    is_one_mix = _of_domains(column) or (words == SPANS_OF and {*filter(pd.notna, objectives)} == {ONE_MIX})
+    neutral = {"mix"} if is_one_mix else set()
+    if not of_tokens:  # The same text, cut otherwise.
+        neutral.add("tokenizer")
+    texts = [()] * len(checkpoints) if words == OTHER_TEXT_OF else _own_texts(checkpoints, neutral)
     keys = [
-        place if pd.isna(objective) else (objective, text)
-        for place, (objective, text) in enumerate(zip(objectives, texts, strict=True))
+        place if pd.isna(objective) else (objective, text, vocabulary)
+        for place, (objective, text, vocabulary) in enumerate(zip(objectives, texts, vocabularies, strict=True))
     ]
+    return _numbered(keys)
+
+
+def target_groups(checkpoints: pd.DataFrame, target: str) -> NDArray[np.int64]:
+    """[rows]: equal numbers for checkpoints that a target compares: those of one vocabulary, where it is by token."""
+    return _numbered(_vocabularies(checkpoints) if not is_share(target) else [""] * len(checkpoints))
+
+
+def with_bytes(columns: Sequence[Column], checkpoints: pd.DataFrame) -> list[Column]:
+    """The columns, with bits per byte as an indicator where checkpoints have several vocabularies.
+
+    Where they have one, they order checkpoints as the loss by token does, which is one already.
+    """
+    if len(_known_vocabularies(checkpoints)) < 2:
+        return list(columns)
+    return [
+        replace(column, metric=replace(column.metric, direction="min")) if column.metric.unit == BYTES else column
+        for column in columns
+    ]
+
+
+def _numbered(keys: Sequence[Hashable]) -> NDArray[np.int64]:
+    """[n]: equal numbers for equal keys."""
+    numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+
+def _vocabularies(checkpoints: pd.DataFrame) -> list[str]:
+    """[rows]: what tells their vocabularies from others; empty where it is not known."""
+    if VOCABULARY not in checkpoints:
+        return [""] * len(checkpoints)
+    return list(map(str, checkpoints[VOCABULARY].fillna("")))
+
+
+def _known_vocabularies(checkpoints: pd.DataFrame) -> list[str]:
+    return sorted({*_vocabularies(checkpoints)} - {""})
 
 
 def is_of_tokens(column: Column) -> bool:
     """Whether a metric is of a loss by token, and so another quantity for each vocabulary."""
     unit = column.metric.unit
-    return unit.startswith("nats") or (column.kind in _LOSS_OF and unit != "bits/byte")
+    return unit.startswith("nats") or (column.kind in _LOSS_OF and unit != BYTES)
 
 
-def _of_domain(column: Column) -> bool:
-    """Whether it is a perplexity of one domain, which the shares of a mix take no part in."""
-    return column.kind == "heldout" and column.metric.name.startswith("ppl_")
+def _of_domains(column: Column) -> bool:
+    """Whether it is of each domain by itself, so that the shares of a mix take no part in it."""
+    return column.kind == "agreement" or (column.kind == "heldout" and column.metric.name.startswith("ppl_"))
 
 
-def _own_texts(checkpoints: pd.DataFrame, *, is_one_mix: bool = False) -> list[tuple[str, ...]]:
+def _own_texts(checkpoints: pd.DataFrame, neutral: Collection[str] = ()) -> list[tuple[str, ...]]:
     """[rows]: what the sweep sets of the text that a variant is measured on; equal for all where it sets nothing of it.
 
     Training text counts, as tokenizers are made of it and text may be held out of it; its amount alone does not. The
     data of an earlier phase count, too, which may cost pairs that would compare.
+
+    Args:
+        neutral: fields of the data that make no difference here.
     """
     columns = []
     for name in filter(is_swept, map(str, checkpoints.columns)):
         first, *path = name.removeprefix("point.").rsplit(":", 1)[-1].split(".")
         of_text = first == "pretrain" and ("data" in path or path[-1:] == ["sequence_length"])
-        if of_text and not _is_neutral(path[-1], is_one_mix=is_one_mix):
+        if of_text and not any(_is_neutral(field, neutral) for field in path):
             codes, values = checkpoints[name].factorize(use_na_sentinel=False)
-            texts = [_text(value, is_one_mix=is_one_mix) for value in values]
+            texts = [_text(value, neutral) for value in values]
             columns.append([texts[code] for code in codes])
     return list(zip(*columns, strict=True)) if columns else [()] * len(checkpoints)
 
 
-def _text(value: object, *, is_one_mix: bool) -> str:
+def _text(value: object, neutral: Collection[str]) -> str:
     """A setting of the text, a JSON object without what makes no difference to it."""
     try:
         fields = json.loads(str(value))
     except ValueError:
         return str(value)
     if isinstance(fields, dict):
-        fields = {name: field for name, field in fields.items() if not _is_neutral(name, is_one_mix=is_one_mix)}
+        fields = {name: field for name, field in fields.items() if not _is_neutral(name, neutral)}
     return json.dumps(fields, sort_keys=True)
 
 
-def _is_neutral(field: str, *, is_one_mix: bool) -> bool:
-    return field.startswith("num_train") or (is_one_mix and field == "mix")
+def _is_neutral(field: str, neutral: Collection[str]) -> bool:
+    return field.startswith("num_train") or field in neutral
 
 
 def _words(objective: Any) -> str:
@@ -184,6 +236,23 @@ def objective_cautions(checkpoints: pd.DataFrame) -> list[str]:
             f"{num_texts} texts: pairs of checkpoints of different texts are not counted for it, and #n is a place "
             "within one. Perplexities of a domain, and losses on spans where span_loss.mix is named, compare over "
             "mixes, but not over tags and lengths of documents; losses of other_text over all."
+        )
+    return lines
+
+
+def vocabulary_cautions(checkpoints: pd.DataFrame, target: str) -> list[str]:
+    """What does not compare where checkpoints have several vocabularies."""
+    if len(names := _known_vocabularies(checkpoints)) < 2:
+        return []
+    lines = [
+        f"Checkpoints have {len(names)} vocabularies: {', '.join(names)}. Losses and likelihoods by token do not "
+        "compare over them: such pairs are not counted, and #n is a place within one vocabulary. Bits per byte compare "
+        "over all."
+    ]
+    if not is_share(target):
+        lines.append(
+            f"{target} is by token, so that no checkpoint is shown to be better than one of another vocabulary: rank "
+            "by a score, as with --target sft/mean_score."
         )
     return lines
 

@@ -13,7 +13,7 @@ from raysweep.analysis.associations import Association, associate
 from raysweep.analysis.defects import Flag, find_flags
 from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, NUM_TOKENS, OTHER_TEXT, PPL, is_axis
 from raysweep.analysis.labels import Key, checkpoint_labels, is_missing, row_key
-from raysweep.analysis.objectives import loss_groups
+from raysweep.analysis.objectives import loss_groups, with_bytes
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.score_differences import Differences, between
 from raysweep.analysis.uncertainty import TaskNoise
@@ -193,6 +193,7 @@ def rank(
         turned = rank(table.assign(**{target: -table[target]}), columns=others, **given)
         shown = turned.checkpoints
         return replace(turned, checkpoints=shown.assign(**{target: -shown[target]}), sign=-1.0)
+    columns = with_bytes(columns, table)
     tasks = _tasks(table, columns)
     table = _sorted(table, target, tasks)
     scores: Floats = np.asarray(table[target], dtype=np.float64)

@@ -14,9 +14,10 @@ from raysweep.analysis.derived import DERIVED, NUM_PARAMETERS, is_swept, setting
 from raysweep.analysis.earlier import EARLIER_LOSS, earlier_losses
 from raysweep.analysis.formatting import is_share
 from raysweep.analysis.kept import keep, versions_of
-from raysweep.analysis.objectives import LOSSES, losses_of
+from raysweep.analysis.objectives import LOSSES, VOCABULARY, losses_of
 from raysweep.analysis.predictions import read_noise
 from raysweep.analysis.uncertainty import EstimateArrays, TaskNoise, independent, mean_estimates
+from raysweep.analysis.vocabularies import vocabularies_of
 from raysweep.durable import replacing
 from raysweep.record import Record
 from raysweep.run_files import StageRow, TrialRow
@@ -82,7 +83,8 @@ def stage_table(run: Run) -> pd.DataFrame:
     Columns: trial, variant, seed (of pretraining), `point.<path>`, kind, id, step, checkpoint, task, status, lr and
     stage_seed (of the stage itself), metrics as `<kind>/<metric>`, started (ISO 8601), wall_seconds, num_tokens,
     flops (as planned, of done stages), peak_memory_bytes, world_size, device, gpus_per_worker, host, git_commit,
-    location (the stage's folder or URL), and as JSON text settings, inputs, versions.
+    location (the stage's folder or URL), vocabulary (that its text was cut by), and as JSON text settings, inputs,
+    versions.
 
     Status is done, diverged, failed, pruned (a scheduler stopped its trial before), or missing (not run). A stage that
     two trials share is a row of each.
@@ -96,10 +98,12 @@ def stage_table(run: Run) -> pd.DataFrame:
         for trial in trials
         for stage in trial.stages
     ]
+    vocabularies = vocabularies_of(run.store, filter(None, records.values()))
     for row in rows:
-        if records[row["id"]]:
+        if record := records[row["id"]]:
             row["location"] = run.store.location(row["id"])
-    last = (*_PROVENANCE, "location", "num_tokens", "flops", "settings", "inputs", "versions")
+            row[VOCABULARY] = vocabularies.get(record.inputs.get("tokens", row["id"]))
+    last = (*_PROVENANCE, "location", VOCABULARY, "num_tokens", "flops", "settings", "inputs", "versions")
     return _frame(rows, first=_STAGE, last=last)
 
 
@@ -115,6 +119,7 @@ def checkpoint_table(run: Run) -> pd.DataFrame:
     Columns: trial, variant, seed, checkpoint (its stage id), step, status, workers (that pretrained it), location;
     sft_optimizer (what fine-tuned it: the same in all of a run, a covariate where tables of several are put together);
     training_loss_of, perplexity_of, flatness_of, other_text_of and spans_of (in words, whose loss these numbers are);
+    vocabulary (that its tokens are of);
     `point.<path>`; metrics of whole models as `<kind>/<metric>` and of tasks as `<kind>/<task>/<metric>` (mean over
     seeds). Of fine-tuning, `sft/<task>/`:
     `score` (test, mean over SFT seeds, at the learning rate with the best mean validation score), `score_sd` and
@@ -215,6 +220,8 @@ def _checkpoint_row(
     row["location"] = made.get("location") if made else None
     row |= {name: value for name, value in measured[0].items() if is_swept(str(name))}
     for other in [*([made] if made else []), *measured]:
+        if VOCABULARY in other:
+            row.setdefault(VOCABULARY, other[VOCABULARY])
         if "settings" in other:  # Else it is not finished.
             settings = json.loads(other["settings"])
             row.update(losses_of(other["kind"], settings))

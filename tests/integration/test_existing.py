@@ -22,6 +22,7 @@ from transformers import (
 
 from raysweep.analysis.comparer import learn
 from raysweep.analysis.comparer_files import IndicatorFile, save
+from raysweep.analysis.findings import cautions
 from raysweep.analysis.kept import version_of
 from raysweep.analysis.tables import checkpoint_table
 from raysweep.cli import main
@@ -86,6 +87,35 @@ def test_two_folders_are_ranked(folder, store):
     assert table["sft/mean_score"].notna().all()
     assert table["flatness/hessian_trace"].nunique() == 2
     assert Results(run).ranking.best["point.pretrain.from"] in ("one", "two")
+    assert table["vocabulary"].nunique() == 1
+
+
+def test_losses_by_token_of_two_vocabularies_are_not_compared(folder, store):
+    shutil.copytree(folder / "two", folder / "three")
+    save_tokenizer(folder / "three", 280)
+    sweep = SWEEP.replace("[one, two]", "[one, two, three]").replace("sft:", "sft:\n  likelihood: true")
+    sweep += "other_text: {texts: {fables: {files: notes.txt}}, num_sequences: 8}\n"
+    (folder / "theirs.yaml").write_text(sweep)
+    run = run_sweep(load(folder / "theirs.yaml"), store, runner="inline")
+    assert run.failures() == []
+    table = checkpoint_table(run).set_index("point.pretrain.from")
+    assert [name.partition(" (")[0] for name in table["vocabulary"][["one", "three"]]] == ["291 tokens", "280 tokens"]
+    assert table["vocabulary"]["one"] == table["vocabulary"]["two"]
+    by_score, by_token = (Results(run).by(f"sft/mean_{name}").ranking for name in ("score", "log_likelihood"))
+    nums = {item.indicator: item.pairs.num_pairs for item in by_score.associations}
+    by_tokens = {
+        "heldout/ppl",
+        "other_text/loss_fables",
+        "flatness/hessian_trace",
+        "indicators/kshot_log_likelihood_mean",
+    }
+    assert {nums[name] for name in by_tokens & nums.keys()} == {1}
+    assert {"heldout/bits_per_byte", "other_text/bits_per_byte_fables"} < nums.keys()
+    assert {nums[name] for name in nums if "bits_per_byte" in name or name == "indicators/kshot_mean"} == {3}
+    assert {item.pairs.num_pairs for item in by_token.associations} == {1}
+    said = {ranking.target: " ".join(cautions(ranking)) for ranking in (by_score, by_token)}
+    assert all("Checkpoints have 2 vocabularies: 280 tokens (" in text for text in said.values())
+    assert ["rank by a score" in text for text in said.values()] == [False, True]
 
 
 def test_identity_is_the_content_not_the_path(folder):

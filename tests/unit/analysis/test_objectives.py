@@ -224,7 +224,14 @@ def test_how_tokens_are_hidden_is_part_of_what_is_predicted():
 
 
 TEXT_CORPUS = Text(domains={name: Domain(train=(f"{name}.txt",)) for name in ("wiki", "news")})
-OTHERS = [Column("heldout", Metric("ppl_wiki", "min")), Column("other_text", Metric("mean_loss", "min"))]
+OTHERS = [
+    Column("heldout", Metric("ppl_wiki", "min")),
+    Column("heldout", Metric("bits_per_byte", "min", "bits/byte")),
+    Column("other_text", Metric("mean_loss", "min", "nats/token")),
+    Column("features", Metric("effective_rank", "max")),
+    Column("agreement", Metric("mean_cosine", "max")),
+    Column("indicators", Metric("kshot_log_likelihood_mean", "max", "nats")),
+]
 BY_NAME = {column.name: column for column in [*COLUMNS, *OTHERS]}
 
 
@@ -249,6 +256,23 @@ def test_what_is_measured_on_the_own_text_compares_within_a_text():
     # The shares of a mix take no part in the perplexity of a domain; tags do.
     assert groups("heldout/ppl_wiki", **of)[:4] == [0, 0, 1, 0]
     assert groups("other_text/mean_loss", **of) == groups("indicators/kshot_mean", **of) == [0] * 5
+    # What features a model makes of a text hangs on the text, if it is no loss of it.
+    assert groups("features/effective_rank", **of) == [0, 0, 1, 2, 3]
+    # Gradients of two domains have no part of the shares.
+    assert groups("agreement/mean_cosine", **of)[:4] == [0, 0, 1, 0]
+
+
+def test_what_is_by_token_compares_within_a_vocabulary_and_bits_per_byte_over_all():
+    small, large = '{"name": "bpe", "vocab_size": 300}', '{"name": "bpe", "vocab_size": 400}'
+    of = {"point.pretrain.data.tokenizer": [small, large, small], "vocabulary": ["300", "400", "300"]}
+    for name in ("heldout/ppl", "other_text/mean_loss", "indicators/kshot_log_likelihood_mean"):
+        assert groups(name, **of) == [0, 1, 0]
+    assert groups("heldout/bits_per_byte", **of) == groups("indicators/kshot_mean", **of) == [0, 0, 0]
+    # Where only the data as a whole says it.
+    data = [json.dumps({"mix": {"wiki": 1.0}, "tokenizer": {"vocab_size": num}}) for num in (300, 400, 300)]
+    of = {"point.pretrain.data": data, "vocabulary": [None, "400", "300"]}
+    assert groups("heldout/bits_per_byte", **of) == [0, 0, 0]
+    assert groups("other_text/mean_loss", **of) == [0, 1, 2]
 
 
 def test_losses_on_spans_compare_within_a_text_and_over_mixes_where_one_is_named():
