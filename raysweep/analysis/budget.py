@@ -138,7 +138,7 @@ def curves(known: Known, *, budget_hours: float, num_points: int = 40) -> list[C
     scored = known.at(np.flatnonzero(np.isfinite(known.scores)))
     halves = random_splits(scored.variants, num=NUM_PAIRS, trained=0.5)
     splits = [*halves, *(Split(train=half.test, test=half.train) for half in halves)]
-    scores = np.stack([scored.scores, *_drawn(scored.scores)])
+    scores = np.stack([scored.scores, *_drawn(scored.scores, scored.variants)])
     totals: dict[str, list[Floats]] = {}
     kinds = [kind for rung in scored.rungs for kind in rung]
     whole = len(scored.names) * (scored.hours[SFT] + sum(scored.hours[kind] for kind in kinds))
@@ -171,10 +171,8 @@ def _estimate(values: Floats, num_variants: int, *, low: float, high: float) -> 
 
     Of the scores that there are, what pairs differ by hangs on the gap between the best two, a single observation:
     for "fine-tune all" such intervals held the truth in 83 to 92 % of simulated tables, with 200 pairs as with 5. By
-    the spread over halves, nearly zero where all find the best, it was 35 %. These hold it in 93 to 100 % where a
-    variant has one checkpoint; in 87 to 92 where it has three or five that score alike, as long as none is fine-tuned;
-    and in less where a few scores are far above the rest, as no table shows how far they may be. See
-    benchmarks/regret_coverage.py.
+    the spread over halves, nearly zero where all find the best, it was 35 %. These hold it in 93 to 100 %, and in less
+    where a few scores are far above the rest, as no table shows how far they may be. See benchmarks/regret_coverage.py.
     """
     first, second = np.split(values[:, 1:], 2)
     variance = float(((first - second) ** 2).mean()) / 2 * OF_ONE_HALF
@@ -182,25 +180,30 @@ def _estimate(values: Floats, num_variants: int, *, low: float, high: float) -> 
     return wilson(mean, variance, num_clusters=num_variants, freedom=len(values) - 1, low=low, high=high)
 
 
-def _drawn(scores: Floats) -> Floats:
-    """[draws, n]: scores in the same order as those [n] that there are, with gaps drawn anew.
+def _drawn(scores: Floats, variants: Sequence[str]) -> Floats:
+    """[draws, n]: of scores [n], each variant's best in the same order, with gaps drawn anew; its others as far below.
 
-    A table has one gap between its best and its second, one between these and the third, and so on. They are about
-    independent and exponential, and i times the i-th from the top has nearly the same mean as its neighbours (Rényi,
-    1953): that mean is taken over `WINDOW` of them.
+    A table has one gap between its best variant and its second, one between these and the third, and so on. They are
+    about independent and exponential, and i times the i-th from the top has nearly the same mean as its neighbours
+    (Rényi, 1953): that mean is taken over `WINDOW` of them. Of checkpoints of one variant that score alike they are
+    not: with gaps between checkpoints intervals held the truth in 87 to 93 %.
     """
-    order = np.argsort(-scores, kind="stable")
-    number = np.arange(1, len(scores))
-    totals = np.concatenate([[0.0], np.cumsum(-np.diff(scores[order]) * number)])
+    names, index = np.unique(np.asarray(variants, dtype=str), return_inverse=True)
+    best = np.full(len(names), -np.inf)
+    np.maximum.at(best, index, scores)
+    order = np.argsort(-best, kind="stable")
+    number = np.arange(1, len(best))
+    totals = np.concatenate([[0.0], np.cumsum(-np.diff(best[order]) * number)])
     window = min(WINDOW, len(number))
     start = np.clip(number - 1 - window // 2, 0, len(number) - window)
     means = (totals[start + window] - totals[start]) / (window * number)
     # A Latin hypercube: squares of independent draws are so uneven that all variances would be a third off.
     quantiles = -np.log((np.arange(NUM_DRAWS) + 0.5) / NUM_DRAWS)
     gaps = means * np.random.default_rng(2).permuted(np.tile(quantiles, (len(number), 1)), axis=1).T
-    drawn = np.zeros((NUM_DRAWS, len(scores)))
+    drawn = np.zeros((NUM_DRAWS, len(best)))
     drawn[:, order[1:]] = -np.cumsum(gaps, axis=1)
-    return drawn
+    found: Floats = drawn[:, index] + (scores - best[index])
+    return found
 
 
 _Plan = list[tuple[tuple[str, ...], Comparer]]

@@ -145,8 +145,8 @@ def format_budget(document: Mapping[str, Any]) -> str:
     lines = [
         f"Regret in {document['target']} on variants that nothing was learnt from, after {document['unit']} for "
         f"{document['num_scored']} checkpoints: mean over {2 * NUM_PAIRS} halves of the variants, with its 95 % "
-        "interval, by what disjoint halves differ by with gaps between scores drawn anew; ≈: at the budget a tie with "
-        "the first, which is picked by these numbers",
+        "interval, by what disjoint halves differ by with gaps between variants' best scores drawn anew; ≈: at the "
+        "budget a tie with the first, which is picked by these numbers",
         f"  {'strategy':<44}" + "".join(f"{number(part):>22}" for part in parts),
     ]
     for place, each in enumerate(document["strategies"][:MAX_STRATEGIES]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,10 @@ SHAPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "few high": lambda scores: np.exp(0.8 * scores),
 }
 """What becomes of normal scores."""
+Checkpoints = tuple[int, float]
+"""Of a variant, and the standard deviation of their scores over that of the variants'."""
+SEVERAL: tuple[tuple[int, Checkpoints], ...] = ((60, (3, 0.3)), (60, (3, 0.1)), (40, (5, 0.3)), (40, (5, 0.1)))
+"""Variants, and checkpoints of each."""
 
 
 def table(
@@ -40,17 +45,22 @@ def table(
     generator: np.random.Generator,
     *,
     shape: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    checkpoints: Checkpoints = (1, 0.0),
 ) -> Known:
-    """Of `num` variants of one checkpoint, all measured; hours are those of one fine-tuning."""
-    score = generator.normal(size=num)
+    """Of `num` variants, all measured; hours are those of one fine-tuning."""
+    of_each, apart = checkpoints
+    score = generator.normal(size=num).repeat(of_each)
+    if of_each > 1:
+        score = score + apart * generator.normal(size=len(score))
     values = {
-        name: slope * score + np.sqrt(1 - slope**2) * generator.normal(size=num)
+        name: slope * score + np.sqrt(1 - slope**2) * generator.normal(size=len(score))
         for name, (slope, _) in indicators.items()
     }
     hours = {name: cost for name, (_, cost) in indicators.items()} | {SFT: 1.0}
-    names = tuple(f"{row:03}" for row in range(num))
-    bought = {kind: np.ones(num, dtype=bool) for kind in hours}
-    return Known(names, names, values, {name: name for name in values}, hours, bought, shape(score), "score")
+    names = tuple(f"{row:03}" for row in range(len(score)))
+    variants = tuple(f"{row // of_each:03}" for row in range(len(score)))
+    bought = {kind: np.ones(len(score), dtype=bool) for kind in hours}
+    return Known(names, variants, values, {name: name for name in values}, hours, bought, shape(score), "score")
 
 
 def coverage(
@@ -60,13 +70,15 @@ def coverage(
     num_tables: int = TABLES,
     seed: int = 0,
     shape: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    checkpoints: Checkpoints = (1, 0.0),
 ) -> dict[str, np.ndarray]:
     """Strategy -> [2, parts]: its true regret, and the share of tables whose 95 % interval holds it."""
     found: dict[str, list[np.ndarray]] = {}
     for number in range(num_tables):
-        known = table(num, indicators, np.random.default_rng([seed, number]), shape=shape)
+        generator = np.random.default_rng([seed, number])
+        known = table(num, indicators, generator, shape=shape, checkpoints=checkpoints)
         for curve in curves(known, budget_hours=0.0):
-            found.setdefault(curve.strategy, []).append(_at_parts(curve, num))
+            found.setdefault(curve.strategy, []).append(_at_parts(curve, len(known.names)))
     held = {}
     for strategy, tables in found.items():
         value, low, high = np.moveaxis(tables, 1, 0)
@@ -82,15 +94,19 @@ def _at_parts(curve: Curve, num: int) -> np.ndarray:
     )
 
 
-def main(num_tables: int) -> None:
-    """Prints rows of a table, as they come."""
-    settings = [
-        (f"{num} variants, {name}", num, world, np.asarray) for name, world in WORLDS.items() for num in (60, 40, 100)
+def main(num_tables: int, *, first: int = 0) -> None:
+    """Prints rows of a table, as they come, of the settings from the `first` on."""
+    settings: list[tuple[str, int, Indicators, dict[str, Any]]] = [
+        (f"{num} variants, {name}", num, world, {}) for name, world in WORLDS.items() for num in (60, 40, 100)
     ]
-    both = next(iter(WORLDS.values()))
-    settings += [(f"60 variants, {name}", 60, both, shape) for name, shape in SHAPES.items()]
-    for name, num, world, shape in settings:
-        for strategy, (truth, held) in coverage(num, world, num_tables=num_tables, shape=shape).items():
+    both, one, _ = WORLDS.values()
+    settings += [(f"60 variants, {name}", 60, both, {"shape": shape}) for name, shape in SHAPES.items()]
+    settings += [
+        (f"{num} variants of {each[0]} checkpoints, {each[1]} apart", num, one, {"checkpoints": each})
+        for num, each in SEVERAL
+    ]
+    for name, num, world, given in settings[first:]:
+        for strategy, (truth, held) in coverage(num, world, num_tables=num_tables, **given).items():
             shares = "; ".join(f"{100 * share:.1f}" for share in held)
             print(f"{name} | {strategy} | {'; '.join(f'{value:.3f}' for value in truth)} | {shares}", flush=True)
 
@@ -101,6 +117,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--trees", type=int, default=20, help="of a comparer; with 80, its default, it takes twice as long"
     )
+    parser.add_argument("--first", type=int, default=0, help="setting to begin with; 12: several checkpoints a variant")
     args = parser.parse_args()
     comparer.NUM_TREES = args.trees
-    main(args.tables)
+    main(args.tables, first=args.first)

@@ -126,15 +126,19 @@ def test_strategies_that_are_alike_are_said_to_tie():
     assert everything.low[0] < everything.regret[0] < everything.high[0]
 
 
-def test_intervals_of_one_drawn_blindly_hold_the_truth():
-    # 300 tables: where 95 is true, a share below 91.2 has a chance of one in 400. By the gaps of one table it is 85.
+@pytest.mark.parametrize("num_checkpoints", [1, 5])
+def test_intervals_of_one_drawn_blindly_hold_the_truth(num_checkpoints):
+    # 300 tables: where 95 is true, a share below 91.2 has a chance of one in 400. By the gaps of one table it is 85, by
+    # gaps between checkpoints, of which a variant has five that score alike, 90.
     generator = np.random.default_rng(0)
+    variants = np.repeat([f"{row:02}" for row in range(60)], num_checkpoints)
     found = []
     for _ in range(300):
-        scores = generator.normal(size=60)
-        drawn = np.stack([scores, *_drawn(scores)])
+        scores = generator.normal(size=60).repeat(num_checkpoints) + 0.1 * generator.normal(size=len(variants))
+        drawn = np.stack([scores, *_drawn(scores, variants)])
         orders = [generator.permutation(60) for _ in range(5)]
         halves = [order[:30] for order in orders] + [order[30:] for order in orders]
+        halves = [np.flatnonzero(np.isin(variants, np.unique(variants)[half])) for half in halves]
         regrets = np.array([_on_grid([[]], drawn[:, half], np.zeros(1))[:, 0] for half in halves])
         found.append(_estimate(regrets, 30, low=0.0, high=float(np.ptp(scores))))
     truth = np.mean([each.value for each in found])
@@ -144,14 +148,18 @@ def test_intervals_of_one_drawn_blindly_hold_the_truth():
 def test_drawn_scores_are_in_order_and_as_far_apart_on_average():
     # The i-th gap from the top is 1 / i, as of exponential scores on average.
     scores = -np.random.default_rng(1).permutation(np.cumsum([0.0, *1 / np.arange(1, 200)]))
-    drawn = _drawn(scores)
+    names = [f"{row:03}" for row in range(200)]
+    drawn = _drawn(scores, names)
     assert (drawn.argsort(axis=1) == scores.argsort()).all()
-    assert drawn == pytest.approx(_drawn(scores + 5.0))
+    assert drawn == pytest.approx(_drawn(scores + 5.0, names))
     gaps = -np.diff(np.sort(drawn, axis=1)[:, ::-1], axis=1) * np.arange(1, 200)
     # Of an exponential distribution of mean 1 the second moment is 2, and a little less without the last half percent.
     assert gaps.mean(axis=0) == pytest.approx(1.0, abs=0.01)
     assert (gaps**2).mean(axis=0) == pytest.approx(2.0, abs=0.1)
-    assert not _drawn(np.zeros(8)).any()
+    assert not _drawn(np.zeros(8), names[:8]).any()
+    # A variant's other checkpoints stay as far below its best.
+    twice = _drawn(np.concatenate([scores, scores - 0.5]), names * 2)
+    assert twice == pytest.approx(np.concatenate([drawn, drawn - 0.5], axis=1))
 
 
 def test_regret_that_all_halves_lack_has_an_interval_by_the_variants_of_a_half():
