@@ -69,7 +69,8 @@ class IndicatorFile(Spec):
 class Contents(Spec):
     """The file."""
 
-    format: Literal[2] = 2
+    # 3: trees count for a part of their logit.
+    format: Literal[3] = 3
     learnt_from: str
     """Name of the run or of the table."""
     indicators: dict[str, IndicatorFile]

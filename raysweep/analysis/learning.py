@@ -199,12 +199,12 @@ def _tested(
     variants = list(table["variant"])
     splits = _trained_on(fine, random_splits(variants))
     others = [name for name in others if table[name].notna().all()]
-    ours = on_unseen(learner(values, scores), scores, splits)
+    ours = on_unseen(learner(values, scores, variants), scores, splits)
     blocks = {name: design(table[name]) for name in config}
     known = np.concatenate([np.zeros((len(table), 0)), *blocks.values()], axis=1)
-    alone = on_unseen(learner(known, scores), scores, splits) if config else None
+    alone = on_unseen(learner(known, scores, variants), scores, splits) if config else None
     whole = np.concatenate([values, known], axis=1)
-    both = on_unseen(learner(whole, scores), scores, splits) if config else None
+    both = on_unseen(learner(whole, scores, variants), scores, splits) if config else None
     axes = [name for name in config if is_axis(name) and 1 < table[name].nunique() <= MAX_GROUPS]
     groups = {name: _trained_on(fine, leave_group_out(list(table[name]), variants)) for name in axes}
     owners = [*used, *(name for name, block in blocks.items() for _ in range(block.shape[1]))]
@@ -227,7 +227,7 @@ def _tested(
         },
         mean_rank=as_it_is(_mean_rank(values, list(used.values())), scores, splits),
         without_group={
-            name: on_unseen(learner(values, scores), scores, each, variants=variants)
+            name: on_unseen(learner(values, scores, variants), scores, each, variants=variants)
             for name, each in groups.items()
             if len(each) > 1
         },
@@ -260,7 +260,7 @@ def _by_others(
     """Each other target counts alike, whatever its spread."""
     there = [numbers(table[name]) for name in others]
     mean = np.mean([(each - each.mean()) / max(float(each.std()), 1e-12) for each in there], axis=0)
-    return on_unseen(learner(values, mean), scores, splits)
+    return on_unseen(learner(values, mean, list(table["variant"])), scores, splits)
 
 
 def _importances(values: Floats, scores: Floats, owners: Sequence[str]) -> dict[str, float]:

@@ -86,12 +86,12 @@ def leave_group_out(groups: Sequence[object], variants: Sequence[str]) -> list[S
     return splits
 
 
-def learner(values: Floats, scores: Floats) -> Predict:
+def learner(values: Floats, scores: Floats, variants: Sequence[str]) -> Predict:
     """Trees and a line, as of a comparer, from values [n, regressors]; scaled by the rows that are trained on."""
 
     def predict(split: Split) -> Callable[[np.ndarray, np.ndarray], Floats]:
         scales = [fit_scale(str(place), column[split.train]) for place, column in enumerate(values.T)]
-        return trained_on(normalised(scales, values), scores, split.train)
+        return trained_on(normalised(scales, values), scores, split.train, variants)
 
     return predict
 

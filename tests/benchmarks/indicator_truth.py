@@ -96,7 +96,9 @@ def learnt(world: World, generator: np.random.Generator) -> dict[str, IntervalEs
     config = pd.get_dummies(rows[["point.lr", "point.name"]].astype(str)).to_numpy(dtype=np.float64)
     both = np.concatenate([config, rows[["x"]].to_numpy()], axis=1)
     splits = random_splits(list(rows["variant"]), num=8)
-    ours, alone = (on_unseen(learner(values, scores), scores, splits) for values in (both, config))
+    ours, alone = (
+        on_unseen(learner(values, scores, list(rows["variant"])), scores, splits) for values in (both, config)
+    )
     return {"learnt, on unseen": ours.accuracy, "learnt, over config": gain_over(ours, alone, splits)}
 
 
@@ -108,7 +110,7 @@ def learnt_from_others(world: World, generator: np.random.Generator) -> dict[str
     values = np.stack([rows["x"].to_numpy(), scores + noise[0], *noise[1:]], axis=1)
     return {
         f"another {axis}": on_unseen(
-            learner(values, scores), scores, leave_group_out(list(rows[axis]), variants), variants=variants
+            learner(values, scores, variants), scores, leave_group_out(list(rows[axis]), variants), variants=variants
         ).accuracy
         for axis in ("point.lr", "point.name")
     }
@@ -130,11 +132,65 @@ def coverage(
     return {name: (truth[name], float(np.mean(each))) for name, each in held.items()}
 
 
-def below_bayes(num: int, num_indicators: int, *, seed: int, shuffled: bool = False) -> tuple[float, float]:
+Drawn = tuple[np.ndarray, np.ndarray]
+"""Indicators [n, k], and by them the scores [n] but for noise."""
+THREE = np.array([1.0, 0.7, -0.5])
+
+
+def few(num: int, num_indicators: int, generator: np.random.Generator) -> Drawn:
+    """Three indicators decide, the others are noise."""
+    values = generator.normal(size=(num, num_indicators))
+    return values, values[:, :3] @ THREE
+
+
+def every(num: int, num_indicators: int, generator: np.random.Generator) -> Drawn:
+    """All decide, with weights of all sizes."""
+    values, weights = generator.normal(size=(num, num_indicators)), generator.normal(size=num_indicators)
+    return values, values @ weights * 1.32 / np.linalg.norm(weights)
+
+
+def views(num: int, num_indicators: int, generator: np.random.Generator) -> Drawn:
+    """Indicators are noisy views of three things that decide; a third of more than five is noise alone."""
+    mixes = generator.normal(size=(3, num_indicators))
+    if num_indicators > 5:
+        mixes[:, generator.random(num_indicators) < 1 / 3] = 0
+    values = generator.normal(size=(num, 3)) @ mixes + generator.normal(size=(num, num_indicators))
+    return values, values @ np.linalg.solve(mixes.T @ mixes + np.eye(num_indicators), mixes.T @ THREE)
+
+
+def bent(num: int, num_indicators: int, generator: np.random.Generator) -> Drawn:
+    """One saturates, one is in proportion and moves the first, one has a peak; the others are noise."""
+    values = generator.normal(size=(num, num_indicators))
+    one, two, three = values[:, :3].T
+    return values, 1.3 * np.tanh(1.5 * one) + 0.7 * two - 0.35 * three**2 + 0.4 * one * two
+
+
+def tailed(num: int, num_indicators: int, generator: np.random.Generator) -> Drawn:
+    """Views of two things of seven groups, half of them exponentials; a few checkpoints are far below all others."""
+    things = 1.2 * generator.normal(size=(7, 2))[generator.integers(0, 7, size=num)]
+    things += 0.6 * generator.normal(size=(num, 2))
+    things[generator.random(num) < 0.06, 0] -= 5
+    mixes = generator.normal(size=(2, num_indicators))
+    mixes[:, generator.random(num_indicators) < 1 / 3] = 0
+    mixes[0, :2], mixes[1, 1:3] = (1, -1), (0.7, 1)
+    values = things @ mixes + 0.5 * generator.normal(size=(num, num_indicators))
+    bends = generator.random(num_indicators) < 0.5
+    values[:, bends] = np.exp(0.7 * values[:, bends])
+    known = things @ np.array([1.0, 0.7])
+    return values, np.where(known > 0, known, 2.5 * known)
+
+
+def below_bayes(
+    num: int,
+    num_indicators: int,
+    *,
+    seed: int,
+    shuffled: bool = False,
+    drawn: Callable[[int, int, np.random.Generator], Drawn] = few,
+) -> tuple[float, float]:
     """(pairs right of a comparer on 60 new checkpoints, those of one who knows how the scores came about)."""
     generator = np.random.default_rng(seed)
-    values = generator.normal(size=(num + 60, num_indicators))
-    known = values[:, :3] @ np.array([1.0, 0.7, -0.5])
+    values, known = drawn(num + 60, num_indicators, generator)
     scores = known + 0.6 * generator.normal(size=num + 60)
     if shuffled:  # Each part by itself: what is in one would not be in the other, and tell of it.
         scores = np.concatenate([generator.permutation(scores[:num]), generator.permutation(scores[num:])])
@@ -214,6 +270,10 @@ def main() -> Iterator[tuple[str, str]]:
     for num, num_indicators in ((120, 5), (60, 5), (36, 5), (36, 40), (62, 40)):
         found = [below_bayes(num, num_indicators, seed=seed) for seed in range(12)]
         yield f"(g) learnt from {num} variants, {num_indicators} indicators", _two(found)
+    for drawn in (few, every, views, bent, tailed):
+        for num_indicators in (5, 10, 20, 40):
+            found = [below_bayes(60, num_indicators, seed=seed, drawn=drawn) for seed in range(100, 124)]
+            yield f"(l) learnt from 60 variants, {drawn.__name__} of {num_indicators} indicators", _two(found)
     shares = [below_bayes(60, 5, seed=seed, shuffled=True)[0] for seed in range(24)]
     error = np.std(shares) / np.sqrt(24)
     yield "(g) shuffled scores", f"{np.mean(shares):.3f}, standard error {error:.3f}"

@@ -61,7 +61,7 @@ def rows_of(ranking: Ranking, names: Sequence[str], *, without: Sequence[str] = 
 def on_all_rows(ranking: Ranking) -> Unseen:
     """Learnt from the five indicators, as the paper has them: copies, collapsed rows and leaks among them."""
     values, scores, variants = rows_of(ranking, list(INDICATORS))
-    return on_unseen(learner(values, scores), scores, random_splits(variants))
+    return on_unseen(learner(values, scores, variants), scores, random_splits(variants))
 
 
 def as_given(values: Floats) -> Predict:
