@@ -59,6 +59,8 @@ def headline(ranking: Ranking) -> str:
     if top.gain.low <= 0:
         joined = " nor" if verdict else ", though not shown to be better"
         verdict += f"{joined} than {_known_before(top)}"
+    if top.added.low <= 0:
+        verdict += f"{', nor' if verdict else ', though not shown'} to add to the configuration"
     return f"{text}{verdict} (picked as the best, for which the interval does not correct)."
 
 
@@ -138,7 +140,8 @@ def agreement_lines(ranking: Ranking) -> list[str]:
         )
         lines.append(
             "Adds to config: what an indicator adds to the pairs right of a regression on the whole configuration, "
-            "each pair predicted without both its variants; 0 for what only follows a setting."
+            "each pair predicted without both its variants; 0 for what only follows a setting. Of those that add "
+            "nothing one in forty has its interval above 0 by chance."
         )
     if any(item.selection for item in ranking.associations):
         lines.append(

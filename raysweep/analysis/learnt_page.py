@@ -68,10 +68,10 @@ def _results(tested: Tested) -> Iterator[tuple[str, IntervalEstimate, float | No
         f"from the other {len(tested.others)} targets": tested.other_targets,
     }
     short = short_names(list(tested.without_group))
-    learnt |= {f"another {short[axis]}": unseen for axis, unseen in tested.without_group.items()}
+    learnt |= {f"from indicators, another {short[axis]}": unseen for axis, unseen in tested.without_group.items()}
     yield from ((name, unseen.accuracy, unseen.brier) for name, unseen in learnt.items() if unseen)
     if tested.gain:
-        yield "indicators add", tested.gain, None
+        yield "from both minus from the configuration", tested.gain, None
     yield "mean rank by all indicators", tested.mean_rank, None
     best = sorted(tested.single.items(), key=lambda item: -item[1].value)[:3]
     yield from ((f"{name} as it is", estimate, None) for name, estimate in best)

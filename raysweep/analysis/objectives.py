@@ -9,6 +9,7 @@ tokens hold more or less of a text; bits per byte do.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -209,21 +210,20 @@ def _words(objective: Any) -> str:
 def objective_lines(checkpoints: pd.DataFrame) -> list[str]:
     """What the losses in a checkpoint table are of, a sentence each."""
     lines = []
-    for column, what in _WHAT.items():
-        counts = _counts(checkpoints, column)
+    for what, counts in _of_objectives(checkpoints):
         total = sum(counts.values())
         named = [f"{words}, on {number} of {total} checkpoints" for words, number in counts.items()]
-        if counts:
-            lines.append(f"{what} are those of {'; of '.join(named if len(named) > 1 else counts)}.")
+        lines.append(f"{what} are those of {'; of '.join(named if len(named) > 1 else counts)}.")
     return lines
 
 
 def objective_cautions(checkpoints: pd.DataFrame) -> list[str]:
     """Which losses must not be compared, where checkpoints were trained by several objectives."""
     lines = []
-    for column, what in _WHAT.items():
-        if len(counts := _counts(checkpoints, column)) > 1:
-            names = sorted({words.split(" ")[0] for words in counts})
+    for what, counts in _of_objectives(checkpoints):
+        if len(counts) > 1:
+            kinds = Counter(words.split(" ")[0] for words in counts)
+            names = [f"{num} of {name}" if num > 1 else name for name, num in sorted(kinds.items())]
             lines.append(
                 f"{what} are of {len(counts)} objectives ({', '.join(names)}), whose losses do not compare: pairs of "
                 "checkpoints of different objectives are not counted for them, and #n is a place within one objective."
@@ -255,6 +255,15 @@ def vocabulary_cautions(checkpoints: pd.DataFrame, target: str) -> list[str]:
             "by a score, as with --target sft/mean_score."
         )
     return lines
+
+
+def _of_objectives(checkpoints: pd.DataFrame) -> list[tuple[str, dict[str, int]]]:
+    """(what is measured, objective in words -> number of checkpoints measured by it), what is of the same ones once."""
+    found: dict[tuple[tuple[str, int], ...], str] = {}
+    for column, what in _WHAT.items():
+        if counts := tuple(_counts(checkpoints, column).items()):
+            found[counts] = f"{found[counts]}, {what[0].lower()}{what[1:]}" if counts in found else what
+    return [(what, dict(counts)) for counts, what in found.items()]
 
 
 def _counts(checkpoints: pd.DataFrame, column: str) -> dict[str, int]:

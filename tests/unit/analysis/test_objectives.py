@@ -19,6 +19,8 @@ from raysweep.analysis.objectives import (
     TRAINING_LOSS_OF,
     loss_groups,
     losses_of,
+    objective_cautions,
+    objective_lines,
 )
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.sections import agreement_table
@@ -90,6 +92,19 @@ def test_several_objectives_do_not_compare():
     assert line in how_to_read(ranking)
     [caution] = [line for line in cautions(ranking) if "do not compare" in line]
     assert caution.startswith("Held-out loss and perplexity are of 2 objectives (causal_lm, masked_lm)")
+
+
+def test_what_is_of_the_same_objectives_is_said_once_and_kinds_of_one_name_are_counted():
+    import pandas as pd
+
+    other = "masked_lm (0.15 of the tokens of a sequence, hidden, from all that is left)"
+    words = [NEXT, HIDDEN, other]
+    [line] = objective_lines(pd.DataFrame({PERPLEXITY_OF: words, FLATNESS_OF: words}))
+    assert line.startswith(
+        f"Held-out loss and perplexity, traces and other numbers of flatness are those of {NEXT}, on 1"
+    )
+    [caution] = objective_cautions(pd.DataFrame({PERPLEXITY_OF: words, FLATNESS_OF: words}))
+    assert "are of 3 objectives (causal_lm, 2 of masked_lm), whose" in caution
 
 
 def two_objectives(flatness_of):
@@ -180,6 +195,11 @@ def test_the_gain_over_the_sweep_file_is_on_the_same_pairs():
     unclear = [replace(item, gain=replace(item.gain, low=-0.1)) for item in ranking.associations]
     text = headline(replace(ranking, associations=tuple(unclear)))
     assert f"not shown to be better than point.x alone ({baseline:.2f})" in text
+    adding = [replace(item, added=replace(item.added, low=0.1)) for item in ranking.associations]
+    assert "to add to the configuration" not in headline(replace(ranking, associations=tuple(adding)))
+    nothing = [replace(item, added=replace(item.added, low=0.0)) for item in ranking.associations]
+    text = headline(replace(ranking, associations=tuple(nothing)))
+    assert ", though not shown to add to the configuration" in text
 
 
 def test_the_gain_is_over_what_the_sweep_file_says_best_within_an_objective():
