@@ -232,7 +232,7 @@ def objective_cautions(checkpoints: pd.DataFrame) -> list[str]:
     measured = {str(name).split("/")[0] for name in checkpoints if "/" in str(name)}
     if num_texts > 1 and measured & _ON_OWN_TEXT:
         lines.append(
-            f"What is measured by a loss on a variant's own text ({', '.join(sorted(measured & _ON_OWN_TEXT))}) is on "
+            f"What is measured on a variant's own text ({', '.join(sorted(measured & _ON_OWN_TEXT))}) is on "
             f"{num_texts} texts: pairs of checkpoints of different texts are not counted for it, and #n is a place "
             "within one. Perplexities of a domain, and losses on spans where span_loss.mix is named, compare over "
             "mixes, but not over tags and lengths of documents; losses of other_text over all."

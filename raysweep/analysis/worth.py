@@ -138,6 +138,7 @@ def worth_table(ranking: Ranking, stages: pd.DataFrame, *, best_alone: bool = Fa
             Cell(share, worth.seconds if tuning else ""),
             cell(worth.flops, formatting.count),
             _estimate(worth.item.accuracy),
+            cell(worth.item.pairs.num_pairs, formatting.number),
             _estimate(worth.item.added),
         ]
         rows.append(Row(cells))
@@ -146,6 +147,7 @@ def worth_table(ranking: Ranking, stages: pd.DataFrame, *, best_alone: bool = Fa
         "of fine-tuning, %",
         "FLOPs, as planned",
         "pairs right",
+        "of pairs",
         "adds to config",
     )
     return Table([Heading("indicator"), Heading("stage"), *(Heading(title, numeric=True) for title in titles)], rows)
@@ -169,7 +171,8 @@ def worth_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | None:
         "names": [escaped(short[name]) if (name := worth.item.indicator) in best else "" for worth in found],
         "text": [
             escaped(
-                f"{worth.item.indicator}\n{formatting.with_interval(worth.item.accuracy)} of pairs right\n"
+                f"{worth.item.indicator}\n{formatting.with_interval(worth.item.accuracy)} of "
+                f"{formatting.counted(worth.item.pairs.num_pairs, 'pair')} right\n"
                 f"adds {formatting.with_interval(worth.item.added)} to the configuration\n"
                 f"{formatting.seconds(worth.seconds)} of {unit} a checkpoint, about {count(worth.flops)} FLOPs"
             )

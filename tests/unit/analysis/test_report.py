@@ -246,10 +246,12 @@ def test_an_indicator_stands_beside_its_cost_and_the_configuration():
     stages = stages_of(*rows, rows[0])
     [row] = worth_table(ranking, stages).rows
     assert [cell.text for cell in row.cells][:5] == ["hessian_trace", "flatness", "6.0 s", "10.0", "3 T"]
+    assert row.cells[6].text == "15"  # An accuracy over few pairs is not taken for one over all.
     assert worth_table(ranking, stages).columns[2].name == "CPU worker time a checkpoint"
     chart = worth_chart(ranking, stages)
     assert (chart["x"], chart["x_title"]) == ([6.0], "CPU worker seconds a checkpoint")
     assert chart["y"] == [pytest.approx(14 / 15)]
+    assert "of 15 pairs right" in chart["text"][0]
     assert [line["name"] for line in chart["lines"]] == ["configuration alone"]
     assert worth_chart(ranking, stages[stages["kind"] == "sft"]) is None
 
