@@ -8,7 +8,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -172,6 +172,7 @@ class SearchSpace:
             [made] = collect([(("pretrain",), partial(segments, pretrain))])
             measured = [(segment.recipe, segment.shown_tokens) for segment in made if segment.measured]
         parts: list[tuple[Place, Callable[[], object]]] = []
+        subjects: list[Subject] = []
         for each, shown_tokens in measured:
             objective = objective_of(each)
             parts += [(("sft",), partial(sft.bind, each.data, objective.head))] if sft else []
@@ -181,7 +182,12 @@ class SearchSpace:
                 each.data, objective, each.sequence_length, tasks={}, model=model, shown_tokens=shown_tokens
             )
             parts += [((name,), partial(spec.bind, subject)) for name, spec in self.declared.measurements.items()]
+            subjects.append(subject)
         collect(parts)
+        if sft:
+            whole = [replace(each, tasks=sft.bind(each.corpus, each.objective.head)) for each in subjects]
+            measurements = self.declared.measurements.items()
+            collect(((name,), partial(spec.bind, each)) for each in whole for name, spec in measurements)
         return pretrain
 
     def _pretrain(self, point: Point) -> Recipe | Existing:

@@ -67,14 +67,14 @@ def use_address(args: argparse.Namespace) -> bool:
 
 def count(text: str) -> int:
     """A whole number of 2 or more: one draw has no error bar, and one token predicts none."""
-    if (number := int(text)) < 2:
+    if (number := _whole(text)) < 2:
         raise argparse.ArgumentTypeError(f"{number}: at least 2")
     return number
 
 
 def seed(text: str) -> int:
     """A whole number of 0 or more, as generators take it."""
-    if (number := int(text)) < 0:
+    if (number := _whole(text)) < 0:
         raise argparse.ArgumentTypeError(f"{number}: must be 0 or more")
     return number
 
@@ -93,10 +93,10 @@ def names(text: str) -> tuple[str, ...]:
 
 def hours(text: str) -> float:
     """Hours of GPUs, or of workers: `20gpuh`, `20h`, or the number alone."""
-    try:
-        return above_zero(text.removesuffix("h").removesuffix("gpu"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours; write 20gpuh, 20h or 20") from None
+    number = text.removesuffix("h").removesuffix("gpu")
+    if math.isnan(_number(number)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours; write 20gpuh, 20h or 20")
+    return above_zero(number)
 
 
 def costs(text: str) -> dict[str, float]:
@@ -116,6 +116,27 @@ def gpu(text: str) -> str:
 
 def above_zero(text: str) -> float:
     """A finite number above 0."""
-    if not 0 < (number := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{number}: must be a finite number above 0")
+    if not 0 < (number := _number(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a finite number above 0")
     return number
+
+
+def share(text: str) -> float:
+    """A part of a whole: above 0, and at most 1."""
+    if not 0 < (number := _number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number above 0, and at most 1")
+    return number
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from raysweep.commands.arguments import above_zero, add_address, add_overrides, gpu, named, store_of, use_address
+from raysweep.commands.arguments import above_zero, add_address, add_overrides, gpu, named, share, store_of, use_address
 from raysweep.commands.output import exit_code_of, print_json, print_ranking
 from raysweep.devices import memory_bytes, peak_flops
 from raysweep.errors import ClusterError
@@ -16,7 +16,7 @@ from raysweep.printable import printable
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
     """Give the parser `plan` and `run`; `common` holds the options of all commands."""
     plan = commands.add_parser("plan", parents=[common], help="what a sweep would run, and its cost; computes nothing")
-    plan.add_argument("--mfu", type=above_zero, default=0.4, help="model FLOPs utilization assumed (default: 0.4)")
+    plan.add_argument("--mfu", type=share, default=0.4, help="model FLOPs utilization assumed (default: 0.4)")
     plan.add_argument(
         "--gpu",
         type=gpu,

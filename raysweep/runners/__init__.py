@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Literal
 
+from raysweep.errors import StoreError
 from raysweep.estimates import ToWrite
 from raysweep.events import Event, Report, StageFailed, TrialStarted
 from raysweep.plan import Trial
@@ -13,7 +15,7 @@ from raysweep.progress import Progress
 from raysweep.runners.chain import recall, told
 from raysweep.runners.drivers import this_driver
 from raysweep.runners.journal import Journal, quiet_libraries, trial_row
-from raysweep.runners.node_tasks import store_disk
+from raysweep.runners.node_tasks import disk_usage, store_disk
 from raysweep.runners.tracking import trackers
 from raysweep.runs import Run, interrupt_driver
 from raysweep.store import Store
@@ -95,10 +97,19 @@ def _run(space: SearchSpace, store: Store, run: Run, show: Report, *, runner: Ru
 
 
 def _tell_lack_of_room(space: SearchSpace, store: Store) -> None:
-    """Here it is waited for once a disk is full; a cluster without it is refused, as for all else that is found."""
+    """Here it is waited for once a disk is full; a cluster without it is refused, as for all else that is found.
+
+    Raises:
+        StoreError: if no room that can be made would do.
+    """
     to_write = None if "RAY_ADDRESS" in os.environ else ToWrite.of(space, store)
-    if to_write and (lack := to_write.lack(store, *store_disk(store.url))):
-        logger.warning(lack)
+    folder, free = store_disk(store.url)
+    if not to_write or not (lack := to_write.lack(store, folder, free)):
+        return
+    in_all = disk_usage(Path(folder)).total
+    if to_write.lack(store, folder, in_all):
+        raise StoreError(f"{lack}; its disk has {in_all / 2**30:,.1f} in all")
+    logger.warning(lack)
 
 
 def _run_on_ray(space: SearchSpace, store: Store, run: Run, journal: Journal) -> None:

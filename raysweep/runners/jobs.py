@@ -23,6 +23,8 @@ from typing import Any
 from raysweep.errors import ClusterError, StoreError
 from raysweep.runners.drivers import END_SECONDS, JOB_ADDRESS, JOB_ID
 
+URL_OF_HEAD = "such as http://HEAD:8265"
+
 # How long the job server may be out of reach before following ends; the job does not.
 LOST_SECONDS = 120.0
 POLL_SECONDS = 1.0
@@ -200,6 +202,8 @@ def _sent_folder(submission: Submission) -> Iterator[tuple[Path, str]]:
 @contextlib.contextmanager
 def _asked(address: str) -> Iterator[Any]:
     """A client of the job server at `address`. Raises ClusterError for whatever goes wrong with it."""
+    if not address.startswith(("http://", "https://")):  # Ray's client would look for a cluster at it, for minutes.
+        raise ClusterError(f"job server at {address!r}: its address is a URL, {URL_OF_HEAD}")
     if importlib.util.find_spec("aiohttp") is None:
         raise ClusterError("jobs need Ray's own client of its job server: pip install 'raysweep[submit]'")
     from ray.job_submission import JobSubmissionClient
@@ -216,4 +220,7 @@ def _asked(address: str) -> Iterator[Any]:
     # What it raises is RuntimeError or ConnectionError, with the server's traceback in it, or aiohttp's own.
     except Exception as error:
         lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-        raise ClusterError(f"job server at {address!r}: {lines[-1].rstrip('.')}") from error
+        mend = (
+            f"; give its URL, {URL_OF_HEAD}, as it is reached from here" if isinstance(error, ConnectionError) else ""
+        )
+        raise ClusterError(f"job server at {address!r}: {lines[-1].rstrip('.')}{mend}") from error

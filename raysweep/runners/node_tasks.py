@@ -42,7 +42,7 @@ def facts_here(ip: str, ray_folder: str) -> dict[str, Any]:
     """
     gpus, driver = _gpus()
     # A node that was given another --temp-dir lacks it: its disk is that of the folder above.
-    disk = _disk_usage(Path(ray_folder))
+    disk = disk_usage(Path(ray_folder))
     return {
         "ip": ip,
         "interface": interface_of(ip),
@@ -66,10 +66,10 @@ def store_disk(store_url: str) -> tuple[str, int]:
     from raysweep.store import Store
 
     root = Store(store_url).root
-    return str(root), _disk_usage(root).free
+    return str(root), disk_usage(root).free
 
 
-def _disk_usage(folder: Path) -> Any:
+def disk_usage(folder: Path) -> Any:
     """Of the file system that it is on, or will be."""
     return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists()))
 

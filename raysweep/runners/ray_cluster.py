@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import socket
 import time
 from collections import Counter, defaultdict
@@ -188,6 +189,8 @@ def connect() -> None:
             f"Ray at {address!r}: a sweep's driver is a process on a node of the cluster: run the command there with "
             "--address auto, or send it there with raysweep submit"
         )
+    if address not in ("auto", "local") and not re.fullmatch(r".+:\d{1,5}", address):
+        raise ClusterError(f"Ray at {address!r}: an address is IP:PORT, as ray start --head printed it, or auto")
     use_token()
     try:
         if address == "auto":  # Which Ray would take on trust, and wait for a quarter of an hour.

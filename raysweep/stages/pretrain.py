@@ -44,6 +44,9 @@ CURVE = "curve.jsonl"
 GANGS = "gangs.json"
 """In a checkpoint's folder: what trained its phase, one gang after another; see `train.loop.Training.gangs`."""
 
+# Of one step, whose rows are at hand at once: 16 GiB. The largest batches that are trained with are a tenth of it.
+MAX_BATCH_TOKENS = 2**31
+
 _TOKENS = re.compile(r"(\d[\d_]*(?:\.\d+)?(?:e\d{1,2})?) tokens", re.ASCII)
 
 
@@ -98,6 +101,11 @@ class Recipe(Spec):
             raise ValueError("steps or tokens is missing: how long shall it train?")
         if self.steps is not None and self.tokens is not None:
             raise ValueError(f"steps {self.steps} and tokens {self.tokens}: give either, and not both")
+        if (num_tokens := self.batch_sequences * self.sequence_length) > MAX_BATCH_TOKENS:
+            raise ValueError(
+                f"batch_sequences {self.batch_sequences:,} of sequence_length {self.sequence_length:,} are "
+                f"{num_tokens:,} tokens a step; at most {MAX_BATCH_TOKENS:,}"
+            )
         if self.checkpoints and not self.num_steps:
             raise ValueError("checkpoints: pretrain has no steps of its own beside its phases; give them to a phase")
         for at, step in zip(self.checkpoints, self.checkpoint_steps, strict=False):

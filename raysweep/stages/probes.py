@@ -81,8 +81,11 @@ class Probes(StageSpec):
         """With the tasks that have labels.
 
         Raises:
-            SpaceError: if a task has not so many training examples.
+            SpaceError: if a task has not so many training examples, or the model not so many blocks.
         """
+        blocks = subject.model.dimensions().num_layers if subject.model else math.inf
+        if self.layers and (deepest := max(self.layers)) > blocks:
+            raise SpaceError(f"{deepest}: the model has {blocks} blocks; layers are 0 to {blocks}", ("layers",))
         tasks = {name: task for name, task in subject.tasks.items() if task.num_classes is not None}
         for name, task in tasks.items():
             if (most := max(self.num_labels)) > (there := task.workload().num_train):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ from tiny import LONGER, TINY, results_of
 
 from raysweep.analysis.tables import stage_table
 from raysweep.cli import main
-from raysweep.errors import ClusterError, SpaceError
+from raysweep.errors import ClusterError, SpaceError, StoreError
 from raysweep.estimates import ToWrite
 from raysweep.resources import Resources
 from raysweep.runners import run_sweep, tail
@@ -78,14 +79,17 @@ def test_what_the_planner_chose_is_told_kept_and_recorded(sweep_file, store):
     assert store.get(last).provenance["micro_batch_sequences"] == 2
 
 
-def test_what_fits_nowhere_is_refused_before_anything_runs(sweep_file, store, caplog, capsys):
+def test_what_fits_nowhere_is_refused_before_anything_runs(sweep_file, store, caplog, capsys, monkeypatch):
     huge = TINY.replace(
         "hidden_size: 16, num_layers: 1, num_heads: 2", "hidden_size: 16384, num_layers: 96, num_heads: 128"
     )
+    lack = rf"GiB are free in {store.root}, and about [\d,]+\.\d are to be written: make room, or give another --store"
+    with pytest.raises(StoreError, match=lack + r"; its disk has [\d,]+\.\d in all"):
+        run_sweep(load(sweep_file(huge + "resources: auto\n")), store, runner="inline")
+    # On a disk that could be freed that is told, and waited for once it is full.
+    monkeypatch.setattr("raysweep.runners.disk_usage", lambda folder: SimpleNamespace(total=2**60))
     with pytest.raises(ClusterError, match=r"no choice of zero_stage, .* fits: the nearest, .* GiB for pretrain"):
         run_sweep(load(sweep_file(huge + "resources: auto\n")), store, runner="inline")
-    # Nor would the disk hold it, which is waited for here once it is full, and told before.
-    lack = rf"GiB are free in {store.root}, and about [\d,]+\.\d are to be written: make room, or give another --store"
     assert re.search(lack, caplog.text)
     assert main(["doctor", str(sweep_file(huge)), "--store", store.url]) == 2
     assert re.search(f"FAIL  store: .* {lack}", capsys.readouterr().out)

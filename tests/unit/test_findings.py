@@ -110,6 +110,21 @@ def test_yaml_as_a_person_writes_it(tmp_path):
         ("lr: 1e-2}", "lr: 1, betas: [0.9, 0, 0]}", "6: pretrain.optimizer.betas: holds 3 values; at most 2"),
         ("lr: 1e-2}", "lr: 1, betas: [0.9, 2]}", "6: pretrain.optimizer.betas.1: must be below 1, not 2"),
         (
+            "batch_sequences: 8\n",
+            "batch_sequences: 999_999_999\n",
+            "batch_sequences 999,999,999 of sequence_length 5 are 4,999,999,995 tokens a step; at most 2,147,483,648",
+        ),
+        (
+            "name: tiny",
+            "name: tiny\nprobes: {num_labels: [8, 500]}",
+            "2: probes.num_labels: 500 labels: task span has 40 training examples; raise its num_train, or lower it",
+        ),
+        (
+            "name: tiny",
+            "name: tiny\nprobes: {num_labels: [8], layers: [1, 2]}",
+            "2: probes.layers: 2: the model has 1 blocks; layers are 0 to 1",
+        ),
+        (
             "vocabulary: 16",
             "vocabulary: 2_000_000",
             "3: pretrain.data.vocabulary: must be at most 1,000,000, not 2000000",

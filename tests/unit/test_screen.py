@@ -170,8 +170,15 @@ def test_errors_and_logs_do_not_steer_the_terminal(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["plan", "x.yaml", "--mfu", "0"], "argument --mfu: 0.0: must be a finite number above 0"),
-        (["plan", "x.yaml", "--peak-tflops", "nan"], "argument --peak-tflops: nan: must be a finite number above 0"),
+        (["plan", "x.yaml", "--mfu", "0"], "argument --mfu: '0': must be a number above 0, and at most 1"),
+        (["plan", "x.yaml", "--mfu", "45"], "argument --mfu: '45': must be a number above 0, and at most 1"),
+        (["plan", "x.yaml", "--peak-tflops", "nan"], "argument --peak-tflops: 'nan': must be a finite number above 0"),
+        (
+            ["plan", "x.yaml", "--peak-tflops", "fast"],
+            "argument --peak-tflops: 'fast': must be a finite number above 0",
+        ),
+        (["trace", "m", "--samples", "1e3"], "argument --samples: '1e3': must be a whole number"),
+        (["rank", "r", "--budget", "lots"], "argument --budget: 'lots' is no number of hours; write 20gpuh, 20h or 20"),
         (["plan", "x.yaml", "--gpu", "V100"], "argument --gpu: 'V100' is not known; known are B200, H100 PCIe"),
         (["trace", "m", "--seed", "-1"], "argument --seed: -1: must be 0 or more"),
         (["status", "r", "--store", ""], "argument --store: is empty; name one, or leave the option out"),

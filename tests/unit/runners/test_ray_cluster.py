@@ -6,6 +6,7 @@ from tiny import free_port
 from raysweep.errors import ClusterError
 from raysweep.resources import Resources
 from raysweep.runners import ray_cluster
+from raysweep.runners.jobs import stop
 from raysweep.runners.ray_cluster import Cluster, LostRoom, connect
 from raysweep.runners.room import Gangs, Shape, View
 
@@ -20,6 +21,17 @@ def test_a_cluster_that_auto_stands_for_and_that_is_gone_is_refused_at_once(monk
     monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
     with pytest.raises(ClusterError, match="Ray at 'auto' cannot be joined: Could not find any running Ray instance"):
         connect()
+
+
+@pytest.mark.parametrize("address", ["localhost", "head:many", "10.0.0.1:"])
+def test_what_is_no_address_is_refused_at_once(address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterError, match=f"Ray at '{address}': an address is IP:PORT, .* or auto"):
+        connect()
+    with pytest.raises(
+        ClusterError, match=f"job server at '{address}': its address is a URL, such as http://HEAD:8265"
+    ):
+        stop("job", address)
 
 
 @pytest.mark.parametrize(("mode", "warned"), [("disabled", True), ("token", False), ("", False)])

@@ -12,6 +12,7 @@ from raysweep.stages.base import Subject
 from raysweep.stages.probes import PENALTIES, RIDGE, Probes, fits, ridge
 from raysweep.tasks.base import Features
 from raysweep.tasks.states import HMMState
+from raysweep.train.models import Llama
 
 CHAIN = HMM(vocabulary=5, num_states=3, sentence_length=4)
 
@@ -84,5 +85,9 @@ def test_labels_that_a_task_has_not_are_an_error():
     tasks = {"state": HMMState(form="hmm_state", position=2, num_train=100).bind(CHAIN)}
     with pytest.raises(SpaceError, match="200 labels: task state has 100 training examples; raise its num_train"):
         Probes(num_labels=(200,)).bind(Subject(CHAIN, CausalLM(), 5, tasks))
+    two_blocks = Subject(CHAIN, CausalLM(), 5, tasks, model=Llama(hidden_size=16, num_layers=2, num_heads=2))
+    assert Probes(num_labels=(64,), layers=(0, 2)).bind(two_blocks).layers == (0, 2)
+    with pytest.raises(SpaceError, match="layers: 3: the model has 2 blocks; layers are 0 to 2"):
+        Probes(num_labels=(64,), layers=(0, 3)).bind(two_blocks)
     with pytest.raises(ValidationError, match="give different numbers"):
         Probes(num_labels=(200, 200))
