@@ -69,7 +69,14 @@ def run_share(trial: Trial, ids: Container[str], gang: Gang, *, report: Report) 
     Raises:
         GangBroken: as `run_chain`.
     """
-    stages = [stage for stage in trial.stages if stage.id in ids and not gang.store.get(stage.id)]
+    store = gang.store
+    stages = [
+        stage
+        for stage in trial.stages
+        if stage.id in ids
+        and not store.get(stage.id)
+        and all(_is_done(store.get(each)) for each in stage.inputs.values())
+    ]
     for stage in stages:
         report(StageStarted(trial=trial.id, stage=stage.id, kind=stage.kind))
     for outcome in _made(stages, gang):
@@ -170,6 +177,10 @@ def _made(stages: Sequence[Stage], gang: Gang) -> list[Outcome]:
     wide = [stage for stage in stages if stage.spec.is_wide(gang.resources)]
     split = [stage for stage in stages if stage not in wide]
     return [*map(gang.wide, wide), *gang.split(split)]
+
+
+def _is_done(record: Record | None) -> bool:
+    return record is not None and record.status == "done"
 
 
 def _of(record: Record, stages: Iterable[Stage]) -> Stage:

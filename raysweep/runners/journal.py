@@ -86,7 +86,7 @@ class Journal:
         self._rows: dict[str, TrialRow] = {}
         self._failed = {failure["stage"] for failure in run.failures()}
         self._finished: dict[str, tuple[str, float]] = {}
-        """Id of a stage -> for which trial its end was told, and when it happened."""
+        """Id of a stage -> for which trial its end was told, and how long it took."""
         self._unkept: list[Event] = []
         self._reserve = run.folder / ".reserve"
         self._hold_back()
@@ -95,9 +95,10 @@ class Journal:
         """Keep and show one event.
 
         What finds no room on the disk is kept once there is some; the note of a failure has room held back. An end that
-        comes a second time, as a gang's connection was lost meanwhile, is left out.
+        comes a second time is left out: a gang's connection was lost meanwhile, or another gang has made the stage,
+        which the trial's own had begun to wait for.
         """
-        if isinstance(event, StageEnded) and self._finished.get(event.stage) == (event.trial, event.time):
+        if isinstance(event, StageEnded) and self._finished.get(event.stage) == (event.trial, event.wall_seconds):
             return
         event = self._as_it_is(event)
         self._unkept.append(event)
@@ -131,7 +132,7 @@ class Journal:
         """
         match event:
             case StageEnded():
-                self._finished[event.stage] = event.trial, event.time
+                self._finished[event.stage] = event.trial, event.wall_seconds
             case StageStarted():  # Made again, as its files were lost.
                 self._finished.pop(event.stage, None)
             case StageFailed(stage=stage, cause=cause) if stage in self._finished:

@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from raysweep.events import Event, StageEnded, StageFailed, StageStarted
@@ -62,10 +62,10 @@ class AtWork:
             case StageEnded() | StageFailed(retry=False):
                 self._stages[event.trial].discard(event.stage)
 
-    def note_out_of_memory(self, trial: Trial, store: Store) -> bool:
-        """Have the next tries of those of a trial take less. False if there are none."""
+    def note_out_of_memory(self, trial: Trial, store: Store, *, among: Container[str] | None = None) -> bool:
+        """Have the next tries of those of a trial take less, or of some of them. False if there are none."""
         keys = {stage.id: stage.state_key for stage in trial.stages}
-        at_work = tuple(self._stages[trial.id])
+        at_work = tuple(stage for stage in self._stages[trial.id] if among is None or stage in among)
         for stage in at_work:
             states = store.state_dir(keys.get(stage) or stage)
             note_out_of_memory(states, times_out_of_memory(states))

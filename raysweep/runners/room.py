@@ -116,15 +116,18 @@ class Gangs:
             return False
         if not self._under_way:  # Nothing would come of waiting.
             return True
-        return self._room().find(shape) is not None or (self._may_grow and not self._waiting)
+        return self._room()[0].find(shape) is not None or (self._may_grow and not self._waiting)
 
     def has_room_now(self, shape: Shape) -> bool:
-        """Whether one more gang of this shape fits without asking for nodes that are not there."""
-        return self._may_start() and self._room().find(shape) is not None
+        """Whether one more gang of this shape fits beside all trials under way, on nodes that are there."""
+        if not self._may_start():
+            return False
+        room, is_enough = self._room()
+        return is_enough and room.find(shape) is not None
 
     def start(self, key: str, shape: Shape) -> None:
         """Note that a trial is handed out, under a `key` for `started` and `end`."""
-        found = self._room().find(shape)
+        found = self._room()[0].find(shape)
         if found is None:
             self._waiting.add(key)
         elif not shape.spans_nodes:
@@ -155,9 +158,10 @@ class Gangs:
     def _may_start(self) -> bool:
         return self._max_concurrent is None or len(self._under_way) < self._max_concurrent
 
-    def _room(self) -> Room:
+    def _room(self) -> tuple[Room, bool]:
+        """What trials under way leave, and whether there is room for them all."""
         view = self._look()
-        room = Room(view.free)
+        room, is_enough = Room(view.free), True
         shapes = list(self._under_way.values())
         for shape in dict.fromkeys([*view.gangs, *shapes]):
             gangs, num_trials = view.gangs.get(shape, ()), shapes.count(shape)
@@ -166,4 +170,6 @@ class Gangs:
             for _ in range(num_trials - len(gangs)):
                 if found := room.find(shape):
                     room.take(shape, found)
-        return room
+                else:
+                    is_enough = False
+        return room, is_enough

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from raysweep.events import Event, StageEnded
+from raysweep.events import Event, StageEnded, StageFailed, TrialStarted
 from raysweep.plan import Stage, Trial
 from raysweep.runners.queue import Beginnings, Durations
 from raysweep.runners.room import Shape
 
-# A share is handed out where what a gang has before it takes it longer: a gang takes some 15 s to start.
+# A trial is helped while more than this is left for others: two starts of a gang.
 WORTH_SECONDS = 30.0
+# A share takes at least about as long, where there is so much: each is a trial of Tune's.
+SHARE_SECONDS = 5.0
 
 
 class Share(NamedTuple):
@@ -26,6 +29,7 @@ class _Rest(NamedTuple):
     """What others may be given of a trial now."""
 
     seconds: float
+    """Of the trial's own gang."""
     stages: list[Stage]
 
 
@@ -34,20 +38,33 @@ class Tail:
 
     A trial's own gang goes through its stages from the first on, so others get the last ones of those whose inputs are
     finished; not training, of which only its own gang has the state. Each stage is given once, and stays the own
-    gang's, too: whichever comes to it first makes it, and what others fail at is left to it.
+    gang's, too: whichever comes to it first makes it, and what others fail at is left to it. (Stores behind a URL have
+    no locks: there both may be at the one where they meet, and the first record stands.)
 
     Args:
         beginnings: knows what is finished.
         durations: tells how long stages take.
         shape_of: the gang of a trial.
+        is_wide: whether all workers of a trial's gang work on a stage at once.
     """
 
-    def __init__(self, beginnings: Beginnings, durations: Durations, shape_of: Callable[[Trial], Shape]) -> None:
-        self._beginnings, self._durations, self._shape_of = beginnings, durations, shape_of
+    def __init__(
+        self,
+        beginnings: Beginnings,
+        durations: Durations,
+        shape_of: Callable[[Trial], Shape],
+        is_wide: Callable[[Trial, Stage], bool],
+    ) -> None:
+        self._beginnings, self._durations = beginnings, durations
+        self._shape_of, self._is_wide = shape_of, is_wide
         self._trials: dict[str, Trial] = {}
-        self._given: set[str] = set()
+        self._begun: set[str] = set()
+        """Ids of trials that have a gang."""
+        self._kept: set[str] = set()
+        """Ids of stages that are given already, or that nobody can make."""
+        self._diverged: set[str] = set()
         self._rests: dict[str, _Rest] = {}
-        """By the key of a trial; of those that have any."""
+        """By the key of a trial; of those that have a gang."""
         self._changed: set[str] = set()
         """Ids of trials whose rest is to be reckoned anew."""
         self._may_have_room = False
@@ -55,7 +72,6 @@ class Tail:
     def start(self, key: str, trial: Trial) -> None:
         """Note that a trial is handed out to a gang of its own, under a `key` for `end`."""
         self._trials[key] = trial
-        self._changed.add(trial.id)
 
     def end(self, key: str) -> None:
         """Note that what was handed out under `key` has ended, a trial or a share, however it did."""
@@ -65,8 +81,17 @@ class Tail:
 
     def take(self, event: Event) -> None:
         """Take one event of the run, after those that know what is finished, and how long it took."""
-        if isinstance(event, StageEnded):
-            self._changed.add(event.trial)
+        match event:
+            case TrialStarted(row=row):
+                self._begun.add(row.trial)
+                self._changed.add(row.trial)
+            case StageEnded():
+                if event.status != "done":
+                    self._diverged.add(event.stage)
+                self._changed.add(event.trial)
+            case StageFailed(retry=False):
+                self._kept.add(event.stage)
+                self._changed.add(event.trial)
 
     def next(self, has_room: Callable[[Shape], bool]) -> Share | None:
         """Take out a share of the trial that has most before it; None if there is no room, or nothing that is worth it.
@@ -83,26 +108,38 @@ class Tail:
         if not there:
             return None
         key = max(there, key=lambda key: rests[key].seconds)
-        trial, ready = self._trials[key], rests[key].stages
-        num = 1 if ready[-1].spec.wide else self._shape_of(trial).workers
-        stages = tuple(stage.id for stage in ready[-num:] if num == 1 or not stage.spec.wide)
-        self._given.update(stages)
+        trial, stages = self._trials[key], self._share(self._trials[key], rests[key])
+        self._kept.update(stages)
         self._changed.add(trial.id)
         return Share(trial, stages)
 
     def _reckon(self) -> None:
-        changed, self._changed = self._changed, set()  # Events come from another thread.
+        changed = set()
+        while self._changed:  # One by one, as events come from another thread.
+            changed.add(self._changed.pop())
         for key, trial in self._trials.items():
-            if trial.id in changed:
+            if trial.id in changed and trial.id in self._begun:
                 stages = self._rest(trial)
                 self._rests[key] = _Rest(self._durations.of(trial, stages), stages)
 
     def _rest(self, trial: Trial) -> list[Stage]:
         """What is ready, but for what its own gang makes next."""
         finished = self._beginnings.finished
-        left = [stage for stage in trial.stages if stage.id not in finished and stage.id not in self._given]
-        return [
-            stage
-            for stage in left[self._shape_of(trial).workers :]
-            if stage.state_key is None and finished.issuperset(stage.inputs.values())
-        ]
+        left = [stage for stage in trial.stages if stage.id not in finished and stage.id not in self._kept]
+        own = self._side_by_side(trial, left[0]) if left else 0
+        return [stage for stage in left[own:] if stage.state_key is None and self._is_ready(stage)]
+
+    def _is_ready(self, stage: Stage) -> bool:
+        inputs = stage.inputs.values()
+        return self._beginnings.finished.issuperset(inputs) and self._diverged.isdisjoint(inputs)
+
+    def _share(self, trial: Trial, rest: _Rest) -> tuple[str, ...]:
+        """The last of its stages: as many as a gang makes side by side, and up to half of them where they are short."""
+        stages = rest.stages
+        at_once, each = self._side_by_side(trial, stages[-1]), rest.seconds / len(stages)
+        num = at_once * math.ceil(SHARE_SECONDS / (at_once * each))
+        num = max(at_once, min(num, len(stages) // 2))
+        return tuple(stage.id for stage in stages[-num:] if self._side_by_side(trial, stage) == at_once)
+
+    def _side_by_side(self, trial: Trial, stage: Stage) -> int:
+        return 1 if self._is_wide(trial, stage) else self._shape_of(trial).workers

@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raysweep.errors import RaysweepError
 from raysweep.estimates import ToWrite
 from raysweep.events import Event, Report, StageFailed
-from raysweep.plan import Trial
+from raysweep.plan import Stage, Trial
 from raysweep.runners.agreement import Agreement
 from raysweep.runners.channel import EventSink, one_at_a_time
 from raysweep.runners.cluster_checks import node_memories, refuse_unfit
@@ -75,16 +75,16 @@ class Points(Searcher):  # type: ignore[misc]
         self._queue, self._beginnings, self._gangs, self._tail = queue, beginnings, gangs, tail
         self._share: Share | None = None
 
-    @property
     def is_finished(self) -> bool:
-        """Whether there is nothing to hand out: trials for good, shares for now."""
+        """Whether there is nothing to hand out: trials for good, shares for now. A share that is found stays for
+        `suggest`, as Tune asks before it closes a gang that could take it."""
         if self._tail and not self._queue and not self._share:
             self._share = self._tail.next(self._gangs.has_room_now)
         return not self._queue and not self._share
 
     def suggest(self, trial_id: str) -> Any:
         """The config of the next trial; None while each that is left waits for another, or for room."""
-        if self.is_finished:
+        if self.is_finished():
             return None
         if self._share:
             share, self._share = self._share, None
@@ -118,7 +118,7 @@ class _AsLongAsThereIs(SearchGenerator):  # type: ignore[misc]
 
     def is_finished(self) -> bool:
         """Whether Tune need not ask for more now."""
-        return bool(self.searcher.is_finished)
+        return bool(self._finished or self.searcher.is_finished())
 
 
 class _GangRequest(tune.PlacementGroupFactory):  # type: ignore[misc]
@@ -154,9 +154,15 @@ class _AsQueued:
         """Right after it was handed out, and before anything is asked for it."""
         super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
         trial.placement_group_factory.node = self.gangs.node_of(trial.trial_id)
+        if SHARE in trial.config:
+            trial.max_failures = 0  # What it fails at is left to the trial's own gang.
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """None: Tune goes through the trials without a gang."""
+        """None: Tune goes through the trials without a gang. Shares that wait for one end with the last trial."""
+        live = list(tune_controller.get_live_trials())
+        if live and all(SHARE in trial.config and trial.status == "PENDING" for trial in live):
+            for trial in live:
+                tune_controller.stop_trial(trial)
 
 
 class _InOrder(_AsQueued, tune.schedulers.FIFOScheduler):  # type: ignore[misc]
@@ -285,13 +291,21 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
     def shape_of(point: Mapping[str, Any]) -> Shape:
         return cluster.shapes[space.resources.of(point)]
 
-    queue = Queue(trials or (), beginnings, lambda trial: shape_of(trial.point))
-    # A trial that a scheduler may stop at its next checkpoint is left alone.
-    tail = None if search.scheduler else Tail(beginnings, queue.durations, lambda trial: shape_of(trial.point))
-    searcher: Any = _AsLongAsThereIs(Points(queue, beginnings, gangs, tail))
+    def trial_shape(trial: Trial) -> Shape:
+        return shape_of(trial.point)
+
+    def is_wide(trial: Trial, stage: Stage) -> bool:
+        return stage.spec.is_wide(space.resources.of(trial.point))
+
+    queue = Queue(trials or (), beginnings, trial_shape)
+    tail: Tail | None = None
+    searcher: Any = study
     if study:
-        study.use(gangs, shapes, lambda trial: shape_of(trial.point))
-        searcher = study
+        study.use(gangs, shapes, trial_shape)
+    else:
+        if not search.scheduler:  # Which may stop a trial at its next checkpoint.
+            tail = Tail(beginnings, queue.durations, trial_shape, is_wide)
+        searcher = _AsLongAsThereIs(Points(queue, beginnings, gangs, tail))
     report = one_at_a_time(report)
     watch = Watch(
         max_silence_seconds=resources.max_silence_seconds,
@@ -311,7 +325,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         report(event)
 
     def take_less(config: Mapping[str, Any]) -> bool:
-        return at_work.note_out_of_memory(trial_of(space, config), store)
+        return at_work.note_out_of_memory(trial_of(space, config), store, among=config.get(SHARE))
 
     sink = EventSink(host, tell, watch=watch)
     trainable = tune.with_parameters(

@@ -44,7 +44,9 @@ from timed import Timed, timed_trials
 
 from raysweep.costs import UNKNOWN
 from raysweep.estimates import size_of
+from raysweep.events import TrialStarted
 from raysweep.plan import Stage, Trial
+from raysweep.run_files import TrialRow
 from raysweep.runners.queue import Beginnings, Queue
 from raysweep.runners.room import Gangs, Placement, Room, Shape, View
 from raysweep.runners.tail import Tail
@@ -83,10 +85,20 @@ class Job:
         return max(ranks)
 
     @property
+    def work(self) -> float:
+        """GPU-seconds in which a rank is at work."""
+        stages = self.trial.stages[1:]
+        return sum(self.seconds[each.id] * (self.shape.workers if each.spec.wide else 1) for each in stages)
+
+    @property
     def shared(self) -> float:
         """Seconds, if whatever is not training were made at once."""
         training, *others = self.trial.stages[1:]
         return self.seconds[training.id] + max(self.seconds[stage.id] for stage in others)
+
+
+def is_wide(trial: Trial, stage: Stage) -> bool:
+    return stage.spec.wide
 
 
 def batches(stages: Iterable[Stage]) -> Iterator[list[Stage]]:
@@ -238,7 +250,7 @@ class Replay:
         self.queue = queue([job.trial for job in jobs], beginnings, self.shape_of)
         if isinstance(self.queue, Peer):
             self.queue.by_id = self.by_id
-        self.tail = Tail(beginnings, self.queue.durations, self.shape_of) if shares else None
+        self.tail = Tail(beginnings, self.queue.durations, self.shape_of, is_wide) if shares else None
         self.searcher = Points(self.queue, beginnings, gangs, self.tail)
         self.by_index = {job.trial.point["index"]: job for job in jobs}
 
@@ -257,8 +269,8 @@ class Replay:
         while True:
             while (config := self.searcher.suggest(name := next(names))) is not None:
                 self.begin(name, self.by_index[config["index"]], config.get(SHARE), now)
-            if not self.num_trials:
-                return now
+            if not self.num_trials and not any(party.at_work for party in self.busy.values()):
+                return now  # Shares that wait for a gang end.
             now, name, stage = heapq.heappop(self.ends)
             self.go_on(name, stage, now)
 
@@ -285,6 +297,8 @@ class Replay:
         if stage:
             party.at_work -= 1
             self.tell(stage, party.job)
+        if not stage and self.tail and not party.is_share:
+            self.tail.take(TrialStarted(row=TrialRow(party.job.trial.id, variant="", point={}, seed=0, stages=())))
         if not party.at_work and not party.batch:
             if (batch := next(party.batches, None)) is None:
                 self.end(name)
@@ -338,6 +352,11 @@ def area(jobs: Sequence[Job]) -> float:
     return sum(job.alone * job.shape.workers for job in jobs) / (NUM_NODES * GPUS)
 
 
+def idle_part(jobs: Sequence[Job]) -> float:
+    """Of that, ranks that have nothing to do as others of their gang are at work: it is not the queue's to mend."""
+    return 1 - sum(job.work for job in jobs) / (area(jobs) * NUM_NODES * GPUS)
+
+
 def bound(jobs: Sequence[Job]) -> float:
     return max(area(jobs), *(job.shared for job in jobs))
 
@@ -371,7 +390,8 @@ def rows(
                 replay = Replay(jobs, queue, one_start_at_a_time=one_at_a_time, asks=asks, shares=shares)
                 ratios.append(replay.run() / bound(jobs))
             cells.append(f"{statistics.mean(ratios):.3f} ({max(ratios):.3f})")
-        yield f"| {num:,} | {name} | {said(sigma)} | {' | '.join(cells)} |"
+        idle = statistics.mean(map(idle_part, (jobs_of(num, sigma, shapes, number) for number in range(num_draws))))
+        yield f"| {num:,} | {name} | {said(sigma)} | {' | '.join(cells)} | {idle:.0%} |"
 
 
 def said(sigma: float | None) -> str:
@@ -404,8 +424,8 @@ def main() -> None:
     of_draw = as_drawn if given.drawn else as_measured
     sigmas = given.sigmas or ([] if given.drawn else [None]) + [0.5, 1.0]
     began = time.process_time()
-    print("| trials | gangs of | sigma | " + " | ".join(given.policies) + " |")
-    print("| --- " * (3 + len(given.policies)) + "|")
+    print("| trials | gangs of | sigma | " + " | ".join(given.policies) + " | idle ranks in gangs |")
+    print("| --- " * (4 + len(given.policies)) + "|")
     for row in rows(given.policies, of_draw, given.draws, given.trials, sigmas):
         print(row, flush=True)
     print(f"{time.process_time() - began:.0f} s of processor time")

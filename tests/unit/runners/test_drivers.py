@@ -109,6 +109,15 @@ def test_the_log_says_what_happened_and_why_a_stage_failed(run, capsys):
     assert main(["logs", "r", "nothing", *store]) == 2
 
 
+def test_what_another_gang_has_made_is_in_the_log_once(run):
+    journal = Journal(run, lambda event: None)
+    for _ in range(2):  # That gang tells of it, and the trial's own, which has waited for it.
+        journal(StageStarted(trial="t", stage="sft-1", kind="sft"))
+    for time in (3.0, 4.0):
+        journal(ended("sft-1", time=time, wall_seconds=20.5))
+    assert [event["event"] for event in run.events()] == ["started", "started", "finished"]
+
+
 def test_a_disk_without_room_for_the_log_loses_no_failure(run, monkeypatch):
     def full(event):
         raise OSError(28, "No space left on device")

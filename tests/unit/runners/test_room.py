@@ -56,6 +56,20 @@ def test_all_that_fit_may_start_before_the_cluster_has_noticed():
     assert gangs.has_room(two)
 
 
+def test_a_share_gets_no_room_that_a_trial_waits_for():
+    small, large = Shape(1, 1, 0), Shape(4, 1, 0)
+    gangs = gangs_of({"a": {"CPU": 4.0}, "b": {"CPU": 2.0}}, {}, may_grow=True)
+    gangs.start("x", small)
+    assert gangs.has_room_now(small)
+    gangs.start("y", large)
+    assert gangs.has_room_now(small)
+    gangs.start("z", large)  # In a cluster that may grow.
+    assert not gangs.has_room_now(small)
+    gangs.end("y")
+    assert gangs.has_room_now(small)
+    assert not gangs_of({"a": {"CPU": 4.0}}, {}, max_concurrent=0).has_room_now(small)
+
+
 def test_a_warm_gang_is_room_for_one_trial():
     one = Shape(1, 1, 0)
     gangs = gangs_of({"a": {"CPU": 0.0}}, {one: [{"a": 1}, {"a": 1}]})

@@ -5,12 +5,15 @@ from typing import ClassVar
 
 from ended import ended
 from timed import Timed, timed_trials
-from tiny import ONE_CPU
+from tiny import ONE_CPU, roomy, row
 
+from raysweep.events import StageFailed, TrialStarted
 from raysweep.plan import Stage
-from raysweep.runners.queue import Beginnings, Durations
+from raysweep.runners.queue import Beginnings, Durations, Queue
 from raysweep.runners.room import Shape
 from raysweep.runners.tail import Tail
+from raysweep.runners.trainable import SHARE
+from raysweep.runners.tune import Points
 
 
 class Training(Timed):
@@ -31,14 +34,14 @@ class Wide(Timed):
     kind: ClassVar[str] = "wide"
 
 
-def trial_of(index=0, *, splits=6, wide=0):
-    """One whose training takes 100 s, and each of what hangs from it 20."""
+def trial_of(index=0, *, splits=6, wide=0, seconds=20.0):
+    """One whose training takes 100 s, and each of what hangs from it 20, or so many."""
     (trial,) = timed_trials([0.0])
     training = Stage(Training(index=index, predicted=100.0), {"tokens": trial.stages[0].id}, step=1)
     inputs = {"checkpoint": training.id}
     specs = [
-        *(Wide(index=10 * index + number, predicted=20.0) for number in range(wide)),
-        *(Split(index=index, number=number, predicted=20.0) for number in range(splits)),
+        *(Wide(index=10 * index + number, predicted=seconds) for number in range(wide)),
+        *(Split(index=index, number=number, predicted=seconds) for number in range(splits)),
     ]
     stages = [training, *(Stage(spec, inputs, step=1) for spec in specs)]
     of_it = [replace(stage, checkpoint=training.id) for stage in stages]
@@ -48,14 +51,15 @@ def trial_of(index=0, *, splits=6, wide=0):
 class Run:
     """A tail, told of what ends."""
 
-    def __init__(self, *trials, shape=ONE_CPU):
+    def __init__(self, *trials, shape=ONE_CPU, is_wide=lambda trial, stage: stage.spec.wide):
         self.trials = {f"key-{index}": trial for index, trial in enumerate(trials)}
         self.beginnings = Beginnings([trials[0].stages[0].id])
         self.durations = Durations(self.beginnings, lambda trial: shape)
-        self.tail = Tail(self.beginnings, self.durations, lambda trial: shape)
+        self.tail = Tail(self.beginnings, self.durations, lambda trial: shape, is_wide)
         for key, trial in self.trials.items():
             self.durations.seconds(trial)
             self.tail.start(key, trial)
+            self.tail.take(TrialStarted(row=row(trial.id)))
 
     def end(self, stage, trial, **fields):
         event = ended(stage.id, trial=trial.id, wall_seconds=stage.spec.predicted, **fields)
@@ -107,6 +111,7 @@ def test_as_many_split_stages_as_a_gang_has_workers_or_one_wide_one():
         "wide",
         "wide",
         "wide",
+        "wide",
     ]
     assert {len(share.stages) for share in shares[2:]} == {1}
 
@@ -137,3 +142,77 @@ def test_as_long_as_nothing_is_measured_nothing_is_given():
     assert run.next() is None
     run.end(trial.stages[2], trial)
     assert numbers(run.next()) == [5]
+
+
+def test_what_no_gang_can_make_is_not_given():
+    trial = trial_of(splits=8)
+    run = Run(trial)
+    run.end(trial.stages[1], trial)
+    # Failed for good, as its own gang was at it: the next one is what that makes now.
+    run.tail.take(StageFailed(trial=trial.id, stage=trial.stages[2].id, kind="split", cause="", log="", retry=False))
+    run.tail.take(StageFailed(trial=trial.id, stage=trial.stages[3].id, kind="split", cause="", log="", retry=True))
+    assert [numbers(share) for share in run.drain()] == [[7], [6], [5], [4], [3]]
+    run = Run(trial)
+    run.end(trial_of(1).stages[1], trial_of(1))
+    run.end(trial.stages[1], trial, status="diverged")
+    assert run.drain() == []
+
+
+def test_a_trial_that_waits_for_its_gang_is_not_helped():
+    trial = trial_of()
+    run = Run(trial)
+    run.tail = Tail(run.beginnings, run.durations, lambda trial: ONE_CPU, lambda trial, stage: False)
+    run.tail.start("key", trial)
+    run.end(trial.stages[1], trial)
+    assert run.next() is None
+    run.tail.take(TrialStarted(row=row(trial.id)))
+    assert numbers(run.next()) == [5]
+
+
+def test_stages_that_fine_tune_wide_are_given_one_by_one():
+    trial = trial_of()
+    run = Run(trial, shape=Shape(4, 1, 0), is_wide=lambda trial, stage: True)
+    run.end(trial.stages[1], trial, num_workers=4)
+    run.end(trial.stages[2], trial, num_workers=4)
+    assert [numbers(share) for share in run.drain()] == [[5], [4], [3]]
+
+
+def test_short_stages_are_given_together():
+    trial = trial_of(splits=61, seconds=1.0)
+    run = Run(trial)
+    run.end(trial.stages[1], trial)
+    run.end(trial.stages[2], trial)
+    shares = run.drain()
+    assert [len(share.stages) for share in shares] == [5] * 6
+    given = [number for share in shares for number in numbers(share)[::-1]]
+    assert given == sorted(given, reverse=True)
+    assert given[0] == 60
+
+
+def test_shares_are_handed_out_when_there_is_no_trial_any_more_and_the_search_ends_with_the_last():
+    trial, other = trial_of(), trial_of(1, splits=1)
+    beginnings, gangs = Beginnings([trial.stages[0].id]), roomy(max_concurrent=2)
+    queue = Queue([trial, other], beginnings, lambda trial: ONE_CPU)
+    tail = Tail(beginnings, queue.durations, lambda trial: ONE_CPU, lambda trial, stage: False)
+    points = Points(queue, beginnings, gangs, tail)
+
+    def tell(event):
+        for each in (beginnings, queue, tail):
+            each.take(event)
+
+    assert [points.suggest(key)["index"] for key in ("long", "short")] == [0, 1]
+    assert points.is_finished(), "for now: Tune may close a gang that gets free"
+    for each in (trial, other):
+        tell(TrialStarted(row=row(each.id)))
+        tell(ended(each.stages[1].id, trial=each.id, wall_seconds=100.0))
+    tell(ended(other.stages[2].id, trial=other.id, wall_seconds=20.0))
+    assert points.suggest("too many") is None
+    points.on_trial_complete("short")
+    assert not points.is_finished(), "asked before a gang is closed: it stays warm for the share"
+    assert points.suggest("share") == {"index": 0, "seed": 0, SHARE: (trial.stages[-1].id,)}
+    assert points.suggest("another") is None, "as many gangs as may be"
+    points.on_trial_complete("share")
+    assert points.suggest("next")[SHARE] == (trial.stages[-2].id,)
+    for key in ("next", "long"):
+        points.on_trial_complete(key)
+    assert points.is_finished()

@@ -8,6 +8,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 
 from raysweep.errors import StoreError
 from raysweep.runners.out_of_memory import TRIED_WITH_LESS
+from raysweep.runners.trainable import SHARE
 from raysweep.runners.tune import _Ends, _InOrder, _outliving_kills_for_memory
 
 KILLED = "1 worker(s) were killed due to the node running low on memory. Memory on the node was 1.6GB"
@@ -54,9 +55,40 @@ def test_a_lost_gang_says_whether_the_next_one_takes_less(cause, take_less, said
     assert ("as much memory: no bucket" in caplog.text) == (cause == KILLED and take_less is _raise)
 
 
+def trial_of(config, status="PENDING"):
+    """As Tune has it."""
+    return SimpleNamespace(
+        trial_id="t", config=config, status=status, max_failures=2, placement_group_factory=SimpleNamespace()
+    )
+
+
 def test_a_gang_is_asked_for_on_the_node_that_has_room_for_it():
-    scheduler = _InOrder()
+    scheduler, trial, share = _InOrder(), trial_of({"seed": 0}), trial_of({"seed": 0, SHARE: ("sft-1",)})
     scheduler.gangs = SimpleNamespace(node_of=lambda trial_id: f"node of {trial_id}")
-    trial = SimpleNamespace(trial_id="t", placement_group_factory=SimpleNamespace())
-    scheduler.on_trial_add(None, trial)
+    for each in (trial, share):
+        scheduler.on_trial_add(None, each)
     assert trial.placement_group_factory.node == "node of t"
+    assert (trial.max_failures, share.max_failures) == (2, 0), "what a share fails at is left to the trial's own gang"
+
+
+def test_shares_that_wait_for_a_gang_end_with_the_last_trial():
+    stopped, share = [], trial_of({SHARE: ("sft-1",)})
+    for beside, wanted in (
+        (trial_of({}, "RUNNING"), []),
+        (trial_of({}), []),
+        (trial_of({SHARE: ("sft-2",)}, "RUNNING"), []),
+        (trial_of({SHARE: ("sft-2",)}), [share]),
+    ):
+        live = [share, beside]
+        controller = SimpleNamespace(get_live_trials=lambda live=live: live, stop_trial=stopped.append)
+        _InOrder().choose_trial_to_run(controller)
+        assert stopped[:1] == wanted
+
+
+def test_a_share_whose_gang_is_lost_is_no_failure(tmp_path, caplog):
+    (tmp_path / "error").write_text("Failure # 1 (occurred at 2026-11-27_08-00-00)\nits node has died")
+    trial, told = trial_of({SHARE: ("sft-1",)}), []
+    trial.error_file = str(tmp_path / "error")
+    _Ends(None, told.append, None, prunes=False, take_less=None).on_trial_error(0, [], trial)
+    assert not told
+    assert "another failed: its node has died" in caplog.text
