@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 
 from raysweep.errors import ClusterError, first_line
 from raysweep.estimates import ToWrite
@@ -17,14 +18,13 @@ from raysweep.store import Store
 logger = logging.getLogger(__name__)
 
 
-def checks(store: Store, to_write: ToWrite | None = None) -> list[Check]:
-    """All findings, in an order of what needs what.
+def checks(store: Store, to_write: ToWrite | None = None) -> Iterator[Check]:
+    """All findings, in an order of what needs what, as they are made: where all is new, one may take a minute.
 
     Args:
         store: that is to be written.
         to_write: what this machine is to have room for; None: it is not known.
     """
-    results = []
     for name, look in (
         ("python", _python),
         ("packages", _packages),
@@ -35,10 +35,9 @@ def checks(store: Store, to_write: ToWrite | None = None) -> list[Check]:
         ("store", lambda: _store(store, to_write)),
     ):
         try:
-            results.append(Check(name, *look()))
+            yield Check(name, *look())
         except Exception as error:  # A broken installation is what is looked for.
-            results.append(Check(name, False, f"{type(error).__name__}: {error}"))
-    return results
+            yield Check(name, False, f"{type(error).__name__}: {error}")
 
 
 def cluster_checks(store: Store, to_write: ToWrite | None = None) -> list[Check]:

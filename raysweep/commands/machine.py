@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysweep.commands.arguments import add_address, add_overrides, store_of, use_address
 from raysweep.commands.output import print_json
 from raysweep.printable import printable
+
+if TYPE_CHECKING:
+    from raysweep.runners.node_facts import Check
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -36,12 +40,17 @@ def _doctor(args: argparse.Namespace) -> int:
 
     store = store_of(args)
     to_write = ToWrite.of(load(args.sweep, args.overrides), store) if args.sweep else None
-    results = checks(store, to_write)
+    results: list[Check] = []
+
+    def tell(found: Iterable[Check]) -> None:
+        for check in found:
+            results.append(check)
+            if not args.json:
+                print(printable(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}"), flush=True)
+
+    tell(checks(store, to_write))
     if use_address(args):
-        results += cluster_checks(store, to_write)
+        tell(cluster_checks(store, to_write))
     if args.json:
         print_json([check.to_dict() for check in results])
-    else:
-        for check in results:
-            print(printable(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.message}"))
     return 0 if all(check.ok for check in results) else 2

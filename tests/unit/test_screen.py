@@ -199,6 +199,16 @@ def test_doctor_finds_this_machine_fit(tmp_path):
     assert found["store"].ok
 
 
+def test_doctor_tells_what_it_knows_while_it_looks_on(tmp_path, monkeypatch, capsys):
+    told = []
+    monkeypatch.setattr("raysweep.doctor._deepspeed", lambda: (True, told.append(capsys.readouterr().out) or "fit"))
+    assert cli.main(["doctor", "--store", str(tmp_path)]) == 0
+    assert [line.split(":")[0] for line in told[0].splitlines()] == [
+        f"ok    {name}" for name in ("python", "packages", "torch", "compiler")
+    ]
+    assert capsys.readouterr().out.startswith("ok    deepspeed: fit\nok    shared memory: ")
+
+
 def test_doctor_names_what_is_wrong(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
