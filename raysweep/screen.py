@@ -172,10 +172,10 @@ def print_traces(measured: Sequence[Mapping[str, Any]], differences: Sequence[Ma
             f"{each['gradient_equivalents']:.0f} gradients of a batch",
             style="dim",
         )
-        for where in (each, each.get("samples")):
+        for on, where in (("", each), (" on its own samples", each.get("samples"))):
             if where and not where["target_reached"]:
                 more = "text" if where["stopped_by"] == "text" else "units (--max-units)"
-                console.print(f"the target error was not reached: it takes more {more}", style="yellow")
+                console.print(f"the target error was not reached{on}: it takes more {more}", style="yellow")
         if "loss" in each:
             console.print(
                 f"loss on the first {each['num_loss_sequences']} sequences: "
