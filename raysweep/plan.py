@@ -165,13 +165,21 @@ class Trial:
     def legs(self) -> Iterator[tuple[int | None, list[list[Stage]]]]:
         """By checkpoint step: batches of stages that may run side by side, a wide stage being a batch of its own."""
         for step, stages in groupby(self.stages, key=lambda stage: stage.step):
-            batches: list[list[Stage]] = []
-            for stage in stages:
-                if batches and not stage.spec.wide and not batches[-1][-1].spec.wide and _independent(stage, batches):
-                    batches[-1].append(stage)
-                else:
-                    batches.append([stage])
-            yield step, batches
+            yield step, list(_batches(stages))
+
+
+def _batches(stages: Iterable[Stage]) -> Iterator[list[Stage]]:
+    """Each stage after those it needs, and wide ones before all others that they can do without: ranks share split ones
+    among them, and each end of a batch is a wait for the last one."""
+    left = list(stages)
+    while left:
+        unmade = {stage.id for stage in left}
+        ready = [stage for stage in left if unmade.isdisjoint(stage.inputs.values())]
+        needed = {stage_id for stage in left for stage_id in stage.inputs.values()}
+        wide = [stage for stage in ready if stage.spec.wide]
+        batch = wide[:1] or [stage for stage in ready if stage.id in needed] or ready
+        yield batch
+        left = [stage for stage in left if not any(stage is each for each in batch)]
 
 
 def _assumed(stage: Stage, metrics: Sequence[Metric]) -> Result:
@@ -185,10 +193,6 @@ def _assumed(stage: Stage, metrics: Sequence[Metric]) -> Result:
         lr=getattr(stage.spec, "lr", None),
         seed=getattr(stage.spec, "seed", None),
     )
-
-
-def _independent(stage: Stage, batches: Sequence[Sequence[Stage]]) -> bool:
-    return not {other.id for other in batches[-1]} & set(stage.inputs.values())
 
 
 def _further(stages: Sequence[Stage], results: Mapping[str, Result]) -> list[Stage]:

@@ -145,27 +145,26 @@ def _run_batch(
     while todo:
         for stage in todo:
             report(StageStarted(trial=trial.id, stage=stage.id, kind=stage.kind))
+        outcomes, todo = _made(todo, gang), []
+        # Finished stages that somebody deleted or damaged while the run went on: made again before what needs them.
+        lost: set[str | None] = set()
+        no_room = False
         try:
-            outcomes = _made(todo, gang)
+            for outcome in outcomes:
+                if isinstance(outcome, Record):
+                    report(told("finished", outcome, _of(outcome, stages), trial))
+                    yield outcome
+                    continue
+                retry = attempt < max_retries and not outcome.final
+                report(_failed(outcome, trial, retry=retry))
+                if retry:
+                    todo.append(outcome.stage)
+                    lost |= {outcome.lost} - {None}
+                    no_room |= outcome.no_room
         except GangBroken as broken:
             if broken.failure:  # Its cause; the trial goes on in another gang.
                 report(_failed(broken.failure, trial, retry=True))
             raise
-        todo = []
-        # Finished stages that somebody deleted or damaged while the run went on: made again before what needs them.
-        lost: set[str | None] = set()
-        no_room = False
-        for outcome in outcomes:
-            if isinstance(outcome, Record):
-                report(told("finished", outcome, _of(outcome, stages), trial))
-                yield outcome
-                continue
-            retry = attempt < max_retries and not outcome.final
-            report(_failed(outcome, trial, retry=retry))
-            if retry:
-                todo.append(outcome.stage)
-                lost |= {outcome.lost} - {None}
-                no_room |= outcome.no_room
         for stage in [stage for stage in trial.stages if stage.id in lost]:
             yield from _run_batch([stage], trial, gang, max_retries=max_retries, report=report)
         # A full disk is no failing of the stage's.
@@ -173,10 +172,11 @@ def _run_batch(
             attempt += 1
 
 
-def _made(stages: Sequence[Stage], gang: Gang) -> list[Outcome]:
+def _made(stages: Sequence[Stage], gang: Gang) -> Iterator[Outcome]:
+    """One of each, as they come."""
     wide = [stage for stage in stages if stage.spec.is_wide(gang.resources)]
-    split = [stage for stage in stages if stage not in wide]
-    return [*map(gang.wide, wide), *gang.split(split)]
+    yield from map(gang.wide, wide)
+    yield from gang.split([stage for stage in stages if stage not in wide])
 
 
 def _is_done(record: Record | None) -> bool:

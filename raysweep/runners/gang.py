@@ -13,7 +13,8 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
 from typing import Any, NoReturn
 
 from raysweep.errors import ClusterError, RaysweepError
@@ -73,9 +74,10 @@ class Gang:
         """Run one stage on all ranks."""
         return make(stage, self.store, self.worker, self._report)
 
-    def split(self, stages: Sequence[Stage]) -> list[Outcome]:
-        """Run independent stages, each on one rank; outcomes in the order of `stages`."""
-        return [make(stage, self.store, self.worker.alone(), self._report) for stage in stages]
+    def split(self, stages: Sequence[Stage]) -> Iterator[Outcome]:
+        """Run independent stages, each on one rank; outcomes as they come."""
+        for stage in stages:
+            yield make(stage, self.store, self.worker.alone(), self._report)
 
     def drop_state(self, key: str) -> None:
         """Forget resumable state that no stage needs any more, on every rank's host."""
@@ -156,33 +158,41 @@ class RayGang(Gang):
             _get(running)
             return outcome
 
-    def split(self, stages: Sequence[Stage]) -> list[Outcome]:
+    def split(self, stages: Sequence[Stage]) -> Iterator[Outcome]:
         """See `Gang.split`: ranks take the next stage as they get free. Raises GangBroken if a rank died."""
-        waiting = deque(enumerate(stages))
-        outcomes: dict[int, Outcome] = {}
-        broken: list[Exception] = []
+        waiting = deque(stages)
+        # None: a rank has ended.
+        made: SimpleQueue[Outcome | Exception | None] = SimpleQueue()
 
         def feed(actor: Any) -> None:
-            while waiting and not broken:
+            try:
                 with contextlib.suppress(IndexError):  # Another rank took the last one.
-                    index, stage = waiting.popleft()
-                    try:
-                        outcomes[index] = _get([actor.make.remote(stage)])[0]
-                    except Exception as error:
-                        broken.append(error)
+                    while True:
+                        stage = waiting.popleft()
+                        made.put(_get([actor.make.remote(stage)])[0])
+            except Exception as error:
+                made.put(error)
+            made.put(None)
 
-        feeders = [threading.Thread(target=feed, args=(actor,), daemon=True) for actor in self._others]
-        for feeder in feeders:
-            feeder.start()
-        while waiting and not broken:
+        for actor in self._others:
+            threading.Thread(target=feed, args=(actor,), daemon=True).start()
+        at_work, broken = len(self._others), None
+        while at_work or waiting:
             with contextlib.suppress(IndexError):
-                index, stage = waiting.popleft()
-                outcomes[index] = make(stage, self.store, self.worker.alone(), self._report)
-        for feeder in feeders:
-            feeder.join()
+                made.put(make(waiting.popleft(), self.store, self.worker.alone(), self._report))
+            outcomes = [made.get()]
+            while not made.empty():
+                outcomes.append(made.get())
+            for outcome in outcomes:
+                if outcome is None:
+                    at_work -= 1
+                elif isinstance(outcome, Exception):
+                    broken = broken or outcome
+                    waiting.clear()
+                else:
+                    yield outcome
         if broken:
-            raise broken[0]
-        return [outcomes[index] for index in range(len(stages))]
+            raise broken
 
     def drop_state(self, key: str) -> None:
         """See `Gang.drop_state`."""

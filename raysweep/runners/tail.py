@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from raysweep.events import Event, StageEnded, StageFailed, TrialStarted
@@ -36,10 +36,10 @@ class _Rest(NamedTuple):
 class Tail:
     """Trials under way, and which of their stages are for others.
 
-    A trial's own gang goes through its stages from the first on, so others get the last ones of those whose inputs are
-    finished; not training, of which only its own gang has the state. Each stage is given once, and stays the own
-    gang's, too: whichever comes to it first makes it, and what others fail at is left to it. (Stores behind a URL have
-    no locks: there both may be at the one where they meet, and the first record stands.)
+    A trial's own gang goes through its stages in the order of `Trial.legs`, so others get the last ones of those whose
+    inputs are finished; not training, of which only its own gang has the state. Each stage is given once, and stays the
+    own gang's, too: whichever comes to it first makes it, and what others fail at is left to it. (Stores behind a URL
+    have no locks: there both may be at the one where they meet, and the first record stands.)
 
     Args:
         beginnings: knows what is finished.
@@ -58,6 +58,8 @@ class Tail:
         self._beginnings, self._durations = beginnings, durations
         self._shape_of, self._is_wide = shape_of, is_wide
         self._trials: dict[str, Trial] = {}
+        self._stages: dict[str, tuple[Stage, ...]] = {}
+        """By the key of a trial, in the order that its own gang makes them in."""
         self._begun: set[str] = set()
         """Ids of trials that have a gang."""
         self._kept: set[str] = set()
@@ -72,11 +74,12 @@ class Tail:
     def start(self, key: str, trial: Trial) -> None:
         """Note that a trial is handed out to a gang of its own, under a `key` for `end`."""
         self._trials[key] = trial
+        self._stages[key] = tuple(stage for _, batches in trial.legs() for batch in batches for stage in batch)
 
     def end(self, key: str) -> None:
         """Note that what was handed out under `key` has ended, a trial or a share, however it did."""
-        self._trials.pop(key, None)
-        self._rests.pop(key, None)
+        for kept in (self._trials, self._stages, self._rests):
+            kept.pop(key, None)
         self._may_have_room = True
 
     def take(self, event: Event) -> None:
@@ -119,13 +122,13 @@ class Tail:
             changed.add(self._changed.pop())
         for key, trial in self._trials.items():
             if trial.id in changed and trial.id in self._begun:
-                stages = self._rest(trial)
+                stages = self._rest(trial, self._stages[key])
                 self._rests[key] = _Rest(self._durations.of(trial, stages), stages)
 
-    def _rest(self, trial: Trial) -> list[Stage]:
+    def _rest(self, trial: Trial, stages: Sequence[Stage]) -> list[Stage]:
         """What is ready, but for what its own gang makes next."""
         finished = self._beginnings.finished
-        left = [stage for stage in trial.stages if stage.id not in finished and stage.id not in self._kept]
+        left = [stage for stage in stages if stage.id not in finished and stage.id not in self._kept]
         own = self._side_by_side(trial, left[0]) if left else 0
         return [stage for stage in left[own:] if stage.state_key is None and self._is_ready(stage)]
 

@@ -147,7 +147,7 @@ def stages(folder: Path) -> dict[str, Any]:
             seconds["wide"].append(time.perf_counter() - began)
         for index in range(30):
             began = time.perf_counter()
-            gang.split([Stage(noop.SplitNoop(index=2 * index + rank), {}) for rank in range(2)])
+            list(gang.split([Stage(noop.SplitNoop(index=2 * index + rank), {}) for rank in range(2)]))
             seconds["split"].append((time.perf_counter() - began) / 2)
         gang.close()
         return seconds

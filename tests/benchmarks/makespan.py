@@ -78,7 +78,7 @@ class Job:
     def alone(self) -> float:
         """Seconds in its own gang, if no other takes any of it."""
         ranks = [0.0] * self.shape.workers
-        for batch in batches(self.trial.stages[1:]):
+        for batch in batches(self.trial, self.trial.stages[1:]):
             ranks = [max(ranks)] * len(ranks)
             for stage in batch:  # The next one goes to the rank that is free first.
                 heapq.heapreplace(ranks, ranks[0] + self.seconds[stage.id])
@@ -101,11 +101,10 @@ def is_wide(trial: Trial, stage: Stage) -> bool:
     return stage.spec.wide
 
 
-def batches(stages: Iterable[Stage]) -> Iterator[list[Stage]]:
-    """A wide stage is one by itself; split ones that follow each other are made side by side."""
-    for wide, group in itertools.groupby(stages, lambda stage: stage.spec.wide):
-        batch = list(group)
-        yield from ([stage] for stage in batch) if wide else [batch]
+def batches(trial: Trial, stages: Iterable[Stage]) -> Iterator[list[Stage]]:
+    """As a gang makes them."""
+    for _, leg in replace(trial, stages=tuple(stages)).legs():
+        yield from leg
 
 
 @cache
@@ -288,7 +287,7 @@ class Replay:
         self.num_trials += share is None
         self.room.take(job.shape, placement)
         stages = [stage for stage in job.trial.stages[1:] if share is None or stage.id in share]
-        self.busy[name] = Party(job, placement, batches(stages), share is not None)
+        self.busy[name] = Party(job, placement, batches(job.trial, stages), share is not None)
         heapq.heappush(self.ends, (starts, name, ""))
 
     def go_on(self, name: str, stage: str, now: float) -> None:

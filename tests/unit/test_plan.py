@@ -48,6 +48,15 @@ def test_a_chain_goes_checkpoint_by_checkpoint(tiny_space):
         seen.add(stage.id)
 
 
+def test_what_all_ranks_work_on_comes_first_and_what_they_share_is_one_batch(sweep_file):
+    more = "enlarge: {model: {name: llama, hidden_size: 16, num_layers: 2, num_heads: 2}}\nprobes: {num_labels: [8]}\n"
+    trial = load(sweep_file(TINY.replace("flatness:", f"{more}noise: {{num_sequences: 8}}\nflatness:"))).trial({}, 0)
+    (_, (*wide, split)), *_ = list(trial.legs())[1:]
+    kinds = [[stage.kind for stage in batch] for batch in wide]
+    assert kinds == [["pretrain"], ["heldout"], ["indicators"], ["enlarge"], ["flatness"], ["noise"]]
+    assert [stage.kind for stage in split] == ["probes", "probe", "sft", "sft"]
+
+
 def test_equal_optimizers_of_other_kinds_have_other_ids(tiny_space):
     def id_of(optimizer):
         return fingerprint(tiny_space.declared.pretrain.with_(optimizer=optimizer))
