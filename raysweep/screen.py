@@ -172,9 +172,12 @@ def print_traces(measured: Sequence[Mapping[str, Any]], differences: Sequence[Ma
             f"{each['gradient_equivalents']:.0f} gradients of a batch",
             style="dim",
         )
-        for on, where in (("", each), (" on its own samples", each.get("samples"))):
+        for on, text, where in (
+            ("", "text", each),
+            (" on its own samples", "samples (--samples)", each.get("samples")),
+        ):
             if where and not where["target_reached"]:
-                more = "text" if where["stopped_by"] == "text" else "units (--max-units)"
+                more = text if where["stopped_by"] == "text" else "units (--max-units)"
                 console.print(f"the target error was not reached{on}: it takes more {more}", style="yellow")
         if "loss" in each:
             console.print(
