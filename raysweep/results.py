@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep.errors import SpaceError
 from raysweep.runners import run_sweep
 from raysweep.runs import Run
-from raysweep.scores import Column, usual_target
+from raysweep.scores import Column
 from raysweep.space import load
 from raysweep.store import DEFAULT_ROOT, Store
 from raysweep.variants import SearchSpace
@@ -30,7 +30,7 @@ class Results:
 
     run: Run
     target: str = ""
-    """The column that checkpoints are ranked by; empty: `scores.usual_target`."""
+    """The column that checkpoints are ranked by; empty: `ranking.default_target`."""
 
     @staticmethod
     def open(run: str | Path, *, store: str | Path | None = None, overrides: Sequence[str] = ()) -> Results:
@@ -96,10 +96,11 @@ class Results:
 
         Raises:
             ValueError: if there is no such column.
+            DataError: if checkpoints do not compare by it.
         """
-        from raysweep.analysis.ranking import rank
+        from raysweep.analysis.ranking import default_target, rank
 
-        target = self.target or usual_target(column for column in self.columns if column.name in self.checkpoints)
+        target = self.target or default_target(self.checkpoints, self.columns)
         return rank(self.checkpoints, columns=self.columns, noise=self.noise, target=target)
 
     @property

@@ -14,7 +14,7 @@ from raysweep.analysis.baselines import credit, design, variant_groups
 from raysweep.analysis.beyond_config import ConfigFit, Matched, added, axes_of, config_fits, matched
 from raysweep.analysis.derived import is_config, moved_together
 from raysweep.analysis.gaps import GapAccuracy, GapPairs, gap_pairs
-from raysweep.analysis.objectives import loss_groups, target_groups
+from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import (
     MIN_CLUSTERS,
     Comparison,
@@ -178,9 +178,7 @@ class _Alike:
 def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, clear: Flags, shared: _Shared) -> _Row:
     direction, values = column.metric.direction, numbers(table[name])
     have = np.isfinite(values)
-    _, groups = np.unique(
-        [loss_groups(table[have], column), target_groups(table[have], target)], axis=1, return_inverse=True
-    )
+    groups = loss_groups(table[have], column)
     comparable = groups[:, None] == groups
     scores, oriented = numbers(table[target])[have], values[have] * (-1 if direction == "min" else 1)
     variants = list(table["variant"][have])
@@ -241,20 +239,14 @@ def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: s
     have: Flags = table[list(columns)].notna().all(axis=1).to_numpy(dtype=bool)
     there = table[have]
     scores, variants = numbers(there[target]), np.asarray(there["variant"], dtype=str)
-    apart, groups = clear[np.ix_(have, have)], target_groups(there, target)
+    apart = clear[np.ix_(have, have)]
 
     def pairs_of(rows: Flags) -> Comparison:
         blocks = [design(there[column][rows]) for column in columns]
         block = None if name == TOGETHER else len(blocks) - 1
         shares = credit(blocks, scores[rows], list(variants[rows]), block=block)
         undecided = (shares == 0.5) & (scores[rows][:, None] != scores[rows])
-        return comparison(
-            shares,
-            scores[rows],
-            clear=apart[np.ix_(rows, rows)],
-            comparable=groups[rows][:, None] == groups[rows],
-            undecided=undecided,
-        )
+        return comparison(shares, scores[rows], clear=apart[np.ix_(rows, rows)], undecided=undecided)
 
     pairs = pairs_of(np.ones(len(scores), dtype=bool))
     kept = leave_one_out(variant_groups(list(variants))).astype(bool)

@@ -76,7 +76,7 @@ def cautions(ranking: Ranking) -> list[str]:
         )
     lines += _edge_lines(ranking)
     table = ranking.checkpoints
-    lines += vocabulary_cautions(table, ranking.target)
+    lines += vocabulary_cautions(table)
     lines += objective_cautions(table)
     lines += _flatness_lines(table)
     lines += _workers_lines(table)

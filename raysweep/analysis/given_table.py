@@ -15,9 +15,9 @@ from raysweep.analysis.defects import flagged_rows
 from raysweep.analysis.kept import kept_of
 from raysweep.analysis.labels import is_missing
 from raysweep.analysis.objectives import LOSSES
-from raysweep.analysis.ranking import Ranking, rank
+from raysweep.analysis.ranking import Ranking, default_target, rank
 from raysweep.errors import DataError
-from raysweep.scores import Column, usual_target
+from raysweep.scores import Column
 from raysweep.spec import Metric, fingerprint
 from raysweep.validation import suggested
 
@@ -107,7 +107,7 @@ def take(path: Path, roles: Roles) -> Given:
         return Given(rows, columns_of_roles(roles), roles.target, roles.gaps, versions={})
     columns = _check_kept(table, columns, path.name)
     there = [column.name for column in columns if column.kind == "sft" and column.metric.direction]
-    target = roles.target or usual_target(columns)
+    target = roles.target or default_target(table, columns)
     if target not in there:
         raise DataError(f"{path}: --target: no column {target!r}{suggested(target, there, 'those of fine-tuning')}")
     _check_gaps(roles, [column.name for column in columns if column.metric.direction], path.name)

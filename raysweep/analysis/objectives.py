@@ -37,6 +37,8 @@ VOCABULARY = "vocabulary"
 """The column that says which vocabulary a checkpoint's tokens are of; see `vocabularies`."""
 LOSSES = (TRAINING_LOSS_OF, PERPLEXITY_OF, FLATNESS_OF, OTHER_TEXT_OF, SPANS_OF, VOCABULARY)
 """All columns that tell which of a checkpoint's losses compare."""
+FEW_TOKENS = 16
+"""Vocabularies whose sizes differ by no more may be one, with a pad or a mask token added to some."""
 BYTES = "bits/byte"
 """The unit of a loss that compares over vocabularies."""
 _WHAT = {
@@ -115,9 +117,9 @@ def loss_groups(checkpoints: pd.DataFrame, column: Column) -> NDArray[np.int64]:
     return _numbered(keys)
 
 
-def target_groups(checkpoints: pd.DataFrame, target: str) -> NDArray[np.int64]:
-    """[rows]: equal numbers for checkpoints that a target compares: those of one vocabulary, where it is by token."""
-    return _numbered(_vocabularies(checkpoints) if not is_share(target) else [""] * len(checkpoints))
+def compares(checkpoints: pd.DataFrame, target: str) -> bool:
+    """Whether a target compares all checkpoints that have one: by token it does so within one vocabulary alone."""
+    return is_share(target) or len({*_vocabularies(checkpoints[checkpoints[target].notna()])}) < 2
 
 
 def with_bytes(columns: Sequence[Column], checkpoints: pd.DataFrame) -> list[Column]:
@@ -151,8 +153,13 @@ def _known_vocabularies(checkpoints: pd.DataFrame) -> list[str]:
 
 
 def is_of_tokens(column: Column) -> bool:
-    """Whether a metric is of a loss by token, and so another quantity for each vocabulary."""
-    unit = column.metric.unit
+    """Whether a metric is of a loss by token, and so another quantity for each vocabulary.
+
+    A column of a table that somebody gave has no unit: its name tells, where it is called as in a run.
+    """
+    name, unit = column.metric.name, column.metric.unit
+    if not unit:
+        unit = BYTES if "bits_per_byte" in name else "nats" if "nats" in name or "log_likelihood" in name else ""
     return unit.startswith("nats") or (column.kind in _LOSS_OF and unit != BYTES)
 
 
@@ -234,27 +241,30 @@ def objective_cautions(checkpoints: pd.DataFrame) -> list[str]:
         lines.append(
             f"What is measured on a variant's own text ({', '.join(sorted(measured & _ON_OWN_TEXT))}) is on "
             f"{num_texts} texts: pairs of checkpoints of different texts are not counted for it, and #n is a place "
-            "within one. Perplexities of a domain, and losses on spans where span_loss.mix is named, compare over "
-            "mixes, but not over tags and lengths of documents; losses of other_text over all."
+            "within one. Perplexities of a domain, agreement, and losses on spans where span_loss.mix is named, "
+            "compare over mixes, but not over tags and lengths of documents; losses of other_text over all."
         )
     return lines
 
 
-def vocabulary_cautions(checkpoints: pd.DataFrame, target: str) -> list[str]:
+def vocabulary_cautions(checkpoints: pd.DataFrame) -> list[str]:
     """What does not compare where checkpoints have several vocabularies."""
     if len(names := _known_vocabularies(checkpoints)) < 2:
         return []
-    lines = [
-        f"Checkpoints have {len(names)} vocabularies: {', '.join(names)}. Losses and likelihoods by token do not "
-        "compare over them: such pairs are not counted, and #n is a place within one vocabulary. Bits per byte compare "
-        "over all."
+    return [
+        f"Checkpoints have {len(names)} vocabularies: {', '.join(names)}{_nearly(names)}. Losses and likelihoods by "
+        "token do not compare over them: such pairs are not counted, and #n is a place within one vocabulary. Bits per "
+        "byte compare over all."
     ]
-    if not is_share(target):
-        lines.append(
-            f"{target} is by token, so that no checkpoint is shown to be better than one of another vocabulary: rank "
-            "by a score, as with --target sft/mean_score."
-        )
-    return lines
+
+
+def _nearly(names: Collection[str]) -> str:
+    """That vocabularies differ in a few tokens, as where one has a pad or a mask token more."""
+    sizes = [int(size) for size, _, rest in (name.partition(" ") for name in names) if size.isdigit() and rest]
+    more = max(sizes, default=0) - min(sizes, default=0)
+    if len(sizes) < len(names) or not 0 < more <= FEW_TOKENS:
+        return ""
+    return f" (one has {more} token{'s' if more > 1 else ''} more)"
 
 
 def _of_objectives(checkpoints: pd.DataFrame) -> list[tuple[str, dict[str, int]]]:

@@ -12,11 +12,13 @@ import numpy as np
 from raysweep.analysis.associations import Association, associate
 from raysweep.analysis.defects import Flag, find_flags
 from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, NUM_TOKENS, OTHER_TEXT, PPL, is_axis
+from raysweep.analysis.formatting import is_share
 from raysweep.analysis.labels import Key, checkpoint_labels, is_missing, row_key
-from raysweep.analysis.objectives import loss_groups, with_bytes
+from raysweep.analysis.objectives import compares, loss_groups, with_bytes
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.score_differences import Differences, between
 from raysweep.analysis.uncertainty import TaskNoise
+from raysweep.errors import DataError
 from raysweep.scores import (
     FULL,
     MEAN_LIKELIHOOD,
@@ -29,6 +31,7 @@ from raysweep.scores import (
     of_methods,
     parts_of_means,
     task_of,
+    usual_target,
 )
 
 if TYPE_CHECKING:
@@ -184,6 +187,7 @@ def rank(
 
     Raises:
         ValueError: if there is no column `target`, unless that is because nothing was fine-tuned at all.
+        DataError: if the target is by token, and checkpoints of several vocabularies have one.
     """
     import pandas as pd
 
@@ -196,6 +200,13 @@ def rank(
     columns = with_bytes(columns, table)
     tasks = _tasks(table, columns)
     table = _sorted(table, target, tasks)
+    if not compares(table, target):
+        shares = (*of_methods(MEAN_SCORE, tasks), *map(score, tasks))
+        known = next((f", as with --target {name}" for name in shares if name in table), "")
+        raise DataError(
+            f"{target} is by token, and does not compare checkpoints of several vocabularies: rank by a share, such as "
+            f"of right answers{known}"
+        )
     scores: Floats = np.asarray(table[target], dtype=np.float64)
     scored = table[np.isfinite(scores)]
     errors = f"{target}_stderr"
@@ -246,6 +257,18 @@ def rank(
         gaps_of=gaps_of,
         flags=_flags(scored, associations, target, labels),
     )
+
+
+def default_target(table: pd.DataFrame, columns: Sequence[Column]) -> str:
+    """What a checkpoint table is ranked by where nothing else is asked for: see `usual_target`.
+
+    A score where the likelihood is of several vocabularies.
+    """
+    there = [column for column in columns if column.name in table]
+    target = usual_target(there)
+    if target not in table or compares(table, target):
+        return target
+    return usual_target(column for column in there if is_share(column.name))
 
 
 def _flags(

@@ -31,7 +31,7 @@ from raysweep.analysis.paired_losses import Losses, read_losses
 from raysweep.analysis.pairwise import Floats
 from raysweep.analysis.pareto import Front, front_of
 from raysweep.analysis.predictions import read_scores
-from raysweep.analysis.ranking import Ranking
+from raysweep.analysis.ranking import Ranking, default_target
 from raysweep.analysis.same_loss import BAND_NATS, SameLoss, compare_same_loss
 from raysweep.analysis.same_loss_page import Page, same_loss_page
 from raysweep.analysis.sections import (
@@ -52,7 +52,6 @@ from raysweep.durable import write_text
 from raysweep.errors import LostError, UnreachableError
 from raysweep.printable import printable
 from raysweep.runs import Run
-from raysweep.scores import usual_target
 from raysweep.stages.heldout import LOSSES
 
 if TYPE_CHECKING:
@@ -233,7 +232,7 @@ def _best(run: Run, ranking: Ranking) -> dict[str, Any] | None:
 
 def _target(run: Run, ranking: Ranking) -> str:
     """The option for another target than `export` takes by itself."""
-    usual = usual_target(column for column in columns_of(run) if column.name in ranking.checkpoints)
+    usual = default_target(ranking.checkpoints, columns_of(run))
     return "" if ranking.target == usual else f" --target {shlex.quote(ranking.target)}"
 
 

@@ -24,6 +24,7 @@ from raysweep.analysis.comparer import learn
 from raysweep.analysis.comparer_files import IndicatorFile, save
 from raysweep.analysis.findings import cautions
 from raysweep.analysis.kept import version_of
+from raysweep.analysis.ranking import rank
 from raysweep.analysis.tables import checkpoint_table
 from raysweep.cli import main
 from raysweep.data.text import Text
@@ -101,7 +102,10 @@ def test_losses_by_token_of_two_vocabularies_are_not_compared(folder, store):
     table = checkpoint_table(run).set_index("point.pretrain.from")
     assert [name.partition(" (")[0] for name in table["vocabulary"][["one", "three"]]] == ["291 tokens", "280 tokens"]
     assert table["vocabulary"]["one"] == table["vocabulary"]["two"]
-    by_score, by_token = (Results(run).by(f"sft/mean_{name}").ranking for name in ("score", "log_likelihood"))
+    # Not by the likelihood, which would be taken within one vocabulary.
+    by_score = Results(run).ranking
+    assert by_score.target == "sft/mean_score"
+    assert by_score.num_comparisons == 3
     nums = {item.indicator: item.pairs.num_pairs for item in by_score.associations}
     by_tokens = {
         "heldout/ppl",
@@ -112,10 +116,13 @@ def test_losses_by_token_of_two_vocabularies_are_not_compared(folder, store):
     assert {nums[name] for name in by_tokens & nums.keys()} == {1}
     assert {"heldout/bits_per_byte", "other_text/bits_per_byte_fables"} < nums.keys()
     assert {nums[name] for name in nums if "bits_per_byte" in name or name == "indicators/kshot_mean"} == {3}
-    assert {item.pairs.num_pairs for item in by_token.associations} == {1}
-    said = {ranking.target: " ".join(cautions(ranking)) for ranking in (by_score, by_token)}
-    assert all("Checkpoints have 2 vocabularies: 280 tokens (" in text for text in said.values())
-    assert ["rank by a score" in text for text in said.values()] == [False, True]
+    said = " ".join(cautions(by_score))
+    assert "Checkpoints have 2 vocabularies: 280 tokens (" in said
+    assert "(one has 11 tokens more)" in said
+    with pytest.raises(DataError, match=r"sft/mean_log_likelihood is by token, .* as with --target sft/mean_score"):
+        _ = Results(run).by("sft/mean_log_likelihood").ranking
+    same = checkpoint_table(run).query("`point.pretrain.from` != 'three'")
+    assert rank(same, columns=Results(run).columns, target="sft/mean_log_likelihood").num_comparisons == 1
 
 
 def test_identity_is_the_content_not_the_path(folder):

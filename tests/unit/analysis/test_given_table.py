@@ -1,6 +1,7 @@
 """Tables that no run made: what a column may be, and that they are ranked as a run is."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -61,6 +62,27 @@ def test_losses_of_several_objectives_are_told_apart_as_in_a_run(tmp_path):
     roles = Roles("score", higher=("shots",), lower=("heldout/ppl",), config=("lr", "objective"))
     found = {item.indicator: item.pairs.num_pairs for item in rank_table(tmp_path / "t.csv", roles).associations}
     assert (found["heldout/ppl"], found["shots"]) == (2 * 15, 66)  # Six rows of either objective.
+
+
+def test_losses_by_token_of_several_vocabularies_are_told_apart_as_in_a_run(tmp_path):
+    table = rows().rename(columns={"ppl": "heldout/ppl", "shots": "indicators/kshot_log_likelihood_mean"})
+    table["heldout/bits_per_byte"] = table["heldout/ppl"] + 0.01 * np.arange(12)
+    table["vocabulary"] = np.where(table["objective"] == "next", "300 tokens (a)", "400 tokens (b)")
+    table["mean_log_likelihood"] = table["score"]
+    table.to_csv(tmp_path / "t.csv", index=False)
+    roles = Roles(
+        "score",
+        higher=("indicators/kshot_log_likelihood_mean",),
+        lower=("heldout/bits_per_byte", "heldout/ppl"),
+    )
+    found = {item.indicator: item.pairs.num_pairs for item in rank_table(tmp_path / "t.csv", roles).associations}
+    assert found == {
+        "heldout/bits_per_byte": 66,
+        "heldout/ppl": 2 * 15,
+        "indicators/kshot_log_likelihood_mean": 2 * 15,
+    }
+    with pytest.raises(DataError, match=r"mean_log_likelihood is by token, .* rank by a share, such as of right"):
+        rank_table(tmp_path / "t.csv", replace(roles, target="mean_log_likelihood"))
 
 
 @pytest.mark.parametrize(
