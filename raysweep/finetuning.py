@@ -70,8 +70,8 @@ class Finetuning(Spec):
     lrs: Lrs = (3e-4,)
     """Learning rates, of which that with the best validation score counts, for each checkpoint and task by itself; or
     auto: 1e-4, 3e-4 and 1e-3 (of lora ten times these), and then lower and higher ones, until both ends do worse than
-    the best, by more than a standard error of its score where a score picks. By method: {full: [1e-4, 3e-4], lora:
-    auto}; else all methods have the same."""
+    the best, the upper one by more than a standard error of its score where a score picks. By method: {full:
+    [1e-4, 3e-4], lora: auto}; else all methods have the same."""
     hyperparameters: Hyperparameters = Hyperparameters()
     """What all fine-tuning runs share."""
     linear_probe: bool = True

@@ -21,6 +21,7 @@ from raysweep.scores import (
     means_of,
     method_of,
     open_sides,
+    pooled_examples,
     tuning_name,
 )
 from raysweep.spec import Metric, fingerprint
@@ -33,7 +34,7 @@ from raysweep.stages.optimizer_state import OptimizerState
 from raysweep.stages.phases import Reading, segments
 from raysweep.stages.pretrain import Pretrain, Recipe
 from raysweep.stages.probe import Probe
-from raysweep.stages.sft import Sft
+from raysweep.stages.sft import NUM_VALID, Sft
 from raysweep.stages.tokenize import SAMPLER, Tokenize
 from raysweep.tasks.families import Task
 from raysweep.tasks.mixture import Mixture
@@ -205,10 +206,18 @@ def _further(stages: Sequence[Stage], results: Mapping[str, Result]) -> list[Sta
     lower, higher = [lr for lr in LADDER if lr < tried[0]], [lr for lr in LADDER if lr > tried[-1]]
     beyond = {"lowest": lower[-1:], "highest": higher[:1]}
     specs = [stage.spec for stage in stages if isinstance(stage.spec, Sft)]
-    lrs = [lr for side in open_sides(runs, num_valid=specs[0].num_valid) for lr in beyond[side]]
+    lrs = [lr for side in open_sides(runs, num_valid=_num_valid(specs[0], finished)) for lr in beyond[side]]
     # Each seed once: the stages of any one rate.
     seeds = [stage for stage, spec in zip(stages, specs, strict=True) if spec.lr == tried[0]]
     return [replace(stage, spec=stage.spec.with_(lr=lr)) for lr in lrs for stage in seeds]
+
+
+def _num_valid(spec: Sft, finished: Iterable[Result]) -> float | None:
+    """Examples of the score that picks a rate; as planned where no record tells. None: a likelihood picks it."""
+    if spec.likelihood:
+        return None
+    known = ([num for name, num in each.metrics.items() if name.rpartition("/")[2] == NUM_VALID] for each in finished)
+    return pooled_examples(next(filter(None, known), spec.num_valid))
 
 
 def chain(

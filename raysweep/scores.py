@@ -294,18 +294,19 @@ def pick(runs: Iterable[FinetuningRun]) -> Pick | None:
     return Pick(lr=best, runs=grid[best], edge=edge)
 
 
-def open_sides(runs: Iterable[FinetuningRun], *, num_valid: int | None = None) -> tuple[Side, ...]:
+def open_sides(runs: Iterable[FinetuningRun], *, num_valid: float | None = None) -> tuple[Side, ...]:
     """The ends of a grid beyond which a better rate may lie: those that no other rate beats beyond chance.
 
-    Scores often stand still before they rise, so an end is open, too, where it is below the best rate by at most one
-    standard error of the best one's score (the rule of Breiman et al., 1984): sqrt(s (1 - s) / num_valid), which is
-    that of a share of right answers s, and no less than that of any score in [0, 1]. All rates alike leave both ends
-    open. Where a run diverged at every rate, the lower one is.
+    Scores often stand still before they rise with the rate, so the upper end is open, too, where it is below the best
+    rate by at most one standard error of the best one's score (the rule of Breiman et al., 1984):
+    sqrt(s (1 - s) / num_valid), which is that of a share of right answers s, and no less than that of any score in
+    [0, 1]. All rates alike leave both ends open. Where a run diverged at every rate, the lower one is.
 
     Args:
         runs: of one checkpoint and task.
         num_valid: examples that a validation score in [0, 1] is a mean over, the same for all seeds; None: it is none,
-            as a likelihood is, which tells rates apart where scores do not: an end below the best is closed.
+            as a likelihood is, which tells rates apart where scores do not: an end below the best is closed. Of means
+            of several tasks' means, what `pooled_examples` says.
 
     >>> runs = [FinetuningRun(lr, 0, False, hits / 200, "") for lr, hits in ((1e-4, 110), (3e-4, 125), (1e-3, 123))]
     >>> open_sides(runs), open_sides(runs, num_valid=200)
@@ -317,8 +318,19 @@ def open_sides(runs: Iterable[FinetuningRun], *, num_valid: int | None = None) -
         return ("lowest",) if any(run.diverged for runs_of_rate in grid.values() for run in runs_of_rate) else ()
     best = max(valid.values())
     error = math.sqrt(best * (1 - best) / num_valid) if num_valid else 0.0
-    ends: dict[Side, float] = {"lowest": min(grid), "highest": max(grid)}
-    return tuple(side for side, lr in ends.items() if valid.get(lr, -math.inf) >= best - error)
+    ends: dict[Side, tuple[float, float]] = {"lowest": (min(grid), best), "highest": (max(grid), best - error)}
+    return tuple(side for side, (lr, least) in ends.items() if valid.get(lr, -math.inf) >= least)
+
+
+def pooled_examples(nums: Sequence[float]) -> float:
+    """Examples of one task whose mean score has the error that the mean of several tasks' mean scores has.
+
+    Where their examples, `nums` of each, vary alike: the variance is sum(v / n) / k^2.
+
+    >>> pooled_examples([200]), pooled_examples([200, 200]), round(pooled_examples([30, 200]), 1)
+    (200.0, 400.0, 104.3)
+    """
+    return len(nums) ** 2 / sum(1 / num for num in nums)
 
 
 def _by_rate(runs: Iterable[FinetuningRun]) -> dict[float, tuple[FinetuningRun, ...]]:

@@ -52,6 +52,8 @@ LIKELIHOOD = (
     Metric("log_likelihood_stderr", unit="nats/token"),
     Metric("valid_log_likelihood", "max", "nats/token"),
 )
+NUM_VALID = "num_valid_examples"
+"""Of a task; the error of its validation score goes by it."""
 PICKS = ("valid_score", "valid_log_likelihood")
 """What the rate may be picked by: of a mixture the means over its tasks."""
 OF_TRAINING = ("loss_nats_per_token", "num_steps", *(metric.name for metric in FORGETTING))
@@ -183,6 +185,7 @@ class Sft(StageSpec):
             "chance_score": task.chance(),
             "valid_score": float(np.mean([row.scores["score"] for row in valid])),
             "num_test_examples": float(len(test)),
+            NUM_VALID: float(len(valid)),
             **likelihood,
         }
         return metrics, lines
@@ -194,9 +197,9 @@ class Sft(StageSpec):
         return self.task.fit(model, tokenizer, partial(self._train, worker=worker), seed=self.seed, max_examples=limit)
 
     @property
-    def num_valid(self) -> int | None:
-        """Examples whose mean score picks the rate, at most: no file is read. None: a likelihood picks it."""
-        return None if self.likelihood else sum(task.workload().num_valid for task in self.task.parts.values())
+    def num_valid(self) -> list[float]:
+        """Validation examples of each task, at most: no file is read."""
+        return [float(task.workload().num_valid) for task in self.task.parts.values()]
 
     def is_wide(self, resources: Resources) -> bool:
         """By the gang's resources: it is no part of what is asked, so not of the id."""
@@ -220,6 +223,7 @@ class Sft(StageSpec):
             Metric("loss_nats_per_token", "min", "nats/token"),
             Metric("num_steps", unit="steps"),
             Metric("num_test_examples", unit="examples"),
+            Metric(NUM_VALID, unit="examples"),
             *(LIKELIHOOD if self.likelihood else ()),
             *(FORGETTING if self.forgetting else ()),
         )

@@ -6,7 +6,7 @@ from tiny import TINY, results_of
 from raysweep.analysis.tables import checkpoint_table
 from raysweep.runners import run_sweep
 from raysweep.runs import Run, status
-from raysweep.scores import FinetuningRun, pick
+from raysweep.scores import FinetuningRun, Result, pick
 from raysweep.space import load
 from raysweep.store import Store
 from raysweep.train.methods import Full
@@ -30,6 +30,29 @@ def picked(run: Run, checkpoint: str):
     )
 
 
+@pytest.mark.parametrize(
+    ("recorded", "num_added"),
+    [
+        ({}, 0),  # By the 200 of the sweep file a standard error of 0.62 is 0.034.
+        ({"num_valid_examples": 200.0}, 0),
+        ({"num_valid_examples": 20.0}, 1),
+        ({"a/num_valid_examples": 200.0, "b/num_valid_examples": 200.0}, 0),
+        ({"a/num_valid_examples": 200.0, "b/num_valid_examples": 15.0}, 1),
+    ],
+)
+def test_the_error_that_leaves_a_grid_open_is_of_the_examples_there_were(sweep_file, recorded, num_added):
+    trial = load(sweep_file(AUTO)).trial({"pretrain.optimizer.lr": 0.01}, 0)
+    scores = dict(zip(Full.first_lrs, (0.55, 0.62, 0.56), strict=True))
+    results = {
+        stage.id: Result(
+            stage.id, "sft", "done", {"valid_score": scores[stage.spec.lr], **recorded}, stage.task, stage.spec.lr, 0
+        )
+        for stage in trial.stages
+        if stage.kind == "sft"
+    }
+    assert len(trial.widened(results).added) == num_added
+
+
 def test_rates_widen_until_the_best_is_inside_and_a_resumed_run_adds_nothing(sweep_file, store, tmp_path):
     space = load(sweep_file(AUTO))
     run = run_sweep(space, store, runner="inline")
@@ -39,6 +62,7 @@ def test_rates_widen_until_the_best_is_inside_and_a_resumed_run_adds_nothing(swe
     for checkpoint, row in table.iterrows():
         found = picked(run, checkpoint)
         assert found.edge is None
+        assert row["sft/span/num_valid_examples"] == 200
         assert row["sft/span/lr"] == found.lr > Full.first_lrs[-1]
         assert row["sft/span/score"] == store.get(found.runs[0].id).metrics["score"]
     want = results_of(run)

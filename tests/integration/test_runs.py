@@ -86,11 +86,21 @@ def test_what_fits_nowhere_is_refused_before_anything_runs(sweep_file, store, ca
     lack = rf"GiB are free in {store.root}, and about [\d,]+\.\d are to be written: make room, or give another --store"
     with pytest.raises(StoreError, match=lack + r"; its disk has [\d,]+\.\d in all"):
         run_sweep(load(sweep_file(huge + "resources: auto\n")), store, runner="inline")
-    # On a disk that could be freed that is told, and waited for once it is full.
-    monkeypatch.setattr("raysweep.runners.disk_usage", lambda folder: SimpleNamespace(total=2**60))
-    with pytest.raises(ClusterError, match=r"no choice of zero_stage, .* fits: the nearest, .* GiB for pretrain"):
+    # On a disk that could be freed, or may do as this is an estimate, that is told, and waited for once it is full.
+    needed = ToWrite.of(load(sweep_file(huge)), store)
+    monkeypatch.setattr(
+        "raysweep.runners.disk_usage", lambda folder: SimpleNamespace(total=(needed.kept + needed.state) // 1.4)
+    )
+    no_gang = r"no choice of zero_stage, .* fits: the nearest, .* GiB for pretrain"
+    with pytest.raises(ClusterError, match=no_gang):
         run_sweep(load(sweep_file(huge + "resources: auto\n")), store, runner="inline")
     assert re.search(lack, caplog.text)
+    # Behind a URL, what is there is not known here.
+    caplog.clear()
+    monkeypatch.setattr("raysweep.runners.disk_usage", lambda folder: SimpleNamespace(total=0))
+    with pytest.raises(ClusterError, match=no_gang):
+        run_sweep(load(sweep_file(huge + "resources: auto\n")), Store("memory://elsewhere"), runner="inline")
+    assert "are to be written" not in caplog.text
     assert main(["doctor", str(sweep_file(huge)), "--store", store.url]) == 2
     assert re.search(f"FAIL  store: .* {lack}", capsys.readouterr().out)
     assert store.finished_ids() == set()
