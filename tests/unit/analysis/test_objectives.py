@@ -339,3 +339,5 @@ def test_several_texts_are_told_of():
     assert (perplexity.pairs.num_pairs, perplexity.accuracy.value) == (2, 1)
     [caution] = [line for line in cautions(ranking) if "own text" in line]
     assert "(heldout) is on 2 texts: pairs of checkpoints of different texts are not counted" in caution
+    # What is of each domain by itself hangs on no shares of a mix.
+    assert "Perplexities of a domain, agreement, and losses on spans" in caution
