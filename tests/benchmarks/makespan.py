@@ -401,7 +401,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draws", type=int, default=6)
     parser.add_argument("--trials", type=int, nargs="+", default=[1000, 5000])
-    parser.add_argument("--sigmas", type=float, nargs="+", help="of lengths; default: as measured, 0.5 and 1")
+    parser.add_argument(
+        "--sigmas",
+        type=lambda word: None if word == "measured" else float(word),
+        nargs="+",
+        help="of lengths: numbers, or measured; default: measured, 0.5 and 1",
+    )
     parser.add_argument("--drawn", action="store_true", help="stages as drawn, not as measured")
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=[*POLICIES])
     parser.add_argument("--measure", nargs="+", metavar="STORE SWEEP.yaml", help="write what --drawn does without")
