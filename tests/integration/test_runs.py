@@ -319,10 +319,12 @@ resources:
 @pytest.mark.slow
 def test_a_gang_without_a_trial_takes_stages_of_a_busy_one(sweep_file, tmp_path, monkeypatch):
     """The same tables to the bit, by stages that were not made in the order of the trial's own gang."""
-    text = TINY[: TINY.index("sweep:")] + TINY[TINY.index("flatness:") :].replace("epochs: 1", "epochs: 60")
+    text = TINY[: TINY.index("sweep:")] + TINY[TINY.index("flatness:") :].replace("epochs: 1", "epochs: 120")
     text = text.replace("checkpoints: [6, 12]", "").replace("  lrs:", "  seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  lrs:")
     space, shared, nexts = load(sweep_file(text)), [], tail.Tail.next
+    # Stages one by one, so that they outlast the start of a gang whatever the machine.
     monkeypatch.setattr(tail, "WORTH_SECONDS", 1.0)
+    monkeypatch.setattr(tail, "SHARE_SECONDS", 0.1)
     monkeypatch.setattr(tail.Tail, "next", lambda *args: shared.append(nexts(*args)) or shared[-1])
     run = run_sweep(space, store := Store(tmp_path / "ray"))
     assert run.failures() == []
