@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from raysweep.analysis.derived import is_swept
-from raysweep.analysis.formatting import is_share
+from raysweep.analysis.formatting import counted, is_share
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.families import Objective
 from raysweep.scores import Column
@@ -264,7 +264,7 @@ def _nearly(names: Collection[str]) -> str:
     more = max(sizes, default=0) - min(sizes, default=0)
     if len(sizes) < len(names) or not 0 < more <= FEW_TOKENS:
         return ""
-    return f" (one has {more} token{'s' if more > 1 else ''} more)"
+    return f" (one has {counted(more, 'token')} more)"
 
 
 def _of_objectives(checkpoints: pd.DataFrame) -> list[tuple[str, dict[str, int]]]:

@@ -105,9 +105,9 @@ def _tell_lack_of_room(space: SearchSpace, store: Store) -> None:
     Raises:
         StoreError: if no room that can be made would do, by far: what is to be written is an estimate.
     """
-    is_here = store.is_local and "RAY_ADDRESS" not in os.environ
-    to_write = ToWrite.of(space, store) if is_here else None
-    folder, free = store_disk(store.url)
+    if not store.is_local or "RAY_ADDRESS" in os.environ:
+        return
+    to_write, (folder, free) = ToWrite.of(space, store), store_disk(store.url)
     if not to_write or not (lack := to_write.lack(store, folder, free)):
         return
     in_all = disk_usage(Path(folder)).total

@@ -70,13 +70,11 @@ def run_share(trial: Trial, ids: Container[str], gang: Gang, *, report: Report) 
         GangBroken: as `run_chain`.
     """
     store = gang.store
-    stages = [
-        stage
-        for stage in trial.stages
-        if stage.id in ids
-        and not store.get(stage.id)
-        and all(_is_done(store.get(each)) for each in stage.inputs.values())
-    ]
+    unmade = [stage for stage in trial.stages if stage.id in ids and not store.get(stage.id)]
+    # Each once: stages of a share mostly hang from one checkpoint, whose files are looked at.
+    needed = {stage_id for stage in unmade for stage_id in stage.inputs.values()}
+    done = {stage_id for stage_id in needed if (record := store.get(stage_id)) and record.status == "done"}
+    stages = [stage for stage in unmade if done.issuperset(stage.inputs.values())]
     for stage in stages:
         report(StageStarted(trial=trial.id, stage=stage.id, kind=stage.kind))
     for outcome in _made(stages, gang):
@@ -177,10 +175,6 @@ def _made(stages: Sequence[Stage], gang: Gang) -> Iterator[Outcome]:
     wide = [stage for stage in stages if stage.spec.is_wide(gang.resources)]
     yield from map(gang.wide, wide)
     yield from gang.split([stage for stage in stages if stage not in wide])
-
-
-def _is_done(record: Record | None) -> bool:
-    return record is not None and record.status == "done"
 
 
 def _of(record: Record, stages: Iterable[Stage]) -> Stage:

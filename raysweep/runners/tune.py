@@ -159,9 +159,9 @@ class _AsQueued:
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """None: Tune goes through the trials without a gang. Shares that wait for one end with the last trial."""
-        live = list(tune_controller.get_live_trials())
-        if live and all(SHARE in trial.config and trial.status == "PENDING" for trial in live):
-            for trial in live:
+        live = tune_controller.get_live_trials()
+        if all(SHARE in trial.config and trial.status == "PENDING" for trial in live):
+            for trial in list(live):  # Of which stopping takes it out.
                 tune_controller.stop_trial(trial)
 
 

@@ -239,7 +239,7 @@ class Replay:
         """Free of trials: warm gangs do not count."""
         self.busy: dict[str, Party] = {}
         self.warm: defaultdict[Shape, list[Placement]] = defaultdict(list)
-        self.last_start, self.num_starts, self.num_shares, self.num_trials = 0.0, 0, 0, 0
+        self.last_start, self.num_trials = 0.0, 0
         self.ends: list[tuple[float, str, str]] = []
         """When a gang has made a stage, or has started (no stage): the first one first."""
         self.made_at: dict[str, float] = {}
@@ -280,10 +280,8 @@ class Replay:
         else:
             node = self.gangs.node_of(name) if self.asks else None
             placement, starts = self.place(job.shape, node), now + START_SECONDS
-            self.num_starts += 1
             if self.one_start_at_a_time:
                 starts = self.last_start = max(now, self.last_start) + START_SECONDS
-        self.num_shares += share is not None
         self.num_trials += share is None
         self.room.take(job.shape, placement)
         stages = [stage for stage in job.trial.stages[1:] if share is None or stage.id in share]
