@@ -26,7 +26,8 @@ from sqlalchemy.exc import DatabaseError
 from raysweep.plan import Trial
 from raysweep.runners.chain import last_metrics, recall
 from raysweep.runners.queue import Beginnings
-from raysweep.runners.room import Gangs, Shape
+from raysweep.runners.room import Shape
+from raysweep.runners.searchers import UnderWay
 from raysweep.runs import Run
 from raysweep.search import LogUniform, RandInt, Uniform, Within
 from raysweep.store import Store
@@ -58,13 +59,17 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         self._trial_of, self._beginnings, self._left = trial_of, beginnings, num_trials
         self._held: dict[str, Trial] = {}
 
-    def use(self, gangs: Gangs, shapes: Collection[Shape], shape_of: Callable[[Trial], Shape]) -> None:
-        """Say what gangs trials are handed out to: all shapes that there are, and that of a trial."""
-        self._gangs, self._shapes, self._shape_of = gangs, shapes, shape_of
+    def use(self, under_way: UnderWay, shapes: Collection[Shape]) -> None:
+        """Say what trials are handed out beside, and all gangs that there are."""
+        self._under_way, self._shapes = under_way, shapes
+
+    def is_finished(self) -> bool:
+        """Whether as many trials as were asked for are handed out."""
+        return self._left <= 0
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next point whose beginning nobody is at work on; None if there is none yet, or no room."""
-        room = {shape for shape in self._shapes if self._gangs.has_room(shape)}
+        room = {shape for shape in self._shapes if self._under_way.gangs.has_room(shape)}
         if not room:
             return None
         trial = self._first_ready(self._held.values(), room)
@@ -78,20 +83,18 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         del self._held[asked_as]
         self._ot_trials[trial_id] = self._ot_trials.pop(asked_as)
         self._left -= 1
-        self._beginnings.start(trial_id, trial)
-        self._gangs.start(trial_id, self._shape_of(trial))
+        self._under_way.start(trial_id, trial)
         return dict(trial.point)
 
     def _first_ready(self, trials: Iterable[Trial], room: Collection[Shape]) -> Trial | None:
-        return self._beginnings.first_ready(trial for trial in trials if self._shape_of(trial) in room)
+        return self._beginnings.first_ready(trial for trial in trials if self._under_way.shape_of(trial) in room)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Nothing: goals belong to the last checkpoint, and Optuna's own pruners are not used."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study a trial's last metrics, or that it has none: it was stopped, failed or diverged."""
-        self._beginnings.end(trial_id)
-        self._gangs.end(trial_id)
+        self._under_way.end(trial_id)
         if result and not error and not result.get("last"):
             # A scheduler stopped it: its metrics are an earlier checkpoint's.
             super().on_trial_complete(trial_id, None, error=False)

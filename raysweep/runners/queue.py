@@ -99,6 +99,10 @@ class Durations:
         self._num: Counter[str] = Counter()
         self._measured: set[str] = set()
 
+    def expect(self, trial: Trial) -> None:
+        """Learn from what its stages will take, whether it is asked for before or not."""
+        self._works(trial)
+
     def seconds(self, trial: Trial) -> float:
         """Of what is still to be done; FLOPs as long as nothing is measured."""
         finished = self._beginnings.finished

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from raysweep.events import Event, StageEnded, StageFailed, TrialStarted
@@ -46,6 +46,8 @@ class Tail:
         durations: tells how long stages take.
         shape_of: the gang of a trial.
         is_wide: whether all workers of a trial's gang work on a stage at once.
+        may_end_early: whether a trial may be stopped at a checkpoint, so that nothing is given that comes after the
+            one that it is at.
     """
 
     def __init__(
@@ -54,12 +56,15 @@ class Tail:
         durations: Durations,
         shape_of: Callable[[Trial], Shape],
         is_wide: Callable[[Trial, Stage], bool],
+        *,
+        may_end_early: bool,
     ) -> None:
-        self._beginnings, self._durations = beginnings, durations
-        self._shape_of, self._is_wide = shape_of, is_wide
+        self._beginnings, self.durations = beginnings, durations
+        self.shape_of, self._is_wide = shape_of, is_wide
+        self._may_end_early = may_end_early
         self._trials: dict[str, Trial] = {}
-        self._stages: dict[str, tuple[Stage, ...]] = {}
-        """By the key of a trial, in the order that its own gang makes them in."""
+        self._legs: dict[str, list[list[Stage]]] = {}
+        """By the key of a trial, up to each of its checkpoints, in the order that its own gang makes them in."""
         self._begun: set[str] = set()
         """Ids of trials that have a gang."""
         self._kept: set[str] = set()
@@ -74,11 +79,12 @@ class Tail:
     def start(self, key: str, trial: Trial) -> None:
         """Note that a trial is handed out to a gang of its own, under a `key` for `end`."""
         self._trials[key] = trial
-        self._stages[key] = tuple(stage for _, batches in trial.legs() for batch in batches for stage in batch)
+        self._legs[key] = [[stage for batch in batches for stage in batch] for _, batches in trial.legs()]
+        self.durations.expect(trial)
 
     def end(self, key: str) -> None:
         """Note that what was handed out under `key` has ended, a trial or a share, however it did."""
-        for kept in (self._trials, self._stages, self._rests):
+        for kept in (self._trials, self._legs, self._rests):
             kept.pop(key, None)
         self._may_have_room = True
 
@@ -106,8 +112,8 @@ class Tail:
         self._reckon()
         self._may_have_room = False
         rests = {key: rest for key, rest in self._rests.items() if rest.seconds > WORTH_SECONDS}
-        room = {shape: has_room(shape) for shape in {self._shape_of(self._trials[key]) for key in rests}}
-        there = [key for key in rests if room[self._shape_of(self._trials[key])]]
+        room = {shape: has_room(shape) for shape in {self.shape_of(self._trials[key]) for key in rests}}
+        there = [key for key in rests if room[self.shape_of(self._trials[key])]]
         if not there:
             return None
         key = max(there, key=lambda key: rests[key].seconds)
@@ -122,13 +128,15 @@ class Tail:
             changed.add(self._changed.pop())
         for key, trial in self._trials.items():
             if trial.id in changed and trial.id in self._begun:
-                stages = self._rest(trial, self._stages[key])
-                self._rests[key] = _Rest(self._durations.of(trial, stages), stages)
+                stages = self._rest(trial, self._legs[key])
+                self._rests[key] = _Rest(self.durations.of(trial, stages), stages)
 
-    def _rest(self, trial: Trial, stages: Sequence[Stage]) -> list[Stage]:
+    def _rest(self, trial: Trial, legs: Iterable[Sequence[Stage]]) -> list[Stage]:
         """What is ready, but for what its own gang makes next."""
         finished = self._beginnings.finished
-        left = [stage for stage in stages if stage.id not in finished and stage.id not in self._kept]
+        unmade = [stages for leg in legs if (stages := [stage for stage in leg if stage.id not in finished])]
+        open_legs = unmade[:1] if self._may_end_early else unmade
+        left = [stage for leg in open_legs for stage in leg if stage.id not in self._kept]
         own = self._side_by_side(trial, left[0]) if left else 0
         return [stage for stage in left[own:] if stage.state_key is None and self._is_ready(stage)]
 
@@ -145,4 +153,4 @@ class Tail:
         return tuple(stage.id for stage in stages[-num:] if self._side_by_side(trial, stage) == at_once)
 
     def _side_by_side(self, trial: Trial, stage: Stage) -> int:
-        return 1 if self._is_wide(trial, stage) else self._shape_of(trial).workers
+        return 1 if self._is_wide(trial, stage) else self.shape_of(trial).workers

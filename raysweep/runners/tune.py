@@ -19,8 +19,6 @@ import ray
 from ray import tune
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.tune.search import Searcher
-from ray.tune.search.search_generator import SearchGenerator
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -40,7 +38,8 @@ from raysweep.runners.queue import Beginnings, Queue
 from raysweep.runners.ray_cluster import LostRoom, cluster_for, looking, start_ray
 from raysweep.runners.ray_watch import ray_watched
 from raysweep.runners.room import Gangs, Shape
-from raysweep.runners.tail import Share, Tail
+from raysweep.runners.searchers import AsLongAsThereIs, Points, ThenShares, UnderWay
+from raysweep.runners.tail import Tail
 from raysweep.runners.trainable import SHARE, GangTrainable, point_of, trial_of
 from raysweep.runners.watch import Process, Watch
 from raysweep.runs import Run
@@ -59,66 +58,6 @@ END_SECONDS = 30.0
 
 # Of an actor that died, before why: that it did, and which one it was.
 RAYS_PREFACE = re.compile(r"The actor died unexpectedly before finishing this task\.\n(\t\w+: .*\n)+(?=.)")
-
-
-class Points(Searcher):  # type: ignore[misc]
-    """Hands trials out as their queue says: where there is room, and nobody else is at work on what they begin with.
-
-    When all are handed out, shares of those under way.
-
-    Args:
-        tail: has the shares; None: none are handed out.
-    """
-
-    def __init__(self, queue: Queue, beginnings: Beginnings, gangs: Gangs, tail: Tail | None) -> None:
-        super().__init__()
-        self._queue, self._beginnings, self._gangs, self._tail = queue, beginnings, gangs, tail
-        self._share: Share | None = None
-
-    def is_finished(self) -> bool:
-        """Whether there is nothing to hand out: trials for good, shares for now. A share that is found stays for
-        `suggest`, as Tune asks before it closes a gang that could take it."""
-        if self._tail and not self._queue and not self._share:
-            self._share = self._tail.next(self._gangs.has_room_now)
-        return not self._queue and not self._share
-
-    def suggest(self, trial_id: str) -> Any:
-        """The config of the next trial; None while each that is left waits for another, or for room."""
-        if self.is_finished():
-            return None
-        if self._share:
-            share, self._share = self._share, None
-            self._gangs.start(trial_id, self._queue.shape_of(share.trial))
-            return {**share.trial.point, "seed": share.trial.seed, SHARE: share.stages}
-        trial = self._queue.next(self._gangs.has_room)
-        if trial is None:
-            return None
-        self._beginnings.start(trial_id, trial)
-        self._gangs.start(trial_id, self._queue.shape_of(trial))
-        if self._tail:
-            self._tail.start(trial_id, trial)
-        return {**trial.point, "seed": trial.seed}
-
-    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """What it left undone is for another to begin with."""
-        self._beginnings.end(trial_id)
-        self._gangs.end(trial_id)
-        if self._tail:
-            self._tail.end(trial_id)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: what is left to do is the store's to say."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: trials that are finished are not handed out, as the store has them."""
-
-
-class _AsLongAsThereIs(SearchGenerator):  # type: ignore[misc]
-    """Finished while there is nothing to hand out, so that Tune closes gangs that get free, and asked when there is."""
-
-    def is_finished(self) -> bool:
-        """Whether Tune need not ask for more now."""
-        return bool(self._finished or self.searcher.is_finished())
 
 
 class _GangRequest(tune.PlacementGroupFactory):  # type: ignore[misc]
@@ -298,14 +237,11 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         return stage.spec.is_wide(space.resources.of(trial.point))
 
     queue = Queue(trials or (), beginnings, trial_shape)
-    tail: Tail | None = None
-    searcher: Any = study
+    tail = Tail(beginnings, queue.durations, trial_shape, is_wide, may_end_early=search.scheduler is not None)
+    under_way = UnderWay(beginnings, gangs, tail)
     if study:
-        study.use(gangs, shapes, trial_shape)
-    else:
-        if not search.scheduler:  # Which may stop a trial at its next checkpoint.
-            tail = Tail(beginnings, queue.durations, trial_shape, is_wide)
-        searcher = _AsLongAsThereIs(Points(queue, beginnings, gangs, tail))
+        study.use(under_way, shapes)
+    searcher = AsLongAsThereIs(ThenShares(study or Points(queue, under_way), under_way))
     report = one_at_a_time(report)
     watch = Watch(
         max_silence_seconds=resources.max_silence_seconds,
@@ -320,8 +256,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         at_work.take(event)
         beginnings.take(event)
         queue.take(event)
-        if tail:
-            tail.take(event)
+        tail.take(event)
         report(event)
 
     def take_less(config: Mapping[str, Any]) -> bool:
@@ -356,7 +291,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
-            num_samples=num_trials if study else -1,  # As many as there come.
+            num_samples=-1,  # As many as there come.
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(

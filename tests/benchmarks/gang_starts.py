@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import TINY
 
 from raysweep.runners import tune as runner
+from raysweep.runners.searchers import Points
 from raysweep.runs import Run
 from raysweep.space import load
 from raysweep.store import Store
@@ -55,13 +56,13 @@ class StandIn(tune.Trainable):
 def through_tune(num_gangs: int, wait: float) -> list[float]:
     """Seconds from the first question for a trial until each gang was up."""
     began: list[float] = []
-    suggest = runner.Points.suggest
+    suggest = Points.suggest
 
     def suggested(self: Any, trial_id: str) -> Any:
         began.append(time.time())
         return suggest(self, trial_id)
 
-    runner.GangTrainable, runner.Points.suggest = StandIn, suggested  # type: ignore[misc,method-assign]
+    runner.GangTrainable, Points.suggest = StandIn, suggested  # type: ignore[misc,method-assign]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ |= {"UP": str(folder / "up"), "GANGS": str(num_gangs), "WAIT": str(wait)}

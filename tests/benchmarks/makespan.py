@@ -49,9 +49,9 @@ from raysweep.plan import Stage, Trial
 from raysweep.run_files import TrialRow
 from raysweep.runners.queue import Beginnings, Queue
 from raysweep.runners.room import Gangs, Placement, Room, Shape, View
+from raysweep.runners.searchers import Points, ThenShares, UnderWay
 from raysweep.runners.tail import Tail
 from raysweep.runners.trainable import SHARE
-from raysweep.runners.tune import Points
 from raysweep.space import load
 from raysweep.store import Store
 
@@ -249,8 +249,10 @@ class Replay:
         self.queue = queue([job.trial for job in jobs], beginnings, self.shape_of)
         if isinstance(self.queue, Peer):
             self.queue.by_id = self.by_id
-        self.tail = Tail(beginnings, self.queue.durations, self.shape_of, is_wide) if shares else None
-        self.searcher = Points(self.queue, beginnings, gangs, self.tail)
+        self.tail = Tail(beginnings, self.queue.durations, self.shape_of, is_wide, may_end_early=False)
+        under_way = UnderWay(beginnings, gangs, self.tail)
+        points = Points(self.queue, under_way)
+        self.searcher = ThenShares(points, under_way) if shares else points
         self.by_index = {job.trial.point["index"]: job for job in jobs}
 
     def shape_of(self, trial: Trial) -> Shape:
@@ -294,7 +296,7 @@ class Replay:
         if stage:
             party.at_work -= 1
             self.tell(stage, party.job)
-        if not stage and self.tail and not party.is_share:
+        if not stage and not party.is_share:
             self.tail.take(TrialStarted(row=TrialRow(party.job.trial.id, variant="", point={}, seed=0, stages=())))
         if not party.at_work and not party.batch:
             if (batch := next(party.batches, None)) is None:
@@ -315,8 +317,7 @@ class Replay:
             event = ended(stage, trial=job.trial.id, wall_seconds=job.seconds[stage], num_workers=num)
             self.beginnings.take(event)
             self.queue.take(event)
-            if self.tail:
-                self.tail.take(event)
+            self.tail.take(event)
 
     def place(self, shape: Shape, asked: str | None) -> Placement:
         """As Ray does: on the node that is asked for if it has room beside the warm gangs, else where most is free.

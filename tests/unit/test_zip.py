@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from handed import under_way
 from tiny import ONE_CPU, TINY, roomy
 
 from raysweep.errors import DataError, SpaceError
@@ -245,7 +246,7 @@ def test_an_optuna_search_picks_among_settings(sweep_file, store, tmp_path):
     text = zipped(SIZE) + "search: {name: optuna, num_trials: 8, objectives: [{metric: heldout/ppl, mode: min}]}\n"
     space = load(sweep_file(text))
     study, num_to_do = study_search(space, store, tmp_path, Beginnings([]))
-    study.use(roomy(), [ONE_CPU], lambda trial: ONE_CPU)
+    study.use(under_way(roomy(), Beginnings([])), [ONE_CPU])
     points = []
     for number in range(num_to_do):
         points.append(study.suggest(str(number)))

@@ -4,10 +4,14 @@ import math
 
 import pytest
 from ended import ended
-from tiny import ONE_CPU, TINY, roomy
+from handed import under_way
+from tiny import ONE_CPU, TINY, roomy, row
 
+from raysweep.events import TrialStarted
 from raysweep.runners.optuna_search import study_search
 from raysweep.runners.queue import Beginnings
+from raysweep.runners.searchers import ThenShares
+from raysweep.runners.trainable import SHARE
 from raysweep.space import load
 
 ADAPTIVE = TINY.replace("{grid: [1e-2, 3e-3]}", "{loguniform: [1e-4, 1e-1]}") + (
@@ -19,7 +23,7 @@ ADAPTIVE = TINY.replace("{grid: [1e-2, 3e-3]}", "{loguniform: [1e-4, 1e-1]}") + 
 def test_a_damaged_study_is_named_and_made_again(sweep_file, store, tmp_path, caplog, damage):
     space = load(sweep_file(ADAPTIVE))
     first, num_to_do = study_search(space, store, tmp_path, Beginnings([]))
-    first.use(roomy(), [ONE_CPU], lambda trial: ONE_CPU)
+    first.use(under_way(roomy(), Beginnings([])), [ONE_CPU])
     asked = first.suggest("a")
     first.on_trial_complete("a", {"sft/mean_score": 0.5, "last": True})
     assert num_to_do == 4
@@ -27,7 +31,7 @@ def test_a_damaged_study_is_named_and_made_again(sweep_file, store, tmp_path, ca
     (tmp_path / "study.db").write_bytes(damage)
     again, num_to_do = study_search(space, store, tmp_path, Beginnings([]))
     assert num_to_do == 4
-    again.use(roomy(), [ONE_CPU], lambda trial: ONE_CPU)
+    again.use(under_way(roomy(), Beginnings([])), [ONE_CPU])
     assert again.suggest("a") == asked
     assert not damage or "study.db is not used and will be re-made" in caplog.text
 
@@ -53,7 +57,7 @@ def test_a_suggestion_waits_for_its_beginning(sweep_file, store, tmp_path):
     beginnings = Beginnings([])
     search, num_to_do = study_search(space, store, tmp_path, beginnings)
     assert num_to_do == 4
-    search.use(roomy(), [ONE_CPU], lambda trial: ONE_CPU)
+    search.use(under_way(roomy(), beginnings), [ONE_CPU])
     first = search.suggest("a")
     assert [search.suggest(name) for name in "bcdefgh"] == [None] * 7
     for stage in space.trial(first, 0).stages:
@@ -67,7 +71,7 @@ def test_a_suggestion_waits_for_its_beginning(sweep_file, store, tmp_path):
 
 def test_a_suggestion_is_asked_for_once_there_is_room(sweep_file, store, tmp_path):
     search, _ = study_search(load(sweep_file(ADAPTIVE)), store, tmp_path, Beginnings([]))
-    search.use(roomy(max_concurrent=1), [ONE_CPU], lambda trial: ONE_CPU)
+    search.use(under_way(roomy(max_concurrent=1), Beginnings([])), [ONE_CPU])
     assert search.suggest("a")
     assert search.suggest("b") is None
     search.on_trial_complete("a", {"sft/mean_score": 0.5, "last": True})
@@ -83,7 +87,7 @@ BOUNDED = TINY.replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2, 3e-3, 1e-3]}") + (
 
 def test_optuna_is_told_how_far_a_trial_is_beyond_the_bound(sweep_file, store, tmp_path):
     search, _ = study_search(load(sweep_file(BOUNDED)), store, tmp_path, Beginnings([]))
-    search.use(roomy(), [ONE_CPU], lambda trial: ONE_CPU)
+    search.use(under_way(roomy(), Beginnings([])), [ONE_CPU])
     for name, loss in (("a", 2.0), ("b", 2.1), ("c", 1.9), ("d", 1.91)):
         assert search.suggest(name)
         goals = {"flatness/hessian_trace": 9.0, "sft/mean_score": 0.5}
@@ -121,3 +125,33 @@ def test_a_study_begins_with_what_other_runs_of_the_store_gave(sweep_file, store
     )
     (tmp_path / "other").mkdir()
     assert not study_search(other, store, tmp_path / "other", Beginnings([]))[0]._ot_study.trials
+
+
+def test_shares_are_handed_out_once_all_suggestions_are(sweep_file, store, tmp_path):
+    """The study is told of its trials alone, and of each of them."""
+    many = ADAPTIVE.replace("num_trials: 4", "num_trials: 1").replace("  lrs:", "  seeds: [0, 1, 2, 3, 4, 5]\n  lrs:")
+    space = load(sweep_file(many))
+    search, _ = study_search(space, store, tmp_path, beginnings := Beginnings([]))
+    handed = under_way(roomy(), beginnings)
+    search.use(handed, [ONE_CPU])
+    searcher = ThenShares(search, handed)
+    assert not searcher.is_finished()
+    point = searcher.suggest("trial")
+    assert searcher.is_finished(), "for now"
+    trial = space.trial(point, 0)
+    handed.tail.take(TrialStarted(row=row(trial.id)))
+    first = next(stage for stage in trial.stages if stage.kind == "sft" and stage.step == 6)
+    for stage in trial.stages:
+        if (stage.step in (None, 6) and stage.kind != "sft") or stage is first:
+            event = ended(stage.id, trial=trial.id, wall_seconds=20.0)
+            for each in (beginnings, handed.tail.durations, handed.tail):
+                each.take(event)
+    share = searcher.suggest("share")
+    assert {key: share[key] for key in point} == point
+    assert [stage.kind for stage in trial.stages if stage.id in share[SHARE]] == ["sft"]
+    searcher.on_trial_result("share", {"last": True})
+    searcher.on_trial_complete("share", {"last": True})
+    assert [each.state.name for each in search._ot_study.trials] == ["RUNNING"]
+    searcher.on_trial_complete("trial", {"sft/mean_score": 0.5, "last": True})
+    assert [each.values for each in search._ot_study.trials] == [[0.5]]
+    assert searcher.is_finished()

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from ended import ended
+from handed import under_way
 from timed import Timed, timed_trials
 from tiny import ONE_CPU, roomy, row
 
@@ -11,9 +12,9 @@ from raysweep.events import StageFailed, TrialStarted
 from raysweep.plan import Stage
 from raysweep.runners.queue import Beginnings, Durations, Queue
 from raysweep.runners.room import Shape
+from raysweep.runners.searchers import Points, ThenShares
 from raysweep.runners.tail import Tail
 from raysweep.runners.trainable import SHARE
-from raysweep.runners.tune import Points
 
 
 class Training(Timed):
@@ -51,13 +52,12 @@ def trial_of(index=0, *, splits=6, wide=0, seconds=20.0):
 class Run:
     """A tail, told of what ends."""
 
-    def __init__(self, *trials, shape=ONE_CPU, is_wide=lambda trial, stage: stage.spec.wide):
+    def __init__(self, *trials, shape=ONE_CPU, is_wide=lambda trial, stage: stage.spec.wide, may_end_early=False):
         self.trials = {f"key-{index}": trial for index, trial in enumerate(trials)}
         self.beginnings = Beginnings([trials[0].stages[0].id])
         self.durations = Durations(self.beginnings, lambda trial: shape)
-        self.tail = Tail(self.beginnings, self.durations, lambda trial: shape, is_wide)
+        self.tail = Tail(self.beginnings, self.durations, lambda trial: shape, is_wide, may_end_early=may_end_early)
         for key, trial in self.trials.items():
-            self.durations.seconds(trial)
             self.tail.start(key, trial)
             self.tail.take(TrialStarted(row=row(trial.id)))
 
@@ -161,12 +161,34 @@ def test_what_no_gang_can_make_is_not_given():
 def test_a_trial_that_waits_for_its_gang_is_not_helped():
     trial = trial_of()
     run = Run(trial)
-    run.tail = Tail(run.beginnings, run.durations, lambda trial: ONE_CPU, lambda trial, stage: False)
+    run.tail = under_way(roomy(), run.beginnings, run.durations).tail
     run.tail.start("key", trial)
     run.end(trial.stages[1], trial)
     assert run.next() is None
     run.tail.take(TrialStarted(row=row(trial.id)))
     assert numbers(run.next()) == [5]
+
+
+def test_of_a_trial_that_may_end_early_nothing_is_given_that_comes_after_its_checkpoint():
+    (trial,) = timed_trials([0.0])
+    stages, before = [trial.stages[0]], trial.stages[0].id
+    for step in (1, 2):  # Both trainings are finished by an earlier run.
+        training = Stage(Training(index=step, predicted=100.0), {"tokens": before}, step=step)
+        split = [
+            Stage(Split(index=step, number=number, predicted=20.0), {"checkpoint": training.id}, step=step)
+            for number in range(4)
+        ]
+        stages += [training, *split]
+        before = training.id
+    stages[1:] = [replace(each, checkpoint=each.inputs.get("checkpoint", each.id)) for each in stages[1:]]
+    trial = replace(trial, stages=tuple(stages))
+    for may_end_early, first in ((False, 2), (True, 1)):
+        run = Run(trial, may_end_early=may_end_early)
+        for each in (stages[1], stages[6]):
+            run.end(each, trial, event="found")
+        run.end(stages[2], trial)
+        share = run.next()
+        assert [stage.step for stage in stages if stage.id in share.stages] == [first]
 
 
 def test_stages_that_fine_tune_wide_are_given_one_by_one():
@@ -193,11 +215,11 @@ def test_shares_are_handed_out_when_there_is_no_trial_any_more_and_the_search_en
     trial, other = trial_of(), trial_of(1, splits=1)
     beginnings, gangs = Beginnings([trial.stages[0].id]), roomy(max_concurrent=2)
     queue = Queue([trial, other], beginnings, lambda trial: ONE_CPU)
-    tail = Tail(beginnings, queue.durations, lambda trial: ONE_CPU, lambda trial, stage: False)
-    points = Points(queue, beginnings, gangs, tail)
+    handed = under_way(gangs, beginnings, queue.durations)
+    points = ThenShares(Points(queue, handed), handed)
 
     def tell(event):
-        for each in (beginnings, queue, tail):
+        for each in (beginnings, queue, handed.tail):
             each.take(event)
 
     assert [points.suggest(key)["index"] for key in ("long", "short")] == [0, 1]
