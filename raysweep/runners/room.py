@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 from raysweep.resources import Resources
@@ -99,7 +100,9 @@ class Gangs:
     Args:
         look: gives the cluster as it is now; may be a second old.
         max_concurrent: trials under way at once; None: as many as fit.
-        may_grow: whether one trial may wait for more room than there is: a cluster grows as it is asked.
+        may_grow: whether trials may wait for more room than there is: a cluster grows as it is asked. One does; once
+            nodes have come, as many as are at work, until no more come: each that waits is chosen early, and what
+            a cluster may grow to, Ray's autoscalers do not tell.
     """
 
     def __init__(self, look: Callable[[], View], *, max_concurrent: int | None, may_grow: bool) -> None:
@@ -107,6 +110,10 @@ class Gangs:
         self._under_way: dict[str, Shape] = {}
         self._waiting: set[str] = set()
         """Keys of those that were handed out beyond the room, and have not begun."""
+        self._num_nodes: int | None = None
+        """The most that there were."""
+        self._num_asked = inf
+        """Trials handed out beyond the room since nodes have come; inf: none has."""
         self._nodes: dict[str, str] = {}
         """Key of a trial under way -> the node where its gang was found room."""
 
@@ -116,7 +123,7 @@ class Gangs:
             return False
         if not self._under_way:  # Nothing would come of waiting.
             return True
-        return self._room()[0].find(shape) is not None or (self._may_grow and not self._waiting)
+        return self._room()[0].find(shape) is not None or (self._may_grow and self._may_wait())
 
     def has_room_now(self, shape: Shape) -> bool:
         """Whether one more gang of this shape fits beside all trials under way, on nodes that are there."""
@@ -130,6 +137,7 @@ class Gangs:
         found = self._room()[0].find(shape)
         if found is None:
             self._waiting.add(key)
+            self._num_asked += 1
         elif not shape.spans_nodes:
             (self._nodes[key],) = found
         self._under_way[key] = shape
@@ -158,9 +166,17 @@ class Gangs:
     def _may_start(self) -> bool:
         return self._max_concurrent is None or len(self._under_way) < self._max_concurrent
 
+    def _may_wait(self) -> bool:
+        """Whether one more may be handed out beyond the room."""
+        at_work = len(self._under_way) - len(self._waiting)
+        return not self._waiting or max(len(self._waiting), self._num_asked) < at_work
+
     def _room(self) -> tuple[Room, bool]:
         """What trials under way leave, and whether there is room for them all."""
         view = self._look()
+        if self._num_nodes is not None and len(view.free) > self._num_nodes:
+            self._num_asked = 0
+        self._num_nodes = max(self._num_nodes or 0, len(view.free))
         room, is_enough = Room(view.free), True
         shapes = list(self._under_way.values())
         for shape in dict.fromkeys([*view.gangs, *shapes]):

@@ -80,11 +80,10 @@ class _GangRequest(tune.PlacementGroupFactory):  # type: ignore[misc]
 
 
 class _AsQueued:
-    """Has each trial's gang asked for on its node, and leaves it to Tune which trial starts next.
+    """Has each trial's gang asked for on its node, and says which trial a gang that has got free takes.
 
-    What a scheduler picks is the oldest that has not begun. A gang that has just got free would be given that one, and
-    the gang that is starting for it thrown away: with trials shorter than a start, all but one gang would never come to
-    work.
+    Schedulers pick the oldest that has not begun. It would be given that gang, and the one that is starting for it be
+    thrown away: with trials shorter than a start, all but one gang would never come to work. Tune by itself picks any.
     """
 
     gangs: Gangs
@@ -96,12 +95,25 @@ class _AsQueued:
         if SHARE in trial.config:
             trial.max_failures = 0  # What it fails at is left to the trial's own gang.
 
-    def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """None: Tune goes through the trials without a gang. Shares that wait for one end with the last trial."""
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """The first handed out of those that wait for room, if a gang of its shape is free.
+
+        None else: Tune goes through the trials without a gang. Shares that wait for one end with the last trial.
+        """
         live = tune_controller.get_live_trials()
         if all(SHARE in trial.config and trial.status == "PENDING" for trial in live):
             for trial in list(live):  # Of which stopping takes it out.
                 tune_controller.stop_trial(trial)
+        tunes = tune_controller._tune_controller  # What is given warns of attributes that it does not show.
+        free, without_room = tunes._actor_cache, set(tunes._actor_manager.pending_actors)
+        if not free.num_cached_objects:
+            return None
+        waiting = (
+            trial
+            for trial in tunes._pending_trials_list
+            if trial.status == "PENDING" and tunes._trial_to_actor.get(trial) in without_room
+        )
+        return next((trial for trial in waiting if free.has_cached_object(trial.placement_group_factory)), None)
 
 
 class _InOrder(_AsQueued, tune.schedulers.FIFOScheduler):  # type: ignore[misc]

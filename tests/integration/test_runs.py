@@ -319,7 +319,9 @@ resources:
 @pytest.mark.slow
 def test_a_gang_without_a_trial_takes_stages_of_a_busy_one(sweep_file, tmp_path, monkeypatch):
     """Of Optuna's, which a scheduler may stop: the same tables to the bit, by stages in another order."""
-    text = TINY.replace("epochs: 1", "epochs: 120").replace("checkpoints: [6, 12]", "").replace("1e-2, 3e-3]}", "1e-2]}")
+    text = (
+        TINY.replace("epochs: 1", "epochs: 120").replace("checkpoints: [6, 12]", "").replace("1e-2, 3e-3]}", "1e-2]}")
+    )
     text = text.replace("  lrs:", "  seeds: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  lrs:")
     search = """\
 search:

@@ -1,6 +1,9 @@
 """Where gangs fit: by node, with what is warm, starting, or still to be placed counted in."""
 
+import itertools
+
 import pytest
+from benchmarks.ramp import ramp
 
 from raysweep.resources import Resources
 from raysweep.runners.room import Gangs, Room, Shape, View
@@ -90,6 +93,42 @@ def test_one_trial_may_wait_for_a_cluster_to_grow():
     assert not gangs.has_room(one)
     gangs.started("waits")
     assert gangs.has_room(one)
+
+
+@pytest.mark.parametrize(("shape", "after_each"), [(EIGHT, [1, 2, 4, 8, 16]), (ONE, [8, 16, 32, 64, 128])])
+def test_a_cluster_that_grows_from_one_node_doubles_with_each_boot(shape, after_each):
+    assert ramp(shape, num_gangs=after_each[-1], boot_seconds=180) == {
+        num: index * 180 for index, num in enumerate(after_each)
+    }
+
+
+def test_trials_stop_waiting_for_a_cluster_that_grows_no_more():
+    one, nodes = Shape(1, 1, 0), {"a": {"CPU": 4.0}}
+    gangs = gangs_of(nodes, {}, may_grow=True)
+    keys = map(str, itertools.count())
+
+    def hand_out():
+        there = []
+        while gangs.has_room(one) and len(there) < 100:
+            there.append(next(keys))
+            gangs.start(there[-1], one)
+        return there
+
+    four = hand_out()
+    assert len(four) == 4 + 1, "no node has come yet"
+    nodes["b"] = {"CPU": 4.0}
+    gangs.started(four[4])
+    eleven = hand_out()
+    assert len(eleven) == 3 + 8
+    for waits in eleven[3:]:  # It has the gang of one that has ended.
+        gangs.started(waits)
+        gangs.end(waits)
+        if waits != eleven[-1]:
+            assert not hand_out()
+    assert len(hand_out()) == 1, "as long as no more come"
+    nodes["c"] = {"CPU": 4.0}
+    assert len(hand_out()) == 3 + 10, "one waits already"
+    assert gangs_of(nodes, {}, may_grow=True, max_concurrent=2).has_room(one)
 
 
 def test_no_more_than_asked_for_at_once_and_never_none():

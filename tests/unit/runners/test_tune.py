@@ -1,15 +1,19 @@
 """What Tune is made to do otherwise: gangs that Ray kills for their memory, and nodes that gangs are asked for on."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.experiment import Trial
+from ray.tune.utils.object_cache import _ObjectCache
 
 from raysweep.errors import StoreError
 from raysweep.runners.out_of_memory import TRIED_WITH_LESS
+from raysweep.runners.room import Shape
 from raysweep.runners.trainable import SHARE
-from raysweep.runners.tune import _Ends, _InOrder, _outliving_kills_for_memory
+from raysweep.runners.tune import _Ends, _GangRequest, _InOrder, _outliving_kills_for_memory
 
 KILLED = "1 worker(s) were killed due to the node running low on memory. Memory on the node was 1.6GB"
 
@@ -80,9 +84,40 @@ def test_shares_that_wait_for_a_gang_end_with_the_last_trial():
         (trial_of({SHARE: ("sft-2",)}), [share]),
     ):
         live = [share, beside]
-        controller = SimpleNamespace(get_live_trials=lambda live=live: live, stop_trial=stopped.append)
-        _InOrder().choose_trial_to_run(controller)
+        controller = SimpleNamespace(
+            get_live_trials=lambda live=live: live, stop_trial=stopped.append, _tune_controller=tunes_controller([])
+        )
+        assert _InOrder().choose_trial_to_run(controller) is None
         assert stopped[:1] == wanted
+
+
+def tunes_controller(trials, without_room=()):
+    """What the scheduler looks at: trials as they were handed out, and those of them whose gangs wait for room."""
+    actors = {trial.trial_id: f"gang of {trial.trial_id}" for trial in trials}
+    return SimpleNamespace(
+        _actor_cache=_ObjectCache(may_keep_one=True),
+        _actor_manager=SimpleNamespace(pending_actors=[actors[trial.trial_id] for trial in without_room]),
+        _pending_trials_list=trials,
+        _trial_to_actor={trial: actors[trial.trial_id] for trial in trials},
+    )
+
+
+def test_a_gang_that_gets_free_takes_the_first_trial_that_waits_for_room():
+    one, eight = _GangRequest(Shape(1, 1, 0)), _GangRequest(Shape(8, 1, 0))
+    trials = [Trial("stub", stub=True, trial_id=key) for key in ("starts", "large", "first", "second", "runs")]
+    _starts, large, first, second, runs = trials
+    for trial in trials:
+        trial.placement_group_factory = eight if trial is large else one
+        trial.set_status("RUNNING" if trial is runs else "PENDING")
+    tunes = tunes_controller(trials, without_room=[second, large, first, runs])
+    controller = SimpleNamespace(get_live_trials=lambda: trials, _tune_controller=tunes)
+    choose = partial(_InOrder().choose_trial_to_run, controller)
+    assert choose() is None, "no gang is free"
+    tunes._actor_cache.increase_max(_GangRequest(Shape(1, 1, 0)))
+    assert tunes._actor_cache.cache_object(_GangRequest(Shape(1, 1, 0)), "gang")
+    assert choose() is first, "and the gang that starts is not thrown away"
+    tunes._actor_manager.pending_actors.clear()
+    assert choose() is None
 
 
 def test_a_share_whose_gang_is_lost_is_no_failure(tmp_path, caplog):
