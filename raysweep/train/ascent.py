@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from raysweep.objectives.base import IGNORED, Ints, Loss
@@ -39,6 +41,7 @@ class Step:
         cutter: of whole batches.
         worker: this rank.
         draws: seed of what the model draws on this rank.
+        common_draws: seed of what is drawn for the batch, the same on all ranks.
         number: of the step, counted from 0.
         multiplier: of the learning rates.
     """
@@ -52,15 +55,22 @@ class Step:
         cutter: Cutter,
         worker: Worker,
         draws: int,
+        common_draws: int,
         number: int,
         multiplier: float,
     ) -> None:
-        self.engine, self.objective, self.number, self.draws = engine, objective, number, draws
+        self.engine, self.objective, self.number = engine, objective, number
         self.batch = batch
+        self._draws, self._common_draws = draws, common_draws
         self._cutter, self._worker, self._multiplier = cutter, worker, multiplier
 
     def accumulate(
-        self, rows: Ints | None = None, *, num_tokens: int | None = None, loss_sum: LossSum | None = None
+        self,
+        rows: Ints | None = None,
+        *,
+        num_tokens: int | None = None,
+        loss_sum: LossSum | None = None,
+        beside: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """Add the gradients of these rows up, at the weights as they are; see `PlainEngine.accumulate`.
 
@@ -68,18 +78,24 @@ class Step:
             rows: of the global batch; None: all.
             num_tokens: that the mean is over; None: as many as the rows predict.
             loss_sum: in place of the objective's.
+            beside: for `loss_sum`, further arrays of the global batch, by row.
 
         Returns:
             This rank's share of the mean loss, in nats per token.
         """
-        batch, cutter = self.batch, self._cutter
+        batch, cutter = {**self.batch, **(beside or {})}, self._cutter
         if rows is not None:
             batch = {name: values[rows] for name, values in batch.items()}
             cutter = Cutter(self._worker, num_sequences=len(rows))
         # At least 1: a batch in which nothing is predicted has no loss and no gradient.
         num = max(1, self.objective.num_predicted(batch)) if num_tokens is None else num_tokens
-        reseed(self.draws, self._worker.device)
+        reseed(self._draws, self._worker.device)
         return self.engine.accumulate(cutter.cut(batch), num_tokens=num, loss_sum=loss_sum)
+
+    def uniforms(self, num: int) -> npt.NDArray[np.float32]:
+        """So many numbers in [0, 1) for each place of the global batch, [n, M, num]: whatever the ranks."""
+        shape = (*self.batch["labels"].shape, num)
+        return np.random.default_rng(self._common_draws).random(shape, dtype=np.float32)
 
     def plain(self) -> tuple[Tensor, Tensor]:
         """Down the gradient at the weights: this rank's share of the loss, and the gradient's norm."""
@@ -112,14 +128,12 @@ class DrawnLabels:
 
     Args:
         objective: which says what a label is predicted from.
-        seed: of the draws.
     """
 
-    def __init__(self, objective: Loss, seed: int) -> None:
-        self._is_causal, self._seed = objective.head == "causal", seed  # type: ignore[attr-defined]
+    def __init__(self, objective: Loss) -> None:
+        self._is_causal = objective.head == "causal"  # type: ignore[attr-defined]
         # Others predict few places, of which alone logits are wanted.
         self._in_output = isinstance(objective, CausalLM)
-        self._generator: torch.Generator | None = None
         self._kept: list[Tensor] = []
         self._at: int | None = None
 
@@ -128,8 +142,13 @@ class DrawnLabels:
         self._at = 0
 
     def loss_sum(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        """Their cross-entropy in nats, summed over the places that the objective predicts; see `Loss.loss_sum`."""
-        labels, draws = self._next(batch["labels"])
+        """Their cross-entropy in nats, summed over the places that the objective predicts; see `Loss.loss_sum`.
+
+        Args:
+            model: see there.
+            batch: see there; at first `draws` [n, M, 2], too: uniform numbers, by which labels are drawn.
+        """
+        labels, draws = self._next(batch)
         inputs = model_inputs(model, batch) | ({"use_cache": False} if self._is_causal else {})
         if self._in_output and (loss := loss_in_output(model, labels, inputs, draws=draws)) is not None:
             return loss
@@ -139,7 +158,7 @@ class DrawnLabels:
             labels[rows, columns] = draw_classes(logits.detach(), draws[rows, columns])
         return cross_entropy_sum(logits, labels[rows, columns], ignored=IGNORED)
 
-    def _next(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _next(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """What the logits of each place predict, [n, M], and by which numbers it is drawn first, [n, M, 2].
 
         What is drawn is written to the first, which is kept.
@@ -147,12 +166,11 @@ class DrawnLabels:
         if self._at is not None:
             self._at += 1
             return self._kept[self._at - 1], None
-        if self._generator is None:
-            self._generator = torch.Generator(labels.device).manual_seed(self._seed)
+        labels = batch["labels"]
         # The labels are shifted, not the logits: these are large, and a slice of them would be a copy.
         own = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED) if self._is_causal else labels.clone()
         self._kept.append(own)
-        return own, torch.rand(*own.shape, 2, generator=self._generator, device=own.device)
+        return own, batch["draws"]
 
 
 def sharpness_aware(step: Step, *, rho: float, eta: float | None, rows: Ints | None) -> tuple[Tensor, Tensor]:
@@ -186,8 +204,8 @@ def trace_penalised(step: Step, *, weight: float, rho: float, rows: Ints | None)
     engine = step.engine
     loss = step.accumulate()
     gradients = engine.take()
-    drawn = DrawnLabels(step.objective, step.draws)
-    step.accumulate(rows, loss_sum=drawn.loss_sum)
+    drawn = DrawnLabels(step.objective)
+    step.accumulate(rows, loss_sum=drawn.loss_sum, beside={"draws": step.uniforms(2)})
     here = engine.take()
     norm = engine.dot(here, here).sqrt()
     drawn.again()

@@ -282,8 +282,8 @@ class TracePenalty(FlatSpec):
     """
 
     has_own_steps: ClassVar[bool] = True
-    # 2: labels are drawn by blocks of classes.
-    VERSION: ClassVar[int] = 2
+    # 2: labels are drawn by blocks of classes. 3: alike whatever the ranks and micro-batches.
+    VERSION: ClassVar[int] = 3
 
     name: Literal["trace_penalty"]
     """Which method."""

@@ -189,6 +189,7 @@ def train(
                 worker=worker,
                 # Anew at each step, so that a run that is resumed draws what one without a break does.
                 draws=draws_seed(seed, step=steps_before + step, rank=worker.rank),
+                common_draws=draws_seed(seed, step=steps_before + step, rank=None),
                 number=step,
                 multiplier=schedule.multiplier(step, num_steps),
             )

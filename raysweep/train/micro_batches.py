@@ -19,12 +19,19 @@ def num_read(batch: Mapping[str, Any]) -> int:
     return int(batch["lengths"].sum()) if "lengths" in batch else int(batch["input_ids"].size)
 
 
-def draws_seed(seed: int, *, step: int, rank: int) -> int:
+def draws_seed(seed: int, *, step: int, rank: int | None) -> int:
     """Of what a model draws in a step of all trainings before and this one.
 
     Like a state saved every step, but nothing has to be saved, and earlier stages of the process leave no trace.
+
+    Args:
+        seed: of the training.
+        step: counted from 0.
+        rank: that draws for itself; None: what all of them draw alike.
     """
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    key = (1,) if rank is None else ()  # Rank 0 draws otherwise than all together.
+    entropy = [seed, step] if rank is None else [seed, step, rank]
+    return int(np.random.SeedSequence(entropy, spawn_key=key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def reseed(seed: int, device: str) -> None:

@@ -65,6 +65,7 @@ def stepper(spec: Llama, ids: np.ndarray, method: FlatSpec | None) -> Callable[[
             cutter=cutter,
             worker=worker,
             draws=number,
+            common_draws=number,
             number=number,
             multiplier=1.0,
         )

@@ -64,7 +64,8 @@ def taken(method, *, micro=None, number=0, domains=None):
         objective=CausalLM(),
         cutter=Cutter(worker, num_sequences=NUM),
         worker=worker,
-        draws=5,
+        draws=4,
+        common_draws=5,
         number=number,
         multiplier=1.0,
     )
@@ -106,17 +107,24 @@ def test_cheap_sam_is_plain_between():
     assert not torch.allclose(taken(every_third, number=3)[0], plain, rtol=1e-3)
 
 
+def drawn_from(ids, labels, seed=5):
+    """A batch of which labels are drawn by a seed, as those of a step."""
+    draws = np.random.default_rng(seed).random((NUM, IDS.shape[1], 2), dtype=np.float32)[: len(ids)]
+    return {"input_ids": ids, "labels": labels, "draws": torch.from_numpy(draws)}
+
+
 def drawn_loss(model, rows, seed=5):
     """Mean loss of the labels that are drawn by a seed."""
     ids = torch.from_numpy(IDS[rows])
-    drawn = DrawnLabels(CausalLM(), seed)
-    drawn.loss_sum(model, {"input_ids": ids, "labels": ids})
+    drawn = DrawnLabels(CausalLM())
+    drawn.loss_sum(model, drawn_from(ids, ids, seed))
     return loss_of(model, rows, labels=drawn._kept[0][:, :-1].flatten())
 
 
-def test_a_trace_penalty_is_the_gradient_of_its_estimate():
+@pytest.mark.parametrize("micro", [None, 2])
+def test_a_trace_penalty_is_the_gradient_of_its_estimate(micro):
     method = TracePenalty(name="trace_penalty", weight=0.01, rho=1e-4, part=0.5)
-    found, loss = taken(method)
+    found, loss = taken(method, micro=micro)
     model = tiny_model()
     model.config._attn_implementation = "eager"  # The fused one has no second derivative.
     wanted_loss = loss_of(model)
@@ -147,8 +155,8 @@ def test_labels_are_drawn_alike_within_the_output_layer():
     model, ids = tiny_model().float(), torch.from_numpy(IDS)
     found = []
     for _ in range(2):
-        drawn = DrawnLabels(CausalLM(), 5)
-        loss = drawn.loss_sum(model, {"input_ids": ids, "labels": ids})
+        drawn = DrawnLabels(CausalLM())
+        loss = drawn.loss_sum(model, drawn_from(ids, ids))
         found.append([drawn._kept[0], loss.detach(), *gradient_of(model, loss)])
         drawn.again()
         torch.testing.assert_close(drawn.loss_sum(model, {"input_ids": ids, "labels": ids}).detach(), loss.detach())
@@ -161,8 +169,8 @@ def test_a_masked_models_labels_are_drawn_where_it_predicts():
     spec = Bert(name="bert", hidden_size=8, num_layers=1, num_heads=2)
     model, labels = spec.build(vocab_size=VOCABULARY, sequence_length=7, seed=0), torch.full((2, 7), IGNORED)
     labels[0, 3] = labels[1, 5] = 4
-    drawn = DrawnLabels(MaskedLM(name="masked_lm"), 5)
-    drawn.loss_sum(model, {"input_ids": torch.from_numpy(IDS[:2]), "labels": labels})
+    drawn = DrawnLabels(MaskedLM(name="masked_lm"))
+    drawn.loss_sum(model, drawn_from(torch.from_numpy(IDS[:2]), labels))
     assert torch.equal(drawn._kept[0] != IGNORED, labels != IGNORED)
     assert int((labels == 4).sum()) == 2  # The batch's own stay.
 
