@@ -7,13 +7,14 @@ it, has none, and the name is taken from it. A holder that was only frozen, or c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,15 +161,7 @@ class Lease:
         )
 
     def _others(self) -> dict[str, dict[str, Any]]:
-        found = {}
-        for key in self._remote.names(self._folder) - {self._id}:
-            content = self._remote.read(f"{self._folder}/{key}")
-            if content is not None:
-                try:
-                    found[key] = parse_object(content)
-                except ValueError:
-                    found[key] = {"damaged": repr(content)}
-        return found
+        return notes(self._remote, self._folder, but={self._id})
 
     def _forget(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -176,6 +169,40 @@ class Lease:
                 self._remote.remove(f"{self._folder}/{key}")
             except UnreachableError as error:  # It expires.
                 logger.warning("%s", error)
+
+
+def notes(remote: Remote, name: str, *, but: Set[str] = frozenset()) -> dict[str, dict[str, Any]]:
+    """All notes of a name's folder by their ids: of its holder, and of who would be."""
+    found = {}
+    for key in remote.names(name) - but:
+        content = remote.read(f"{name}/{key}")
+        if content is not None:
+            try:
+                found[key] = parse_object(content)
+            except ValueError:
+                found[key] = {"damaged": repr(content)}
+    return found
+
+
+@contextlib.contextmanager
+def calling(call: Callable[[], None], *, every_seconds: float) -> Iterator[None]:
+    """Have something called from a thread as by the renewals of a lease, where no lease is needed."""
+    left = threading.Event()
+
+    def keep() -> None:
+        while not left.wait(every_seconds):
+            try:
+                call()
+            except (StoreError, OSError) as error:
+                logger.warning("%s; going on, and trying again", error)
+
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        thread.join()
 
 
 def _told(note: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from raysweep.durable import cache_dir
+from raysweep.durable import cache_dir, replacing
 from raysweep.errors import StoreError
 from raysweep.mirror import Mirror
 from raysweep.remote import Remote
@@ -69,6 +69,28 @@ class Root:
             return set()
         except OSError as error:
             raise StoreError(f"store {self.url!r} cannot be read: {error.strerror}") from error
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a small file under the root, as others see it: at the URL, if the store is at one."""
+        if self._remote:
+            return self._remote.read(name)
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"store {self.url!r} cannot be read: {error.strerror}") from error
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put a small file under the root for others to see. Raises StoreError."""
+        if self._remote:
+            self._remote.write(name, content)
+            return
+        try:
+            with replacing(self.root / name) as aside:
+                aside.write_bytes(content)
+        except OSError as error:
+            raise self.unwritable(error) from error
 
     def remove(self, path: Path) -> None:
         """Delete a file or folder under the root, at the URL too, if the store is at one."""

@@ -63,6 +63,7 @@ class Run:
         self._told: set[str] = set()
         self._sending = threading.Lock()
         self._taken_by: str | None = None
+        self._may_be_asked = False
 
     @staticmethod
     def create(store: Store, name: str, *, sweep_text: str, identity: str) -> Run:
@@ -142,13 +143,19 @@ class Run:
                 raise StoreError(f"run {self.name!r} is under way in another process; wait for it, or end it")
             # Earlier versions left Tune's files here where they were killed: they quote errors with their secrets.
             shutil.rmtree(self.folder / "tune", ignore_errors=True)
-            key, what = f"run-{self.name}", f"run {self.name!r}"
+            what = f"run {self.name!r}"
             try:
-                with self.store.lease(key, _holder(lock), what=what, renewed=self._send, lost=self._lose):
+                with self.store.lease(self._key, _holder(lock), what=what, renewed=self._renewed, lost=self._lose):
                     with self._sending:  # What the holder before has sent since the run was opened here.
                         self.store.pull(self.folder)
                     self._noted = None
-                    yield
+                    self._forget_to_end()  # Asked of the holder before.
+                    self._may_be_asked = True
+                    try:
+                        yield
+                    finally:
+                        self._may_be_asked = False
+                        self._forget_to_end()
             except KeyboardInterrupt:
                 if not self._taken_by:
                     raise
@@ -201,6 +208,35 @@ class Run:
         except BlockingIOError:
             return True
         return False
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a driver is at it here, or noted to be at the store's URL: one that has died is for a while."""
+        return self.is_held or self.store.is_leased(self._key)
+
+    def ask_to_end(self, who: str) -> None:
+        """Have the driver save and end, wherever it is: it looks each `Store.pace.beat_seconds`. Raises StoreError."""
+        self.store.write(self._end, f"asked by {who}".encode())
+
+    @property
+    def _key(self) -> str:
+        return f"run-{self.name}"
+
+    @property
+    def _end(self) -> str:
+        """Name of the file that asks for the end."""
+        return f"runs/{self.name}/end"
+
+    def _renewed(self) -> None:
+        self._send()
+        if self._may_be_asked and (asked := self.store.read(self._end)) is not None:
+            self._may_be_asked = False
+            logger.warning("run %r: ending, as %s", self.name, asked.decode(errors="replace")[:200])
+            interrupt_driver()
+
+    def _forget_to_end(self) -> None:
+        with contextlib.suppress(StoreError, OSError):
+            self.store.remove(self.store.root / self._end)
 
     def note_driver(self, driver: Mapping[str, Any]) -> None:
         """Note which process holds the run, for others to end it."""

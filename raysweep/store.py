@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from raysweep.durable import file_sha256, flock, sync, wait_for_lock
 from raysweep.errors import LostError, StoreError, UnreachableError
-from raysweep.lease import Holder, Lease, Pace
+from raysweep.lease import Holder, Lease, Pace, calling, notes
 from raysweep.record import Record, difference, is_id
 from raysweep.remote_state import RemoteStateDir
 from raysweep.root import Root
@@ -45,7 +45,7 @@ class Store(Root):
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
         self.pace = Pace()
-        """Of holders of runs, where the store is behind a URL."""
+        """Of holders of runs; where the store is a folder, of their looks at what they are asked for."""
         # (path, bytes, mtime_ns) of files found intact: hashed once per process, again if touched.
         self._intact: set[tuple[str, int, int]] = set()
 
@@ -258,9 +258,12 @@ class Store(Root):
     ) -> contextlib.AbstractContextManager[object]:
         """Hold `key` alone among all machines that use the store's URL; see `Lease`. A local store has its locks."""
         if self._remote is None:
-            return contextlib.nullcontext()
-        name = f"partial/{key}.held"
-        return Lease(self._remote, name, holder, what=what, pace=self.pace, renewed=renewed, lost=lost)
+            return calling(renewed, every_seconds=self.pace.beat_seconds)
+        return Lease(self._remote, _lease(key), holder, what=what, pace=self.pace, renewed=renewed, lost=lost)
+
+    def is_leased(self, key: str) -> bool:
+        """Whether there is a note of some machine that holds `key` at the store's URL; its holder may be dead."""
+        return self._remote is not None and any(note.get("holds") for note in notes(self._remote, _lease(key)).values())
 
     def partial_dir(self, stage_id: str) -> Path:
         """The folder that `stage_id` is made in, by the holder of its claim; there until `commit`, or the next try."""
@@ -378,6 +381,10 @@ class Store(Root):
             stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
             self._remote.move(f"stages/{stage_id}/{RECORD}", record, f"altered/{stage_id}-{stamp}.json")
         shutil.rmtree(self._stage_dir(stage_id), ignore_errors=True)
+
+
+def _lease(key: str) -> str:
+    return f"partial/{key}.held"
 
 
 def folder_bytes(folder: Path) -> int:

@@ -17,6 +17,7 @@ from raysweep.errors import StoreError
 from raysweep.lease import Pace
 from raysweep.mirror import Mirror
 from raysweep.remote import Remote
+from raysweep.runners.drivers import cancel
 from raysweep.runs import Run
 from raysweep.store import Store
 
@@ -36,8 +37,11 @@ try:
     with run.held():
         run.add_trial(row(sys.argv[2]))
         print("holds", flush=True)
-        sys.stdin.readline()
-        run.publish()
+        try:
+            sys.stdin.readline()
+        finally:
+            print("saves", flush=True)
+            run.publish()
 except StoreError as error:
     print(error, flush=True)
 """
@@ -66,8 +70,8 @@ class Driver:
     def send(self, number: int) -> None:
         self._process.send_signal(number)
 
-    def wait(self) -> None:
-        self._process.wait(60)
+    def wait(self) -> int:
+        return self._process.wait(60)
 
 
 @pytest.fixture
@@ -116,6 +120,23 @@ def test_a_second_machine_is_refused_while_the_first_lives(drive, here, url):
     with here.held():
         pass
     assert notes(url) == []
+
+
+def test_a_driver_of_another_machine_is_asked_through_the_store_to_end(drive, here, url):
+    first = drive("one")
+    assert first.says() == "holds"
+    assert cancel(here, stop_job=None) == "run r: its driver has stopped"
+    assert first.says() == "saves"
+    assert first.wait() == -signal.SIGINT
+    assert trials(here.store) == ["one"], "it brought what it noted"
+    assert notes(url) == []
+    assert cancel(here, stop_job=None) == "run r is not under way"
+    here.ask_to_end("one who came too late")
+    second = drive("two")
+    assert second.says() == "holds"
+    time.sleep(5 * PACE.beat_seconds)
+    second.end()
+    assert second.wait() == 0
 
 
 def test_what_a_holder_sent_after_the_run_was_opened_here_is_kept(drive, here, machine):
@@ -226,6 +247,7 @@ def test_a_driver_that_was_frozen_ends_and_takes_nothing_back(drive, here, url, 
         (here.folder / "pruned.json").write_text('{"t": 1}')
         here.publish()
         frozen.send(signal.SIGCONT)
+        assert frozen.says() == "saves"
         assert frozen.says().startswith("run 'r' was taken over by process")
         assert Run.find(machine("two"), "r").pruned() == {"t": 1}
     assert notes(url) == []

@@ -15,6 +15,7 @@ from tiny import put
 from raysweep.cli import main
 from raysweep.errors import StoreError
 from raysweep.events import Note, StageFailed, StageProgress, StageStarted, TrialStarted
+from raysweep.lease import Pace
 from raysweep.run_files import TrialRow
 from raysweep.runners.drivers import JOB_ADDRESS, JOB_ID, cancel, this_driver
 from raysweep.runners.journal import Journal
@@ -24,15 +25,18 @@ from raysweep.worker import Reached
 
 HOLDER = """
 import signal, sys, time
+from raysweep.lease import Pace
 from raysweep.runners.drivers import this_driver
 from raysweep.runs import Run
 from raysweep.store import Store
 
 run = Run(Store(sys.argv[1]), "r")
+run.store.pace = Pace(beat_seconds=0.2)
 with run.held():
-    run.note_driver(this_driver())
+    run.note_driver(this_driver() | {"host": sys.argv[2]})
     try:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # In the background it is ignored.
         print("held", flush=True)
         time.sleep(60)
     finally:
@@ -50,29 +54,48 @@ def run(store: Store) -> Run:
     return Run.create(store, "r", sweep_text="x", identity="{}")
 
 
-def test_a_run_of_this_machine_is_stopped_once_it_has_saved(run):
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, run.store.url], stdout=subprocess.PIPE, text=True)
+def hold(run: Run, host: str) -> subprocess.Popen[str]:
+    """A process that holds a run, noted to be on some host."""
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, run.store.url, host], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_a_run_of_this_machine_is_stopped_once_it_has_saved(run):
+    holder = hold(run, socket.gethostname())
     assert f"process {holder.pid} has stopped" in cancel(run, stop_job=no_job)
     assert (run.folder / "saved").exists()
     assert holder.wait(timeout=30) == 143
     assert cancel(run, stop_job=no_job) == "run r is not under way"
 
 
+def test_a_run_of_another_host_is_asked_through_the_folder_to_save_and_end(run, caplog):
+    holder = hold(run, "elsewhere")
+    said = cancel(run, stop_job=no_job)
+    assert said == f"run r: process {holder.pid} on elsewhere has stopped"
+    assert f"run 'r': asked process {holder.pid} on elsewhere to end, which looks every 15 s" in caplog.text
+    assert (run.folder / "saved").exists()
+    assert holder.wait(timeout=30) == -signal.SIGINT
+    assert not (run.folder / "end").exists(), "the next driver is not asked"
+
+
 def test_a_process_that_does_not_hold_the_run_is_let_be(run):
-    with run.held():
-        for driver in ({"host": "elsewhere", "pid": os.getpid()}, {"host": socket.gethostname(), "pid": os.getppid()}):
-            run.note_driver(driver)
-            with pytest.raises(StoreError, match=f"is under way on {driver['host']} as process {driver['pid']}"):
-                cancel(run, stop_job=no_job)
-        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        try:
+    run.store.pace = Pace(beat_seconds=0.1)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    run_elsewhere = Run(Store(run.store.root), "r")
+    run_elsewhere.store.pace = Pace(beat_seconds=3600)
+    try:
+        with run_elsewhere.held():
+            for host, pid in (("elsewhere", os.getpid()), (socket.gethostname(), os.getppid())):
+                run.note_driver({"host": host, "pid": pid})
+                with pytest.raises(StoreError, match=f"process {pid} on {host} was asked to end, and has not in 0.2 s"):
+                    cancel(run, stop_job=no_job, wait_seconds=0.1)
             run.note_driver(this_driver())
             with pytest.raises(StoreError, match=r"has not stopped in 0\.1 s"):
                 cancel(run, stop_job=no_job, wait_seconds=0.1)
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_job_is_stopped_by_its_job_server(run, monkeypatch):
