@@ -160,6 +160,12 @@ class Mean:
 MEANS = (
     Mean(Column("sft", Metric("mean_score", "max", "share")), each="score", tasks_of="sft"),
     Mean(Column("sft", Metric("mean_log_likelihood", "max", "nats/token")), each="log_likelihood", tasks_of="sft"),
+    Mean(Column("sft", Metric("mean_ood_score", "max", "share")), each="ood_score", tasks_of="sft"),
+    Mean(
+        Column("sft", Metric("mean_ood_log_likelihood", "max", "nats/token")),
+        each="ood_log_likelihood",
+        tasks_of="sft",
+    ),
     Mean(
         Column("sft", Metric("mean_forgetting", "min", "nats/token")),
         each="forgetting_nats_per_token",

@@ -23,7 +23,7 @@ from raysweep.search import settings
 from raysweep.spec import Spec
 from raysweep.stages.phases import segments
 from raysweep.stages.pretrain import Recipe
-from raysweep.tasks.base import TARGET_SPLITS, Split
+from raysweep.tasks.base import OOD, TARGET_SPLITS, Split
 from raysweep.tasks.families import Task
 from raysweep.tasks.files import FileTask
 from raysweep.validation import findings, validate
@@ -159,7 +159,7 @@ def _task_warnings(space: SearchSpace) -> Iterator[Finding]:
     for name, task in sft.tasks.items():
         yield from ((("sft", "tasks", name, *at), text) for at, text in task.warnings())
         if name in mixed and isinstance(task, FileTask):  # Now, as its files are in memory.
-            contents |= {(name, split): task.contents(split) for split in TARGET_SPLITS}
+            contents |= {(name, split): task.contents(split) for split in (*TARGET_SPLITS, OOD)}
     for name, mixture in zip(sft.mixtures, sft.mixed(sft.tasks).values(), strict=True):
         told = mixture.warnings(lambda task, split: contents[task, split])
         yield from ((("sft", "mixtures", name), text) for text in told)

@@ -62,11 +62,17 @@ _OF_TASKS = (
     Metric("num_seeds"),
     *(Metric(f"score_{end}", unit="share") for end in ("sd", "stderr", "low", "high")),
     *(Metric(f"log_likelihood_{end}", unit="nats/token") for end in ("low", "high")),
+    *(Metric(f"ood_score_{end}", unit="share") for end in ("low", "high")),
+    *(Metric(f"ood_log_likelihood_{end}", unit="nats/token") for end in ("low", "high")),
 )
 _OF_MEAN = (
     Metric("mean_score", "max", "share"),
-    *(Metric(f"mean_score_{end}", unit="share") for end in ("stderr", "low", "high")),
-    *(Metric(f"mean_log_likelihood_{end}", unit="nats/token") for end in ("stderr", "low", "high")),
+    *(
+        Metric(f"mean_{each}_{end}", unit=unit)
+        for domain in ("", "ood_")
+        for each, unit in ((f"{domain}score", "share"), (f"{domain}log_likelihood", "nats/token"))
+        for end in ("stderr", "low", "high")
+    ),
     Metric("mean_forgetting_stderr", unit="nats/token"),
     Metric("num_tasks_missing"),
 )
@@ -126,9 +132,10 @@ def checkpoint_table(run: Run) -> pd.DataFrame:
     `num_seeds` over these, `score_stderr` with `score_low` and `score_high` (a 95 % interval, over test examples and
     seeds), `lr`, and `lr_edge` (-1 where that is the lowest of its grid, 1 the highest, else 0); and over tasks
     `sft/mean_score` with its `_stderr`, `_low` and `_high`, NaN where a task is missing, and `sft/num_tasks_missing`;
-    over those of a family `sft/<family>/mean_score`, likewise. Of `sft.likelihood` the same as `log_likelihood`. Of
-    other methods of fine-tuning than full `sft/<method>/<task>/score`, `sft/<method>/mean_score`, and so on; of one
-    training on a mixture of tasks `sft/<mixture>/<task>/score`, `sft/<method>/<mixture>/mean_score`.
+    over those of a family `sft/<family>/mean_score`, likewise. Of `sft.likelihood` the same as `log_likelihood`; of
+    `ood_test` of a task as `ood_score` and `ood_log_likelihood`. Of other methods of fine-tuning than full
+    `sft/<method>/<task>/score`, `sft/<method>/mean_score`, and so on; of one training on a mixture of tasks
+    `sft/<mixture>/<task>/score`, `sft/<method>/<mixture>/mean_score`.
     """
     stages = stage_table(run)
     return checkpoints_of(stages, noise_of(run.store, stages), columns_of(run))

@@ -81,12 +81,18 @@ class Probes(StageSpec):
         """With the tasks that have labels.
 
         Raises:
-            SpaceError: if a task has not so many training examples, or the model not so many blocks.
+            SpaceError: if no task has labels, a task not so many training examples, or the model not so many blocks.
         """
         blocks = subject.model.dimensions().num_layers if subject.model else math.inf
         if self.layers and (deepest := max(self.layers)) > blocks:
             raise SpaceError(f"{deepest}: the model has {blocks} blocks; layers are 0 to {blocks}", ("layers",))
         tasks = {name: task for name, task in subject.tasks.items() if task.num_classes is not None}
+        if subject.tasks and not tasks:
+            forms = ", ".join(sorted({task.form for task in subject.tasks.values()}))
+            raise SpaceError(
+                f"no task of sft has classes for a linear probe to tell apart (form {forms}); add one of form "
+                "classification, or remove probes"
+            )
         for name, task in tasks.items():
             if (most := max(self.num_labels)) > (there := task.workload().num_train):
                 text = f"{most} labels: task {name} has {there} training examples; raise its num_train, or lower it"

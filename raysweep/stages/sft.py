@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -25,7 +26,7 @@ from raysweep.resources import Resources
 from raysweep.spec import Metric, Neutral, Spec
 from raysweep.stages.base import StageSpec
 from raysweep.stages.held_text import HeldText
-from raysweep.tasks.base import Fitted, Split, TaskSpec
+from raysweep.tasks.base import OOD, Fitted, Split, TaskSpec
 from raysweep.tasks.families import Task
 from raysweep.tasks.mixture import Mixture
 from raysweep.tasks.rows import batch_tokens
@@ -51,6 +52,15 @@ LIKELIHOOD = (
     Metric("log_likelihood", "max", "nats/token"),
     Metric("log_likelihood_stderr", unit="nats/token"),
     Metric("valid_log_likelihood", "max", "nats/token"),
+)
+OUT_OF_DOMAIN = (
+    Metric("ood_score", "max", "share"),
+    Metric("ood_score_stderr", unit="share"),
+    Metric("num_ood_examples", unit="examples"),
+)
+OUT_OF_DOMAIN_LIKELIHOOD = (
+    Metric("ood_log_likelihood", "max", "nats/token"),
+    Metric("ood_log_likelihood_stderr", unit="nats/token"),
 )
 NUM_VALID = "num_valid_examples"
 """Of a task; the error of its validation score goes by it."""
@@ -127,7 +137,7 @@ class Sft(StageSpec):
 
     def run(self, inputs: Mapping[str, Path], out: Path, worker: Worker) -> dict[str, float]:
         """Writes predictions.jsonl: a line for each test example with its id, what the model said, and its scores; of a
-        mixture also its task.
+        mixture also its task, and of another domain the split ood.
 
         Of several ranks all train, and rank 0 scores: the others have no metrics.
 
@@ -163,32 +173,31 @@ class Sft(StageSpec):
         self, task: TaskSpec, fitted: Fitted, tokenizer: PreTrainedTokenizerBase
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Metrics of one task, and the lines of its predictions."""
-        # The rate is picked by the first, and the second is shown: who picks by what is shown flatters it.
-        valid, test = (task.score(fitted.model, tokenizer, split) for split in ("valid", "test"))
-        for row in (*valid, *test):
+        tests: list[Split] = ["test", *_ood_of(task)]
+        # The rate is picked by the first, and the others are shown: who picks by what is shown flatters it.
+        splits: list[Split] = ["valid", *tests]
+        rows = {split: task.score(fitted.model, tokenizer, split) for split in splits}
+        for row in chain(*rows.values()):
             if set(row.scores) != set(task.score_names):
                 raise StageError(f"form {task.form}: scores are {sorted(row.scores)}, not {sorted(task.score_names)}")
             if math.isnan(row.scores["score"]):
                 raise Diverged(len(fitted.losses), math.nan)
-        lines: list[dict[str, Any]] = [
-            {"id": name, "output": row.output, **row.scores} for name, row in zip(task.ids("test"), test, strict=True)
-        ]
-        likelihood = {}
+        values = {split: {"score": [row.scores["score"] for row in own]} for split, own in rows.items()}
         if self.likelihood:
-            in_valid, in_test = (self._likelihoods(task, fitted, tokenizer, split) for split in ("valid", "test"))
-            lines = [line | {"log_likelihood": value} for line, value in zip(lines, in_test, strict=True)]
-            values = float(np.mean(in_test)), _stderr(in_test), float(np.mean(in_valid))
-            likelihood = {metric.name: value for metric, value in zip(LIKELIHOOD, values, strict=True)}
-        metrics = {name: float(np.mean([row.scores[name] for row in test])) for name in task.score_names}
-        metrics |= {
-            "score_stderr": _stderr([row.scores["score"] for row in test]),
-            "chance_score": task.chance(),
-            "valid_score": float(np.mean([row.scores["score"] for row in valid])),
-            "num_test_examples": float(len(test)),
-            NUM_VALID: float(len(valid)),
-            **likelihood,
-        }
-        return metrics, lines
+            for split in splits:
+                values[split]["log_likelihood"] = self._likelihoods(task, fitted, tokenizer, split)
+        lines: list[dict[str, Any]] = []
+        metrics = {name: float(np.mean([row.scores[name] for row in rows["test"]])) for name in task.score_names}
+        for split in tests:
+            mark, before = ({"split": split}, f"{split}_") if split == OOD else ({}, "")
+            for place, (name, row) in enumerate(zip(task.ids(split), rows[split], strict=True)):
+                own = {metric: each[place] for metric, each in values[split].items()}
+                lines.append({"id": name, **mark, "output": row.output, **row.scores, **own})
+            for metric, each in values[split].items():
+                metrics |= {f"{before}{metric}": float(np.mean(each)), f"{before}{metric}_stderr": _stderr(each)}
+            metrics[f"num_{split}_examples"] = float(len(rows[split]))
+        metrics |= {f"valid_{metric}": float(np.mean(each)) for metric, each in values["valid"].items()}
+        return {**metrics, "chance_score": task.chance(), NUM_VALID: float(len(rows["valid"]))}, lines
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, worker: Worker) -> Fitted:
         """The model fine-tuned, its own weights among what `Fitted.model` has; see `TaskSpec.fit`."""
@@ -225,6 +234,8 @@ class Sft(StageSpec):
             Metric("num_test_examples", unit="examples"),
             Metric(NUM_VALID, unit="examples"),
             *(LIKELIHOOD if self.likelihood else ()),
+            *(OUT_OF_DOMAIN if _ood_of(task) else ()),
+            *(OUT_OF_DOMAIN_LIKELIHOOD if _ood_of(task) and self.likelihood else ()),
             *(FORGETTING if self.forgetting else ()),
         )
 
@@ -233,7 +244,9 @@ class Sft(StageSpec):
         times = 2 if self.likelihood else 1
         loads = [task.workload() for task in self.task.parts.values()]
         scored = sum(
-            size.forward_flops(times * (load.num_valid + load.num_test) * load.scored_length, load.length)
+            size.forward_flops(
+                times * (load.num_valid + load.num_test + load.num_ood) * load.scored_length, load.length
+            )
             for load in loads
         )
         row = self.forgetting.input_length if self.forgetting else 0
@@ -375,6 +388,11 @@ def _share(num: int, size: int, seed: int) -> Ints:
     order = np.random.default_rng([0, 0, 1]).permutation(num)
     start = seed % max(1, num // size) * size
     return order[start : start + size]
+
+
+def _ood_of(task: TaskSpec) -> list[Split]:
+    """The split of another domain, where the task has one."""
+    return [OOD] if task.workload().num_ood else []
 
 
 def _of_part(name: str, metric: str) -> str:

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Split = Literal["train", "valid", "test", "indicator"]
-"""What indicators are scored on is a split of its own: on the target's test examples they would share its noise."""
+Split = Literal["train", "valid", "test", "indicator", "ood"]
+"""What indicators are scored on is a split of its own: on the target's test examples they would share its noise. "ood"
+is a second test, of another domain, of tasks whose `Workload.num_ood` is not 0."""
 TARGET_SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+OOD: Literal["ood"] = "ood"
+"""The split of another domain, and how metrics of it begin."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Workload(NamedTuple):
     """Tokens read to score an example: those of all its choices, or of an answer that is decoded."""
     num_states: int = 1
     """States of an example that a linear probe reads."""
+    num_ood: int = 0
+    """Test examples of another domain; 0: none are scored."""
 
 
 class Train(Protocol):

@@ -54,16 +54,18 @@ class Classification(FileTask, LabelledTask):
             DataError: also if there is but one class, or a test example is of none.
         """
         pinned: Classification = super().pin(base)
-        train, test = (
-            Counter(map(pinned.answer, pinned._read(listed(paths)))) for paths in (pinned.train, pinned.test)
+        train, test, ood = (
+            Counter(map(pinned.answer, pinned._read(listed(paths))))
+            for paths in (pinned.train, pinned.test, pinned.ood_test)
         )
         if len(train) < 2:
             raise DataError(f"all {train.total():,} examples have the label {next(iter(train))!r}", at=("train",))
-        if unknown := sorted(test.keys() - train.keys()):
-            raise DataError(
-                f"label {unknown[0]!r} is of no training example; labels there: {', '.join(sorted(train))}",
-                at=("test",),
-            )
+        for field, labels in {"test": test, "ood_test": ood}.items():
+            if unknown := sorted(labels.keys() - train.keys()):
+                raise DataError(
+                    f"label {unknown[0]!r} is of no training example; labels there: {', '.join(sorted(train))}",
+                    at=(field,),
+                )
         return pinned.with_(classes=tuple(sorted(train)))
 
     def prompt(self, example: Example) -> str:

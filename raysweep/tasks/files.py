@@ -35,6 +35,9 @@ class FileTask(TaskSpec):
     """Files or globs of .jsonl, .jsonl.gz or .jsonl.zst, relative to the sweep file."""
     test: Annotated[Globs, Provenance()]
     """Files or globs of examples that are only scored."""
+    ood_test: Annotated[Globs | None, Provenance()] = None
+    """Files or globs of examples of another domain, which the same fine-tuned models are scored on, too: a second
+    target, ood_score. Left out: none."""
     fingerprint: str = ""
     """Of the files' contents; filled when the sweep file is loaded."""
     digests: Annotated[Digests, Provenance()] = Field(default_factory=dict)
@@ -74,6 +77,7 @@ class FileTask(TaskSpec):
             num_valid=self.max_valid_examples,
             num_test=self.max_test_examples,
             num_indicator=self.max_valid_examples,
+            num_ood=self.max_test_examples if self.ood_test else 0,
             length=TYPICAL_LENGTH,
             scored_length=self.typical_scored_length,
         )
@@ -86,14 +90,14 @@ class FileTask(TaskSpec):
         """With absolute paths and fingerprint; every line is checked. See `TaskSpec.pin`.
 
         Raises:
-            DataError: with the first finding of each of train and test; names file and line.
+            DataError: with the first finding of each of train, test and ood_test; names file and line.
         """
-        splits: tuple[Split, ...] = ("train", "test")
-        train, test = collect(((split,), partial(self._checked, split, base)) for split in splits)
-        digests = kept_digests((*train, *test))
+        names = ["train", "test", *(["ood_test"] if self.ood_test else [])]
+        paths = collect(((name,), partial(self._checked, name, base)) for name in names)
+        digests = kept_digests([path for own in paths for path in own])
         # Examples are ordered by their content, so the files' order is no part of it.
-        whole = ":".join(content_fingerprint(sorted(digests[path] for path in paths)) for paths in (train, test))
-        return self.with_(train=train, test=test, fingerprint=whole, digests=digests)
+        whole = ":".join(content_fingerprint(sorted(digests[path] for path in own)) for own in paths)
+        return self.with_(**dict(zip(names, paths, strict=True)), fingerprint=whole, digests=digests)
 
     def bind(self, corpus: Corpus) -> Any:
         """As it is: it takes nothing from the corpus.
@@ -112,10 +116,10 @@ class FileTask(TaskSpec):
         Of the training file the first are "valid", the next "train", the last "indicator": no line is in two splits,
         and neither the order nor the number of files moves one across. Those for indicators are what training and
         validation leave, at least as many as validate, but for those whose content also stands in another split or
-        anywhere in the test file.
+        anywhere in a test file.
         """
-        if split == "test":
-            return self._read(listed(self.test))[: self.max_test_examples]
+        if split in ("test", "ood"):
+            return self._read(listed(self.test if split == "test" else self.ood_test))[: self.max_test_examples]
         every = self._read(listed(self.train))
         num_valid = min(self.max_valid_examples, max(1, round(self.valid_fraction * len(every))))
         # As many for the indicators as validate, but one is left to train on.
@@ -123,7 +127,8 @@ class FileTask(TaskSpec):
         end = min(num_valid + self.max_train_examples, len(every) - num_left)
         if split != "indicator":
             return every[:num_valid] if split == "valid" else every[num_valid:end]
-        known = {self._content_key(example) for example in [*every[:end], *self._read(listed(self.test))]}
+        tests = [*self._read(listed(self.test)), *self._read(listed(self.ood_test))]
+        known = {self._content_key(example) for example in [*every[:end], *tests]}
         return [example for example in every[end:] if self._content_key(example) not in known]
 
     def ids(self, split: Split) -> list[str]:
@@ -147,13 +152,15 @@ class FileTask(TaskSpec):
     def warnings(self) -> Iterator[Finding]:
         """Test examples whose content is also trained or validated on: their scores are of what was learnt by heart."""
         known = {*self.contents("train"), *self.contents("valid")}
-        test = self.contents("test")
-        if seen := sum(content in known for content in test):
-            yield (
-                ("test",),
-                f"of {len(test):,} test examples, {seen:,} are also in train, and fine-tuned on or used to pick the "
-                "rate: the score is not of what is new to a model; remove them from either file",
-            )
+        splits: dict[str, Split] = {"test": "test", "ood_test": "ood"}
+        for name, split in splits.items():
+            test = self.contents(split)
+            if seen := sum(content in known for content in test):
+                yield (
+                    (name,),
+                    f"of {len(test):,} test examples, {seen:,} are also in train, and fine-tuned on or used to pick "
+                    "the rate: the score is not of what is new to a model; remove them from either file",
+                )
 
     def contents(self, split: Split) -> list[str]:
         """What each example of a split asks, the same where only case and blanks differ."""
@@ -162,13 +169,13 @@ class FileTask(TaskSpec):
     def _content_key(self, example: Example) -> str:
         return " ".join(self.content(example).casefold().split())
 
-    def _checked(self, split: Split, base: Path) -> tuple[str, ...]:
-        """The files of "train" or "test", every line of them checked."""
-        paths = resolve(self.train if split == "train" else self.test, base)
+    def _checked(self, name: str, base: Path) -> tuple[str, ...]:
+        """The files of "train", "test" or "ood_test", every line of them checked."""
+        paths = resolve(getattr(self, name), base)
         num = len(self._read(paths))
         if num == 0:
             raise DataError(f"{paths[0]}: no examples in it")
-        if num == 1 and split == "train":
+        if num == 1 and name == "train":
             raise DataError(f"{paths[0]}: one example; give two or more: some are held out to pick the learning rate")
         return paths
 

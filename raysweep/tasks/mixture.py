@@ -52,7 +52,7 @@ class Mixture(Spec):
         Args:
             contents: of a task, by name, what the examples of a split ask: see `FileTask.contents`.
         """
-        splits: dict[Split, str] = {"test": "test", "valid": "validation"}
+        splits: dict[Split, str] = {"test": "test", "valid": "validation", "ood": "out-of-domain"}
         for split, words in splits.items():
             num, seen = 0, 0
             for name in self.tasks:

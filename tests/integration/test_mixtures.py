@@ -73,7 +73,15 @@ def trained(space):
 
 
 def test_a_mixture_is_one_training_that_each_of_its_tasks_is_scored_on(folder, sweep_file, store):
-    space = load(sweep_file(SWEEP), ["sft.likelihood=true"])
+    # Of another domain: the test examples once more, and in the third task all labels turned round.
+    lines = [json.loads(line) for line in (folder / "sort_test.jsonl").read_text().splitlines()]
+    other = {"la": "si", "si": "la"}
+    (folder / "turned.jsonl").write_text(
+        "".join(json.dumps(line | {"label": other[line["label"]]}) + "\n" for line in lines)
+    )
+    far = {"ask": "ask_test", "pick": "pick_test", "sort": "turned"}
+    given = [f"sft.tasks.{task}.ood_test={name}.jsonl" for task, name in far.items()]
+    space = load(sweep_file(SWEEP), ["sft.likelihood=true", *given])
     assert {name: len(stages) for name, stages in trained(space).items()} == {
         **dict.fromkeys(("ask", "pick", "sort"), 4),
         "all/ask+pick": 4,
@@ -96,7 +104,15 @@ def test_a_mixture_is_one_training_that_each_of_its_tasks_is_scored_on(folder, s
         fmean(row) for row in zip(*(table[f"sft/{name}/score"] for name in ("ask", "pick", "sort")), strict=True)
     ]
     # Paired, by each task's own test examples.
-    assert len(store.file(trained(space)["all/ask+pick"][0].id, "predictions.jsonl").read_text().splitlines()) == 18
+    lines = store.file(trained(space)["all/ask+pick"][0].id, "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("split") for line in lines].count("ood") == len(lines) / 2 == 18
+    assert list(table["sft/sort/ood_score"]) == [1 - score for score in table["sft/sort/score"]]
+    for name in ("ask", "all/ask", "all/pick"):
+        for end in ("score", "score_stderr", "log_likelihood", "log_likelihood_low"):
+            assert list(table[f"sft/{name}/ood_{end}"]) == list(table[f"sft/{name}/{end}"]), (name, end)
+    second = Results(run, target="sft/all/mean_ood_score").ranking
+    assert (second.target_tasks, second.errors) == (("all/ask", "all/pick"), "paired")
+    assert {"sft/mean_ood_score_low", "sft/words/mean_ood_log_likelihood"} <= {*table}
     for task in ("ask", "pick"):
         assert results.noise[f"sft/all/{task}/score"].paired.all()
         assert results.noise[f"sft/all/{task}/log_likelihood"].knows_seeds

@@ -229,6 +229,17 @@ def test_texts_are_looked_into(sweep_file, folder, content, words):
     assert words in line
 
 
+def test_probes_of_tasks_without_classes_are_refused(sweep_file, folder):
+    (line,) = findings(sweep_file(TEXT + "probes: {num_labels: [8]}\n"))
+    assert "tiny.yaml:18: probes: no task of sft has classes for a linear probe to tell apart (form multiple" in line
+    assert line.endswith("add one of form classification, or remove probes")
+    for name in ("sort", "test"):
+        lines = [json.dumps({"text": f"{name} {i}", "label": i % 2}) for i in range(24)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    sort = "    sort: {form: classification, train: sort.jsonl, test: test.jsonl}\n"
+    assert load(sweep_file(TEXT + sort + "probes: {num_labels: [8]}\n"))
+
+
 def test_the_beginning_of_a_long_text_may_end_within_a_letter(sweep_file, folder):
     (folder / "b.txt").write_bytes(b"x" * (2**20 - 1) + "ö".encode())
     assert load(sweep_file(TEXT)).name == "text"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from raysweep.data.pcfg import PCFG
 from raysweep.errors import DataError
 from raysweep.space import load
+from raysweep.spec import fingerprint
 from raysweep.tasks.base import TARGET_SPLITS
 from raysweep.tasks.multiple_choice import MultipleChoice
 from raysweep.tasks.qa import QA
@@ -21,26 +22,41 @@ def questions(numbers) -> list[dict]:
     return [{"id": str(at), "question": f"What is {number}?", "answers": ["a"]} for at, number in enumerate(numbers)]
 
 
-def pinned(folder, train, test, **limits) -> QA:
-    for name, lines in (("train", train), ("test", test)):
+def pinned(folder, train, test, ood=None, **limits) -> QA:
+    for name, lines in (("train", train), ("test", test), ("ood", ood or [])):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return QA(form="qa", train="train.jsonl", test="test.jsonl", **limits).pin(folder)
+    far = {"ood_test": "ood.jsonl"} if ood else {}
+    return QA(form="qa", train="train.jsonl", test="test.jsonl", **far, **limits).pin(folder)
 
 
 @settings(max_examples=60)
 @given(
     train=st.lists(st.integers(0, 60), min_size=2, max_size=80),
     test=st.lists(st.integers(0, 60), min_size=1, max_size=30),
+    ood=st.lists(st.integers(0, 60), max_size=30),
     limit=st.integers(1, 80),
 )
-def test_no_indicator_example_is_one_of_the_targets(tmp_path_factory, train, test, limit):
+def test_no_indicator_example_is_one_of_the_targets(tmp_path_factory, train, test, ood, limit):
     """Near chance, a score is mostly the noise of its examples: shared ones would pass for agreement."""
-    task = pinned(tmp_path_factory.mktemp("t"), questions(train), questions(test), max_train_examples=limit)
+    lines = [questions(numbers) for numbers in (train, test, ood)]
+    task = pinned(tmp_path_factory.mktemp("t"), *lines, max_train_examples=limit)
     indicator = {line["question"] for line in task.examples("indicator")}
     for split in TARGET_SPLITS:
         assert task.examples(split)
         assert not indicator & {line["question"] for line in task.examples(split)}
-    assert not indicator & {f"What is {number}?" for number in test}
+    assert not indicator & {f"What is {number}?" for number in [*test, *ood]}
+    assert len(task.examples("ood")) == len(ood)
+
+
+def test_examples_of_another_domain_are_another_task_and_none_leave_it_as_it_was(tmp_path):
+    train, test = questions(range(20)), questions(range(100, 110))
+    plain, far, farther = (pinned(tmp_path, train, test, ood) for ood in (None, questions([200]), questions([201])))
+    assert len({fingerprint(task) for task in (plain, far, farther)}) == 3
+    assert plain.fingerprint == far.fingerprint.rpartition(":")[0]
+    assert not plain.examples("ood")
+    assert plain.workload().num_ood == 0 < far.workload().num_ood
+    with pytest.raises(DataError, match=r"no file matches 'none\.jsonl'"):
+        far.with_(ood_test="none.jsonl").pin(tmp_path)
 
 
 def test_indicators_take_what_training_leaves_and_at_least_as_many_as_validate(tmp_path):
@@ -59,6 +75,9 @@ def test_test_examples_that_are_trained_on_are_counted(tmp_path):
     [(place, text)] = task.warnings()
     assert place == ("test",)
     assert f"of 15 test examples, {num} are also in train" in text
+    far = pinned(tmp_path, questions(range(20)), questions(range(100, 110)), questions([*range(15, 20), 200]))
+    [(place, text)] = far.warnings()
+    assert (place, text[:20]) == (("ood_test",), "of 6 test examples, ")
     assert not list(pinned(tmp_path, questions(range(20)), questions(range(100, 110))).warnings())
 
 
