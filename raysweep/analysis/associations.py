@@ -12,7 +12,7 @@ import numpy as np
 
 from raysweep.analysis.baselines import credit, design, variant_groups
 from raysweep.analysis.beyond_config import ConfigFit, Matched, added, axes_of, config_fits, matched
-from raysweep.analysis.derived import is_config, moved_together
+from raysweep.analysis.derived import SEED, has_order, is_config, moved_together
 from raysweep.analysis.gaps import GapAccuracy, GapPairs, gap_pairs
 from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import (
@@ -114,6 +114,8 @@ def associate(
         column = columns.get(name)
         direction = column.metric.direction if column else None
         if name == target or (column and column.kind == "sft"):
+            continue
+        if name == SEED and table[name].nunique() < 2:  # Of one seed there is nothing to tell.
             continue
         if not direction and not is_config(name):
             if "/" in name and column is None:
@@ -234,8 +236,6 @@ def _by_gap(
 
 def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: str, clear: Flags) -> _Row:
     """By the scores of other variants: from what the last of the columns adds to a fit on them, or from all of it."""
-    import pandas as pd
-
     have: Flags = table[list(columns)].notna().all(axis=1).to_numpy(dtype=bool)
     there = table[have]
     scores, variants = numbers(there[target]), np.asarray(there["variant"], dtype=str)
@@ -266,7 +266,7 @@ def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: s
 
     every = np.ones((len(scores), len(scores)), dtype=bool)
     direction: Direction | None = None
-    if name != TOGETHER and pd.api.types.is_numeric_dtype(there[name]) and there[name].nunique() > 1:
+    if name != TOGETHER and has_order(there[name]) and there[name].nunique() > 1:
         rising = kendall(numbers(there[name]), scores, np.ones((1, len(scores))))[0] >= 0
         direction = "max" if rising else "min"
     axes = {axis: flags for axis, flags in axes_of(there[list(columns)]).items() if name in (axis, TOGETHER)}

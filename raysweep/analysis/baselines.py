@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raysweep.analysis.derived import has_order
 from raysweep.analysis.pairwise import SMALL, Floats
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def variant_groups(variants: Sequence[str]) -> list[str]:
 
 
 def design(column: pd.Series) -> Floats:
-    """A config column without missing values as regressors [n, p]: its levels, and its rank where it is a number.
+    """A config column without missing values as regressors [n, p]: its levels, and its rank where they have an order.
 
     The rank tells of values between and beyond those of other variants; levels tell where scores are not monotonic.
     """
@@ -53,7 +54,7 @@ def design(column: pd.Series) -> Floats:
 
     codes, levels = pd.factorize(column, sort=True)
     parts = [(codes[:, None] == np.arange(len(levels))).astype(np.float64)]
-    if len(column) and pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+    if len(column) and has_order(column):
         ranks = column.rank().to_numpy(dtype=np.float64)
         parts.append((ranks[:, None] - ranks.mean()) / max(float(ranks.std()), SMALL))
     return np.concatenate(parts, axis=1)

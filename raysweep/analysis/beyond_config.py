@@ -29,7 +29,7 @@ class Matched:
     """Pairs right among pairs of one configuration but for an axis."""
 
     axis: str | None
-    """The column in which the pairs differ; None: in none, as two seeds of pretraining do."""
+    """The column in which the pairs differ; None: in none, as rows of a table that was given may."""
     num_pairs: int
     accuracy: IntervalEstimate
 

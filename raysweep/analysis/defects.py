@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from raysweep.analysis.derived import has_order
 from raysweep.analysis.pairwise import SMALL, Flags, Floats
 
 if TYPE_CHECKING:
@@ -156,16 +157,14 @@ def _far(column: Floats) -> Flags:
 
 
 def _parts(table: pd.DataFrame, config: Sequence[str]) -> Iterator[tuple[str, Flags]]:
-    """Each value of a config column, and each end of one that is a number, in words, and the rows [n] that have it."""
-    import pandas as pd
-
+    """Each value of a config column, and each end of one that has an order, in words, and the rows [n] that have it."""
     for name in config:
         column = table[name]
         short = name.removeprefix("point.").removeprefix("setting.")
         levels = list(column.dropna().unique())
         for level in levels:
             yield f" where {short} is {level}", (column == level).fillna(False).to_numpy(dtype=bool)
-        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        if has_order(column):
             for level in sorted(levels)[1:-1]:
                 yield f" where {short} is {level} or more", (column >= level).fillna(False).to_numpy(dtype=bool)
                 yield f" where {short} is {level} or less", (column <= level).fillna(False).to_numpy(dtype=bool)

@@ -26,8 +26,11 @@ NUM_TOKENS = column_name("pretrain", "num_tokens")
 NUM_PARAMETERS = column_name("pretrain", "num_parameters")
 NUM_ENLARGED = column_name("enlarge", "num_parameters")
 
+SEED = "seed"
+"""Of pretraining: with another one initial weights, or the trunk that variants go on from, may be better for all."""
+
 # Known from the sweep file alone, as what is swept is: what any indicator has to beat.
-_CONFIG = ("step", NUM_TOKENS, NUM_PARAMETERS)
+_CONFIG = ("step", SEED, NUM_TOKENS, NUM_PARAMETERS)
 
 
 def setting_column(zip_name: str, path: str) -> str:
@@ -47,7 +50,15 @@ def is_config(column: str) -> bool:
 
 def is_axis(column: str) -> bool:
     """Whether a column of the configuration is varied by itself, and does not follow from others."""
-    return is_swept(column) or column == "step"
+    return is_swept(column) or column in ("step", SEED)
+
+
+def has_order(column: pd.Series) -> bool:
+    """Whether values of a config column are more and less of something: numbers, but not those of seeds."""
+    import pandas as pd
+
+    is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    return is_number and column.name != SEED
 
 
 def moved_together(table: pd.DataFrame) -> dict[str, str]:

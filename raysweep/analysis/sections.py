@@ -244,7 +244,7 @@ def matched_table(ranking: Ranking) -> Table:
         Heading(
             f"{names[axis] if axis else 'no setting'} ({formatting.counted(num, 'pair')})",
             numeric=True,
-            title=axis or "seeds alone",
+            title=axis or "alike in all settings",
         )
         for axis, num in axes.items()
     ]

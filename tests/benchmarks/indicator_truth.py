@@ -211,6 +211,18 @@ def mirror_gain(num: int, *, seed: int, noise: float = 0.0) -> IntervalEstimate:
     return associations(rows, "x")["x"].added
 
 
+def two_bases(num: int, *, seed: int, num_twins: int = 20) -> pd.DataFrame:
+    """A table some of whose variants are there once more, from a better base; x only tells which base a row is of."""
+    generator = np.random.default_rng(seed)
+    rows = table(World(num), generator)
+    twins = rows.iloc[:num_twins].copy()
+    twins[["trial", "checkpoint"]] += "-1"
+    twins["score"] += 4 + generator.normal(size=num_twins) / 2
+    rows = pd.concat([rows, twins.assign(seed=1)], ignore_index=True)
+    rows["x"] = rows["seed"] + generator.normal(size=len(rows)) / 100
+    return rows
+
+
 def flagged(num: int, *, seed: int, leaked: bool) -> bool:
     """Whether a table's indicator is said to be a leak; a leak has it in the upper half of the rates alone."""
     generator = np.random.default_rng(seed)
@@ -267,6 +279,9 @@ def main() -> Iterator[tuple[str, str]]:
     noisy = [mirror_gain(48, seed=seed, noise=0.5) for seed in range(100)]
     above = np.mean([each.low > 0 for each in noisy])
     yield "(h) a noisy mirror adds", f"{np.mean([each.value for each in noisy]):.4f}; said to add in {above:.0%}"
+    bases = [associations(two_bases(62, seed=seed), "x")["x"].added for seed in range(100)]
+    mean, above = (np.mean(each) for each in zip(*((gain.value, gain.low > 0) for gain in bases), strict=True))
+    yield "(h) which of two bases it is adds", f"{mean:.4f}; said to add in {above:.0%}"
     for num, num_indicators in ((120, 5), (60, 5), (36, 5), (36, 40), (62, 40)):
         found = [below_bayes(num, num_indicators, seed=seed) for seed in range(12)]
         yield f"(g) learnt from {num} variants, {num_indicators} indicators", _two(found)

@@ -2,7 +2,23 @@
 
 import numpy as np
 import pytest
-from benchmarks.indicator_truth import World, below_bayes, coverage, first_few, flagged, mirror_gain
+from benchmarks.indicator_truth import (
+    World,
+    associations,
+    below_bayes,
+    coverage,
+    first_few,
+    flagged,
+    mirror_gain,
+    two_bases,
+)
+
+from raysweep.analysis.learning import learn_target
+from raysweep.analysis.pairwise import leave_one_out
+from raysweep.analysis.ranking import rank
+from raysweep.analysis.unseen import leave_group_out, random_splits
+from raysweep.scores import Column
+from raysweep.spec import Metric
 
 
 def test_intervals_hold_the_truth():
@@ -22,6 +38,36 @@ def test_intervals_of_the_first_few_hold_the_truth(own):
 def test_a_mirror_of_the_rate_adds_nothing(seed):
     assert mirror_gain(48, seed=seed).value == 0
     assert mirror_gain(48, seed=seed, noise=0.5).low <= 0
+
+
+def test_which_base_a_checkpoint_is_of_adds_nothing_to_a_configuration_with_its_seed():
+    tables = [two_bases(40, seed=seed) for seed in range(4)]
+    found = [associations(rows, "x") for rows in tables]
+    added = [each["x"].added for each in found]
+    assert max(each.low for each in added) <= 0
+    assert abs(np.mean([each.value for each in added])) < 0.02
+    # Which a configuration without it would have called a gain.
+    assert np.mean([associations(rows.assign(seed=0), "x")["x"].added.value for rows in tables]) > 0.05
+    assert (found[0]["seed"].source, found[0]["seed"].direction) == ("config", None)
+    # Twins differ in the seed alone; other pairs of two bases differ in more than one setting.
+    pairs = {each.axis: each.num_pairs for each in found[0]["x"].matched}
+    assert pairs["seed"] >= 20
+    assert {*pairs} <= {"seed", "point.lr", "point.name", None}
+
+
+def test_checkpoints_of_one_variant_by_two_seeds_are_learnt_from_or_tested_on_together():
+    pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
+    rows = two_bases(24, seed=0)
+    tested = learn_target(rank(rows, columns=[Column("", Metric("x", "max"))], target="score")).tested
+    assert (tested.num_checkpoints, tested.num_variants) == (44, 24)
+    assert tested.gain.low <= 0
+    assert "seed" in tested.importances
+    splits = random_splits(list(rows["variant"])) + leave_group_out(list(rows["seed"]), list(rows["variant"]))
+    for split in splits:
+        train, test = (set(rows["variant"].iloc[part]) for part in (split.train, split.test))
+        assert not train & test
+    # And the jackknife leaves them out together: as many clusters as there are variants.
+    assert len(leave_one_out(list(rows["variant"]))) == 24
 
 
 def test_leaks_are_flagged_and_sound_indicators_are_not():
