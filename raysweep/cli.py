@@ -22,6 +22,7 @@ from raysweep.commands import machine, models, results, running, stores, sweeps
 from raysweep.commands.arguments import named
 from raysweep.commands.output import print_json, stdout_for_documents
 from raysweep.errors import RaysweepError, StoreError
+from raysweep.patience import AWAY
 from raysweep.printable import printable
 from raysweep.secrets import without_secrets
 
@@ -48,10 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `raysweep plan ... | head`
         return 0
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in (*NO_ROOM, *AWAY):
             raise
         where = error.filename or "the disk"
-        text = f"{where} cannot be written: {os.strerror(error.errno)}; make room, and run the same command again"
+        did, mend = (
+            ("cannot be written", "make room") if error.errno in NO_ROOM else ("is away", "wait until it is back")
+        )
+        text = f"{where} {did}: {os.strerror(error.errno)}; {mend}, and run the same command again"
         return _mistake(StoreError(text), as_json=args.json)
 
 

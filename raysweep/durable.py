@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -61,13 +62,16 @@ def flock(file: IO[str], how: int) -> None:
 
     Raises:
         BlockingIOError: if another holds the lock, and `how` is not to wait.
-        StoreError: if the file system has no locks.
+        OSError: if the file system is away.
+        StoreError: if it has no locks.
     """
     try:
         fcntl.flock(file, how)
     except BlockingIOError:
         raise
     except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
         raise StoreError(
             f"{file.name} cannot be locked: {error.strerror}; the folder has to be on a file system with locks (flock)"
         ) from error

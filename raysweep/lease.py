@@ -190,11 +190,15 @@ def calling(call: Callable[[], None], *, every_seconds: float) -> Iterator[None]
     left = threading.Event()
 
     def keep() -> None:
+        is_cut_off = False
         while not left.wait(every_seconds):
             try:
                 call()
+                is_cut_off = False
             except (StoreError, OSError) as error:
-                logger.warning("%s; going on, and trying again", error)
+                if not is_cut_off:
+                    logger.warning("%s; going on, and trying again", error)
+                is_cut_off = True
 
     thread = threading.Thread(target=keep, daemon=True)
     thread.start()

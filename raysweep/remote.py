@@ -5,32 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import logging
-import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from raysweep.durable import replacing
 from raysweep.errors import StoreError, UnreachableError
-from raysweep.printable import duration
+from raysweep.patience import Patience
 from raysweep.secrets import without_secrets
 
-logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
-# Between two tries of what fails, doubled each time.
-FIRST_WAIT_SECONDS = 0.5
-LONGEST_WAIT_SECONDS = 20.0
-
-_asking: set[object] = set()
-
-
-def waits_for_store() -> bool:
-    """Whether a thread of this process is asking a file system for something, or waits to ask again."""
-    return bool(_asking)
 
 
 class Remote:
@@ -51,11 +35,7 @@ class Remote:
             raise StoreError(f"store {url!r} cannot be opened: {_said(error)}") from error
         # Other workers write too: a listing kept from before would hide their records.
         self._fs.use_listings_cache = False
-        self.patience_seconds = 0.0
-        """How long what fails is tried again; see `Store.be_patient`."""
-        self.tell: Callable[[str], None] = logger.warning
-        self._lock = threading.Lock()
-        self._down_since: float | None = None
+        self.patience = Patience(url)
         # In a bucket there are no folders to make, and asking for one would make the bucket.
         self._has_folders = self._root.startswith("/")
 
@@ -176,45 +156,17 @@ class Remote:
         Raises:
             UnreachableError: in the store's words, what the file system raises.
         """
-        asked = object()
-        _asking.add(asked)
-        try:
-            return self._ask_patiently(what, call)
-        finally:
-            _asking.discard(asked)
 
-    def _ask_patiently(self, what: str, call: Callable[[], T]) -> T:
-        started, wait_seconds = time.monotonic(), FIRST_WAIT_SECONDS
-        while True:
-            try:
-                answer = call()
-            except FileNotFoundError:
-                raise
-            except Exception as error:  # Each file system has errors of its own.
-                problem = f"store {self._url!r} cannot be {what}: {_said(error)}"
-                left = started + self.patience_seconds - time.monotonic()
-                # A refusal stays one, as of a store that can only be read.
-                if left <= 0 or isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
-                    raise UnreachableError(problem) from error
-                self._note_down(f"{problem}; trying again for up to {duration(left)}")
-                time.sleep(min(wait_seconds, left))
-                wait_seconds = min(2 * wait_seconds, LONGEST_WAIT_SECONDS)
-            else:
-                self._note_up()
-                return answer
+        def problem(error: Exception) -> str:
+            if isinstance(error, FileNotFoundError):
+                raise error
+            text = f"store {self._url!r} cannot be {what}: {_said(error)}"
+            # A refusal stays one, as of a store that can only be read.
+            if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+                raise UnreachableError(text) from error
+            return text
 
-    def _note_down(self, message: str) -> None:
-        """Say once, whatever else is asked meanwhile, that the store does not answer."""
-        with self._lock:
-            if self._down_since is None:
-                self._down_since = time.monotonic()
-                self.tell(message)
-
-    def _note_up(self) -> None:
-        with self._lock:
-            if self._down_since is not None:
-                self.tell(f"store {self._url!r} answers again, after {duration(time.monotonic() - self._down_since)}")
-                self._down_since = None
+        return self.patience.ask(call, problem)
 
 
 def _stamp(told: Mapping[str, Any]) -> str | None:

@@ -11,14 +11,18 @@ import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from raysweep.durable import cache_dir, replacing
-from raysweep.errors import StoreError
+from raysweep.errors import StoreError, UnreachableError
 from raysweep.mirror import Mirror
+from raysweep.patience import Patience, is_away
 from raysweep.remote import Remote
 from raysweep.secrets import has_credentials, without_secrets
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Root:
@@ -47,24 +51,23 @@ class Root:
             # Work and downloads of a remote store live beside other caches of this machine, one folder per URL.
             self.root = cache_dir() / hashlib.sha256(self.url.encode()).hexdigest()[:12]
             self._remote = Remote(self.url)
-        self.patience_seconds = 0.0
+        self.patience = self._remote.patience if self._remote else Patience(self.url)
 
     def be_patient(self, seconds: float, tell: Callable[[str], None] = logger.warning) -> None:
         """Wait for so long, from now on, for a URL that does not answer or takes nothing; each call by itself.
 
         Not from the beginning, as the URL of a command may be mistyped. `tell` is told of it in a line, and once more
-        when it answers again. A local disk is waited for by who runs stages.
+        when it answers again. A folder whose server is away is waited for where records are looked for; all else that
+        meets it is tried again by who runs stages, who also waits for room on a disk.
         """
-        self.patience_seconds = seconds
-        if self._remote:
-            self._remote.patience_seconds, self._remote.tell = seconds, tell
+        self.patience.seconds, self.patience.tell = seconds, tell
 
     def names(self, folder: str) -> set[str]:
         """Of what is directly in a folder under the root, by one listing; none if it is not there."""
         if self._remote:
             return self._remote.names(folder)
         try:
-            return {entry.name for entry in os.scandir(self.root / folder)}
+            return self._ask("read", lambda: {entry.name for entry in os.scandir(self.root / folder)})
         except (FileNotFoundError, NotADirectoryError):
             return set()
         except OSError as error:
@@ -129,12 +132,41 @@ class Root:
         if self._remote:
             self._remote.check_writable()
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.root) as file:
-                file.write(b"raysweep")
-                file.flush()
+            self._write_anything()
         except OSError as error:
             raise self.unwritable(error) from error
+
+    def wait_until_back(self) -> bool:
+        """After an error as of a folder whose server is away: wait for it. False if it answers, or is away too long."""
+        if not self.is_local:
+            return False
+        try:
+            self._write_anything()
+            return False
+        except OSError as error:
+            if not is_away(error):
+                return False
+        try:
+            self._ask("written", self._write_anything)
+        except (OSError, UnreachableError):
+            return False
+        return True
+
+    def _write_anything(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self.root) as file:
+            file.write(b"raysweep")
+            file.flush()
+
+    def _ask(self, what: str, call: Callable[[], T]) -> T:
+        """What a call gives of the folder, which is waited for while its server is away. Raises UnreachableError."""
+
+        def problem(error: Exception) -> str:
+            if not isinstance(error, OSError) or not is_away(error):
+                raise error
+            return f"store {self.url!r} cannot be {what}: {error.strerror}"
+
+        return self.patience.ask(call, problem)
 
     def unwritable(self, error: OSError) -> StoreError:
         """What says that the store's folder on this machine cannot be written."""

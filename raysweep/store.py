@@ -78,13 +78,17 @@ class Store(Root):
         is_cached = self._remote is not None and path.exists()
         if self._remote and not is_cached:
             self._remote.get(f"stages/{stage_id}/{RECORD}", path)
-        try:
+
+        def read() -> Record:
             record = Record.from_json(path.read_bytes())
             if record.id != stage_id:
                 raise ValueError(f"its {RECORD} is that of {record.id}")
             if self.is_local:
                 self._check_files(record)
             return record
+
+        try:
+            return self._ask("read", read)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError) as error:

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import shutil
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from raysweep.errors import Diverged, LostError, RaysweepError, UnreachableError
 from raysweep.events import Report, StageProgress
+from raysweep.patience import is_away
 from raysweep.plan import Stage
 from raysweep.printable import duration
 from raysweep.provenance import count_peak_memory_anew, provenance
@@ -40,7 +42,7 @@ logger = logging.getLogger(__name__)
 class Failure:
     """Why a stage failed. `final`: trying again cannot help; `lost`: id of a finished stage to be made again.
 
-    `no_room`: a disk was full.
+    `no_room`: a disk was full, or a quota; `away`: a folder's server was gone, or a disk failed.
     """
 
     stage: Stage
@@ -49,6 +51,7 @@ class Failure:
     final: bool
     lost: str | None = None
     no_room: bool = False
+    away: bool = False
 
     @staticmethod
     def of(stage: Stage, error: BaseException) -> Failure:
@@ -59,28 +62,56 @@ class Failure:
         final = isinstance(error, RaysweepError) and not isinstance(error, UnreachableError | LostError)
         lost = error.stage_id if isinstance(error, LostError) else None
         # Writers of weights have errors of their own, which quote it.
-        no_room = os.strerror(errno.ENOSPC) in str(error)
-        return Failure(stage=stage, cause=cause.strip(), log=log, final=final, lost=lost, no_room=no_room)
+        no_room = any(os.strerror(number) in str(error) for number in NO_ROOM)
+        return Failure(
+            stage=stage,
+            cause=cause.strip(),
+            log=log,
+            final=final,
+            lost=lost,
+            no_room=no_room,
+            away=is_away(error),
+        )
 
 
 Outcome = Record | Failure
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
 # A disk with more room than this was filled by something else, or is not the one that is full.
 LITTLE_ROOM_BYTES = 2**27
+
+# Where nothing but a try tells, between two of them.
+QUOTA_SECONDS = 10.0
 
 
 def wait_for_room(store: Store, tell: Callable[[str], None]) -> bool:
     """After a disk was full: wait until a local store's has got room again. False if that takes too long."""
-    if not store.is_local or (before := _free_bytes(store)) > LITTLE_ROOM_BYTES or not store.patience_seconds:
+    patience = store.patience.seconds
+    if not store.is_local or not patience:
         return False
-    tell(f"store {store.url!r} has no room: make some; waiting for it for up to {duration(store.patience_seconds)}")
-    deadline = time.monotonic() + store.patience_seconds
+    before = _free_bytes(store)
+    is_quota = before > LITTLE_ROOM_BYTES
+    if is_quota and _has_room(store):
+        return False
+    tell(f"store {store.url!r} has no room: make some; waiting for it for up to {duration(patience)}")
+    deadline, every = time.monotonic() + patience, QUOTA_SECONDS if is_quota else 1.0
     while time.monotonic() < deadline:
-        time.sleep(min(1.0, store.patience_seconds))
-        if _free_bytes(store) >= before + 2**20:
+        time.sleep(min(every, patience))
+        if _has_room(store) if is_quota else _free_bytes(store) >= before + 2**20:
             tell(f"store {store.url!r} has room again")
             return True
     return False
+
+
+def _has_room(store: Store) -> bool:
+    """Whether more than a little can be written, which quotas may forbid on a disk that has room."""
+    try:
+        with tempfile.TemporaryFile(dir=store.root) as file:
+            os.posix_fallocate(file.fileno(), 0, LITTLE_ROOM_BYTES)
+    except OSError as error:
+        return error.errno not in NO_ROOM
+    return True
 
 
 def _free_bytes(store: Store) -> int:

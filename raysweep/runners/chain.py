@@ -146,7 +146,7 @@ def _run_batch(
         outcomes, todo = _made(todo, gang), []
         # Finished stages that somebody deleted or damaged while the run went on: made again before what needs them.
         lost: set[str | None] = set()
-        no_room = False
+        no_room = away = False
         try:
             for outcome in outcomes:
                 if isinstance(outcome, Record):
@@ -159,15 +159,18 @@ def _run_batch(
                     todo.append(outcome.stage)
                     lost |= {outcome.lost} - {None}
                     no_room |= outcome.no_room
+                    away |= outcome.away
         except GangBroken as broken:
             if broken.failure:  # Its cause; the trial goes on in another gang.
                 report(_failed(broken.failure, trial, retry=True))
             raise
         for stage in [stage for stage in trial.stages if stage.id in lost]:
             yield from _run_batch([stage], trial, gang, max_retries=max_retries, report=report)
-        # A full disk is no failing of the stage's.
-        if not (no_room and wait_for_room(gang.store, partial(_note, report))):
-            attempt += 1
+        # Neither a full disk nor a lost server is a failing of the stage's.
+        waited = (away and gang.store.wait_until_back()) or (
+            no_room and wait_for_room(gang.store, partial(_note, report))
+        )
+        attempt += not waited
 
 
 def _made(stages: Sequence[Stage], gang: Gang) -> Iterator[Outcome]:

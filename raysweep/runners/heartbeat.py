@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from raysweep.errors import ClusterError
-from raysweep.remote import waits_for_store
+from raysweep.patience import waits_for_store
 from raysweep.runners.attempts import under_way
 from raysweep.runners.channel import AGAIN_SECONDS, FIRST_SECONDS, Address, connect, lose_after, send
 from raysweep.runners.watch import Beat, Process
@@ -49,6 +51,15 @@ def _connect(address: Address, every_seconds: float, *, seconds: float) -> Conne
     return connection
 
 
+def waits_for_disk(tasks: Path = Path("/proc/self/task")) -> bool:
+    """Whether a thread of a process is in a call to a file system that has not returned, as to NFS mounted `hard`."""
+    for task in tasks.iterdir():
+        with contextlib.suppress(OSError):  # It has ended.
+            if (task / "stat").read_text().rpartition(")")[2].split()[0] == "D":
+                return True
+    return False
+
+
 def _beat(
     address: Address, connection: Connection, process: Process, every_seconds: float, trial: Callable[[], str]
 ) -> None:
@@ -56,7 +67,7 @@ def _beat(
     seconds, load = 0.0, 1.0
     while True:
         try:
-            load = 1.0 if waits_for_store() else load
+            load = 1.0 if waits_for_store() or waits_for_disk() else load
             send(connection, Beat(process, trial=trial(), stage=under_way(), seconds=seconds, load=load))
         except OSError:
             connection.close()
