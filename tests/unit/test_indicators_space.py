@@ -38,10 +38,15 @@ def test_one_base_goes_on_in_62_ways_and_six_of_them_twice(name):
     crossed = Counter((each[OBJECTIVE], each[DATA]) for each in variants.values())
     assert sorted(crossed.values()) == [1] * (5 + 4) + [3] * 6 + [5] * 7
     assert Counter(each[LR] for each in variants.values()) == RATES[name]
+    # No rate is picked at the end of a list that was fixed before.
+    assert space.declared.sft.auto_lrs == {"full"}
     if name == "indicators_50":
         # By the stages' own FLOPs; flatness to an error of a tenth is among them, early fine-tuning is not.
         [flatness] = [stage.spec for stage in trials[0].stages if stage.kind == "flatness"]
         assert flatness.rse <= 0.1
+        assert flatness.own_samples
+        assert flatness.num_blocks == space.declared.pretrain.model.num_layers
+        assert "quantization" in space.declared.measurements
         found = [
             costs(space, trial) for trial in {trial.settings["variant"][OBJECTIVE]: trial for trial in trials}.values()
         ]
