@@ -69,9 +69,9 @@ class Sampled(CorpusSpec):
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding of what is pretrained; ValueError before `pin` if the model is to say it."""
+        """Rows of the embedding of what is pretrained; DataError until `pin` has seen a model that is to say it."""
         if self.vocab_size_ is None:
-            raise ValueError("the vocabulary is known once the corpus is pinned: call pin")
+            raise DataError(f"the vocabulary of its data is known once {self.model.source} is found")
         return self.vocab_size_
 
     @property

@@ -1,7 +1,7 @@
 """A sweep over text that a model writes: that of a folder, or a checkpoint of an earlier sweep."""
 
 import pytest
-from tiny import TINY
+from tiny import TINY, TRUNK
 
 import raysweep
 from raysweep.errors import SpaceError
@@ -34,3 +34,11 @@ def test_a_checkpoint_of_a_sweep_writes_the_text_of_another(sweep_file, tmp_path
 def test_the_model_that_writes_is_no_axis(sweep_file, tmp_path):
     with pytest.raises(SpaceError, match=r"sweep\.pretrain\.data\.model: the model that writes the text cannot be"):
         load(sweep_file(sweep("x", axis="pretrain.data.model: {grid: [x, y]}")))
+
+
+def test_a_model_that_is_not_there_is_what_is_told(sweep_file):
+    """The vocabulary of its text, which phases are compared by, is not known then."""
+    written = "  data: {name: sampled, model: ./nowhere, sequence_length: 5, num_train_sequences: 300}\n"
+    phases = "  phases: [{name: first, steps: 2}, {name: second, steps: 2}]\n"
+    with pytest.raises(SpaceError, match=r"tiny\.yaml:3: pretrain\.data\.model: .*nowhere"):
+        load(sweep_file(TRUNK.replace(GRAMMAR, written) + phases))

@@ -8,14 +8,22 @@ import contextlib
 import copy
 import json
 import os
+import re
 import shutil
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
+from shipped import FOLDER
 from tiny import TINY
+from tiny_models import build
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from raysweep.analysis.terminal import format_terminal
 from raysweep.data.packing import TokensMeta
@@ -76,10 +84,125 @@ resources: {workers: 2, zero_stage: 2}
 search: {name: optuna, num_trials: 3, objectives: [{metric: sft/mean_score, mode: max}]}
 seeds: [3]
 """
-SWEEPS = (TINY, TEXT)
+LANGUAGE = """\
+name: language
+pretrain:
+  data: {name: hmm, vocabulary: 16, num_states: 4, sentence_length: 8, num_train_sentences: 400,
+         num_valid_sentences: 40}
+  model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
+  optimizer: {name: adamw, lr: 1e-2}
+  objective: {name: mixture, objectives: {next: {name: causal_lm}, prefix: {name: prefix_lm}},
+              mix: {next: 1, prefix: 1}}
+  flat: {name: sam, rho: 0.05}
+  batch_sequences: 8
+  sequence_length: 9
+  phases:
+    - {name: trunk, steps: 8, checkpoints: [4]}
+    - {name: decay, steps: 4, flat: {name: label_noise, probability: 0.1}, optimizer_state: fresh,
+       optimizer: {name: muon, lr: 1e-2}, schedule: {name: wsd, decay: 1.0}, objective: {name: causal_lm}}
+sweep:
+  pretrain.phases.decay.optimizer.lr: {grid: {low: 1e-3, high: 1e-2}}
+  pretrain.flat: {grid: {none: null, ema: {name: ema, decay: 0.9}, lawa: {name: lawa, num: 2, every: 2}}}
+flatness: {parts: true, rescaled: own}
+noise: {}
+quantization: {bits: [4]}
+updates: {}
+gradient_noise: {}
+features: {}
+curve: {}
+span_loss: {}
+probes: {num_labels: [8, 16], num_draws: 2, layers: [0]}
+early_sft: {lr: 3e-3, hyperparameters: {epochs: 1, max_examples: 8}}
+enlarge: {model: {name: llama, hidden_size: 32, num_layers: 2, num_heads: 4}}
+sft:
+  tasks:
+    state: {form: hmm_state, position: 2, num_train: 60, num_valid: 20, num_test: 20}
+    other: {form: hmm_state, position: 4, num_train: 60, num_valid: 20, num_test: 20, max_labels: 2}
+  methods: {full: {name: full}, lora: {name: lora, r: 2}}
+  families: {both: [state, other]}
+  lrs: {full: [1e-3, 1e-2], lora: auto}
+  seeds: [0, 1]
+  forgetting: true
+resources:
+  by: pretrain.phases.decay.optimizer.lr
+  default: {max_concurrent: 1}
+  high: {workers: 2, zero_stage: 1, fine_tuning: wide}
+search: {scheduler: {name: asha, metric: heldout/ppl, mode: min}}
+replicates: {seeds: [1], of: {pretrain.phases.decay.optimizer.lr: [low]}}
+"""
+MIXED = """\
+name: mixed
+pretrain:
+  data: {name: text, domains: {a: {train: a.jsonl, valid: b.txt, tag: <|a|>}, b: {train: b.txt, valid: b.txt}},
+         mix: {a: 0.5, b: 0.5}, later_tags: [<|b|>], tokenizer: {name: bpe, vocab_size: 300}}
+  model: {name: llama, hidden_size: 16, num_layers: 1, num_heads: 2}
+  optimizer: {name: adamw, lr: 1e-2}
+  batch_sequences: 4
+  sequence_length: 16
+  phases: [{name: trunk, steps: 4}, {name: end, steps: 2, data: {mix: {a: 1.0, b: 0.0}}}]
+agreement: {}
+other_text: {texts: {b: {files: b.txt}}, objective: {name: causal_lm}}
+indicators: {kshot: 1, kshot_by_task: {ask: 2}, max_examples: 4}
+sft:
+  tasks:
+    quiz: {form: multiple_choice, train: quiz.jsonl, test: quiz.test.jsonl}
+    ask: {form: qa, train: ask.jsonl, test: ask.test.jsonl, max_new_tokens: 2, max_length: 32}
+  mixtures: {all: [quiz, ask]}
+  likelihood: true
+  lrs: [1e-3]
+"""
+HARNESS = """\
+lm_eval:
+  tasks: {quiz: {task: quiz.yaml, limit: 4}, shots: {task: quiz.yaml, num_fewshot: 1}}
+"""
+HARNESS_TASK = """\
+task: a_quiz
+dataset_path: json
+dataset_kwargs: {data_files: {train: quiz.jsonl, test: quiz.test.jsonl}}
+output_type: multiple_choice
+training_split: train
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_target: answer
+doc_to_choice: choices
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+@cache
+def parsed(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def shipped(path: Path) -> str:
+    """A shipped sweep, with two values of each axis and files of the fuzz's own: seconds less to load."""
+    plain = copy.deepcopy(parsed(path.read_text()))
+    for axis in plain.get("sweep", {}).values():
+        for how, values in axis.items():
+            axis[how] = {name: two(column) for name, column in values.items()} if how == "zip" else two(values)
+    plain.pop("replicates", None)  # Of values that may be left out.
+    text = json.dumps(plain).replace("${RAYSWEEP_TEACHER}", "teacher")
+    text = re.sub(r"\$\{RAYSWEEP_DATA\}/pretrain/[^\"]*", "long.jsonl", text)
+    return re.sub(r"\$\{RAYSWEEP_DATA\}/[^\"]*?(\.test)?\.jsonl\.gz", r"every\1.jsonl", text)
+
+
+def two(values: object) -> object:
+    """The first ones of an axis, named or not."""
+    if isinstance(values, dict):
+        return dict(list(values.items())[:2])
+    return values[:2] if isinstance(values, list) else values
+
+
+SWEEPS = [TINY, TEXT, LANGUAGE, MIXED, MIXED + HARNESS]
+if "RAYSWEEP_FUZZ" in os.environ:  # Less often each, as they take longer.
+    SWEEPS = [*SWEEPS * 4, *map(shipped, sorted(FOLDER.glob("*.yaml")))]
 QUIZ = [{"question": f"fox {i}", "choices": ["dog", "fox"], "answer": i % 2} for i in range(30)]
 ASK = [{"question": f"fox {i}", "answers": ["dog", "fox"], "context": "so"} for i in range(30)]
 DOCUMENTS = [{"text": f"some words of text, line {i}"} for i in range(30)]
+# For shipped sweeps, which ask for more of each, and for tasks of all forms.
+LONG = [{"text": f"some words of a text, number {i}. " * 20} for i in range(30)]
+EVERY = [{"question": f"hen {i}", "text": f"hen {i}", "label": "ab"[i % 2], "answers": ["a"]} for i in range(2700)]
+EVERY = [QUIZ[i % 2] | line for i, line in enumerate(EVERY)]
 
 TOKENS = [
     *"{}[]:,-#&*!|>'\"%@`?~\n\t \0\x07\x1b\x85\u2028\ufeff",
@@ -162,15 +285,21 @@ def changed(draw, value):
 
 
 def sweep_texts(text: str):
-    plain = YAML(typ="safe", pure=True).load(text)
-    return spliced(text) | changed(plain).map(lambda data: json.dumps(data)) | st.binary(max_size=60)
+    return spliced(text) | changed(parsed(text)).map(lambda data: json.dumps(data)) | st.binary(max_size=60)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz")
-    for name, lines in (("a", DOCUMENTS), ("quiz", QUIZ), ("ask", ASK), ("quiz.test", QUIZ[:9]), ("ask.test", ASK[:9])):
+    lines_of = {"a": DOCUMENTS, "long": LONG, "quiz": QUIZ, "ask": ASK, "every": EVERY}
+    lines_of |= {f"{name}.test": lines_of[name][:9] for name in ("quiz", "ask", "every")}
+    for name, lines in lines_of.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "quiz.yaml").write_text(HARNESS_TASK)
+    words = {"<s>": 0} | {f"w{index}": index for index in range(1, 23)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<s>"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder / "teacher")
+    build("llama").save_pretrained(folder / "teacher")
     (folder / "b.txt").write_text("Some words. " * 40)
     return folder
 
@@ -197,6 +326,13 @@ def written(path: Path, content: str | bytes) -> Path:
     return path
 
 
+@pytest.mark.parametrize("text", dict.fromkeys(SWEEPS), ids=lambda text: parsed(text)["name"])
+def test_what_is_altered_is_valid(text, folder):
+    if "lm_eval" in text:
+        pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+    estimate(load(written(folder / "x.yaml", text)), Store(folder / "store"), mfu=0.4, peak_flops=1e15)
+
+
 @cases(0.4)
 @given(st.data())
 def test_sweep_files(folder, data):
@@ -209,7 +345,7 @@ def test_sweep_files(folder, data):
 @given(st.data())
 def test_overrides(folder, data):
     text = data.draw(st.sampled_from(SWEEPS))
-    keys = [".".join(map(str, place)) for place in places(YAML(typ="safe", pure=True).load(text))]
+    keys = [".".join(map(str, place)) for place in places(parsed(text))]
     key = st.sampled_from(keys).flatmap(lambda key: st.just(key) | spliced(key))
     value = VALUES.map(json.dumps) | st.sampled_from(["{grid: [1]}", "{zip: {a: [1]}}", "[1, 2]"]).flatmap(spliced)
     given = data.draw(st.lists(st.tuples(key, value).map("=".join), min_size=1, max_size=3))
@@ -222,7 +358,7 @@ DEEP = ["[" * 20_000, '{"a":' * 20_000, '{"text": ' + "1" * 5000 + "}"]
 KINDS = {"quiz": (MultipleChoice, QUIZ), "ask": (QA, ASK), "texts": (Domain, DOCUMENTS)}
 
 
-@cases(0.28)
+@cases(0.25)
 @given(st.data())
 def test_task_files(folder, data):
     kind, lines = KINDS[data.draw(st.sampled_from(sorted(KINDS)))]
@@ -297,7 +433,7 @@ def finished(folder, tiny) -> tuple[Run, list[dict]]:
     return run, records
 
 
-@cases(0.02)
+@cases(0.05)
 @given(st.data())
 def test_records(finished, data):
     run, records = finished
