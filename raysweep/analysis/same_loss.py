@@ -19,6 +19,7 @@ import numpy as np
 from raysweep.analysis import formatting
 from raysweep.analysis.derived import HESSIAN_TRACE
 from raysweep.analysis.labels import is_missing, varying_points
+from raysweep.analysis.measure_errors import Known, error_column, known
 from raysweep.analysis.paired_losses import Losses, paired_difference
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.transfer import Target, numbers, probes_by_layer, transfer_measures, transfer_targets
@@ -27,9 +28,10 @@ from raysweep.analysis.within_bases import (
     Spread,
     correlation,
     permutation_p,
-    same_recipe,
     student,
     true_spread,
+    within_recipes,
+    within_recipes_p,
 )
 from raysweep.scores import Column, column_name
 
@@ -47,7 +49,6 @@ BAND_NATS = 0.01
 GAP = column_name("heldout", "entropy_gap_nats_per_token")
 GAP_ERROR = column_name("heldout", "entropy_gap_stderr")
 LOSS = column_name("heldout", "loss_nats_per_token")
-FISHER_TRACE = column_name("flatness", "fisher_trace")
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,13 @@ class Association:
     given_loss: IntervalEstimate
     """The same with the loss partialled out."""
     same_recipe: IntervalEstimate
-    """Between seeds of one variant, with all that variants explain taken out: the configuration."""
+    """The same between seeds of one variant: with the configuration partialled out."""
     p: float
     """By permuting variants, corrected for the number of measures."""
     p_given_loss: float
     """NaN where the loss leaves too little of both to tell."""
+    p_same_recipe: float
+    """By permuting seeds of one variant, corrected as well."""
     loss_tells: bool
     """Whether the loss orders the models of each base just as the measure, or transfer, does: it says as much."""
 
@@ -107,6 +110,8 @@ class Group:
     """Whether they are steps of one knob: what follows its order goes with all else that does."""
     spreads: Mapping[str, Spread | None]
     """By target."""
+    recipe_spreads: Mapping[str, Spread | None]
+    """By target: between seeds of one variant, beyond what a base does to all of them."""
     associations: Mapping[str, tuple[Association, ...]]
     """By target, the strongest first."""
 
@@ -149,8 +154,8 @@ class SameLoss:
     """Variants whose bases are not the reference's, such as those of another size: alike in their seeds alone."""
     groups: tuple[Group, ...]
     contrasts: tuple[Contrast, ...]
-    rescaled: Mapping[str, IntervalEstimate]
-    """Measure -> its correlation within a base with itself after a random change of scale that keeps the function."""
+    measures: tuple[Known, ...]
+    """How well each is known, and what a random change of scale that keeps the function makes of it."""
     own_factors: bool
     """Whether each model has factors of its own there; else all of a shape have the same."""
     same_examples: bool
@@ -212,6 +217,7 @@ def compare_same_loss(
     natural = [name for name in grid.variants if not strengths.get(name)]
     reference = control or min(natural, key=lambda name: places[grid.row(name)])
     roots = _roots(table, stages)
+    errors = {name: numbers(table, column) for name in measures if (column := error_column(name, table.columns))}
     edges = [name for name in table if str(name).startswith("sft/") and str(name).endswith("/lr_edge")]
     return SameLoss(
         loss=loss,
@@ -226,7 +232,7 @@ def compare_same_loss(
         apart=tuple(name for name in grid.variants if roots[grid.row(name)] != roots[grid.row(reference)]),
         groups=tuple(groups),
         contrasts=tuple(_contrasts(grid, table, loss, targets, reference, held)),
-        rescaled=dict(_rescaled(grid, table)),
+        measures=tuple(known(*({name: grid.take(each) for name, each in of.items()} for of in (measures, errors)))),
         own_factors=any(given.get("rescaled") == "own" for given in _settings(stages, "flatness")),
         same_examples=all(
             given.get("hyperparameters", {}).get("examples") != "by_seed" for given in _settings(stages, "sft")
@@ -419,14 +425,17 @@ def _group(
         variants=grid.variants,
         num_bases=len(grid.rows),
         ordered=name == DOSES,
-        spreads={
-            target.name: None if target.draws is None else true_spread(grid.take(target.draws)) for target in targets
-        },
+        spreads={target.name: _spread(grid, target) for target in targets},
+        recipe_spreads={target.name: _spread(grid, target, of_recipe=True) for target in targets},
         associations={
             target.name: _associations(grid.variants, cells, grid.take(target.values), losses, loss, own=target.name)
             for target in targets
         },
     )
+
+
+def _spread(grid: _Grid, target: Target, *, of_recipe: bool = False) -> Spread | None:
+    return None if target.draws is None else true_spread(grid.take(target.draws), of_recipe=of_recipe)
 
 
 def _pivot(variants: Sequence[str], measure: Floats, target: Floats) -> Pivot | None:
@@ -445,24 +454,6 @@ def _pivot(variants: Sequence[str], measure: Floats, target: Floats) -> Pivot | 
     return min(told, key=lambda each: each.rho * math.copysign(1.0, whole), default=None)
 
 
-def rescaled_name(measure: str) -> str:
-    """The column of a trace after a random change of scale.
-
-    >>> rescaled_name("flatness/hessian_trace")
-    'flatness/rescaled_hessian_trace'
-    """
-    return measure.replace("/", "/rescaled_")
-
-
-def _rescaled(grid: _Grid, table: pd.DataFrame) -> Iterator[tuple[str, IntervalEstimate]]:
-    for name in (HESSIAN_TRACE, FISHER_TRACE):
-        other = rescaled_name(name)
-        if name in table and other in table:
-            before, after = (grid.take(numbers(table, each)) for each in (name, other))
-            if np.isfinite(before).all() and np.isfinite(after).all():
-                yield name, correlation(before, after)
-
-
 def _associations(
     variants: Sequence[str],
     cells: Mapping[str, Floats],
@@ -477,15 +468,17 @@ def _associations(
     names = [name for name in names if np.ptp(cells[name]) > 0]
     given = [name for name in names if name != loss]
     p, p_given = _corrected(names, cells, target, ()), _corrected(given, cells, target, (losses,))
+    p_recipe = _corrected_within_recipes(names, cells, target)
     found = [
         Association(
             measure=name,
             rho=correlation(cells[name], target),
             pivot=_pivot(variants, cells[name], target),
             given_loss=IntervalEstimate(math.nan) if name == loss else correlation(cells[name], target, (losses,)),
-            same_recipe=same_recipe(cells[name], target),
+            same_recipe=within_recipes(cells[name], target),
             p=p[name],
             p_given_loss=p_given.get(name, math.nan),
+            p_same_recipe=p_recipe[name],
             loss_tells=any(abs(correlation(losses, each).value) > 1 - 1e-9 for each in (cells[name], target)),
         )
         for name in names
@@ -499,6 +492,13 @@ def _corrected(
     if not names or target.shape[1] < MIN_VARIANTS + len(given):
         return dict.fromkeys(names, math.nan)
     _, corrected = permutation_p(np.stack([cells[name] for name in names]), target, given)
+    return dict(zip(names, map(float, corrected), strict=True))
+
+
+def _corrected_within_recipes(names: Sequence[str], cells: Mapping[str, Floats], target: Floats) -> dict[str, float]:
+    if not names:
+        return {}
+    _, corrected = within_recipes_p(np.stack([cells[name] for name in names]), target)
     return dict(zip(names, map(float, corrected), strict=True))
 
 

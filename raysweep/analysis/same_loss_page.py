@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raysweep.analysis import formatting
 from raysweep.analysis.derived import HESSIAN_TRACE
-from raysweep.analysis.same_loss import GAP, Association, Group, Pivot, ProbedLayers, SameLoss, rescaled_name
-from raysweep.analysis.same_loss_picture import ends, in_percent, picture
+from raysweep.analysis.measure_errors import Known, rescaled_name
+from raysweep.analysis.pairwise import IntervalEstimate
+from raysweep.analysis.same_loss import GAP, Association, Group, Pivot, ProbedLayers, SameLoss
+from raysweep.analysis.same_loss_picture import picture
+from raysweep.analysis.same_loss_verdict import (
+    ALPHA,
+    alike,
+    holds_within_recipes,
+    is_apart,
+    nothing_to_predict,
+    verdict,
+)
 from raysweep.analysis.sections import Cell, Heading, Row, Table, cell
+from raysweep.analysis.within_bases import Spread
 
 if TYPE_CHECKING:
     from markupsafe import Markup
-
-ALPHA = 0.05
-"""Chance of any false finding among all measures of a table."""
 
 MAX_NAMED = 3
 """Measures that an answer names; the table below it has all."""
@@ -27,6 +35,8 @@ MAX_NAMED = 3
 class Page:
     """What the template shows."""
 
+    verdict: str
+    """Over all answers."""
     answers: tuple[tuple[str, tuple[str, ...]], ...]
     """Group of variants, and a sentence for each way to measure transfer."""
     equal: str
@@ -44,16 +54,17 @@ class Page:
     picture_note: str
     variants_note: str
     """What each variant is compared with."""
-    rescaled: str
-    """What survives a change of scale; empty where none was measured."""
+    known: Table
+    """How well each measure is known, and what a change of scale makes of it."""
+    known_note: str
     edge_note: str
     """Of tuned rates that may not be the best; empty where all are within their grids."""
 
 
 def same_loss_page(found: SameLoss) -> Page:
     """All of it, from what was compared."""
-    first = next(iter(found.groups[0].spreads))
     return Page(
+        verdict=verdict(found),
         answers=tuple(
             (_capital(group.name), tuple(_answer(group, target) for target in group.associations))
             for group in found.groups
@@ -72,10 +83,11 @@ def same_loss_page(found: SameLoss) -> Page:
             for group in found.groups
             for target, associations in group.associations.items()
         ),
-        picture=picture(found.contrasts, first, doses=_doses(found)),
-        picture_note=_picture_note(found, first),
+        picture=picture(found),
+        picture_note=_picture_note(found),
         variants_note=_variants_note(found),
-        rescaled=_rescaled(found),
+        known=_known_table(found.measures),
+        known_note=" ".join(_known_notes(found)),
         edge_note=_edge_note(found),
     )
 
@@ -86,8 +98,7 @@ def _answer(group: Group, target: str) -> str:
     sure = [each for each in associations if each.p < ALPHA]
     trace = next((each for each in associations if each.measure == HESSIAN_TRACE), None)
     opening = f"{_capital(target)}: "
-    spread = group.spreads.get(target)
-    if spread and spread.p > ALPHA:
+    if nothing_to_predict(group, target):
         return f"{opening}models differ by no more than noise would make them, so there is nothing to predict."
     said = "no trace was measured" if trace is None else _verdict(trace, group)
     short = formatting.short_names([each.measure for each in sure])
@@ -99,7 +110,26 @@ def _answer(group: Group, target: str) -> str:
     pivot = _pivot(trace.pivot, trace) if trace and trace.pivot else ""
     scaled = next((each for each in associations if each.measure == rescaled_name(HESSIAN_TRACE)), None)
     after = f" After a random change of scale it is {formatting.with_interval(scaled.rho)}." if scaled else ""
-    return f"{opening}{said}; {tried}: {', '.join(others) if others else 'no other'}.{pivot}{after}"
+    recipe = _within_recipes(group, target)
+    return f"{opening}{said}; {tried}: {', '.join(others) if others else 'no other'}.{pivot}{after}{recipe}"
+
+
+def _within_recipes(group: Group, target: str) -> str:
+    """What survives the configuration's being partialled out; empty where too few bases tell."""
+    associations = group.associations[target]
+    if all(math.isnan(each.p_same_recipe) for each in associations):
+        return ""
+    opening = " With the configuration partialled out"
+    if alike(group, target):
+        return f"{opening} models differ by no more than noise."
+    short = formatting.short_names([each.measure for each in associations])
+    held = [
+        f"{short[each.measure]} {formatting.with_interval(each.same_recipe)}, p {_p(each.p_same_recipe)}"
+        for each in sorted(associations, key=lambda each: each.p_same_recipe)
+        if holds_within_recipes(each)
+    ]
+    more = [f"{len(held) - MAX_NAMED} more (below)"] if len(held) > MAX_NAMED else []
+    return f"{opening}, beyond chance: {'; '.join([*held[:MAX_NAMED], *more]) or 'none'}."
 
 
 def _pivot(pivot: Pivot, trace: Association) -> str:
@@ -114,7 +144,7 @@ def _verdict(trace: Association, group: Group) -> str:
     Permutations take variants for exchangeable. Steps of one knob are not: whatever follows their order has a small p.
     """
     better = "better" if trace.rho.value < 0 else "worse"
-    if not (trace.rho.low > 0 or trace.rho.high < 0):
+    if not is_apart(trace):
         return f"whether flatter is better cannot be told (trace {_rho(trace)})"
     if group.ordered:
         return (
@@ -225,21 +255,26 @@ def _spread_table(found: SameLoss) -> Table:
                 "standard error of one model's score, over draws of labels and test examples, or seeds of fine-tuning",
             ),
             ("p of none", "how likely noise alone gives as much (F test)"),
+            ("within a recipe, points", "the same between seeds of one variant, beyond what a base does to all"),
+            ("p of none, within", "how likely noise alone gives as much of that"),
         )
     ]
     rows = []
     for group in found.groups:
         for target, spread in group.spreads.items():
-            shown = [cell(None)] * 3
-            if spread:
-                points = [100 * each for each in (spread.between.value, spread.between.low, spread.between.high)]
-                shown = [
-                    cell(points[0], lambda _, points=points: "{:.1f} [{:.1f}, {:.1f}]".format(*points)),  # type: ignore[misc]
-                    cell(100 * spread.noise, "{:.2f}".format),
-                    cell(spread.p, _p),
-                ]
+            noise = cell(spread and 100 * spread.noise, "{:.2f}".format)
+            between, within = (_spread_cells(each) for each in (spread, group.recipe_spreads[target]))
+            shown = [between[0], noise, between[1], *within]
             rows.append(Row([cell(group.name), cell(target), *shown]))
     return Table(columns, rows)
+
+
+def _spread_cells(spread: Spread | None) -> tuple[Cell, Cell]:
+    """In points, and how likely there is none."""
+    if spread is None:
+        return cell(None), cell(None)
+    points = [100 * each for each in (spread.between.value, spread.between.low, spread.between.high)]
+    return cell(points[0], lambda _: "{:.1f} [{:.1f}, {:.1f}]".format(*points)), cell(spread.p, _p)
 
 
 def _variant_table(found: SameLoss) -> Table:
@@ -257,12 +292,12 @@ def _variant_table(found: SameLoss) -> Table:
     rows = []
     for contrast in found.contrasts:
         changes = [
-            cell(contrast.gap.value, lambda _, each=contrast.gap: _interval(*ends(each), digits=4)),  # type: ignore[misc]
+            cell(contrast.gap.value, lambda _, each=contrast.gap: _interval(*_ends(each), digits=4)),  # type: ignore[misc]
             *([cell(contrast.gap_error, "{:.4f}".format)] if by_text else []),
-            cell(contrast.trace.value, lambda _, each=contrast.trace: _interval(*in_percent(each), digits=0)),  # type: ignore[misc]
+            cell(contrast.trace.value, lambda _, each=contrast.trace: _interval(*_in_percent(each), digits=0)),  # type: ignore[misc]
         ]
         for target in targets:
-            points = [100 * value for value in ends(contrast.transfer[target])]
+            points = [100 * value for value in _ends(contrast.transfer[target])]
             changes.append(cell(points[0], lambda _, points=points: _interval(*points)))  # type: ignore[misc]
         rows.append(Row([cell(contrast.variant), *changes]))
     return Table(columns, rows)
@@ -274,9 +309,11 @@ def _measure_table(associations: Sequence[Association], seconds: Mapping[str, fl
         "within a base": "Spearman's correlation within each base, mean over bases with Student's 95 % interval",
         "without one": "the same without the one variant that leaves least of it",
         "loss given": "the same with the loss partialled out",
-        "same recipe": "correlation between seeds of one variant: all that the configuration explains taken out",
+        "same recipe": "between seeds of one variant, as within a base: with the configuration partialled out",
         "p": "by permuting variants, corrected for all measures of this table",
         "p, loss given": "the same with the loss partialled out; none where it explains most of both",
+        "p, same recipe": "by permuting seeds of each variant, corrected as well; too small where seeds of a base are "
+        "alike, so read it beside the interval",
         "seconds": "of the stage that measures it, on one checkpoint: all measures of a kind share them",
     }
     rows = []
@@ -288,21 +325,20 @@ def _measure_table(associations: Sequence[Association], seconds: Mapping[str, fl
         ]
         pivot = each.pivot
         cells.insert(1, cell(pivot and pivot.rho, lambda rho, pivot=pivot: f"{rho:.2f} ({pivot.variant})"))  # type: ignore[misc]
-        cells += [cell(each.p, _p), cell(each.p_given_loss, _p)]
+        cells += [cell(p, _p) for p in (each.p, each.p_given_loss, each.p_same_recipe)]
         cells.append(cell(seconds.get(each.measure.partition("/")[0]), "{:.3g}".format))
         rows.append(Row([Cell(short[each.measure], each.measure, title=each.measure), *cells]))
     columns = [Heading("measure"), *(Heading(name, numeric=True, title=title) for name, title in titles.items())]
     return Table(columns, rows)
 
 
-def _picture_note(found: SameLoss, target: str) -> str:
-    bars = " Bars are 95 % intervals over bases." if found.groups[0].num_bases > 1 else ""
-    doses = " Filled: doses of the adversary." if _doses(found) else ""
-    return f"Each dot is a variant less {found.reference}: to the left flatter, up better ({target}).{bars}{doses}"
-
-
-def _doses(found: SameLoss) -> set[str]:
-    return {variant for group in found.groups if group.ordered for variant in group.variants}
+def _picture_note(found: SameLoss) -> str:
+    bars = f"; bars are 95 % intervals over {found.groups[0].num_bases} bases" if found.groups[0].num_bases > 1 else ""
+    return (
+        "Spearman's correlation with transfer within a base, by how that is measured: to the left less of a measure, "
+        f"such as a flatter loss, goes with better transfer{bars}. Filled: beyond chance of all measures tried for an "
+        "answer. Faint: models differ by no more than noise."
+    )
 
 
 def _variants_note(found: SameLoss) -> str:
@@ -313,17 +349,56 @@ def _variants_note(found: SameLoss) -> str:
     return f"Each variant less {found.reference}, {what}, of its base{apart}."
 
 
-def _rescaled(found: SameLoss) -> str:
-    """Of flatness, what says the same of a function however its weights are scaled."""
-    if not found.rescaled:
-        return ""
-    short = formatting.short_names(list(found.rescaled))
-    each = ", ".join(f"{short[name]} {formatting.with_interval(rho)}" for name, rho in found.rescaled.items())
-    factors = "factors of each model's own" if found.own_factors else "the same factors for all models of a shape"
-    return (
-        f"After a random change of scale that keeps the function, by {factors}, "
-        f"Spearman's correlation within a base with before: {each}. The errors of both lower it, too."
+def _known_table(measures: Sequence[Known]) -> Table:
+    short = formatting.short_names([each.measure for each in measures])
+    titles = {
+        "error, %": "median standard error of a value, where one is told: of what flatness.shape measures, over its "
+        "random vectors alone",
+        "between variants, %": "standard deviation between variants of one base, error included",
+        "within a recipe, %": "between seeds of one variant, beyond what a base does to all; error included",
+        "after a change of scale": "Spearman's correlation within a base with before, where it was measured anew",
+    }
+    rows = [
+        Row(
+            [
+                Cell(short[each.measure], each.measure, title=each.measure),
+                *(cell(100 * share, "{:.3g}".format) for share in (each.error, each.spread, each.recipe_spread)),
+                cell("unmoved" if each.is_unmoved else "not measured")
+                if each.rescaled is None
+                else Cell(formatting.with_interval(each.rescaled), each.rescaled.value),
+            ]
+        )
+        for each in measures
+    ]
+    return Table(
+        [Heading("measure"), *(Heading(name, numeric=True, title=title) for name, title in titles.items())], rows
     )
+
+
+def _known_notes(found: SameLoss) -> Iterator[str]:
+    """What says the same of a function however its weights are scaled; and what the trace's error hides."""
+    short = formatting.short_names([each.measure for each in found.measures])
+    unmoved = [short[each.measure] for each in found.measures if each.is_unmoved]
+    unknown = [short[each.measure] for each in found.measures if not each.is_unmoved and each.rescaled is None]
+    factors = "factors of each model's own" if found.own_factors else "the same factors for all models of a shape"
+    yield f"Unmoved by a change of scale that keeps the function, by construction: {', '.join(unmoved) or 'none'}."
+    anew = [
+        f"{short[each.measure]} {formatting.with_interval(each.rescaled)}" for each in found.measures if each.rescaled
+    ]
+    if anew:
+        yield (
+            f"Measured anew after a random one, by {factors}, Spearman's correlation within a base with before: "
+            f"{', '.join(anew)}; the errors of both lower it, too."
+        )
+    if unknown:
+        yield f"Moved, and not measured anew: {', '.join(unknown)}."
+    trace = next((each for each in found.measures if each.measure == HESSIAN_TRACE), None)
+    if trace and 2 * trace.error > trace.recipe_spread:
+        yield (
+            f"The Hessian's trace is known to {100 * trace.error:.1f} % (standard error, part of which models "
+            f"share with their text), where models of one recipe differ by {100 * trace.recipe_spread:.1f} %: "
+            "within recipes it can hardly tell."
+        )
 
 
 def _spread_note(found: SameLoss) -> str:
@@ -345,3 +420,16 @@ def _interval(value: float, low: float, high: float, *, digits: int = 1) -> str:
 
 def _p(value: float) -> str:
     return "—" if math.isnan(value) else f"{value:.3f}" if value >= 0.001 else "<0.001"
+
+
+def _ends(estimate: IntervalEstimate) -> tuple[float, float, float]:
+    """Value and interval, which is the value where there is none."""
+    if math.isnan(estimate.low):
+        return (estimate.value,) * 3
+    return estimate.value, estimate.low, estimate.high
+
+
+def _in_percent(log_ratio: IntervalEstimate) -> tuple[float, float, float]:
+    """Of the logarithm of a ratio, at most a hundredfold."""
+    value, low, high = (100 * math.expm1(min(each, 4.6)) for each in _ends(log_ratio))
+    return value, low, high

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 FORGETTING = column_name("sft", "mean_forgetting")
 
+WITHOUT_DIRECTION = frozenset({"flatness/effective_rank", "flatness/stable_rank"})
+"""Measures, of which no side is declared to be flatter."""
+
 NO_MEASURES = frozenset({"tokenize", "fetch", "pretrain", "heldout", "probe", "probes", "sft"})
 """Kinds of stage that prepare, or that tell of transfer: what they have for measures is named one by one."""
 
@@ -144,7 +147,11 @@ def transfer_measures(table: pd.DataFrame, columns: Sequence[Column], loss: str)
 
     Of what is measured on several tasks the mean alone counts: each more is one more that is tried.
     """
-    others = [each for each in columns if each.kind not in NO_MEASURES and each.metric.direction]
+    others = [
+        each
+        for each in columns
+        if each.kind not in NO_MEASURES and (each.metric.direction or each.name in WITHOUT_DIRECTION)
+    ]
     names = [each.name for each in others if "/" not in each.metric.name]
     early = _probes(table)[:1]
     wanted = dict.fromkeys([*names, loss, *early])

@@ -22,7 +22,6 @@ from raysweep.analysis.sections import Table
 from raysweep.results import Results
 
 FISHER, PROBE = "flatness/fisher_trace", "probe, 64 labels"
-TRACES = ("flatness/hessian_trace", "flatness/fisher_trace")
 
 
 def markdown(table: Table) -> Iterator[str]:
@@ -34,7 +33,7 @@ def markdown(table: Table) -> Iterator[str]:
 
 
 def measures(group: Group) -> Iterator[str]:
-    """A row for each measure: correlation with each target, corrected p, without one variant, with the loss given."""
+    """A row for each measure: correlation with each target, corrected p, without one variant, given loss or recipe."""
     targets = list(group.associations)
     yield f"| {group.name} ({len(group.variants)} variants) | " + " | ".join(targets) + " |"
     yield "| --- " * (len(targets) + 1) + "|"
@@ -51,7 +50,13 @@ def _association(each: Association | None) -> str:
     text += f"; without {each.pivot.variant} {each.pivot.rho:+.2f}" if each.pivot else ""
     given, p = each.given_loss.value, each.p_given_loss
     told = "—" if math.isnan(p) else f"{p:.3f}"
-    return text if math.isnan(given) else f"{text}; given loss {given:+.2f} (p {told})"
+    text += "" if math.isnan(given) else f"; given loss {given:+.2f} (p {told})"
+    recipe = each.same_recipe
+    return (
+        text
+        if math.isnan(recipe.value)
+        else f"{text}; same recipe {with_interval(recipe)} (p {each.p_same_recipe:.3f})"
+    )
 
 
 def bars(found: SameLoss) -> Iterator[str]:
@@ -81,19 +86,13 @@ def main(sweep: Path, store: Path, overrides: list[str]) -> None:
         raise SystemExit("nothing can be compared: too few variants within the band in every base")
     page = same_loss_page(found)
     answers = [f"{group}. {line}" for group, lines in page.answers for line in lines]
-    print(page.equal, page.edge_note, *page.models, *answers, *bars(found), page.rescaled, sep="\n\n", end="\n\n")
+    print(page.verdict, page.equal, page.edge_note, *page.models, *answers, *bars(found), sep="\n\n", end="\n\n")
     print(page.variants_note, end="\n\n")
     for title, table in (("", page.variants), ("", page.differed), *page.layers):
         print(*([title, ""] if title else []), *markdown(table), "", sep="\n")
     for group in found.groups:
         print(*measures(group), "", sep="\n")
-        for target, associations in group.associations.items():
-            sure = [each for each in associations if each.measure in TRACES]
-            print(
-                f"Between seeds of one recipe, {target}:",
-                *(f"{e.measure} {with_interval(e.same_recipe)}" for e in sure),
-            )
-        print()
+    print(page.known_note, "", *markdown(page.known), sep="\n")
 
 
 if __name__ == "__main__":

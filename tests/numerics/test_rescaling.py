@@ -7,6 +7,7 @@ import torch
 from tiny_models import batch_for, build
 
 from raysweep.curvature.rescaling import own_seed, rescale
+from raysweep.curvature.roles import roles_of
 
 
 @pytest.mark.parametrize("style", ["llama", "gpt2", "bert", "grouped"])
@@ -20,9 +21,13 @@ def test_the_function_stays_and_weights_move(style):
     rescale(again, torch.Generator().manual_seed(3))
     ids = batch_for(model)["input_ids"]
     # Rounding of float32 sums of some 24 terms.
-    torch.testing.assert_close(other(input_ids=ids).logits, model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    seen, expected = (each(input_ids=ids, output_hidden_states=True) for each in (other, model))
+    torch.testing.assert_close(seen.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    # What probes read; and the head's and the embeddings' traces, which are of weights that stay, neither move.
+    torch.testing.assert_close(seen.hidden_states, expected.hidden_states, rtol=1e-4, atol=1e-4)
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, other.state_dict()[name])}
     assert len(moved) >= 2 * {"llama": 9, "grouped": 9, "gpt2": 8, "bert": 6}[style] - 2
+    assert {roles_of(model)(name) for name in moved} == {"blocks"}
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in again.state_dict().items())
 
 

@@ -3,15 +3,14 @@
 import json
 import math
 import re
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from raysweep.analysis.formatting import with_interval
 from raysweep.analysis.same_loss import GAP, SameLoss, _index, _pivot, compare_same_loss
 from raysweep.analysis.same_loss_page import same_loss_page
-from raysweep.analysis.same_loss_picture import picture
 from raysweep.analysis.within_bases import correlation
 from raysweep.scores import Column
 from raysweep.spec import Metric
@@ -24,6 +23,7 @@ COLUMNS = [
     Column("flatness", Metric(name, "min")) for name in ("hessian_trace", "fisher_trace_blocks", "feature_trace")
 ] + [Column("heldout", Metric("entropy_gap_nats_per_token", "min"))]
 LRS = (1e-3, 1e-2)
+MEASURES = ("flatness/hessian_trace", GAP, "early_sft/mean_score")
 
 
 def study(*, link: float, far: str = ""):
@@ -188,17 +188,95 @@ def test_an_answer_names_the_first_measures_and_counts_the_others():
     assert re.search(r" measures tried: copy_\d, copy_\d, 4 more \(below\)\.", line)
 
 
-def test_names_in_the_picture_do_not_cover_one_another():
-    found = compared(link=0.4)
-    near = [
-        replace(each, trace=found.contrasts[0].trace, transfer=found.contrasts[0].transfer) for each in found.contrasts
-    ]
-    markup = str(picture(near[:4], "probe, 64 labels", doses=()))
-    names = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)".*?<text x="([\d.]+)" y="([\d.]+)"', markup)
-    assert len({(x, y) for _, _, x, y in names}) == 4
-    ticks = re.findall(r">([+-][\d.]+)</text>", markup)
-    assert 6 <= len(ticks) <= 16
-    assert all(len(tick.strip("+-0").replace(".", "").strip("0")) <= 2 for tick in ticks)  # Round values.
+def test_the_picture_shows_each_chosen_measure_by_how_transfer_is_measured():
+    checkpoints, stages = study(link=0.4)
+    checkpoints["early_sft/mean_score"] = np.random.default_rng(4).normal(size=len(checkpoints))
+    columns = [*COLUMNS, Column("early_sft", Metric("mean_score", "max"))]
+    found = compare_same_loss(checkpoints, stages, columns, read)
+    legend, *panels = re.findall(r"<svg.*?</svg>", str(same_loss_page(found).picture))
+    assert re.findall(r">([^<]+)</text>", legend) == ["Hessian trace", "loss", "early fine-tuning"]
+    for group, panel in zip(found.groups, panels, strict=True):
+        rows = re.findall(r"<title>(.*?)</title>.*?translate\(([\d.]+) ([\d.]+)\)\" fill=\"(.*?)\"", panel)
+        told = [
+            (name, each)
+            for target in group.associations.values()
+            for name, measure in zip(("Hessian trace", "loss", "early fine-tuning"), MEASURES, strict=True)
+            for each in target
+            if each.measure == measure and not math.isnan(each.rho.value)  # All are tuned to one score.
+        ]
+        assert len(rows) == len(told) == 9
+        for (title, x, _, fill), (name, each) in zip(rows, told, strict=True):
+            assert title == f"{name}: {with_interval(each.rho)}, p {each.p:.3f}"
+            assert float(x) == pytest.approx(180 + 166 * each.rho.value, abs=0.06)
+            assert (fill == "var(--card)") == (each.p >= 0.05)
+        assert len({y for _, _, y, _ in rows}) == 9  # None covers another.
+        is_noise = group.spreads["probe, 64 labels"].p > 0.05
+        assert ("probe, 64 labels – nothing to predict" in panel) == is_noise == (group is found.groups[1])
+        assert panel.count('opacity="0.4"') == is_noise
+    # A measure that was not taken has no mark, and of none there is no picture.
+    assert "early" not in str(same_loss_page(compared(link=0.4)).picture)
+
+
+def test_one_verdict_counts_all_that_was_tried():
+    page = same_loss_page(compared(link=0.4))
+    assert page.verdict.startswith(
+        "Not shown. By the Hessian's trace, in so many ways to measure transfer, flatter is: "
+    )
+    # Of doses, which are steps of one knob, nothing counts as found.
+    assert "control, better in 1, worse in 0, not told in 3; natural knobs, better in 0, worse in 0" in page.verdict
+    assert "not told in 3, with nothing to predict in 1." in page.verdict
+    assert "all 8 answers: nothing." in page.verdict
+    assert page.verdict.endswith("nothing; in 2 of 8 models of one recipe differ by no more than noise.")
+    checkpoints, stages = natural()
+    more = checkpoints.assign(**{"point.finish": checkpoints["point.finish"] + "-2"})
+    both = pd.concat([checkpoints, more], ignore_index=True)
+    place = both["point.finish"].map({name: at for at, name in enumerate(both["point.finish"].unique())})
+    both["flatness/hessian_trace"] = 40.0 + place
+    for name in [name for name in both if name.startswith("probes/")]:
+        both[name] = both[name] - 0.1 * place
+    told = same_loss_page(compare_same_loss(both, stages, COLUMNS, read, values=VALUES)).verdict
+    assert told.startswith("Flatter is better here. ")
+    assert "all 4 answers: probe, 64 labels (hessian_trace -1.00)." in told
+    for name in [name for name in both if name.startswith("probes/")]:
+        both[name] = -both[name]
+    told = same_loss_page(compare_same_loss(both, stages, COLUMNS, read, values=VALUES)).verdict
+    assert told.startswith("Flatter is worse here. ")
+
+
+def test_what_survives_the_configuration_is_answered():
+    """Seeds of a recipe whose probes fall with what their block's trace has beyond the recipe's and the base's."""
+    checkpoints, stages = study(link=0.4)
+    table = compare_same_loss(checkpoints, stages, COLUMNS, read)
+    (association,) = (
+        each
+        for each in table.groups[1].associations["probe, 64 labels"]
+        if each.measure == "flatness/fisher_trace_blocks"
+    )
+    assert association.p_same_recipe > 0.05
+    doses = answers(table, "Doses of the adversary and their control")[0]
+    assert doses.endswith("With the configuration partialled out models differ by no more than noise.")
+    for name in [name for name in checkpoints if name.startswith("probes/")]:
+        checkpoints[name] -= 0.1 * checkpoints["flatness/fisher_trace_blocks"]
+    found = compare_same_loss(checkpoints, stages, COLUMNS, read)
+    for group in found.groups:
+        (block,) = (
+            each for each in group.associations["probe, 64 labels"] if each.measure.endswith("fisher_trace_blocks")
+        )
+        assert block.same_recipe.value < -0.9
+        assert group.recipe_spreads["probe, 64 labels"].between.low > 0.02
+    first = answers(found, "Natural knobs")[0]
+    assert (
+        f"With the configuration partialled out, beyond chance: fisher_trace_blocks {with_interval(block.same_recipe)}"
+        in first
+    )
+    page = same_loss_page(found)
+    assert "for one answer: probe, 64 labels (fisher_trace_blocks -1.00)" in page.verdict
+    _, _, table = next(each for each in page.tables if each[0] == "natural knobs: probe, 64 labels")
+    names = [each.name for each in table.columns]
+    cells = next(row.cells for row in table.rows if row.cells[0].sort == "flatness/fisher_trace_blocks")
+    assert cells[names.index("same recipe")].text == with_interval(block.same_recipe)
+    assert cells[names.index("p, same recipe")].sort == block.p_same_recipe < 0.05
+    assert [each.name for each in page.differed.columns[-2:]] == ["within a recipe, points", "p of none, within"]
 
 
 def test_doses_are_said_to_be_one_ordered_knob():
@@ -320,10 +398,8 @@ def test_the_page_says_no_more_than_is_known_and_runs_nothing():
     lines = [line for _, each in page.answers for line in each]
     assert all("cannot be told" in line or "nothing to predict" in line for line in lines)
     assert any("nothing to predict" in line for line in lines)
-    picture = str(page.picture)
-    assert picture.startswith("<svg")
-    assert "&lt;wide&gt;" in picture
-    assert not re.search(r"<script|\bon\w+=|href|<wide>", picture)
+    assert str(page.picture).startswith("<svg")
+    assert not re.search(r"<script|\bon\w+=|href", str(page.picture))
     assert [row.cells[0].text for row in page.variants.rows] == [*NATURAL, "harm", "worse", "help"]
 
 
@@ -348,11 +424,9 @@ def test_without_an_adversary_variants_are_compared_with_the_first_of_the_sweep_
     assert sgd.trace.value == pytest.approx(np.log(traces["sgd"] / traces["hot"]).mean())
     page = same_loss_page(found)
     assert len(page.variants.rows) == 4
-    assert str(page.picture).count("<circle") == 4
     # Of a range, the first that was begun, whatever came of it.
     assert compare_same_loss(checkpoints, stages, COLUMNS, read).reference == "sgd"
-    assert "less hot:" in page.picture_note
-    assert "doses" not in page.picture_note
+    assert "bars are 95 % intervals over 3 bases" in page.picture_note
 
 
 def test_what_variants_are_compared_with_is_said_and_of_which_base():
@@ -401,7 +475,7 @@ def test_the_variant_that_a_correlation_hangs_on_is_named():
     assert trace.pivot.variant == "sgd"
     assert trace.pivot.rho == pytest.approx(1)
     ((_, lines),) = same_loss_page(found).answers
-    assert lines[0].endswith(" Without sgd, on which it hangs most, the trace's correlation is 1.00.")
+    assert " Without sgd, on which it hangs most, the trace's correlation is 1.00." in lines[0]
     # Of four, three are too few to tell.
     assert all(each.pivot is None for each in compared(link=0.4).groups[0].associations["probe, 64 labels"])
 
@@ -450,16 +524,61 @@ def test_a_value_of_the_table_is_found_in_the_sweep_file(cell, listed, place):
     assert _index(cell, listed) == place
 
 
-def test_what_survives_a_change_of_scale_is_said():
+def test_what_a_change_of_scale_does_to_each_measure_is_said():
     checkpoints, stages = natural()
-    assert same_loss_page(compare_same_loss(checkpoints, stages, COLUMNS, read)).rescaled == ""
+    note = same_loss_page(compare_same_loss(checkpoints, stages, COLUMNS, read)).known_note
+    assert note == (
+        "Unmoved by a change of scale that keeps the function, by construction: feature_trace, "
+        "entropy_gap_nats_per_token, labels_64. Moved, and not measured anew: hessian_trace, fisher_trace_blocks."
+    )
     checkpoints["flatness/rescaled_hessian_trace"] = 2 * checkpoints["flatness/hessian_trace"]
-    found = compare_same_loss(checkpoints, stages, COLUMNS, read)
-    assert found.rescaled["flatness/hessian_trace"].value == pytest.approx(1)
-    assert "by the same factors for all models of a shape" in same_loss_page(found).rescaled
+    checkpoints["flatness/trace_over_features"] = (
+        checkpoints["flatness/hessian_trace"] / checkpoints["flatness/feature_trace"]
+    )
+    names = ("rescaled_hessian_trace", "trace_over_features")
+    columns = [*COLUMNS, *(Column("flatness", Metric(name, "min")) for name in names)]
+    found = compare_same_loss(checkpoints, stages, columns, read)
+    told = {each.measure.partition("/")[2]: each.rescaled and each.rescaled.value for each in found.measures}
+    assert told == {
+        "hessian_trace": pytest.approx(1),
+        "trace_over_features": pytest.approx(1),
+        "fisher_trace_blocks": None,
+        "feature_trace": None,
+        "entropy_gap_nats_per_token": None,
+        "labels_64": None,
+    }
+    assert "by the same factors for all models of a shape" in same_loss_page(found).known_note
     own = {"id": "f", "kind": "flatness", "status": "done", "settings": json.dumps({"rescaled": "own"})}
-    found = compare_same_loss(checkpoints, pd.concat([stages, pd.DataFrame([own])]), COLUMNS, read)
-    assert "by factors of each model's own" in same_loss_page(found).rescaled
+    found = compare_same_loss(checkpoints, pd.concat([stages, pd.DataFrame([own])]), columns, read)
+    assert "by factors of each model's own" in same_loss_page(found).known_note
+
+
+def test_the_error_of_each_measure_stands_beside_what_models_differ_by():
+    checkpoints, stages = natural()
+    checkpoints["flatness/hessian_trace_stderr"] = checkpoints["flatness/hessian_trace"] * 0.05
+    checkpoints["heldout/entropy_gap_stderr"] = 1.6e-4
+    page = same_loss_page(compare_same_loss(checkpoints, stages, COLUMNS, read))
+    rows = {row.cells[0].text: [each.text for each in row.cells[1:]] for row in page.known.rows}
+    cells = checkpoints.pivot(index="seed", columns="variant", values="flatness/hessian_trace")
+    left = cells.sub(cells.mean(axis=1), axis=0) - cells.mean() + cells.to_numpy().mean()
+    between = cells.var(axis=1).mean() ** 0.5 / cells.to_numpy().mean()
+    within = ((left**2).to_numpy().sum() / 8) ** 0.5 / cells.to_numpy().mean()
+    assert rows["hessian_trace"] == ["5", f"{100 * between:.3g}", f"{100 * within:.3g}", "not measured"]
+    assert float(rows["entropy_gap_nats_per_token"][0]) == pytest.approx(100 * 1.6e-4 / 0.0065, rel=0.1)
+    assert rows["feature_trace"][0] == "—"
+    assert "known to 5.0 % (standard error, part of which models share with their text), where" in page.known_note
+    assert f"differ by {100 * within:.1f} %: within recipes it can hardly tell." in page.known_note
+
+
+def test_ranks_of_the_spectrum_are_tried_though_no_side_of_them_is_flatter():
+    checkpoints, stages = natural()
+    for name in ("effective_rank", "num_probes"):
+        checkpoints[f"flatness/{name}"] = np.random.default_rng(6).normal(size=len(checkpoints))
+    columns = [*COLUMNS, *(Column("flatness", Metric(name)) for name in ("effective_rank", "num_probes"))]
+    found = compare_same_loss(checkpoints, stages, columns, read)
+    assert {"effective_rank"} == {each.measure.partition("/")[2] for each in found.measures} - {
+        "hessian_trace", "fisher_trace_blocks", "feature_trace", "entropy_gap_nats_per_token", "labels_64"
+    }  # fmt: skip
 
 
 def test_each_answer_says_what_is_left_after_a_change_of_scale():
@@ -470,7 +589,7 @@ def test_each_answer_says_what_is_left_after_a_change_of_scale():
     ((_, answers),) = page.answers
     (told,) = (answer for answer in answers if answer.startswith("Fine-tuned at 0.001"))
     assert "(trace -0.27 [-1.00, 0.67]" in told
-    assert told.endswith("After a random change of scale it is 0.27 [-0.67, 1.00].")
+    assert "After a random change of scale it is 0.27 [-0.67, 1.00]." in told
 
 
 def test_where_seeds_have_examples_of_their_own_the_noise_holds_their_chance():
@@ -490,4 +609,4 @@ def test_of_one_base_there_are_no_intervals():
     one = checkpoints[checkpoints["seed"] == 0]
     page = same_loss_page(compare_same_loss(one, stages, COLUMNS, read, values=VALUES))
     assert not any("[" in each.text or "nan" in each.text for row in page.variants.rows for each in row.cells)
-    assert "Bars" not in page.picture_note
+    assert "bars" not in page.picture_note

@@ -8,9 +8,10 @@ from raysweep.analysis.within_bases import (
     correlation,
     permutation_p,
     residual_ranks,
-    same_recipe,
     student,
     true_spread,
+    within_recipes,
+    within_recipes_p,
 )
 
 RUNS = 500
@@ -82,11 +83,70 @@ def test_a_bootstrap_of_three_bases_would_not():
     assert student(each[0]).low < low[0]
 
 
-@pytest.mark.parametrize("link", [0.0, 0.6])
-def test_seeds_of_one_recipe_are_told_apart_from_recipes(link):
+def test_within_recipes_configuration_and_base_are_partialled_out():
     draw = np.random.default_rng(3)
-    found = [same_recipe(*models(draw, shared=5.0, link=link)) for _ in range(RUNS)]
-    assert np.mean([each.low <= link <= each.high for each in found]) == COVERAGE
+    of_base, of_recipe = draw.normal(size=(2, 4, 1)) * 50, draw.normal(size=(2, 1, 9)) * 50
+    measure, target = of_base + of_recipe + draw.normal(size=(2, 4, 9))
+    left = [each - each.mean(0) - each.mean(1, keepdims=True) + each.mean() for each in (measure, target)]
+    each = [stats.spearmanr(x, y).statistic for x, y in zip(*left, strict=True)]
+    found = within_recipes(measure, target)
+    # A sum of 0 over bases leaves four correlations what three independent ones would tell: sqrt(3 / 2).
+    half = 1.5**0.5 * stats.t.ppf(0.975, 3) * np.std(each, ddof=1) / 2
+    assert found.value == pytest.approx(np.mean(each))
+    assert (found.low, found.high) == pytest.approx((max(-1, found.value - half), min(1, found.value + half)))
+    assert abs(correlation(measure, target).value - found.value) > 0.05
+    # What only the recipe sets has nothing left, whatever rounding makes of it; nor have two bases an interval.
+    only = np.tile(of_recipe[0] / 3, (4, 1))
+    assert np.isnan(within_recipes(only, target).value)
+    assert np.isnan(within_recipes_p(np.stack([only, measure]), target)[1]).tolist() == [True, False]
+    assert np.isnan(within_recipes(measure[:2], target[:2]).value)
+    assert np.isnan(within_recipes_p(measure[None, :2], target[:2])).all()
+
+
+def seeds_of_recipes(draw, *, num, bases, variants, link=0.0, alike=0.0):
+    """Measures and a target whose recipes and bases differ by far more than seeds; `alike` is shared by half a base."""
+    values = (1 - alike) ** 0.5 * draw.normal(size=(num + 1, bases, variants))
+    halves = np.arange(variants) >= variants // 2
+    values += alike**0.5 * draw.normal(size=(num + 1, bases, 2))[..., halves.astype(int)]
+    values[0] = link * values[-1] + (1 - link**2) ** 0.5 * values[0]
+    values += 5 * draw.normal(size=(num + 1, 1, variants)) + 5 * draw.normal(size=(num + 1, bases, 1))
+    return values[:-1], values[-1]
+
+
+@pytest.mark.parametrize(("bases", "variants"), [(3, 5), (3, 8), (5, 8)])
+@pytest.mark.parametrize("alike", [0.0, 0.5])
+def test_within_recipes_chance_is_found_as_seldom_as_is_said(monkeypatch, bases, variants, alike):
+    """Level of p for one measure and for any of five, and of the interval; and of both, whatever seeds share."""
+    monkeypatch.setattr("raysweep.analysis.within_bases.NUM_PERMUTATIONS", 200)
+    draw = np.random.default_rng(12)
+    found = np.zeros((RUNS, 4))
+    for run in range(RUNS):
+        measures, target = seeds_of_recipes(draw, num=5, bases=bases, variants=variants, alike=alike)
+        p, corrected = within_recipes_p(measures, target)
+        rho = within_recipes(measures[0], target)
+        apart = rho.low > 0 or rho.high < 0
+        found[run] = p[0] <= 0.05, (corrected <= 0.05).any(), apart, apart and p[0] <= 0.05
+    of_one, of_any, apart, both = found.mean(axis=0)
+    # 500 runs know a share of 0.05 to 1 point.
+    assert max(of_one, of_any) < (0.15 if alike else 0.08)
+    assert 0.02 < apart < 0.09
+    assert both < 0.06
+
+
+@pytest.mark.parametrize(("link", "power"), [(0.6, (0.2, 0.5)), (0.9, (0.8, 1.0))])
+def test_within_recipes_three_bases_find_what_is_strong(monkeypatch, link, power):
+    monkeypatch.setattr("raysweep.analysis.within_bases.NUM_PERMUTATIONS", 200)
+    draw = np.random.default_rng(13)
+    given = {"num": 1, "bases": 3, "variants": 8, "link": link}
+    truth = np.mean([within_recipes(x[0], y).value for x, y in (seeds_of_recipes(draw, **given) for _ in range(RUNS))])
+    found, covered = [], []
+    for _ in range(RUNS):
+        measures, target = seeds_of_recipes(draw, **given)
+        rho = within_recipes(measures[0], target)
+        covered.append(rho.low <= truth <= rho.high)
+        found.append(rho.low > 0 and within_recipes_p(measures, target)[1][0] <= 0.05)
+    assert power[0] <= np.mean(found) <= power[1]
+    assert np.mean(covered) > 0.87
 
 
 def test_chance_gives_even_p_values_though_seeds_of_a_variant_are_alike(monkeypatch):
@@ -171,6 +231,19 @@ def test_the_true_spread_is_without_the_noise(between):
         assert covered == pytest.approx(0.975, abs=0.02)
         assert stats.kstest([each.p for each in found], "uniform").pvalue > 0.01
     assert np.mean([each.noise for each in found]) == pytest.approx(1 / 5**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("own", [0.0, 1.0])
+def test_the_true_spread_of_one_recipe_is_without_the_recipes(own):
+    draw = np.random.default_rng(14)
+    recipes, bases = 3 * draw.normal(size=(1, 9, 1)), 3 * draw.normal(size=(3, 1, 1))
+    found = [
+        true_spread(recipes + bases + own * draw.normal(size=(3, 9, 1)) + draw.normal(size=(3, 9, 5)), of_recipe=True)
+        for _ in range(RUNS)
+    ]
+    covered = np.mean([each.between.low <= own <= each.between.high for each in found])
+    assert covered == (COVERAGE if own else pytest.approx(0.975, abs=0.02))
+    assert np.mean([each.p <= 0.05 for each in found]) == pytest.approx(1.0 if own else 0.05, abs=0.03)
 
 
 def test_too_few_to_tell():

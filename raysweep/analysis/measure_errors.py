@@ -1,0 +1,113 @@
+"""How well measures of models of the same loss are known, and which of them a change of scale leaves as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysweep.analysis.derived import FEATURE_TRACE, HESSIAN_TRACE
+from raysweep.analysis.pairwise import Floats, IntervalEstimate
+from raysweep.analysis.within_bases import correlation, recipe_spread
+from raysweep.flatter import SURVIVING
+from raysweep.scores import column_name
+
+UNMOVED = frozenset(
+    {
+        *(column_name("flatness", name) for name in SURVIVING),
+        *(
+            column_name("flatness", f"{of}_trace_{role}")
+            for of in ("fisher", "hessian")
+            for role in ("head", "embeddings")
+        ),
+        FEATURE_TRACE,
+    }
+)
+"""By construction: scale-free, or of weights that `curvature.rescaling` does not touch."""
+OF_FUNCTION = ("heldout/", "probes/")
+"""What is of the function alone, and of states that no change of scale there moves."""
+
+MADE_OF = {
+    column_name("flatness", "mean_eigenvalue"): (HESSIAN_TRACE,),
+    column_name("flatness", "trace_over_features"): (HESSIAN_TRACE, FEATURE_TRACE),
+}
+"""What is derived from others has their errors, and after a change of scale follows from these: see `derived`."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A measure over all variants that are compared; shares of its mean size."""
+
+    measure: str
+    error: float
+    """Median of its standard errors; NaN where none is told."""
+    spread: float
+    """Standard deviation between variants of one base, its error included."""
+    recipe_spread: float
+    """Between seeds of one variant, beyond what a base does to all of them; its error included."""
+    is_unmoved: bool
+    """By a change of scale that keeps the function."""
+    rescaled: IntervalEstimate | None
+    """After a random one, Spearman's correlation within a base with before; None where it was not measured anew."""
+
+
+def rescaled_name(measure: str) -> str:
+    """The column of a trace after a random change of scale.
+
+    >>> rescaled_name("flatness/hessian_trace")
+    'flatness/rescaled_hessian_trace'
+    """
+    return measure.replace("/", "/rescaled_")
+
+
+def error_column(measure: str, columns: Container[str]) -> str | None:
+    """Where a measure's standard error stands, if it has one.
+
+    >>> error_column("heldout/entropy_gap_nats_per_token", {"heldout/entropy_gap_stderr"})
+    'heldout/entropy_gap_stderr'
+    """
+    names = (f"{measure}_stderr", f"{measure}_error", measure.replace("_nats_per_token", "_stderr"))
+    return next((name for name in names if name != measure and name in columns), None)
+
+
+def known(measures: Mapping[str, Floats], errors: Mapping[str, Floats]) -> Iterator[Known]:
+    """Of each measure, but those that are others after a change of scale.
+
+    Args:
+        measures: name -> [bases, variants].
+        errors: the same of their standard errors, of those that have one.
+    """
+    for name, values in measures.items():
+        if "/rescaled_" in name:
+            continue
+        size = float(np.abs(values).mean()) or math.nan
+        yield Known(
+            measure=name,
+            error=_error(name, measures, errors),
+            spread=math.sqrt(float(values.var(axis=1, ddof=1).mean())) / size,
+            recipe_spread=recipe_spread(values) / size,
+            is_unmoved=name in UNMOVED or name.startswith(OF_FUNCTION),
+            rescaled=_rescaled(name, measures),
+        )
+
+
+def _error(name: str, measures: Mapping[str, Floats], errors: Mapping[str, Floats]) -> float:
+    """Median over models of the share that it is of the value."""
+    parts = MADE_OF.get(name, (name,))
+    if any(part not in errors for part in parts):
+        return math.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = [errors[part] / np.abs(measures[part]) for part in parts]
+    return float(np.median(np.sqrt(np.sum(np.square(shares), axis=0))))
+
+
+def _rescaled(name: str, measures: Mapping[str, Floats]) -> IntervalEstimate | None:
+    first, *others = MADE_OF.get(name, (name,))
+    after = measures.get(rescaled_name(first))
+    if after is None or any(other not in measures for other in others):
+        return None
+    for other in others:  # Unmoved, and divided by.
+        after = after / measures[other]
+    return correlation(measures[name], after)
