@@ -13,7 +13,16 @@ import numpy as np
 from raysweep.analysis.baselines import credit, design, variant_groups
 from raysweep.analysis.beyond_config import ConfigFit, Matched, added, axes_of, config_fits, matched
 from raysweep.analysis.derived import SEED, has_order, is_config, moved_together
-from raysweep.analysis.gaps import GapAccuracy, GapPairs, gap_pairs
+from raysweep.analysis.gaps import (
+    GapAccuracy,
+    GapPairs,
+    OnPairs,
+    by_gap,
+    chance_within,
+    gap_pairs,
+    target_gaps,
+    target_ranges,
+)
 from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import (
     MIN_CLUSTERS,
@@ -76,6 +85,11 @@ class Association:
     """Pairs right among those that differ in one axis of the sweep alone; of a config column, in its own."""
     by_gap: tuple[GapAccuracy, ...]
     """Pairs right by how far the pair differs in another column; none for config."""
+    by_target_gap: tuple[GapAccuracy, ...]
+    """Pairs right by fifths of the pairs, from those that differ least in the target on."""
+    chance_within: GapAccuracy | None
+    """The widest range of small differences in the target in which it is not shown to be better than chance; None where
+    it is in all, or no interval is known."""
     selection: tuple[Selection, ...]
     """What fine-tuning only those that it puts first is worth; none where not all checkpoints compare by it."""
     pairs: PairCounts
@@ -136,10 +150,17 @@ def associate(
     ]
     for name in config:
         rows.append(
-            _config(table, name, [*(other for other in whole if other != name), name], target=target, clear=clear)
+            _config(
+                table,
+                name,
+                [*(other for other in whole if other != name), name],
+                target=target,
+                clear=clear,
+                shared=shared,
+            )
         )
     if len(whole) > 1:
-        rows.append(_config(table, TOGETHER, whole, target=target, clear=clear))
+        rows.append(_config(table, TOGETHER, whole, target=target, clear=clear, shared=shared))
     return _ordered(rows), skipped
 
 
@@ -150,6 +171,8 @@ class _Shared:
         self._table, self._config, self._target = table, list(config), target
         # Of all checkpoints, so that the ranges are the same for an indicator with missing values.
         self._gaps = gaps
+        scores = numbers(table[target])
+        self._target_gaps, self._target_ranges = target_gaps(scores), target_ranges(scores)
         self._known: dict[bytes, _Alike] = {}
 
     def of(self, have: Flags) -> _Alike:
@@ -161,7 +184,9 @@ class _Shared:
             self._known[key] = _Alike(
                 fits=config_fits(config, numbers(rows[self._target]), variants),
                 axes=axes_of(config),
-                gaps=[replace(each, pairs=each.pairs[np.ix_(have, have)]) for each in self._gaps],
+                gaps=_among(have, self._gaps),
+                target_gaps=_among(have, self._target_gaps),
+                target_ranges=_among(have, self._target_ranges),
                 drawn=halves(variants),
             )
         return self._known[key]
@@ -169,12 +194,18 @@ class _Shared:
 
 @dataclass(frozen=True)
 class _Alike:
-    """Of some checkpoints: fits on the configuration, pairs by axis and by gap, and halves of their variants."""
+    """Of some checkpoints: fits on the configuration, pairs by axis and by gaps, and halves of their variants."""
 
     fits: list[ConfigFit]
     axes: dict[str | None, Flags]
     gaps: list[GapPairs]
+    target_gaps: list[GapPairs]
+    target_ranges: list[GapPairs]
     drawn: Halves
+
+
+def _among(have: Flags, gaps: Sequence[GapPairs]) -> list[GapPairs]:
+    return [replace(each, pairs=each.pairs[np.ix_(have, have)]) for each in gaps]
 
 
 def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, clear: Flags, shared: _Shared) -> _Row:
@@ -193,6 +224,7 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
         own = weights[(weights[:, (pairs.every * among).any(axis=1)] == 0).any(axis=1)]
         return _once(partial(pairs.accuracy, among=among), scores), pairs.accuracy(own, among=among)
 
+    counted = _counted(pairs.every, on)
     association = replace(
         _association(name, "measured", direction, pairs, have=have),
         accuracy=interval(_once(pairs.accuracy, scores), pairs.accuracy(weights)),
@@ -202,7 +234,9 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
         kendall=_correlation(partial(kendall, comparable=comparable), oriented, scores, weights),
         added=added(alike.fits, oriented, groups),
         matched=matched(alike.axes, pairs.every, on),
-        by_gap=_by_gap(alike.gaps, pairs.every, on),
+        by_gap=by_gap(alike.gaps, counted),
+        by_target_gap=by_gap(alike.target_gaps, counted),
+        chance_within=chance_within(alike.target_ranges, counted),
         selection=tuple(select(oriented, scores, alike.drawn)) if comparable.all() else (),
     )
 
@@ -223,18 +257,19 @@ def _gaps(table: pd.DataFrame, name: str, column: Column | None) -> list[GapPair
     return gap_pairs(np.exp(values) if column.metric.unit == "nats/token" else values, loss_groups(table, column))
 
 
-def _by_gap(
-    gaps: Sequence[GapPairs], every: Floats, accuracy: Callable[[Flags], tuple[float, Floats]]
-) -> tuple[GapAccuracy, ...]:
-    counts = [int((every * each.pairs).sum()) // 2 for each in gaps]
-    return tuple(
-        GapAccuracy(each.low, each.high, num, interval(*accuracy(each.pairs)))
-        for each, num in zip(gaps, counts, strict=True)
-        if num
-    )
+def _counted(every: Floats, accuracy: Callable[[Flags], tuple[float, Floats]]) -> OnPairs:
+    """With the number of pairs that count."""
+
+    def on(among: Flags) -> tuple[int, IntervalEstimate]:
+        num = int((every * among).sum()) // 2
+        return num, interval(*accuracy(among)) if num else NO_ESTIMATE
+
+    return on
 
 
-def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: str, clear: Flags) -> _Row:
+def _config(
+    table: pd.DataFrame, name: str, columns: Sequence[str], *, target: str, clear: Flags, shared: _Shared
+) -> _Row:
     """By the scores of other variants: from what the last of the columns adds to a fit on them, or from all of it."""
     have: Flags = table[list(columns)].notna().all(axis=1).to_numpy(dtype=bool)
     there = table[have]
@@ -269,11 +304,14 @@ def _config(table: pd.DataFrame, name: str, columns: Sequence[str], *, target: s
     if name != TOGETHER and has_order(there[name]) and there[name].nunique() > 1:
         rising = kendall(numbers(there[name]), scores, np.ones((1, len(scores))))[0] >= 0
         direction = "max" if rising else "min"
+    alike, counted = shared.of(have), _counted(pairs.every, on)
     axes = {axis: flags for axis, flags in axes_of(there[list(columns)]).items() if name in (axis, TOGETHER)}
     association = replace(
         _association(name, "config", direction, pairs, have=have),
         accuracy=interval(*accuracy(every)),
         matched=matched(axes, pairs.every, on),
+        by_target_gap=by_gap(alike.target_gaps, counted),
+        chance_within=chance_within(alike.target_ranges, counted),
         clear_accuracy=interval(_once(pairs.clear_accuracy, scores), clear_left),
     )
     order = ("config", have.tobytes(), pairs.credit.tobytes())
@@ -309,6 +347,8 @@ def _association(
         added=NO_ESTIMATE,
         matched=(),
         by_gap=(),
+        by_target_gap=(),
+        chance_within=None,
         selection=(),
         pairs=pairs.counts,
         same_order_as=None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis import formatting
 from raysweep.analysis.associations import TOGETHER, Association
+from raysweep.analysis.cut_prompts import cut_lines
 from raysweep.analysis.derived import HESSIAN_TRACE
 from raysweep.analysis.labels import is_missing, row_key
 from raysweep.analysis.objectives import objective_cautions, objective_lines, vocabulary_cautions
@@ -78,6 +79,7 @@ def cautions(ranking: Ranking) -> list[str]:
     table = ranking.checkpoints
     lines += vocabulary_cautions(table)
     lines += objective_cautions(table)
+    lines += cut_lines(ranking.cut_prompts)
     lines += _flatness_lines(table)
     lines += _workers_lines(table)
     # Of the same task, or the mean over the same; there is none for a target that is no score of fine-tuning.
@@ -154,6 +156,36 @@ def agreement_lines(ranking: Ranking) -> list[str]:
             f"Noise of fine-tuning alone leaves {ranking.ceiling:.2f} of pairs right to an indicator that knows the "
             "true scores."
         )
+    return lines + _noise_floor_lines(ranking)
+
+
+def _noise_floor_lines(ranking: Ranking) -> list[str]:
+    """Below which difference the best indicator tells nothing, and how far seeds of one recipe end apart."""
+    lines = []
+    # Of those that compare all checkpoints: others are best of a few pairs.
+    best = next((item for item in ranking.associations if item.source == "measured" and item.selection), None)
+    if best and (within := best.chance_within):
+        lines.append(
+            f"Where signal ends: of pairs that differ by at most {formatting.number(within.high)} in {ranking.target} "
+            f"({within.num_pairs} of {best.pairs.num_pairs}), {best.indicator}, the best indicator of all checkpoints, "
+            f"has {formatting.with_interval(within.accuracy)} right, not shown to be better than chance."
+        )
+    if twins := ranking.seed_twins:
+        inner = twins.beside_offset
+        both, value, low, high, tuned = (
+            formatting.number(each)
+            for each in (twins.difference, inner.value, inner.low, inner.high, twins.of_finetuning)
+        )
+        recipes = formatting.counted(twins.num_variants, "recipe")
+        text = (
+            f"Pretraining seeds: two of a recipe differ by {both} in {ranking.target} (root mean square, {recipes} of "
+            f"{twins.num_seeds} seeds)"
+        )
+        if not math.isnan(inner.value):
+            text += f", without what a seed adds to all of them, as another base does, by {value} [{low}, {high}]"
+        if not math.isnan(twins.of_finetuning):
+            text += f"; noise of fine-tuning alone makes {tuned} of it"
+        lines.append(f"{text}.")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Pairs of checkpoints by how far they differ in one column, such as perplexity: those that it cannot tell apart too.
+"""Pairs of checkpoints by how far they differ in one column, such as perplexity, or in the target.
 
 A perplexity's differences are of its logarithm, which is a loss in nats per token; so are those of any column whose
 values are all positive. Others differ as they are.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,10 @@ SAME = 0.01
 """Logarithms within this count as equal: as losses within `same_loss_nats` do."""
 NUM_PARTS = 4
 """Of the pairs that differ by more, with as many pairs in each."""
+NUM_FIFTHS = 5
+"""Of the pairs by the target."""
+NUM_STEPS = 20
+"""In which a range of small differences in the target grows to all of them; see `chance_within`."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +70,59 @@ def gap_pairs(values: Floats, groups: NDArray[np.int64] | None = None) -> list[G
     for low, high in itertools.pairwise(edges):
         found.append(GapPairs(low, high, counted & (differences > low) & (differences <= high)))
     return [each for each in found if each.pairs.any() and not math.isnan(each.high)]
+
+
+def target_gaps(scores: Floats) -> list[GapPairs]:
+    """Fifths of the pairs by how far their targets [n] differ, smallest first; of those that are equal the first.
+
+    >>> [(each.low, each.high) for each in target_gaps(np.array([0.0, 1.0, 2.0, 4.0, 8.0]))]
+    [(0.0, 1.8), (1.8, 2.6), (2.6, 4.0), (4.0, 6.2), (6.2, 8.0)]
+    """
+    differences = np.abs(scores[:, None] - scores)
+    edges = [-math.inf, *_quantiles(differences, NUM_FIFTHS)]
+    parts = [
+        GapPairs(max(low, 0.0), high, _apart(scores) & (differences > low) & (differences <= high))
+        for low, high in itertools.pairwise(edges)
+    ]
+    return [each for each in parts if each.pairs.any()]
+
+
+def target_ranges(scores: Floats) -> list[GapPairs]:
+    """The pairs that differ least in the target: a twentieth of all, two of them, and so on to all."""
+    differences = np.abs(scores[:, None] - scores)
+    return [GapPairs(0.0, high, _apart(scores) & (differences <= high)) for high in _quantiles(differences, NUM_STEPS)]
+
+
+OnPairs = Callable[[Flags], tuple[int, IntervalEstimate]]
+"""Pairs [n, n] -> how many of these count, and the pairs right among them."""
+
+
+def by_gap(gaps: Sequence[GapPairs], on: OnPairs) -> tuple[GapAccuracy, ...]:
+    """Pairs right in each range that has pairs."""
+    found = [(each, *on(each.pairs)) for each in gaps]
+    return tuple(GapAccuracy(each.low, each.high, num, estimate) for each, num, estimate in found if num)
+
+
+def chance_within(ranges: Sequence[GapPairs], on: OnPairs) -> GapAccuracy | None:
+    """The widest range of small differences in which pairs right are not shown to be above 1/2.
+
+    Ranges grow up to the first that is shown to be; None where that is the first one, or none has an interval.
+    """
+    widest = None
+    for each in ranges:
+        num, estimate = on(each.pairs)
+        if estimate.low > 1 / 2:
+            break
+        if estimate.low <= 1 / 2:  # Else there is no interval.
+            widest = GapAccuracy(each.low, each.high, num, estimate)
+    return widest
+
+
+def _apart(scores: Floats) -> Flags:
+    return ~np.eye(len(scores), dtype=bool)
+
+
+def _quantiles(differences: Floats, num: int) -> list[float]:
+    """Of the pairs' differences [n, n], the upper ends of so many parts of them; the last is their largest."""
+    found = differences[np.triu_indices(len(differences), k=1)]
+    return [*map(float, np.quantile(found, np.arange(1, num + 1) / num))] if len(found) else []

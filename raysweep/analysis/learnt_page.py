@@ -44,6 +44,13 @@ def format_learnt(learnt: Learnt) -> str:
         f"{each.stated:.2f} is {each.right:.2f} ({each.num_pairs})" for each in tested.indicators.reliability
     )
     lines.append(f"  stated probability, and how often it was right (pairs): {bins}")
+    by_gap = {"indicators": tested.indicators, "configuration": tested.config, "both": tested.both}
+    fifths = [
+        f"{name} " + ", ".join(f"{part.accuracy.value:.2f}" for part in each.by_target_gap)
+        for name, each in by_gap.items()
+        if each
+    ]
+    lines.append(f"  by fifths of the pairs, from the least difference in the target on: {'; '.join(fifths)}")
     shown = [f"{name} {share:.0%}" for name, share in list(tested.importances.items())[:MAX_IMPORTANCES]]
     lines.append(f"  importance in the trees alone, with the configuration beside: {', '.join(shown)}")
     lines += [f"  left out as a leak of the target: {', '.join(tested.left_out)}"] if tested.left_out else []

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from raysweep.analysis.associations import Association, associate
+from raysweep.analysis.cut_prompts import CutPrompts, cut_prompts
 from raysweep.analysis.defects import Flag, find_flags
 from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, NUM_TOKENS, OTHER_TEXT, PPL, is_axis
 from raysweep.analysis.formatting import is_share
+from raysweep.analysis.gaps import target_gaps
 from raysweep.analysis.labels import Key, checkpoint_labels, is_missing, row_key
 from raysweep.analysis.objectives import compares, loss_groups, with_bytes
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.score_differences import Differences, between
+from raysweep.analysis.seed_twins import SeedTwins, seed_twins
 from raysweep.analysis.uncertainty import TaskNoise
 from raysweep.errors import DataError
 from raysweep.scores import (
@@ -73,6 +76,17 @@ class Edge:
 
 
 @dataclass(frozen=True)
+class TargetGap:
+    """Pairs whose targets differ by more than `low` and at most `high`."""
+
+    low: float
+    high: float
+    num_pairs: int
+    ceiling: float
+    """Of these, as `Ranking.ceiling` is of all."""
+
+
+@dataclass(frozen=True)
 class Ranking:
     """Checkpoints and indicators, each best first.
 
@@ -117,6 +131,12 @@ class Ranking:
     ceiling: float
     """Pairs right that an indicator which knew the true scores is expected to have: the rest is noise of fine-tuning.
     NaN where the scores' errors are not known."""
+    target_gaps: tuple[TargetGap, ...]
+    """Fifths of the pairs, by which `by_target_gap` of the indicators goes."""
+    seed_twins: SeedTwins | None
+    """How far pretraining seeds of one recipe end apart; None where no recipe has several."""
+    cut_prompts: tuple[CutPrompts, ...]
+    """Few-shot scores some of whose prompts did not fit."""
     gaps_of: str | None
     """The column by whose differences `by_gap` of the indicators parts the pairs."""
     flags: tuple[Flag, ...]
@@ -154,6 +174,9 @@ class Ranking:
             "errors": self.errors,
             "edges": [asdict(edge) for edge in self.edges],
             "ceiling": self.ceiling,
+            "target_gaps": [asdict(each) for each in self.target_gaps],
+            "seed_twins": asdict(self.seed_twins) if self.seed_twins else None,
+            "cut_prompts": [asdict(each) for each in self.cut_prompts],
             "gaps_of": self.gaps_of,
             "flags": [asdict(flag) for flag in self.flags],
         }
@@ -254,6 +277,12 @@ def rank(
         errors=_errors(differences),
         edges=_edges(table, tasks, labels, noise or {}),
         ceiling=differences.ceiling(),
+        target_gaps=tuple(
+            TargetGap(each.low, each.high, int(each.pairs.sum()) // 2, differences.ceiling(each.pairs))
+            for each in target_gaps(scores[: len(scored)])
+        ),
+        seed_twins=seed_twins(scored, scores[: len(scored)], differences.moments.variance),
+        cut_prompts=cut_prompts(table),
         gaps_of=gaps_of,
         flags=_flags(scored, associations, target, labels),
     )

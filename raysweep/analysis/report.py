@@ -124,7 +124,7 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
         has_edges=bool(ranking.edges),
         has_ties=bool(ranking.ties),
         fixed_rates=fixed_rate_table(ranking, stages),
-        beyond=beyond_tables(ranking),
+        beyond=beyond_tables(ranking, learnt if isinstance(learnt, Tested) else None),
         learnt=learnt if isinstance(learnt, Tested) else None,
         why_not_learnt=learnt if isinstance(learnt, str) else "",
         regret=drawn.get("regret"),

@@ -63,12 +63,15 @@ class Differences:
         flags[columns, rows] = flags[rows, columns]
         return flags
 
-    def ceiling(self) -> float:
+    def ceiling(self, among: Flags | None = None) -> float:
         """Share of pairs whose observed order is expected to be the true one; NaN without errors of all scores.
 
         For a true difference that is normal with variance t about 0, seen with an error of variance v as d, it has
         the sign of d with probability Phi(sqrt(t / (t + v)) |d| / sqrt(v)). t is what the observed differences vary
         beyond their errors; where it is less than these, few checkpoints do not show all of it, and the share is low.
+
+        Args:
+            among: [n, n], the pairs that are looked at; None: all.
         """
         from scipy.special import ndtr
 
@@ -77,7 +80,8 @@ class Differences:
         if not len(rows) or not (variance > 0).all():
             return math.nan
         true = max(0.0, float((difference**2 - variance).mean()))
-        return float(ndtr(np.sqrt(true / (true + variance) / variance) * np.abs(difference)).mean())
+        right = ndtr(np.sqrt(true / (true + variance) / variance) * np.abs(difference))
+        return float(right.mean() if among is None else right[among[rows, columns]].mean())
 
     def simultaneous(self) -> Floats:
         """[n, n]: half widths of the 95 % intervals that hold for all pairs at once."""

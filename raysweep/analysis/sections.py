@@ -11,6 +11,7 @@ from raysweep.analysis import formatting
 from raysweep.analysis.colors import Color
 from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, PPL
 from raysweep.analysis.findings import direction_text, score_text
+from raysweep.analysis.gaps import GapAccuracy
 from raysweep.analysis.labels import is_missing, row_key
 from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import PROBE_MEAN, Ranking, of_task, score, shown_indicators
@@ -27,6 +28,8 @@ from raysweep.scores import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from raysweep.analysis.learning import Tested
 
 UNTUNED = column_name("indicators", "zeroshot_mean")
 
@@ -217,9 +220,10 @@ def agreement_table(ranking: Ranking) -> Table:
     return Table([*columns, Heading("checkpoints", numeric=True)], rows)
 
 
-def beyond_tables(ranking: Ranking) -> list[tuple[str, Table]]:
+def beyond_tables(ranking: Ranking, tested: Tested | None = None) -> list[tuple[str, Table]]:
     """Titles and tables of what one number for an indicator does not tell; some may be empty."""
     return [
+        (f"Pairs right by their difference in {ranking.target}", target_gap_table(ranking, tested)),
         ("Pairs right where one setting differs", matched_table(ranking)),
         ("What fine-tuning the first few is worth", selection_table(ranking)),
         (f"Pairs right by their difference in {ranking.gaps_of}", gap_table(ranking)),
@@ -284,6 +288,48 @@ def gap_table(ranking: Ranking) -> Table:
         for low, high in sorted(ranges)
     ]
     return Table([Heading("indicator"), *headings], rows if len(ranges) > 1 else [])
+
+
+def target_gap_table(ranking: Ranking, tested: Tested | None = None) -> Table:
+    """Pairs right by how far the pair differs in the target, a column for each fifth of the pairs; beside the ceiling.
+
+    Args:
+        tested: what is learnt, on unseen variants; None: of single indicators and the configuration alone.
+    """
+    short = indicator_names(ranking)
+    learnt = {"learnt from indicators": tested.indicators, "from the configuration": tested.config} if tested else {}
+    learnt |= {"from both": tested.both} if tested else {}
+    rows = []
+
+    def add(name: Cell, parts: Mapping[float, IntervalEstimate], within: GapAccuracy | None) -> None:
+        estimates = [parts.get(gap.high, IntervalEstimate(math.nan)) for gap in ranking.target_gaps]
+        cells = [cell(each.value, lambda _, each=each: formatting.with_interval(each)) for each in estimates]  # type: ignore[misc]
+        rows.append(Row([name, *cells, cell(within.high if within else None, lambda value: f"{value:.2g}")]))
+
+    for name, each in learnt.items():
+        # By place: without copies of rows its fifths end a little elsewhere.
+        if each and len(each.by_target_gap) == len(ranking.target_gaps):
+            pairs = zip(ranking.target_gaps, each.by_target_gap, strict=True)
+            add(Cell(name, name), {gap.high: part.accuracy for gap, part in pairs}, each.chance_within)
+    for item in ranking.associations:
+        if item.same_order_as is None:
+            mark = "config" if item.source == "config" else ""
+            parts = {part.high: part.accuracy for part in item.by_target_gap}
+            add(Cell(short[item.indicator], item.indicator, mark=mark), parts, item.chance_within)
+    headings = [
+        Heading(f"{gap.low:.2g} to {gap.high:.2g} ({formatting.counted(gap.num_pairs, 'pair')})", numeric=True)
+        for gap in ranking.target_gaps
+    ]
+    last = Heading("no better than chance up to", numeric=True, title="pairs that differ by at most so much")
+    foot = [
+        Cell("ceiling: noise of fine-tuning"),
+        *(cell(gap.ceiling, formatting.number) for gap in ranking.target_gaps),
+    ]
+    return Table(
+        [Heading("indicator"), *headings, last],
+        rows if len(ranking.target_gaps) > 1 else [],
+        [] if math.isnan(ranking.ceiling) else [*foot, Cell("")],
+    )
 
 
 _Key = TypeVar("_Key")

@@ -6,6 +6,7 @@ import sys
 from io import StringIO
 from typing import TYPE_CHECKING
 
+from raysweep.analysis.cut_prompts import cut_lines
 from raysweep.analysis.findings import agreement_lines, cautions, how_to_read
 from raysweep.analysis.formatting import unit
 from raysweep.analysis.labels import is_missing
@@ -52,6 +53,8 @@ def format_indicators(ranking: Ranking, *, width: int | None = None, color: bool
     for title, table in beyond_tables(ranking):
         if table.rows:
             console.print(_rich(table, title=title))
+    for line in cut_lines(ranking.cut_prompts):
+        console.print(_text(line, style="bold yellow"))
     for flag in ranking.flags:
         console.print(_text(f"{flag.kind}: {flag.text}", style="bold yellow"))
     for line in agreement_lines(ranking):

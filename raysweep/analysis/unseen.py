@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysweep.analysis.comparer import fitted_slope, trained_on
+from raysweep.analysis.gaps import GapAccuracy, by_gap, chance_within, target_gaps, target_ranges
 from raysweep.analysis.pair_features import fit_scale, normalised, ordered_pairs
-from raysweep.analysis.pairwise import Floats, IntervalEstimate, interval, leave_one_out, share_of_pairs
+from raysweep.analysis.pairwise import Flags, Floats, IntervalEstimate, interval, leave_one_out, share_of_pairs
 
 NUM_SPLITS = 20
 TRAINED = 0.6
@@ -56,6 +57,11 @@ class Unseen:
     brier: float
     """Mean squared error of the calibrated probabilities; 0.25 for a coin."""
     reliability: tuple[Bin, ...]
+    by_target_gap: tuple[GapAccuracy, ...]
+    """Of random splits, pairs right by fifths of all pairs, from those that differ least in the target on; their
+    numbers are of all splits, which overlap."""
+    chance_within: GapAccuracy | None
+    """The widest range of small differences in the target in which it is not shown to be better than chance."""
 
 
 Predict = Callable[[Split], Callable[[np.ndarray, np.ndarray], Floats]]
@@ -128,6 +134,11 @@ def on_unseen(predict: Predict, scores: Floats, splits: Sequence[Split], *, vari
     chances = np.concatenate(
         [_chances(slope * each) for slope, each in zip(slopes, logits, strict=True)] or [np.zeros(0)]
     )
+
+    def on(among: Flags) -> tuple[int, IntervalEstimate]:
+        own = [each[among[rows]] for rows, each in zip(pairs, logits, strict=True)]
+        return sum(map(len, own)), over_splits(list(map(_right, own)), splits)
+
     return Unseen(
         accuracy=over_groups(pairs, logits, variants) if variants else over_splits(shares, splits),
         deviation=float(np.std(shares, ddof=1)) if len(shares) > 1 else math.nan,
@@ -136,6 +147,8 @@ def on_unseen(predict: Predict, scores: Floats, splits: Sequence[Split], *, vari
         ),
         brier=float(np.mean((1 - chances) ** 2)) if len(chances) else math.nan,
         reliability=_reliability(chances),
+        by_target_gap=() if variants else by_gap(target_gaps(scores), on),
+        chance_within=None if variants else chance_within(target_ranges(scores), on),
     )
 
 

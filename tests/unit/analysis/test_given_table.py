@@ -167,8 +167,8 @@ def test_tables_of_indicators_with_missing_values_have_columns_in_common(tmp_pat
     table["variant"] = [str(row) for row in range(24)]
     table.to_csv(tmp_path / "t.csv", index=False)
     ranking = rank_table(tmp_path / "t.csv", roles)
-    matched, selected, gaps = (table for _, table in beyond_tables(ranking))
-    for each in (matched, selected, gaps):
+    by_target, matched, selected, gaps = (table for _, table in beyond_tables(ranking))
+    for each in (by_target, matched, selected, gaps):
         assert {len(row.cells) for row in each.rows} == {len(each.columns)}
     assert [heading.name for heading in selected.columns[1::3]] == ["recall at 1", "recall at 3", "recall at 5"]
     # Four rows in each of six settings: 16 pairs of each two rates of an objective, or two objectives of a rate.

@@ -1,12 +1,15 @@
 """The indicator study's tables, which tests/benchmarks/RESULTS.md tells of, tell the same without the run."""
 
+import json
+
 import pandas as pd
 import pytest
 from benchmarks.indicators import STAGES, over_half, read, read_noise
 
-from raysweep.analysis.findings import headline
+from raysweep.analysis.findings import cautions, headline
 from raysweep.analysis.learning import learn_target
 from raysweep.analysis.ranking import MEAN_LIKELIHOOD, rank
+from raysweep.analysis.terminal import format_indicators
 from raysweep.analysis.worth import flops_by_kind, seconds_by_kind
 
 RIGHT = {"other_text/mean_loss": 0.886, "span_loss/loss_nats_per_token": 0.238, "features/effective_rank": 0.695}
@@ -14,7 +17,10 @@ RIGHT = {"other_text/mean_loss": 0.886, "span_loss/loss_nats_per_token": 0.238, 
 
 def test_the_studys_table_says_what_is_reported():
     table, columns = read()
-    other = [column.name for column in columns if column.name not in RIGHT and column.kind != "sft"]
+    shots = {f"indicators/{task}/kshot" for task in ("fairytaleqa", "webquestions")}
+    kept = {*RIGHT, *(f"{name}{end}" for name in shots for end in ("_num_cut", "_log_likelihood"))}
+    kept.add("indicators/fairytaleqa/zeroshot_log_likelihood")
+    other = [column.name for column in columns if column.name not in kept and column.kind != "sft"]
     ranking = rank(table.drop(columns=other), columns=columns, target=MEAN_LIKELIHOOD, noise=read_noise())
     assert (len(table), ranking.num_variants, ranking.num_comparisons) == (68, 62, 2278)
     assert (ranking.num_clear, ranking.errors) == (1999, "paired")
@@ -27,6 +33,28 @@ def test_the_studys_table_says_what_is_reported():
     assert {name: right[name] for name in RIGHT} == pytest.approx(RIGHT, abs=1e-3)
     assert "other_text/mean_loss (lower is better)" in headline(ranking)
     assert headline(ranking).partition(" (picked")[0].endswith("alone (0.88), nor to add to the configuration")
+
+    # Where signal ends and noise begins: PPL-CLM by fifths of the true gap, the noise of fine-tuning, that of seeds.
+    [ppl] = [each for each in ranking.associations if each.indicator == "other_text/mean_loss"]
+    wrong = [1 - each.accuracy.value for each in ppl.by_target_gap]
+    assert wrong == pytest.approx([0.344, 0.145, 0.070, 0.009, 0.000], abs=1e-3)
+    assert [each.ceiling for each in ranking.target_gaps[:2]] == pytest.approx([0.885, 0.998], abs=1e-3)
+    assert ppl.chance_within.high == pytest.approx(0.0076, abs=1e-4)
+    assert ppl.chance_within.accuracy.low <= 0.5
+    twins = ranking.seed_twins
+    assert (twins.num_variants, twins.num_seeds) == (6, 2)
+    parts = twins.difference, twins.beside_offset.value, twins.of_finetuning
+    assert parts == pytest.approx((0.0998, 0.0225, 0.0168), abs=1e-4)
+    # No solved example of this task was in any prompt.
+    [cut] = ranking.cut_prompts
+    assert (cut.indicator, cut.num_prompts) == ("indicators/fairytaleqa/kshot", 40)
+    assert cut.num_cut == cut.num_measured == cut.num_zero_shot == 68
+    assert any("Raise max_length of the task" in line for line in cautions(ranking))
+    assert "on 68 it is zero-shot" in format_indicators(ranking)
+    document = json.loads(json.dumps(ranking.to_dict()))
+    assert document["cut_prompts"][0]["num_prompts"] == 40
+    assert document["seed_twins"]["beside_offset"]["value"] == pytest.approx(0.0225, abs=1e-4)
+    assert len(document["target_gaps"]) == len(document["indicators"][0]["by_target_gap"]) == 5
 
 
 def test_the_studys_stages_say_what_they_took():

@@ -62,6 +62,9 @@ def test_checkpoints_of_one_variant_by_two_seeds_are_learnt_from_or_tested_on_to
     assert (tested.num_checkpoints, tested.num_variants) == (44, 24)
     assert tested.gain.low <= 0
     assert "seed" in tested.importances
+    fifths = [each.accuracy.value for each in tested.config.by_target_gap]
+    assert len(fifths) == 5
+    assert fifths[-1] > fifths[0] + 0.1  # Noise decides on what differs little.
     splits = random_splits(list(rows["variant"])) + leave_group_out(list(rows["seed"]), list(rows["variant"]))
     for split in splits:
         train, test = (set(rows["variant"].iloc[part]) for part in (split.train, split.test))
