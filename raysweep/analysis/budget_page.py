@@ -16,7 +16,7 @@ from raysweep.analysis.charts import Chart, escaped
 from raysweep.analysis.comparer import CompareError
 from raysweep.analysis.defects import collapsed_rows, copied_rows, leaks
 from raysweep.analysis.derived import OTHER_TEXT, PPL
-from raysweep.analysis.formatting import number
+from raysweep.analysis.formatting import is_share, number
 from raysweep.analysis.labels import row_key
 from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.worth import cost_unit, is_bought, own_stages, seconds_by_kind, seconds_spent
@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_STRATEGIES = 12
-"""That a terminal lists."""
+"""Of more than these a terminal lists the best and the named ones alone."""
+MAX_TIED = 4
+"""Of the others that tie with the best, whose names it lists."""
 EARLY_SFT = column_name("early_sft", "mean_score")
+EARLY_LOSS = column_name("early_sft", "mean_loss_nats")
 PARTS = (0.25, 0.5, 1.0)
 """Of the budget, at which a terminal says the regret."""
 
@@ -131,6 +134,7 @@ def budget_document(ranking: Ranking, known: Known, budget_hours: float) -> dict
         "num_scored": int(np.isfinite(known.scores).sum()),
         "num_without_score": int((known.bought[SFT] & ~np.isfinite(known.scores)).sum()),
         "rows_left_out": left_out(ranking, known.values),
+        "named": _named(ranking, known),
         "strategies": [asdict(curve) | {"regret_at_budget": curve.at(budget_hours)} for curve in found],
         "bought_by": best,
         "next": [asdict(each) for each in buy],
@@ -149,17 +153,38 @@ def format_budget(document: Mapping[str, Any]) -> str:
         "budget a tie with the first, which is picked by these numbers",
         f"  {'strategy':<44}" + "".join(f"{number(part):>22}" for part in parts),
     ]
-    for place, each in enumerate(document["strategies"][:MAX_STRATEGIES]):
+    shown, tied, worse = _parted(document)
+    for each in shown:
         columns = (np.interp(parts, each["hours"], each[name]) for name in ("regret", "low", "high"))
         cells = [_cell(*map(float, values)) for values in zip(*columns, strict=True)]
-        is_tie = place > 0 and not each["behind_first"]["low"] > 0
-        lines.append(f"  {each['strategy']:<44}" + "".join(f"{cell:>22}" for cell in cells) + " ≈" * is_tie)
-    if more := len(document["strategies"]) - MAX_STRATEGIES:
-        lines += [f"  and {more} more"] * (more > 0)
+        mark = " ≈" * (each is not document["strategies"][0] and _is_tie(each))
+        words = document["named"].get(each["strategy"], "")
+        name = f"{each['strategy']} ({words})" if words else each["strategy"]
+        lines.append(f"  {name:<44}" + "".join(f"{cell:>22}" for cell in cells) + mark)
+    if tied:
+        more = ", ..." * (len(tied) > MAX_TIED)
+        names = ", ".join(each["strategy"] for each in tied[:MAX_TIED])
+        lines.append(f"  and {len(tied)} more that tie with the first at the budget ≈: {names}{more}")
+    if worse:
+        lines.append(f"  and {len(worse)} more that are behind it")
     lines += _rung_lines(document)
     lines += _purchase_lines(document)
     lines += [f"left out: {document['labels'][row]}: {why}" for row, why in document["rows_left_out"].items()]
     return printable("\n".join(lines))
+
+
+def _parted(document: Mapping[str, Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Strategies that are listed, the others that tie with the first at the budget, and those that do not."""
+    first, *others = document["strategies"]
+    if len(others) < MAX_STRATEGIES:
+        return [first, *others], [], []
+    shown = [first, *(each for each in others if each["strategy"] in document["named"])]
+    left = [each for each in others if each["strategy"] not in document["named"]]
+    return shown, [each for each in left if _is_tie(each)], [each for each in left if not _is_tie(each)]
+
+
+def _is_tie(strategy: Mapping[str, Any]) -> bool:
+    return not strategy["behind_first"]["low"] > 0
 
 
 def _cell(mean: float, low: float, high: float) -> str:
@@ -203,8 +228,6 @@ def regret_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | str:
         found = {curve.strategy: curve for curve in curves(known, budget_hours=0.0)}
     except CompareError as error:
         return str(error)
-    shown = [elimination(size + 1) for size in range(len(known.rungs))]
-    shown += [ALL, *map(by, _baselines(ranking)), asha(known.rungs[-1][-1])]
     return {
         "lines": [
             {
@@ -215,7 +238,7 @@ def regret_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | str:
                     for hours, *values in zip(curve.hours, curve.regret, curve.low, curve.high, strict=True)
                 ],
             }
-            for name in shown
+            for name in _named(ranking, known)
             if (curve := found.get(name))
         ],
         "x_title": escaped(f"{known.unit}, on all checkpoints"),
@@ -226,10 +249,17 @@ def regret_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | str:
     }
 
 
-def _baselines(ranking: Ranking) -> list[str]:
-    """Perplexity, or the loss on other text where that does not compare, as of several objectives; early fine-tuning.
+def _named(ranking: Ranking, known: Known) -> dict[str, str]:
+    """Strategy that is always shown -> what it is, in words, where its name does not tell.
 
-    Of each the name of the indicator of the same order that stands for it.
+    Elimination, fine-tuning all, by perplexity (or the loss on other text where that does not compare, as of several
+    objectives), by early fine-tuning (by its loss where the target is a likelihood), and ASHA. Indicators go by the
+    name of the one of the same order that stands for them.
     """
     there = {item.indicator: item.same_order_as or item.indicator for item in ranking.associations if item.selection}
-    return [there[name] for name in (PPL if PPL in there else OTHER_TEXT, EARLY_SFT) if name in there]
+    early = (EARLY_SFT, EARLY_LOSS) if is_share(ranking.target) else (EARLY_LOSS, EARLY_SFT)
+    found = dict.fromkeys([elimination(size + 1) for size in range(len(known.rungs))], "") | {ALL: ""}
+    for names, words in (((PPL, OTHER_TEXT), "lowest perplexity"), (early, "early fine-tuning")):
+        if name := next((there[name] for name in names if there.get(name) in known.values), None):
+            found[by(name)] = words
+    return found | {asha(known.rungs[-1][-1]): ""}

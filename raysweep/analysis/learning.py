@@ -30,7 +30,9 @@ from raysweep.analysis.unseen import (
     learner,
     leave_group_out,
     on_unseen,
+    over_splits,
     random_splits,
+    shares_as_it_is,
 )
 from raysweep.scores import Column
 from raysweep.validation import suggested
@@ -40,6 +42,19 @@ if TYPE_CHECKING:
 
 MAX_GROUPS = 12
 """An axis of more values than these is left out value by value no more than it is at random."""
+
+
+NUM_BEST = (1, 3, 10)
+"""Indicators that rank averages are of, beside that of all."""
+
+
+@dataclass(frozen=True)
+class RankAverage:
+    """Pairs right by the mean of the checkpoints' ranks by some indicators: nothing but which they are is learnt."""
+
+    accuracy: IntervalEstimate
+    gain: IntervalEstimate | None
+    """Over the learner of the configuration alone, on the same splits; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +84,9 @@ class Tested:
     """`both` minus `config`, on the same splits."""
     single: Mapping[str, IntervalEstimate]
     """Each indicator as it is, on the same splits."""
-    mean_rank: IntervalEstimate
-    """The mean of the checkpoints' ranks by all of them, on the same splits: nothing is learnt for it."""
+    rank_averages: Mapping[str, RankAverage]
+    """On the same splits: `all indicators`, and of the `best 3` those that have most pairs of the training split right,
+    each in its declared direction."""
     without_group: Mapping[str, Unseen]
     """Axis -> with all variants of one of its values left out at a time, tested among these."""
     other_targets: Unseen | None
@@ -225,7 +241,7 @@ def _tested(
             name: as_it_is(sign * column, scores, splits)
             for (name, sign), column in zip(used.items(), values.T, strict=True)
         },
-        mean_rank=as_it_is(_mean_rank(values, list(used.values())), scores, splits),
+        rank_averages=_rank_averages(values * np.array(list(used.values())), scores, splits, alone),
         without_group={
             name: on_unseen(learner(values, scores, variants), scores, each, variants=variants)
             for name, each in groups.items()
@@ -243,15 +259,41 @@ def _trained_on(fine: np.ndarray, splits: Sequence[Split]) -> list[Split]:
     return [split for split in kept if len(split.train) >= MIN_TRAINED]
 
 
-def _mean_rank(values: Floats, signs: Sequence[float]) -> Floats:
-    """[rows]: mean over columns of a row's rank among those measured, from 0 to 1, best highest; 1/2 where missing."""
+def _rank_averages(
+    oriented: Floats, scores: Floats, splits: Sequence[Split], config: Unseen | None
+) -> dict[str, RankAverage]:
+    """Of indicators [rows, n], higher being better."""
+    ranks = mean_ranks(oriented)
+    of = {"all indicators": [np.arange(oriented.shape[1])] * len(splits)}
+    orders = [_best_first(oriented[split.train], scores[split.train]) for split in splits]
+    of |= {f"best {num}": [order[:num] for order in orders] for num in NUM_BEST if num < oriented.shape[1]}
+    found = {}
+    for name, chosen in of.items():
+        each = zip(chosen, splits, strict=True)
+        shares = [shares_as_it_is(ranks[:, own].mean(axis=1), scores, [split])[0] for own, split in each]
+        gain = None
+        if config:
+            theirs = [share for _, share, _ in config.by_split]
+            gain = over_splits([a - b for a, b in zip(shares, theirs, strict=True)], splits, low=-1.0)
+        found[name] = RankAverage(over_splits(shares, splits), gain)
+    return found
+
+
+def mean_ranks(oriented: Floats) -> Floats:
+    """[rows, n]: rank of each value in its column, from 0 to 1, best highest, ties alike; 1/2 where it is missing."""
     from scipy.stats import rankdata
 
-    missing = np.isnan(values)
-    ranks = rankdata(np.where(missing, np.nan, values * np.array(signs)), axis=0, nan_policy="omit")
-    shares = (ranks - 0.5) / np.maximum((~missing).sum(axis=0), 1)
-    mean: Floats = np.where(missing, 0.5, shares).mean(axis=1)
-    return mean
+    missing = np.isnan(oriented)
+    ranks = rankdata(oriented, axis=0, nan_policy="omit")
+    shares: Floats = np.where(missing, 0.5, (ranks - 0.5) / np.maximum((~missing).sum(axis=0), 1))
+    return shares
+
+
+def _best_first(oriented: Floats, scores: Floats) -> np.ndarray:
+    """[n]: the columns by falling pairs right; of equal ones the first."""
+    apart = np.sign(scores[:, None] - scores)
+    right = [float((np.sign(column[:, None] - column) * apart).sum()) for column in oriented.T]
+    return np.argsort(-np.array(right), kind="stable")
 
 
 def _by_others(

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from raysweep.analysis.charts import Chart, escaped, numbers
+from raysweep.analysis.derived import is_config
 from raysweep.analysis.formatting import count, counted, number, percent, seconds, short_names, with_interval
 from raysweep.analysis.learning import Learnt, Tested
 from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import plain_json
-from raysweep.analysis.sections import Heading, Row, Table, cell
+from raysweep.analysis.sections import Cell, Heading, Row, Table, cell
 from raysweep.printable import printable
 
 FAR = 2.0
@@ -38,8 +39,10 @@ def format_learnt(learnt: Learnt) -> str:
         f"of {tested.num_variants} in all, {num_splits} splits; 95 % by the corrected resampled t; another: all of a "
         "value left out and tested, 95 % over variants)",
     ]
-    for name, estimate, brier in _results(tested):
-        lines.append(f"  {name:<44} {with_interval(estimate)}" + ("" if brier is None else f", Brier {brier:.3f}"))
+    for name, estimate, brier, gain in _results(tested):
+        more = "" if brier is None else f", Brier {brier:.3f}"
+        more += f", {with_interval(gain)} over the configuration" if gain else ""
+        lines.append(f"  {name:<44} {with_interval(estimate)}{more}")
     bins = ", ".join(
         f"{each.stated:.2f} is {each.right:.2f} ({each.num_pairs})" for each in tested.indicators.reliability
     )
@@ -66,8 +69,8 @@ def format_learnt(learnt: Learnt) -> str:
     return printable("\n".join(lines))
 
 
-def _results(tested: Tested) -> Iterator[tuple[str, IntervalEstimate, float | None]]:
-    """(what, pairs right on unseen variants, Brier score where there are probabilities)."""
+def _results(tested: Tested) -> Iterator[tuple[str, IntervalEstimate, float | None, IntervalEstimate | None]]:
+    """(what, pairs right on unseen variants, Brier score where there are probabilities, over the configuration)."""
     learnt = {
         "learnt from indicators": tested.indicators,
         "from the configuration": tested.config,
@@ -76,12 +79,13 @@ def _results(tested: Tested) -> Iterator[tuple[str, IntervalEstimate, float | No
     }
     short = short_names(list(tested.without_group))
     learnt |= {f"from indicators, another {short[axis]}": unseen for axis, unseen in tested.without_group.items()}
-    yield from ((name, unseen.accuracy, unseen.brier) for name, unseen in learnt.items() if unseen)
-    if tested.gain:
-        yield "from both minus from the configuration", tested.gain, None
-    yield "mean rank by all indicators", tested.mean_rank, None
+    for name, unseen in learnt.items():
+        if unseen:
+            yield name, unseen.accuracy, unseen.brier, tested.gain if unseen is tested.both else None
+    for name, average in tested.rank_averages.items():
+        yield f"mean rank by {name}", average.accuracy, None, average.gain
     best = sorted(tested.single.items(), key=lambda item: -item[1].value)[:3]
-    yield from ((f"{name} as it is", estimate, None) for name, estimate in best)
+    yield from ((f"{name} as it is", estimate, None, None) for name, estimate in best)
 
 
 def learnt_table(tested: Tested) -> Table:
@@ -89,13 +93,29 @@ def learnt_table(tested: Tested) -> Table:
     columns = [
         Heading("on unseen variants"),
         Heading("pairs right", numeric=True),
+        Heading("over the configuration", numeric=True),
         Heading("Brier score", numeric=True),
     ]
     rows = [
-        Row([cell(name), cell(estimate.value, lambda _, e=estimate: with_interval(e)), cell(brier, number)])  # type: ignore[misc]
-        for name, estimate, brier in _results(tested)
+        Row([cell(name), _estimate(each), _estimate(gain), cell(brier, number)])
+        for name, each, brier, gain in _results(tested)
     ]
     return Table(columns, rows)
+
+
+def _estimate(estimate: IntervalEstimate | None) -> Cell:
+    return cell(estimate.value, lambda _: with_interval(estimate)) if estimate else cell(None)
+
+
+def importance_table(tested: Tested) -> Table:
+    """The regressors of a learner of indicators and configuration: the most important ones, and all settings."""
+    first = [*tested.importances][:MAX_IMPORTANCES]
+    shown = {name: share for name, share in tested.importances.items() if name in first or is_config(name)}
+    rows = [
+        Row([cell(name, mark="config" if is_config(name) else ""), cell(share, lambda each: f"{each:.1%}")])
+        for name, share in shown.items()
+    ]
+    return Table([Heading("learnt from"), Heading("share of the trees' gain", numeric=True)], rows)
 
 
 def reliability_chart(tested: Tested) -> Chart:

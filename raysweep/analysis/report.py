@@ -26,7 +26,7 @@ from raysweep.analysis.findings import cautions, gap_text, headline, how_to_read
 from raysweep.analysis.fixed_rates import fixed_rate_table
 from raysweep.analysis.labels import is_missing, row_key
 from raysweep.analysis.learning import Tested, learn_target
-from raysweep.analysis.learnt_page import learnt_table, reliability_chart
+from raysweep.analysis.learnt_page import importance_table, learnt_table, reliability_chart
 from raysweep.analysis.paired_losses import Losses, read_losses
 from raysweep.analysis.pairwise import Floats
 from raysweep.analysis.pareto import Front, front_of
@@ -126,6 +126,7 @@ def render(run: Run, stages: pd.DataFrame, ranking: Ranking) -> str:
         fixed_rates=fixed_rate_table(ranking, stages),
         beyond=beyond_tables(ranking, learnt if isinstance(learnt, Tested) else None),
         learnt=learnt if isinstance(learnt, Tested) else None,
+        importances=importance_table(learnt) if isinstance(learnt, Tested) else None,
         why_not_learnt=learnt if isinstance(learnt, str) else "",
         regret=drawn.get("regret"),
         why_no_regret=regret if isinstance(regret, str) else "",

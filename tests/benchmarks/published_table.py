@@ -15,12 +15,23 @@ from pathlib import Path
 import numpy as np
 
 from raysweep.analysis.associations import TOGETHER, numbers
+from raysweep.analysis.defects import copied_rows, flagged_rows
 from raysweep.analysis.formatting import with_interval
-from raysweep.analysis.given_table import Roles, rank_table
+from raysweep.analysis.given_table import Roles, rank_table, take
 from raysweep.analysis.learning import Tested, learn_target
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.ranking import Ranking
-from raysweep.analysis.unseen import Predict, Unseen, as_it_is, learner, leave_group_out, on_unseen, random_splits
+from raysweep.analysis.unseen import (
+    Predict,
+    Split,
+    Unseen,
+    as_it_is,
+    learner,
+    leave_group_out,
+    on_unseen,
+    random_splits,
+    shares_as_it_is,
+)
 
 TABLE = Path(os.environ.get("RAYSWEEP_DATA", "nowhere")) / "paper2_table6.csv"
 INDICATORS = {
@@ -76,6 +87,56 @@ def rate_alone(ranking: Ranking, tested: Tested) -> tuple[IntervalEstimate, Inte
     groups = leave_group_out(list(table["point.objective"]), variants)
     within = on_unseen(as_given(values[:, 0]), scores, groups, variants=variants)
     return as_it_is(values[:, 0], scores, random_splits(variants)), within.accuracy
+
+
+LOW, HIGH = 5e-4, 7.5e-4
+"""The rates up to which, and from which on, the table's k-shot numbers look like two different measurements."""
+
+
+def low_rates() -> list[Ranking]:
+    """By each target, of the rows with a rate of `LOW` or less alone, without copies."""
+    found = []
+    for target in TARGETS:
+        given = take(TABLE, Roles(target, higher=tuple(INDICATORS), config=CONFIG))
+        high = set(given.rows.loc[given.rows["point.lr"] > LOW, "checkpoint"])
+        found.append(given.ranking(without=high | set(copied_rows(given.ranking().flags))))
+    return found
+
+
+def between_rates(ranking: Ranking, name: str) -> float:
+    """Pairs right by a column of one row of `LOW` or less and one of `HIGH` or more, without flagged rows."""
+    table = ranking.checkpoints[~ranking.checkpoints["checkpoint"].isin(flagged_rows(ranking.flags))]
+    low, high = table[table["point.lr"] <= LOW], table[table["point.lr"] >= HIGH]
+    ours, theirs = (np.sign(numbers(high[each])[:, None] - numbers(low[each])) for each in (name, ranking.target))
+    return float((1 + ours * theirs).mean() / 2)
+
+
+def of_low_rates(whole: Sequence[Ranking], low: Sequence[Ranking]) -> Iterator[str]:
+    """A row for each indicator, the rate, and what is learnt: across the two blocks of rates, and within the lower."""
+    num = len(low[0].checkpoints)
+    yield f"| pairs right: CMS; RAG; CBQA | {num} rows of rates up to {LOW:g} | one of these, one from {HIGH:g} on |"
+    yield "| --- | --- | --- |"
+    by_name = [{item.indicator: item.accuracy for item in each.associations} for each in low]
+    cells = {title: [with_interval(each[name]) for each in by_name] for name, title in INDICATORS.items()}
+    across = {title: [f"{between_rates(each, name):.2f}" for each in whole] for name, title in INDICATORS.items()}
+    rates = [rows_of(each, ["point.lr"]) for each in low]
+    right = [share_of_pairs_right(values[:, 0], scores) for values, scores, _ in rates]
+    cells["the higher learning rate, ties half"] = [f"{each:.2f}" for each in right]
+    across["the higher learning rate, ties half"] = [f"{between_rates(each, 'point.lr'):.2f}" for each in whole]
+    tested = [learn_target(each).tested for each in low]
+    cells["learnt from the indicators, on unseen variants"] = [
+        with_interval(each.indicators.accuracy) for each in tested
+    ]
+    cells["learnt from the configuration"] = [with_interval(each.config.accuracy) for each in tested if each.config]
+    cells["both, over the configuration"] = [with_interval(each.gain) for each in tested if each.gain]
+    for title, each in cells.items():
+        yield f"| {title} | {'; '.join(each)} | {'; '.join(across.get(title, []))} |"
+
+
+def share_of_pairs_right(values: Floats, scores: Floats) -> float:
+    """Ties half."""
+    every = np.arange(len(scores))
+    return shares_as_it_is(values, scores, [Split(every[:0], every)])[0]
 
 
 def published(whole: Sequence[Ranking]) -> Iterator[str]:
@@ -144,7 +205,8 @@ def learnt(whole: Sequence[Ranking]) -> Iterator[str]:
 def main() -> None:
     """Print the tables."""
     whole = ranked(drop_flagged=False)
-    for part in (published(whole), beside_config(ranked(drop_flagged=True)), learnt(whole)):
+    cleaned = ranked(drop_flagged=True)
+    for part in (published(whole), beside_config(cleaned), learnt(whole), of_low_rates(whole, low_rates())):
         print(*part, "", sep="\n")
 
 

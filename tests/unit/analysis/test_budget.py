@@ -196,3 +196,36 @@ def test_a_table_with_costs_has_strategies(tmp_path, capsys):
     assert "what much costs on one checkpoint is not known" in capsys.readouterr().err
     assert main([*command, "--budget", "3", "--costs", "little=3,much=3,sft=2"]) == 2
     assert "no indicator costs less than fine-tuning" in capsys.readouterr().err
+
+
+def test_named_strategies_are_always_listed_and_ties_are_one_line(tmp_path, capsys):
+    table, generator = known(), np.random.default_rng(0)
+    rows = pd.DataFrame({"other_text/mean_loss": -table.values["little"], "score": table.scores})
+    names = [f"early_sft/{place:02}" for place in range(20)]
+    for name in names:
+        rows[name] = table.values["much"] + generator.normal(size=NUM) / 100
+    rows["early_sft/mean_score"], rows["useless"] = table.scores + generator.normal(size=NUM), table.values["useless"]
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    higher = [*names, "early_sft/mean_score", "useless"]
+    command = ["rank", "--table", str(tmp_path / "t.csv"), "--target", "score", "--lower", "other_text/mean_loss"]
+    command += ["--higher", ",".join(higher), "--budget", "11"]
+    costs = ",".join(["other_text/mean_loss=0.01", "sft=1h", *(f"{name}=0.2" for name in higher)])
+    assert main([*command, "--costs", costs, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    first, *others = (each["strategy"] for each in document["strategies"])
+    assert "by other_text/mean_loss" not in [first, *others][:12]
+    text = format_budget(document)
+    for line in (
+        "fine-tune all",
+        "by other_text/mean_loss (lowest perplexity)",
+        "by early_sft/mean_score (early fine-tuning)",
+        "elimination, 1 rung",
+        "elimination, 2 rungs",
+        "ASHA on ",
+        first,
+    ):
+        assert f"\n  {line}" in text
+    [tied] = [line for line in text.splitlines() if "more that tie with the first at the budget" in line]
+    assert int(tied.split()[1]) >= 18
+    assert tied.endswith(", ...")
+    assert "\n  and 1 more that are behind it\n" in text  # By the useless one.

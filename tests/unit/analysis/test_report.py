@@ -274,6 +274,15 @@ def test_what_is_learnt_together_is_drawn_with_how_sure_it_was(run):
     assert "900 pairs, which are of 24 variants in 20 overlapping splits" in text  # 10 variants a split, 45 pairs.
     [table] = re.findall(r'<table id="learnt-table".*?</table>', page, re.S)
     assert "learnt from indicators" in table
+    assert "mean rank by all indicators" in table
+    [importances] = re.findall(r'<table id="importance-table".*?</table>', page, re.S)
+    assert "hessian_trace" in importances
+    # Of pairs that differ little and much after fine-tuning, what is learnt beside the indicator itself.
+    [gaps] = re.findall(
+        r"<summary>Pairs right by their difference in sft/mean_score</summary>(.*?)</details>", page, re.S
+    )
+    assert "learnt from indicators" in gaps
+    assert "no better than chance up to" in gaps
 
 
 def test_too_few_variants_to_learn_from_are_said(run):

@@ -7,7 +7,7 @@ import pytest
 from raysweep.analysis.budget_page import known_of, known_of_run, left_out
 from raysweep.analysis.earlier import EARLIER_LOSS
 from raysweep.analysis.formatting import amount, is_share, unit
-from raysweep.analysis.learning import _mean_rank
+from raysweep.analysis.learning import mean_ranks
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.sections import ranking_table
 from raysweep.analysis.worth import own_stages
@@ -120,4 +120,4 @@ def test_targets_have_the_unit_of_their_column():
 
 def test_what_is_missing_ranks_in_the_middle():
     values = np.array([[10.0, 1.0], [9.0, 2.0], [np.nan, 3.0], [np.nan, 4.0]])
-    assert _mean_rank(values, [1.0, -1.0]) == pytest.approx([(0.75 + 0.875) / 2, (0.25 + 0.625) / 2, 0.4375, 0.3125])
+    assert mean_ranks(values * [1, -1]).T.tolist() == [[0.75, 0.25, 0.5, 0.5], [0.875, 0.625, 0.375, 0.125]]
