@@ -13,15 +13,18 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from raysweep.analysis.associations import numbers
+from raysweep.analysis.associations import TOGETHER, numbers
+from raysweep.analysis.budget_page import budget_document, format_budget, known_of_run
+from raysweep.analysis.derived import is_config
 from raysweep.analysis.fixed_rates import fixed_rates
+from raysweep.analysis.formatting import with_interval
 from raysweep.analysis.kept import keep, kept_of, versions_of
 from raysweep.analysis.learning import Tested, indicators_named, learn_target, targets_of
 from raysweep.analysis.pairwise import IntervalEstimate
@@ -40,7 +43,7 @@ PPL_CLM = "other_text/mean_loss"
 KNOWN = {
     PPL_CLM: "PPL-CLM",
     "span_loss/loss_nats_per_token": "PPL-SC",
-    "indicators/kshot_log_likelihood_mean": "k-shot likelihood",
+    "indicators/kshot_log_likelihood_mean": "few-shot likelihood (rag: zero-shot)",
     "early_sft/mean_loss_nats": "early SFT",
 }
 EARLY_SFT = "early_sft"
@@ -127,32 +130,39 @@ def over_half(ranking: Ranking, tested: Tested) -> IntervalEstimate:
     return over_splits([(1 - a) - (1 - b) / 2 for a, b in zip(own, alone, strict=True)], splits, low=-1.0)
 
 
-def learnt(rankings: list[Ranking], columns: Sequence[Column]) -> Iterator[str]:
+def learnt(rankings: list[Ranking], tested: Sequence[Tested]) -> Iterator[str]:
     """What is learnt from, a row each, for each target."""
     yield "| pairs wrong on unseen variants | " + " | ".join(each.target for each in rankings) + " |"
     yield "| --- " * (len(rankings) + 1) + "|"
-    others = targets_of(rankings[0], columns)
-    start = time.process_time()
-    tested = [learn_target(each, others=others[each.target]).tested for each in rankings]
-    spent = time.process_time() - start
     early = indicators_named(rankings, [EARLY_SFT])
     before = [learn_target(each, without=early).tested for each in rankings]
-    rows = {
-        "checkpoints (variants) tested on": [f"{each.num_checkpoints} ({each.num_variants})" for each in tested],
-        "of these not learnt from": [str(len(each.rows_not_learnt_from)) for each in tested],
-        "the same without early SFT": [str(len(each.rows_not_learnt_from)) for each in before],
-        "indicators, learnt": [wrong(each.indicators.accuracy) for each in tested],
-        "indicators but early SFT, learnt": [wrong(each.indicators.accuracy) for each in before],
-        "configuration, learnt": [wrong(each.config.accuracy) if each.config else "" for each in tested],
-        "both, learnt": [wrong(each.both.accuracy) if each.both else "" for each in tested],
-        "indicators add to the configuration": [signed(each.gain) if each.gain else "" for each in tested],
-        "indicators but early SFT add to it": [signed(each.gain) if each.gain else "" for each in before],
-        "mean rank by all indicators": [wrong(each.mean_rank) for each in tested],
-    } | {
-        name: [wrong(each.single[column]) for each in tested]
-        for column, name in KNOWN.items()
-        if all(column in each.single for each in tested)
-    }
+    rows = (
+        {
+            "checkpoints (variants) tested on": [f"{each.num_checkpoints} ({each.num_variants})" for each in tested],
+            "of these not learnt from": [str(len(each.rows_not_learnt_from)) for each in tested],
+            "the same without early SFT": [str(len(each.rows_not_learnt_from)) for each in before],
+            "indicators, learnt": [wrong(each.indicators.accuracy) for each in tested],
+            "indicators but early SFT, learnt": [wrong(each.indicators.accuracy) for each in before],
+            "configuration, learnt": [wrong(each.config.accuracy) if each.config else "" for each in tested],
+            "both, learnt": [wrong(each.both.accuracy) if each.both else "" for each in tested],
+            "indicators add to the configuration": [signed(each.gain) if each.gain else "" for each in tested],
+            "indicators but early SFT add to it": [signed(each.gain) if each.gain else "" for each in before],
+        }
+        | {
+            f"mean rank by {name}": [
+                f"{wrong(each.rank_averages[name].accuracy)} ({signed(gain)})"
+                if (gain := each.rank_averages[name].gain)
+                else ""
+                for each in tested
+            ]
+            for name in tested[0].rank_averages
+        }
+        | {
+            name: [wrong(each.single[column]) for each in tested]
+            for column, name in KNOWN.items()
+            if all(column in each.single for each in tested)
+        }
+    )
     for name, cells in rows.items():
         yield f"| {name} | " + " | ".join(cells) + " |"
     for name, group in (("indicators, learnt", tested), ("indicators but early SFT, learnt", before)):
@@ -172,7 +182,74 @@ def learnt(rankings: list[Ranking], columns: Sequence[Column]) -> Iterator[str]:
     yield f"\nleft out, with the checkpoints that have no value: {dict(tested[0].incomplete)}"
     for why in tested[0].rows_not_learnt_from.values():
         yield f"not learnt from: {why}"
-    yield f"\nlearnt in {spent / len(rankings):.1f} s of CPU time a target"
+
+
+def seed_zero(table: pd.DataFrame, columns: Sequence[Column]) -> Iterator[str]:
+    """The same of the checkpoints from the first base alone."""
+    ranking = rank(table[table["seed"] == 0].reset_index(drop=True), columns=columns, target=MEAN_LIKELIHOOD)
+    for name in ((), (EARLY_SFT,)):
+        each = learn_target(ranking, without=indicators_named([ranking], name)).tested
+        right = each.indicators, each.config, each.both
+        cells = [wrong(one.accuracy) for one in right if one]
+        yield (
+            f"seed 0 alone, {each.num_checkpoints} checkpoints, without {name}: indicators; configuration; both: "
+            f"{'; '.join(cells)}; gain {signed(each.gain) if each.gain else ''}; "
+            f"PPL-CLM {wrong(each.single[PPL_CLM])}"
+        )
+
+
+def signal(ranking: Ranking, tested: Tested) -> Iterator[str]:
+    """Pairs wrong by fifths of the true gap, and what seeds of one recipe differ by."""
+    spans = [f"{gap.low:.3f} to {gap.high:.3f} ({gap.num_pairs})" for gap in ranking.target_gaps]
+    yield f"| pairs wrong that differ by, in {ranking.target} (pairs) | " + " | ".join(spans) + " | chance up to |"
+    yield "| --- " * (len(spans) + 2) + "|"
+    yield "| noise of fine-tuning | " + " | ".join(f"{1 - gap.ceiling:.3f}" for gap in ranking.target_gaps) + " | |"
+    found = {item.indicator: item for item in ranking.associations}
+    best = [item.indicator for item in ranking.associations if item.source == "measured" and item.selection][:3]
+    rows = {KNOWN.get(name, name): found[name] for name in dict.fromkeys([PPL_CLM, *best, *KNOWN]) if name in found}
+    shown = rows | {"configuration": found[TOGETHER], "indicators, learnt": tested.indicators}
+    shown |= {"configuration, learnt": tested.config, "both, learnt": tested.both}
+    for name, each in shown.items():
+        within = each.chance_within
+        end = f"{within.high:.4f} ({within.num_pairs}: {wrong(within.accuracy)})" if within else "none"
+        yield f"| {name} | " + " | ".join(wrong(part.accuracy) for part in each.by_target_gap) + f" | {end} |"
+    yield f"\n{ranking.seed_twins}"
+
+
+def first_few(ranking: Ranking) -> Iterator[str]:
+    """Pairs wrong by their difference in the perplexity, and what fine-tuning the first few is worth."""
+    found = {item.indicator: item for item in ranking.associations if item.selection or item.indicator == TOGETHER}
+    measured = [name for name in found if name != TOGETHER]
+    names = [*dict.fromkeys([*measured[:3], *(name for name in KNOWN if name in found)])]
+    gaps = found[names[0]].by_gap
+    spans = " | ".join(f"{gap.low:.3f} to {gap.high:.3f} ({gap.num_pairs})" for gap in gaps)
+    yield f"| pairs wrong that differ by, in {ranking.gaps_of} (pairs) | {spans} |"
+    yield "| --- " * (len(gaps) + 1) + "|"
+    for name in names:
+        yield f"| {KNOWN.get(name, name)} | " + " | ".join(wrong(part.accuracy) for part in found[name].by_gap) + " |"
+    yield "\n| recall; regret; NDCG at | 1 | 3 | 5 |\n| --- | --- | --- | --- |"
+    for name in names:
+        cells = [
+            "; ".join(with_interval(each) for each in (part.recall, part.regret, part.ndcg))
+            for part in found[name].selection
+        ]
+        yield f"| {KNOWN.get(name, name)} | " + " | ".join(cells) + " |"
+
+
+def left_tasks(table: pd.DataFrame, columns: Sequence[Column], others: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Pairs wrong on each task by what is learnt from it, and from the other tasks."""
+    yield "| pairs wrong on unseen variants | learnt from the task | from the other tasks | PPL-CLM |"
+    yield "| --- | --- | --- | --- |"
+    for target in (name for name in others if name not in TARGETS):
+        each = learn_target(rank(table, columns=columns, target=target), others=others[target]).tested
+        left = wrong(each.other_targets.accuracy) if each.other_targets else ""
+        yield f"| {target} | {wrong(each.indicators.accuracy)} | {left} | {wrong(each.single[PPL_CLM])} |"
+
+
+def bought(ranking: Ranking, stages: pd.DataFrame) -> Iterator[str]:
+    """What a budget is best spent on, as `rank --budget` has it, up to what fine-tuning all takes."""
+    known = known_of_run(ranking, stages)
+    yield format_budget(budget_document(ranking, known, known.hours["sft"] * len(known.names)))
 
 
 def costs(rankings: Sequence[Ranking], stages: pd.DataFrame) -> Iterator[str]:
@@ -206,8 +283,30 @@ def main() -> None:
     print(f"{scored} checkpoints of {first.num_variants} variants; {first.num_comparisons} pairs, ", end="")
     print(f"{first.num_clear} clear; noise of fine-tuning leaves {first.ceiling:.3f} right; errors {first.errors}")
     print(f"rates at an end of their grid: {len(first.edges)} of {scored * len(first.tasks)}\n")
-    for part in (costs(rankings, stages), singles(rankings), learnt(rankings, columns)):
-        print(*part, "", sep="\n")
+    others, start = targets_of(first, columns), time.process_time()
+    tested = [learn_target(each, others=others[each.target]).tested for each in rankings]
+    print(f"learnt in {(time.process_time() - start) / len(rankings):.1f} s of CPU time a target\n")
+    print(importances(tested[0]), "\n")
+    for part in (
+        costs(rankings, stages),
+        singles(rankings),
+        learnt(rankings, tested),
+        signal(first, tested[0]),
+        first_few(first),
+        bought(first, stages),
+        seed_zero(table, columns),
+        left_tasks(table, columns, others),
+    ):
+        for line in part:
+            print(line, flush=True)
+        print()
+
+
+def importances(tested: Tested) -> str:
+    """The most important regressors of both, and all of the configuration."""
+    first = [*tested.importances][:8]
+    parts = [f"{name} {share:.1%}" for name, share in tested.importances.items() if name in first or is_config(name)]
+    return f"importances, with the configuration beside: {', '.join(parts)}"
 
 
 if __name__ == "__main__":
