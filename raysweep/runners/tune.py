@@ -19,6 +19,7 @@ import ray
 from ray import tune
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
     from raysweep.runners.optuna_search import StudySearch
 
 logger = logging.getLogger(__name__)
+
+# Tune would give them to gangs by way of Ray, which logs what it gives. Gangs have the environment of their raylet.
+ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 
 # A node that is slow to start a process; one that is gone says so at once.
 END_SECONDS = 30.0
@@ -297,7 +301,8 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
         )
     scheduler.gangs = gangs
     # Beside Ray's own logs: Tune's files quote errors as they come, with whatever secrets these hold.
-    storage = tempfile.mkdtemp(prefix="raysweep-", dir=ray._private.worker._global_node.get_session_dir_path())
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    storage = Path(tempfile.mkdtemp(prefix="raysweep-", dir=session))
     tuner = tune.Tuner(
         tune.with_resources(trainable, lambda config: _GangRequest(shape_of(point_of(space, config)))),
         tune_config=tune.TuneConfig(
@@ -307,8 +312,8 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name=run.name,
-            storage_path=storage,
+            name=storage.name,
+            storage_path=str(storage),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.max_retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
@@ -327,7 +332,8 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
                 logger.warning("not all was saved in %g s; training goes on from the last state saved", SAVE_SECONDS)
             raise
         finally:
-            shutil.rmtree(storage, ignore_errors=True)
+            for folder in (storage, *session.glob(f"artifacts/*/{storage.name}")):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

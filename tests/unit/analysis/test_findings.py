@@ -72,6 +72,17 @@ def add(
     run.add_trial(TrialRow(name, f"variant-{name}", point or {"pretrain.x": name}, 0, tuple(stages)))
 
 
+def test_checkpoints_of_gangs_of_several_sizes_are_said_to_be(run, monkeypatch):
+    add(run, "a", [120, 122])
+    add(run, "b", [118, 121])
+    assert not [line for line in cautions(Results(run).ranking) if "workers" in line]
+    monkeypatch.setitem(KNOWN, "world_size", 4)
+    add(run, "c", [60, 62])
+    assert [
+        line for line in cautions(Results(run).ranking) if "pretrained on 1 and 4 workers, by which sums are" in line
+    ]
+
+
 def test_a_tie_with_the_best_is_named_with_what_it_costs(run):
     add(run, "a", [120, 122], num_tokens=2000.0)
     add(run, "b", [118, 121])
