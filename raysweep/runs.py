@@ -64,6 +64,8 @@ class Run:
         self._sending = threading.Lock()
         self._taken_by: str | None = None
         self._may_be_asked = False
+        self.is_new = False
+        """Whether it was not there before `create`."""
 
     @staticmethod
     def create(store: Store, name: str, *, sweep_text: str, identity: str) -> Run:
@@ -80,6 +82,7 @@ class Run:
         there = run._read("identity.json")
         if there is None:
             run._check_sweep_text(sweep_text)
+            run.is_new = not (run.folder / "sweep.yaml").exists()
             write_text(run.folder / "identity.json", identity)
         elif there != json.loads(identity):
             other = json.dumps(there, indent=1, sort_keys=True)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from raysweep.errors import StoreError
+from raysweep.errors import RaysweepError, StoreError
 from raysweep.estimates import ToWrite
 from raysweep.events import Event, Report, StageFailed, TrialStarted
 from raysweep.plan import Trial
@@ -56,7 +56,12 @@ def run_sweep(
         run = Run.create(store, name or space.run_name(), sweep_text=space.text, identity=space.identity())
         try:
             with run.held():
-                _run(space, store, run, shown, runner=runner)
+                try:
+                    _run(space, store, run, shown, runner=runner)
+                except RaysweepError:
+                    if run.is_new and not run.trials():
+                        run.remove()  # Refused before anything was begun: by its cluster, or by what it asks for.
+                    raise
         except KeyboardInterrupt:
             if not isinstance(shown, _UntilFailure) or not shown.has_failed:
                 raise

@@ -30,7 +30,7 @@ from raysweep.runners.processes import LOOPBACK, join_process_group, leave_proce
 from raysweep.secrets import without_secrets
 from raysweep.spec import canonical
 from raysweep.store import Store
-from raysweep.worker import never
+from raysweep.worker import Worker, never
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +84,8 @@ class Gang:
         self.store.drop_state(key)
 
     def memory_bytes(self) -> int:
-        """What this process holds: on a GPU if it has one, else resident memory."""
-        if self.worker.device.startswith("cuda"):
-            import torch
-
-            return int(torch.cuda.memory_reserved())
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        """What the rank that holds most does: on a GPU if it has one, else resident memory."""
+        return _memory_bytes(self.worker)
 
     def close(self) -> None:
         """Leave the process group; no stage may run after it."""
@@ -194,6 +189,11 @@ class RayGang(Gang):
         if broken:
             raise broken
 
+    def memory_bytes(self) -> int:
+        """See `Gang.memory_bytes`. Raises GangBroken if a rank died."""
+        others: list[int] = _get([actor.memory_bytes.remote() for actor in self._others])
+        return max(super().memory_bytes(), *others)
+
     def drop_state(self, key: str) -> None:
         """See `Gang.drop_state`."""
         super().drop_state(key)
@@ -259,6 +259,10 @@ class RankActor:
         """See `fetch_inputs`."""
         return fetch_inputs(stage, self._store)
 
+    def memory_bytes(self) -> int:
+        """What this process holds; see `Gang.memory_bytes`."""
+        return _memory_bytes(self._worker)
+
     def drop_copies(self, state_key: str) -> None:
         """See `Store.drop_copies`."""
         self._store.drop_copies(state_key)
@@ -272,6 +276,15 @@ class RankActor:
     def make(self, stage: Stage) -> Outcome:
         """A whole stage of a split."""
         return make(stage, self._store, self._worker.alone(), self._saves.take)
+
+
+def _memory_bytes(worker: Worker) -> int:
+    if worker.device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.memory_reserved())
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _get(refs: list[Any]) -> list[Any]:

@@ -22,7 +22,7 @@ from raysweep.resources import Resources
 from raysweep.runners.agreement import Agreement
 from raysweep.runners.chain import Leg, run_chain, run_share
 from raysweep.runners.channel import Address, EventSource
-from raysweep.runners.gang import Gang, RankActor, RayGang
+from raysweep.runners.gang import Gang, GangBroken, RankActor, RayGang
 from raysweep.runners.heartbeat import start_beats, this_process
 from raysweep.runners.interrupts import SaveFirst
 from raysweep.runners.journal import trial_row
@@ -150,16 +150,17 @@ class GangTrainable(tune.Trainable):  # type: ignore[misc]
 
         Never False, and nothing is raised here: either would lose the trial, as Tune has not started it yet.
         """
-        memory = self._gang.memory_bytes()
-        self._first_memory = self._first_memory or memory
-        if memory > self._first_memory + MEMORY_SLACK:
-            self._unfit = f"a gang grew from {self._first_memory} to {memory} bytes and is replaced"
-            logger.warning(self._unfit)
-        else:
-            try:
+        try:
+            memory = self._gang.memory_bytes()
+            self._first_memory = self._first_memory or memory
+            if memory > self._first_memory + MEMORY_SLACK:
+                self._unfit = f"a worker grew from {self._first_memory} to {memory} bytes; its gang is replaced"
+                logger.warning(self._unfit)
+            else:
                 self._begin(new_config)
-            except ClusterError as error:  # The driver cannot be reached: a new gang finds out for itself.
-                self._unfit = str(error)
+        # A rank has died; or the driver cannot be reached, which a new gang finds out for itself.
+        except (GangBroken, ClusterError) as error:
+            self._unfit = str(error)
         return True
 
     def cleanup(self) -> None:

@@ -91,6 +91,32 @@ def test_where_nothing_fits_the_nearest_is_named(sweep_file):
     assert "GiB for sft, and a worker has 22.4 (L4): leave fine_tuning to auto, too, take" in said(f"{AUTO}}}")
 
 
+def test_what_plans_may_be_low_by_is_left_where_it_can_be(sweep_file):
+    space = load(sweep_file(SIZES + BY))
+    takes = {}
+    for micro in (8192, 16384):
+        setting = Resources(gpus_per_worker=1, micro_batch_sequences=micro, gradient_checkpointing=True)
+        trial = next(space.trial(point, 0) for point in space.points() if point["pretrain.model"] == "large")
+        trained = [stage.spec for stage in trial.stages if stage.spec.training]
+        takes[micro] = max(spec.memory_bytes(size_of(trial), setting) for spec in trained)
+    text = SIZES + BY.replace("huge: auto", "huge: {}").replace(
+        "large: auto", "large: {gpus_per_worker: 1, micro_batch_sequences: auto, gradient_checkpointing: true}"
+    )
+
+    def chosen(num_bytes, text=text):
+        space = load(sweep_file(text))
+        device = Device("GPU", int(num_bytes), 1)
+        made = choose(space, space.declared.resources.by_variant, lambda resources: device)
+        return made.resources.parts["large"].micro_batch_sequences, made.lines[0]
+
+    roomy, tight = chosen(takes[16384] / 0.94), chosen(takes[16384] / 0.96)
+    assert (roomy[0], tight[0]) == (16384, 8192)
+    assert roomy[1].endswith("; 5 % of it is left, as plans may be low by that")
+    assert f"; micro_batch_sequences 16384 would take {takes[16384] / GIB:.1f}; 5 % of it is left" in tight[1]
+    only = text.replace("micro_batch_sequences: auto", "micro_batch_sequences: 8192, zero_stage: auto")
+    assert chosen(takes[8192] / 0.99, only)[1].endswith("; nothing leaves the 5 % by which plans may be low")
+
+
 def test_what_fits_a_gpu_but_not_its_node_is_not_chosen(sweep_file):
     text = SIZES + BY.replace(", huge: auto", "")
     space = load(sweep_file(text))
@@ -105,7 +131,10 @@ def test_what_fits_a_gpu_but_not_its_node_is_not_chosen(sweep_file):
     chosen = choice(sweep_file, text, host=node)
     assert chosen.resources.parts["large"].workers == 2
     (told,) = chosen.lines
-    assert told.endswith(f"; workers 1 would take {twice} of its node, which has {1.5 * copy / GIB:.1f} for a worker")
+    reason = (
+        f"; workers 1 would take {twice} of its node, which has {1.5 * copy / GIB:.1f} for a worker; 5 % of it is left"
+    )
+    assert reason in told
     with pytest.raises(ClusterError) as error:
         choice(sweep_file, text, host=20 * GIB)
     assert re.search(

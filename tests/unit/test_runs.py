@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny import TINY
 
 from raysweep.cli import main
 from raysweep.errors import StoreError
 from raysweep.results import Results
 from raysweep.run_files import StageRow, TrialRow
 from raysweep.runs import Run, status
+from raysweep.space import load
 from raysweep.store import Store
 
 DAMAGE = {
@@ -27,6 +29,25 @@ BAD_NAMES = ["../../x", "/abs", ".", "..", "a/b", "", "x" * 300, "-x", ".x", "a 
 def row(trial: str) -> TrialRow:
     stage = StageRow(id="x-1", kind="x", step=None, checkpoint=None, task=None, inputs={})
     return TrialRow(trial=trial, variant="v", point={"a": 1}, seed=0, stages=(stage,))
+
+
+def test_a_run_that_is_refused_before_anything_is_begun_is_none(store, sweep_file, monkeypatch, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "")  # What is set is undone.
+    optuna = "search: {name: optuna, num_trials: 2, objectives: [{metric: sft/mean_score, mode: max}]}\n"
+    for text, options, why in (
+        (TINY, ["--address", "127.0.0.1:1"], "cannot be reached"),
+        (TINY + optuna, ["--runner", "inline"], "needs Ray Tune"),
+    ):
+        command = ["run", str(sweep_file(text)), "--store", store.url, *options]
+        assert main(command) == 2
+        assert why in capsys.readouterr().err
+        assert Run.all(store) == []
+        assert list((store.root / "runs").iterdir()) == []
+        # One that was there before stays.
+        run = Run.create(store, load(Path(command[1])).run_name(), sweep_text="x", identity=load(command[1]).identity())
+        assert main(command) == 2
+        assert [each.name for each in Run.all(store)] == [run.name]
+        run.remove()
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import threading
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from raysweep.errors import ClusterError
@@ -11,7 +13,8 @@ from raysweep.plan import Stage
 from raysweep.resources import Resources
 from raysweep.runners import gang as gang_module
 from raysweep.runners.attempts import Failure, attempt
-from raysweep.runners.gang import Gang
+from raysweep.runners.gang import Gang, GangBroken, RankActor, RayGang
+from raysweep.runners.trainable import GangTrainable
 from raysweep.stages.tokenize import Tokenize
 from raysweep.worker import Worker
 
@@ -47,6 +50,39 @@ def test_a_state_folder_that_cannot_be_made_is_a_failure(grammar, store):
     assert isinstance(outcome, Failure)
     assert f"{stage.id}.state" in outcome.cause
     assert not outcome.final
+
+
+class Actor:
+    """As Ray's handle of one; what it does is done when it is asked for."""
+
+    def __init__(self, actor) -> None:
+        self._actor = actor
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=getattr(self._actor, name))
+
+
+def test_a_gang_holds_what_its_largest_rank_does(monkeypatch):
+    monkeypatch.setattr(gang_module, "_get", lambda done: done)
+    gang, ranks = object.__new__(RayGang), [object.__new__(RankActor) for _ in range(2)]
+    gang.worker, gang._others = Worker(), [Actor(rank) for rank in ranks]
+    for rank in ranks:
+        rank._worker = Worker()
+    own = gang.memory_bytes()
+    assert own == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
+    monkeypatch.setattr(ranks[1], "memory_bytes", lambda: 3 * own)
+    assert gang.memory_bytes() == 3 * own
+
+
+def test_a_gang_with_a_rank_that_died_is_replaced_before_its_next_trial():
+    trainable = object.__new__(GangTrainable)
+    trainable._gang, trainable._first_memory, trainable._unfit = SimpleNamespace(memory_bytes=_broken), None, None
+    assert trainable.reset_config({})
+    assert trainable._unfit == "a worker of the gang died"
+
+
+def _broken():
+    raise GangBroken("a worker of the gang died")
 
 
 def _raise(message):
