@@ -19,6 +19,7 @@ from raysweep.analysis.same_loss_verdict import (
     holds_within_recipes,
     is_apart,
     nothing_to_predict,
+    short_name,
     verdict,
 )
 from raysweep.analysis.sections import Cell, Heading, Row, Table, cell
@@ -101,8 +102,7 @@ def _answer(group: Group, target: str) -> str:
     if nothing_to_predict(group, target):
         return f"{opening}models differ by no more than noise would make them, so there is nothing to predict."
     said = "no trace was measured" if trace is None else _verdict(trace, group)
-    short = formatting.short_names([each.measure for each in sure])
-    others = [short[each.measure] for each in sure if each is not trace]
+    others = [short_name(each.measure) for each in sure if each is not trace]
     if len(others) > MAX_NAMED:
         others = [*others[: MAX_NAMED - 1], f"{len(others) - MAX_NAMED + 1} more (below)"]
     how = "in an order beyond chance, of" if group.ordered else "beyond chance of"
@@ -122,9 +122,8 @@ def _within_recipes(group: Group, target: str) -> str:
     opening = " With the configuration partialled out"
     if alike(group, target):
         return f"{opening} models differ by no more than noise."
-    short = formatting.short_names([each.measure for each in associations])
     held = [
-        f"{short[each.measure]} {formatting.with_interval(each.same_recipe)}, p {_p(each.p_same_recipe)}"
+        f"{short_name(each.measure)} {formatting.with_interval(each.same_recipe)}, p {_p(each.p_same_recipe)}"
         for each in sorted(associations, key=lambda each: each.p_same_recipe)
         if holds_within_recipes(each)
     ]
@@ -304,7 +303,6 @@ def _variant_table(found: SameLoss) -> Table:
 
 
 def _measure_table(associations: Sequence[Association], seconds: Mapping[str, float]) -> Table:
-    short = formatting.short_names([each.measure for each in associations])
     titles = {
         "within a base": "Spearman's correlation within each base, mean over bases with Student's 95 % interval",
         "without one": "the same without the one variant that leaves least of it",
@@ -327,7 +325,7 @@ def _measure_table(associations: Sequence[Association], seconds: Mapping[str, fl
         cells.insert(1, cell(pivot and pivot.rho, lambda rho, pivot=pivot: f"{rho:.2f} ({pivot.variant})"))  # type: ignore[misc]
         cells += [cell(p, _p) for p in (each.p, each.p_given_loss, each.p_same_recipe)]
         cells.append(cell(seconds.get(each.measure.partition("/")[0]), "{:.3g}".format))
-        rows.append(Row([Cell(short[each.measure], each.measure, title=each.measure), *cells]))
+        rows.append(Row([Cell(short_name(each.measure), each.measure, title=each.measure), *cells]))
     columns = [Heading("measure"), *(Heading(name, numeric=True, title=title) for name, title in titles.items())]
     return Table(columns, rows)
 
@@ -350,7 +348,6 @@ def _variants_note(found: SameLoss) -> str:
 
 
 def _known_table(measures: Sequence[Known]) -> Table:
-    short = formatting.short_names([each.measure for each in measures])
     titles = {
         "error, %": "median standard error of a value, where one is told: of what flatness.shape measures, over its "
         "random vectors alone",
@@ -361,7 +358,7 @@ def _known_table(measures: Sequence[Known]) -> Table:
     rows = [
         Row(
             [
-                Cell(short[each.measure], each.measure, title=each.measure),
+                Cell(short_name(each.measure), each.measure, title=each.measure),
                 *(cell(100 * share, "{:.3g}".format) for share in (each.error, each.spread, each.recipe_spread)),
                 cell("unmoved" if each.is_unmoved else "not measured")
                 if each.rescaled is None
@@ -377,13 +374,14 @@ def _known_table(measures: Sequence[Known]) -> Table:
 
 def _known_notes(found: SameLoss) -> Iterator[str]:
     """What says the same of a function however its weights are scaled; and what the trace's error hides."""
-    short = formatting.short_names([each.measure for each in found.measures])
-    unmoved = [short[each.measure] for each in found.measures if each.is_unmoved]
-    unknown = [short[each.measure] for each in found.measures if not each.is_unmoved and each.rescaled is None]
+    unmoved = [short_name(each.measure) for each in found.measures if each.is_unmoved]
+    unknown = [short_name(each.measure) for each in found.measures if not each.is_unmoved and each.rescaled is None]
     factors = "factors of each model's own" if found.own_factors else "the same factors for all models of a shape"
     yield f"Unmoved by a change of scale that keeps the function, by construction: {', '.join(unmoved) or 'none'}."
     anew = [
-        f"{short[each.measure]} {formatting.with_interval(each.rescaled)}" for each in found.measures if each.rescaled
+        f"{short_name(each.measure)} {formatting.with_interval(each.rescaled)}"
+        for each in found.measures
+        if each.rescaled
     ]
     if anew:
         yield (

@@ -19,6 +19,11 @@ FLATNESS = ("flatness/", "noise/", "updates/", "gradient_noise/trace")
 Side = Literal["better", "worse", "open", "noise"]
 
 
+def short_name(measure: str) -> str:
+    """Of flatness without its kind."""
+    return measure.removeprefix("flatness/")
+
+
 def nothing_to_predict(group: Group, target: str) -> bool:
     """Whether models differ by no more than noise would make them."""
     spread = group.spreads.get(target)
@@ -99,7 +104,7 @@ def _names(found: list[tuple[str, Association]]) -> str:
     """Measures of each target, by it; the first few."""
     by_target: dict[str, list[str]] = {}
     for target, each in found:
-        by_target.setdefault(target, []).append(f"{each.measure.partition('/')[2]} {each.rho.value:+.2f}")
+        by_target.setdefault(target, []).append(f"{short_name(each.measure)} {each.rho.value:+.2f}")
     return "; ".join(f"{target} ({', '.join(_first(names))})" for target, names in by_target.items()) or "nothing"
 
 

@@ -529,7 +529,8 @@ def test_what_a_change_of_scale_does_to_each_measure_is_said():
     note = same_loss_page(compare_same_loss(checkpoints, stages, COLUMNS, read)).known_note
     assert note == (
         "Unmoved by a change of scale that keeps the function, by construction: feature_trace, "
-        "entropy_gap_nats_per_token, labels_64. Moved, and not measured anew: hessian_trace, fisher_trace_blocks."
+        "heldout/entropy_gap_nats_per_token, probes/labels_64. Moved, and not measured anew: hessian_trace, "
+        "fisher_trace_blocks."
     )
     checkpoints["flatness/rescaled_hessian_trace"] = 2 * checkpoints["flatness/hessian_trace"]
     checkpoints["flatness/trace_over_features"] = (
@@ -564,7 +565,7 @@ def test_the_error_of_each_measure_stands_beside_what_models_differ_by():
     between = cells.var(axis=1).mean() ** 0.5 / cells.to_numpy().mean()
     within = ((left**2).to_numpy().sum() / 8) ** 0.5 / cells.to_numpy().mean()
     assert rows["hessian_trace"] == ["5", f"{100 * between:.3g}", f"{100 * within:.3g}", "not measured"]
-    assert float(rows["entropy_gap_nats_per_token"][0]) == pytest.approx(100 * 1.6e-4 / 0.0065, rel=0.1)
+    assert float(rows["heldout/entropy_gap_nats_per_token"][0]) == pytest.approx(100 * 1.6e-4 / 0.0065, rel=0.1)
     assert rows["feature_trace"][0] == "—"
     assert "known to 5.0 % (standard error, part of which models share with their text), where" in page.known_note
     assert f"differ by {100 * within:.1f} %: within recipes it can hardly tell." in page.known_note
