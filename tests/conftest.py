@@ -1,5 +1,7 @@
 """Tiny real things that the tests share."""
 
+import gzip
+import itertools
 import os
 import subprocess
 import sys
@@ -55,6 +57,17 @@ def sweep_file(tmp_path: Path):
 def tiny_space(sweep_file) -> SearchSpace:
     """The tiny sweep, loaded."""
     return load(sweep_file())
+
+
+@pytest.fixture
+def small_pack(tmp_path: Path) -> Path:
+    """The first rows of each file of the data pack: else a short sweep is at all of them for most of its time."""
+    whole, pack = Path(os.environ["RAYSWEEP_DATA"]), tmp_path / "pack"
+    for path in whole.glob("*/*.jsonl.gz"):
+        (copy := pack / path.relative_to(whole)).parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(path, "rt") as rows, gzip.open(copy, "wt") as few:
+            few.writelines(itertools.islice(rows, 20 if path.parent.name == "pretrain" else 100))
+    return pack
 
 
 @pytest.fixture

@@ -25,6 +25,15 @@ def shared_extensions() -> dict[str, str]:
     return {"TORCH_EXTENSIONS_DIR": str(Path(_get_build_directory("deepspeed_shm_comm", verbose=False)).parent)}
 
 
+def own_operator(extensions: Path) -> Path:
+    """Copy DeepSpeed's operator into another folder for TORCH_EXTENSIONS_DIR; gives that of its build."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    build = extensions / "deepspeed_shm_comm"
+    shutil.copytree(_get_build_directory(build.name, verbose=False), build, ignore=shutil.ignore_patterns("lock"))
+    return build
+
+
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 

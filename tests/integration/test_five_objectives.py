@@ -95,9 +95,9 @@ def check_rows(table):
 @pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(not DATA.is_dir(), reason="RAYSWEEP_DATA names no data pack")
-def test_objectives_through_the_whole_chain(tmp_path, store):
+def test_objectives_through_the_whole_chain(tmp_path, store, small_pack):
     path = tmp_path / "five.yaml"
-    path.write_text(PRETRAINING + SWEEP + MEASURED + GANG)
+    path.write_text((PRETRAINING + SWEEP + MEASURED + GANG).replace("${RAYSWEEP_DATA}", str(small_pack)))
     run = run_sweep(load(path), store)
     assert run.failures() == []
     table = checkpoint_table(run)

@@ -1,8 +1,10 @@
 """A training that goes on, on a gang of another shape, from what the one before has saved."""
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -51,9 +53,6 @@ CASES = {
     "bf16": Case(AdamW(lr=1e-3), loss=1e-3, weights=0.2, precision="bf16"),
 }
 
-SAVED_BY = {"alone": 0, "two": 2}
-"""Name of a state -> the ZeRO stage of the gang that saves it."""
-
 
 def losses_of(out: Path) -> list[float]:
     return [json.loads(line)["loss_nats_per_token"] for line in (out / "curve.jsonl").read_text().splitlines()]
@@ -79,17 +78,41 @@ def go_on(root: Path, name: str, recipe: Recipe, saved_by: str, worker: Worker) 
     pretrain(recipe, root / "tokens", out, step=12, state=state, worker=worker)
 
 
-def rank_main(rank: int, port: int, recipes: dict[str, str], folder: str) -> None:
+def save(root: Path, name: str, recipe: Recipe, saved_by: str, worker: Worker) -> None:
+    """Steps 1 to 5."""
+    half, state = root / name / f"half of {saved_by}", root / name / saved_by
+    pretrain(recipe, root / "tokens", half, step=5, state=state, worker=worker)
+
+
+@contextlib.contextmanager
+def gang(rank: int, num_workers: int, port: int) -> Iterator[Worker]:
+    """A rank of one under ZeRO-2."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    resources, root = Resources(workers=2, zero_stage=2), Path(folder)
-    worker = make_worker(resources, rank=rank, world_size=2)
+    resources = Resources(workers=num_workers, zero_stage=2)
+    worker = make_worker(resources, rank=rank, world_size=num_workers)
     join_process_group(worker, resources, "127.0.0.1", port)
-    for name, text in recipes.items():
-        recipe = Recipe.model_validate_json(text)
-        pretrain(recipe, root / "tokens", root / name / "half", step=5, state=root / name / "two", worker=worker)
-        for saved_by, zero_stage in (("two", 3), ("alone", 2), ("alone", 0)):
-            go_on(root, name, recipe, saved_by, replace(worker, zero_stage=zero_stage))
+    yield worker
     leave_process_group()
+
+
+def rank_of_three(rank: int, port: int, recipes: dict[str, str], folder: str) -> None:
+    """Under ZeRO 2, of which each has a third of the state."""
+    with gang(rank, 3, port) as worker:
+        save(Path(folder), "adamw", Recipe.model_validate_json(recipes["adamw"]), "three", worker)
+
+
+def rank_of_two(rank: int, port: int, recipes: dict[str, str], folder: str) -> None:
+    root = Path(folder)
+    with gang(rank, 2, port) as worker:
+        for name, text in recipes.items():
+            recipe = Recipe.model_validate_json(text)
+            save(root, name, recipe, "two", worker)
+            for saved_by, zero_stage in (("two", 3), ("alone", 2), ("alone", 0)):
+                go_on(root, name, recipe, saved_by, replace(worker, zero_stage=zero_stage))
+        recipe = Recipe.model_validate_json(recipes["adamw"])
+        for zero_stage in (1, 3):
+            save(root, "adamw", recipe, f"two under {zero_stage}", replace(worker, zero_stage=zero_stage))
+        go_on(root, "adamw", recipe, "three", worker)
 
 
 @pytest.mark.slow
@@ -102,19 +125,29 @@ def test_a_training_goes_on_on_a_gang_of_any_shape(grammar, tokens_dir, tmp_path
     }
     for name, recipe in recipes.items():
         pretrain(recipe, tokens_dir, tmp_path / name / "whole", step=12)
-        pretrain(recipe, tokens_dir, tmp_path / name / "half", step=5, state=tmp_path / name / "alone")
+        save(tmp_path, name, recipe, "alone", Worker())
     written = {name: recipe.model_dump_json(by_alias=True) for name, recipe in recipes.items()}
-    run_ranks(rank_main, (free_port(), written, str(tmp_path)))
+    run_ranks(rank_of_three, (free_port(), written, str(tmp_path)), num_ranks=3)
+    run_ranks(rank_of_two, (free_port(), written, str(tmp_path)))
+    gone_on = {
+        "two to 2, 3": [(0, 2, 2), (5, 2, 3)],
+        "two to 1, 0": [(0, 2, 2), (5, 1, 0)],
+        "alone to 2, 2": [(0, 1, 0), (5, 2, 2)],
+        "alone to 2, 0": [(0, 1, 0), (5, 2, 0)],
+    }
+    of_adamw = {
+        "two under 1 to 1, 0": [(0, 2, 1), (5, 1, 0)],
+        "two under 3 to 1, 0": [(0, 2, 3), (5, 1, 0)],
+        "three to 2, 2": [(0, 3, 2), (5, 2, 2)],
+        "three to 1, 0": [(0, 3, 2), (5, 1, 0)],
+    }
     for name, recipe in recipes.items():
-        go_on(tmp_path, name, recipe, "two", Worker())
+        cases = gone_on | (of_adamw if name == "adamw" else {})
+        for saved_by in [out.removesuffix(" to 1, 0") for out in cases if out.endswith(" to 1, 0")]:
+            go_on(tmp_path, name, recipe, saved_by, Worker())
         case, whole = CASES[name], tmp_path / name / "whole"
-        moved = (weights_of(whole) - weights_of(tmp_path / name / "half")).norm()
-        for out, gangs in {
-            "two to 2, 3": [(0, 2, 2), (5, 2, 3)],
-            "two to 1, 0": [(0, 2, 2), (5, 1, 0)],
-            "alone to 2, 2": [(0, 1, 0), (5, 2, 2)],
-            "alone to 2, 0": [(0, 1, 0), (5, 2, 0)],
-        }.items():
+        moved = (weights_of(whole) - weights_of(tmp_path / name / "half of alone")).norm()
+        for out, gangs in cases.items():
             where = f"{name}, {out}"
             other = tmp_path / name / out
             np.testing.assert_allclose(losses_of(other), losses_of(whole), rtol=case.loss, err_msg=where)

@@ -36,8 +36,8 @@ REDUCED = {
 @pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(not DATA.is_dir(), reason="RAYSWEEP_DATA names no data pack")
-def test_eight_variants_of_real_text(tmp_path, store):
-    text = (ROOT / "search_spaces/text.yaml").read_text()
+def test_eight_variants_of_real_text(tmp_path, store, small_pack):
+    text = (ROOT / "search_spaces/text.yaml").read_text().replace("${RAYSWEEP_DATA}", str(small_pack))
     for old, new in REDUCED.items():
         assert old in text, old
         text = text.replace(old, new)

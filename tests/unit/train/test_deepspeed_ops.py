@@ -1,13 +1,13 @@
 """A lock of torch's that nobody holds any more is removed; one that is held is waited for."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from hosts import own_operator
 
 from raysweep.train.deepspeed_ops import alone
 
@@ -89,12 +89,9 @@ def test_a_file_that_goes_as_it_is_looked_at_is_passed_over(tmp_path):
 @pytest.mark.slow
 def test_a_stale_lock_does_not_hold_deepspeed_up(tmp_path):
     """The real operator, in a cache of its own whose last user was killed."""
-    from torch.utils.cpp_extension import _get_build_directory
-
     environment = os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path)}
-    build = tmp_path / "deepspeed_shm_comm"
     # What is compiled already need not be once more: that takes minutes on a busy machine.
-    shutil.copytree(_get_build_directory(build.name, verbose=False), build, ignore=shutil.ignore_patterns("lock"))
+    build = own_operator(tmp_path)
     holder = hold(build / "lock")
     holder.kill()
     holder.wait()
