@@ -1,31 +1,34 @@
 """A model that learns to compare: which of two checkpoints fine-tunes better, from pairs of others.
 
-Gradient-boosted trees (LightGBM) over the features of a pair, made antisymmetric, and a linear comparer beside them:
-with f the trees' logit and w the line's weights, that of "a is better than b" is
-s (OF_TREES (f(a, b) - f(b, a)) / 2 + w (a - b)). The line is the better of the two where scores follow indicators in
-proportion, and knows no bends and no interactions. How far both are from the best there is, on simulated tables:
+Gradient-boosted trees (LightGBM) over the features of a pair, made antisymmetric, and a line beside them: with f the
+trees' logit and l the line's, which is antisymmetric by itself, that of "a is better than b" is
+1.5 s (p (f(a, b) - f(b, a)) / 2 + (1 - p) l(a, b)). How far both are from the best there is, on simulated tables:
 benchmarks/indicator_truth.py.
-The slope 0 <= s <= 1 calibrates the sum: it is fitted to pairs of checkpoints that trees and line of a fold did not
-see, so that what does not carry over to new variants ends near probability 1/2.
+The part 0 <= p <= 1 of the trees is chosen by pairs of variants that trees and line of a fold did not see, where there
+are variants enough to tell. The slope 0 <= s <= 1 calibrates the sum, fitted to such pairs, so that what does not carry
+over to new variants ends near probability 1/2.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysweep.analysis.line import Line, fit_line, folds
 from raysweep.analysis.pair_features import KINDS, Scale, features, fit_scale, logistic, normalised, ordered_pairs
-from raysweep.analysis.pairwise import SMALL, Flags, Floats
+from raysweep.analysis.pairwise import SMALL, Floats
 from raysweep.errors import RaysweepError
 
 if TYPE_CHECKING:
     from lightgbm import Booster
 
 NUM_TREES = 80
+MANY = 80
+"""Checkpoints beyond which trees are as many times more: 80 fit what bends 1 point worse than 240 at 240 variants, and
+as well at 60."""
 SETTINGS = {
     "objective": "binary",
     "num_leaves": 4,
@@ -41,23 +44,20 @@ SETTINGS = {
 """Smaller trees than LightGBM's own settings: pairs of a few dozen checkpoints are far fewer than they look. So are the
 values of an indicator: 31 bins, found from 400 pairs, tell as much as 255.
 """
-OF_TREES = 0.5
-"""Part of the trees' logit that counts beside the line: they are surer than they should be. On simulated tables of 60
-variants all of it has 0.2 points more of pairs wrong, over settings, and half beside a line is within 0.1 of what inner
-splits would choose for each table, at five times the cost."""
-PENALTIES = np.logspace(-3, 3, 25)
-"""Of the line's squared weights, a checkpoint."""
-POWERS = (0, 1, 2, 4)
-"""Of an indicator's correlation with the score, by which it is multiplied before weights are penalised: 0 penalises all
-alike, 4 hardly leaves those that do not follow the score."""
+OF_TREES = 1 / 3
+"""Part of the trees beside the line: they are surer than they should be."""
+PARTS = np.linspace(0, 1, 7)
+"""Of which one is chosen, for tables of `MIN_CHOOSING` variants or more. On simulated tables of 36 and 60 a choice by
+folds has 0.2 and 0.0 points of pairs less wrong, at more than twice the time; at 120 and 240, 0.3 on average."""
+MIN_CHOOSING = 100
+DOUBT = 10.0
+"""A part p has to be better by this times (p - OF_TREES)^2, in log-likelihood summed over variants."""
 NUM_FOLDS = 5
-NUM_LINE_FOLDS = 10
+NUM_CHOOSING_FOLDS = 3
 MIN_VARIANTS = 20
 """Even 20 are now and then told apart by noise alone: the mean of the probability stated for the likelier order of new
 pairs was up to 0.66 with 8 indicators and 0.67 with 40, and 0.53 and 0.54 over the tables (24 of each)."""
 MAX_SLOPE = 10.0
-NORMAL_LOGIT = 1.702
-"""Times a normal deviate it is the logit of about the same probability."""
 
 
 class CompareError(RaysweepError):
@@ -83,8 +83,9 @@ class Comparer:
     target: str
     scales: tuple[Scale, ...]
     slope: float
-    weights: Floats
-    """[indicators]: of the line, for normalised values."""
+    part: float
+    """Of the trees."""
+    line: Line
     known: Floats
     """[checkpoints, indicators]: the normalised values that it was learnt from."""
     text: str
@@ -106,7 +107,7 @@ class Comparer:
     def logits(self, first: Floats, second: Floats) -> Floats:
         """[pairs]: of "the first is better", from values [pairs, indicators] as measured."""
         left, right = normalised(self.scales, first), normalised(self.scales, second)
-        return self.slope * pair_logits(self.booster, self.weights, left, right)
+        return self.slope * together(self.part, tree_logits(self.booster, left, right), self.line.logits(left, right))
 
     def probability(self, first: Floats, second: Floats) -> float:
         """That the first of two checkpoints is better, from values [indicators]; 1 - p the other way round, exactly."""
@@ -119,8 +120,8 @@ class Comparer:
             np.asarray(self.booster.predict(features(*pair), pred_contrib=True))[0, :-1]
             for pair in ((left, right), (right, left))
         )
-        of_trees = (OF_TREES * (there - back) / 2).reshape(len(KINDS), len(self.scales)).sum(axis=0)
-        parts = self.slope * (of_trees + self.weights * (np.nan_to_num(left) - np.nan_to_num(right))[0])
+        of_trees = ((there - back) / 2).reshape(len(KINDS), len(self.scales)).sum(axis=0)
+        parts = self.slope * together(self.part, of_trees, self.line.by_indicator(left[0], right[0]))
         found = [
             Reason(scale.name, float(part), float(a), float(b))
             for scale, part, a, b in zip(self.scales, parts, first, second, strict=True)
@@ -149,8 +150,8 @@ def learn(
         values: [n, indicators], NaN where one is missing.
         scores: [n], finite; pairs of equal ones teach nothing.
         indicators: names of the columns of `values`.
-        variants: of each checkpoint; the slope is fitted to pairs of variants that are new to trees and line, and the
-            line's penalty is that which serves variants that are new to it.
+        variants: of each checkpoint; slope and part are fitted to pairs of variants that are new to trees and line,
+            and the line's form and penalty are those which serve variants that are new to it.
         target: name of the scores.
 
     Raises:
@@ -160,11 +161,15 @@ def learn(
     scales = tuple(fit_scale(name, column) for name, column in zip(indicators, values.T, strict=True))
     known = normalised(scales, values)
     booster = grow(known, scores, np.arange(len(scores)))
+    of_trees, of_line = _on_others(known, scores, variants, num_folds=NUM_FOLDS)
+    part = _part(of_trees, of_line, variants)
     return Comparer(
         target=target,
         scales=scales,
-        slope=_slope(known, scores, variants),
-        weights=line(known, scores, variants),
+        # Trees and line are not less sure than they should be: a slope above 1 is the luck of few pairs.
+        slope=min(fitted_slope(together(part, of_trees, of_line)), 1.0),
+        part=part,
+        line=fit_line(known, scores, variants),
         known=known,
         text=booster.model_to_string(),
     )
@@ -191,55 +196,19 @@ def grow(known: Floats, scores: Floats, rows: np.ndarray) -> Booster:
     better = (scores[first] > scores[second]).astype(np.float64)
     module = lightgbm()
     data = module.Dataset(features(known[first], known[second]), better)
-    return module.train(SETTINGS, data, num_boost_round=NUM_TREES)
-
-
-def line(known: Floats, scores: Floats, variants: Sequence[str]) -> Floats:
-    """[indicators]: weights of a linear comparer, by ridge regression of scores [n] on normalised values.
-
-    Each indicator is multiplied by a power of its correlation with the score before (as the adaptive lasso of Huang, Ma
-    & Zhang, 2008, weighs penalties by marginal regressions), so that many that tell nothing do not drown a few that do.
-    Of `POWERS` and `PENALTIES` it is the two by which variants are predicted best from the other ones, correlations and
-    all. The difference of two rows' predictions, over the error e of such a difference, is a logit as of a normal
-    distribution (1.7 d / e). A value that is missing is the mean.
-    """
-    values = np.nan_to_num(known)
-    # Of a single variant nothing else can be learnt than what its own rows say.
-    groups = variants if len(set(variants)) > 1 else list(map(str, range(len(scores))))
-    predicted = np.zeros((len(scores), len(POWERS) * len(PENALTIES)))
-    for out in _folds(groups, NUM_LINE_FOLDS):
-        means, mean = values[~out].mean(axis=0), scores[~out].mean()
-        predicted[out] = mean + (values[out] - means) @ _ridges(values[~out] - means, scores[~out] - mean).T
-    errors = ((scores[:, None] - predicted) ** 2).mean(axis=0)
-    best = int(errors.argmin())
-    weights = _ridges(values - values.mean(axis=0), scores - scores.mean())[best]
-    found: Floats = NORMAL_LOGIT * weights / max(math.sqrt(2 * errors[best]), SMALL)
-    return found
-
-
-def _ridges(values: Floats, scores: Floats) -> Floats:
-    """[powers * penalties, indicators]: weights by each of `POWERS` and `PENALTIES`, of what has mean 0."""
-    spreads = np.maximum(values.std(axis=0), SMALL) * max(float(scores.std()), SMALL)
-    related = np.abs(scores @ values) / len(scores) / spreads
-    related = related / max(float(related.max(initial=0.0)), SMALL)
-    found = []
-    for power in POWERS:
-        scale = related**power
-        left, singular, right = np.linalg.svd(values * scale, full_matrices=False)
-        shrunk = singular / (singular**2 + len(scores) * PENALTIES[:, None])
-        found.append((shrunk * (left.T @ scores)) @ right * scale)
-    return np.concatenate(found)
+    return module.train(SETTINGS, data, num_boost_round=round(NUM_TREES * max(1.0, len(rows) / MANY)))
 
 
 def trained_on(
     known: Floats, scores: Floats, rows: np.ndarray, variants: Sequence[str]
 ) -> Callable[[np.ndarray, np.ndarray], Floats]:
     """Takes rows [pairs] and rows [pairs] to the logits of what is learnt from `rows`; 0 if those have one score."""
-    if np.ptp(scores[rows]) == 0:
-        return lambda first, second: np.zeros(len(first))
-    booster = grow(known, scores, rows)
-    weights = line(known[rows], scores[rows], [variants[row] for row in rows])
-    return lambda first, second: pair_logits(booster, weights, known[first], known[second])
+    own = [variants[row] for row in rows]
+    part = OF_TREES
+    if len(set(own)) >= MIN_CHOOSING:  # Otherwise the folds would be trained on in vain.
+        part = _part(*_on_others(known[rows], scores[rows], own, num_folds=NUM_CHOOSING_FOLDS), own)
+    fitted = _fitted(known, scores, rows, variants)
+    return lambda first, second: together(part, *fitted(first, second))
 
 
 def importances(booster: Booster, num: int) -> Floats:
@@ -249,16 +218,20 @@ def importances(booster: Booster, num: int) -> Floats:
     return shares
 
 
-def pair_logits(booster: Booster, weights: Floats, first: Floats, second: Floats) -> Floats:
-    """[pairs]: half the difference of the trees' logits of a pair and of the pair turned round, times `OF_TREES`, and
-    the line's.
-    """
+def tree_logits(booster: Booster, first: Floats, second: Floats) -> Floats:
+    """[pairs]: half the difference of the trees' logits of a pair and of the pair turned round."""
     if not len(first):  # Which LightGBM refuses.
         return np.zeros(0)
     there, back = (
         np.asarray(booster.predict(features(*pair), raw_score=True)) for pair in ((first, second), (second, first))
     )
-    logits: Floats = OF_TREES * (there - back) / 2 + (np.nan_to_num(first) - np.nan_to_num(second)) @ weights
+    logits: Floats = (there - back) / 2
+    return logits
+
+
+def together(part: float, of_trees: Floats, of_line: Floats) -> Floats:
+    """Logits of both: the line's and half of the trees' where their part is a third."""
+    logits: Floats = 1.5 * (part * of_trees + (1 - part) * of_line)
     return logits
 
 
@@ -282,23 +255,42 @@ def lightgbm() -> Any:
     return module
 
 
-def _slope(known: Floats, scores: Floats, variants: Sequence[str]) -> float:
-    """Over pairs of variants of one fold, by what is learnt from the others."""
-    logits = []
-    for out in _folds(variants, NUM_FOLDS):
+def _fitted(
+    known: Floats, scores: Floats, rows: np.ndarray, variants: Sequence[str]
+) -> Callable[[np.ndarray, np.ndarray], tuple[Floats, Floats]]:
+    """Takes rows [pairs] and rows [pairs] to the trees' logits and the line's; see `trained_on`."""
+    if np.ptp(scores[rows]) == 0:
+        return lambda first, second: (np.zeros(len(first)), np.zeros(len(first)))
+    booster = grow(known, scores, rows)
+    line = fit_line(known[rows], scores[rows], [variants[row] for row in rows])
+    return lambda first, second: (
+        tree_logits(booster, known[first], known[second]),
+        line.logits(known[first], known[second]),
+    )
+
+
+def _on_others(known: Floats, scores: Floats, variants: Sequence[str], *, num_folds: int) -> tuple[Floats, Floats]:
+    """The trees' and the line's logits of the better one of each pair within a fold, learnt from the other folds."""
+    found = []
+    for out in folds(variants, num_folds):
         first, second = ordered_pairs(np.flatnonzero(out))
         better = scores[first] > scores[second]
-        logits.append(trained_on(known, scores, np.flatnonzero(~out), variants)(first[better], second[better]))
-    # Trees and line are not less sure than they should be (0.66 to 0.84 on simulated tables): a slope above 1 is the
-    # luck of few pairs.
-    return min(fitted_slope(np.concatenate(logits)), 1.0)
+        found.append(_fitted(known, scores, np.flatnonzero(~out), variants)(first[better], second[better]))
+    of_trees, of_line = (np.concatenate(each) for each in zip(*found, strict=True))
+    return of_trees, of_line
 
 
-def _folds(variants: Sequence[str], num: int) -> list[Flags]:
-    """Rows [n] that each sets aside, of whole variants; no more folds than there are variants."""
-    names, index = np.unique(np.asarray(variants, dtype=str), return_inverse=True)
-    fold = np.random.default_rng(0).permutation(len(names)) % num
-    return [fold[index] == number for number in range(min(num, len(names)))]
+def _part(of_trees: Floats, of_line: Floats, variants: Sequence[str]) -> float:
+    """Of `PARTS`, the likeliest by logits of what was the better one, each at its own slope."""
+    num = len(set(variants))
+    if num < MIN_CHOOSING:
+        return OF_TREES
+    costs = []
+    for part in PARTS:
+        logits = together(part, of_trees, of_line)
+        loss = np.logaddexp(0, -fitted_slope(logits) * logits).mean()
+        costs.append(num * loss + DOUBT * (part - OF_TREES) ** 2)
+    return float(PARTS[int(np.argmin(costs))])
 
 
 def _distances(row: Floats, others: Floats) -> Floats:

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import ValidationError, ValidationInfo, field_validator
 
 from raysweep.analysis.comparer import CompareError, Comparer
+from raysweep.analysis.line import Form, Line, num_terms
 from raysweep.analysis.pair_features import Scale
 from raysweep.durable import write_text
 from raysweep.errors import dotted
@@ -42,16 +43,22 @@ class TreesFile(Spec):
     """Name of the text file beside this one."""
     sha256: str
     scales: tuple[ScaleFile, ...]
+    part: float
+    """Of the trees."""
+    form: Form
     weights: tuple[float, ...]
+    """Of the line."""
     known: tuple[tuple[float | None, ...], ...]
 
     @field_validator("weights", "known")
     @classmethod
     def _as_many(cls, value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
         num = len(info.data.get("scales", ()))
-        for row in value if info.field_name == "known" else [value]:
-            if len(row) != num:
-                raise ValueError(f"holds {len(row)} number(s), and scales {num}")
+        own = info.field_name == "weights"
+        expected = num_terms(info.data.get("form", "straight"), num) if own else num
+        for row in [value] if own else value:
+            if len(row) != expected:
+                raise ValueError(f"holds {len(row)} number(s), where {num} scales have {expected}")
         return value
 
 
@@ -69,8 +76,8 @@ class IndicatorFile(Spec):
 class Contents(Spec):
     """The file."""
 
-    # 3: trees count for a part of their logit.
-    format: Literal[3] = 3
+    # 4: the line bends, and the part of the trees is a comparer's own.
+    format: Literal[4] = 4
     learnt_from: str
     """Name of the run or of the table."""
     indicators: dict[str, IndicatorFile]
@@ -104,7 +111,9 @@ def save(
                 trees=name,
                 sha256=_digest(comparer.text),
                 scales=tuple(ScaleFile(**vars(scale)) for scale in comparer.scales),
-                weights=tuple(map(float, comparer.weights)),
+                part=comparer.part,
+                form=comparer.line.form,
+                weights=tuple(map(float, comparer.line.weights)),
                 known=tuple(tuple(None if math.isnan(each) else float(each) for each in row) for row in comparer.known),
             )
         )
@@ -175,7 +184,8 @@ def _comparer(folder: Path, file: TreesFile) -> Comparer:
         target=file.target,
         scales=tuple(Scale(**scale.model_dump()) for scale in file.scales),
         slope=file.slope,
-        weights=np.array(file.weights),
+        part=file.part,
+        line=Line(file.form, np.array(file.weights)),
         known=np.array(rows, dtype=np.float64).reshape(len(rows), len(file.scales)),
         text=text,
     )

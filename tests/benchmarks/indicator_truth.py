@@ -132,21 +132,21 @@ def coverage(
     return {name: (truth[name], float(np.mean(each))) for name, each in held.items()}
 
 
-Drawn = tuple[np.ndarray, np.ndarray]
-"""Indicators [n, k], and by them the scores [n] but for noise."""
+Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Indicators [n, k], the scores [n] but for noise, and what these are expected to be by the indicators alone."""
 THREE = np.array([1.0, 0.7, -0.5])
 
 
 def few(num: int, num_indicators: int, generator: np.random.Generator) -> Drawn:
     """Three indicators decide, the others are noise."""
     values = generator.normal(size=(num, num_indicators))
-    return values, values[:, :3] @ THREE
+    return _told(values, values[:, :3] @ THREE)
 
 
 def every(num: int, num_indicators: int, generator: np.random.Generator) -> Drawn:
     """All decide, with weights of all sizes."""
     values, weights = generator.normal(size=(num, num_indicators)), generator.normal(size=num_indicators)
-    return values, values @ weights * 1.32 / np.linalg.norm(weights)
+    return _told(values, values @ weights * 1.32 / np.linalg.norm(weights))
 
 
 def views(num: int, num_indicators: int, generator: np.random.Generator) -> Drawn:
@@ -155,29 +155,60 @@ def views(num: int, num_indicators: int, generator: np.random.Generator) -> Draw
     if num_indicators > 5:
         mixes[:, generator.random(num_indicators) < 1 / 3] = 0
     values = generator.normal(size=(num, 3)) @ mixes + generator.normal(size=(num, num_indicators))
-    return values, values @ np.linalg.solve(mixes.T @ mixes + np.eye(num_indicators), mixes.T @ THREE)
+    return _told(values, values @ np.linalg.solve(mixes.T @ mixes + np.eye(num_indicators), mixes.T @ THREE))
 
 
 def bent(num: int, num_indicators: int, generator: np.random.Generator) -> Drawn:
     """One saturates, one is in proportion and moves the first, one has a peak; the others are noise."""
     values = generator.normal(size=(num, num_indicators))
     one, two, three = values[:, :3].T
-    return values, 1.3 * np.tanh(1.5 * one) + 0.7 * two - 0.35 * three**2 + 0.4 * one * two
+    return _told(values, 1.3 * np.tanh(1.5 * one) + 0.7 * two - 0.35 * three**2 + 0.4 * one * two)
+
+
+def stepped(num: int, num_indicators: int, generator: np.random.Generator) -> Drawn:
+    """One counts beyond a threshold alone, of two the lesser counts, one is best in a band; the others are noise.
+
+    No learner here has such parts, unlike those of `bent`.
+    """
+    values = generator.normal(size=(num, num_indicators))
+    one, two, three, four = values[:, :4].T
+    return _told(values, 1.2 * (one > 0.3) + 1.3 * np.minimum(two, three) + 0.8 * (np.abs(four) < 0.7))
 
 
 def tailed(num: int, num_indicators: int, generator: np.random.Generator) -> Drawn:
     """Views of two things of seven groups, half of them exponentials; a few checkpoints are far below all others."""
-    things = 1.2 * generator.normal(size=(7, 2))[generator.integers(0, 7, size=num)]
-    things += 0.6 * generator.normal(size=(num, 2))
-    things[generator.random(num) < 0.06, 0] -= 5
+    groups = 1.2 * generator.normal(size=(7, 2))
+    things = _things(num, groups, generator)
     mixes = generator.normal(size=(2, num_indicators))
     mixes[:, generator.random(num_indicators) < 1 / 3] = 0
     mixes[0, :2], mixes[1, 1:3] = (1, -1), (0.7, 1)
     values = things @ mixes + 0.5 * generator.normal(size=(num, num_indicators))
+    # Views do not tell the two things exactly: the mean over things drawn anew, by how likely each has these views.
+    others = _things(20_000, groups, generator)
+    logits = -2 * (np.square(values).sum(axis=1)[:, None] - 2 * values @ (others @ mixes).T)
+    logits -= 2 * np.square(others @ mixes).sum(axis=1)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    best = weights @ _of_things(others) / weights.sum(axis=1)
     bends = generator.random(num_indicators) < 0.5
     values[:, bends] = np.exp(0.7 * values[:, bends])
+    return values, _of_things(things), best
+
+
+def _things(num: int, groups: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """[num, 2], about the centers of groups; a few are far below."""
+    things: np.ndarray = groups[generator.integers(0, len(groups), size=num)] + 0.6 * generator.normal(size=(num, 2))
+    things[generator.random(num) < 0.06, 0] -= 5
+    return things
+
+
+def _of_things(things: np.ndarray) -> np.ndarray:
     known = things @ np.array([1.0, 0.7])
-    return values, np.where(known > 0, known, 2.5 * known)
+    return np.where(known > 0, known, 2.5 * known)
+
+
+def _told(values: np.ndarray, known: np.ndarray) -> Drawn:
+    """Where the indicators say all but the noise."""
+    return values, known, known
 
 
 def below_bayes(
@@ -190,7 +221,7 @@ def below_bayes(
 ) -> tuple[float, float]:
     """(pairs right of a comparer on 60 new checkpoints, those of one who knows how the scores came about)."""
     generator = np.random.default_rng(seed)
-    values, known = drawn(num + 60, num_indicators, generator)
+    values, known, best = drawn(num + 60, num_indicators, generator)
     scores = known + 0.6 * generator.normal(size=num + 60)
     if shuffled:  # Each part by itself: what is in one would not be in the other, and tell of it.
         scores = np.concatenate([generator.permutation(scores[:num]), generator.permutation(scores[num:])])
@@ -200,7 +231,7 @@ def below_bayes(
     first, second = ordered_pairs(np.arange(num, num + 60))
     better = scores[first] > scores[second]
     right = (comparer.logits(values[first], values[second]) > 0) == better
-    return float(right.mean()), float(((known[first] > known[second]) == better).mean())
+    return float(right.mean()), float(((best[first] > best[second]) == better).mean())
 
 
 def mirror_gain(num: int, *, seed: int, noise: float = 0.0) -> IntervalEstimate:

@@ -9,23 +9,13 @@ import pandas as pd
 import pytest
 from columns import COLUMNS
 
-from raysweep.analysis.comparer import (
-    NORMAL_LOGIT,
-    PENALTIES,
-    POWERS,
-    CompareError,
-    Comparer,
-    fitted_slope,
-    grow,
-    learn,
-    line,
-    pair_logits,
-)
+from raysweep.analysis.comparer import OF_TREES, CompareError, Comparer, fitted_slope, grow, learn, tree_logits
 from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, save
 from raysweep.analysis.defects import collapsed_rows, copied_rows
 from raysweep.analysis.kept import version_of, versions_of
 from raysweep.analysis.learning import Learnt, indicators_named, learn_target, targets_of
 from raysweep.analysis.learnt_page import format_learnt
+from raysweep.analysis.line import DOUBT, NORMAL_LOGIT, PENALTIES, POWERS, Line, fit_line, terms
 from raysweep.analysis.pair_features import ordered_pairs
 from raysweep.analysis.pairwise import interval
 from raysweep.analysis.ranking import Ranking, rank
@@ -151,31 +141,45 @@ def test_a_slope_calibrates_logits_that_are_too_sure():
     assert fitted_slope(-np.abs(logits)) == pytest.approx(0, abs=1e-4)
 
 
+def test_terms_of_the_line_are_bends_and_products():
+    values = np.array([[0.5, -4.0], [np.nan, 2.0]])
+    bends = [[0.5, -4.0, np.tanh(0.5), np.tanh(-4), 0.25, 9.0], [0.0, 2.0, 0.0, np.tanh(2), 0.0, 4.0]]
+    bends = np.array(bends) / np.repeat([1.0, 0.63, np.sqrt(2)], 2)
+    assert terms(values, "straight").tolist() == [[0.5, -4.0], [0.0, 2.0]]
+    assert terms(values, "curved") == pytest.approx(bends)
+    assert terms(values, "crossed") == pytest.approx(np.concatenate([bends, [[-1.5], [0.0]]], axis=1))
+
+
 def test_the_line_predicts_variants_best_from_the_others():
-    """By solving for each power, penalty and fold of whole variants, means and correlations made anew in each."""
+    """By solving for each form, power, penalty and fold of whole variants, means and correlations made anew in each."""
     values, scores = draw(30, 0, noise=1.0)
+    scores = scores + np.square(values[:, 0])
     values[3, 2] = np.nan  # The mean, which is 0.
     names = [f"{row // 2:02}" for row in range(30)]
-    filled = np.nan_to_num(values)
 
-    def fit(rows, power, penalty):
-        x, y = filled[rows] - filled[rows].mean(axis=0), scores[rows] - scores[rows].mean()
+    def fit(rows, form, power, penalty):
+        told = terms(values, form)[rows]
+        x, y = told - told.mean(axis=0), scores[rows] - scores[rows].mean()
         related = np.abs([np.corrcoef(column, y)[0, 1] for column in x.T])
         scale = (related / related.max()) ** power
-        own = np.linalg.solve((x * scale).T @ (x * scale) + len(y) * penalty * np.eye(3), (x * scale).T @ y)
+        own = np.linalg.solve((x * scale).T @ (x * scale) + len(y) * penalty * np.eye(len(scale)), (x * scale).T @ y)
         return scale * own
 
-    def error(power, penalty):
+    def error(form, power, penalty):
         found = np.zeros(30)
         fold = np.repeat(np.random.default_rng(0).permutation(15) % 10, 2)
+        told = terms(values, form)
         for out in (fold == number for number in range(10)):
-            weights = fit(~out, power, penalty)
-            found[out] = scores[out] - scores[~out].mean() - (filled[out] - filled[~out].mean(axis=0)) @ weights
+            weights = fit(~out, form, power, penalty)
+            found[out] = scores[out] - scores[~out].mean() - (told[out] - told[~out].mean(axis=0)) @ weights
         return np.mean(np.square(found))
 
-    best = min(itertools.product(POWERS, PENALTIES), key=lambda pair: error(*pair))
-    expected = NORMAL_LOGIT * fit(np.arange(30), *best) / np.sqrt(2 * error(*best))
-    assert line(values, scores, names) == pytest.approx(expected)
+    doubts = {"straight": 1.0, "curved": 1 + DOUBT / 15, "crossed": (1 + DOUBT / 15) ** 2}
+    choices = itertools.product(doubts, POWERS, PENALTIES)
+    best = min(choices, key=lambda each: doubts[each[0]] * error(*each))
+    line = fit_line(values, scores, names)
+    assert line.form == best[0] != "straight"
+    assert line.weights == pytest.approx(NORMAL_LOGIT * fit(np.arange(30), *best) / np.sqrt(2 * error(*best)))
 
 
 def test_many_indicators_of_nothing_do_not_drown_a_few_in_the_line():
@@ -186,31 +190,56 @@ def test_many_indicators_of_nothing_do_not_drown_a_few_in_the_line():
         values = generator.normal(size=(120, 40))
         known = values[:, :3] @ np.array([1.0, 0.7, -0.5])
         scores = known + 0.6 * generator.normal(size=120)
-        weights = line(values[:60], scores[:60], variants(60))
+        line = fit_line(values[:60], scores[:60], variants(60))
         first, second = np.triu_indices(60, 1)
-        order, best = (np.sign(each[60:][first] - each[60:][second]) for each in (values @ weights, known))
-        truth = np.sign(scores[60:][first] - scores[60:][second])
-        far.append((best == truth).mean() - (order == truth).mean())
+        order = line.logits(values[60:][first], values[60:][second])
+        best, truth = (np.sign(each[60:][first] - each[60:][second]) for each in (known, scores))
+        far.append((best == truth).mean() - (np.sign(order) == truth).mean())
     assert np.mean(far) < 0.04
 
 
 def test_of_a_single_variant_the_line_is_by_its_rows():
     values, scores = draw(20, 0)
-    assert (line(values, scores, ["one"] * 20) == line(values, scores, [f"{row}" for row in range(20)])).all()
+    one, each = (fit_line(values, scores, names) for names in (["one"] * 20, [f"{row}" for row in range(20)]))
+    assert one.form == each.form
+    assert (one.weights == each.weights).all()
 
 
 def test_an_indicator_that_does_not_vary_has_no_weight_in_the_line():
     values, scores = draw(20, 0)
-    weights = line(values * [1, 0, 1], scores, variants(20))
-    assert abs(weights[1]) < 1e-12 < abs(weights[0])
-    assert np.isfinite(weights).all()
+    line = fit_line(values * [1, 0, 1], scores, variants(20))
+    parts = line.by_indicator(np.array([1.0, 1.0, 1.0]), np.array([-1.0, 0.0, 1.0]))
+    assert abs(parts[1]) < 1e-12 < abs(parts[0])
+    assert np.isfinite(line.weights).all()
+
+
+def test_the_line_s_parts_of_a_pair_add_up_and_share_products():
+    line = Line("crossed", np.array([1.0, -2.0, 0.5, 0.0, 0.3, 0.7, 4.0]))
+    first, second = np.array([0.3, -1.2]), np.array([np.nan, 0.5])
+    parts = line.by_indicator(first, second)
+    assert parts.sum() == pytest.approx(line.logits(first[None], second[None])[0])
+    plain = Line("crossed", line.weights * [1, 1, 1, 1, 1, 1, 0]).by_indicator(first, second)
+    assert parts - plain == pytest.approx([-0.36 * 4 / 2] * 2)
+
+
+def test_trees_count_for_more_where_variants_are_enough_to_show_that_they_know_better():
+    """Steps within steps, which no line follows; of 90 variants as many trees count as ever."""
+    values = np.random.default_rng(0).normal(size=(180, 3))
+    signs = np.sign(values)
+    scores = signs[:, 0] * signs[:, 1] * (1 + signs[:, 2])
+    parts = [
+        learn(values[:num], scores[:num], indicators=NAMES, variants=variants(num), target="score").part
+        for num in (90, 180)
+    ]
+    assert parts[0] == OF_TREES
+    assert parts[1] > 0.6
 
 
 def test_trees_are_the_same_every_time():
     values, scores = draw(20, 0)
     first, second = (grow(values, scores, np.arange(20)) for _ in range(2))
     assert first.model_to_string() == second.model_to_string()
-    logits = [pair_logits(booster, np.zeros(3), values[:10], values[10:]) for booster in (first, second)]
+    logits = [tree_logits(booster, values[:10], values[10:]) for booster in (first, second)]
     assert (logits[0] == logits[1]).all()
 
 
@@ -346,8 +375,8 @@ def test_a_comparer_comes_back_from_its_folder(tmp_path, comparer):
     values, _ = draw(10, 4)
     assert (back.logits(values[:5], values[5:]) == comparer.logits(values[:5], values[5:])).all()
     assert back.distance(values[0]) == comparer.distance(values[0])
-    assert (back.weights == comparer.weights).all()
-    alike = {"known": comparer.known, "weights": comparer.weights}
+    assert (back.line.form, back.line.weights.tolist()) == (comparer.line.form, comparer.line.weights.tolist())
+    alike = {"known": comparer.known, "line": comparer.line}
     assert dataclasses.replace(back, **alike) == dataclasses.replace(comparer, **alike)
 
 
@@ -362,12 +391,14 @@ def test_what_does_not_match_is_refused(tmp_path, comparer):
         check_versions(contents, {"flatness/x": "bb"})
     check_versions(contents, {"flatness/x": "aa"})
     whole = json.loads((tmp_path / FILE).read_text())
-    (tmp_path / FILE).write_text(json.dumps(whole | {"format": 2}))
-    with pytest.raises(CompareError, match="format: must be 3, not 2; learn it anew"):
+    before = [{name: value for name, value in whole["comparers"][0].items() if name not in ("part", "form")}]
+    (tmp_path / FILE).write_text(json.dumps(whole | {"format": 3, "comparers": before}))
+    with pytest.raises(CompareError, match="format: must be 4, not 3; learn it anew"):
         load(tmp_path)
+    num = len(comparer.line.weights)
     for field, value, words in (
-        ("weights", [1.0], r"comparers\.0\.weights: holds 1 number\(s\), and scales 3; learn it anew"),
-        ("known", [[0.0, None, 1.0], [0.0, 1.0]], r"comparers\.0\.known: holds 2 number\(s\), and scales 3"),
+        ("weights", [1.0], rf"comparers\.0\.weights: holds 1 number\(s\), where 3 scales have {num}; learn it anew"),
+        ("known", [[0.0, None, 1.0], [0.0, 1.0]], r"comparers\.0\.known: holds 2 number\(s\), where 3 scales have 3"),
         ("slope", "0.5", r"comparers\.0\.slope: must be a number, not the text \"0\.5\""),
     ):
         file = whole["comparers"][0] | {field: value}

@@ -6,10 +6,12 @@ from benchmarks.indicator_truth import (
     World,
     associations,
     below_bayes,
+    bent,
     coverage,
     first_few,
     flagged,
     mirror_gain,
+    stepped,
     two_bases,
 )
 
@@ -83,3 +85,11 @@ def test_a_comparer_comes_within_two_points_of_the_best_there_is(num, num_indica
     pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
     ours, best = np.mean([below_bayes(num, num_indicators, seed=seed) for seed in range(4)], axis=0)
     assert best - ours <= 0.02
+
+
+@pytest.mark.parametrize(("drawn", "num", "within"), [(bent, 120, 0.02), (stepped, 240, 0.035)])
+def test_a_comparer_follows_bends_and_steps_where_variants_are_many(drawn, num, within):
+    """By half of the trees and a straight line 5 and 7 points below the best there is, however many the variants."""
+    pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
+    ours, best = np.mean([below_bayes(num, 5, seed=seed, drawn=drawn) for seed in range(2)], axis=0)
+    assert best - ours <= within
