@@ -168,6 +168,53 @@ def compare(
     }
 
 
+def side_by_side(names: tuple[str, str], *, sweep: Path, store: Store, report: Report = ignore) -> dict[str, Any]:
+    """What a sweep file's indicators say of two checkpoints, each by its declared direction; a JSON document.
+
+    Without a comparer there is no probability, and nothing that weighs one indicator against another.
+
+    Args:
+        names: folders or hub ids of Hugging Face checkpoints, each measured with its own tokenizer.
+        sweep: says what is measured, and on what; its fine-tuning is left out.
+        store: what was measured before is taken from it.
+
+    Raises:
+        RaysweepError: if the sweep file or a checkpoint cannot be used.
+    """
+    from raysweep.analysis.objectives import is_of_tokens
+
+    space, trials = _planned(names, sweep)
+    # Fine-tuning is what they are to foretell.
+    kinds = {stage.kind for trial in trials for stage in trial.stages} - {"sft"}
+    first, second = _measure(names, trials, space, store, kinds=kinds, report=report)
+    columns = {
+        name: column
+        for name, column in _declared(space.columns()).items()
+        if column.metric.direction and name in first.values and name in second.values
+    }
+    one, other = (_tokenizer(trial).get_vocab() for trial in trials)
+    left_out = [name for name, column in columns.items() if one != other and is_of_tokens(column)]
+    said = [
+        {
+            "indicator": name,
+            "first": first.values[name],
+            "second": second.values[name],
+            "lead": (first.values[name] - second.values[name]) * (1 if column.metric.direction == "max" else -1),
+        }
+        for name, column in columns.items()
+        if name not in left_out
+    ]
+    return {
+        "first": names[0],
+        "second": names[1],
+        "learnt_from": None,
+        "indicators": said,
+        "of_other_vocabularies": left_out,
+        "seconds": {name: [first.seconds[name], second.seconds[name]] for name in columns},
+        "flops": {name: [first.flops[name], second.flops[name]] for name in columns},
+    }
+
+
 def _planned(names: Sequence[str], sweep: Path) -> tuple[SearchSpace, list[Trial]]:
     """All that a sweep file says of each checkpoint. Raises RaysweepError if it, its data or one of them is no use."""
     quiet_libraries()

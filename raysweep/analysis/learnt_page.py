@@ -157,13 +157,39 @@ def format_comparison(document: Mapping[str, Any]) -> str:
             lines.append(f"  {far:.1f} times as far from what was learnt from as that lies apart: believe it less")
         for reason in answer["reasons"][:MAX_REASONS]:
             side = "A" if reason["logit"] > 0 else "B"
-            costs = (document[unit][reason["indicator"]] for unit in ("seconds", "flops"))
-            spent = " and ".join(
-                f"{seconds(time)} (about {count(math.nan if flops is None else flops)} FLOPs)"
-                for time, flops in zip(*costs, strict=True)
-            )
             lines.append(
-                f"  {reason['indicator']:<36} for {side} by {abs(reason['logit']):.2f}   "
-                f"{number(reason['first'])} against {number(reason['second'])}, measured in {spent}"
+                f"  {reason['indicator']:<36} for {side} by {abs(reason['logit']):.2f}   {_measured(document, reason)}"
             )
     return printable("\n".join(lines))
+
+
+def format_side_by_side(document: Mapping[str, Any]) -> str:
+    """What `comparing.side_by_side` found, for a terminal."""
+    sides = [_side(said["lead"]) for said in document["indicators"]]
+    lines = [
+        f"A = {document['first']}",
+        f"B = {document['second']}",
+        "no comparer is given (--with DIR), so no probability: what each indicator says by its declared direction, "
+        f"{sides.count('A')} for A and {sides.count('B')} for B, many of them nearly alike",
+    ]
+    for side, said in zip(sides, document["indicators"], strict=True):
+        lines.append(f"  {said['indicator']:<36} for {side or 'neither'}   {_measured(document, said)}")
+    if left_out := document["of_other_vocabularies"]:
+        lines.append(
+            f"left out, as A and B have different vocabularies: {len(left_out)} losses by token, such as {left_out[0]}"
+        )
+    return printable("\n".join(lines))
+
+
+def _side(lead: float) -> str:
+    return "A" if lead > 0 else "B" if lead < 0 else ""
+
+
+def _measured(document: Mapping[str, Any], said: Mapping[str, Any]) -> str:
+    """Both values of an indicator, and what they took."""
+    costs = (document[unit][said["indicator"]] for unit in ("seconds", "flops"))
+    spent = " and ".join(
+        f"{seconds(time)} (about {count(math.nan if flops is None else flops)} FLOPs)"
+        for time, flops in zip(*costs, strict=True)
+    )
+    return f"{number(said['first'])} against {number(said['second'])}, measured in {spent}"

@@ -12,6 +12,7 @@ from raysweep.commands.arguments import above_zero, count, seed, store_of
 from raysweep.commands.output import print_json
 from raysweep.curvature.cost import Products
 from raysweep.curvature.settings import TraceSettings
+from raysweep.errors import DataError
 from raysweep.flatter import changes
 from raysweep.printable import printable
 
@@ -48,16 +49,14 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "--with",
         dest="comparers",
         type=Path,
-        required=True,
         metavar="DIR",
-        help="what `raysweep rank --learn DIR` made",
+        help="what `raysweep rank --learn DIR` made (without: what each indicator says, and no probability)",
     )
     compare.add_argument(
         "--measure",
         type=Path,
-        required=True,
         metavar="SWEEP.yaml",
-        help="how indicators are measured: the sweep file of the run learnt from",
+        help="what is measured, and on what: with --with, the sweep file of the run learnt from",
     )
     compare.set_defaults(command=_compare)
 
@@ -108,14 +107,24 @@ def _trace(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from raysweep.analysis.learnt_page import format_comparison
+    from raysweep.analysis.learnt_page import format_comparison, format_side_by_side
     from raysweep.analysis.ranking import plain_json
-    from raysweep.comparing import compare
+    from raysweep.comparing import compare, side_by_side
 
     names = (args.first, args.second)
-    document = compare(names, comparers=args.comparers, sweep=args.measure, store=store_of(args))
+    if not args.measure:
+        raise DataError(
+            "compare: measured how? Give --measure SWEEP.yaml: with --with DIR, the sweep file of the run that it was "
+            "learnt from (a comparer does not hold one, as paths in it are relative to its folder); without, any that "
+            "names indicators, which are then shown side by side"
+        )
+    document = (
+        compare(names, comparers=args.comparers, sweep=args.measure, store=store_of(args))
+        if args.comparers
+        else side_by_side(names, sweep=args.measure, store=store_of(args))
+    )
     if args.json:
         print_json(plain_json(document))
     else:
-        print(format_comparison(document))
+        print(format_comparison(document) if args.comparers else format_side_by_side(document))
     return 0

@@ -489,6 +489,24 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     comparer = learn(values[:, 3:], values[:, 3], indicators=names[3:], variants=variants, target="sft/quiz/score")
     save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators={names[3]: needed[names[3]]})
     assert main(["compare", one, str(folder / "three"), *options]) == 0
+    capsys.readouterr()
+    # With no comparer all that was measured is said, by its declared direction.
+    assert main(["compare", one, two, *options[2:], "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    said = {each["indicator"]: each for each in plain["indicators"]}
+    assert set(names) <= set(said)
+    assert not any(name.startswith("sft/") for name in said)
+    values = {reason["indicator"]: (reason["first"], reason["second"]) for reason in answer["reasons"]}
+    assert (said["heldout/ppl"]["first"], said["heldout/ppl"]["second"]) == values["heldout/ppl"]
+    assert said["heldout/ppl"]["lead"] == values["heldout/ppl"][1] - values["heldout/ppl"][0]
+    assert main(["compare", one, str(folder / "three"), *options[2:]]) == 0
+    text = capsys.readouterr().out
+    assert "no comparer is given (--with DIR), so no probability" in text
+    assert re.search(r"\n  indicators/zeroshot_mean +for (A|B|neither)   [\d.]+ against [\d.]+, measured in", text)
+    assert re.search(r"different vocabularies: \d+ losses by token, such as", text)
+    assert "heldout/ppl " not in text
+    assert main(["compare", one, two, *options[:2]]) == 2
+    assert "compare: measured how? Give --measure SWEEP.yaml: with --with DIR, the sweep" in capsys.readouterr().err
 
 
 STUDY = """\
