@@ -190,7 +190,7 @@ def side_by_side(names: tuple[str, str], *, sweep: Path, store: Store, report: R
     columns = {
         name: column
         for name, column in _declared(space.columns()).items()
-        if column.metric.direction and name in first.values and name in second.values
+        if column.metric.direction and name in first.seconds and name in second.seconds
     }
     one, other = (_tokenizer(trial).get_vocab() for trial in trials)
     left_out = [name for name, column in columns.items() if one != other and is_of_tokens(column)]
