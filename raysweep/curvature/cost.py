@@ -14,14 +14,16 @@ Only the first says nothing of single parameters; only the last needs attention 
 COST: Mapping[str, float] = {"logit_differences": 1.0, "gradient_differences": 2.0, "exact": 3.0, "fisher": 0.9}
 """Gradients that a unit costs: a forward pass is a third of one, the rest was measured."""
 
-COPIES: Mapping[str, float] = {"logit_differences": 3.0, "gradient_differences": 6.0, "exact": 4.0}
-"""Tensors of the size of the weights that a product holds: the weights, their copy, the probe vector, and gradients.
+COPIES: Mapping[str, float] = {"logit_differences": 3.0, "gradient_differences": 6.0, "exact": 5.0}
+"""Tensors of the size of the weights that a product holds: the weights, moved to one side or both, and, but for
+differences of logits, whose vector is drawn piece by piece, the probe vector and gradients.
 
 What a forward pass keeps comes on top, and `LOGITS`; see `memory.product_bytes`.
 """
 
-LOGITS = 4
-"""Tensors of the size of the logits that a product holds: here, ahead and behind, and probabilities."""
+LOGITS = 5
+"""Tensors of the size of the logits that a product holds: here, ahead and behind, probabilities, and here of another
+batch that a second probe is for."""
 
 PILOT_FISHER = 4
 """Label draws of a first round that takes any: with fewer their variance is not known."""

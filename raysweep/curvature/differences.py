@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from raysweep.curvature.language import Batch, predicting_logits
+from raysweep.curvature.language import IGNORED, Batch, predicting_logits, targets
 from raysweep.curvature.operators import MovableParameters
 
 Tensor = torch.Tensor
@@ -37,10 +37,13 @@ class Forms:
 
 
 @torch.no_grad()
-def logit_response(model: Any, batch: Batch, vector: Mapping[str, Tensor], movable: MovableParameters) -> float:
+def logit_response(
+    model: Any, batch: Batch, vector: Mapping[str, Tensor], movable: MovableParameters, *, here: Tensor | None = None
+) -> float:
     """Sum over tokens of Var_p(z(w + s v) - z(w)) / s^2: v'Gv of the summed loss, about, from two forward passes.
 
     The step s is the longest that `step_for` would choose, so that rounding is nothing beside the difference.
+    `here`: see `quadratic_forms`.
 
     Raises:
         ValueError: if all parameters are 0.
@@ -48,7 +51,7 @@ def logit_response(model: Any, batch: Batch, vector: Mapping[str, Tensor], movab
     movable.step = SHIFT_WEIGHTS * movable.rms
     if not movable.step:
         raise ValueError("no step for differences: the chosen parameters are all 0; measure others as well")
-    here, _ = predicting_logits(model, batch)
+    here = predicting_logits(model, batch)[0] if here is None else here
     with movable.moves() as move:
         move(vector, 1)
         ahead = predicting_logits(model, batch)[0].sub_(here)
@@ -75,7 +78,13 @@ def step_for(trace: float, rms: float) -> float:
 
 @torch.no_grad()
 def quadratic_forms(
-    model: Any, batch: Batch, vector: Mapping[str, Tensor], movable: MovableParameters, *, check: bool = False
+    model: Any,
+    batch: Batch,
+    vector: Mapping[str, Tensor],
+    movable: MovableParameters,
+    *,
+    check: bool = False,
+    here: Tensor | None = None,
 ) -> tuple[Forms, Forms | None]:
     """Both forms along a probe vector, by central differences.
 
@@ -85,18 +94,20 @@ def quadratic_forms(
         vector: name -> tensor, of the parameters that `movable` holds.
         movable: the model's parameters, and the step; see `step_for`.
         check: also take the forms with twice the step; a third of the difference estimates the error.
+        here: `predicting_logits` at the weights, where an earlier probe of the batch has made them already.
 
     Returns:
         The forms with the step, and with twice the step if `check`.
     """
-    here, labels = predicting_logits(model, batch)
-    p, at = here.softmax(dim=-1), labels[:, None]
+    here = predicting_logits(model, batch)[0] if here is None else here
+    labels = targets(model, batch)
+    p, at = here.softmax(dim=-1), labels[labels != IGNORED][:, None]
 
     def forms(times: int) -> Forms:
-        with movable.moves() as move:
-            move(vector, times)
+        with movable.sides(vector, times) as (go_ahead, go_behind):
+            go_ahead()
             ahead = predicting_logits(model, batch)[0].sub_(here)
-            move(vector, -times)
+            go_behind()
             behind = predicting_logits(model, batch)[0].sub_(here)
         # In place, and sums over the vocabulary as inner products: these tensors are as large as the logits, and each
         # pass over them counts.

@@ -6,10 +6,12 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
-from raysweep.curvature.adaptive import Reason, next_units, stop_reason
+import torch
+
+from raysweep.curvature.adaptive import REPEATED, Reason, next_units, stop_reason
 from raysweep.curvature.averages import (
     Level,
     Moments,
@@ -20,11 +22,11 @@ from raysweep.curvature.averages import (
     summarize,
     traces_of_parts,
 )
-from raysweep.curvature.cost import COST, first_draws
+from raysweep.curvature.cost import COST, Products, first_draws
 from raysweep.curvature.dealing import Deal, one_after_another
 from raysweep.curvature.differences import step_for
 from raysweep.curvature.groups import Groups, can_be_joined, cheapest_size
-from raysweep.curvature.language import Batch
+from raysweep.curvature.language import Batch, predicting_logits
 from raysweep.curvature.operators import MovableParameters, named_parameters
 from raysweep.curvature.settings import TraceSettings
 from raysweep.curvature.units import Unit, Values, fisher_unit, probe_unit, response_unit
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 # may be wrong by, relative to the Gauss-Newton trace, is this part of the target error.
 NUM_CALIBRATION = 2
 TOLERANCE = 0.1
+# The first batches, which have several units: with the step's, of `adaptive.REPEATED` another probe.
+NUM_REPEATED = max(NUM_CALIBRATION, REPEATED)
 MAX_ATTEMPTS = 6
 
 
@@ -140,21 +144,32 @@ def measure_traces(
     movable = movable or MovableParameters(named_parameters(model), math.nan)
     given: dict[str, Any] = {"seed": settings.seed, "movable": movable, "distribution": settings.distribution}
 
+    @lru_cache(maxsize=NUM_REPEATED)
+    @torch.no_grad()
+    def at_weights(group: int, is_rest: bool) -> torch.Tensor:
+        return predicting_logits(model, groups.rest(group) if is_rest else groups.of(group))[0]
+
+    def probe(unit: Unit, products: Products, *, check: bool, is_rest: bool = False) -> Values:
+        batch = groups.rest(unit.batch) if is_rest else groups.of(unit.batch)
+        here = None
+        if products == "logit_differences" and unit.batch < NUM_REPEATED:
+            here = at_weights(unit.batch, is_rest)
+        else:
+            at_weights.cache_clear()
+        return probe_unit(model, batch, unit, products=products, check=check, here=here, **given)
+
     def run(unit: Unit) -> Values:
         if unit.kind == "rest":
-            probe = replace(unit, kind="probe")
-            check = "residual_2h" in done[probe]
-            return probe_unit(model, groups.rest(unit.batch), probe, products=products, check=check, **given)
-        batch = groups.of(unit.batch)
+            of = replace(unit, kind="probe")
+            return probe(of, products, check="residual_2h" in done[of], is_rest=True)
         if unit.kind == "fisher":
-            return fisher_unit(model, batch, unit, seed=settings.seed)
+            return fisher_unit(model, groups.of(unit.batch), unit, seed=settings.seed)
         if unit.kind == "response":
-            return response_unit(model, batch, unit, **given)
+            return response_unit(model, groups.of(unit.batch), unit, here=at_weights(unit.batch, False), **given)
         if unit.kind == "step":
-            first = Unit("probe", unit.batch, 0)
-            return probe_unit(model, batch, first, products="logit_differences", check=True, **given)
+            return probe(Unit("probe", unit.batch, 0), "logit_differences", check=True)
         check = products != "logit_differences" and unit.batch < NUM_CALIBRATION and unit.draw == 0
-        return probe_unit(model, batch, unit, products=products, check=check, **given)
+        return probe(unit, products, check=check)
 
     found, cost_of_step = _find_step(movable, min(NUM_CALIBRATION, groups.num), settings.rse, run, deal)
     known = dict(found) if products == "logit_differences" else {}  # They are probes, too.
@@ -172,6 +187,7 @@ def measure_traces(
             )
             if size > 1:
                 groups = Groups(batches, size)
+                at_weights.cache_clear()
                 rests = deal([replace(unit, kind="rest") for unit in done], run)
                 done = {unit: _sum(done[unit], rest) for unit, rest in zip(done, rests, strict=True)}
         may_grow = False
@@ -233,7 +249,8 @@ def _find_step(
             chosen = attempt()
             break
         chosen = last
-    # Forward passes: two for the response, and of each probe one at the weights and two with each of two steps.
+    # Forward passes: two for the response, and of each probe one at the weights and two with each of two steps. One
+    # at the weights is counted for each, though probes of one batch share it.
     passes = 2 + 5 * num_batches * len(tries)
     return {Unit("probe", batch, 0): each for batch, each in enumerate(chosen.probes)}, passes / 3
 

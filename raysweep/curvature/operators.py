@@ -12,12 +12,13 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from raysweep.curvature.language import IGNORED, Batch, slope, targets, token_logits
-from raysweep.curvature.probes import Tensors, probe_vector
+from raysweep.curvature.probes import Probe, Tensors
 from raysweep.curvature.settings import Distribution
 
 Tensor = torch.Tensor
@@ -235,16 +236,19 @@ def finite_difference_product(
 
 
 class MovableParameters:
-    """Parameters that can be moved along a vector and are put back to the bit; keeps one copy of them.
+    """Parameters that can be moved along a vector; their own values are never written to.
+
+    A moved parameter has its values in other memory, taken while it is moved: as much as all parameters take, to both
+    sides twice that.
 
     Args:
-        parameters: name -> tensor, changed in place.
+        parameters: name -> tensor, whose `data` is exchanged.
         step: the unit in which they are moved.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], step: float) -> None:
         self._parameters = parameters
-        self._home = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self._home = {name: parameter.detach() for name, parameter in parameters.items()}
         self.step = step
 
     @property
@@ -256,24 +260,54 @@ class MovableParameters:
         """Of a scalar, by name; see `gradients_of`."""
         return dict(zip(self._parameters, gradients_of(loss, self._parameters), strict=True))
 
-    def probe(self, *, seed: int, probe: int, distribution: Distribution = "rademacher") -> Tensors:
-        """A probe vector to move along; see `probes.probe_vector`."""
-        return probe_vector(self._parameters, seed=seed, probe=probe, distribution=distribution)
+    def probe(self, *, seed: int, probe: int, distribution: Distribution = "rademacher") -> Mapping[str, Tensor]:
+        """A probe vector to move along, drawn anew whenever it is read; see `probes.Probe`."""
+        return Probe(self._home, seed=seed, probe=probe, distribution=distribution)
 
     @contextlib.contextmanager
     def moves(self) -> Iterator[Callable[[Mapping[str, Tensor], float], None]]:
         """While in it, `move(vector, times)` makes the parameters w + times * step * vector, wherever they were."""
+        moved = self._room()
 
         def move(vector: Mapping[str, Tensor], times: float) -> None:
-            # From the copy, not from where they are: moves forth and back would add up rounding.
-            for name, parameter in self._parameters.items():
-                torch.add(self._home[name], vector[name], alpha=times * self.step, out=parameter.data)
+            for name, home in self._home.items():
+                torch.add(home, vector[name], alpha=times * self.step, out=moved[name])
+            self._take(moved)
 
         try:
             yield move
         finally:
-            for name, parameter in self._parameters.items():
-                parameter.data.copy_(self._home[name])
+            self._take(self._home)
+
+    @contextlib.contextmanager
+    def sides(
+        self, vector: Mapping[str, Tensor], times: float
+    ) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+        """While in it, the first of two makes the parameters w + times * step * vector, the second w - ...
+
+        Both are written at once, piece by piece where the vector is drawn so: of a small model on a short sequence,
+        writing and reading what is as large as the weights takes as long as a forward pass.
+        """
+        ahead, behind = self._room(), self._room()
+        shift = times * self.step
+        for name in self._home:
+            start, flat = 0, [values[name].view(-1) for values in (self._home, ahead, behind)]
+            for part in vector.pieces(name) if isinstance(vector, Probe) else [vector[name].view(-1)]:
+                here, there, back = (whole[start : start + len(part)] for whole in flat)
+                torch.add(here, part, alpha=shift, out=there)
+                torch.add(here, part, alpha=-shift, out=back)
+                start += len(part)
+        try:
+            yield partial(self._take, ahead), partial(self._take, behind)
+        finally:
+            self._take(self._home)
+
+    def _room(self) -> Tensors:
+        return {name: torch.empty_like(home) for name, home in self._home.items()}
+
+    def _take(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data = values[name]
 
 
 def inner(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:

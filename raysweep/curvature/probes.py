@@ -6,7 +6,7 @@ So any worker can make any probe, whatever it made before, and a sharded model c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ import torch
 from raysweep.curvature.settings import Distribution
 
 Tensors = dict[str, torch.Tensor]
+
+# Entries of a piece of a vector: with the weights they move, ahead and behind, 1 MiB in float32, which stays in cache.
+PIECE = 1 << 16
 
 # +1 or -1 for each bit of a byte, the first bit first.
 _SIGNS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1
@@ -44,12 +47,56 @@ def probe_vector(
     >>> tuple(vector.shape), vector.abs().unique().tolist()
     ((2, 3), [1.0])
     """
-    return {
-        name: probe_part(key(seed, probe, name), tensor.numel(), like=tensor.view(-1), distribution=distribution).view(
-            tensor.shape
+    return dict(Probe(like, seed=seed, probe=probe, distribution=distribution))
+
+
+class Probe(Mapping[str, torch.Tensor]):
+    """A probe vector whose parts are drawn whenever they are asked for, and never held together.
+
+    Args: as of `probe_vector`.
+
+    >>> like = {"w": torch.zeros(2, 3)}
+    >>> torch.equal(Probe(like, seed=0, probe=0)["w"], probe_vector(like, seed=0, probe=0)["w"])
+    True
+    """
+
+    def __init__(
+        self, like: Mapping[str, torch.Tensor], *, seed: int, probe: int, distribution: Distribution = "rademacher"
+    ) -> None:
+        self._like, self._seed, self._probe, self._distribution = like, seed, probe, distribution
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        like = self._like[name]
+        return probe_part(self._stream(name), like.numel(), like=like.view(-1), distribution=self._distribution).view(
+            like.shape
         )
-        for name, tensor in like.items()
-    }
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._like)
+
+    def __len__(self) -> int:
+        return len(self._like)
+
+    def pieces(self, name: str) -> Iterator[torch.Tensor]:
+        """A part as flat pieces, one after another, each to be used before the next: they share memory.
+
+        On a CPU, writing a vector out and reading it again costs more than drawing it.
+        """
+        like = self._like[name]
+        if like.device.type != "cpu" or self._distribution != "rademacher":
+            yield self[name].view(-1)
+            return
+        packed = _packed_signs(np.random.Philox(key=self._stream(name)), like.numel())
+        signs = np.empty((min(len(packed), PIECE // 8), 8), np.float32)
+        for start in range(0, like.numel(), PIECE):
+            num = min(PIECE, like.numel() - start)
+            part = packed[start // 8 : -(-(start + num) // 8)]
+            # No index is out of range; "clip" spares a copy that "raise" makes.
+            _SIGNS_OF_BYTE.take(part, axis=0, out=signs[: len(part)], mode="clip")
+            yield torch.from_numpy(signs).view(-1)[:num].to(like.dtype)
+
+    def _stream(self, name: str) -> int:
+        return key(self._seed, self._probe, name)
 
 
 def probe_part(
@@ -70,11 +117,17 @@ def probe_part(
     # as the forward pass they are for.
     if distribution == "rademacher":
         first = start // 8
-        packed = draw.random_raw(-(-num // 64)).astype("<u8", copy=False).view(np.uint8)[first : -(-stop // 8)]
+        packed = _packed_signs(draw, num)[first : -(-stop // 8)]
         drawn = _signs(packed, like).view(-1)[start - 8 * first : max(0, stop - 8 * first)]
     else:
         drawn = torch.from_numpy(np.random.Generator(draw).standard_normal(num)[start:stop]).to(like)
     return drawn if len(drawn) == like.numel() else torch.nn.functional.pad(drawn, (0, like.numel() - len(drawn)))
+
+
+def _packed_signs(draw: np.random.Philox, num: int) -> npt.NDArray[np.uint8]:
+    """So many random bits and a few more, eight in a byte."""
+    words: npt.NDArray[np.uint64] = draw.random_raw(-(-num // 64))
+    return words.astype("<u8", copy=False).view(np.uint8)
 
 
 def _signs(packed: npt.NDArray[np.uint8], like: torch.Tensor) -> torch.Tensor:

@@ -67,6 +67,7 @@ def probe_unit(
     movable: MovableParameters,
     distribution: Distribution = "rademacher",
     check: bool = False,
+    here: Tensor | None = None,
 ) -> Values:
     """Hutchinson's quadratic forms (1990) with one probe vector v: `gauss_newton` v'Gv and `residual` v'(H - G)v.
 
@@ -80,6 +81,7 @@ def probe_unit(
         distribution: of the entries of v.
         check: for differences, add `gauss_newton_2h` and `residual_2h`, made with twice the step; for exact products,
             compare them with differences.
+        here: for differences of logits, those at the weights, where they are known; see `differences.quadratic_forms`.
 
     Raises:
         ValueError: if the loss or a product is not finite, or an exact one is far from differences; names the batch.
@@ -89,15 +91,15 @@ def probe_unit(
     >>> sorted(values)
     ['gauss_newton', 'num_tokens', 'residual']
     """
-    vector = movable.probe(seed=seed, probe=key(unit.batch, unit.draw), distribution=distribution)
+    probe = movable.probe(seed=seed, probe=key(unit.batch, unit.draw), distribution=distribution)
     values = {"num_tokens": float((targets(model, batch) != IGNORED).sum())}
     if products == "logit_differences":
-        fine, coarse = quadratic_forms(model, batch, vector, movable, check=check)
+        fine, coarse = quadratic_forms(model, batch, probe, movable, check=check, here=here)
         values |= {"gauss_newton": fine.gauss_newton, "residual": fine.residual}
         if coarse:
             values |= {"gauss_newton_2h": coarse.gauss_newton, "residual_2h": coarse.residual}
         return _finite(values, unit)
-    counted = targets(model, batch) != IGNORED
+    vector, counted = dict(probe), targets(model, batch) != IGNORED
 
     # v'Gv is the variance of J v under the model's distribution over labels, summed over tokens.
     def forms(product: Tensors, logits: Tensor, along: Tensor) -> dict[str, float]:
@@ -123,12 +125,19 @@ def probe_unit(
 
 
 def response_unit(
-    model: Any, batch: Batch, unit: Unit, *, seed: int, movable: MovableParameters, distribution: Distribution
+    model: Any,
+    batch: Batch,
+    unit: Unit,
+    *,
+    seed: int,
+    movable: MovableParameters,
+    distribution: Distribution,
+    here: Tensor | None = None,
 ) -> Values:
     """`gauss_newton`, roughly, with the vector of the batch's first probe; see `differences.logit_response`."""
     vector = movable.probe(seed=seed, probe=key(unit.batch, 0), distribution=distribution)
     num = float((targets(model, batch) != IGNORED).sum())
-    moved = logit_response(model, batch, vector, movable)
+    moved = logit_response(model, batch, vector, movable, here=here)
     return _finite({"num_tokens": num, "gauss_newton": moved}, unit)
 
 

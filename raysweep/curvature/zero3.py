@@ -44,7 +44,8 @@ class MovableShards(MovableParameters):
         sharded = {name: part for name, part in model.named_parameters() if part.requires_grad}
         self._whole, self._reduce, self._release = sharded, reduce, release
         self._sizes = {name: int(part.ds_numel) for name, part in sharded.items()}
-        shards = {name: part.ds_tensor.detach() for name, part in sharded.items()}
+        # Not an alias of it: DeepSpeed reads the tensor itself, whose data are exchanged.
+        shards = {name: part.ds_tensor for name, part in sharded.items()}
         self._starts = {name: rank * shard.numel() for name, shard in shards.items()}
         self._gather = gather
         super().__init__(shards, math.nan)

@@ -354,6 +354,19 @@ def test_the_step_is_made_smaller_until_its_error_is():
     assert sorted(off)[len(off) // 2] < 0.02
 
 
+def test_probes_of_one_batch_share_the_pass_at_the_weights():
+    model = build("llama")
+    prepare(model)
+    passes = []
+    handle = model.register_forward_hook(lambda *args: passes.append(1))
+    found = measure_traces(model, tiny_batches(model, 20), TraceSettings(rse=0.9, min_units=2, max_unit_batches=1))
+    handle.remove()
+    assert found.traces.num_probes == 10
+    # Probes of eight batches, two of them with a second one, ahead and behind; ahead for the response, and twice as far
+    # to both sides on two batches for the step; at the weights each batch once.
+    assert len(passes) == 2 * 10 + 1 + 2 * 2 + 8
+
+
 def step_that_is_found(forms):
     """With forms(step, sign), v'Gv and v'(H - G)v of a batch, in place of a model's; and the first step tried."""
     model = build("llama")

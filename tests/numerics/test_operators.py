@@ -168,6 +168,25 @@ def test_moved_parameters_come_back_after_an_error():
     assert x.tolist() == torch.tensor([0.1, 0.7]).tolist()
 
 
+def test_both_sides_are_those_of_single_moves_and_weights_are_never_written_to():
+    home = {"a": torch.linspace(-1, 1, 70_001), "b": torch.ones(3, 2)}
+    parameters = {name: values.clone().requires_grad_() for name, values in home.items()}
+    kept = {name: parameter.detach() for name, parameter in parameters.items()}
+    movable = MovableParameters(parameters, 0.3)
+    for vector in (movable.probe(seed=0, probe=1), probe_vector(parameters, seed=0, probe=1)):
+        with movable.moves() as move:
+            move(vector, 2)
+            ahead = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            move(vector, -2)
+            behind = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        with movable.sides(vector, 2) as (go_ahead, go_behind):
+            for go, expected in ((go_ahead, ahead), (go_behind, behind), (go_ahead, ahead)):
+                go()
+                assert all(torch.equal(parameters[name], expected[name]) for name in parameters)
+                assert all(torch.equal(kept[name], home[name]) for name in parameters)
+        assert all(parameters[name].data_ptr() == kept[name].data_ptr() for name in parameters)
+
+
 def test_derivative_of_logits_is_the_jacobian():
     model, batch, parameters = small("gpt2")
     vector = probe_vector(parameters, seed=0, probe=0)

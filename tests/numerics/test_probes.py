@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from raysweep.curvature.probes import probe_vector
+from raysweep.curvature.probes import PIECE, Probe, probe_vector
 from raysweep.curvature.zero3 import MovableShards, rows_of
 
 ALONE = {"reduce": lambda whole: whole, "release": lambda: None}
@@ -48,6 +48,21 @@ def test_shards_of_a_vector_are_the_vector(shape, world_size, distribution):
         assert not together[expected.numel() :].any()
 
 
+@given(
+    num=st.sampled_from([1, 9, PIECE, PIECE + 1, 2 * PIECE + 13]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    distribution=st.sampled_from(["rademacher", "gaussian"]),
+)
+def test_pieces_of_a_vector_are_the_vector(num, dtype, distribution):
+    like = {"w": torch.empty(num, 1, dtype=dtype)}
+    whole = probe_vector(like, seed=3, probe=5, distribution=distribution)["w"]
+    # One piece is overwritten by the next.
+    pieces = [piece.clone() for piece in Probe(like, seed=3, probe=5, distribution=distribution).pieces("w")]
+    assert torch.equal(torch.cat(pieces), whole.flatten())
+    assert pieces[0].dtype == dtype
+    assert len(pieces) == (1 if distribution == "gaussian" else -(-num // PIECE))
+
+
 def test_shards_are_moved_and_put_back():
     model = nn.Linear(3, 2, bias=False)
     sharded = Sharded(model, 1, 4)
@@ -58,6 +73,11 @@ def test_shards_are_moved_and_put_back():
     with shards.moves() as move:
         move(vector, -2)
         torch.testing.assert_close(sharded.parameters["weight"].ds_tensor, before - vector["weight"])
+    assert torch.equal(sharded.parameters["weight"].ds_tensor, before)
+    with shards.sides(vector, 2) as (go_ahead, go_behind):
+        for go, way in ((go_behind, -1), (go_ahead, 1)):
+            go()
+            torch.testing.assert_close(sharded.parameters["weight"].ds_tensor, before + way * vector["weight"])
     assert torch.equal(sharded.parameters["weight"].ds_tensor, before)
 
 
