@@ -109,15 +109,10 @@ class _AsQueued:
             for trial in list(live):  # Of which stopping takes it out.
                 tune_controller.stop_trial(trial)
         tunes = tune_controller._tune_controller  # What is given warns of attributes that it does not show.
-        free, without_room = tunes._actor_cache, set(tunes._actor_manager.pending_actors)
-        if not free.num_cached_objects:
+        if not (free := tunes._actor_cache).num_cached_objects:
             return None
-        waiting = (
-            trial
-            for trial in tunes._pending_trials_list
-            if trial.status == "PENDING" and tunes._trial_to_actor.get(trial) in without_room
-        )
-        return next((trial for trial in waiting if free.has_cached_object(trial.placement_group_factory)), None)
+        waiting = map(tunes._actor_to_trial.get, tunes._actor_manager.pending_actors)  # As they were asked for.
+        return next((each for each in waiting if each and free.has_cached_object(each.placement_group_factory)), None)
 
 
 class _InOrder(_AsQueued, tune.schedulers.FIFOScheduler):  # type: ignore[misc]

@@ -91,33 +91,29 @@ def test_shares_that_wait_for_a_gang_end_with_the_last_trial():
         assert stopped[:1] == wanted
 
 
-def tunes_controller(trials, without_room=()):
-    """What the scheduler looks at: trials as they were handed out, and those of them whose gangs wait for room."""
-    actors = {trial.trial_id: f"gang of {trial.trial_id}" for trial in trials}
+def tunes_controller(without_room):
+    """What the scheduler looks at: trials whose gangs wait for room, as these were asked for."""
+    actors = {f"gang of {trial.trial_id}": trial for trial in without_room}
     return SimpleNamespace(
         _actor_cache=_ObjectCache(may_keep_one=True),
-        _actor_manager=SimpleNamespace(pending_actors=[actors[trial.trial_id] for trial in without_room]),
-        _pending_trials_list=trials,
-        _trial_to_actor={trial: actors[trial.trial_id] for trial in trials},
+        _actor_manager=SimpleNamespace(pending_actors=[*actors, "one that is being removed"]),
+        _actor_to_trial=actors | {"one that starts": Trial("stub", stub=True)},
     )
 
 
 def test_a_gang_that_gets_free_takes_the_first_trial_that_waits_for_room():
-    one, eight = _GangRequest(Shape(1, 1, 0)), _GangRequest(Shape(8, 1, 0))
-    trials = [Trial("stub", stub=True, trial_id=key) for key in ("starts", "large", "first", "second", "runs")]
-    _starts, large, first, second, runs = trials
-    for trial in trials:
-        trial.placement_group_factory = eight if trial is large else one
-        trial.set_status("RUNNING" if trial is runs else "PENDING")
-    tunes = tunes_controller(trials, without_room=[second, large, first, runs])
+    trials = [Trial("stub", stub=True, trial_id=key) for key in ("large", "first", "second")]
+    for trial, workers in zip(trials, (8, 1, 1), strict=True):
+        trial.placement_group_factory = _GangRequest(Shape(workers, 1, 0))
+    tunes = tunes_controller(trials)
     controller = SimpleNamespace(get_live_trials=lambda: trials, _tune_controller=tunes)
     choose = partial(_InOrder().choose_trial_to_run, controller)
     assert choose() is None, "no gang is free"
     tunes._actor_cache.increase_max(_GangRequest(Shape(1, 1, 0)))
     assert tunes._actor_cache.cache_object(_GangRequest(Shape(1, 1, 0)), "gang")
-    assert choose() is first, "and the gang that starts is not thrown away"
+    assert choose() is trials[1]
     tunes._actor_manager.pending_actors.clear()
-    assert choose() is None
+    assert choose() is None, "a gang that starts is not thrown away"
 
 
 def test_a_share_whose_gang_is_lost_is_no_failure(tmp_path, caplog):
