@@ -151,20 +151,20 @@ def format_budget(document: Mapping[str, Any]) -> str:
         f"{document['num_scored']} checkpoints: mean over {2 * NUM_PAIRS} halves of the variants, with its 95 % "
         "interval, by what disjoint halves differ by with gaps between variants' best scores drawn anew; ≈: at the "
         "budget a tie with the first, which is picked by these numbers",
-        f"  {'strategy':<44}" + "".join(f"{number(part):>22}" for part in parts),
     ]
     shown, tied, worse = _parted(document)
-    for each in shown:
+    names = [_said(each["strategy"], document) for each in shown]
+    width = max(map(len, ["strategy", *names])) + 2
+    lines.append(f"  {'strategy':<{width}}" + "".join(f"{number(part):>22}" for part in parts))
+    for name, each in zip(names, shown, strict=True):
         columns = (np.interp(parts, each["hours"], each[name]) for name in ("regret", "low", "high"))
         cells = [_cell(*map(float, values)) for values in zip(*columns, strict=True)]
         mark = " ≈" * (each is not document["strategies"][0] and _is_tie(each))
-        words = document["named"].get(each["strategy"], "")
-        name = f"{each['strategy']} ({words})" if words else each["strategy"]
-        lines.append(f"  {name:<44}" + "".join(f"{cell:>22}" for cell in cells) + mark)
+        lines.append(f"  {name:<{width}}" + "".join(f"{cell:>22}" for cell in cells) + mark)
     if tied:
         more = ", ..." * (len(tied) > MAX_TIED)
-        names = ", ".join(each["strategy"] for each in tied[:MAX_TIED])
-        lines.append(f"  and {len(tied)} more that tie with the first at the budget ≈: {names}{more}")
+        first = ", ".join(each["strategy"] for each in tied[:MAX_TIED])
+        lines.append(f"  and {len(tied)} more that tie with the first at the budget ≈: {first}{more}")
     if worse:
         lines.append(f"  and {len(worse)} more that are behind it")
     lines += _rung_lines(document)
@@ -181,6 +181,11 @@ def _parted(document: Mapping[str, Any]) -> tuple[list[Any], list[Any], list[Any
     shown = [first, *(each for each in others if each["strategy"] in document["named"])]
     left = [each for each in others if each["strategy"] not in document["named"]]
     return shown, [each for each in left if _is_tie(each)], [each for each in left if not _is_tie(each)]
+
+
+def _said(strategy: str, document: Mapping[str, Any]) -> str:
+    words = document["named"].get(strategy, "")
+    return f"{strategy} ({words})" if words else strategy
 
 
 def _is_tie(strategy: Mapping[str, Any]) -> bool:

@@ -247,9 +247,9 @@ def left_tasks(table: pd.DataFrame, columns: Sequence[Column], others: Mapping[s
 
 
 def bought(ranking: Ranking, stages: pd.DataFrame) -> Iterator[str]:
-    """What a budget is best spent on, as `rank --budget` has it, up to what fine-tuning all takes."""
+    """What a fifth of the hours of fine-tuning all is best spent on, and parts of it, as `rank --budget` has it."""
     known = known_of_run(ranking, stages)
-    yield format_budget(budget_document(ranking, known, known.hours["sft"] * len(known.names)))
+    yield format_budget(budget_document(ranking, known, known.hours["sft"] * len(known.names) / 5))
 
 
 def costs(rankings: Sequence[Ranking], stages: pd.DataFrame) -> Iterator[str]:
