@@ -218,8 +218,8 @@ OF_A_RUN = {
 
 @pytest.mark.slow
 def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path, undisturbed):
-    """Kill -9 of the driver, then of rank 1 in each kind of stage that both ranks work at, and in pretraining twice:
-    the same tables to the bit, and nothing finished is repeated."""
+    """Kill -9 of the driver, then of rank 1 in each kind of stage that both ranks work at, and of rank 0 in
+    pretraining: the same tables to the bit, and nothing finished is repeated."""
     sweep, want = sweep_file(LONGER.replace("max_retries: 2", "max_retries: 4")), undisturbed
     broken = Store(tmp_path / "broken")
     driver = drive(sweep, broken.root)
@@ -232,16 +232,19 @@ def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path, undisturbe
     assert 4 <= len(kept) < len(want)
 
     [run] = Run.all(broken)
-    to_hit, killed = ["pretrain", "flatness", "sft", "pretrain"], set()
+    to_hit = [("pretrain", OTHER_RANK), ("flatness", OTHER_RANK), ("sft", OTHER_RANK), ("pretrain", RANK_0)]
+    killed = set()
     count = len(list(run.events()))
     driver = drive(sweep, broken.root)
     while to_hit and driver.poll() is None:
         # The newest: those of gangs that were replaced may take a moment to go.
-        events, workers = list(run.events()), gang_workers(driver.pid)[-1:]
+        events = list(run.events())
         last = events[-1] if len(events) > count else {"event": ""}
-        if last["event"] == "started" and last["kind"] in to_hit and not killed.issuperset(workers):
+        hits = [hit for hit in to_hit if last["event"] == "started" and last["kind"] == hit[0]]
+        workers = gang_workers(driver.pid, hits[0][1])[-1:] if hits else []
+        if not killed.issuperset(workers):
             os.kill(workers[0], signal.SIGKILL)
-            to_hit.remove(last["kind"])
+            to_hit.remove(hits[0])
             killed.update(workers)
             count = len(events)
         time.sleep(0.05)
