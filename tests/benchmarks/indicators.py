@@ -2,6 +2,7 @@
 
     python tests/benchmarks/indicators.py                            # from the tables in tests/data
     python tests/benchmarks/indicators.py --run RUN --store STORE    # from a run, whose tables are written there
+    python tests/benchmarks/indicators.py --mixture RUN --store STORE    # from one that fine-tuned on a mixture, too
 
 Errors are shares of pairs in the wrong order. Of single indicators and of the configuration they are over all pairs of
 checkpoints, with 95 % intervals over variants (jackknife); of what is learnt on pairs of variants that it has not seen
@@ -37,8 +38,12 @@ from raysweep.scores import Column
 
 DATA = Path(__file__).parents[1] / "data"
 TABLE, STAGES, SAMPLES = (DATA / f"indicators_cpu{part}.parquet" for part in ("", "_stages", "_scores"))
+MIXTURE, MIXTURE_SAMPLES = (DATA / f"indicators_cpu_mixture{part}.parquet" for part in ("", "_scores"))
+"""Of the same checkpoints, fine-tuned on all six tasks at once."""
 FAMILIES = ("cms", "rag", "cbq")
 TARGETS = (MEAN_LIKELIHOOD, *(f"sft/{family}/mean_log_likelihood" for family in FAMILIES))
+OF_MIXTURE = "sft/all/"
+MIXED_TARGETS = tuple(name.replace("sft/", OF_MIXTURE) for name in TARGETS)
 PPL_CLM = "other_text/mean_loss"
 KNOWN = {
     PPL_CLM: "PPL-CLM",
@@ -58,6 +63,18 @@ OF_STAGES = (
 """Columns of the stage table by which costs, and what one rate for all would have chosen, are known."""
 
 
+OF_TASKS_TRAINED_ON = (
+    "/score",
+    "/log_likelihood",
+    "/mean_score",
+    "/mean_log_likelihood",
+    "/lr",
+    "/lr_edge",
+    "/num_seeds",
+)
+"""Ends of the columns that are kept of a training on all tasks."""
+
+
 def write(results: Results) -> None:
     """A run's checkpoints with what their columns are, its stages, and its test examples' scores, mean over seeds."""
     table = results.checkpoints.drop(columns=list(NO_PART_OF_A_STUDY))
@@ -68,22 +85,39 @@ def write(results: Results) -> None:
     kept = keep(table, results.columns, versions_of(results.stages, results.columns))
     kept.to_parquet(TABLE, index=False, compression="zstd")
     results.stages[list(OF_STAGES)].drop_duplicates("id").to_parquet(STAGES, index=False, compression="zstd")
-    rows = [asdict(each) | {"column": column} for column, noise in results.noise.items() for each in noise.samples]
+    _write_samples(results.noise, SAMPLES)
+
+
+def write_mixture(results: Results) -> None:
+    """What a run that fine-tuned the same checkpoints on the mixture `all`, too, tells of that alone."""
+    table = results.checkpoints
+    there = [name for name in table if name.startswith(OF_MIXTURE) and name.endswith(OF_TASKS_TRAINED_ON)]
+    own = table[["checkpoint", *there]]
+    keep(own, results.columns, {}).to_parquet(MIXTURE, index=False, compression="zstd")
+    _write_samples({name: of for name, of in results.noise.items() if name.startswith(OF_MIXTURE)}, MIXTURE_SAMPLES)
+
+
+def _write_samples(noise: Mapping[str, TaskNoise], path: Path) -> None:
+    rows = [asdict(each) | {"column": column} for column, of_column in noise.items() for each in of_column.samples]
     for row in rows:
         row["by_example"] = row["by_example"].astype(np.float32)
-    pd.DataFrame(rows).to_parquet(SAMPLES, index=False, compression="zstd")
+    pd.DataFrame(rows).to_parquet(path, index=False, compression="zstd")
 
 
-def read() -> tuple[pd.DataFrame, tuple[Column, ...]]:
-    """The checkpoints that `write` has written, and what their columns are."""
+def read(*, mixture: bool = False) -> tuple[pd.DataFrame, tuple[Column, ...]]:
+    """The checkpoints that `write` has written, and what their columns are; those of `write_mixture` beside."""
     table = pd.read_parquet(TABLE)
     columns, _ = kept_of(table)
+    if mixture:
+        more = pd.read_parquet(MIXTURE)
+        columns += kept_of(more)[0]
+        table = table.merge(more, on="checkpoint", validate="one_to_one")
     return table, columns
 
 
-def read_noise() -> dict[str, TaskNoise]:
+def read_noise(*paths: Path) -> dict[str, TaskNoise]:
     """The errors of the scores, and of their differences."""
-    rows = pd.read_parquet(SAMPLES)
+    rows = pd.concat([pd.read_parquet(path) for path in paths or (SAMPLES,)])
     columns: dict[str, list[Sample]] = {}
     for row in rows.to_dict("records"):
         own = {name: value for name, value in row.items() if name != "column"}
@@ -270,13 +304,30 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run")
+    parser.add_argument("--mixture", metavar="RUN")
     parser.add_argument("--store")
     args = parser.parse_args()
     if args.run:
         write(Results.open(args.run, store=args.store))
-    (table, columns), noise, stages = read(), read_noise(), pd.read_parquet(STAGES)
+    if args.mixture:
+        write_mixture(Results.open(args.mixture, store=args.store))
+    stages = pd.read_parquet(STAGES)
+    print("## Fine-tuned on each task\n")
+    _show(*read(), read_noise(), TARGETS, stages)
+    print("## Fine-tuned on all tasks at once\n")
+    _show(*read(mixture=True), read_noise(MIXTURE_SAMPLES), MIXED_TARGETS)
+
+
+def _show(
+    table: pd.DataFrame,
+    columns: Sequence[Column],
+    noise: Mapping[str, TaskNoise],
+    targets: Sequence[str],
+    stages: pd.DataFrame | None = None,
+) -> None:
+    """All tables of some targets; `stages`: by which costs are told."""
     start = time.process_time()
-    rankings = [rank(table, columns=columns, target=target, noise=noise) for target in TARGETS]
+    rankings = [rank(table, columns=columns, target=target, noise=noise) for target in targets]
     print(f"ranked in {(time.process_time() - start) / len(rankings):.1f} s of CPU time a target")
     first = rankings[0]
     scored = len(table) - first.num_unscored
@@ -287,16 +338,18 @@ def main() -> None:
     tested = [learn_target(each, others=others[each.target]).tested for each in rankings]
     print(f"learnt in {(time.process_time() - start) / len(rankings):.1f} s of CPU time a target\n")
     print(importances(tested[0]), "\n")
-    for part in (
-        costs(rankings, stages),
-        singles(rankings),
-        learnt(rankings, tested),
-        signal(first, tested[0]),
-        first_few(first),
-        bought(first, stages),
-        seed_zero(table, columns),
-        left_tasks(table, columns, others),
-    ):
+    parts = [singles(rankings), learnt(rankings, tested)]
+    if stages is not None:
+        parts = [
+            costs(rankings, stages),
+            *parts,
+            signal(first, tested[0]),
+            first_few(first),
+            bought(first, stages),
+            seed_zero(table, columns),
+            left_tasks(table, columns, others),
+        ]
+    for part in parts:
         for line in part:
             print(line, flush=True)
         print()

@@ -54,6 +54,16 @@ def test_one_base_goes_on_in_62_ways_and_six_of_them_twice(name):
         assert max(each.of_cheapest_family for each in found) < 0.10
 
 
+def test_fine_tuning_on_all_tasks_at_once_leaves_the_study_as_it_is():
+    plain, mixed = (
+        load(FOLDER / "indicators_cpu.yaml", presets("indicators_cpu")[name]) for name in ("cpu", "mixture")
+    )
+    before, after = ({stage.id: stage for stage in next(iter(space.trials())).stages} for space in (plain, mixed))
+    assert before.keys() < after.keys()
+    added = [stage for name, stage in after.items() if name not in before]
+    assert {(stage.kind, len(stage.spec.task.parts)) for stage in added} == {("sft", 6)}
+
+
 def test_the_papers_own_scale_is_a_preset():
     space = load(FOLDER / "indicators_50.yaml", presets("indicators_50")["paper"])
     trial = next(iter(space.trials()))

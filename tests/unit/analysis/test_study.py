@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from benchmarks.indicators import STAGES, over_half, read, read_noise
+from benchmarks.indicators import MIXED_TARGETS, MIXTURE_SAMPLES, STAGES, over_half, read, read_noise
 
 from raysweep.analysis.findings import cautions, headline
 from raysweep.analysis.learning import learn_target
@@ -55,6 +55,20 @@ def test_the_studys_table_says_what_is_reported():
     assert document["cut_prompts"][0]["num_prompts"] == 40
     assert document["seed_twins"]["beside_offset"]["value"] == pytest.approx(0.0225, abs=1e-4)
     assert len(document["target_gaps"]) == len(document["indicators"][0]["by_target_gap"]) == 5
+
+
+def test_fine_tuning_on_all_tasks_at_once_says_what_is_reported():
+    table, columns = read(mixture=True)
+    known = {"other_text/mean_loss": 0.843, "early_sft/mean_loss_nats": 0.860}
+    other = [column.name for column in columns if column.name not in known and column.kind != "sft"]
+    given = {"columns": columns, "noise": read_noise(MIXTURE_SAMPLES)}
+    ranking = rank(table.drop(columns=other), target=MIXED_TARGETS[0], **given)
+    assert (len(ranking.target_tasks), ranking.num_comparisons, ranking.num_clear) == (6, 2278, 1875)
+    assert (ranking.errors, ranking.edges) == ("paired", ())
+    assert set(table["sft/all/arc_easy/lr"]) == {1e-3, 3e-3}
+    assert set(table["sft/all/arc_easy/num_seeds"]) == {2}
+    right = {item.indicator: item.accuracy.value for item in ranking.associations}
+    assert {name: right[name] for name in known} == pytest.approx(known, abs=1e-3)
 
 
 def test_the_studys_stages_say_what_they_took():
