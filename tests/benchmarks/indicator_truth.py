@@ -17,11 +17,12 @@ import pandas as pd
 from raysweep.analysis.associations import Association, associate
 from raysweep.analysis.comparer import learn
 from raysweep.analysis.defects import find_flags
+from raysweep.analysis.learning import mean_ranks
 from raysweep.analysis.pair_features import ordered_pairs
 from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.selection import halves, select
-from raysweep.analysis.unseen import gain_over, learner, leave_group_out, on_unseen, random_splits
+from raysweep.analysis.unseen import as_it_is, gain_over, learner, leave_group_out, on_unseen, random_splits
 from raysweep.scores import Column
 from raysweep.spec import Metric
 
@@ -79,6 +80,9 @@ def estimates(world: World, generator: np.random.Generator) -> dict[str, Interva
         "rate alone differs": axes["point.lr"],
         "name alone differs": axes["point.name"],
         "farthest quarter": item.by_gap[-1].accuracy,
+        "Spearman": item.spearman,
+        "Kendall": item.kendall,
+        "over the best setting": item.gain,
     }
 
 
@@ -100,6 +104,33 @@ def learnt(world: World, generator: np.random.Generator) -> dict[str, IntervalEs
         on_unseen(learner(values, scores, list(rows["variant"])), scores, splits) for values in (both, config)
     )
     return {"learnt, on unseen": ours.accuracy, "learnt, over config": gain_over(ours, alone, splits)}
+
+
+def averaged(world: World, generator: np.random.Generator) -> dict[str, IntervalEstimate]:
+    """Of the mean rank by the indicator, one that sees the score badly and one of noise, on splits of one table."""
+    rows = table(world, generator)
+    scores = rows["score"].to_numpy()
+    noise = generator.normal(size=(2, world.num))
+    values = np.stack([rows["x"].to_numpy(), scores + 2 * noise[0], noise[1]], axis=1)
+    splits = random_splits(list(rows["variant"]))
+    return {"mean rank": as_it_is(mean_ranks(values).mean(axis=1), scores, splits)}
+
+
+def brier_scores(world: World, *, seed: int) -> tuple[float, float]:
+    """(that said of splits of one table, that of as many variants as a split learns from, on 200 new ones)."""
+    rows = table(replace(world, num=world.num + 200), np.random.default_rng([3, seed]))
+    values, scores = rows[["x"]].to_numpy(), rows["score"].to_numpy()
+    variants = list(rows["variant"][: world.num])
+    splits = random_splits(variants, num=8)
+    said = on_unseen(learner(values[: world.num], scores[: world.num], variants), scores[: world.num], splits).brier
+    own = splits[0].train
+    comparer = learn(
+        values[own], scores[own], indicators=["x"], variants=[variants[row] for row in own], target="score"
+    )
+    first, second = ordered_pairs(np.arange(world.num, len(scores)))
+    better = scores[first] > scores[second]
+    chances = 1 / (1 + np.exp(-comparer.logits(values[first[better]], values[second[better]])))
+    return said, float(np.mean((1 - chances) ** 2))
 
 
 def learnt_from_others(world: World, generator: np.random.Generator) -> dict[str, IntervalEstimate]:
@@ -286,6 +317,11 @@ def seconds_of(num: int, num_indicators: int, num_tasks: int, *, num_steps: int 
     return time.process_time() - start
 
 
+LEARNT = (
+    *((36, 5, 12), (60, 5, 12), (120, 5, 8), (240, 5, 4), (480, 5, 2)),
+    *((36, 20, 8), (60, 20, 8), (120, 20, 4), (240, 20, 2)),
+)
+"""Variants learnt from, indicators, and tables of each kind."""
 WORLDS = {
     "knows more": World(48),
     "sees the rate alone": World(48, seen_own=0.0),
@@ -316,16 +352,24 @@ def main() -> Iterator[tuple[str, str]]:
     for num, num_indicators in ((120, 5), (60, 5), (36, 5), (36, 40), (62, 40)):
         found = [below_bayes(num, num_indicators, seed=seed) for seed in range(12)]
         yield f"(g) learnt from {num} variants, {num_indicators} indicators", _two(found)
-    for drawn in (few, every, views, bent, tailed):
-        for num_indicators in (5, 10, 20, 40):
-            found = [below_bayes(60, num_indicators, seed=seed, drawn=drawn) for seed in range(100, 124)]
-            yield f"(l) learnt from 60 variants, {drawn.__name__} of {num_indicators} indicators", _two(found)
+    for num, num_indicators, num_tables in LEARNT:
+        for drawn in (few, every, views, bent, stepped, tailed):
+            seeds = range(300, 300 + num_tables)
+            found = [below_bayes(num, num_indicators, seed=seed, drawn=drawn) for seed in seeds]
+            yield f"(l) learnt from {num} variants, {drawn.__name__} of {num_indicators} indicators", _two(found)
     shares = [below_bayes(60, 5, seed=seed, shuffled=True)[0] for seed in range(24)]
     error = np.std(shares) / np.sqrt(24)
     yield "(g) shuffled scores", f"{np.mean(shares):.3f}, standard error {error:.3f}"
     for name, world in WORLDS.items():
         for what, each in coverage(world).items():
             yield f"(e) {name}: {what}", _held(*each)
+    for num in (24, 48, 100):
+        for name in ("knows more", "sees the rate alone", "tells nothing"):
+            for what, each in coverage(replace(WORLDS[name], num=num), averaged, num=400, num_truth=400).items():
+                yield f"(m) {num} variants, {name}: {what}", _held(*each)
+    for name in ("knows more", "sees the rate alone", "tells nothing"):
+        said, true = np.mean([brier_scores(WORLDS[name], seed=seed) for seed in range(40)], axis=0)
+        yield f"(m) {name}: Brier score", f"{said:.3f} said, {true:.3f} on new variants"
     for num in (24, 60, 100):
         for name in ("knows more", "sees the rate alone", "tells nothing"):
             for what, each in coverage(replace(WORLDS[name], num=num), first_few, num=600, num_truth=600).items():

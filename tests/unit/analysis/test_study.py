@@ -6,7 +6,10 @@ import pandas as pd
 import pytest
 from benchmarks.indicators import MIXED_TARGETS, MIXTURE_SAMPLES, STAGES, over_half, read, read_noise
 
+from raysweep.analysis.comparer import learn
+from raysweep.analysis.comparer_files import IndicatorFile, load, save
 from raysweep.analysis.findings import cautions, headline
+from raysweep.analysis.kept import kept_of
 from raysweep.analysis.learning import learn_target
 from raysweep.analysis.ranking import MEAN_LIKELIHOOD, rank
 from raysweep.analysis.terminal import format_indicators
@@ -110,3 +113,30 @@ def test_what_is_learnt_from_the_studys_table_is_of_all_its_checkpoints():
     assert 1 - tested.single["other_text/mean_loss"].value == pytest.approx(0.123, abs=1e-3)
     gap = over_half(ranking, tested)
     assert [gap.value, gap.low, gap.high] == pytest.approx([0.032, 0.000, 0.063], abs=2e-3)
+
+
+def test_a_comparer_of_the_studys_table_orders_two_variants_that_it_has_not_seen(tmp_path):
+    pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
+    table, columns = read()
+    wanted = {column.name for column in columns if column.kind in ("early_sft", "indicators", "other_text")}
+    names = sorted(name for name in wanted if name in table and table[name].notna().all())
+    order = table.sort_values(MEAN_LIKELIHOOD)["variant"].drop_duplicates()
+    apart = [order.iloc[15], order.iloc[45]]  # Neither of the worst nor of the best.
+    others, (worse, better) = (
+        table[~table["variant"].isin(apart)],
+        (table[table["variant"] == variant][names].to_numpy(dtype=float)[0] for variant in apart),
+    )
+    comparer = learn(
+        others[names].to_numpy(dtype=float),
+        others[MEAN_LIKELIHOOD].to_numpy(dtype=float),
+        indicators=names,
+        variants=list(others["variant"]),
+        target=MEAN_LIKELIHOOD,
+    )
+    _, versions = kept_of(table)
+    kinds = {name: versions.get(name, versions.get(name.partition("/")[0], IndicatorFile())) for name in names}
+    save(tmp_path, {comparer.target: (comparer, 0.9)}, learnt_from="the study", indicators=kinds)
+    contents, [back] = load(tmp_path)
+    assert all(each.versions for each in contents.indicators.values())
+    assert back.probability(better, worse) == 1 - back.probability(worse, better) > 0.8
+    assert max(back.distance(better), back.distance(worse)) < 3
