@@ -39,11 +39,14 @@ class Nodes:
         network: where its hosts are.
         cluster: of the head alone.
         server: of S3's interface; all nodes have its keys.
+        extensions: where torch compiles operators, on all nodes; None: where it does here.
     """
 
-    def __init__(self, home: Path, network: Hosts, cluster: RealCluster, server: Server) -> None:
+    def __init__(
+        self, home: Path, network: Hosts, cluster: RealCluster, server: Server, extensions: Path | None
+    ) -> None:
         self.home, self.network, self.cluster, self.server = home, network, cluster, server
-        self._extensions = shared_extensions()
+        self._extensions = {"TORCH_EXTENSIONS_DIR": str(extensions)} if extensions else shared_extensions()
 
     def add(self, *, num_cpus: int) -> tuple[Host, subprocess.Popen[bytes]]:
         """A node on a host of its own; its cache and Ray's files are its own, too."""
@@ -67,13 +70,13 @@ class Nodes:
 
 
 @contextlib.contextmanager
-def nodes(home: Path) -> Iterator[Nodes]:
-    """A cluster of a head, ended at the end."""
+def nodes(home: Path, *, extensions: Path | None = None) -> Iterator[Nodes]:
+    """A cluster of a head, ended at the end; see `Nodes`."""
     with hosts() as network:
         server = Server(network.ip)
         try:
             with real_cluster(home, ip=network.ip, num_cpus=0, env=server.env) as cluster:
-                yield Nodes(home, network, cluster, server)
+                yield Nodes(home, network, cluster, server, extensions)
         finally:
             server.stop()
 

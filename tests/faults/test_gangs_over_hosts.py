@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hosts import Host, can_have_hosts
+from hosts import Host, can_have_hosts, own_operator
 from processes import OTHER_RANK, RANK_0, gang_workers
 from tiny import LONGER
 
@@ -75,11 +75,14 @@ def ports_of(pid: int) -> set[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not can_have_hosts(), reason="only root may make hosts")
 def test_a_gang_over_two_hosts_loses_what_was_not_saved_at_most(sweep_file, tmp_path, undisturbed, monkeypatch):
-    """SIGSTOP of the second rank, kill -9 of it, its host cut off for a while; a store that is slow, and away for
-    seconds; and strangers at all doors."""
+    """A lock that a compiler of DeepSpeed's operator has left; SIGSTOP of the second rank, kill -9 of it, its host cut
+    off for a while; a store that is slow, and away for seconds; and strangers at all doors."""
     text = LONGER.replace("[1e-2, 3e-3]", "[1e-2]").replace("max_retries: 2", "max_retries: 3, max_silence_seconds: 10")
     told = tmp_path / "events.jsonl"
-    with nodes(tmp_path) as cluster:
+    lock = own_operator(tmp_path / "extensions") / "lock"
+    lock.touch()
+    os.utime(lock, (0, 0))
+    with nodes(tmp_path, extensions=tmp_path / "extensions") as cluster:
         cluster.server.delay_seconds = 0.02
         places = [cluster.add(num_cpus=1) for _ in range(2)]
         store = cluster.server.store("faults")
@@ -102,6 +105,7 @@ def test_a_gang_over_two_hosts_loses_what_was_not_saved_at_most(sweep_file, tmp_
 
         with Strangers(doors) as strangers:
             count = wait("progress", 0, kind="pretrain")
+            assert not lock.exists()
             stopped, _ = ranks(OTHER_RANK)[-1]
             os.kill(stopped, signal.SIGSTOP)
             count = wait("progress", wait("failed", count), kind="pretrain")  # Of the next gang.
