@@ -147,6 +147,11 @@ class Column:
         """`kind/metric`, or `kind/task/metric`: what a search and a table call it."""
         return column_name(self.kind, self.metric.name, self.task)
 
+    @property
+    def may_be_target(self) -> bool:
+        """Whether it says what a checkpoint is worth to who uses it: fine-tuned, or with few bits a weight."""
+        return self.kind in ("sft", "quantization") and self.metric.direction is not None
+
 
 @dataclass(frozen=True)
 class Mean:

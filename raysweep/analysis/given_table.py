@@ -106,10 +106,10 @@ def take(path: Path, roles: Roles) -> Given:
         rows = checkpoint_rows(table, roles, name=path.name)
         return Given(rows, columns_of_roles(roles), roles.target, roles.gaps, versions={})
     columns = _check_kept(table, columns, path.name)
-    there = [column.name for column in columns if column.kind == "sft" and column.metric.direction]
+    there = [column.name for column in columns if column.may_be_target]
     target = roles.target or default_target(table, columns)
     if target not in there:
-        raise DataError(f"{path}: --target: no column {target!r}{suggested(target, there, 'those of fine-tuning')}")
+        raise DataError(f"{path}: --target: no column {target!r}{suggested(target, there, 'targets')}")
     _check_gaps(roles, [column.name for column in columns if column.metric.direction], path.name)
     return Given(table, columns, target, roles.gaps, versions)
 

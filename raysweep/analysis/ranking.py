@@ -410,6 +410,8 @@ def of_task(target: str, task: str) -> str:
 
 
 def _target_tasks(target: str, tasks: Sequence[str], columns: Sequence[Column]) -> tuple[str, ...]:
+    if not target.startswith("sft/"):  # It is of the checkpoint as it is.
+        return ()
     column = next((column for column in columns if column.name == target and column.kind == "sft"), None)
     if column and column.tasks:
         return column.tasks

@@ -41,13 +41,9 @@ def results_of(args: argparse.Namespace) -> Results:
     results = Results.open(args.run, store=args.store, overrides=args.overrides)
     if not (target := getattr(args, "target", None)):
         return results
-    known = [
-        column.name
-        for column in results.columns
-        if column.kind == "sft" and column.metric.direction and column.name in results.checkpoints
-    ]
+    known = [column.name for column in results.columns if column.may_be_target and column.name in results.checkpoints]
     if target not in known:
-        raise DataError(f"--target: no column {target!r}{suggested(target, known, 'those of fine-tuning')}")
+        raise DataError(f"--target: no column {target!r}{suggested(target, known, 'targets')}")
     return results.by(target)
 
 

@@ -361,8 +361,10 @@ def test_the_likelihood_of_right_answers_is_a_target_that_picks_the_rate(case, s
     assert "--target: no column 'sft/mean_scor', did you mean 'sft/mean_score'" in capsys.readouterr().err
 
 
-def test_forgetting_is_a_column_beside_the_score_with_an_error_of_its_own(sweep_file, store):
-    text = TINY[: TINY.index("sweep:")] + TINY[TINY.index("sft:") :].replace("  lrs:", "  seeds: [0, 1]\n  lrs:")
+def test_second_targets_have_errors_of_their_own(sweep_file, store, capsys):
+    """Forgetting beside the score, and the loss that 4 bits a weight cost the checkpoint."""
+    text = TINY[: TINY.index("sweep:")] + "quantization: {bits: [4], num_sequences: 16}\n"
+    text += TINY[TINY.index("sft:") :].replace("  lrs:", "  seeds: [0, 1]\n  lrs:")
     plain = {stage.id for stage in load(sweep_file(text)).trial({}, 0).stages if stage.kind == "sft"}
     run = run_sweep(load(sweep_file(text + "  forgetting: true\n")), store, runner="inline")
     results = Results(run)
@@ -376,6 +378,14 @@ def test_forgetting_is_a_column_beside_the_score_with_an_error_of_its_own(sweep_
     assert list(ranking["sft/mean_forgetting"]) == sorted(results.checkpoints["sft/mean_forgetting"])
     assert list(ranking["rank"]) == [1, 2]
     assert "sft/mean_forgetting" in load(sweep_file(text + "  forgetting: true\n")).metric_names()
+    rise = "quantization/rise_4_bits"
+    by_rise = results.by(rise).ranking
+    assert list(by_rise.checkpoints[rise]) == sorted(results.checkpoints[rise])
+    assert (by_rise.sign, by_rise.target_tasks) == (-1.0, ())
+    assert rise not in {item.indicator for item in by_rise.associations}
+    assert rise in {item.indicator for item in results.ranking.associations}
+    assert main(["rank", str(run.folder), "--target", rise]) == 0
+    assert f"Checkpoints by {rise}" in capsys.readouterr().out
 
 
 def test_the_loss_of_spans_is_that_of_a_naive_loop_whatever_a_model_was_trained_by(case, tmp_path):
