@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from by_value import sent_by_value
 from processes import OTHER_RANK, RANK_0, gang_workers
 from tiny import LONGER, TINY, results_of
 
@@ -397,7 +398,6 @@ def test_workers_that_are_terminated_or_stopped_are_replaced(sweep_file, store, 
 def test_the_cause_of_a_lost_gang_is_kept_and_no_secret(sweep_file, store, monkeypatch, capsys):
     """Neither the environment's nor an error's: not in the run, nor in `raysweep logs`, nor in what Ray keeps of it."""
     import ray
-    from ray import cloudpickle
 
     from raysweep.runners import trainable
 
@@ -417,13 +417,12 @@ def test_the_cause_of_a_lost_gang_is_kept_and_no_secret(sweep_file, store, monke
             os.kill(max(gang_workers(os.getpid(), RANK_0)), signal.SIGKILL)
 
     monkeypatch.setattr(trainable, "run_chain", fails)
-    cloudpickle.register_pickle_by_value(trainable)
     resources = "resources: {max_retries: 0, max_concurrent: 1}\n"
     try:
-        run = run_sweep(load(sweep_file(TINY[: TINY.index("flatness:")] + resources)), store, show=show)
+        with sent_by_value(trainable):
+            run = run_sweep(load(sweep_file(TINY[: TINY.index("flatness:")] + resources)), store, show=show)
         session = Path(ray._private.worker._global_node.get_session_dir_path())
     finally:
-        cloudpickle.unregister_pickle_by_value(trainable)
         ray.shutdown()
     by_cause = {failure["cause"].split()[0]: failure for failure in run.failures()}
     assert by_cause.keys() == {"The", "401"}
@@ -444,18 +443,16 @@ def test_the_cause_of_a_lost_gang_is_kept_and_no_secret(sweep_file, store, monke
 def test_a_trial_outlives_a_gang_whose_memory_did_not_come_back(sweep_file, store, monkeypatch, caplog):
     """Every gang counts as grown after its first trial, and no failure may be forgiven: still no trial is lost."""
     import ray
-    from ray import cloudpickle
 
     from raysweep.runners import trainable
 
     ray.shutdown()
     monkeypatch.setattr(trainable, "MEMORY_SLACK", -(2**50))
     text = TINY[: TINY.index("flatness:")].replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2, 3e-3, 1e-3]}")
-    cloudpickle.register_pickle_by_value(trainable)  # So that the worker has the patched module, too.
     try:
-        run = run_sweep(load(sweep_file(text + "resources: {max_concurrent: 1, max_retries: 0}\n")), store)
+        with sent_by_value(trainable):
+            run = run_sweep(load(sweep_file(text + "resources: {max_concurrent: 1, max_retries: 0}\n")), store)
     finally:
-        cloudpickle.unregister_pickle_by_value(trainable)
         ray.shutdown()
     assert run.failures() == []
     assert len(run.trials()) == 3
