@@ -136,16 +136,20 @@ class Root:
         except OSError as error:
             raise self.unwritable(error) from error
 
-    def wait_until_back(self) -> bool:
-        """After an error as of a folder whose server is away: wait for it. False if it answers, or is away too long."""
+    def is_away(self) -> bool:
+        """Whether the folder's server is gone now; False of a URL."""
         if not self.is_local:
             return False
         try:
             self._write_anything()
-            return False
         except OSError as error:
-            if not is_away(error):
-                return False
+            return is_away(error)
+        return False
+
+    def wait_until_back(self) -> bool:
+        """After an error as of a folder whose server is away: wait for it. False if it answers, or is away too long."""
+        if not self.is_away():
+            return False
         try:
             self._ask("written", self._write_anything)
         except (OSError, UnreachableError):
@@ -159,7 +163,12 @@ class Root:
             file.flush()
 
     def _ask(self, what: str, call: Callable[[], T]) -> T:
-        """What a call gives of the folder, which is waited for while its server is away. Raises UnreachableError."""
+        """What a call gives of the folder, which is waited for while its server is away. Raises UnreachableError.
+
+        Of a URL it is this machine's cache, which tells nothing of whether the URL answers.
+        """
+        if self._remote:
+            return call()
 
         def problem(error: Exception) -> str:
             if not isinstance(error, OSError) or not is_away(error):

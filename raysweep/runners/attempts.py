@@ -210,6 +210,8 @@ def attempt(stage: Stage, store: Store, worker: Worker, report: Report = ignore)
         return record
     except Exception as error:
         failure = Failure.of(stage, error)
+        if store.is_away():  # What reads its files may say that they are not there, or no such.
+            failure = replace(failure, away=True, final=False, lost=None)
         if states and (ran_out := is_out_of_memory(error)):
             failure = _noted(failure, states, times)
         logger.warning("stage %s failed: %s", stage.id, failure.cause)

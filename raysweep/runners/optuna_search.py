@@ -25,7 +25,6 @@ from sqlalchemy.exc import DatabaseError
 
 from raysweep.plan import Trial
 from raysweep.runners.chain import last_metrics, recall
-from raysweep.runners.queue import Beginnings
 from raysweep.runners.room import Shape
 from raysweep.runners.searchers import UnderWay
 from raysweep.runs import Run
@@ -54,9 +53,9 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     within: Within | None = None
     """The bound that a chosen checkpoint keeps; the sampler prefers trials that do."""
 
-    def hold(self, trial_of: Callable[[Mapping[str, Any]], Trial], beginnings: Beginnings, num_trials: int) -> None:
-        """Say how a point becomes a trial, who is at work on what, and how many trials are still to be run."""
-        self._trial_of, self._beginnings, self._left = trial_of, beginnings, num_trials
+    def hold(self, trial_of: Callable[[Mapping[str, Any]], Trial], num_trials: int) -> None:
+        """Say how a point becomes a trial, and how many trials are still to be run."""
+        self._trial_of, self._left = trial_of, num_trials
         self._held: dict[str, Trial] = {}
 
     def use(self, under_way: UnderWay, shapes: Collection[Shape]) -> None:
@@ -87,7 +86,8 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         return dict(trial.point)
 
     def _first_ready(self, trials: Iterable[Trial], room: Collection[Shape]) -> Trial | None:
-        return self._beginnings.first_ready(trial for trial in trials if self._under_way.shape_of(trial) in room)
+        fit = (trial for trial in trials if self._under_way.shape_of(trial) in room)
+        return self._under_way.beginnings.first_ready(fit)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Nothing: goals belong to the last checkpoint, and Optuna's own pruners are not used."""
@@ -129,7 +129,7 @@ class _SamplerByNumber(optuna.samplers.TPESampler):  # type: ignore[misc]
         super().before_trial(study, trial)
 
 
-def study_search(space: SearchSpace, store: Store, folder: Path, beginnings: Beginnings) -> tuple[StudySearch, int]:
+def study_search(space: SearchSpace, store: Store, folder: Path) -> tuple[StudySearch, int]:
     """The searcher of a run, and how many trials are still to be run.
 
     A trial that was under way when the driver died goes on under its number and parameters.
@@ -170,7 +170,7 @@ def study_search(space: SearchSpace, store: Store, folder: Path, beginnings: Beg
     )
     searcher.within = search.choose.within if search.choose else None
     num_trials = max(0, (search.num_trials or 0) - ended)
-    searcher.hold(lambda point: space.trial(point, space.declared.seeds[0]), beginnings, num_trials)
+    searcher.hold(lambda point: space.trial(point, space.declared.seeds[0]), num_trials)
     return searcher, num_trials
 
 

@@ -219,7 +219,7 @@ def run_tune(space: SearchSpace, store: Store, run: Run, report: Report, *, tria
     if trials is None:
         from raysweep.runners.optuna_search import study_search
 
-        study, num_trials = study_search(space, store, run.folder, beginnings)
+        study, num_trials = study_search(space, store, run.folder)
     else:
         num_trials = len(trials)
     if num_trials == 0:

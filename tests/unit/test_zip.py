@@ -245,7 +245,7 @@ def test_a_zip_reaches_into_phases(sweep_file):
 def test_an_optuna_search_picks_among_settings(sweep_file, store, tmp_path):
     text = zipped(SIZE) + "search: {name: optuna, num_trials: 8, objectives: [{metric: heldout/ppl, mode: min}]}\n"
     space = load(sweep_file(text))
-    study, num_to_do = study_search(space, store, tmp_path, Beginnings([]))
+    study, num_to_do = study_search(space, store, tmp_path)
     study.use(under_way(roomy(), Beginnings([])), [ONE_CPU])
     points = []
     for number in range(num_to_do):

@@ -22,14 +22,14 @@ ADAPTIVE = TINY.replace("{grid: [1e-2, 3e-3]}", "{loguniform: [1e-4, 1e-1]}") + 
 @pytest.mark.parametrize("damage", [b"x" * 5000, b""])
 def test_a_damaged_study_is_named_and_made_again(sweep_file, store, tmp_path, caplog, damage):
     space = load(sweep_file(ADAPTIVE))
-    first, num_to_do = study_search(space, store, tmp_path, Beginnings([]))
+    first, num_to_do = study_search(space, store, tmp_path)
     first.use(under_way(roomy(), Beginnings([])), [ONE_CPU])
     asked = first.suggest("a")
     first.on_trial_complete("a", {"sft/mean_score": 0.5, "last": True})
     assert num_to_do == 4
-    assert study_search(space, store, tmp_path, Beginnings([]))[1] == 3
+    assert study_search(space, store, tmp_path)[1] == 3
     (tmp_path / "study.db").write_bytes(damage)
-    again, num_to_do = study_search(space, store, tmp_path, Beginnings([]))
+    again, num_to_do = study_search(space, store, tmp_path)
     assert num_to_do == 4
     again.use(under_way(roomy(), Beginnings([])), [ONE_CPU])
     assert again.suggest("a") == asked
@@ -55,7 +55,7 @@ search: {name: optuna, num_trials: 4, objectives: [{metric: heldout/ppl, mode: m
 def test_a_suggestion_waits_for_its_beginning(sweep_file, store, tmp_path):
     space = load(sweep_file(PHASED))
     beginnings = Beginnings([])
-    search, num_to_do = study_search(space, store, tmp_path, beginnings)
+    search, num_to_do = study_search(space, store, tmp_path)
     assert num_to_do == 4
     search.use(under_way(roomy(), beginnings), [ONE_CPU])
     first = search.suggest("a")
@@ -66,11 +66,11 @@ def test_a_suggestion_waits_for_its_beginning(sweep_file, store, tmp_path):
     assert len({str(point) for point in (first, *later)}) == 4
     for name in "axyz":
         search.on_trial_complete(name, {"heldout/ppl": 2.0, "last": True})
-    assert study_search(space, store, tmp_path, Beginnings([]))[1] == 0
+    assert study_search(space, store, tmp_path)[1] == 0
 
 
 def test_a_suggestion_is_asked_for_once_there_is_room(sweep_file, store, tmp_path):
-    search, _ = study_search(load(sweep_file(ADAPTIVE)), store, tmp_path, Beginnings([]))
+    search, _ = study_search(load(sweep_file(ADAPTIVE)), store, tmp_path)
     search.use(under_way(roomy(max_concurrent=1), Beginnings([])), [ONE_CPU])
     assert search.suggest("a")
     assert search.suggest("b") is None
@@ -86,7 +86,7 @@ BOUNDED = TINY.replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2, 3e-3, 1e-3]}") + (
 
 
 def test_optuna_is_told_how_far_a_trial_is_beyond_the_bound(sweep_file, store, tmp_path):
-    search, _ = study_search(load(sweep_file(BOUNDED)), store, tmp_path, Beginnings([]))
+    search, _ = study_search(load(sweep_file(BOUNDED)), store, tmp_path)
     search.use(under_way(roomy(), Beginnings([])), [ONE_CPU])
     for name, loss in (("a", 2.0), ("b", 2.1), ("c", 1.9), ("d", 1.91)):
         assert search.suggest(name)
@@ -111,7 +111,7 @@ def test_a_study_begins_with_what_other_runs_of_the_store_gave(sweep_file, store
     space = load(
         sweep_file(warm), ["sft=null", "indicators=null", "search.warm_start=true", "pretrain.checkpoints=[12]"]
     )
-    search, num_to_do = study_search(space, store, tmp_path, Beginnings([]))
+    search, num_to_do = study_search(space, store, tmp_path)
     assert num_to_do == 6
     trials = search._ot_study.trials
     assert [trial.params["pretrain.optimizer.lr"] for trial in trials] == [1e-2, 3e-3]
@@ -119,19 +119,20 @@ def test_a_study_begins_with_what_other_runs_of_the_store_gave(sweep_file, store
         assert trial.values[1] == pytest.approx(math.exp(trial.user_attrs["raysweep:bounded"]), rel=1e-6)
     assert min(trial.system_attrs["constraints"][0] for trial in trials) < 0
     # Opened again, it is not told twice; another recipe finds nothing.
-    assert len(study_search(space, store, tmp_path, Beginnings([]))[0]._ot_study.trials) == 2
+    assert len(study_search(space, store, tmp_path)[0]._ot_study.trials) == 2
     other = load(
         sweep_file(warm), ["sft=null", "indicators=null", "search.warm_start=true", "pretrain.batch_sequences=4"]
     )
     (tmp_path / "other").mkdir()
-    assert not study_search(other, store, tmp_path / "other", Beginnings([]))[0]._ot_study.trials
+    assert not study_search(other, store, tmp_path / "other")[0]._ot_study.trials
 
 
 def test_shares_are_handed_out_once_all_suggestions_are(sweep_file, store, tmp_path):
     """The study is told of its trials alone, and of each of them."""
     many = ADAPTIVE.replace("num_trials: 4", "num_trials: 1").replace("  lrs:", "  seeds: [0, 1, 2, 3, 4, 5]\n  lrs:")
     space = load(sweep_file(many))
-    search, _ = study_search(space, store, tmp_path, beginnings := Beginnings([]))
+    search, _ = study_search(space, store, tmp_path)
+    beginnings = Beginnings([])
     handed = under_way(roomy(), beginnings)
     search.use(handed, [ONE_CPU])
     searcher = ThenShares(search, handed)
