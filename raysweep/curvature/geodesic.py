@@ -31,7 +31,10 @@ View = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of one parameter, and the gain [..., 1] beside it of the norm that its inputs come through."""
+    """A part of one parameter, and the gain [..., 1] beside it of the norm that its inputs come through.
+
+    The gain is a copy: a ball is of the weights that it was made at, while the norm's own moves with all others.
+    """
 
     parameter: Tensor
     view: View
@@ -116,7 +119,7 @@ def factors_of(model: Any, parameters: Tensors) -> tuple[list[Factor], set[str]]
 
 
 def _llama(layer: Any, config: Any) -> Iterator[list[Piece]]:
-    attention, gain = layer.self_attn, layer.input_layernorm.weight.detach()
+    attention, gain = layer.self_attn, layer.input_layernorm.weight.detach().clone()
     groups, size = config.num_key_value_heads, attention.head_dim
     heads = config.num_attention_heads // groups
 
@@ -138,7 +141,7 @@ def _llama(layer: Any, config: Any) -> Iterator[list[Piece]]:
 
 def _gpt2(layer: Any, config: Any) -> Iterator[list[Piece]]:
     # Its matrices stand as [in, out], with queries, keys and values side by side.
-    attention, gain, heads = layer.attn, layer.ln_1.weight.detach(), config.n_head
+    attention, gain, heads = layer.attn, layer.ln_1.weight.detach().clone(), config.n_head
     for place in range(3):
 
         def part(columns: Tensor, place: int = place) -> Tensor:

@@ -178,3 +178,25 @@ def test_a_gain_of_zero_leaves_what_it_hides():
     with torch.no_grad():
         model.model.layers[0].input_layernorm.weight[:2] = 0
     assert math.isfinite(worst_sharpness(model, [batch_for(model)], rho=0.1, scale="geodesic", num_steps=2))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_ball_stays_where_it_was_made_when_weights_are_written_to(style):
+    model = model_of(style)
+    parameters = named_parameters(model)
+    factors, _ = factors_of(model, parameters)
+
+    def both():
+        there = {name: part.detach().clone() for name, part in start.items()}
+        back = copy.deepcopy(there)
+        for factor in factors:
+            factor.to_weights(there)
+            factor.to_coordinates(back)
+        return [*there.values(), *back.values()]
+
+    start = {name: part.detach().sin() for name, part in parameters.items()}
+    before = both()
+    with torch.no_grad():
+        for part in parameters.values():
+            part.mul_(1.5)
+    assert all(map(torch.equal, before, both()))

@@ -8,8 +8,11 @@ from tiny_models import batch_for, build, full_matrix
 
 from raysweep.curvature.language import mean_token_loss, prepare, token_logits
 from raysweep.curvature.linear import curvature_operator
+from raysweep.curvature.measure import measure_traces
 from raysweep.curvature.operators import gradients_of, hessian_vector_products, inner, named_parameters
 from raysweep.curvature.rescaling import rescale
+from raysweep.curvature.settings import ShapeSettings, TraceSettings
+from raysweep.curvature.shape import shape_tasks
 from raysweep.curvature.sharpness import adaptive_trace, average_sharpness, relative_flatness, worst_sharpness
 from raysweep.curvature.spectrum import top_eigenpairs
 from raysweep.flatter import SURVIVING
@@ -144,6 +147,33 @@ def test_which_measures_survive_a_random_rescaling(style):
     assert changed.isdisjoint(SURVIVING)
     if style != "bert":  # Of which only attention's factors are known.
         assert changed == before.keys() - set(SURVIVING)
+
+
+@pytest.mark.parametrize("style", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("products", ["exact", "gradient_differences"])
+def test_no_measure_depends_on_those_before_it_nor_leaves_a_trace_on_weights(style, products):
+    model = build(style, layers=1)
+    prepare(model, twice_differentiable=products == "exact")
+    texts = [batch_for(model, num=2, seed=seed) for seed in range(4)]
+    shape = ShapeSettings(num_steps=3, num_vectors=2, num_eigenvalues=1, geodesic_rho=0.1)
+    tasks = shape_tasks(model, texts, shape, seed=0, products=products)
+    for each in ("logit_differences", products):
+        settings = TraceSettings(products=each, rse=0.5, min_units=4, max_units=4)
+        tasks[f"traces by {each}"] = lambda settings=settings: measure_traces(model, texts, settings).metrics()
+    weights = {name: (part.data_ptr(), part.detach().clone()) for name, part in model.named_parameters()}
+
+    def values(names):
+        found = {}
+        for name in names:
+            found[name] = tasks[name]()
+            for of, part in model.named_parameters():
+                place, before = weights[of]
+                assert part.data_ptr() == place, (name, of)
+                assert torch.equal(part, before), (name, of)
+                assert part.grad is None, (name, of)
+        return found
+
+    assert values(reversed(tasks)) == values(tasks)
 
 
 def test_what_cannot_be_measured_is_named(model, batches):
