@@ -88,8 +88,9 @@ class Options:
     @staticmethod
     def beyond(declared: Resources, *, is_wide: bool) -> Options:
         """What takes less memory than is declared; a stage that one worker does has no others, and no ZeRO."""
+        growths = GROWTH if is_wide and not declared.shares_gpus else (1,)
         return Options(
-            workers=[declared.workers * growth for growth in (GROWTH if is_wide else (1,))],
+            workers=[declared.workers * growth for growth in growths],
             zero_stages=tuple(dict.fromkeys((declared.zero_stage, *((0, 1, 2, 3) if is_wide else ())))),
             recomputes=(True,) if declared.gradient_checkpointing else (False, True),
             fine_tunings=(declared.fine_tuning,),

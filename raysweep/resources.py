@@ -39,7 +39,8 @@ class AskedResources(Spec):
     cpus_per_worker: float = Field(default=1, gt=0)
     """May be a fraction."""
     gpus_per_worker: float = Field(default=0, ge=0)
-    """May be a fraction, so that several workers share a GPU. Never chosen: on GPUs other numbers are computed in."""
+    """May be a fraction, so that several gangs of one worker share a GPU: NCCL takes no two ranks of a gang on one.
+    Never chosen: on GPUs other numbers are computed in."""
     zero_stage: ZeroStage | Auto = 0
     """What ZeRO shards: 1 optimizer state, 2 gradients too, 3 weights too; auto: as little as fits."""
     gradient_checkpointing: bool | Auto = False
@@ -93,6 +94,20 @@ class AskedResources(Spec):
                 "set zero_stage to 2, or remove compile"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_rank_to_a_gpu(self) -> AskedResources:
+        if self.workers != "auto" and self.workers > 1 and self.shares_gpus:
+            raise ValueError(
+                f"workers {self.workers} with gpus_per_worker {self.gpus_per_worker:g}: NCCL takes no two ranks of a "
+                "gang on one GPU; set gpus_per_worker to 1, or workers to 1 so that several trials share a GPU"
+            )
+        return self
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether a GPU holds several workers: of gangs of one, then."""
+        return 0 < self.gpus_per_worker < 1
 
     @property
     def autos(self) -> tuple[str, ...]:

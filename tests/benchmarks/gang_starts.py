@@ -1,10 +1,11 @@
 """How long until all gangs are up: a cluster with room for 16, a stand-in that waits in place of a gang's imports.
 
-    python tests/benchmarks/gang_starts.py [--gangs 16] [--wait 5]
+    python tests/benchmarks/gang_starts.py [--gangs 16] [--wait 5] [--cpus 1]
 
-Through the runner's own queue and Tune, on two raylets of this machine, a fraction of a processor to each gang. Every
-gang is a process that has to be started and to import Ray: here all on the same few cores, so plain actors of the same
-base class are started beside them, all at once, without Tune and the queue.
+Through the runner's own queue and Tune, on two raylets of this machine with eight gangs' CPUs each. Every gang is a
+process that has to be started and to import Ray, and a raylet starts as many processes at a time as it has CPUs: where
+a machine has no core for each gang (`--cpus 0.125`, the default), they take turns, so plain actors of the same base
+class are started beside them (`--plain`), all at once, without Tune and the queue.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from raysweep.runs import Run
 from raysweep.space import load
 from raysweep.store import Store
 
-NUM_NODES, CPUS = 2, 0.125
+NUM_NODES, ROOM = 2, 16
 os.environ["RAY_AUTH_MODE"] = "disabled"  # Both raylets are on loopback.
 
 
@@ -53,7 +54,7 @@ class StandIn(tune.Trainable):
         return {"done": True, "last": True, "ended": True}
 
 
-def through_tune(num_gangs: int, wait: float) -> list[float]:
+def through_tune(num_gangs: int, wait: float, cpus: float) -> list[float]:
     """Seconds from the first question for a trial until each gang was up."""
     began: list[float] = []
     suggest = Points.suggest
@@ -68,12 +69,13 @@ def through_tune(num_gangs: int, wait: float) -> list[float]:
         os.environ |= {"UP": str(folder / "up"), "GANGS": str(num_gangs), "WAIT": str(wait)}
         (folder / "up").mkdir()
         values = ", ".join(f"{1e-3 + 1e-5 * index}" for index in range(num_gangs))
-        resources = f"resources: {{cpus_per_worker: {CPUS}, max_silence_seconds: 3600}}\n"
+        resources = f"resources: {{cpus_per_worker: {cpus:g}, max_silence_seconds: 3600}}\n"
         (folder / "sweep.yaml").write_text(TINY.replace("grid: [1e-2, 3e-3]", f"grid: [{values}]") + resources)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 16 * CPUS / NUM_NODES})
+        of_node = int(ROOM * cpus / NUM_NODES)  # A raylet takes no other number.
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": of_node})
         try:
             for _ in range(NUM_NODES - 1):
-                cluster.add_node(num_cpus=16 * CPUS / NUM_NODES)
+                cluster.add_node(num_cpus=of_node)
             cluster.wait_for_nodes()
             os.environ["RAY_ADDRESS"] = cluster.address
             space, store = load(folder / "sweep.yaml"), Store(folder / "store")
@@ -86,7 +88,7 @@ def through_tune(num_gangs: int, wait: float) -> list[float]:
             cluster.shutdown()
 
 
-def plain(num_actors: int, wait: float) -> float:
+def plain(num_actors: int, wait: float, cpus: float) -> float:
     """Seconds until as many actors of the same base class are up, started by Ray alone."""
 
     class Actor(tune.Trainable):
@@ -97,9 +99,9 @@ def plain(num_actors: int, wait: float) -> float:
             pass
 
     os.environ.pop("RAY_ADDRESS", None)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=int(ROOM * cpus), include_dashboard=False, log_to_driver=False)
     began = time.monotonic()
-    actors = [ray.remote(Actor).options(num_cpus=CPUS).remote() for _ in range(num_actors)]
+    actors = [ray.remote(Actor).options(num_cpus=cpus).remote() for _ in range(num_actors)]
     ray.get([actor.up.remote() for actor in actors])
     seconds = time.monotonic() - began
     ray.shutdown()
@@ -108,14 +110,15 @@ def plain(num_actors: int, wait: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gangs", type=int, default=16, help="to start; at most 16 fit")
+    parser.add_argument("--gangs", type=int, default=16, help=f"to start; at most {ROOM} fit")
     parser.add_argument("--wait", type=float, default=5.0, help="seconds, in place of imports")
+    parser.add_argument("--cpus", type=float, default=0.125, help="of a gang")
     parser.add_argument("--plain", action="store_true", help="actors without Tune, instead")
     given = parser.parse_args()
     if given.plain:
-        print(f"{given.gangs} plain actors up after {plain(given.gangs, given.wait):.1f} s")
+        print(f"{given.gangs} plain actors up after {plain(given.gangs, given.wait, given.cpus):.1f} s")
         return
-    ups = through_tune(given.gangs, given.wait)
+    ups = through_tune(given.gangs, given.wait, given.cpus)
     print(
         f"{len(ups)} gangs up: the first after {ups[0]:.1f} s, half after {ups[len(ups) // 2]:.1f}, all {ups[-1]:.1f}"
     )

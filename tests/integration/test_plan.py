@@ -145,9 +145,9 @@ def test_a_gang_beyond_this_machine_is_said(monkeypatch):
     (host,) = machine_warnings(two, 2**50)
     assert host.startswith("memory: 2 worker(s) take about 2097152.0 GiB beside their GPUs at once, and this machine")
     assert host.endswith(": lower resources.workers, or the model's size")
-    cpus, gpus = machine_warnings(Resources(workers=8, gpus_per_worker=0.5), 0)
+    cpus, gpus = machine_warnings(Resources(workers=8, gpus_per_worker=1), 0)
     assert cpus.startswith("resources: a gang of 8 worker(s) takes 8 CPUs, and this machine has 4")
-    assert "takes 4 GPUs, and this machine has 2" in gpus
+    assert "takes 8 GPUs, and this machine has 2" in gpus
     (memory,) = machine_warnings(Resources(), 2**50)
     assert memory.startswith("memory: 1 worker(s) take about 1048576.0 GiB at once")
     assert memory.endswith("lower sequence_length or batch_sequences, or set resources.micro_batch_sequences or "

@@ -261,6 +261,7 @@ def test_a_value_of_an_axis_may_have_a_gang_of_its_own(sweep_file):
         ("workers: 2", "workerz: 2", "workerz: no field 'workerz', did you mean 'workers'"),
         ("workers: 2", "max_retries: 2", "max_retries is the whole run's: set it in default"),
         ("workers: 2", "gpus_per_worker: 1", "gpus_per_worker 1 beside 0 in default"),
+        ("workers: 2", "workers: 2, gpus_per_worker: 0.5", "workers 2 with gpus_per_worker 0.5: N"),
         ("max_retries: 1", "max_retriez: 1", "resources.default.max_retriez"),
     ],
 )

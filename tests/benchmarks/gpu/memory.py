@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 from subjects import BF16, LENGTHS, ON_GPU, SUBJECTS, Subject, device_name, train_on
-from table import Numbers, Table, in_words, peak_gib, release_memory
+from table import Numbers, Table, in_words, peak_gib, release_memory, reserved_gib
 
 from raysweep.costs import Size
 from raysweep.memory import Step, training_bytes
@@ -83,9 +83,14 @@ def _peak(case: Case) -> tuple[str, Numbers]:
     release_memory()
     cuts = Worker(device=device_name(), gradient_checkpointing=case.recomputed)
     train_on(model, ids, num_steps=2, bf16=case.bf16, worker=cuts, objective=objective, labels=labels)
-    gib, planned = peak_gib(), _planned(case) / 2**30
+    gib, reserved, planned = peak_gib(), reserved_gib(), _planned(case) / 2**30
     off = f", {planned / gib - 1:+.0%}" if gib > 0 else ""  # On a CPU it is not counted.
-    return f"{in_words(gib)}; {planned:.2g} GiB planned{off}", {"gib": gib, "planned": planned}
+    held = f" ({in_words(reserved)} reserved)" if gib > 0 else ""
+    return f"{in_words(gib)}{held}; {planned:.2g} GiB planned{off}", {
+        "gib": gib,
+        "reserved": reserved,
+        "planned": planned,
+    }
 
 
 def _planned(case: Case) -> float:

@@ -80,6 +80,11 @@ def peak_gib() -> float:
     return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan")
 
 
+def reserved_gib() -> float:
+    """Memory that torch's allocator held at the most, its gaps between tensors included, in GiB; NaN on a CPU."""
+    return torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else float("nan")
+
+
 def in_words(gib: float) -> str:
     """Such as 31.4 GiB."""
     return f"{gib:.1f} GiB" if gib == gib else "not counted on a CPU"
