@@ -29,8 +29,8 @@ USABLE_OF_HOST = 0.95
 PROCESS_BYTES = 2**29
 # The same with a GPU: also what CUDA and NCCL keep of the host's. Assumed, as it differs by driver and by GPU.
 GPU_PROCESS_BYTES = 2**31
-# By how much measured peaks were above what was planned, at most: on CPUs 12 %; on a GPU 4.1 % by tensors and, of a model
-# of 1B, 7 % by what torch's allocator reserved for them, with its gaps (RESULTS.md).
+# By how much measured peaks were above what was planned, at most: on CPUs 12 %; on a GPU 4.1 % by tensors and, at 1B,
+# 7 % by what torch's allocator reserved for them, gaps included (RESULTS.md).
 MARGIN_OF_GPU, MARGIN_OF_CPU = 0.10, 0.12
 # By which a training takes least of a worker.
 _LEAST = Resources(
