@@ -83,6 +83,7 @@ def _trace(args: argparse.Namespace) -> int:
             min_units=min(TraceSettings().min_units, args.max_units),
             max_units=args.max_units,
             products=args.products,
+            head="closed_form" if args.products == "logit_differences" else "probed",
             parts=args.parts,
             seed=args.seed,
         ),

@@ -35,6 +35,21 @@ class Forms:
     gauss_newton: float
     residual: float
 
+    @property
+    def sum(self) -> float:
+        """v'Hv."""
+        return self.gauss_newton + self.residual
+
+    def __add__(self, other: Forms) -> Forms:
+        return Forms(self.gauss_newton + other.gauss_newton, self.residual + other.residual)
+
+
+def longest_step(movable: MovableParameters) -> float:
+    """That `step_for` would choose. Raises ValueError if all parameters are 0."""
+    if not (step := SHIFT_WEIGHTS * movable.rms):
+        raise ValueError("no step for differences: the chosen parameters are all 0; measure others as well")
+    return step
+
 
 @torch.no_grad()
 def logit_response(
@@ -48,9 +63,7 @@ def logit_response(
     Raises:
         ValueError: if all parameters are 0.
     """
-    movable.step = SHIFT_WEIGHTS * movable.rms
-    if not movable.step:
-        raise ValueError("no step for differences: the chosen parameters are all 0; measure others as well")
+    movable.step = longest_step(movable)
     here = predicting_logits(model, batch)[0] if here is None else here
     with movable.moves() as move:
         move(vector, 1)

@@ -26,6 +26,7 @@ from raysweep.curvature.cost import COST, Products, first_draws
 from raysweep.curvature.dealing import Deal, one_after_another
 from raysweep.curvature.differences import step_for
 from raysweep.curvature.groups import Groups, can_be_joined, cheapest_size
+from raysweep.curvature.head import OutputLayer
 from raysweep.curvature.language import Batch, predicting_logits
 from raysweep.curvature.operators import MovableParameters, named_parameters
 from raysweep.curvature.settings import TraceSettings
@@ -137,17 +138,21 @@ def measure_traces(
         raise ValueError("a batch is a mapping with input_ids, as a tokenizer gives it; see curvature.language")
     if len(batches) < 2:
         raise ValueError(f"an error bar needs at least two batches; there are {len(batches)}")
+    if settings.head == "closed_form" and movable is not None:
+        raise ValueError("head closed_form: a sharded model's output layer is in no worker whole; set it to probed")
     done: dict[Unit, Values] = {}
     products = settings.products
     may_grow = unit_batches is None and movable is None and _may_share(batches, settings)
     groups = Groups(batches, unit_batches or 1)
-    movable = movable or MovableParameters(named_parameters(model), math.nan)
+    output = OutputLayer.of(model, batches[0]) if settings.head == "closed_form" else None
+    movable = movable or MovableParameters(output.rest if output else named_parameters(model), math.nan)
     given: dict[str, Any] = {"seed": settings.seed, "movable": movable, "distribution": settings.distribution}
 
     @lru_cache(maxsize=NUM_REPEATED)
     @torch.no_grad()
     def at_weights(group: int, is_rest: bool) -> torch.Tensor:
-        return predicting_logits(model, groups.rest(group) if is_rest else groups.of(group))[0]
+        batch = groups.rest(group) if is_rest else groups.of(group)
+        return output.states(model, batch) if output else predicting_logits(model, batch)[0]
 
     def probe(unit: Unit, products: Products, *, check: bool, is_rest: bool = False) -> Values:
         batch = groups.rest(unit.batch) if is_rest else groups.of(unit.batch)
@@ -156,7 +161,7 @@ def measure_traces(
             here = at_weights(unit.batch, is_rest)
         else:
             at_weights.cache_clear()
-        return probe_unit(model, batch, unit, products=products, check=check, here=here, **given)
+        return probe_unit(model, batch, unit, products=products, check=check, here=here, output=output, **given)
 
     def run(unit: Unit) -> Values:
         if unit.kind == "rest":
@@ -165,13 +170,16 @@ def measure_traces(
         if unit.kind == "fisher":
             return fisher_unit(model, groups.of(unit.batch), unit, seed=settings.seed)
         if unit.kind == "response":
-            return response_unit(model, groups.of(unit.batch), unit, here=at_weights(unit.batch, False), **given)
+            here = at_weights(unit.batch, False)
+            return response_unit(model, groups.of(unit.batch), unit, here=here, output=output, **given)
         if unit.kind == "step":
             return probe(Unit("probe", unit.batch, 0), "logit_differences", check=True)
         check = products != "logit_differences" and unit.batch < NUM_CALIBRATION and unit.draw == 0
         return probe(unit, products, check=check)
 
-    found, cost_of_step = _find_step(movable, min(NUM_CALIBRATION, groups.num), settings.rse, run, deal)
+    (response,) = deal([Unit("response", 0, 0)], run)
+    output = output and output.given(response)
+    found, cost_of_step = _find_step(movable, response, min(NUM_CALIBRATION, groups.num), settings.rse, run, deal)
     known = dict(found) if products == "logit_differences" else {}  # They are probes, too.
     while units := next_units(done, groups.num, settings):
         missing = [unit for unit in units if unit not in known]
@@ -216,7 +224,12 @@ def _sum(left: Values, right: Values) -> Values:
 
 
 def _find_step(
-    movable: MovableParameters, num_batches: int, rse: float, run: Callable[[Unit], Values], deal: Deal
+    movable: MovableParameters,
+    response: Values,
+    num_batches: int,
+    rse: float,
+    run: Callable[[Unit], Values],
+    deal: Deal,
 ) -> tuple[dict[Unit, Values], float]:
     """Set the step of differences to one whose error is known to be small, or else to the best that rounding allows.
 
@@ -226,8 +239,7 @@ def _find_step(
     Returns:
         The probe units that were computed on the way, with the step that was chosen; the cost of all, in gradients.
     """
-    (moved,) = deal([Unit("response", 0, 0)], run)
-    movable.step = step_for(moved["gauss_newton"] / moved["num_tokens"], movable.rms)
+    movable.step = step_for(response["gauss_newton"] / response["num_tokens"], movable.rms)
     tries: list[_Try] = []
 
     def attempt() -> _Try:

@@ -95,6 +95,15 @@ class Probe(Mapping[str, torch.Tensor]):
             _SIGNS_OF_BYTE.take(part, axis=0, out=signs[: len(part)], mode="clip")
             yield torch.from_numpy(signs).view(-1)[:num].to(like.dtype)
 
+    def rows(self, name: str, numbers: torch.Tensor) -> torch.Tensor:
+        """Some rows [n, width] of a part that is a matrix; of signs, no others are made."""
+        like = self._like[name]
+        if self._distribution != "rademacher" or like.shape[1] % 8:
+            return self[name][numbers]
+        packed = _packed_signs(np.random.Philox(key=self._stream(name)), like.numel())
+        chosen = packed[: like.numel() // 8].reshape(len(like), -1)[numbers.cpu().numpy()]
+        return _signs(chosen.reshape(-1), like).view(len(numbers), -1)
+
     def _stream(self, name: str) -> int:
         return key(self._seed, self._probe, name)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raysweep.curvature.cost import Products
 from raysweep.spec import Neutral, Spec
@@ -39,10 +39,20 @@ class TraceSettings(Spec):
     """How v'Hv is made, at 1, 2 or 3 gradients; the first tells no Hessian traces of parts."""
     distribution: Distribution = "rademacher"
     """Of the probe vectors' entries."""
+    head: Annotated[Literal["probed", "closed_form"], Neutral("probed")] = "probed"
+    """closed_form: the output layer's own block is exact and probes are of the rest, where logits are those of a linear
+    layer; with logit_differences alone, and the model is held whole by each worker. As sure with fewer probes, a fifth
+    where a model knows little more than how frequent tokens are; see `curvature.head`."""
     parts: Annotated[bool, Neutral(False)] = False
     """Also the traces of single parameters: the Fisher matrix's, and where `products` tell them the Hessian's."""
     seed: int = Field(default=0, ge=0)
     """Of probe vectors, label draws and the order of the text."""
+
+    @model_validator(mode="after")
+    def _head_is_beside_differences(self) -> TraceSettings:
+        if self.head == "closed_form" and self.products != "logit_differences":
+            raise ValueError(f"head: closed_form goes with products: logit_differences, not {self.products}")
+        return self
 
 
 class ShapeSettings(Spec):

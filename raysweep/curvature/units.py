@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from raysweep.curvature.cost import Products
 from raysweep.curvature.differences import Forms, logit_response, quadratic_forms
 from raysweep.curvature.ghost import GhostNorms
+from raysweep.curvature.head import OutputLayer, forms_beside, response_beside
 from raysweep.curvature.language import IGNORED, Batch, slope, targets, token_logits
 from raysweep.curvature.operators import (
     MovableParameters,
     inner,
     named_parameters,
 )
-from raysweep.curvature.probes import Tensors, key
+from raysweep.curvature.probes import Probe, Tensors, key
 from raysweep.curvature.settings import Distribution
 from raysweep.curvature.tangents import reverse_over_forward_product
 
@@ -68,6 +69,7 @@ def probe_unit(
     distribution: Distribution = "rademacher",
     check: bool = False,
     here: Tensor | None = None,
+    output: OutputLayer | None = None,
 ) -> Values:
     """Hutchinson's quadratic forms (1990) with one probe vector v: `gauss_newton` v'Gv and `residual` v'(H - G)v.
 
@@ -82,6 +84,8 @@ def probe_unit(
         check: for differences, add `gauss_newton_2h` and `residual_2h`, made with twice the step; for exact products,
             compare them with differences.
         here: for differences of logits, those at the weights, where they are known; see `differences.quadratic_forms`.
+        output: for differences of logits, what is taken in closed form; `movable` then holds the rest, `here` its
+            states. See `head.forms_beside`.
 
     Raises:
         ValueError: if the loss or a product is not finite, or an exact one is far from differences; names the batch.
@@ -91,10 +95,16 @@ def probe_unit(
     >>> sorted(values)
     ['gauss_newton', 'num_tokens', 'residual']
     """
-    probe = movable.probe(seed=seed, probe=key(unit.batch, unit.draw), distribution=distribution)
+    number = key(unit.batch, unit.draw)
+    probe = movable.probe(seed=seed, probe=number, distribution=distribution)
     values = {"num_tokens": float((targets(model, batch) != IGNORED).sum())}
     if products == "logit_differences":
-        fine, coarse = quadratic_forms(model, batch, probe, movable, check=check, here=here)
+        if output is None:
+            fine, coarse = quadratic_forms(model, batch, probe, movable, check=check, here=here)
+        else:
+            signs = Probe(output.probed, seed=seed, probe=number, distribution=distribution)
+            chosen = output.is_chosen(unit.batch, seed=seed)
+            fine, coarse = forms_beside(output, model, batch, signs, movable, is_chosen=chosen, check=check, here=here)
         values |= {"gauss_newton": fine.gauss_newton, "residual": fine.residual}
         if coarse:
             values |= {"gauss_newton_2h": coarse.gauss_newton, "residual_2h": coarse.residual}
@@ -133,10 +143,18 @@ def response_unit(
     movable: MovableParameters,
     distribution: Distribution,
     here: Tensor | None = None,
+    output: OutputLayer | None = None,
 ) -> Values:
-    """`gauss_newton`, roughly, with the vector of the batch's first probe; see `differences.logit_response`."""
-    vector = movable.probe(seed=seed, probe=key(unit.batch, 0), distribution=distribution)
+    """`gauss_newton`, roughly, with the vector of the batch's first probe; see `differences.logit_response`.
+
+    With `output` as `head.response_beside`.
+    """
+    number = key(unit.batch, 0)
     num = float((targets(model, batch) != IGNORED).sum())
+    if output is not None:
+        signs = Probe(output.probed, seed=seed, probe=number, distribution=distribution)
+        return _finite({"num_tokens": num} | response_beside(output, model, batch, signs, movable, here=here), unit)
+    vector = movable.probe(seed=seed, probe=number, distribution=distribution)
     moved = logit_response(model, batch, vector, movable, here=here)
     return _finite({"num_tokens": num, "gauss_newton": moved}, unit)
 

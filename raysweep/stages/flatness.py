@@ -180,6 +180,11 @@ class Flatness(TraceSettings, StageSpec):
         return self.loss.input_length(self.sequence_length)
 
     @property
+    def _needs_whole(self) -> bool:
+        """Whether the traces themselves take a model that is not sharded."""
+        return self.products == "exact" or self.head == "closed_form"
+
+    @property
     def expected_rse(self) -> float:
         """Of the Hessian's trace, within the budget of units."""
         return self.predict()[1]
@@ -193,7 +198,7 @@ class Flatness(TraceSettings, StageSpec):
 
         Under ZeRO-3 weights and vectors are sharded, but not where samples or shape are measured too.
         """
-        is_whole = self.products == "exact" or self.own_samples or self.shape or self.parts or self.rescaled
+        is_whole = self._needs_whole or self.own_samples or self.shape or self.parts or self.rescaled
         shards = resources.workers if resources.zero_stage == 3 and not is_whole else 1
         return product_bytes(
             size,
@@ -246,7 +251,7 @@ class Flatness(TraceSettings, StageSpec):
 
         text = self._text(Tokens(inputs["tokens"]), inputs["checkpoint"], worker.device)
         # Exact products differentiate twice and in forward mode: for these each rank holds the model whole.
-        is_sharded = worker.zero_stage == 3 and worker.world_size > 1 and self.products != "exact"
+        is_sharded = worker.zero_stage == 3 and worker.world_size > 1 and not self._needs_whole
         if is_sharded:
             measured = self._measure_sharded(inputs["checkpoint"], text, worker)
         if not is_sharded or self.own_samples or self.shape or self.parts or self.rescaled:

@@ -1,0 +1,293 @@
+"""The output layer's own block of the Hessian in closed form, so that probes are of all the rest alone.
+
+Logits are z = U h + b of the last states h, so that  Tr H  is the sum of three:
+
+- Tr of the block of U and b: sum over tokens of (|h|^2 + 1)(1 - |p|^2), exactly (1 for b); z is linear in them.
+- Tr of the block of all other weights: E v'Hv, where v moves h alone. With h' and h'' along v, v'Gv = Var_p(U h') and
+  v'(H - G)v = <U'(p - e_y), h''>.
+- where U is the input's embedding, too, twice the trace of the block between its two uses: E of
+  Cov_p(U h', V h) + <p - e_y, V h'>, V having v's signs of the tokens that are there.
+
+A probe of all weights has the terms between U and the rest as well. Their mean is 0, but with a model that has learnt
+little more than how frequent tokens are they are nearly all of its variance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from raysweep.curvature.differences import Forms, longest_step
+from raysweep.curvature.language import IGNORED, Batch, is_causal, predicting_logits, slope, targets
+from raysweep.curvature.operators import MovableParameters, named_parameters
+from raysweep.curvature.probes import Probe, Tensors, key
+from raysweep.objectives.inputs import model_inputs
+
+logger = logging.getLogger(__name__)
+
+Tensor = torch.Tensor
+
+# Where the block between the two uses of a tied matrix takes a forward pass of its own, it is next to nothing: one
+# batch of so many speaks for all of them.
+EVERY = 4
+MUCH_LESS = 0.03
+# By how much logits made of the states may differ from the model's own, relative to the largest: rounding.
+AGREES = 1e-4
+
+
+@dataclass(frozen=True)
+class OutputLayer:
+    """A model's output layer, and the measured parameters beside it; see `of`."""
+
+    layer: torch.nn.Linear
+    rest: Tensors
+    """Those that are moved: not the layer's own, nor its matrix where that is the input's embedding, too."""
+    embedding: torch.nn.Embedding | None
+    """The input's, if it has the layer's matrix, and that is measured."""
+    name: str
+    """Of that matrix."""
+    uses: Literal["apart", "along"] = "along"
+    """How the block between that matrix's two uses is measured: `apart` takes a pass of its own, on one batch of
+    `EVERY`; `along` none, but the signs of all other weights are in it. See `given`."""
+
+    @staticmethod
+    @torch.no_grad()
+    def of(model: Any, batch: Batch) -> OutputLayer | None:
+        """None for a model whose logits are not a linear layer's, or that uses its matrix in other ways.
+
+        Args:
+            model: see `language.prepare`.
+            batch: on which that is tried.
+        """
+        layer, measured = model.get_output_embeddings(), named_parameters(model)
+        if type(layer) is not torch.nn.Linear:
+            return None
+        names = {id(parameter): name for name, parameter in measured.items()}
+        rest = {name: part for name, part in measured.items() if all(part is not own for own in layer.parameters())}
+        users = [
+            module for module in model.modules() if any(part is layer.weight for part in module._parameters.values())
+        ]
+        lookup = model.get_input_embeddings()
+        if not rest or any(user not in (layer, lookup) for user in users):
+            return None
+        name = names.get(id(layer.weight), "")
+        found = OutputLayer(layer, rest, lookup if name and lookup in users else None, name)
+        if not found._makes_the_logits_of(model, batch):
+            logger.info("%s's logits are not its output layer's alone: all weights are probed", type(model).__name__)
+            return None
+        return found
+
+    @property
+    def probed(self) -> Tensors:
+        """The parameters that a probe vector has entries of."""
+        return self.rest if self.embedding is None else self.rest | {self.name: self.layer.weight.detach()}
+
+    def states(self, model: Any, batch: Batch) -> Tensor:
+        """What the layer reads at the m positions that predict a token [m, width]; of size 0 if it reads others."""
+        rows, columns = (targets(model, batch) != IGNORED).nonzero(as_tuple=True)
+        read: list[Tensor] = []
+
+        def pick(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            if inputs[0].shape[:-1] == batch["input_ids"].shape:
+                read.append(inputs[0][rows, columns])
+            # What is needed of its product is made elsewhere.
+            return (inputs[0][:1, :1], *inputs[1:])
+
+        handle = self.layer.register_forward_pre_hook(pick)
+        try:
+            model(**model_inputs(model, batch), **({"use_cache": False} if is_causal(model) else {}))
+        finally:
+            handle.remove()
+        return read[0] if len(read) == 1 else torch.empty(0)
+
+    @contextlib.contextmanager
+    def embedding_moved(self, by: Tensor | None, shift: float) -> Iterator[None]:
+        """While in it, the input's embeddings are theirs + shift * `by` [n, L, width]; nothing is moved by None."""
+        if self.embedding is None or by is None:
+            yield
+            return
+        handle = self.embedding.register_forward_hook(lambda module, inputs, output: output.add(by, alpha=shift))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def given(self, response: Mapping[str, float]) -> OutputLayer:
+        """With the block between the two uses measured as is cheaper, told by `response_beside` on a first batch.
+
+        `along` makes it as noisy as a probe of all weights is there, `apart` takes 8 % longer. In a model that has
+        learnt from context both add about as much; where the input matters little, `along` is most of the variance.
+        """
+        is_small = self.embedding is not None and abs(response["apart"]) < MUCH_LESS * abs(response["along"])
+        return replace(self, uses="apart" if is_small else "along")
+
+    def is_chosen(self, batch: int, *, seed: int) -> bool:
+        """Whether that block is measured on a batch in a pass of its own: on one of `EVERY`, drawn at random."""
+        part, place = divmod(batch, EVERY)
+        return self.uses == "apart" and key(seed, "between", part) % EVERY == place
+
+    def _makes_the_logits_of(self, model: Any, batch: Batch) -> bool:
+        looked_up: list[bool] = []
+
+        def look(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            looked_up.append(inputs[0].shape == batch["input_ids"].shape and output.equal(module.weight[inputs[0]]))
+
+        handle = self.embedding.register_forward_hook(look) if self.embedding is not None else None
+        try:
+            states = self.states(model, batch)
+        finally:
+            if handle is not None:
+                handle.remove()
+        if not len(states) or (handle is not None and looked_up != [True]):
+            return False
+        theirs = predicting_logits(model, batch)[0]
+        ours = F.linear(states, self.layer.weight, self.layer.bias)
+        return bool((ours - theirs).abs().max() <= AGREES * theirs.abs().max())
+
+
+@torch.no_grad()
+def response_beside(
+    output: OutputLayer,
+    model: Any,
+    batch: Batch,
+    vector: Probe,
+    movable: MovableParameters,
+    *,
+    here: Tensor | None = None,
+) -> dict[str, float]:
+    """`gauss_newton` v'Gv of the rest, about, as `differences.logit_response`; and what `OutputLayer.given` goes by.
+
+    Those are `along` and `apart`: the block between a tied matrix's two uses by a probe's own passes, and by one where
+    the input's embeddings alone are moved.
+    """
+    movable.step = longest_step(movable)
+    at = _At.of(output, model, batch, vector, here)
+    with movable.moves() as move:
+        move(vector, 1)
+        changes = at.changes(movable.step)
+    values = {"gauss_newton": at.variance(changes) / movable.step**2}
+    if output.embedding is not None:
+        apart = at.changes(movable.step)
+        values |= {name: at.between(each, movable.step).sum for name, each in (("along", changes), ("apart", apart))}
+    return values
+
+
+@torch.no_grad()
+def forms_beside(
+    output: OutputLayer,
+    model: Any,
+    batch: Batch,
+    vector: Probe,
+    movable: MovableParameters,
+    *,
+    is_chosen: bool,
+    check: bool = False,
+    here: Tensor | None = None,
+) -> tuple[Forms, Forms | None]:
+    """Both forms, their mean the traces of the whole matrices, with the output layer's part in closed form.
+
+    Args:
+        output: the model's.
+        model, batch, check: see `differences.quadratic_forms`.
+        vector: of `output.probed`.
+        movable: of `output.rest`, and the step.
+        is_chosen: see `OutputLayer.is_chosen`.
+        here: `output.states` at the weights, where an earlier probe of the batch has made them already.
+
+    Returns:
+        The forms with the step, and with twice the step if `check`.
+    """
+    at = _At.of(output, model, batch, vector, here)
+
+    def forms(times: int) -> Forms:
+        step = times * movable.step
+        with movable.sides(vector, times) as (go_ahead, go_behind):
+            go_ahead()
+            ahead = at.changes(step)
+            go_behind()
+            behind = at.changes(-step)
+        residual = _total(at.pulled * (ahead + behind)) / step**2
+        both = ahead.sub_(behind)
+        found = Forms(at.own + at.variance(both) / (2 * step) ** 2, residual)
+        return found + at.between(both, 2 * step) if at.of_text is not None and output.uses == "along" else found
+
+    found = forms(1), forms(2) if check else None
+    if not is_chosen:
+        return found
+    # A step to one side will do: what it is wrong by is odd in the signs, so that its mean is 0.
+    apart = at.between(at.changes(movable.step), movable.step / EVERY)
+    return found[0] + apart, found[1] and found[1] + apart
+
+
+@dataclass(frozen=True)
+class _At:
+    """A batch at the weights, and along a vector."""
+
+    output: OutputLayer
+    model: Any
+    batch: Batch
+    vector: Probe
+    here: Tensor
+    """States [m, width]."""
+    p: Tensor
+    slope: Tensor
+    """Of the loss by the logits: p less the one-hot label [m, vocabulary]."""
+    of_text: Tensor | None
+    """The vector's entries at the input's embeddings [n, L, width], of a matrix that is the output layer's, too."""
+
+    @staticmethod
+    def of(output: OutputLayer, model: Any, batch: Batch, vector: Probe, here: Tensor | None) -> _At:
+        here = output.states(model, batch) if here is None else here
+        labels, ids = targets(model, batch), batch["input_ids"]
+        p = F.linear(here, output.layer.weight, output.layer.bias).softmax(dim=-1)
+        of_text = None
+        if output.embedding is not None:
+            of_text = vector.rows(output.name, ids.flatten()).view(*ids.shape, -1)
+        return _At(output, model, batch, vector, here, p, slope(p, labels[labels != IGNORED]), of_text)
+
+    @property
+    def own(self) -> float:
+        """Trace of the block of the layer's measured parameters, summed over tokens; all of it is Gauss-Newton."""
+        weight, bias = self.output.layer.weight, self.output.layer.bias
+        sizes = weight.requires_grad * torch.linalg.vecdot(self.here, self.here)
+        sizes = sizes + (bias is not None and bias.requires_grad)
+        return _total(sizes * (1 - torch.linalg.vecdot(self.p, self.p)))
+
+    @property
+    def pulled(self) -> Tensor:
+        """Slope of the loss by the states."""
+        return self.slope @ self.output.layer.weight
+
+    def changes(self, shift: float) -> Tensor:
+        """Of the states, with the input's embeddings so far along the vector and other weights where they are."""
+        with self.output.embedding_moved(self.of_text, shift):
+            return self.output.states(self.model, self.batch).sub_(self.here)
+
+    def variance(self, changes: Tensor) -> float:
+        """Var_p of the changes of logits that follow from those of states, summed over tokens."""
+        return _total(torch.linalg.vecdot(self.p, self._centred(changes).square_()))
+
+    def between(self, changes: Tensor, step: float) -> Forms:
+        """Twice the form between the matrix at the input, by which states so change, and at the output."""
+        ids = self.batch["input_ids"]
+        # Other rows than those of the text's tokens do nothing at the input.
+        tokens = torch.from_numpy(np.unique(ids.cpu().numpy())).to(ids.device)
+        signs = self.vector.rows(self.output.name, tokens)
+        centred = self._centred(changes)
+        gauss_newton = _total(self.p[:, tokens] * centred[:, tokens] * (self.here @ signs.T))
+        return Forms(2 * gauss_newton / step, 2 * _total(self.slope[:, tokens] * (changes @ signs.T)) / step)
+
+    def _centred(self, changes: Tensor) -> Tensor:
+        logits = changes @ self.output.layer.weight.T
+        return logits.sub_(torch.linalg.vecdot(self.p, logits)[:, None])
+
+
+def _total(parts: Tensor) -> float:
+    return float(parts.sum(dtype=torch.float64))
