@@ -212,10 +212,11 @@ def test_a_machine_without_metadata_keeps_its_ray_and_its_exit_code(spot):
 
 @pytest.fixture
 def slurm(tmp_path) -> Stubs:
-    """Of two nodes. `raysweep run` works for $WORK seconds and ends with $CODE; cancelled, it saves and gives 143."""
+    """Of two nodes. `raysweep run` works for $WORK seconds and ends with $CODE; cancelled, it saves and gives 143. The
+    other node's part of a step goes on for $LINGER seconds after it, as its raylet waits for the head."""
     stubs = Stubs(tmp_path)
     stubs.env |= {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_CPUS_ON_NODE": "8", "WORK": "0"}
-    stubs.env |= {"SLURM_GPUS_ON_NODE": "4", "CODE": "0", "OVERSUBSCRIBE": "NO"}
+    stubs.env |= {"SLURM_GPUS_ON_NODE": "4", "CODE": "0", "OVERSUBSCRIBE": "NO", "LINGER": "0"}
     stubs.add("scontrol", 'case "$*" in *hostnames*) printf "node-a\\nnode-b\\n" ;; "show job"*) '
               'echo "   OverSubscribe=$OVERSUBSCRIBE Contiguous=0" ;; esac')  # fmt: skip
     # The first node's part of a step runs here: of symmetric-run, what stands after its `--`.
@@ -223,13 +224,20 @@ def slurm(tmp_path) -> Stubs:
         "srun",
         """while [[ $1 == -* ]]; do shift; done
 while [[ " $* " == *" -- "* ]]; do shift; done
-"$@" """,
+"$@"
+code=$?
+sleep "$LINGER"
+exit $code """,
     )
     stubs.add("ray", 'if [ "$1" = start ]; then exec sleep 30; fi')
     stubs.add(
         "raysweep",
-        """if [ "$1" = cancel ]; then kill -TERM "$(cat "$HOME/pid")"; exit; fi
-trap 'echo saved >>"$LOG"; exit 143' TERM
+        """if [ "$1" = cancel ]; then
+  kill -TERM "$(cat "$HOME/pid")"
+  while [ ! -e "$HOME/saved" ]; do sleep 0.1; done
+  exit
+fi
+trap 'echo saved >>"$LOG"; touch "$HOME/saved"; exit 143' TERM
 echo $$ >"$HOME/pid"
 sleep "$WORK" &
 wait $!
@@ -256,7 +264,7 @@ def test_slurm_on_nodes_of_its_own_is_one_command(slurm):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_slurm_saves_on_the_signal_and_goes_back_into_the_queue(slurm, shared):
-    job = sbatch(slurm, WORK="30", OVERSUBSCRIBE="OK" if shared else "NO")
+    job = sbatch(slurm, WORK="30", LINGER="90", OVERSUBSCRIBE="OK" if shared else "NO")
     wait_for((slurm.folder / "home" / "pid").exists)
     time.sleep(0.2)
     job.send_signal(signal.SIGTERM)
