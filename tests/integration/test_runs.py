@@ -395,8 +395,9 @@ def test_workers_that_are_terminated_or_stopped_are_replaced(sweep_file, store, 
 
 
 @pytest.mark.slow
-def test_the_cause_of_a_lost_gang_is_kept_and_no_secret(sweep_file, store, monkeypatch, capsys):
-    """Neither the environment's nor an error's: not in the run, nor in `raysweep logs`, nor in what Ray keeps of it."""
+def test_the_cause_of_a_lost_gang_is_kept_and_no_secret(sweep_file, store, tmp_path, monkeypatch, capsys, caplog):
+    """Neither the environment's nor an error's: not in the run, nor in `raysweep logs`, nor in what Ray keeps of it.
+    And the first one ends a run that is to fail fast."""
     import ray
 
     from raysweep.runners import trainable
@@ -420,10 +421,14 @@ def test_the_cause_of_a_lost_gang_is_kept_and_no_secret(sweep_file, store, monke
     resources = "resources: {max_retries: 0, max_concurrent: 1}\n"
     try:
         with sent_by_value(trainable):
-            run = run_sweep(load(sweep_file(TINY[: TINY.index("flatness:")] + resources)), store, show=show)
+            space = load(sweep_file(TINY[: TINY.index("flatness:")] + resources))
+            run = run_sweep(space, store, show=show)
+            fast = run_sweep(space, Store(tmp_path / "fast"), show=show, fail_fast=True)
         session = Path(ray._private.worker._global_node.get_session_dir_path())
     finally:
         ray.shutdown()
+    assert len(fast.failures()) == 1
+    assert "ended at the first failure, as asked" in caplog.text
     by_cause = {failure["cause"].split()[0]: failure for failure in run.failures()}
     assert by_cause.keys() == {"The", "401"}
     assert all(failure["stage"].startswith("gang-") for failure in by_cause.values())
