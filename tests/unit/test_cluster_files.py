@@ -213,10 +213,11 @@ def test_a_machine_without_metadata_keeps_its_ray_and_its_exit_code(spot):
 @pytest.fixture
 def slurm(tmp_path) -> Stubs:
     """Of two nodes. `raysweep run` works for $WORK seconds and ends with $CODE; cancelled, it saves and gives 143. The
-    other node's part of a step goes on for $LINGER seconds after it, as its raylet waits for the head."""
+    other node's part of a step goes on for $LINGER seconds after it, as its raylet waits for the head; without $UP Ray
+    does not come up, and steps end with 0."""
     stubs = Stubs(tmp_path)
     stubs.env |= {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_CPUS_ON_NODE": "8", "WORK": "0"}
-    stubs.env |= {"SLURM_GPUS_ON_NODE": "4", "CODE": "0", "OVERSUBSCRIBE": "NO", "LINGER": "0"}
+    stubs.env |= {"SLURM_GPUS_ON_NODE": "4", "CODE": "0", "OVERSUBSCRIBE": "NO", "LINGER": "0", "UP": "yes"}
     stubs.add("scontrol", 'case "$*" in *hostnames*) printf "node-a\\nnode-b\\n" ;; "show job"*) '
               'echo "   OverSubscribe=$OVERSUBSCRIBE Contiguous=0" ;; esac')  # fmt: skip
     # The first node's part of a step runs here: of symmetric-run, what stands after its `--`.
@@ -224,6 +225,7 @@ def slurm(tmp_path) -> Stubs:
         "srun",
         """while [[ $1 == -* ]]; do shift; done
 while [[ " $* " == *" -- "* ]]; do shift; done
+[ -n "$UP" ] || exit 0
 "$@"
 code=$?
 sleep "$LINGER"
@@ -256,10 +258,17 @@ def test_slurm_on_nodes_of_its_own_is_one_command(slurm):
     assert job.wait(timeout=30) == 1, job.stderr and job.stderr.read()
     (call,) = slurm.calls("srun")
     assert "--nodes=2 --ntasks-per-node=1" in call
-    assert "ray symmetric-run --address node-a:20042 --min-nodes 2 --num-cpus 8 --num-gpus 4 -- raysweep run" in call
+    assert "ray symmetric-run --address node-a:20042 --min-nodes 2 --num-cpus 8 --num-gpus 4 -- " in call
     assert slurm.calls("raysweep") == ["raysweep run s.yaml --store /shared --run r --address auto"]
     assert slurm.calls("ray") == ["ray get-auth-token --generate"]
     assert not [call for call in slurm.calls("scontrol") if "requeue" in call]
+
+
+def test_slurm_says_where_ray_has_not_come_up(slurm):
+    job = sbatch(slurm, UP="")
+    assert job.wait(timeout=30) == 1
+    assert "Ray has not come up on node-a: the sweep was not begun" in job.stderr.read()
+    assert not slurm.calls("raysweep")
 
 
 @pytest.mark.parametrize("shared", [False, True])
