@@ -228,7 +228,7 @@ while [[ " $* " == *" -- "* ]]; do shift; done
 [ -n "$UP" ] || exit 0
 "$@"
 code=$?
-sleep "$LINGER"
+if [[ "$*" == *raysweep* ]]; then sleep "$LINGER"; fi
 exit $code """,
     )
     stubs.add("ray", 'if [ "$1" = start ]; then exec sleep 30; fi')
@@ -256,11 +256,12 @@ def sbatch(stubs: Stubs, **env: str) -> subprocess.Popen[str]:
 def test_slurm_on_nodes_of_its_own_is_one_command(slurm):
     job = sbatch(slurm, CODE="1")
     assert job.wait(timeout=30) == 1, job.stderr and job.stderr.read()
-    (call,) = slurm.calls("srun")
+    stop, call = slurm.calls("srun")
+    assert "ray stop --force" in stop
     assert "--nodes=2 --ntasks-per-node=1" in call
     assert "ray symmetric-run --address node-a:20042 --min-nodes 2 --num-cpus 8 --num-gpus 4 -- " in call
     assert slurm.calls("raysweep") == ["raysweep run s.yaml --store /shared --run r --address auto"]
-    assert slurm.calls("ray") == ["ray get-auth-token --generate"]
+    assert slurm.calls("ray") == ["ray get-auth-token --generate", "ray stop --force"]
     assert not [call for call in slurm.calls("scontrol") if "requeue" in call]
 
 
