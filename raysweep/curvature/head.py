@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from raysweep.curvature.differences import Forms, longest_step
-from raysweep.curvature.language import IGNORED, Batch, is_causal, predicting_logits, slope, targets
+from raysweep.curvature.language import IGNORED, Batch, is_causal, predicting_logits, targets
 from raysweep.curvature.operators import MovableParameters, named_parameters
 from raysweep.curvature.probes import Probe, Tensors, key
 from raysweep.objectives.inputs import model_inputs
@@ -171,11 +171,11 @@ def response_beside(
     at = _At.of(output, model, batch, vector, here)
     with movable.moves() as move:
         move(vector, 1)
-        changes = at.changes(movable.step)
-    values = {"gauss_newton": at.variance(changes) / movable.step**2}
+        along = at.changes(movable.step)
+    values = {"gauss_newton": at.variance(at.centred(along)) / movable.step**2}
     if output.embedding is not None:
-        apart = at.changes(movable.step)
-        values |= {name: at.between(each, movable.step).sum for name, each in (("along", changes), ("apart", apart))}
+        changes = {"along": along, "apart": at.changes(movable.step)}
+        values |= {name: at.between(each, at.centred(each), movable.step).sum for name, each in changes.items()}
     return values
 
 
@@ -205,6 +205,7 @@ def forms_beside(
         The forms with the step, and with twice the step if `check`.
     """
     at = _At.of(output, model, batch, vector, here)
+    own, pulled = at.own, at.mean_row - output.layer.weight[at.labels]
 
     def forms(times: int) -> Forms:
         step = times * movable.step
@@ -213,16 +214,19 @@ def forms_beside(
             ahead = at.changes(step)
             go_behind()
             behind = at.changes(-step)
-        residual = _total(at.pulled * (ahead + behind)) / step**2
+        residual = _total(pulled * (ahead + behind)) / step**2
         both = ahead.sub_(behind)
-        found = Forms(at.own + at.variance(both) / (2 * step) ** 2, residual)
-        return found + at.between(both, 2 * step) if at.of_text is not None and output.uses == "along" else found
+        centred = at.centred(both)
+        found = Forms(own + at.variance(centred) / (2 * step) ** 2, residual)
+        is_along = at.of_text is not None and output.uses == "along"
+        return found + at.between(both, centred, 2 * step) if is_along else found
 
     found = forms(1), forms(2) if check else None
     if not is_chosen:
         return found
     # A step to one side will do: what it is wrong by is odd in the signs, so that its mean is 0.
-    apart = at.between(at.changes(movable.step), movable.step / EVERY)
+    changes = at.changes(movable.step)
+    apart = at.between(changes, at.centred(changes), movable.step / EVERY)
     return found[0] + apart, found[1] and found[1] + apart
 
 
@@ -237,8 +241,9 @@ class _At:
     here: Tensor
     """States [m, width]."""
     p: Tensor
-    slope: Tensor
-    """Of the loss by the logits: p less the one-hot label [m, vocabulary]."""
+    mean_row: Tensor
+    """Of the layer's matrix, by p [m, width]; less that of the label it is the slope of the loss by the states."""
+    labels: Tensor
     of_text: Tensor | None
     """The vector's entries at the input's embeddings [n, L, width], of a matrix that is the output layer's, too."""
 
@@ -250,7 +255,7 @@ class _At:
         of_text = None
         if output.embedding is not None:
             of_text = vector.rows(output.name, ids.flatten()).view(*ids.shape, -1)
-        return _At(output, model, batch, vector, here, p, slope(p, labels[labels != IGNORED]), of_text)
+        return _At(output, model, batch, vector, here, p, p @ output.layer.weight, labels[labels != IGNORED], of_text)
 
     @property
     def own(self) -> float:
@@ -260,33 +265,30 @@ class _At:
         sizes = sizes + (bias is not None and bias.requires_grad)
         return _total(sizes * (1 - torch.linalg.vecdot(self.p, self.p)))
 
-    @property
-    def pulled(self) -> Tensor:
-        """Slope of the loss by the states."""
-        return self.slope @ self.output.layer.weight
-
     def changes(self, shift: float) -> Tensor:
         """Of the states, with the input's embeddings so far along the vector and other weights where they are."""
         with self.output.embedding_moved(self.of_text, shift):
             return self.output.states(self.model, self.batch).sub_(self.here)
 
-    def variance(self, changes: Tensor) -> float:
-        """Var_p of the changes of logits that follow from those of states, summed over tokens."""
-        return _total(torch.linalg.vecdot(self.p, self._centred(changes).square_()))
+    def centred(self, changes: Tensor) -> Tensor:
+        """Changes of logits that follow from those of states, less their mean by p."""
+        logits = changes @ self.output.layer.weight.T
+        return logits.sub_(torch.linalg.vecdot(self.mean_row, changes)[:, None])
 
-    def between(self, changes: Tensor, step: float) -> Forms:
-        """Twice the form between the matrix at the input, by which states so change, and at the output."""
+    def variance(self, centred: Tensor) -> float:
+        """Var_p of changes of logits, summed over tokens."""
+        return _total(torch.linalg.vecdot(self.p, centred.square()))
+
+    def between(self, changes: Tensor, centred: Tensor, step: float) -> Forms:
+        """Twice the form between the matrix at the input, by which states and logits so change, and at the output."""
         ids = self.batch["input_ids"]
         # Other rows than those of the text's tokens do nothing at the input.
         tokens = torch.from_numpy(np.unique(ids.cpu().numpy())).to(ids.device)
         signs = self.vector.rows(self.output.name, tokens)
-        centred = self._centred(changes)
-        gauss_newton = _total(self.p[:, tokens] * centred[:, tokens] * (self.here @ signs.T))
-        return Forms(2 * gauss_newton / step, 2 * _total(self.slope[:, tokens] * (changes @ signs.T)) / step)
-
-    def _centred(self, changes: Tensor) -> Tensor:
-        logits = changes @ self.output.layer.weight.T
-        return logits.sub_(torch.linalg.vecdot(self.p, logits)[:, None])
+        p = self.p[:, tokens]
+        gauss_newton = _total(p * centred[:, tokens] * (self.here @ signs.T))
+        residual = _total((p - (self.labels[:, None] == tokens).to(p.dtype)) * (changes @ signs.T))
+        return Forms(2 * gauss_newton / step, 2 * residual / step)
 
 
 def _total(parts: Tensor) -> float:

@@ -15,6 +15,9 @@ from raysweep.spec import Neutral, Spec
 Distribution = Literal["rademacher", "gaussian"]
 """Of a probe vector's entries: +1 or -1, or normal. Signs have the smaller variance (Hutchinson, 1990)."""
 
+Head = Literal["probed", "closed_form"]
+"""How the output layer's own block of the Hessian is made: by probes as all others, or exactly."""
+
 
 class TraceSettings(Spec):
     """When a trace is sure enough, and how it is made.
@@ -39,7 +42,7 @@ class TraceSettings(Spec):
     """How v'Hv is made, at 1, 2 or 3 gradients; the first tells no Hessian traces of parts."""
     distribution: Distribution = "rademacher"
     """Of the probe vectors' entries."""
-    head: Annotated[Literal["probed", "closed_form"], Neutral("probed")] = "probed"
+    head: Annotated[Head, Neutral("probed")] = "probed"
     """closed_form: the output layer's own block is exact and probes are of the rest, where logits are those of a linear
     layer; with logit_differences alone, and the model is held whole by each worker. As sure with fewer probes, a fifth
     where a model knows little more than how frequent tokens are; see `curvature.head`."""

@@ -7,7 +7,7 @@
 Each row is one process's CPU seconds with one thread; what is compared takes turns in the same processes, all with our
 setting of the allocator. Rows are appended as they come, and those that are there are not made again. Kinds of rows:
 
-- ours: a measurement to a target, with its own stop.
+- ours: a measurement to a target as `raysweep trace` makes it, with its own stop.
 - table: v'H_s v of some sequences s with probes v common to them, whence the variances between sequences, between
   probes, and of the rest; they say what plain Hutchinson with N sequences and K probes is wrong by.
 - seconds: of its products, exact ones by double backward from a graph that is kept, and of PyHessian's.
@@ -32,7 +32,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from family_models import FAMILIES, LENGTHS, Batch, load, unseen
-from family_replay import POOL
 from family_table import plan_of, read_rows
 
 from raysweep.curvature.differences import logit_response, quadratic_forms, step_for
@@ -41,7 +40,10 @@ from raysweep.curvature.measure import measure_traces
 from raysweep.curvature.operators import MovableParameters, hessian_vector_products, inner, named_parameters
 from raysweep.curvature.probes import probe_vector
 from raysweep.curvature.settings import TraceSettings
+from raysweep.trace import TOKENS_OF_BATCH
 
+# Sequences of a measurement's text; far more than any takes.
+POOL = 4096
 # Tokens and common probes of one row of the table, and rows by length.
 TABLE_TOKENS, TABLE_PROBES = 2048, 6
 TABLE_ROWS = {64: 10, 128: 14, 256: 18, 512: 24}
@@ -160,8 +162,8 @@ def _text(task: Task, num: int) -> Batch:
 
 
 def _ours(task: Task) -> Mapping[str, Any]:
-    model, batches = _model(task.family, "sdpa"), equal_batches(_text(task, POOL), 1)
-    settings = TraceSettings(rse=task.rse, max_units=POOL, seed=task.seed)
+    model, batches = _model(task.family, "sdpa"), equal_batches(_text(task, POOL), TOKENS_OF_BATCH // task.length)
+    settings = TraceSettings(rse=task.rse, max_units=POOL, head="closed_form", seed=task.seed)
     found, seconds = _timed(lambda: measure_traces(model, batches, settings))
     trace = found.traces.hessian
     return {
