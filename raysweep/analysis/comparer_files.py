@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from raysweep.analysis.comparer import CompareError, Comparer
-from raysweep.analysis.line import Form, Line, num_terms
+from raysweep.analysis.line import Form, Line, bulk, num_terms
 from raysweep.analysis.pair_features import Scale
 from raysweep.durable import write_text
 from raysweep.errors import dotted
@@ -48,7 +48,7 @@ class TreesFile(Spec):
     form: Form
     weights: tuple[float, ...]
     """Of the line."""
-    known: tuple[tuple[float | None, ...], ...]
+    known: tuple[tuple[float | None, ...], ...] = Field(min_length=1)
 
     @field_validator("weights", "known")
     @classmethod
@@ -76,8 +76,8 @@ class IndicatorFile(Spec):
 class Contents(Spec):
     """The file."""
 
-    # 4: the line bends, and the part of the trees is a comparer's own.
-    format: Literal[4] = 4
+    # 5: the line goes on straight outside the bulk of what it was learnt from.
+    format: Literal[5] = 5
     learnt_from: str
     """Name of the run or of the table."""
     indicators: dict[str, IndicatorFile]
@@ -180,13 +180,14 @@ def _comparer(folder: Path, file: TreesFile) -> Comparer:
     if _digest(text) != file.sha256:
         raise CompareError(f"{folder / file.trees}: was changed since it was saved; learn it anew")
     rows: list[list[Any]] = [[math.nan if each is None else each for each in row] for row in file.known]
+    known = np.array(rows, dtype=np.float64).reshape(len(rows), len(file.scales))
     return Comparer(
         target=file.target,
         scales=tuple(Scale(**scale.model_dump()) for scale in file.scales),
         slope=file.slope,
         part=file.part,
-        line=Line(file.form, np.array(file.weights)),
-        known=np.array(rows, dtype=np.float64).reshape(len(rows), len(file.scales)),
+        line=Line(file.form, np.array(file.weights), bulk(known)),
+        known=known,
         text=text,
     )
 

@@ -242,6 +242,36 @@ def _told(values: np.ndarray, known: np.ndarray) -> Drawn:
     return values, known, known
 
 
+@dataclass(frozen=True)
+class Factor:
+    """A design factor of five levels, one of which no checkpoint that is learnt from has and all that are tested do."""
+
+    left_out: int
+    """The level, from 0 to 4."""
+    moves: bool
+    """Whether it moves indicators, each at its own pace (half a standard deviation a level, root mean square) and not
+    the score; else its levels are fifths of checkpoints along a direction of their indicators, so that the ends are out
+    of the others' range."""
+
+    def drawn(self, values: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """(indicators, level) of each row."""
+        num, num_indicators = values.shape
+        spread = values.std(axis=0)
+        if self.moves:
+            level = generator.integers(0, 5, size=num)
+            return values + np.outer(level - 2, generator.normal(size=num_indicators) * spread / 2), level
+        along = (values / spread) @ generator.normal(size=num_indicators)
+        along = along / along.std() + 0.3 * generator.normal(size=num)
+        return values, along.argsort().argsort() * 5 // num
+
+
+FACTORS = {
+    f"{level}, {how}": Factor(place, moves)
+    for how, moves in (("out of the others' range", False), ("which moves indicators", True))
+    for level, place in (("the last level", 4), ("the middle level", 2))
+}
+
+
 def below_bayes(
     num: int,
     num_indicators: int,
@@ -249,17 +279,25 @@ def below_bayes(
     seed: int,
     shuffled: bool = False,
     drawn: Callable[[int, int, np.random.Generator], Drawn] = few,
+    factor: Factor | None = None,
 ) -> tuple[float, float]:
-    """(pairs right of a comparer on 60 new checkpoints, those of one who knows how the scores came about)."""
+    """(pairs right of a comparer on 60 new checkpoints, those of one who knows how the scores came about).
+
+    Of a factor that moves indicators the latter knows by how much, too, and may have more right than can be learnt.
+    """
     generator = np.random.default_rng(seed)
-    values, known, best = drawn(num + 60, num_indicators, generator)
-    scores = known + 0.6 * generator.normal(size=num + 60)
+    values, known, best = drawn(num + 60 if factor is None else max(400, 2 * num), num_indicators, generator)
+    train, test = np.arange(num), np.arange(num, num + 60)
+    if factor:
+        values, level = factor.drawn(values, generator)
+        train, test = np.flatnonzero(level != factor.left_out)[:num], np.flatnonzero(level == factor.left_out)[:60]
+    scores = known + 0.6 * generator.normal(size=len(known))
     if shuffled:  # Each part by itself: what is in one would not be in the other, and tell of it.
         scores = np.concatenate([generator.permutation(scores[:num]), generator.permutation(scores[num:])])
     names = [f"x{place}" for place in range(num_indicators)]
     variants = [f"{row}" for row in range(num)]
-    comparer = learn(values[:num], scores[:num], indicators=names, variants=variants, target="score")
-    first, second = ordered_pairs(np.arange(num, num + 60))
+    comparer = learn(values[train], scores[train], indicators=names, variants=variants, target="score")
+    first, second = ordered_pairs(test)
     better = scores[first] > scores[second]
     right = (comparer.logits(values[first], values[second]) > 0) == better
     return float(right.mean()), float(((best[first] > best[second]) == better).mean())
@@ -322,6 +360,8 @@ LEARNT = (
     *((36, 20, 8), (60, 20, 8), (120, 20, 4), (240, 20, 2)),
 )
 """Variants learnt from, indicators, and tables of each kind."""
+BEYOND = ((36, 5, 12), (60, 5, 12), (60, 20, 6))
+"""The same, where they are tested on a level of a factor that none learnt from has."""
 WORLDS = {
     "knows more": World(48),
     "sees the rate alone": World(48, seen_own=0.0),
@@ -357,6 +397,12 @@ def main() -> Iterator[tuple[str, str]]:
             seeds = range(300, 300 + num_tables)
             found = [below_bayes(num, num_indicators, seed=seed, drawn=drawn) for seed in seeds]
             yield f"(l) learnt from {num} variants, {drawn.__name__} of {num_indicators} indicators", _two(found)
+    for num, num_indicators, num_tables in BEYOND:
+        for name, factor in FACTORS.items():
+            for drawn in (few, every, views, bent, stepped, tailed):
+                seeds = range(500, 500 + num_tables)
+                found = [below_bayes(num, num_indicators, seed=seed, drawn=drawn, factor=factor) for seed in seeds]
+                yield f"(n) {name}, from {num} variants, {drawn.__name__} of {num_indicators} indicators", _two(found)
     shares = [below_bayes(60, 5, seed=seed, shuffled=True)[0] for seed in range(24)]
     error = np.std(shares) / np.sqrt(24)
     yield "(g) shuffled scores", f"{np.mean(shares):.3f}, standard error {error:.3f}"

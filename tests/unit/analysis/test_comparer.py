@@ -15,7 +15,7 @@ from raysweep.analysis.defects import collapsed_rows, copied_rows
 from raysweep.analysis.kept import version_of, versions_of
 from raysweep.analysis.learning import Learnt, indicators_named, learn_target, targets_of
 from raysweep.analysis.learnt_page import format_learnt
-from raysweep.analysis.line import DOUBT, NORMAL_LOGIT, PENALTIES, POWERS, Line, fit_line, terms
+from raysweep.analysis.line import DOUBT, NORMAL_LOGIT, PENALTIES, POWERS, Line, bulk, fit_line, num_terms, terms
 from raysweep.analysis.pair_features import ordered_pairs
 from raysweep.analysis.pairwise import interval
 from raysweep.analysis.ranking import Ranking, rank
@@ -143,11 +143,29 @@ def test_a_slope_calibrates_logits_that_are_too_sure():
 
 def test_terms_of_the_line_are_bends_and_products():
     values = np.array([[0.5, -4.0], [np.nan, 2.0]])
-    bends = [[0.5, -4.0, np.tanh(0.5), np.tanh(-4), 0.25, 9.0], [0.0, 2.0, 0.0, np.tanh(2), 0.0, 4.0]]
+    bends = [[0.5, -4.0, np.tanh(0.5), np.tanh(-4), 0.25, 16.0], [0.0, 2.0, 0.0, np.tanh(2), 0.0, 4.0]]
     bends = np.array(bends) / np.repeat([1.0, 0.63, np.sqrt(2)], 2)
-    assert terms(values, "straight").tolist() == [[0.5, -4.0], [0.0, 2.0]]
-    assert terms(values, "curved") == pytest.approx(bends)
-    assert terms(values, "crossed") == pytest.approx(np.concatenate([bends, [[-1.5], [0.0]]], axis=1))
+    ends = np.array([[-1.0, -4.0], [1.0, 4.0]])
+    assert terms(values, "straight", ends).tolist() == [[0.5, -4.0], [0.0, 2.0]]
+    assert terms(values, "curved", ends) == pytest.approx(bends)
+    assert terms(values, "crossed", ends) == pytest.approx(np.concatenate([bends, [[-2.0], [0.0]]], axis=1))
+    for form in ("straight", "curved", "crossed"):
+        assert terms(values, form, ends).shape == (2, num_terms(form, 2))
+
+
+def test_terms_go_on_along_their_tangents_outside_the_bulk_of_what_was_learnt_from():
+    known = np.random.default_rng(0).normal(size=(200, 2))
+    ends = bulk(known)
+    assert (known < ends[0]).mean() == pytest.approx(0.15, abs=0.01)
+    assert (known > ends[1]).mean() == pytest.approx(0.15, abs=0.01)
+    for side, sign in enumerate((-1, 1)):
+        steps = ends[side] + sign * np.array([[0.0, 0.0], [1e-6, 1e-6], [1.0, 1.0], [2.0, 2.0]])
+        here, near, far, farther = terms(steps, "curved", ends)
+        assert farther - far == pytest.approx(far - here)
+        assert (near - here) * 1e6 == pytest.approx(far - here, rel=1e-5)
+        # A product along each of its two.
+        first, second = (terms(steps * [moved, not moved], "crossed", ends)[:, -1] for moved in (True, False))
+        assert np.diff(first[[0, 2, 3]], 2) == pytest.approx(0) == np.diff(second[[0, 2, 3]], 2)
 
 
 def test_the_line_predicts_variants_best_from_the_others():
@@ -158,7 +176,7 @@ def test_the_line_predicts_variants_best_from_the_others():
     names = [f"{row // 2:02}" for row in range(30)]
 
     def fit(rows, form, power, penalty):
-        told = terms(values, form)[rows]
+        told = terms(values, form, bulk(values))[rows]
         x, y = told - told.mean(axis=0), scores[rows] - scores[rows].mean()
         related = np.abs([np.corrcoef(column, y)[0, 1] for column in x.T])
         scale = (related / related.max()) ** power
@@ -168,7 +186,7 @@ def test_the_line_predicts_variants_best_from_the_others():
     def error(form, power, penalty):
         found = np.zeros(30)
         fold = np.repeat(np.random.default_rng(0).permutation(15) % 10, 2)
-        told = terms(values, form)
+        told = terms(values, form, bulk(values))
         for out in (fold == number for number in range(10)):
             weights = fit(~out, form, power, penalty)
             found[out] = scores[out] - scores[~out].mean() - (told[out] - told[~out].mean(axis=0)) @ weights
@@ -214,11 +232,12 @@ def test_an_indicator_that_does_not_vary_has_no_weight_in_the_line():
 
 
 def test_the_line_s_parts_of_a_pair_add_up_and_share_products():
-    line = Line("crossed", np.array([1.0, -2.0, 0.5, 0.0, 0.3, 0.7, 4.0]))
+    ends = np.array([[-2.0, -2.0], [2.0, 2.0]])
+    line = Line("crossed", np.array([1.0, -2.0, 0.5, 0.0, 0.3, 0.7, 4.0]), ends)
     first, second = np.array([0.3, -1.2]), np.array([np.nan, 0.5])
     parts = line.by_indicator(first, second)
     assert parts.sum() == pytest.approx(line.logits(first[None], second[None])[0])
-    plain = Line("crossed", line.weights * [1, 1, 1, 1, 1, 1, 0]).by_indicator(first, second)
+    plain = Line("crossed", line.weights * [1, 1, 1, 1, 1, 1, 0], ends).by_indicator(first, second)
     assert parts - plain == pytest.approx([-0.36 * 4 / 2] * 2)
 
 
@@ -393,12 +412,13 @@ def test_what_does_not_match_is_refused(tmp_path, comparer):
     whole = json.loads((tmp_path / FILE).read_text())
     before = [{name: value for name, value in whole["comparers"][0].items() if name not in ("part", "form")}]
     (tmp_path / FILE).write_text(json.dumps(whole | {"format": 3, "comparers": before}))
-    with pytest.raises(CompareError, match="format: must be 4, not 3; learn it anew"):
+    with pytest.raises(CompareError, match="format: must be 5, not 3; learn it anew"):
         load(tmp_path)
     num = len(comparer.line.weights)
     for field, value, words in (
         ("weights", [1.0], rf"comparers\.0\.weights: holds 1 number\(s\), where 3 scales have {num}; learn it anew"),
         ("known", [[0.0, None, 1.0], [0.0, 1.0]], r"comparers\.0\.known: holds 2 number\(s\), where 3 scales have 3"),
+        ("known", [], r"comparers\.0\.known: is empty; at least 1 belongs there"),
         ("slope", "0.5", r"comparers\.0\.slope: must be a number, not the text \"0\.5\""),
     ):
         file = whole["comparers"][0] | {field: value}

@@ -106,13 +106,16 @@ def test_what_is_learnt_from_the_studys_table_is_of_all_its_checkpoints():
     # Of the rows that each objective makes of each text, so that they would tell what these are.
     assert not {"features/effective_rank", "agreement/mean_cosine"} & tested.single.keys()
     right = tested.indicators, tested.config, tested.both
-    assert [1 - each.accuracy.value for each in right] == pytest.approx([0.093, 0.116, 0.075], abs=2e-3)
+    assert [1 - each.accuracy.value for each in right] == pytest.approx([0.089, 0.116, 0.077], abs=2e-3)
     # The configuration knows of which base a checkpoint is, and then no gain over it is shown.
-    assert tested.gain.value == pytest.approx(0.041, abs=2e-3)
+    assert tested.gain.value == pytest.approx(0.038, abs=2e-3)
     assert tested.gain.low < 0
     assert 1 - tested.single["other_text/mean_loss"].value == pytest.approx(0.123, abs=1e-3)
     gap = over_half(ranking, tested)
-    assert [gap.value, gap.low, gap.high] == pytest.approx([0.032, 0.000, 0.063], abs=2e-3)
+    assert [gap.value, gap.low, gap.high] == pytest.approx([0.028, 0.000, 0.055], abs=2e-3)
+    # A rate, and a mix, that was in no training variant: 0.133 and 0.074 by a line that bends as far as values go.
+    beyond = {axis.rpartition(".")[2]: 1 - each.accuracy.value for axis, each in tested.without_group.items()}
+    assert [beyond["lr"], beyond["data"]] == pytest.approx([0.098, 0.078], abs=2e-3)
 
 
 def test_a_comparer_of_the_studys_table_orders_two_variants_that_it_has_not_seen(tmp_path):

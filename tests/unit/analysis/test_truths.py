@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from benchmarks.indicator_truth import (
+    FACTORS,
     World,
     associations,
     below_bayes,
@@ -12,6 +13,7 @@ from benchmarks.indicator_truth import (
     flagged,
     mirror_gain,
     stepped,
+    tailed,
     two_bases,
 )
 
@@ -93,3 +95,16 @@ def test_a_comparer_follows_bends_and_steps_where_variants_are_many(drawn, num, 
     pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
     ours, best = np.mean([below_bayes(num, 5, seed=seed, drawn=drawn) for seed in range(2)], axis=0)
     assert best - ours <= within
+
+
+def test_a_comparer_orders_checkpoints_of_a_level_that_none_learnt_from_has():
+    pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
+    factor = FACTORS["the last level, out of the others' range"]
+    ours, best = np.mean([below_bayes(60, 5, seed=seed, drawn=tailed, factor=factor) for seed in range(4)], axis=0)
+    assert best - ours <= 0.03
+    values, level = factor.drawn(np.random.default_rng(0).normal(size=(400, 5)), np.random.default_rng(1))
+    assert np.bincount(level).tolist() == [80] * 5
+    apart = values[level == 4].mean(axis=0) - values[level != 4].mean(axis=0)
+    assert np.linalg.norm(apart) > 1.5  # Standard deviations.
+    moved, level = FACTORS["the last level, which moves indicators"].drawn(values, np.random.default_rng(1))
+    assert np.linalg.norm((moved - values)[level == 2]) == 0 < np.linalg.norm((moved - values)[level == 4])
