@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 from benchmarks.indicators import MIXED_TARGETS, MIXTURE_SAMPLES, STAGES, over_half, read, read_noise
+from benchmarks.rag_shots import TABLE, TASKS
 
 from raysweep.analysis.comparer import learn
 from raysweep.analysis.comparer_files import IndicatorFile, load, save
@@ -72,6 +73,12 @@ def test_fine_tuning_on_all_tasks_at_once_says_what_is_reported():
     assert set(table["sft/all/arc_easy/num_seeds"]) == {2}
     right = {item.indicator: item.accuracy.value for item in ranking.associations}
     assert {name: right[name] for name in known} == pytest.approx(known, abs=1e-3)
+
+
+def test_a_solved_example_that_fits_makes_right_answers_on_rag_less_likely():
+    own = pd.read_parquet(TABLE)
+    assert set(own["checkpoint"]) == set(read()[0]["checkpoint"])
+    assert [int((own[f"{name}, 1 solved"] < own[f"{name}, 0 solved"]).sum()) for name in TASKS] == [65, 66]
 
 
 def test_the_studys_stages_say_what_they_took():
