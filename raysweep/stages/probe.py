@@ -41,7 +41,7 @@ class Probe(StageSpec):
 
         model = load_model(inputs["checkpoint"]).to(worker.device).eval()
         tokenizer = load_tokenizer(inputs["checkpoint"])
-        features, labels = self.task.features(model, tokenizer, "train")
+        ((features, labels),) = self.task.features(model, tokenizer, "train")
         mean, spread = features.mean(dim=0), features.std(dim=0) + 1e-6
         # By the training split's mean and spread, and so is what is tested: of that nothing is known beforehand.
         features = (features - mean) / spread
@@ -57,7 +57,7 @@ class Probe(StageSpec):
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-        tested, right = self.task.features(model, tokenizer, "indicator")
+        ((tested, right),) = self.task.features(model, tokenizer, "indicator")
         with torch.no_grad():
             hits = (F.linear((tested - mean) / spread, weight, bias).argmax(dim=1) == right).float().cpu().numpy()
         if not math.isfinite(float(loss.detach())):  # States that are no numbers: class 0 would be picked each time.

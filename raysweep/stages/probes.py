@@ -21,7 +21,7 @@ from raysweep.errors import SpaceError
 from raysweep.resources import Resources
 from raysweep.spec import Metric, Neutral
 from raysweep.stages.base import StageSpec, Subject
-from raysweep.tasks.base import Features
+from raysweep.tasks.base import Features, Split
 from raysweep.tasks.families import Task
 from raysweep.train.checkpoints import load_model
 from raysweep.train.evaluate import ROWS_OF_STATES
@@ -103,18 +103,18 @@ class Probes(StageSpec):
         """Accuracy for each number of labels: of each task, of each draw as a mean over tasks, and of all."""
         model = load_model(inputs["checkpoint"]).to(worker.device).eval()
         tokenizer = load_tokenizer(inputs["checkpoint"])
-        hits: dict[tuple[int | None, int], dict[str, list[float]]] = {}
-        for layer in (None, *self.layers):
-            for name, task in sorted(self.tasks.items()):
-                train, valid, test = (
-                    task.features(model, tokenizer, split, layer=layer) for split in ("train", "valid", "indicator")
-                )
+        hits: dict[tuple[int | None, int], dict[str, list[float]]] = {key: {} for key in self._keys()}
+        layers = (None, *self.layers)
+        for name, task in sorted(self.tasks.items()):
+            splits: list[Split] = ["train", "valid", "indicator"]
+            by_layer = zip(*(task.features(model, tokenizer, split, layers=layers) for split in splits), strict=True)
+            for layer, (train, valid, test) in zip(layers, by_layer, strict=True):
                 if self.head == "ridge" and task.needs_intercept:
                     mean = train.states.mean(dim=0)
                     train, test = (Features(part.states - mean, part.labels) for part in (train, test))
                 for num in self.num_labels:
                     scores = self._scores(train, valid, test, num_labels=num, num_classes=task.num_classes or 0)
-                    hits.setdefault((layer, num), {})[name] = scores
+                    hits[layer, num][name] = scores
         return {name: value for key, scores in hits.items() for name, value in self._summary(*key, scores)}
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
@@ -128,23 +128,23 @@ class Probes(StageSpec):
 
     def flops(self, size: Size, corpus: Corpus) -> float:
         """Features of all examples, and the probes' iterations."""
-        total, passes = 0.0, 1 + len(self.layers)
+        total, probed = 0.0, 1 + len(self.layers)
         for task in self.tasks.values():
             load = task.workload()
             read = (load.num_train + load.num_valid + load.num_indicator) * load.length
             weights = load.num_states * size.hidden_size * (task.num_classes or 0)
             fits = self.num_draws * sum(self.num_labels) * len(PENALTIES) * MAX_ITERATIONS
-            total += passes * (size.forward_flops(read, load.length) + 4.0 * weights * fits)
+            total += size.forward_flops(read, load.length) + probed * 4.0 * weights * fits
         return total
 
     def memory_bytes(self, size: Size, resources: Resources) -> int:
-        """Weights, the states of a task's examples, some twice, and a batch that is read for them."""
-        most = 0
+        """Weights, all layers' states of a task's examples, some twice, and a batch that is read for them."""
+        most, probed = 0, 1 + len(self.layers)
         for task in self.tasks.values():
             load = task.workload()
             rows = load.num_train + load.num_valid + load.num_indicator + max(self.num_labels)
             batch = min(ROWS_OF_STATES, load.num_train) * load.length * size.forward_bytes
-            most = max(most, 4 * rows * load.num_states * size.hidden_size + batch)
+            most = max(most, 4 * probed * rows * load.num_states * size.hidden_size + batch)
         return size.weights_bytes + most
 
     def disk_bytes(self, size: Size) -> int:

@@ -313,13 +313,13 @@ class Sft(StageSpec):
         self, model: PreTrainedModel, inputs: Mapping[str, Path], worker: Worker
     ) -> Callable[[], dict[str, float]]:
         """Reads the own loss now; what is given back tells how much it has risen since."""
-        from raysweep.train.evaluate import heldout
+        from raysweep.train.evaluate import heldout, heldout_once
 
         text = self.forgetting
         assert text
         # Each seed reads other sequences, so that seeds differ by all chance that a rise has.
         rows = text.rows(inputs["tokens"], inputs["checkpoint"], num_sequences=NUM_SEQUENCES, draw=self.seed)
-        before = heldout(model.to(worker.device), rows, text.loss)
+        before = heldout_once(model.to(worker.device), rows, text.loss)
         if worker.world_size > 1:
             model.cpu()  # A gang trains a copy, beside which these weights would stay on the GPU.
 

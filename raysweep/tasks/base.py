@@ -259,15 +259,18 @@ class TaskSpec(Spec):
         tokenizer: PreTrainedTokenizerBase,
         split: Split,
         *,
-        layer: int | None = None,
-    ) -> Features:
+        layers: Sequence[int | None] = (None,),
+    ) -> list[Features]:
         """Frozen states of the examples of a split, and their labels, in the order of `ids`.
 
         Args:
             model: in evaluation mode.
             tokenizer: the checkpoint's.
-            split: whose examples are read.
-            layer: blocks that the states have come through, 0 being the embeddings; None: all, and what follows them.
+            split: whose examples are read, once for all layers.
+            layers: blocks that states have come through, 0 being the embeddings; None: all, and what follows them.
+
+        Returns:
+            Those of each layer.
 
         Raises:
             ValueError: if the task has no labels, or the model not so many blocks.

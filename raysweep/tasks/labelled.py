@@ -165,31 +165,33 @@ class LabelledTask(TaskSpec):
         tokenizer: PreTrainedTokenizerBase,
         split: Split,
         *,
-        layer: int | None = None,
-    ) -> Features:
+        layers: Sequence[int | None] = (None,),
+    ) -> list[Features]:
         """What a head reads, flat: all states [n, L x hidden], or their means [n, hidden]; see `TaskSpec.features`."""
         import torch
 
         examples = self.encoded(split, tokenizer, max_length=context_length(model))
-        states = torch.cat([states.flatten(1) for states in self._pooled(model, examples, layer=layer)])
-        labels = torch.from_numpy(np.ascontiguousarray(examples.labels)).to(states.device)
-        return Features(states, labels)
+        by_layer = zip(*self._pooled(model, examples, layers=layers), strict=True)
+        states = [torch.cat([part.flatten(1) for part in parts]) for parts in by_layer]
+        labels = torch.from_numpy(np.ascontiguousarray(examples.labels)).to(states[0].device)
+        return [Features(each, labels) for each in states]
 
     def _summaries(self, model: PreTrainedModel, examples: Labelled) -> torch.Tensor:
         """One state of each example [n, hidden]: that of the last token, which has read all, where there is no mean."""
         import torch
 
         parts = self._pooled(model, examples)
-        return torch.cat([part[:, -1] if self.pooling == "all" else part for part in parts])
+        return torch.cat([part[:, -1] if self.pooling == "all" else part for (part,) in parts])
 
     def _pooled(
-        self, model: PreTrainedModel, examples: Labelled, *, layer: int | None = None
-    ) -> Iterator[torch.Tensor]:
-        """Batch by batch, without gradients: states [batch, L, hidden], or their means [batch, hidden]."""
+        self, model: PreTrainedModel, examples: Labelled, *, layers: Sequence[int | None] = (None,)
+    ) -> Iterator[list[torch.Tensor]]:
+        """Batch by batch, without gradients: each layer's states [batch, L, hidden], or their means [batch, hidden]."""
         import torch
 
         from raysweep.train.classifier import batches, pooled_states
 
         with torch.no_grad():
             for ids, mask in batches(examples.batch(slice(None)), device=next(model.parameters()).device):
-                yield pooled_states(model.base_model, ids, mask, pooling=self.pooling, layer=layer).float()
+                states = pooled_states(model.base_model, ids, mask, pooling=self.pooling, layers=layers)
+                yield [each.float() for each in states]

@@ -157,8 +157,8 @@ class TextTask(FileTask):
         tokenizer: PreTrainedTokenizerBase,
         split: Split,
         *,
-        layer: int | None = None,
-    ) -> Features:
+        layers: Sequence[int | None] = (None,),
+    ) -> list[Features]:
         """There are none of answers in words: ValueError."""
         raise ValueError(f"a task of form {self.form} has no labels to fit a linear probe to")
 

@@ -7,7 +7,7 @@ all states. With the same states to read, fine-tuning starts where the probe doe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, final
 
 import torch
@@ -51,7 +51,7 @@ class Classifier(torch.nn.Module):
             input_ids: [n, L].
             attention_mask: [n, L], 0 at padding; None: there is none.
         """
-        states = pooled_states(self.base, input_ids, attention_mask, pooling=self._pooling)
+        (states,) = pooled_states(self.base, input_ids, attention_mask, pooling=self._pooling)
         return self.head(states.flatten(1))  # type: ignore[no-any-return]
 
     def gradient_checkpointing_enable(self, **settings: Any) -> None:
@@ -82,33 +82,34 @@ def pooled_states(
     attention_mask: torch.Tensor | None,
     *,
     pooling: Pooling,
-    layer: int | None = None,
-) -> torch.Tensor:
-    """The last layer's states, or those of a layer below.
+    layers: Sequence[int | None] = (None,),
+) -> list[torch.Tensor]:
+    """The last layer's states, or those of layers below, all of one pass.
 
     Args:
         base: a model without a head.
         input_ids: [n, L].
         attention_mask: [n, L], 0 at padding, which stands on the right; None: there is none.
         pooling: "all": as they are; "mean": over the tokens of a row.
-        layer: blocks that they have come through, 0 being the embeddings; None: all, and the norm that follows, as
+        layers: blocks that they have come through, 0 being the embeddings; None: all, and the norm that follows, as
             transformers also gives them for all blocks of most models.
 
     Returns:
-        [n, L, hidden], or [n, hidden].
+        Of each layer [n, L, hidden], or [n, hidden].
 
     Raises:
         ValueError: if there are not so many blocks.
     """
     given = {} if attention_mask is None else {"attention_mask": attention_mask}
-    output = base(input_ids=input_ids, use_cache=False, output_hidden_states=layer is not None, **given)
-    states: torch.Tensor = output.last_hidden_state
-    if layer is not None:
-        if layer >= len(output.hidden_states):
-            raise ValueError(f"layer {layer}: the model has {len(output.hidden_states) - 1} blocks")
-        states = output.hidden_states[layer]
-    if pooling == "all":
-        return states
+    below = [layer for layer in layers if layer is not None]
+    output = base(input_ids=input_ids, use_cache=False, output_hidden_states=bool(below), **given)
+    if below and (deepest := max(below)) >= len(output.hidden_states):
+        raise ValueError(f"layer {deepest}: the model has {len(output.hidden_states) - 1} blocks")
+    every = [output.last_hidden_state if layer is None else output.hidden_states[layer] for layer in layers]
+    return every if pooling == "all" else [_mean(states, attention_mask) for states in every]
+
+
+def _mean(states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     if attention_mask is None:
         return states.mean(dim=1)
     mask = attention_mask[..., None].to(states.dtype)

@@ -83,7 +83,7 @@ def test_a_linear_probe_reads_it(checkpoint, task, tmp_path):
 @pytest.mark.parametrize("style", ["llama", "gpt2", "bert"])
 def test_a_state_is_the_mean_over_a_texts_own_tokens(style, task, tokenizer):
     model = build(style)
-    states, labels = task.features(model, tokenizer, "test")
+    ((states, labels),) = task.features(model, tokenizer, "test")
     assert [task.classes[label] for label in labels] == [line["label"] for line in task.examples("test")]
     for row, line in zip(states, task.examples("test"), strict=True):
         ids = torch.tensor([tokenizer(line["text"])["input_ids"]])
@@ -103,7 +103,7 @@ def test_predictions_do_not_depend_on_the_batch(task, tokenizer):
 def test_untrained_scores_are_those_of_the_nearest_class(task, tokenizer):
     model = build("bert")
     guesses = task.score_untrained(model, tokenizer, num_shots=5, max_examples=20)
-    train, asked = (task.features(model, tokenizer, split) for split in ("train", "indicator"))
+    train, asked = (task.features(model, tokenizer, split)[0] for split in ("train", "indicator"))
     means = torch.stack([train.states[train.labels == label][:5].mean(dim=0) for label in range(2)])
     nearest = (asked.states[:20, None] - means).square().sum(dim=-1).argmin(dim=1)
     assert [guess.score for guess in guesses] == (nearest == asked.labels[:20]).double().tolist()

@@ -1,5 +1,6 @@
 """Held-out losses: the mean is over what is predicted, the gap to the optimum has the error of a ratio."""
 
+import copy
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from raysweep.data.hmm import HMM
 from raysweep.objectives.base import IGNORED, MASK, Specials
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.masked_lm import MaskedLM
-from raysweep.train.evaluate import BATCH, HeldoutLosses, divergence, heldout
+from raysweep.train.evaluate import BATCH, HeldoutLosses, divergence, heldout, heldout_once
 
 
 def test_mean_is_over_predicted_tokens():
@@ -74,3 +75,30 @@ def test_a_divergence_is_the_mean_gap_of_all_texts_with_their_probabilities(obje
     # The same by labels, with their chance, which is larger.
     by_labels = heldout(model, given, objective).above(objective.optimal_losses(corpus, ids[often], given, specials))
     assert by_labels[0] == pytest.approx(gap, rel=2e-3)
+
+
+def test_losses_that_are_known_take_no_pass_and_anything_else_does():
+    model, passes = build("llama"), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    ids = np.random.default_rng(5).integers(0, 23, (20, 6))
+    rows = CausalLM().prepare(ids, np.random.default_rng(0), Specials({}, num_text_tokens=23))
+
+    def losses(of, rows=rows):
+        passes.clear()
+        return heldout_once(of, rows, CausalLM()).losses.tolist()
+
+    first = losses(model)
+    assert len(passes) == 2
+    assert losses(model) == first
+    assert not passes
+    # Of another copy of the same model as well, but of nothing that differs.
+    assert losses(copy.deepcopy(model)) == first
+    assert not passes
+    other = {name: np.roll(values, 1, axis=0) for name, values in rows.items()}
+    assert losses(model, rows=other) == heldout(model, other, CausalLM()).losses.tolist() != first
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] += 1e-3
+    assert losses(model) == heldout(model, rows, CausalLM()).losses.tolist() != first
+    model.config.rms_norm_eps = 0.5
+    assert losses(model) is not None
+    assert len(passes) == 2

@@ -81,6 +81,25 @@ def test_the_least_norm_head_on_transferable_features_fails_only_where_all_label
     assert abs(perfect / 1000 - chance) < 4 * (chance * (1 - chance) / 1000) ** 0.5
 
 
+@pytest.mark.parametrize("is_mean", [False, True], ids=["all", "mean"])
+def test_states_of_all_layers_are_those_of_one_pass(is_mean, monkeypatch):
+    task = HMMState(form="hmm_state", position=2, num_train=300).bind(CHAIN)
+    if is_mean:
+        monkeypatch.setattr(HMMState, "pooling", "mean")
+    model, passes = Llama(hidden_size=16, num_layers=2, num_heads=2).build(vocab_size=6, sequence_length=5, seed=0), []
+    model.eval().base_model.register_forward_hook(lambda *_: passes.append(1))
+    layers = (None, 0, 2, 1)
+    every = task.features(model, None, "train", layers=layers)
+    assert len(passes) == 3
+    alone = [task.features(model, None, "train", layers=(layer,))[0] for layer in layers]
+    for together, each in zip(every, alone, strict=True):
+        assert torch.equal(together.states, each.states)
+        assert torch.equal(together.labels, each.labels)
+    assert not torch.equal(every[1].states, every[3].states)
+    with pytest.raises(ValueError, match="layer 3: the model has 2 blocks"):
+        task.features(model, None, "train", layers=(0, 3))
+
+
 def test_labels_that_a_task_has_not_are_an_error():
     tasks = {"state": HMMState(form="hmm_state", position=2, num_train=100).bind(CHAIN)}
     with pytest.raises(SpaceError, match="200 labels: task state has 100 training examples; raise its num_train"):
