@@ -66,6 +66,15 @@ class OutputLayer:
             model: see `language.prepare`.
             batch: on which that is tried.
         """
+        found = OutputLayer._linear(model)
+        if found is None or not found._makes_the_logits_of(model, batch):
+            logger.info("%s's logits are not its output layer's alone: all weights are probed", type(model).__name__)
+            return None
+        return found
+
+    @staticmethod
+    def _linear(model: Any) -> OutputLayer | None:
+        """What makes the logits if these are the product with its output embeddings; None if they cannot be."""
         layer, measured = model.get_output_embeddings(), named_parameters(model)
         if type(layer) is not torch.nn.Linear:
             return None
@@ -74,15 +83,14 @@ class OutputLayer:
         users = [
             module for module in model.modules() if any(part is layer.weight for part in module._parameters.values())
         ]
-        lookup = model.get_input_embeddings()
+        try:
+            lookup = model.get_input_embeddings()
+        except NotImplementedError:  # transformers' word for a model of another kind.
+            return None
         if not rest or any(user not in (layer, lookup) for user in users):
             return None
         name = names.get(id(layer.weight), "")
-        found = OutputLayer(layer, rest, lookup if name and lookup in users else None, name)
-        if not found._makes_the_logits_of(model, batch):
-            logger.info("%s's logits are not its output layer's alone: all weights are probed", type(model).__name__)
-            return None
-        return found
+        return OutputLayer(layer, rest, lookup if name and lookup in users else None, name)
 
     @property
     def probed(self) -> Tensors:
@@ -95,8 +103,9 @@ class OutputLayer:
         read: list[Tensor] = []
 
         def pick(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            if inputs[0].shape[:-1] == batch["input_ids"].shape:
-                read.append(inputs[0][rows, columns])
+            if inputs[0].shape[:-1] != batch["input_ids"].shape:
+                return inputs
+            read.append(inputs[0][rows, columns])
             # What is needed of its product is made elsewhere.
             return (inputs[0][:1, :1], *inputs[1:])
 
@@ -141,15 +150,26 @@ class OutputLayer:
 
         handle = self.embedding.register_forward_hook(look) if self.embedding is not None else None
         try:
-            states = self.states(model, batch)
+            agrees = self._agrees(model, batch)
         finally:
             if handle is not None:
                 handle.remove()
-        if not len(states) or (handle is not None and looked_up != [True]):
+        if not agrees or (handle is not None and looked_up != [True, True]):
             return False
-        theirs = predicting_logits(model, batch)[0]
-        ours = F.linear(states, self.layer.weight, self.layer.bias)
-        return bool((ours - theirs).abs().max() <= AGREES * theirs.abs().max())
+        # And where no other weight is what does nothing: a bias behind the layer may be 0, or a scale 1.
+        movable = MovableParameters(self.rest, 1.0)
+        movable.step = movable.rms
+        with movable.moves() as move:
+            move(movable.probe(seed=0, probe=0), 1)
+            return self._agrees(model, batch)
+
+    def _agrees(self, model: Any, batch: Batch) -> bool:
+        """Whether the model's logits are the layer's product with what it reads, where all weights are now."""
+        states = self.states(model, batch)
+        if not len(states):
+            return False
+        ours, theirs = F.linear(states, self.layer.weight, self.layer.bias), predicting_logits(model, batch)[0]
+        return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= AGREES * theirs.abs().max())
 
 
 @torch.no_grad()

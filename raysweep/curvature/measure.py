@@ -26,7 +26,7 @@ from raysweep.curvature.cost import COST, Products, first_draws
 from raysweep.curvature.dealing import Deal, one_after_another
 from raysweep.curvature.differences import step_for
 from raysweep.curvature.groups import Groups, can_be_joined, cheapest_size
-from raysweep.curvature.head import OutputLayer
+from raysweep.curvature.head import EVERY, OutputLayer
 from raysweep.curvature.language import Batch, predicting_logits
 from raysweep.curvature.operators import MovableParameters, named_parameters
 from raysweep.curvature.settings import TraceSettings
@@ -178,7 +178,8 @@ def measure_traces(
         return probe(unit, products, check=check)
 
     (response,) = deal([Unit("response", 0, 0)], run)
-    output = output and output.given(response)
+    if output and groups.num >= EVERY:  # Of fewer batches none may be the one that a pass of its own is for.
+        output = output.given(response)
     found, cost_of_step = _find_step(movable, response, min(NUM_CALIBRATION, groups.num), settings.rse, run, deal)
     known = dict(found) if products == "logit_differences" else {}  # They are probes, too.
     while units := next_units(done, groups.num, settings):

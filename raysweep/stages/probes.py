@@ -138,13 +138,14 @@ class Probes(StageSpec):
         return total
 
     def memory_bytes(self, size: Size, resources: Resources) -> int:
-        """Weights, all layers' states of a task's examples, some twice, and a batch that is read for them."""
+        """Weights, all layers' states of a task's examples, of one layer twice, and a batch that is read for them."""
         most, probed = 0, 1 + len(self.layers)
         for task in self.tasks.values():
             load = task.workload()
             rows = load.num_train + load.num_valid + load.num_indicator + max(self.num_labels)
             batch = min(ROWS_OF_STATES, load.num_train) * load.length * size.forward_bytes
-            most = max(most, 4 * probed * rows * load.num_states * size.hidden_size + batch)
+            states = (probed * rows + load.num_train) * load.num_states
+            most = max(most, 4 * states * size.hidden_size + batch)
         return size.weights_bytes + most
 
     def disk_bytes(self, size: Size) -> int:

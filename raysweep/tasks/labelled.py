@@ -171,8 +171,9 @@ class LabelledTask(TaskSpec):
         import torch
 
         examples = self.encoded(split, tokenizer, max_length=context_length(model))
-        by_layer = zip(*self._pooled(model, examples, layers=layers), strict=True)
-        states = [torch.cat([part.flatten(1) for part in parts]) for parts in by_layer]
+        batches = list(self._pooled(model, examples, layers=layers))
+        # Layer by layer taken out of the batches, so that there is a copy of one at a time.
+        states = [torch.cat([batch.pop(0).flatten(1) for batch in batches]) for _ in layers]
         labels = torch.from_numpy(np.ascontiguousarray(examples.labels)).to(states[0].device)
         return [Features(each, labels) for each in states]
 

@@ -112,7 +112,7 @@ def _follow(home: Path, env: dict[str, str], more: list[str]) -> None:
         assert time.monotonic() < began + 60, (home / "slurm.log").read_text()[-3000:]
         time.sleep(1)
     print(said("sbatch", "--time=30:00", *more, "job.sbatch", str(home / "sweep.yaml"), str(home / "store")))
-    began, before, is_signalled = time.monotonic(), "", False
+    began, before, log, is_signalled = time.monotonic(), "", "", False
     while state := said("squeue", "--noheader", "--format=%T"):
         assert time.monotonic() < began + MAX_SECONDS
         if state != before:

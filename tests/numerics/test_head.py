@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import batch_for, build, full_matrix
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import EsmConfig, EsmForMaskedLM, Gemma2Config, Gemma2ForCausalLM
 
 from raysweep.curvature.head import EVERY, OutputLayer
 from raysweep.curvature.language import equal_batches, mean_token_loss, prepare
@@ -22,6 +22,8 @@ from raysweep.curvature.probes import Probe
 from raysweep.curvature.settings import TraceSettings
 from raysweep.curvature.tangents import gauss_newton_product
 from raysweep.curvature.units import Unit, probe_unit, response_unit
+from raysweep.data.brackets import Brackets
+from raysweep.train.one_layer import OneLayer, Random
 
 
 def small(style, *, tied, layers=1):
@@ -142,6 +144,28 @@ def test_logits_that_are_not_the_output_layers_alone_are_probed(caplog):
     settings = TraceSettings(rse=0.9, min_units=4)
     probed, closed = (measure_traces(model, batches, settings.with_(head=head)) for head in ("probed", "closed_form"))
     assert closed.units == probed.units
+
+
+def test_a_bias_of_zero_behind_the_layer_is_seen():
+    """It changes no logit where it is, and has a block of its own."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    given = {"vocab_size": 23, "pad_token_id": 0, "mask_token_id": 1, "token_dropout": False}
+    torch.manual_seed(0)
+    model = EsmForMaskedLM(EsmConfig(**sizes, **given, position_embedding_type="rotary")).eval()
+    prepare(model, twice_differentiable=False)
+    assert not model.lm_head.bias.any()
+    ids = torch.arange(2, 14).view(2, 6)
+    batch = {"input_ids": ids, "labels": ids}
+    assert OutputLayer.of(model, batch) is None
+
+
+def test_a_model_without_input_embeddings_is_probed():
+    language = Brackets(name="brackets", num_words_total=8, num_train_sentences=20, num_valid_sentences=4)
+    spec = OneLayer(name="one_layer", num_neurons=8, start=Random(name="random"))
+    model = spec.build(vocab_size=10, sequence_length=7, seed=3, corpus=language)
+    prepare(model, twice_differentiable=False)
+    ids = torch.tensor([[0, 1, 2, 3, 4, 5, 9]])
+    assert OutputLayer.of(model, {"input_ids": ids, "labels": ids}) is None
 
 
 def test_an_output_layer_alone_is_probed():

@@ -214,10 +214,11 @@ def test_a_machine_without_metadata_keeps_its_ray_and_its_exit_code(spot):
 def slurm(tmp_path) -> Stubs:
     """Of two nodes. `raysweep run` works for $WORK seconds and ends with $CODE; cancelled, it saves and gives 143. The
     other node's part of a step goes on for $LINGER seconds after it, as its raylet waits for the head; without $UP Ray
-    does not come up, and steps end with 0."""
+    does not come up, and steps end with 0. Ray takes $STOPS seconds to stop, and $STARTS to start."""
     stubs = Stubs(tmp_path)
     stubs.env |= {"SLURM_JOB_ID": "42", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_CPUS_ON_NODE": "8", "WORK": "0"}
     stubs.env |= {"SLURM_GPUS_ON_NODE": "4", "CODE": "0", "OVERSUBSCRIBE": "NO", "LINGER": "0", "UP": "yes"}
+    stubs.env |= {"STOPS": "0", "STARTS": "0"}
     stubs.add("scontrol", 'case "$*" in *hostnames*) printf "node-a\\nnode-b\\n" ;; "show job"*) '
               'echo "   OverSubscribe=$OVERSUBSCRIBE Contiguous=0" ;; esac')  # fmt: skip
     # The first node's part of a step runs here: of symmetric-run, what stands after its `--`.
@@ -226,15 +227,17 @@ def slurm(tmp_path) -> Stubs:
         """while [[ $1 == -* ]]; do shift; done
 while [[ " $* " == *" -- "* ]]; do shift; done
 [ -n "$UP" ] || exit 0
+if [[ "$*" == *raysweep* ]]; then sleep "$STARTS"; fi
 "$@"
 code=$?
 if [[ "$*" == *raysweep* ]]; then sleep "$LINGER"; fi
 exit $code """,
     )
-    stubs.add("ray", 'if [ "$1" = start ]; then exec sleep 30; fi')
+    stubs.add("ray", 'case "$1" in start) exec sleep 30 ;; stop) sleep "$STOPS" ;; esac')
     stubs.add(
         "raysweep",
         """if [ "$1" = cancel ]; then
+  [ -e "$HOME/pid" ] || exit 2
   kill -TERM "$(cat "$HOME/pid")"
   while [ ! -e "$HOME/saved" ]; do sleep 0.1; done
   exit
@@ -270,6 +273,17 @@ def test_slurm_says_where_ray_has_not_come_up(slurm):
     assert job.wait(timeout=30) == 1
     assert "Ray has not come up on node-a: the sweep was not begun" in job.stderr.read()
     assert not slurm.calls("raysweep")
+
+
+@pytest.mark.parametrize("seconds", [{"STOPS": "3"}, {"STARTS": "60"}])
+def test_slurm_goes_back_into_the_queue_where_nothing_has_begun(slurm, seconds):
+    job = sbatch(slurm, **seconds)
+    wait_for(lambda: slurm.log.exists() and bool(slurm.calls("srun")))
+    time.sleep(1)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=30) == 143
+    assert slurm.log.read_text().splitlines()[-1] == "scontrol requeue 42"
+    assert not [call for call in slurm.calls("raysweep") if "run" in call.split()[1]]
 
 
 @pytest.mark.parametrize("shared", [False, True])
