@@ -14,6 +14,10 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from raysweep.curvature.language import mean_token_loss, prepare
+from raysweep.curvature.operators import hessian_vector_products, named_parameters
+from raysweep.curvature.tangents import gauss_newton_product
+
 CAUSAL = ["llama", "gpt2", "gpt_neox"]
 STYLES = [*CAUSAL, "bert"]
 
@@ -74,3 +78,21 @@ def full_matrix(product: Any, parameters: dict[str, torch.Tensor]) -> torch.Tens
     num = sum(parameter.numel() for parameter in parameters.values())
     rows = [flat(product(unflat(unit, parameters))) for unit in torch.eye(num, dtype=torch.float64)]
     return torch.stack(rows)
+
+
+def small(style: str = "llama", *, tied: bool = True) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A model of one block that is ready to be measured, small enough for `matrices`, and a batch."""
+    model = build(style, tied=tied, hidden=4, vocab=5, layers=1)
+    prepare(model)
+    return model, batch_for(model)
+
+
+def matrices(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The Hessian of the mean token loss, and its Gauss-Newton part, both [P, P], made in float64."""
+    double = model.double()
+    parameters = named_parameters(double)
+    loss = lambda: mean_token_loss(double, batch)  # noqa: E731
+    hessian = full_matrix(lambda v: hessian_vector_products(loss, parameters, [v])[0], parameters)
+    gauss_newton = full_matrix(lambda v: gauss_newton_product(double, batch, v), parameters)
+    model.float()
+    return hessian, gauss_newton

@@ -28,6 +28,7 @@ from raysweep.curvature.differences import Forms, longest_step
 from raysweep.curvature.language import IGNORED, Batch, is_causal, predicting_logits, targets
 from raysweep.curvature.operators import MovableParameters, named_parameters
 from raysweep.curvature.probes import Probe, Tensors, key
+from raysweep.curvature.settings import Distribution
 from raysweep.objectives.inputs import model_inputs
 
 logger = logging.getLogger(__name__)
@@ -92,10 +93,10 @@ class OutputLayer:
         name = names.get(id(layer.weight), "")
         return OutputLayer(layer, rest, lookup if name and lookup in users else None, name)
 
-    @property
-    def probed(self) -> Tensors:
-        """The parameters that a probe vector has entries of."""
-        return self.rest if self.embedding is None else self.rest | {self.name: self.layer.weight.detach()}
+    def probe(self, *, seed: int, probe: int, distribution: Distribution) -> Probe:
+        """As `MovableParameters.probe` of the rest, with entries of a matrix that is the input's, too."""
+        also = {} if self.embedding is None else {self.name: self.layer.weight.detach()}
+        return Probe(self.rest | also, seed=seed, probe=probe, distribution=distribution)
 
     def states(self, model: Any, batch: Batch) -> Tensor:
         """What the layer reads at the m positions that predict a token [m, width]; of size 0 if it reads others."""
@@ -216,7 +217,7 @@ def forms_beside(
     Args:
         output: the model's.
         model, batch, check: see `differences.quadratic_forms`.
-        vector: of `output.probed`.
+        vector: `output.probe`.
         movable: of `output.rest`, and the step.
         is_chosen: see `OutputLayer.is_chosen`.
         here: `output.states` at the weights, where an earlier probe of the batch has made them already.

@@ -25,7 +25,7 @@ from raysweep.curvature.operators import (
     inner,
     named_parameters,
 )
-from raysweep.curvature.probes import Probe, Tensors, key
+from raysweep.curvature.probes import Tensors, key
 from raysweep.curvature.settings import Distribution
 from raysweep.curvature.tangents import reverse_over_forward_product
 
@@ -102,7 +102,7 @@ def probe_unit(
         if output is None:
             fine, coarse = quadratic_forms(model, batch, probe, movable, check=check, here=here)
         else:
-            signs = Probe(output.probed, seed=seed, probe=number, distribution=distribution)
+            signs = output.probe(seed=seed, probe=number, distribution=distribution)
             chosen = output.is_chosen(unit.batch, seed=seed)
             fine, coarse = forms_beside(output, model, batch, signs, movable, is_chosen=chosen, check=check, here=here)
         values |= {"gauss_newton": fine.gauss_newton, "residual": fine.residual}
@@ -152,7 +152,7 @@ def response_unit(
     number = key(unit.batch, 0)
     num = float((targets(model, batch) != IGNORED).sum())
     if output is not None:
-        signs = Probe(output.probed, seed=seed, probe=number, distribution=distribution)
+        signs = output.probe(seed=seed, probe=number, distribution=distribution)
         return _finite({"num_tokens": num} | response_beside(output, model, batch, signs, movable, here=here), unit)
     vector = movable.probe(seed=seed, probe=number, distribution=distribution)
     moved = logit_response(model, batch, vector, movable, here=here)
@@ -163,7 +163,7 @@ def _confirm(exact: Mapping[str, float], fine: Forms, coarse: Forms | None, unit
     """A layer whose gradient's graph is cut, or a kernel with a wrong second derivative, gives no error, only this."""
     assert coarse is not None
     by_graph = exact["gauss_newton"] + exact["residual"]
-    by_steps, by_long_steps = (forms.gauss_newton + forms.residual for forms in (fine, coarse))
+    by_steps, by_long_steps = (forms.sum for forms in (fine, coarse))
     # Of v'Gv, too, as v'Hv is near 0 where its parts cancel; and what a longer step changes is no fault of the graph.
     room = 0.05 * max(abs(fine.gauss_newton), abs(by_steps)) + abs(by_long_steps - by_steps)
     if abs(by_graph - by_steps) > room:

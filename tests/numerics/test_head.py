@@ -6,40 +6,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_models import batch_for, build, full_matrix
+from tiny_models import batch_for, build, matrices, small
 from transformers import EsmConfig, EsmForMaskedLM, Gemma2Config, Gemma2ForCausalLM
 
 from raysweep.curvature.head import EVERY, OutputLayer
-from raysweep.curvature.language import equal_batches, mean_token_loss, prepare
+from raysweep.curvature.language import equal_batches, prepare
 from raysweep.curvature.measure import measure_traces, paired_difference
 from raysweep.curvature.operators import (
     MovableParameters,
     choose_parameters,
-    hessian_vector_products,
     named_parameters,
 )
 from raysweep.curvature.probes import Probe
 from raysweep.curvature.settings import TraceSettings
-from raysweep.curvature.tangents import gauss_newton_product
 from raysweep.curvature.units import Unit, probe_unit, response_unit
 from raysweep.data.brackets import Brackets
 from raysweep.train.one_layer import OneLayer, Random
-
-
-def small(style, *, tied, layers=1):
-    model = build(style, tied=tied, hidden=4, vocab=5, layers=layers)
-    prepare(model)
-    return model, batch_for(model)
-
-
-def matrices(model, batch):
-    double = model.double()
-    parameters = named_parameters(double)
-    loss = lambda: mean_token_loss(double, batch)  # noqa: E731
-    hessian = full_matrix(lambda v: hessian_vector_products(loss, parameters, [v])[0], parameters)
-    gauss_newton = full_matrix(lambda v: gauss_newton_product(double, batch, v), parameters)
-    model.float()
-    return hessian, gauss_newton
 
 
 def places_of(model, names):

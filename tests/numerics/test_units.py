@@ -6,30 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import CAUSAL, STYLES, batch_for, build, full_matrix
+from tiny_models import CAUSAL, STYLES, batch_for, build, full_matrix, matrices, small
 
 import raysweep.curvature.units as units
 from raysweep.curvature.differences import step_for
-from raysweep.curvature.language import mean_token_loss, prepare, targets, token_logits
+from raysweep.curvature.language import prepare, targets, token_logits
 from raysweep.curvature.operators import MovableParameters, hessian_vector_products, named_parameters
-from raysweep.curvature.tangents import gauss_newton_product
 from raysweep.curvature.units import Unit, fisher_unit, probe_unit, response_unit, sample_labels
-
-
-def small(style: str = "llama", *, tied: bool = True):
-    model = build(style, tied=tied, hidden=4, vocab=5, layers=1)
-    prepare(model)
-    return model, batch_for(model)
-
-
-def matrices(model, batch):
-    double = model.double()
-    parameters = named_parameters(double)
-    loss = lambda: mean_token_loss(double, batch)  # noqa: E731
-    hessian = full_matrix(lambda v: hessian_vector_products(loss, parameters, [v])[0], parameters)
-    gauss_newton = full_matrix(lambda v: gauss_newton_product(double, batch, v), parameters)
-    model.float()
-    return hessian, gauss_newton
 
 
 @pytest.mark.parametrize("products", ["logit_differences", "gradient_differences", "exact"])
