@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from benchmarks.indicators import DATA, KNOWN, TARGETS, read, read_noise, signed, wrong
 
 from raysweep.analysis.ranking import rank
