@@ -9,16 +9,18 @@ corrected resampled t; of left-out groups all pairs within them, jackknife over 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from raysweep.analysis.associations import TOGETHER, numbers
+from raysweep.analysis.comparer import lightgbm, tree_logits
 from raysweep.analysis.defects import copied_rows, flagged_rows
 from raysweep.analysis.formatting import with_interval
 from raysweep.analysis.given_table import Roles, rank_table, take
 from raysweep.analysis.learning import Tested, learn_target
+from raysweep.analysis.pair_features import features, fit_scale, normalised, ordered_pairs
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.unseen import (
@@ -133,6 +135,55 @@ def of_low_rates(whole: Sequence[Ranking], low: Sequence[Ranking]) -> Iterator[s
         yield f"| {title} | {'; '.join(each)} | {'; '.join(across.get(title, []))} |"
 
 
+def plain_trees(values: Floats, scores: Floats) -> Predict:
+    """100 trees by LightGBM's own settings, and no line: the plainest learner from the same features of a pair."""
+
+    def predict(split: Split) -> Callable[[np.ndarray, np.ndarray], Floats]:
+        scales = [fit_scale(str(place), column[split.train]) for place, column in enumerate(values.T)]
+        known = normalised(scales, values)
+        first, second = ordered_pairs(split.train)
+        apart = scores[first] != scores[second]
+        first, second = first[apart], second[apart]
+        better = (scores[first] > scores[second]).astype(np.float64)
+        data = lightgbm().Dataset(features(known[first], known[second]), better)
+        booster = lightgbm().train({"objective": "binary", "verbose": -1, "num_threads": 1}, data)
+        return lambda one, other: tree_logits(booster, known[one], known[other])
+
+    return predict
+
+
+def of_crossed_rows(whole: Sequence[Ranking]) -> Iterator[str]:
+    """A row for each learner, on the rows that differ in objective and rate alone, without flagged ones.
+
+    A rate left out is then tested on pairs of objectives alone, an objective left out on pairs of rates. In the whole
+    table most pairs of one rate are of the 19 rows of 2.5e-4, whose mixes, tags and lengths hardly move the scores.
+    """
+    rows: dict[str, list[list[str]]] = {}
+    for ranking in whole:
+        table = ranking.checkpoints
+        same = (table["point.mix"] == "DC-0") & (table["point.length"] == "all") & (numbers(table["point.tag"]) == 0)
+        out = {*table.loc[~same, "checkpoint"], *flagged_rows(ranking.flags)}
+        values, scores, variants = rows_of(ranking, list(INDICATORS), without=list(out))
+        rates, _, _ = rows_of(ranking, ["point.lr"], without=list(out))
+        own = table[~table["checkpoint"].isin(out)].sort_values("checkpoint")
+        learners = {
+            "learnt from the five indicators": learner(values, scores, variants),
+            "learnt by plain trees": plain_trees(values, scores),
+            "nothing learnt: Kshot-RAG": as_given(values[:, 0]),
+            "nothing learnt: the higher rate": as_given(rates[:, 0]),
+        }
+        for name, predict in learners.items():
+            found = [
+                on_unseen(predict, scores, leave_group_out(list(own[axis]), variants), variants=variants)
+                for axis in ("point.lr", "point.objective")
+            ]
+            rows.setdefault(name, []).append([with_interval(each.accuracy) for each in found])
+    yield f"| pairs right of {len(own)} rows: CMS; RAG; CBQA | of a rate left out | of an objective left out |"
+    yield "| --- | --- | --- |"
+    for name, by_target in rows.items():
+        yield f"| {name} | " + " | ".join("; ".join(cells) for cells in zip(*by_target, strict=True)) + " |"
+
+
 def share_of_pairs_right(values: Floats, scores: Floats) -> float:
     """Ties half."""
     every = np.arange(len(scores))
@@ -206,7 +257,13 @@ def main() -> None:
     """Print the tables."""
     whole = ranked(drop_flagged=False)
     cleaned = ranked(drop_flagged=True)
-    for part in (published(whole), beside_config(cleaned), learnt(whole), of_low_rates(whole, low_rates())):
+    for part in (
+        published(whole),
+        beside_config(cleaned),
+        learnt(whole),
+        of_crossed_rows(whole),
+        of_low_rates(whole, low_rates()),
+    ):
         print(*part, "", sep="\n")
 
 
