@@ -160,7 +160,7 @@ def worth_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | None:
         return None
     short = indicator_names(ranking)
     accuracies = [worth.item.accuracy for worth in found]
-    best = _worthwhile(found)
+    best = worthwhile(found)
     unit, count = cost_unit(stages, "time"), formatting.count
     return {
         "x": numbers(worth.seconds for worth in found),
@@ -183,7 +183,7 @@ def worth_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | None:
     }
 
 
-def _worthwhile(found: Sequence[Worth]) -> set[str]:
+def worthwhile(found: Sequence[Worth]) -> set[str]:
     """Names of those better than all that cost no more; of several at one place the first."""
     places = np.array([(-worth.seconds, worth.item.accuracy.value) for worth in found])
     _, first = np.unique(places, axis=0, return_index=True)

@@ -3,6 +3,9 @@
     python tests/benchmarks/indicators.py                            # from the tables in tests/data
     python tests/benchmarks/indicators.py --run RUN --store STORE    # from a run, whose tables are written there
     python tests/benchmarks/indicators.py --mixture RUN --store STORE    # from one that fine-tuned on a mixture, too
+    python tests/benchmarks/indicators.py --worth                    # only which is worth its cost, nothing learnt
+
+Each also writes all rows of all targets into tests/data/indicators_cpu_rows.csv.
 
 Errors are shares of pairs in the wrong order. Of single indicators and of the configuration they are over all pairs of
 checkpoints, with 95 % intervals over variants (jackknife); of what is learnt on pairs of variants that it has not seen
@@ -32,7 +35,7 @@ from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import MEAN_LIKELIHOOD, Ranking, rank
 from raysweep.analysis.uncertainty import Sample, TaskNoise, task_noise
 from raysweep.analysis.unseen import over_splits, random_splits, shares_as_it_is
-from raysweep.analysis.worth import flops_by_kind, seconds_by_kind
+from raysweep.analysis.worth import Worth, flops_by_kind, own_stages, seconds_by_kind, worths, worthwhile
 from raysweep.results import Results
 from raysweep.scores import Column
 
@@ -40,6 +43,7 @@ DATA = Path(__file__).parents[1] / "data"
 TABLE, STAGES, SAMPLES = (DATA / f"indicators_cpu{part}.parquet" for part in ("", "_stages", "_scores"))
 MIXTURE, MIXTURE_SAMPLES = (DATA / f"indicators_cpu_mixture{part}.parquet" for part in ("", "_scores"))
 """Of the same checkpoints, fine-tuned on all six tasks at once."""
+ROWS = DATA / "indicators_cpu_rows.csv"
 FAMILIES = ("cms", "rag", "cbq")
 TARGETS = (MEAN_LIKELIHOOD, *(f"sft/{family}/mean_log_likelihood" for family in FAMILIES))
 OF_MIXTURE = "sft/all/"
@@ -152,6 +156,58 @@ def singles(rankings: list[Ranking]) -> Iterator[str]:
         added = "" if item.source == "config" else signed(item.added)
         few = "" if item.selection or item.source == "config" else f" ({item.pairs.num_pairs} pairs)"
         yield f"| {name}{few} | " + " | ".join(of_targets) + f" | {added} |"
+
+
+def all_rows(rankings: Sequence[Ranking]) -> pd.DataFrame:
+    """Of each target and indicator, or part of the configuration: pairs wrong and what it adds, with 95 % intervals."""
+    rows = []
+    for ranking in rankings:
+        for item in ranking.associations:
+            right, added = item.accuracy, item.added
+            values = {"wrong": 1 - right.value, "wrong_low": 1 - right.high, "wrong_high": 1 - right.low}
+            values |= {"adds": added.value, "adds_low": added.low, "adds_high": added.high}
+            names = {"target": ranking.target, "indicator": item.indicator, "source": item.source}
+            # Adding 0.0 takes the sign of -0.0 away.
+            rows.append(names | {"pairs": item.pairs.num_pairs} | {key: round(x, 4) + 0.0 for key, x in values.items()})
+    return pd.DataFrame(rows)
+
+
+def worth(rankings: Sequence[Ranking], mixed: Ranking, stages: pd.DataFrame) -> Iterator[str]:
+    """Of each kind of stage the indicator that orders most pairs right, beside its cost, cheapest first.
+
+    Those that compare fewer pairs than another of their kind are not asked. In bold are those that order more right
+    than the configuration and all that compare all pairs and cost no more.
+    """
+    found = worths(rankings[0], stages)
+    best = worthwhile([each for each in found if each.item.selection])
+    first: dict[str, Worth] = {}
+    for each in sorted(found, key=lambda each: -each.item.pairs.num_pairs):
+        first.setdefault(each.item.indicator.partition("/")[0], each)
+    shown = [*first.values(), *(each for each in found if each.item.indicator in best and each not in first.values())]
+    rag = own_stages(rankings[TARGETS.index("sft/rag/mean_log_likelihood")], stages)
+    seconds, flops = seconds_by_kind(rag)["sft"], flops_by_kind(rag)["sft"]
+    at_once = {item.indicator: item.accuracy for item in mixed.associations}
+    [config] = [item for item in rankings[0].associations if item.indicator == TOGETHER]
+    yield (
+        "| indicator | seconds a checkpoint | of fine-tuning on rag | FLOPs | of fine-tuning on rag "
+        "| pairs right, each task | all at once | adds to config |"
+    )
+    yield "| --- " * 8 + "|"
+    yield f"| the configuration | 0 | 0 | 0 | 0 | {right(config.accuracy)} | {right(at_once[TOGETHER])} | |"
+    for each in sorted(shown, key=lambda each: each.seconds):
+        item = each.item
+        name = KNOWN.get(item.indicator, item.indicator)
+        if item.indicator in best and item.accuracy.value > config.accuracy.value:
+            name = f"**{name}**"
+        few = "" if item.selection else f" ({item.pairs.num_pairs} pairs)"
+        cost = f"{each.seconds:.2f} | {each.seconds / seconds:.1%} | {each.flops:.2e} | {each.flops / flops:.1%}"
+        told = f"{right(item.accuracy)} | {right(at_once[item.indicator])} | {signed(item.added)}"
+        yield f"| {name}{few} | {cost.replace('%', ' %')} | {told} |"
+
+
+def right(share: IntervalEstimate) -> str:
+    """`0.74 [0.65, 0.82]`, of pairs right."""
+    return f"{share.value:.3f} [{share.low:.2f}, {share.high:.2f}]"
 
 
 def over_half(ranking: Ranking, tested: Tested) -> IntervalEstimate:
@@ -306,53 +362,61 @@ def main() -> None:
     parser.add_argument("--run")
     parser.add_argument("--mixture", metavar="RUN")
     parser.add_argument("--store")
+    parser.add_argument("--worth", action="store_true")
     args = parser.parse_args()
     if args.run:
         write(Results.open(args.run, store=args.store))
     if args.mixture:
         write_mixture(Results.open(args.mixture, store=args.store))
     stages = pd.read_parquet(STAGES)
-    print("## Fine-tuned on each task\n")
-    _show(*read(), read_noise(), TARGETS, stages)
-    print("## Fine-tuned on all tasks at once\n")
-    _show(*read(mixture=True), read_noise(MIXTURE_SAMPLES), MIXED_TARGETS)
+    table, columns = read()
+    more, of_both = read(mixture=True)
+    rankings = _ranked(table, columns, read_noise(), TARGETS)
+    mixed = _ranked(more, of_both, read_noise(MIXTURE_SAMPLES), MIXED_TARGETS)
+    all_rows([*rankings, *mixed]).to_csv(ROWS, index=False)
+    _print("Which indicator is worth its cost?", worth(rankings, mixed[0], stages))
+    if args.worth:
+        return
+    tested = _learnt(rankings, columns)
+    _print("Fine-tuned on each task", _summary(rankings[0], tested[0]), singles(rankings), learnt(rankings, tested))
+    _print("Where signal ends", signal(rankings[0], tested[0]), first_few(rankings[0]))
+    _print("Costs", costs(rankings, stages), bought(rankings[0], stages))
+    _print("Less of it", seed_zero(table, columns), left_tasks(table, columns, targets_of(rankings[0], columns)))
+    tested = _learnt(mixed, of_both)
+    _print("Fine-tuned on all tasks at once", _summary(mixed[0], tested[0]), singles(mixed), learnt(mixed, tested))
+    _print("Where signal ends", signal(mixed[0], tested[0]))
 
 
-def _show(
-    table: pd.DataFrame,
-    columns: Sequence[Column],
-    noise: Mapping[str, TaskNoise],
-    targets: Sequence[str],
-    stages: pd.DataFrame | None = None,
-) -> None:
-    """All tables of some targets; `stages`: by which costs are told."""
-    start = time.process_time()
-    rankings = [rank(table, columns=columns, target=target, noise=noise) for target in targets]
-    print(f"ranked in {(time.process_time() - start) / len(rankings):.1f} s of CPU time a target")
-    first = rankings[0]
-    scored = len(table) - first.num_unscored
-    print(f"{scored} checkpoints of {first.num_variants} variants; {first.num_comparisons} pairs, ", end="")
-    print(f"{first.num_clear} clear; noise of fine-tuning leaves {first.ceiling:.3f} right; errors {first.errors}")
-    print(f"rates at an end of their grid: {len(first.edges)} of {scored * len(first.tasks)}\n")
-    others, start = targets_of(first, columns), time.process_time()
-    tested = [learn_target(each, others=others[each.target]).tested for each in rankings]
-    print(f"learnt in {(time.process_time() - start) / len(rankings):.1f} s of CPU time a target\n")
-    print(importances(tested[0]), "\n")
-    parts = [singles(rankings), learnt(rankings, tested)]
-    if stages is not None:
-        parts = [
-            costs(rankings, stages),
-            *parts,
-            signal(first, tested[0]),
-            first_few(first),
-            bought(first, stages),
-            seed_zero(table, columns),
-            left_tasks(table, columns, others),
-        ]
+def _print(title: str, *parts: Iterator[str]) -> None:
+    print(f"## {title}\n")
     for part in parts:
         for line in part:
             print(line, flush=True)
         print()
+
+
+def _ranked(
+    table: pd.DataFrame, columns: Sequence[Column], noise: Mapping[str, TaskNoise], targets: Sequence[str]
+) -> list[Ranking]:
+    start = time.process_time()
+    rankings = [rank(table, columns=columns, target=target, noise=noise) for target in targets]
+    print(f"ranked in {(time.process_time() - start) / len(rankings):.1f} s of CPU time a target", flush=True)
+    return rankings
+
+
+def _learnt(rankings: Sequence[Ranking], columns: Sequence[Column]) -> list[Tested]:
+    others, start = targets_of(rankings[0], columns), time.process_time()
+    tested = [learn_target(each, others=others[each.target]).tested for each in rankings]
+    print(f"learnt in {(time.process_time() - start) / len(rankings):.1f} s of CPU time a target", flush=True)
+    return tested
+
+
+def _summary(ranking: Ranking, tested: Tested) -> Iterator[str]:
+    scored = len(ranking.checkpoints) - ranking.num_unscored
+    yield f"{scored} checkpoints of {ranking.num_variants} variants; {ranking.num_comparisons} pairs, "
+    yield f"{ranking.num_clear} clear; noise of fine-tuning leaves {ranking.ceiling:.3f} right; errors {ranking.errors}"
+    yield f"rates at an end of their grid: {len(ranking.edges)} of {scored * len(ranking.tasks)}"
+    yield importances(tested)
 
 
 def importances(tested: Tested) -> str:

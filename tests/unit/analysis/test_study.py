@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from benchmarks.indicators import MIXED_TARGETS, MIXTURE_SAMPLES, STAGES, over_half, read, read_noise
+from benchmarks.indicators import MIXED_TARGETS, MIXTURE_SAMPLES, ROWS, STAGES, all_rows, over_half, read, read_noise
 from benchmarks.rag_shots import TABLE, TASKS
 
 from raysweep.analysis.comparer import learn
@@ -35,6 +35,12 @@ def test_the_studys_table_says_what_is_reported():
     assert pairs["features/effective_rank"] == 118  # Rows that one objective makes of one text.
     right = {item.indicator: item.accuracy.value for item in ranking.associations}
     assert {name: right[name] for name in RIGHT} == pytest.approx(RIGHT, abs=1e-3)
+    # A setting alone is judged with the others held equal, of which the number of parameters is left out above.
+    own = all_rows([ranking]).query("source == 'measured'")
+    both = own.merge(pd.read_csv(ROWS), on=["target", "indicator"], suffixes=("", "_written"), validate="one_to_one")
+    assert len(both) == len(own) > len(RIGHT)
+    for name in ("pairs", "wrong", "wrong_low", "wrong_high", "adds", "adds_low", "adds_high"):
+        assert both[name].to_numpy() == pytest.approx(both[f"{name}_written"].to_numpy(), abs=2e-4, nan_ok=True)
     assert "other_text/mean_loss (lower is better)" in headline(ranking)
     assert headline(ranking).partition(" (picked")[0].endswith("alone (0.88), nor to add to the configuration")
 
