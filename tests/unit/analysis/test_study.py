@@ -40,7 +40,7 @@ def test_the_studys_table_says_what_is_reported():
     both = own.merge(pd.read_csv(ROWS), on=["target", "indicator"], suffixes=("", "_written"), validate="one_to_one")
     assert len(both) == len(own) > len(RIGHT)
     for name in ("pairs", "wrong", "wrong_low", "wrong_high", "adds", "adds_low", "adds_high"):
-        assert both[name].to_numpy() == pytest.approx(both[f"{name}_written"].to_numpy(), abs=2e-4, nan_ok=True)
+        assert both[name].to_numpy() == pytest.approx(both[f"{name}_written"].to_numpy(), abs=5e-4, nan_ok=True)
     assert "other_text/mean_loss (lower is better)" in headline(ranking)
     assert headline(ranking).partition(" (picked")[0].endswith("alone (0.88), nor to add to the configuration")
 
