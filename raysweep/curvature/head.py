@@ -150,19 +150,16 @@ class OutputLayer:
             looked_up.append(inputs[0].shape == batch["input_ids"].shape and output.equal(module.weight[inputs[0]]))
 
         handle = self.embedding.register_forward_hook(look) if self.embedding is not None else None
+        # Where all other weights have moved: a bias behind the layer may be 0 at home, or a scale 1.
+        movable = MovableParameters(self.rest, 1.0)
+        movable.step = movable.rms
         try:
-            agrees = self._agrees(model, batch)
+            with movable.moves() as move:
+                move(movable.probe(seed=0, probe=0), 1)
+                return self._agrees(model, batch) and (handle is None or looked_up == [True, True])
         finally:
             if handle is not None:
                 handle.remove()
-        if not agrees or (handle is not None and looked_up != [True, True]):
-            return False
-        # And where no other weight is what does nothing: a bias behind the layer may be 0, or a scale 1.
-        movable = MovableParameters(self.rest, 1.0)
-        movable.step = movable.rms
-        with movable.moves() as move:
-            move(movable.probe(seed=0, probe=0), 1)
-            return self._agrees(model, batch)
 
     def _agrees(self, model: Any, batch: Batch) -> bool:
         """Whether the model's logits are the layer's product with what it reads, where all weights are now."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers.activations import NewGELUActivation
 
 from raysweep.curvature.allocator import keep_freed_memory
 from raysweep.objectives.inputs import model_inputs
@@ -58,7 +59,8 @@ def prepare(model: Any, *, twice_differentiable: bool = True) -> None:
 
     Embeddings no longer leave the row of the padding token out of gradients, as torch does in training: the loss
     depends on it wherever that token is read (end of text, where it pads too), and differences of losses see that.
-    The process keeps what it frees, for the passes to come; see `allocator`.
+    GPT-2's activation, eight operations in transformers, becomes torch's own of the same function. The process keeps
+    what it frees, for the passes to come; see `allocator`.
 
     Args:
         model: a Hugging Face model; changed in place.
@@ -74,6 +76,9 @@ def prepare(model: Any, *, twice_differentiable: bool = True) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):
             module.padding_idx = None
+        for name, part in module.named_children():
+            if type(part) is NewGELUActivation:
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
     implementation = getattr(model.config, "_attn_implementation", "eager")
     if twice_differentiable and implementation != "eager":
         logger.warning("attention is switched from %s to eager for exact curvature", implementation)

@@ -10,15 +10,15 @@ import contextlib
 import difflib
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
 from raysweep.curvature.language import IGNORED, Batch, slope, targets, token_logits
-from raysweep.curvature.probes import Probe, Tensors
+from raysweep.curvature.probes import PIECE, Packed, Probe, Tensors
 from raysweep.curvature.settings import Distribution
 
 Tensor = torch.Tensor
@@ -286,21 +286,32 @@ class MovableParameters:
         """While in it, the first of two makes the parameters w + times * step * vector, the second w - ...
 
         Both are written at once, piece by piece where the vector is drawn so: of a small model on a short sequence,
-        writing and reading what is as large as the weights takes as long as a forward pass.
+        writing and reading what is as large as the weights takes as long as a forward pass. So does what each of many
+        small parameters costs beside its entries, so those of a CPU are written side by side.
         """
-        ahead, behind = self._room(), self._room()
+        ahead: Tensors = {}
+        behind: Tensors = {}
         shift = times * self.step
-        for name in self._home:
-            start, flat = 0, [values[name].view(-1) for values in (self._home, ahead, behind)]
-            for part in vector.pieces(name) if isinstance(vector, Probe) else [vector[name].view(-1)]:
-                here, there, back = (whole[start : start + len(part)] for whole in flat)
-                torch.add(here, part, alpha=shift, out=there)
-                torch.add(here, part, alpha=-shift, out=back)
-                start += len(part)
+        if isinstance(vector, Probe) and vector.has_signs and (small := self._small):
+            flat = [small.home, torch.empty_like(small.home), torch.empty_like(small.home)]
+            _write_sides(flat, vector.pieces_of(small), shift)
+            ahead, behind = (small.views(side) for side in flat[1:])
+        for name, home in self._home.items():
+            if name not in ahead:
+                ahead[name], behind[name] = torch.empty_like(home), torch.empty_like(home)
+                pieces = vector.pieces(name) if isinstance(vector, Probe) else [vector[name].view(-1)]
+                _write_sides([each.view(-1) for each in (home, ahead[name], behind[name])], pieces, shift)
         try:
             yield partial(self._take, ahead), partial(self._take, behind)
         finally:
             self._take(self._home)
+
+    @cached_property
+    def _small(self) -> Packed | None:
+        """Those of at most a piece, of the first one's dtype; None: there are none, or they are on a GPU."""
+        first = next(iter(self._home.values()))
+        small = {name: home for name, home in self._home.items() if home.numel() <= PIECE and home.dtype == first.dtype}
+        return Packed(small) if small and first.device.type == "cpu" else None
 
     def _room(self) -> Tensors:
         return {name: torch.empty_like(home) for name, home in self._home.items()}
@@ -308,6 +319,16 @@ class MovableParameters:
     def _take(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self._parameters.items():
             parameter.data = values[name]
+
+
+def _write_sides(flat: Sequence[Tensor], pieces: Iterable[Tensor], shift: float) -> None:
+    """Write the second of three flat tensors as the first + shift * pieces, the third as the first - ..."""
+    start = 0
+    for part in pieces:
+        here, there, back = (whole[start : start + len(part)] for whole in flat)
+        torch.add(here, part, alpha=shift, out=there)
+        torch.add(here, part, alpha=-shift, out=back)
+        start += len(part)
 
 
 def inner(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import CAUSAL, STYLES, batch_for, build
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers.activations import NewGELUActivation
 
 from raysweep.curvature.language import (
     IGNORED,
@@ -101,6 +102,16 @@ def test_dropout_is_refused_and_prepare_turns_it_off(caplog):
         prepare(model)
     assert "switched from sdpa to eager" in caplog.text
     assert math.isfinite(float(mean_token_loss(model, batch).detach()))
+
+
+def test_activations_in_one_operation_are_the_same_function():
+    model = build("gpt2")
+    batch, inputs = batch_for(model), model.transformer.h[0].mlp
+    before = token_logits(model.eval(), batch)
+    assert type(inputs.act) is NewGELUActivation
+    prepare(model)
+    assert type(inputs.act) is torch.nn.GELU
+    torch.testing.assert_close(token_logits(model, batch), before, rtol=1e-5, atol=1e-6)
 
 
 def test_train_mode_without_dropout_is_eval_mode():

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from raysweep.curvature.operators import MovableParameters
 from raysweep.curvature.probes import PIECE, Probe, probe_vector
 from raysweep.curvature.zero3 import MovableShards, rows_of
 
@@ -61,6 +62,27 @@ def test_pieces_of_a_vector_are_the_vector(num, dtype, distribution):
     assert torch.equal(torch.cat(pieces), whole.flatten())
     assert pieces[0].dtype == dtype
     assert len(pieces) == (1 if distribution == "gaussian" else -(-num // PIECE))
+
+
+@given(
+    sizes=st.lists(st.sampled_from([1, 63, 64, 65, PIECE, PIECE + 1]), min_size=1, max_size=5),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    distribution=st.sampled_from(["rademacher", "gaussian"]),
+    is_dict=st.booleans(),
+)
+def test_both_sides_are_the_weights_and_the_vector(sizes, dtype, distribution, is_dict):
+    weights = {f"w{place}": torch.randn(size, 1, dtype=dtype) for place, size in enumerate(sizes)}
+    parameters = {name: nn.Parameter(weight.clone()) for name, weight in weights.items()}
+    movable = MovableParameters(parameters, 0.5)
+    vector = movable.probe(seed=3, probe=5, distribution=distribution)
+    whole = probe_vector(weights, seed=3, probe=5, distribution=distribution)
+    for _ in range(2):  # What is kept of the first time is not written to.
+        with movable.sides(dict(vector) if is_dict else vector, 2) as (go_ahead, go_behind):
+            for go, way in ((go_behind, -1), (go_ahead, 1)):
+                go()
+                for name, parameter in parameters.items():
+                    assert torch.equal(parameter, torch.add(weights[name], whole[name], alpha=way))
+        assert all(torch.equal(parameters[name], weights[name]) for name in weights)
 
 
 def test_shards_are_moved_and_put_back():
