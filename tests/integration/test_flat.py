@@ -149,11 +149,15 @@ def test_a_checkpoint_is_the_average_and_training_goes_on_with_the_weights(gramm
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.data
-@pytest.mark.skipif("RAYSWEEP_DATA" not in os.environ, reason="RAYSWEEP_DATA names no data pack")
+OF_DATA = [
+    pytest.mark.data,
+    pytest.mark.skipif("RAYSWEEP_DATA" not in os.environ, reason="RAYSWEEP_DATA names no data pack"),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("flat_minima", [0.1, 10.6, 85.0]), ("flat_minima_text", [0.2, 33.7, 110.1])],
+    [("flat_minima", [0.1, 10.6, 85.0]), pytest.param("flat_minima_text", [0.2, 33.7, 110.1], marks=OF_DATA)],
 )
 def test_shipped_searches_for_flat_minima_plan_at_every_size(store, name, millions):
     spaces = {preset: load(FOLDER / f"{name}.yaml", overrides) for preset, overrides in presets(name).items()}
