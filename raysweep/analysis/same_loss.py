@@ -97,6 +97,8 @@ class Contrast:
     """Of the logarithm of the Hessian's trace."""
     transfer: Mapping[str, IntervalEstimate]
     """By target."""
+    measures: Mapping[str, IntervalEstimate]
+    """Of every measure, as a share of the reference's mean size."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def compare_same_loss(
         reference=reference,
         apart=tuple(name for name in grid.variants if roots[grid.row(name)] != roots[grid.row(reference)]),
         groups=tuple(groups),
-        contrasts=tuple(_contrasts(grid, table, loss, targets, reference, held)),
+        contrasts=tuple(_contrasts(grid, table, loss, targets, measures, reference, held)),
         measures=tuple(known(*({name: grid.take(each) for name, each in of.items()} for of in (measures, errors)))),
         own_factors=any(given.get("rescaled") == "own" for given in _settings(stages, "flatness")),
         same_examples=all(
@@ -507,6 +509,7 @@ def _contrasts(
     table: pd.DataFrame,
     loss: str,
     targets: Sequence[Target],
+    measures: Mapping[str, Floats],
     reference: str,
     held: Sequence[Losses | None],
 ) -> Iterator[Contrast]:
@@ -520,6 +523,7 @@ def _contrasts(
     traces = numbers(table, HESSIAN_TRACE) if HESSIAN_TRACE in table else np.full(len(table), math.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         logs = np.log(traces)
+        shares = {name: values / np.abs(grid.take(values)[:, at]).mean() for name, values in measures.items()}
     for index, variant in enumerate(grid.variants):
         if index != at:
             yield Contrast(
@@ -528,4 +532,5 @@ def _contrasts(
                 gap_error=paired_difference(*([held[row] for row in grid.rows[:, each]] for each in (index, at)))[1],
                 trace=over_bases(logs, index),
                 transfer={target.name: over_bases(target.values, index) for target in targets},
+                measures={name: over_bases(values, index) for name, values in shares.items()},
             )

@@ -44,6 +44,8 @@ class Page:
     differed: Table
     differed_note: str
     variants: Table
+    knobs: Table
+    """What each variant does to every measure."""
     layers: tuple[tuple[str, Table], ...]
     """Title, and probes by layer."""
     models: tuple[str, ...]
@@ -74,6 +76,7 @@ def same_loss_page(found: SameLoss) -> Page:
         differed=_spread_table(found),
         differed_note=_spread_note(found),
         variants=_variant_table(found),
+        knobs=_knob_table(found),
         layers=tuple(
             (f"Probes of {each.num_labels} labels, by layer; each interval by itself", _layer_table(each))
             for each in found.layers
@@ -299,6 +302,19 @@ def _variant_table(found: SameLoss) -> Table:
             points = [100 * value for value in _ends(contrast.transfer[target])]
             changes.append(cell(points[0], lambda _, points=points: _interval(*points)))  # type: ignore[misc]
         rows.append(Row([cell(contrast.variant), *changes]))
+    return Table(columns, rows)
+
+
+def _knob_table(found: SameLoss) -> Table:
+    """A row for each measure, a column for each variant."""
+    columns = [Heading("measure"), *(Heading(f"{each.variant}, %", numeric=True) for each in found.contrasts)]
+    rows = []
+    for measure in found.contrasts[0].measures:
+        changes = []
+        for contrast in found.contrasts:
+            percents = [100 * value for value in _ends(contrast.measures[measure])]
+            changes.append(cell(percents[0], lambda _, percents=percents: _interval(*percents, digits=0)))  # type: ignore[misc]
+        rows.append(Row([Cell(short_name(measure), measure, title=measure), *changes]))
     return Table(columns, rows)
 
 

@@ -422,8 +422,15 @@ def test_without_an_adversary_variants_are_compared_with_the_first_of_the_sweep_
     traces = checkpoints.pivot(index="seed", columns="variant", values="flatness/hessian_trace")
     sgd = next(each for each in found.contrasts if each.variant == "sgd")
     assert sgd.trace.value == pytest.approx(np.log(traces["sgd"] / traces["hot"]).mean())
+    share = (traces["sgd"] - traces["hot"]).mean() / traces["hot"].mean()
+    assert sgd.measures["flatness/hessian_trace"].value == pytest.approx(share)
     page = same_loss_page(found)
     assert len(page.variants.rows) == 4
+    assert [heading.name for heading in page.knobs.columns] == [
+        "measure",
+        *(f"{each.variant}, %" for each in found.contrasts),
+    ]
+    assert len(page.knobs.rows) == len(sgd.measures) > 1
     # Of a range, the first that was begun, whatever came of it.
     assert compare_same_loss(checkpoints, stages, COLUMNS, read).reference == "sgd"
     assert "bars are 95 % intervals over 3 bases" in page.picture_note
