@@ -21,7 +21,7 @@ from raysweep.search import Choose, Within
 
 LOSS, SCORE = "heldout/loss_nats_per_token", "sft/mean_score"
 TRACES = ("flatness/fisher_trace", "flatness/hessian_trace")
-EQUAL_COMPUTE = ("plain-2x", "sam", "sam-far", "asam", "trace-penalty")
+EQUAL_COMPUTE = ("plain-2x", "sam", "sam-far", "asam", "trace-penalty", "agreement")
 # 97.5 % quantiles of Student's t, by degrees of freedom.
 T = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
