@@ -22,7 +22,9 @@ CAUSAL = ["llama", "gpt2", "gpt_neox"]
 STYLES = [*CAUSAL, "bert"]
 
 
-def build(style: str, *, tied: bool = True, hidden: int = 16, vocab: int = 23, layers: int = 2) -> Any:
+def build(
+    style: str, *, tied: bool = True, hidden: int = 16, vocab: int = 23, layers: int = 2, positions: int = 64
+) -> Any:
     """A model with weights large enough for its Hessian to be far from its Gauss-Newton part; in eval mode."""
     torch.manual_seed(0)
     common = {"vocab_size": vocab, "tie_word_embeddings": tied, "initializer_range": 0.3}
@@ -40,12 +42,12 @@ def build(style: str, *, tied: bool = True, hidden: int = 16, vocab: int = 23, l
         return LlamaForCausalLM(config).eval()
     if style == "gpt2":
         config = GPT2Config(
-            n_embd=hidden, n_layer=layers, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0, **common
+            n_embd=hidden, n_layer=layers, n_head=2, n_positions=positions, bos_token_id=0, eos_token_id=0, **common
         )
         return GPT2LMHeadModel(config).eval()
     if style == "gpt_neox":
         return GPTNeoXForCausalLM(GPTNeoXConfig(bos_token_id=0, eos_token_id=0, **sizes)).eval()
-    config = BertConfig(max_position_embeddings=64, pad_token_id=0, **sizes)
+    config = BertConfig(max_position_embeddings=positions, pad_token_id=0, **sizes)
     return BertForMaskedLM(config).eval()
 
 
@@ -80,9 +82,16 @@ def full_matrix(product: Any, parameters: dict[str, torch.Tensor]) -> torch.Tens
     return torch.stack(rows)
 
 
+def full_hessian(loss: Any, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Of a scalar function, by double backward from one graph. [P, P], float64."""
+    num = sum(parameter.numel() for parameter in parameters.values())
+    units = [unflat(unit, parameters) for unit in torch.eye(num, dtype=torch.float64)]
+    return torch.stack([flat(row) for row in hessian_vector_products(loss, parameters, units)])
+
+
 def small(style: str = "llama", *, tied: bool = True) -> tuple[Any, dict[str, torch.Tensor]]:
     """A model of one block that is ready to be measured, small enough for `matrices`, and a batch."""
-    model = build(style, tied=tied, hidden=4, vocab=5, layers=1)
+    model = build(style, tied=tied, hidden=4, vocab=5, layers=1, positions=8)
     prepare(model)
     return model, batch_for(model)
 
@@ -92,7 +101,7 @@ def matrices(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, 
     double = model.double()
     parameters = named_parameters(double)
     loss = lambda: mean_token_loss(double, batch)  # noqa: E731
-    hessian = full_matrix(lambda v: hessian_vector_products(loss, parameters, [v])[0], parameters)
+    hessian = full_hessian(loss, parameters)
     gauss_newton = full_matrix(lambda v: gauss_newton_product(double, batch, v), parameters)
     model.float()
     return hessian, gauss_newton

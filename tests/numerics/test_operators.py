@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny_models import CAUSAL, STYLES, batch_for, build, flat, full_matrix
+from tiny_models import CAUSAL, STYLES, batch_for, build, flat, full_hessian, full_matrix
 
 from raysweep.curvature.language import mean_token_loss, prepare, targets, token_logits
 from raysweep.curvature.operators import (
@@ -25,7 +25,7 @@ from raysweep.curvature.tangents import (
 
 
 def small(style: str, *, tied: bool = True):
-    model = build(style, tied=tied, hidden=4, vocab=5, layers=1).double()
+    model = build(style, tied=tied, hidden=4, vocab=5, layers=1, positions=8).double()
     prepare(model)
     return model, batch_for(model), named_parameters(model)
 
@@ -52,7 +52,7 @@ def test_trace_of_softmax_regression_is_its_closed_form():
     weight = torch.randn(4, 3, generator=draw, dtype=torch.float64).requires_grad_()
     x = torch.randn(3, generator=draw, dtype=torch.float64)
     loss = lambda: torch.nn.functional.cross_entropy(weight @ x, torch.tensor(2))  # noqa: E731
-    hessian = full_matrix(lambda v: hessian_vector_products(loss, {"w": weight}, [v])[0], {"w": weight})
+    hessian = full_hessian(loss, {"w": weight})
     p = (weight @ x).softmax(dim=0)
     assert float(hessian.trace()) == pytest.approx(float((1 - p.square().sum()) * x.square().sum()), rel=1e-12)
 
@@ -61,7 +61,7 @@ def test_trace_of_softmax_regression_is_its_closed_form():
 def test_all_exact_products_agree(style, tied):
     model, batch, parameters = small(style, tied=tied)
     loss = lambda: mean_token_loss(model, batch)  # noqa: E731
-    hessian = full_matrix(lambda v: hessian_vector_products(loss, parameters, [v])[0], parameters)
+    hessian = full_hessian(loss, parameters)
     # Llama and GPT-NeoX compute norms, or rotations, in float32, at 6e-8 of numbers of order 1.
     torch.testing.assert_close(hessian, hessian.T, rtol=0, atol=1e-5)
     for other in (

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from tiny_models import batch_for, build, full_matrix
+from tiny_models import batch_for, build, full_hessian
 
 from raysweep.curvature.language import mean_token_loss, prepare, token_logits
 from raysweep.curvature.linear import curvature_operator
 from raysweep.curvature.measure import measure_traces
-from raysweep.curvature.operators import gradients_of, hessian_vector_products, inner, named_parameters
+from raysweep.curvature.operators import gradients_of, inner, named_parameters
 from raysweep.curvature.rescaling import rescale
 from raysweep.curvature.settings import ShapeSettings, TraceSettings
 from raysweep.curvature.shape import shape_tasks
@@ -34,11 +34,7 @@ def batches(model):
 def hessian(model, batches):
     parameters = named_parameters(model)
     return sum(
-        full_matrix(
-            lambda v, b=batch: hessian_vector_products(lambda: mean_token_loss(model, b), parameters, [v])[0],
-            parameters,
-        )
-        * share
+        full_hessian(lambda batch=batch: mean_token_loss(model, batch), parameters) * share
         for batch, share in zip(batches, (2 / 3, 1 / 3), strict=True)
     )
 

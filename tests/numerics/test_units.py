@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import CAUSAL, STYLES, batch_for, build, full_matrix, matrices, small
+from tiny_models import CAUSAL, STYLES, batch_for, build, full_hessian, matrices, small
 
 import raysweep.curvature.units as units
 from raysweep.curvature.differences import step_for
 from raysweep.curvature.language import prepare, targets, token_logits
-from raysweep.curvature.operators import MovableParameters, hessian_vector_products, named_parameters
+from raysweep.curvature.operators import MovableParameters, named_parameters
 from raysweep.curvature.units import Unit, fisher_unit, probe_unit, response_unit, sample_labels
 
 
@@ -89,7 +89,7 @@ def test_hessian_is_the_fisher_where_the_model_is_the_truth(style):
     weights = log_likelihood().detach().exp()
     assert float(weights.sum()) == pytest.approx(1)
     loss = lambda: -(weights * log_likelihood()).sum() / 2  # noqa: E731
-    hessian = full_matrix(lambda v: hessian_vector_products(loss, parameters, [v])[0], parameters)
+    hessian = full_hessian(loss, parameters)
     fisher = 0.0
     for weight, each in zip(weights, log_likelihood(), strict=True):
         gradients = torch.autograd.grad(each, list(parameters.values()), retain_graph=True)
