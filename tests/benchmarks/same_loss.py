@@ -2,9 +2,9 @@
 
     python tests/benchmarks/same_loss.py search_spaces/same_loss_hmm.yaml --store STORE [OVERRIDE ...]
 
-Bar 1: an adversary of strength 0.05 costs a probe of 64 labels a point or more against its control, at no more than
-0.002 nats. Bar 2: among doses, Spearman's correlation within a base of the Fisher trace with that probe is at most
--0.5, and its interval over bases is below 0; the loss gap's is printed beside it.
+Bar 1: a dose of an adversary, of strength 0.05 in the prototype, costs a probe of 64 labels a point or more against its
+control, at no more than 0.002 nats. Bar 2: among doses, Spearman's correlation within a base of the Fisher trace with
+that probe is at most -0.5, and its interval over bases is below 0; the loss gap's is printed beside it.
 """
 
 from __future__ import annotations
@@ -62,11 +62,12 @@ def _association(each: Association | None) -> str:
 def bars(found: SameLoss) -> Iterator[str]:
     """Bars 1 and 2, where there are doses."""
     for contrast in found.contrasts:
-        if contrast.variant == "harm-0.05" and PROBE in contrast.transfer:
+        if contrast.variant.startswith("harm-") and PROBE in contrast.transfer:
             cost, gap = contrast.transfer[PROBE], contrast.gap
             met = cost.value <= -0.01 and gap.value <= 0.002
             yield (
-                f"Bar 1, strength 0.05: {100 * cost.value:+.2f} [{100 * cost.low:+.2f}, {100 * cost.high:+.2f}] points "
+                f"Bar 1, strength {contrast.variant.removeprefix('harm-')}: "
+                f"{100 * cost.value:+.2f} [{100 * cost.low:+.2f}, {100 * cost.high:+.2f}] points "
                 f"at {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}] nats: {'met' if met else 'not met'}"
             )
     for group in found.groups:

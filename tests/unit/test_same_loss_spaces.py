@@ -67,6 +67,24 @@ def test_other_sentences_are_asked_of_the_same_checkpoints(name):
     assert anew == {"probes", "early_sft", "updates", "sft"}
 
 
+def test_finer_doses_begin_with_the_studys_own_bases():
+    plain, doses = (
+        load(FOLDER / "same_loss_hmm.yaml", presets("same_loss_hmm")[preset]) for preset in ("cpu", "doses")
+    )
+    assert len(list(doses.points())) == 8
+    bases = [
+        {
+            stage.inputs["start"]
+            for point in space.points()
+            for stage in space.trial(point, 0).stages
+            if "start" in stage.inputs
+        }
+        for space in (plain, doses)
+    ]
+    assert len(bases[1]) == 1
+    assert bases[1] < bases[0]
+
+
 def teacher(folder):
     """A causal model that writes text, of 64 words."""
     Llama(hidden_size=16, num_layers=1, num_heads=2).build(vocab_size=64, sequence_length=32, seed=0).save_pretrained(
