@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from raysweep.analysis.derived import HESSIAN_TRACE
@@ -50,23 +50,26 @@ def holds_within_recipes(association: Association) -> bool:
 def verdict(found: SameLoss) -> str:
     """A few sentences: what holds among all measures of all answers, and which side the Hessian's trace is on in each.
 
-    Of steps of one knob nothing counts as found: see `same_loss_page`.
+    Of steps of one knob nothing counts as found; see `same_loss_page`. Within recipes all do: seeds are no steps.
     """
     answers = [(group, target) for group in found.groups for target in group.associations]
     free = [(group, target) for group, target in answers if not group.ordered]
-    told = [
-        (group, target, each)
+    sure = [
+        (target, each.measure, each.rho.value)
         for group, target in free
         if not nothing_to_predict(group, target)
-        for each in group.associations[target]
-        if each.measure.startswith(FLATNESS) and each.measure not in WITHOUT_DIRECTION
+        for each in _of_flatness(group, target)
+        if len(answers) * each.p < ALPHA
     ]
-    sure = [(target, each) for _, target, each in told if len(answers) * each.p < ALPHA]
     recipes = [
-        (target, each) for group, target, each in told if holds_within_recipes(each) and not alike(group, target)
+        (f"{target}, {group.name}" if group.ordered else target, each.measure, each.same_recipe.value)
+        for group, target in answers
+        if not alike(group, target)
+        for each in _of_flatness(group, target)
+        if holds_within_recipes(each)
     ]
     num_alike = sum(alike(group, target) for group, target in answers)
-    opening = _opening({each.rho.value < 0 for _, each in sure}, {_side(group, target) for group, target in free})
+    opening = _opening({rho < 0 for _, _, rho in sure}, {_side(group, target) for group, target in free})
     return (
         f"{opening} By the Hessian's trace, in so many ways to measure transfer, flatter is: "
         f"{'; '.join(map(_counts, found.groups))}. Flatness beyond chance of all that was tried for all {len(answers)} "
@@ -100,15 +103,21 @@ def _counts(group: Group) -> str:
     return f"{group.name}, {told}{noise}"
 
 
-def _names(found: list[tuple[str, Association]]) -> str:
-    """Measures of each target, by it; the first few."""
+def _of_flatness(group: Group, target: str) -> Iterator[Association]:
+    for each in group.associations[target]:
+        if each.measure.startswith(FLATNESS) and each.measure not in WITHOUT_DIRECTION:
+            yield each
+
+
+def _names(found: Sequence[tuple[str, str, float]]) -> str:
+    """Measures of each target, with their correlations; the first few."""
     by_target: dict[str, list[str]] = {}
-    for target, each in found:
-        by_target.setdefault(target, []).append(f"{short_name(each.measure)} {each.rho.value:+.2f}")
+    for target, measure, rho in found:
+        by_target.setdefault(target, []).append(f"{short_name(measure)} {rho:+.2f}")
     return "; ".join(f"{target} ({', '.join(_first(names))})" for target, names in by_target.items()) or "nothing"
 
 
-def _first(names: list[str]) -> Iterator[str]:
+def _first(names: Sequence[str]) -> Iterator[str]:
     yield from names[:2]
     if len(names) > 2:
         yield f"{len(names) - 2} more"

@@ -270,7 +270,16 @@ def test_what_survives_the_configuration_is_answered():
         in first
     )
     page = same_loss_page(found)
-    assert "for one answer: probe, 64 labels (fisher_trace_blocks -1.00)" in page.verdict
+    # Seeds of one dose are no steps of a knob.
+    within = [group.associations["probe, 64 labels"] for group in found.groups]
+    of_doses, of_natural = (
+        next(each.same_recipe.value for each in measures if each.measure.endswith("trace_blocks"))
+        for measures in within
+    )
+    assert (
+        "for one answer: probe, 64 labels, doses of the adversary and their control "
+        f"(fisher_trace_blocks {of_doses:+.2f}); probe, 64 labels (fisher_trace_blocks {of_natural:+.2f})"
+    ) in page.verdict
     _, _, table = next(each for each in page.tables if each[0] == "natural knobs: probe, 64 labels")
     names = [each.name for each in table.columns]
     cells = next(row.cells for row in table.rows if row.cells[0].sort == "flatness/fisher_trace_blocks")
