@@ -98,7 +98,7 @@ class Contrast:
     transfer: Mapping[str, IntervalEstimate]
     """By target."""
     measures: Mapping[str, IntervalEstimate]
-    """Of every measure, as a share of the reference's mean size."""
+    """Of every measure, as a share of the reference's mean size over bases; NaN where that is 0."""
 
 
 @dataclass(frozen=True)
@@ -523,7 +523,8 @@ def _contrasts(
     traces = numbers(table, HESSIAN_TRACE) if HESSIAN_TRACE in table else np.full(len(table), math.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         logs = np.log(traces)
-        shares = {name: values / np.abs(grid.take(values)[:, at]).mean() for name, values in measures.items()}
+        sizes = {name: float(np.abs(grid.take(values)[:, at]).mean()) for name, values in measures.items()}
+        shares = {name: values / (sizes[name] or math.nan) for name, values in measures.items()}
     for index, variant in enumerate(grid.variants):
         if index != at:
             yield Contrast(

@@ -54,16 +54,17 @@ def verdict(found: SameLoss) -> str:
     """
     answers = [(group, target) for group in found.groups for target in group.associations]
     free = [(group, target) for group, target in answers if not group.ordered]
+    told = [(group, target) for group, target in answers if not nothing_to_predict(group, target)]
     sure = [
         (target, each.measure, each.rho.value)
-        for group, target in free
-        if not nothing_to_predict(group, target)
+        for group, target in told
+        if not group.ordered
         for each in _of_flatness(group, target)
         if len(answers) * each.p < ALPHA
     ]
     recipes = [
         (f"{target}, {group.name}" if group.ordered else target, each.measure, each.same_recipe.value)
-        for group, target in answers
+        for group, target in told
         if not alike(group, target)
         for each in _of_flatness(group, target)
         if holds_within_recipes(each)

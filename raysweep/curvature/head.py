@@ -163,16 +163,17 @@ class OutputLayer:
 
     def _agrees(self, model: Any, batch: Batch) -> bool:
         """Whether the model's logits are the layer's product with what it reads, where all weights are now."""
+        rows, columns = (targets(model, batch) != IGNORED).nonzero(as_tuple=True)
         read: list[Tensor] = []
-        handle = self.layer.register_forward_hook(lambda module, inputs, output: read.append(inputs[0]))
+        # Before the positions that predict a token are picked: what `states` reads.
+        handle = self.layer.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
         try:
-            theirs, labels = predicting_logits(model, batch)
+            theirs = predicting_logits(model, batch)[0]
         finally:
             handle.remove()
-        # It is given the states of the positions that predict a token, unless the model picks or packs them by itself.
-        if len(read) != 1 or read[0].shape[:-1] != (1, len(labels)):
+        if [states.shape[:-1] for states in read] != [batch["input_ids"].shape]:
             return False
-        ours = F.linear(read[0][0], self.layer.weight, self.layer.bias)
+        ours = F.linear(read[0][rows, columns], self.layer.weight, self.layer.bias)
         return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= AGREES * theirs.abs().max())
 
 

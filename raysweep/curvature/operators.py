@@ -239,7 +239,8 @@ class MovableParameters:
     """Parameters that can be moved along a vector; their own values are never written to.
 
     A moved parameter has its values in other memory, taken while it is moved: as much as all parameters take, to both
-    sides twice that.
+    sides twice that. Of small ones on a CPU a copy is kept from the first `sides` on, so the weights are not to be
+    trained meanwhile.
 
     Args:
         parameters: name -> tensor, whose `data` is exchanged.
@@ -308,10 +309,11 @@ class MovableParameters:
 
     @cached_property
     def _small(self) -> Packed | None:
-        """Those of at most a piece, of the first one's dtype; None: there are none, or they are on a GPU."""
-        first = next(iter(self._home.values()))
-        small = {name: home for name, home in self._home.items() if home.numel() <= PIECE and home.dtype == first.dtype}
-        return Packed(small) if small and first.device.type == "cpu" else None
+        """A copy of those of at most a piece, of the first one's dtype; None: there are none, or they are on a GPU."""
+        on_cpu = {name: home for name, home in self._home.items() if home.device.type == "cpu"}
+        dtype = next((home.dtype for home in on_cpu.values()), None)
+        small = {name: home for name, home in on_cpu.items() if home.numel() <= PIECE and home.dtype == dtype}
+        return Packed(small) if small else None
 
     def _room(self) -> Tensors:
         return {name: torch.empty_like(home) for name, home in self._home.items()}

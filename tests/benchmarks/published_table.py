@@ -156,7 +156,7 @@ def of_crossed_rows(whole: Sequence[Ranking]) -> Iterator[str]:
     """A row for each learner, on the rows that differ in objective and rate alone, without flagged ones.
 
     A rate left out is then tested on pairs of objectives alone, an objective left out on pairs of rates. In the whole
-    table most pairs of one rate are of the 19 rows of 2.5e-4, whose mixes, tags and lengths hardly move the scores.
+    table most pairs of one rate are of the 20 rows of 2.5e-4, whose mixes, tags and lengths hardly move the scores.
     """
     rows: dict[str, list[list[str]]] = {}
     for ranking in whole:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import batch_for, build, matrices, small
 from transformers import EsmConfig, EsmForMaskedLM, Gemma2Config, Gemma2ForCausalLM
+from transformers.modeling_outputs import CausalLMOutput
 
 from raysweep.curvature.head import EVERY, OutputLayer
 from raysweep.curvature.language import equal_batches, prepare
@@ -138,6 +139,20 @@ def test_a_bias_of_zero_behind_the_layer_is_seen():
     assert not model.lm_head.bias.any()
     ids = torch.arange(2, 14).view(2, 6)
     batch = {"input_ids": ids, "labels": ids}
+    assert OutputLayer.of(model, batch) is None
+
+
+def test_a_model_that_picks_positions_by_itself_is_probed():
+    model = build("llama")
+    prepare(model, twice_differentiable=False)
+    batch = batch_for(model, num=1)
+    assert OutputLayer.of(model, batch) is not None
+    states_of = model.model.forward
+
+    def forward(input_ids, **given):
+        return CausalLMOutput(logits=model.lm_head(states_of(input_ids=input_ids).last_hidden_state[:, :-1]))
+
+    model.forward = forward
     assert OutputLayer.of(model, batch) is None
 
 

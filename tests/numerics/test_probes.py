@@ -1,12 +1,13 @@
 """Parts of probe vectors are those of the whole, however a model is sharded."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from raysweep.curvature.operators import MovableParameters
-from raysweep.curvature.probes import PIECE, Probe, probe_vector
+from raysweep.curvature.probes import PIECE, Packed, Probe, probe_vector
 from raysweep.curvature.zero3 import MovableShards, rows_of
 
 ALONE = {"reduce": lambda whole: whole, "release": lambda: None}
@@ -83,6 +84,13 @@ def test_both_sides_are_the_weights_and_the_vector(sizes, dtype, distribution, i
                 for name, parameter in parameters.items():
                     assert torch.equal(parameter, torch.add(weights[name], whole[name], alpha=way))
         assert all(torch.equal(parameters[name], weights[name]) for name in weights)
+
+
+def test_only_signs_are_drawn_side_by_side():
+    like = {"w": torch.zeros(3)}
+    vector = Probe(like, seed=0, probe=0, distribution="gaussian")
+    with pytest.raises(ValueError, match="only signs"):
+        next(vector.pieces_of(Packed(like)))
 
 
 def test_shards_are_moved_and_put_back():

@@ -439,7 +439,9 @@ def test_without_an_adversary_variants_are_compared_with_the_first_of_the_sweep_
         "measure",
         *(f"{each.variant}, %" for each in found.contrasts),
     ]
-    assert len(page.knobs.rows) == len(sgd.measures) > 1
+    of_sgd = [heading.name for heading in page.knobs.columns].index("sgd, %")
+    (row,) = (row for row in page.knobs.rows if row.cells[0].sort == "flatness/hessian_trace")
+    assert row.cells[of_sgd].text.startswith(f"{100 * share:+.0f} [")
     # Of a range, the first that was begun, whatever came of it.
     assert compare_same_loss(checkpoints, stages, COLUMNS, read).reference == "sgd"
     assert "bars are 95 % intervals over 3 bases" in page.picture_note
