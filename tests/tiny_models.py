@@ -75,18 +75,20 @@ def unflat(row: torch.Tensor, like: dict[str, torch.Tensor]) -> dict[str, torch.
     }
 
 
+def unit_vectors(parameters: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """One along each weight."""
+    num = sum(parameter.numel() for parameter in parameters.values())
+    return [unflat(unit, parameters) for unit in torch.eye(num, dtype=torch.float64)]
+
+
 def full_matrix(product: Any, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
     """A matrix from its products with all unit vectors: slow, and simple. [P, P], float64."""
-    num = sum(parameter.numel() for parameter in parameters.values())
-    rows = [flat(product(unflat(unit, parameters))) for unit in torch.eye(num, dtype=torch.float64)]
-    return torch.stack(rows)
+    return torch.stack([flat(product(unit)) for unit in unit_vectors(parameters)])
 
 
 def full_hessian(loss: Any, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
     """Of a scalar function, by double backward from one graph. [P, P], float64."""
-    num = sum(parameter.numel() for parameter in parameters.values())
-    units = [unflat(unit, parameters) for unit in torch.eye(num, dtype=torch.float64)]
-    return torch.stack([flat(row) for row in hessian_vector_products(loss, parameters, units)])
+    return torch.stack([flat(row) for row in hessian_vector_products(loss, parameters, unit_vectors(parameters))])
 
 
 def small(style: str = "llama", *, tied: bool = True) -> tuple[Any, dict[str, torch.Tensor]]:

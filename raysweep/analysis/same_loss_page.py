@@ -294,13 +294,11 @@ def _variant_table(found: SameLoss) -> Table:
     rows = []
     for contrast in found.contrasts:
         changes = [
-            cell(contrast.gap.value, lambda _, each=contrast.gap: _interval(*_ends(each), digits=4)),  # type: ignore[misc]
+            _change(*_ends(contrast.gap), digits=4),
             *([cell(contrast.gap_error, "{:.4f}".format)] if by_text else []),
-            cell(contrast.trace.value, lambda _, each=contrast.trace: _interval(*_in_percent(each), digits=0)),  # type: ignore[misc]
+            _change(*_in_percent(contrast.trace), digits=0),
+            *(_change(*_hundredfold(contrast.transfer[target])) for target in targets),
         ]
-        for target in targets:
-            points = [100 * value for value in _ends(contrast.transfer[target])]
-            changes.append(cell(points[0], lambda _, points=points: _interval(*points)))  # type: ignore[misc]
         rows.append(Row([cell(contrast.variant), *changes]))
     return Table(columns, rows)
 
@@ -310,10 +308,7 @@ def _knob_table(found: SameLoss) -> Table:
     columns = [Heading("measure"), *(Heading(f"{each.variant}, %", numeric=True) for each in found.contrasts)]
     rows = []
     for measure in found.contrasts[0].measures:
-        changes = []
-        for contrast in found.contrasts:
-            percents = [100 * value for value in _ends(contrast.measures[measure])]
-            changes.append(cell(percents[0], lambda _, percents=percents: _interval(*percents, digits=0)))  # type: ignore[misc]
+        changes = [_change(*_hundredfold(contrast.measures[measure]), digits=0) for contrast in found.contrasts]
         rows.append(Row([Cell(short_name(measure), measure, title=measure), *changes]))
     return Table(columns, rows)
 
@@ -427,6 +422,10 @@ def _spread_note(found: SameLoss) -> str:
     )
 
 
+def _change(value: float, low: float, high: float, *, digits: int = 1) -> Cell:
+    return cell(value, lambda _: _interval(value, low, high, digits=digits))
+
+
 def _interval(value: float, low: float, high: float, *, digits: int = 1) -> str:
     between = "" if low == high else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
     return f"{value:+.{digits}f}{between}"
@@ -441,6 +440,12 @@ def _ends(estimate: IntervalEstimate) -> tuple[float, float, float]:
     if math.isnan(estimate.low):
         return (estimate.value,) * 3
     return estimate.value, estimate.low, estimate.high
+
+
+def _hundredfold(share: IntervalEstimate) -> tuple[float, float, float]:
+    """In points, or in percent."""
+    value, low, high = (100 * each for each in _ends(share))
+    return value, low, high
 
 
 def _in_percent(log_ratio: IntervalEstimate) -> tuple[float, float, float]:

@@ -268,7 +268,7 @@ class MovableParameters:
     @contextlib.contextmanager
     def moves(self) -> Iterator[Callable[[Mapping[str, Tensor], float], None]]:
         """While in it, `move(vector, times)` makes the parameters w + times * step * vector, wherever they were."""
-        moved = self._room()
+        moved = {name: torch.empty_like(home) for name, home in self._home.items()}
 
         def move(vector: Mapping[str, Tensor], times: float) -> None:
             for name, home in self._home.items():
@@ -314,9 +314,6 @@ class MovableParameters:
         dtype = next((home.dtype for home in on_cpu.values()), None)
         small = {name: home for name, home in on_cpu.items() if home.numel() <= PIECE and home.dtype == dtype}
         return Packed(small) if small else None
-
-    def _room(self) -> Tensors:
-        return {name: torch.empty_like(home) for name, home in self._home.items()}
 
     def _take(self, values: Mapping[str, Tensor]) -> None:
         for name, parameter in self._parameters.items():
