@@ -14,8 +14,11 @@ from raysweep.space import load
 from raysweep.train.models import Llama
 
 
-@pytest.mark.parametrize(("name", "ways", "others"), [("same_loss_hmm", 10, 2), ("same_loss_pcfg", 14, 0)])
-def test_every_base_is_trained_once_and_finished_in_many_ways(name, ways, others):
+@pytest.mark.parametrize(
+    ("name", "ways", "others", "doses"),
+    [("same_loss_hmm", 9, 2, {-0.05, 0.06, 0.1}), ("same_loss_pcfg", 14, 0, {-0.05, 0.03, 0.05, 0.1})],
+)
+def test_every_base_is_trained_once_and_finished_in_many_ways(name, ways, others, doses):
     space = load(FOLDER / f"{name}.yaml")
     trials = [space.trial(point, seed) for point in space.points() for seed in space.declared.seeds]
     ends = [[stage for stage in trial.stages if stage.kind == "pretrain"] for trial in trials]
@@ -26,10 +29,10 @@ def test_every_base_is_trained_once_and_finished_in_many_ways(name, ways, others
     finishes = [finish.spec.recipe for _, finish in ends]
     assert all(isinstance(recipe.objective, Adversary) for recipe in finishes)
     strengths = [recipe.objective.strength for recipe in finishes]
-    assert {strength for strength in strengths if strength} == {-0.05, 0.03, 0.05, 0.1}
+    assert {strength for strength in strengths if strength} == doses
     # The control is a dose's own recipe with a strength of 0; all are measured by the loss that is kept.
     alike = [recipe.with_(objective=recipe.objective.with_(strength=0.0)) for recipe in finishes]
-    assert alike.count(alike[0]) == 3 * 5
+    assert alike.count(alike[0]) == 3 * (1 + len(doses))
     heldout = [stage for trial in trials for stage in trial.stages if stage.kind == "heldout"]
     assert {stage.spec.loss_of.name for stage in heldout} == {"causal_lm"}
 
@@ -67,11 +70,10 @@ def test_other_sentences_are_asked_of_the_same_checkpoints(name):
     assert anew == {"probes", "early_sft", "updates", "sft"}
 
 
-def test_finer_doses_begin_with_the_studys_own_bases():
-    plain, doses = (
-        load(FOLDER / "same_loss_hmm.yaml", presets("same_loss_hmm")[preset]) for preset in ("cpu", "doses")
-    )
-    assert len(list(doses.points())) == 8
+@pytest.mark.parametrize(("preset", "num_doses"), [("doses", 8), ("few-directions", 5)])
+def test_other_doses_begin_with_the_studys_own_bases(preset, num_doses):
+    plain, doses = (load(FOLDER / "same_loss_hmm.yaml", presets("same_loss_hmm")[name]) for name in ("cpu", preset))
+    assert len(list(doses.points())) == num_doses
     bases = [
         {
             stage.inputs["start"]
