@@ -10,10 +10,8 @@ import raysweep
 IMPORTED = [
     "accelerate",
     "deepspeed",
-    "networkx",
     "raysweep.runners.gang",
     "raysweep.train.loop",
-    "torch._inductor.compile_fx",
     "torch.utils.cpp_extension",
     "transformers.models.bert.modeling_bert",
     "transformers.models.llama.modeling_llama",

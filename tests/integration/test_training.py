@@ -59,7 +59,8 @@ def rank_main(rank: int, port: int, zero_stage: int, recipe_json: str, folder: s
     drop = ("tokens_per_second",)
     if rank == 0:
         kept = [{name: value for name, value in part.items() if name not in drop} for part in (metrics, resumed)]
-        (root / "found.json").write_text(json.dumps({"metrics": kept, "memory": memory}))
+        inductor = "torch._inductor.compile_fx" in sys.modules
+        (root / "found.json").write_text(json.dumps({"metrics": kept, "memory": memory, "inductor": inductor}))
     leave_process_group()
 
 
@@ -315,6 +316,7 @@ def test_gang_of_two_resumes_to_the_bit_and_gives_memory_back(grammar, tokens_di
     assert same(tmp_path / "whole", tmp_path / "resumed")
     assert found["metrics"][0] == found["metrics"][1]
     assert found["memory"][-1] - found["memory"][0] < 20 * 2**20
+    assert not found["inductor"]  # Nothing was compiled, so what compiles was not imported, which takes seconds.
     # The same batches and weights as one process: the loss of about 2 nats differs by rounding alone, of a step's sum
     # in float32, of every layer's values in bfloat16.
     alone = pretrain(recipe, tokens_dir, tmp_path / "alone", step=12, state=None)
