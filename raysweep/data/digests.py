@@ -42,10 +42,10 @@ def kept_digests(paths: Iterable[str]) -> Digests:
     try:
         for path in paths:
             # Looked at before and after the reading: a digest of a file that is being written is not kept.
-            before = _state(path)
+            before = state_of(path)
             state, sha256 = known.get(path, ("", ""))
             digests[path] = sha256 if state == before else file_sha256(path)
-            if state != before and _state(path) == before and _is_settled(path):
+            if state != before and state_of(path) == before and is_settled(path):
                 fresh.append((path, before, digests[path]))
     finally:  # Ctrl-C in the middle of a terabyte keeps what has been read.
         _keep(fresh)
@@ -61,13 +61,14 @@ def content_fingerprint(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
-def _state(path: str) -> str:
+def state_of(path: str) -> str:
     """What changes with a file's content. A program may set mtime back; nobody sets ctime."""
     stat = os.stat(path)
     return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
 
 
-def _is_settled(path: str) -> bool:
+def is_settled(path: str) -> bool:
+    """Whether a file is older than SETTLED_SECONDS, so that another content will have another state."""
     stat = os.stat(path)
     return time.time() - max(stat.st_mtime, stat.st_ctime) > SETTLED_SECONDS
 

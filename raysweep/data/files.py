@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from raysweep.data import hub
-from raysweep.data.digests import Digests, kept_digests
+from raysweep.data.digests import Digests, is_settled, kept_digests, state_of
 from raysweep.data.formats import COLUMN, decoded, is_lines, is_table, parsed, read_texts, reading, text_of
 from raysweep.durable import parse_object
 from raysweep.errors import DataError, collect
@@ -93,7 +93,7 @@ def sampled(globs: Globs, base: Path, *, column: str = COLUMN) -> tuple[str, ...
     """
     paths = resolve(globs, base)
     # A hub's files are fetched when they are needed.
-    collect(((), partial(_check_sample, path, column)) for path in paths if not hub.is_dataset(path))
+    collect(((), partial(_check_once, path, column)) for path in paths if not hub.is_dataset(path))
     return paths
 
 
@@ -128,6 +128,20 @@ def _no_file(pattern: str, path: Path) -> str:
     if os.path.isdir(path):
         return f"{pattern!r} is a folder; name files in it, such as {str(Path(pattern) / '*.jsonl')!r}"
     return f"no file matches {pattern!r} (looked for {path})"
+
+
+# Path, column and state of each file whose sample was read, and was text.
+_checked: set[tuple[str, str, str]] = set()
+
+
+def _check_once(path: str, column: str) -> None:
+    """See `_check_sample`; a sweep's settings and phases name the same files over and over. Raises DataError."""
+    # A link that leads nowhere has no state.
+    sample = path, column, state_of(path) if os.path.exists(path) else ""
+    if sample not in _checked:
+        _check_sample(path, column)
+        if is_settled(path):
+            _checked.add(sample)
 
 
 def _check_sample(path: str, column: str) -> None:

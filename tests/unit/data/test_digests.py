@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from raysweep import durable
-from raysweep.data import digests
+from raysweep.data import digests, files
 from raysweep.data.digests import kept_digests
 from raysweep.data.text import Domain
 from raysweep.durable import file_sha256
+from raysweep.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +68,20 @@ def test_a_file_that_was_just_written_is_not_kept(tmp_path, monkeypatch, read):
     Path(path).write_text("one")
     assert kept_digests([path]) == kept_digests([path])
     assert read == [path, path]
+
+
+def test_documents_that_were_seen_to_be_text_are_read_again_once_their_file_has_changed(tmp_path, monkeypatch):
+    looked, look = [], files._check_sample
+    monkeypatch.setattr(files, "_check_sample", lambda *given: looked.append(given) or look(*given))
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n')
+    assert files.sampled("a.jsonl", tmp_path) == files.sampled("*.jsonl", tmp_path) == (str(path),)
+    assert looked == [(str(path), "text")]
+    path.write_text('{"tent": "one"}\n')
+    for _ in range(2):  # What was wrong is told each time.
+        with pytest.raises(DataError, match="text"):
+            files.sampled("a.jsonl", tmp_path)
+    assert len(looked) == 3
 
 
 @pytest.mark.parametrize("damage", ["no folder", "no database"])
