@@ -21,9 +21,9 @@ run: $(VENV)/.ready
 # Two at once, of about the same length. Two clusters with heads of their own get into each other's way, so all tests that
 # start Ray are in one half, which waits much of its time; faults without it come last in the other. With PYTEST_ARGS, such
 # as -m "not slow", one after the other.
-WITHOUT_RAY := agreement budget enlarge existing few_shot flat flatness gpu_table hub languages lm_eval measures methods \
-  metric_names mixtures models objectives other_text plan quickstart ranking sampled saved_state sft steps theory trace \
-  training wide_sft without_ray
+WITHOUT_RAY := agreement budget enlarge existing few_shot flat flatness gpu_table hosts hub languages lm_eval measures \
+  methods metric_names mixtures models objectives other_text plan quickstart ranking sampled saved_state sft steps \
+  theory trace training wide_sft without_ray
 FAULTS_OF_RAY := full_disk gangs_over_hosts lost_nodes low_memory
 TESTS_OF_NUMBERS := tests/numerics tests/unit $(WITHOUT_RAY:%=tests/integration/test_%.py) \
   $(filter-out $(addprefix %/test_,$(addsuffix .py,$(FAULTS_OF_RAY))),$(sort $(wildcard tests/faults/test_*.py)))
