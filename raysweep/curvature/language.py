@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from transformers.activations import NewGELUActivation
 
-from raysweep.curvature.allocator import keep_freed_memory
+from raysweep.allocator import keep_freed_memory
 from raysweep.objectives.inputs import model_inputs
 from raysweep.objectives.logits import logits_at
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from raysweep.allocator import keep_freed_memory
 from raysweep.errors import Diverged
 from raysweep.objectives.base import LearningLoss, Loss
 from raysweep.objectives.output_loss import use_loss_layer
@@ -129,6 +130,8 @@ def train(
     if worker.device.startswith("cuda"):
         # On a CPU, where memory is seldom short, the loss of all logits at once is as fast.
         use_loss_layer(model, compiled=worker.compile)
+    else:
+        keep_freed_memory()
     # Compiled blocks want batches of one shape; and they fuse norms by themselves.
     if worker.compile and "lengths" not in first_batch:
         compile_blocks(model)

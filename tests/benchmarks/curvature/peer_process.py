@@ -15,7 +15,7 @@ from curvlinops import hutchinson_trace, hutchpp_trace, xtrace
 from peers import Curvlinops, PyHessian, with_forward_mode
 from transformers import AutoModelForCausalLM
 
-from raysweep.curvature.allocator import keep_freed_memory
+from raysweep.allocator import keep_freed_memory
 
 Tensor = torch.Tensor
 
@@ -34,7 +34,7 @@ class PeerProcess:
 
     Args:
         checkpoint: the model's.
-        keeps_freed_memory: lend it what `prepare` does for ours; see `raysweep.curvature.allocator`.
+        keeps_freed_memory: lend it what `prepare` does for ours; see `raysweep.allocator`.
     """
 
     def __init__(self, checkpoint: Path, *, keeps_freed_memory: bool) -> None:

@@ -9,7 +9,7 @@ import pytest
 PASSES = """
 import resource
 import torch
-from raysweep.curvature.allocator import keep_freed_memory
+from raysweep.allocator import keep_freed_memory
 
 def faults_of_a_pass():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
