@@ -107,20 +107,27 @@ class Step:
 
     @contextmanager
     def moved(self, directions: Sequence[Tensor], length: Tensor) -> Iterator[None]:
-        """While in it, weights are moved by `length` times `directions`.
+        """While in it, weights are moved by `length` times `directions`, which are needed no more once it is entered.
 
         Behind it they are what they were, to the bit, but the model does not compute with them before it is stepped or
         moved again.
         """
-        tensors = [each.detach() for each in self.engine.tensors]
-        kept = [torch.empty_like(each) for each in tensors]
-        torch._foreach_copy_(kept, tensors)
-        torch._foreach_addcmul_(tensors, list(directions), [length.expand_as(each) for each in tensors])
+        tensors = self.engine.tensors
+        # The moved ones are written beside them, so that neither way is a copy.
+        kept = [each.data for each in tensors]
+        moved = torch._foreach_addcmul(kept, list(directions), [length.expand_as(each) for each in kept])
+        _put(tensors, moved)
         self.engine.push()
         try:
             yield
         finally:
-            torch._foreach_copy_(tensors, kept)
+            _put(tensors, kept)
+
+
+def _put(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Have tensors hold these values, in the values' memory."""
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.data = value
 
 
 class DrawnLabels:
@@ -188,12 +195,15 @@ def sharpness_aware(step: Step, *, rho: float, eta: float | None, rows: Ints | N
     if eta is None:
         length = engine.dot(directions, directions).sqrt()
     else:
-        sizes = [each.detach().abs() + eta for each in engine.tensors]
-        torch._foreach_mul_(directions, sizes)
+        sizes = []
+        for weight, direction in zip(engine.tensors, directions, strict=True):
+            sizes.append(weight.detach().abs().add_(eta))
+            direction.mul_(sizes[-1])
         length = engine.dot(directions, directions).sqrt()
         torch._foreach_mul_(directions, sizes)
+        del sizes
     with step.moved(directions, rho / (length + TINY)):
-        del directions
+        directions.clear()
         step.accumulate()
         gradients = engine.take()
     return loss, step.along(gradients)
@@ -214,9 +224,7 @@ def trace_penalised(step: Step, *, weight: float, rho: float, rows: Ints | None)
         there = engine.take()
     labels = step.batch["labels"] if rows is None else step.batch["labels"][rows]
     num = max(1, step.objective.num_predicted({"labels": labels}))
-    torch._foreach_sub_(there, here)
-    torch._foreach_mul_(there, weight * 2 * num / rho * norm)
-    torch._foreach_add_(gradients, there)
+    add_difference(gradients, there, here, scale=weight * 2 * num / rho * norm)
     return loss, step.along(gradients)
 
 
@@ -243,12 +251,20 @@ def agreeing(step: Step, *, weight: float, rho: float, is_one: Any) -> tuple[Ten
     whole = [one + other for one, other in zip(*gradients, strict=True)]
     for own, (rows, mine, other) in enumerate(zip(sides, gradients, gradients[::-1], strict=True)):
         # The cosine's derivative by this side's gradient is this direction over that gradient's norm.
-        directions = [b / norms[1 - own] - cosine * a / norms[own] for a, b in zip(mine, other, strict=True)]
+        directions = [
+            (b / norms[1 - own]).sub_((cosine * a).div_(norms[own])) for a, b in zip(mine, other, strict=True)
+        ]
         length = engine.dot(directions, directions).sqrt()
         with step.moved(directions, rho / (length + TINY)):
+            directions.clear()
             step.accumulate(rows, num_tokens=num)
             there = engine.take()
-        torch._foreach_sub_(there, mine)
-        torch._foreach_mul_(there, -weight * length / (rho * norms[own]))
-        torch._foreach_add_(whole, there)
+        add_difference(whole, there, mine, scale=-weight * length / (rho * norms[own]))
     return losses[0] + losses[1], step.along(whole)
+
+
+def add_difference(sums: Sequence[Tensor], there: Sequence[Tensor], here: Sequence[Tensor], *, scale: Tensor) -> None:
+    """Add `scale` times `there - here` to `sums`; `there` is lost."""
+    # Weight after weight, as long as a CPU has each in its cache.
+    for total, after, before in zip(sums, there, here, strict=True):
+        total.add_(after.sub_(before).mul_(scale))
