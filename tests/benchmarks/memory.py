@@ -22,6 +22,7 @@ from raysweep.estimates import size_of
 from raysweep.resources import Resources
 from raysweep.runners.processes import LOOPBACK, join_process_group, leave_process_group, make_worker
 from raysweep.space import load
+from raysweep.worker import StateDir
 
 SWEEP = """\
 name: memory
@@ -160,7 +161,7 @@ def rank_main(given: dict[str, Any]) -> None:
         out.mkdir(exist_ok=True)
         before = _resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # Begins to count the peak anew.
-        stage.spec.run(inputs, out, replace(worker, state_dir=folder / "state"))
+        stage.spec.run(inputs, out, replace(worker, state_dir=StateDir(folder / "state")))
     print(_resident("VmHWM") - before)
     leave_process_group()
 
