@@ -258,8 +258,7 @@ def agreeing(step: Step, *, weight: float, rho: float, is_one: Any) -> tuple[Ten
         with step.moved(directions, rho / (length + TINY)):
             directions.clear()
             step.accumulate(rows, num_tokens=num)
-            there = engine.take()
-        add_difference(whole, there, mine, scale=-weight * length / (rho * norms[own]))
+            add_difference(whole, engine.take(), mine, scale=-weight * length / (rho * norms[own]))
     return losses[0] + losses[1], step.along(whole)
 
 

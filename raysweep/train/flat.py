@@ -337,8 +337,8 @@ class GradientAgreement(FlatSpec):
 
     @property
     def passing_floats(self) -> int:
-        """The weights that it comes back to, both sides' gradients, their sum, a direction."""
-        return 5
+        """The weights that it comes back to, both sides' gradients and their sum."""
+        return 4
 
     def take(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """See `FlatSpec.take`."""

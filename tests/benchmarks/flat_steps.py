@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from raysweep.allocator import keep_freed_memory
 from raysweep.objectives.base import Specials
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.train.ascent import Step
@@ -86,6 +87,7 @@ def seconds_of(times: list[float]) -> float:
 
 def main() -> None:
     """Print the rows of a table, one model's after another's."""
+    keep_freed_memory()  # As `train` does.
     for spec, num, length, rounds in CASES:
         ids = np.random.default_rng(0).integers(0, VOCAB, size=(num, length))
         takers = {name: stepper(spec, ids, method) for name, method, _ in (("plain", None, 1.0), *METHODS)}
