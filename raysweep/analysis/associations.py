@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from raysweep.analysis.baselines import credit, design, variant_groups
+from raysweep.analysis.baselines import credit, design
 from raysweep.analysis.beyond_config import ConfigFit, Matched, added, axes_of, config_fits, matched
 from raysweep.analysis.derived import SEED, has_order, is_config, moved_together
 from raysweep.analysis.gaps import (
@@ -34,10 +34,12 @@ from raysweep.analysis.pairwise import (
     compare,
     comparison,
     interval,
+    interval_of_pairs,
     kendall,
     leave_one_out,
     spearman,
 )
+from raysweep.analysis.refits import Parts, parts_of
 from raysweep.analysis.selection import Halves, Selection, halves, select
 from raysweep.scores import Column
 from raysweep.spec import Direction
@@ -105,7 +107,8 @@ class _Row:
     comparable: Flags
     """[have, have]: the pairs of these whose values are of one quantity."""
     accuracy: Callable[[Flags], tuple[float, Floats]]
-    """Pairs [have, have] -> its accuracy on these, and [groups] the same without each group of variants."""
+    """Pairs [have, have] -> its accuracy on these, and [parts] the same on each of the parts."""
+    parts: Parts
     order: Hashable
     """The same for indicators that order the same checkpoints alike."""
 
@@ -181,8 +184,10 @@ class _Shared:
         if key not in self._known:
             rows = self._table[have]
             config, variants = rows[self._config], list(rows["variant"])
+            parts = parts_of(variants)
             self._known[key] = _Alike(
-                fits=config_fits(config, numbers(rows[self._target]), variants),
+                parts=parts,
+                fits=config_fits(config, numbers(rows[self._target]), variants, parts),
                 axes=axes_of(config),
                 gaps=_among(have, self._gaps),
                 target_gaps=_among(have, self._target_gaps),
@@ -194,8 +199,9 @@ class _Shared:
 
 @dataclass(frozen=True)
 class _Alike:
-    """Of some checkpoints: fits on the configuration, pairs by axis and by gaps, and halves of their variants."""
+    """Of some checkpoints: parts, fits on the configuration of each, pairs by axis and by gaps, and halves."""
 
+    parts: Parts
     fits: list[ConfigFit]
     axes: dict[str | None, Flags]
     gaps: list[GapPairs]
@@ -219,10 +225,10 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
     pairs = compare(oriented, scores, clear=clear[np.ix_(have, have)], comparable=comparable)
     alike = shared.of(have)
 
-    def on(among: Flags) -> tuple[float, Floats]:
+    def on(among: Flags) -> IntervalEstimate:
         # Of variants that have no such pair, however many, nothing is learnt about how these vary.
         own = weights[(weights[:, (pairs.every * among).any(axis=1)] == 0).any(axis=1)]
-        return _once(partial(pairs.accuracy, among=among), scores), pairs.accuracy(own, among=among)
+        return interval(_once(partial(pairs.accuracy, among=among), scores), pairs.accuracy(own, among=among))
 
     counted = _counted(pairs.every, on)
     association = replace(
@@ -232,8 +238,10 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
         # Ranks among all checkpoints say nothing where some do not compare.
         spearman=_correlation(spearman, oriented, scores, weights) if comparable.all() else NO_ESTIMATE,
         kendall=_correlation(partial(kendall, comparable=comparable), oriented, scores, weights),
-        added=added(alike.fits, oriented, groups),
-        matched=matched(alike.axes, pairs.every, on),
+        added=added(alike.fits, oriented, groups, alike.parts),
+        matched=matched(
+            alike.axes, pairs.every, lambda among: interval_of_pairs(pairs.credit, pairs.every * among, weights)
+        ),
         by_gap=by_gap(alike.gaps, counted),
         by_target_gap=by_gap(alike.target_gaps, counted),
         chance_within=chance_within(alike.target_ranges, counted),
@@ -242,10 +250,10 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
 
     def accuracy(among: Flags) -> tuple[float, Floats]:
         on_these = partial(pairs.accuracy, among=among)
-        return _once(on_these, scores), on_these(leave_one_out(variant_groups(variants)))
+        return _once(on_these, scores), on_these(alike.parts.rows.astype(np.float64))
 
     order = ("measured", tuple(_places(oriented, have)), comparable.tobytes())
-    return _Row(association, have=have, comparable=comparable, accuracy=accuracy, order=order)
+    return _Row(association, have=have, comparable=comparable, accuracy=accuracy, parts=alike.parts, order=order)
 
 
 def _gaps(table: pd.DataFrame, name: str, column: Column | None) -> list[GapPairs]:
@@ -257,12 +265,12 @@ def _gaps(table: pd.DataFrame, name: str, column: Column | None) -> list[GapPair
     return gap_pairs(np.exp(values) if column.metric.unit == "nats/token" else values, loss_groups(table, column))
 
 
-def _counted(every: Floats, accuracy: Callable[[Flags], tuple[float, Floats]]) -> OnPairs:
+def _counted(every: Floats, accuracy: Callable[[Flags], IntervalEstimate]) -> OnPairs:
     """With the number of pairs that count."""
 
     def on(among: Flags) -> tuple[int, IntervalEstimate]:
         num = int((every * among).sum()) // 2
-        return num, interval(*accuracy(among)) if num else NO_ESTIMATE
+        return num, accuracy(among) if num else NO_ESTIMATE
 
     return on
 
@@ -274,48 +282,49 @@ def _config(
     have: Flags = table[list(columns)].notna().all(axis=1).to_numpy(dtype=bool)
     there = table[have]
     scores, variants = numbers(there[target]), np.asarray(there["variant"], dtype=str)
-    apart = clear[np.ix_(have, have)]
+    apart, blocks = clear[np.ix_(have, have)], [design(there[column]) for column in columns]
 
     def pairs_of(rows: Flags) -> Comparison:
-        blocks = [design(there[column][rows]) for column in columns]
         block = None if name == TOGETHER else len(blocks) - 1
-        shares = credit(blocks, scores[rows], list(variants[rows]), block=block)
+        shares = credit([each[rows] for each in blocks], scores[rows], list(variants[rows]), block=block)
         undecided = (shares == 0.5) & (scores[rows][:, None] != scores[rows])
         return comparison(shares, scores[rows], clear=apart[np.ix_(rows, rows)], undecided=undecided)
 
     pairs = pairs_of(np.ones(len(scores), dtype=bool))
-    kept = leave_one_out(variant_groups(list(variants))).astype(bool)
-    without = [pairs_of(rows) for rows in kept]
-    clear_left = np.array([_once(fewer.clear_accuracy, fewer.every) for fewer in without])
+    alike = shared.of(have)
+    parts = alike.parts
+    on_parts = [pairs_of(rows) for rows in parts.rows]
+    clear_parts = np.array([_once(fewer.clear_accuracy, fewer.every) for fewer in on_parts])
 
     def accuracy(among: Flags) -> tuple[float, Floats]:
-        left = [
+        by_part = [
             _once(partial(fewer.accuracy, among=among[np.ix_(rows, rows)]), fewer.every)
-            for fewer, rows in zip(without, kept, strict=True)
+            for fewer, rows in zip(on_parts, parts.rows, strict=True)
         ]
-        return _once(partial(pairs.accuracy, among=among), scores), np.array(left)
+        return _once(partial(pairs.accuracy, among=among), scores), np.array(by_part)
 
-    def on(among: Flags) -> tuple[float, Floats]:
-        value, left = accuracy(among)
-        return value, left if len(set(variants[(pairs.every * among).any(axis=1)])) >= MIN_CLUSTERS else left[:0]
+    def on(among: Flags) -> IntervalEstimate:
+        value, by_part = accuracy(among)
+        are_enough = len(set(variants[(pairs.every * among).any(axis=1)])) >= MIN_CLUSTERS
+        return parts.interval(value, by_part) if are_enough else IntervalEstimate(value)
 
     every = np.ones((len(scores), len(scores)), dtype=bool)
     direction: Direction | None = None
     if name != TOGETHER and has_order(there[name]) and there[name].nunique() > 1:
         rising = kendall(numbers(there[name]), scores, np.ones((1, len(scores))))[0] >= 0
         direction = "max" if rising else "min"
-    alike, counted = shared.of(have), _counted(pairs.every, on)
+    counted = _counted(pairs.every, on)
     axes = {axis: flags for axis, flags in axes_of(there[list(columns)]).items() if name in (axis, TOGETHER)}
     association = replace(
         _association(name, "config", direction, pairs, have=have),
-        accuracy=interval(*accuracy(every)),
+        accuracy=parts.interval(*accuracy(every)),
         matched=matched(axes, pairs.every, on),
         by_target_gap=by_gap(alike.target_gaps, counted),
         chance_within=chance_within(alike.target_ranges, counted),
-        clear_accuracy=interval(_once(pairs.clear_accuracy, scores), clear_left),
+        clear_accuracy=parts.interval(_once(pairs.clear_accuracy, scores), clear_parts),
     )
     order = ("config", have.tobytes(), pairs.credit.tobytes())
-    return _Row(association, have=have, comparable=every, accuracy=accuracy, order=order)
+    return _Row(association, have=have, comparable=every, accuracy=accuracy, parts=parts, order=order)
 
 
 def _once(statistic: Callable[[Floats], Floats], rows: Floats) -> float:
@@ -371,7 +380,7 @@ def _ordered(rows: Sequence[_Row]) -> tuple[Association, ...]:
         association = replace(row.association, same_order_as=seen.get(row.order))
         if association.source == "measured" and (baseline := _baseline(row, config)):
             ours, theirs = (each.accuracy(row.comparable) for each in (row, baseline))
-            gain = interval(ours[0] - theirs[0], ours[1] - theirs[1], low=-1.0)
+            gain = row.parts.interval(ours[0] - theirs[0], ours[1] - theirs[1], low=-1.0)
             association = replace(association, gain=gain, baseline=baseline.association.indicator)
         ordered.append(association)
         seen.setdefault(row.order, association.indicator)

@@ -29,22 +29,6 @@ PENALTY = 1e-3
 the effect of one column would be found in another, in grids of few variants."""
 
 
-MAX_GROUPS = 16
-"""Groups of variants that a baseline is fitted anew without: what is left out of the pairs alone would leave the fit as
-it was, and its intervals too narrow (79 to 93 % in place of 95 where the sweep file tells nothing)."""
-
-
-def variant_groups(variants: Sequence[str]) -> list[str]:
-    """Of each checkpoint: its variant, or its group of variants where there are more than MAX_GROUPS; of like size.
-
-    Variants' names are hashes, so that neighbours by name are as good as drawn.
-    """
-    names = sorted(set(variants))
-    size = -(-len(names) // MAX_GROUPS)
-    group = {name: names[index - index % size] for index, name in enumerate(names)}
-    return [group[name] for name in variants]
-
-
 def design(column: pd.Series) -> Floats:
     """A config column without missing values as regressors [n, p]: its levels, and its rank where they have an order.
 
@@ -117,6 +101,8 @@ def _left_two_out(hat: Floats, part: Floats, scores: Floats, variants: Sequence[
     alone = np.flatnonzero(sizes[index] == 1)
     own = np.ix_(alone, alone)
     predicted[own] = _single_rows(hat[own], part[own], residual[alone], fitted[alone])
+    if len(alone) == len(scores):
+        return predicted
     # Rows of each variant, one beyond the last where it has fewer than others: there H, P and the residual are 0.
     last = len(scores)
     rows = np.full((len(names), int(sizes.max())), last)

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raysweep.analysis.baselines import credit_of, design, smoothers, variant_groups, with_column
+from raysweep.analysis.baselines import credit_of, design, smoothers, with_column
 from raysweep.analysis.derived import is_axis
-from raysweep.analysis.pairwise import SMALL, Flags, Floats, IntervalEstimate, interval, leave_one_out
+from raysweep.analysis.pairwise import SMALL, Flags, Floats, IntervalEstimate
+from raysweep.analysis.refits import Parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,28 +55,28 @@ class ConfigFit:
         return _share(credit_of(hat, hat, self.scores, self.variants) - self.credit, own)
 
 
-def config_fits(config: pd.DataFrame, scores: Floats, variants: Sequence[str]) -> list[ConfigFit]:
-    """The fit on all checkpoints, and those without each group of variants; none where there is no config column.
+def config_fits(config: pd.DataFrame, scores: Floats, variants: Sequence[str], parts: Parts) -> list[ConfigFit]:
+    """The fit on all checkpoints, and that on each part of them; none where there is no config column.
 
     Args:
         config: columns of the configuration, without missing values.
         scores: [n], finite.
         variants: of each checkpoint.
+        parts: of the same checkpoints.
     """
     if not len(config.columns) or not len(scores):
         return []
     blocks = [design(config[name]) for name in config]
     names = np.asarray(variants, dtype=str)
-    every = [np.ones(len(scores), dtype=bool), *leave_one_out(variant_groups(variants)).astype(bool)]
     fits = []
-    for rows in every:
+    for rows in (np.ones(len(scores), dtype=bool), *parts.rows):
         hat, _ = smoothers([block[rows] for block in blocks], None)
         own = tuple(names[rows])
         fits.append(ConfigFit(rows, hat, credit_of(hat, hat, scores[rows], own), scores[rows], own))
     return fits
 
 
-def added(fits: Sequence[ConfigFit], indicator: Floats, groups: np.ndarray) -> IntervalEstimate:
+def added(fits: Sequence[ConfigFit], indicator: Floats, groups: np.ndarray, parts: Parts) -> IntervalEstimate:
     """What an indicator adds to the pairs right by the configuration, which are predicted without both variants.
 
     Its ranks are the regressor, so that its scale does not matter; a fit may turn its direction round. 0 for what
@@ -85,12 +86,13 @@ def added(fits: Sequence[ConfigFit], indicator: Floats, groups: np.ndarray) -> I
         fits: as `config_fits` gives them, of the same checkpoints.
         indicator: [n], finite.
         groups: [n]: equal numbers for checkpoints whose values compare, and whose pairs count.
+        parts: those that the fits are of.
     """
     if not fits:
         return IntervalEstimate(np.nan)
     values, among = ranks_within(indicator, groups), groups[:, None] == groups
     whole, *left = (fit.gain(values, among) for fit in fits)
-    return interval(whole, np.array(left), low=-1.0)
+    return parts.interval(whole, np.array(left), low=-1.0)
 
 
 def ranks_within(values: Floats, groups: np.ndarray) -> Floats:
@@ -116,20 +118,20 @@ def axes_of(config: pd.DataFrame) -> dict[str | None, Flags]:
 
 
 def matched(
-    axes: dict[str | None, Flags], every: Floats, accuracy: Callable[[Flags], tuple[float, Floats]]
+    axes: dict[str | None, Flags], every: Floats, accuracy: Callable[[Flags], IntervalEstimate]
 ) -> tuple[Matched, ...]:
     """Pairs right among the pairs of each axis.
 
     Args:
         axes: as `axes_of` gives them.
         every: [n, n]: 1 for the pairs that count at all.
-        accuracy: pairs [n, n] -> pairs right among these, and [clusters] the same without each cluster of variants.
+        accuracy: pairs [n, n] -> pairs right among these.
     """
     found = []
     for axis, pairs in axes.items():
         num = int((every * pairs).sum()) // 2
         if num:
-            found.append(Matched(axis, num, interval(*accuracy(pairs))))
+            found.append(Matched(axis, num, accuracy(pairs)))
     return tuple(found)
 
 

@@ -25,6 +25,10 @@ MIN_CLUSTERS = 5
 """Fewer tell nothing of how a statistic varies between them, and there is no interval."""
 
 
+LEAST_SHARE = 0.5
+"""Of a jackknife's variance over pairs: what is left of it where all is of pairs of clusters, and counted twice."""
+
+
 @dataclass(frozen=True)
 class IntervalEstimate:
     """A statistic with its 95 % interval; NaN where there is none."""
@@ -157,9 +161,34 @@ def interval(value: float, left: Floats, *, low: float = 0.0, high: float = 1.0)
     """
     if not np.isfinite(left).all():
         return IntervalEstimate(value)
-    num = len(left)
-    variance = (num - 1) / num * float(((left - left.mean()) ** 2).sum()) if num else 0.0
-    return wilson(value, variance, num_clusters=num, low=low, high=high)
+    return wilson(value, _jackknife(left), num_clusters=len(left), low=low, high=high)
+
+
+def interval_of_pairs(credit: Floats, among: Floats, weights: Floats) -> IntervalEstimate:
+    """Mean credit of the pairs, with its 95 % interval by a variance that counts each pair of clusters once.
+
+    The jackknife's variance has what is of two clusters together in the one's part and in the other's: 1.3 to 2.2 times
+    that between simulated tables where a cluster has few pairs. So it is taken off once: with e_gh, the sum of credit -
+    mean over the pairs of clusters g and h, over the number of pairs, by the sum of all e_gh^2 (Efron & Stein, 1981;
+    the same as the variance robust to dyads of Aronow, Samii & Assenova, 2015). No more is taken off than half, as if
+    nothing were of single clusters. The rest is as uncertain as the whole was, and has so many less degrees of freedom,
+    by the square of the share that is left; so it was on simulated tables.
+
+    Args:
+        credit: [n, n], as of a `Comparison`.
+        among: [n, n], 1 for the pairs that are looked at, of fixed pairs: not chosen by how far their values differ.
+        weights: [clusters, n], as of `leave_one_out`; clusters that have none of the pairs are left out.
+    """
+    weights = weights[(weights[:, among.any(axis=1)] == 0).any(axis=1)]
+    value = float(share_of_pairs(np.ones((1, len(among))), credit, among)[0])
+    left = share_of_pairs(weights, credit, among)
+    if not np.isfinite(left).all():
+        return IntervalEstimate(value)
+    num, variance = len(left), _jackknife(left)
+    of_two = (1 - weights) @ (among * (credit - value)) @ (1 - weights).T
+    twice = 4 * float((np.triu(of_two, k=1) ** 2).sum()) / max(float(among.sum()), 1.0) ** 2
+    share = max(1 - twice / variance, LEAST_SHARE) if variance > SMALL else 1.0
+    return wilson(value, share * variance, num_clusters=num, freedom=share**2 * (num - 1))
 
 
 def wilson(
@@ -170,7 +199,7 @@ def wilson(
     low: float = 0.0,
     high: float = 1.0,
     most: float = math.inf,
-    freedom: int | None = None,
+    freedom: float | None = None,
 ) -> IntervalEstimate:
     """The value of a statistic between `low` and `high`, with its 95 % interval by the statistic's variance.
 
@@ -194,6 +223,12 @@ def wilson(
     middle = (share + bend / 2) / (1 + bend)
     half = math.sqrt(bend * share * (1 - share) + bend**2 / 4) / (1 + bend)
     return IntervalEstimate(value, low + (high - low) * (middle - half), low + (high - low) * (middle + half))
+
+
+def _jackknife(left: Floats) -> float:
+    """Variance of a statistic by its values without each cluster."""
+    num = len(left)
+    return (num - 1) / num * float(((left - left.mean()) ** 2).sum()) if num else 0.0
 
 
 def _signs(values: Floats) -> Floats:

@@ -5,7 +5,7 @@ percentile bootstrap holds a regret near 0 in 54 to 69 % of tables in place of 9
 of the variants, as if each half had been the sweep. Halves come in pairs that have no variant in common, so that what
 they differ by is chance without bias: that of one half. The variance of the mean over all halves is at most half of it
 (Hoeffding, 1948, theorem 5.2), and is taken to be that: intervals of 95 % that err on the wide side. Of a recall it is
-less, see `OF_RECALL`.
+less, see `of_recall`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ from raysweep.analysis.pairwise import SMALL, Floats, IntervalEstimate, wilson
 PLACES = (1, 3, 5)
 NUM_PAIRS = 1000
 """Of halves."""
-OF_RECALL = 0.3
-"""Variance of a mean recall over that of one half's. What depends on single checkpoints has 1/2, on pairs of them 1/4,
-on more at once less; recall is mostly of the latter kinds: 0.1 to 0.4 on simulated tables."""
 OBSERVATIONS = 4.0
 """A place: as many shares as a recall near 0 is the mean of, at most. It is of events that few tables show at all, so
 that their variance is near 0 where there is none; 3 to 5 on simulated tables whose indicator tells nothing."""
@@ -109,6 +106,16 @@ def select(indicator: Floats, scores: Floats, drawn: Halves, *, places: Iterable
     return selections
 
 
+def of_recall(k: int) -> float:
+    """Variance of a mean recall at `k` over that of one half's.
+
+    What depends on single checkpoints has 1/2, on pairs of them 1/4, on more at once less. Recall of a single place is
+    hardly of single checkpoints, that of more is: 0.2 to 0.27 at 1 on simulated tables, 0.2 to 0.32 at 3, 0.21 to 0.36
+    at 5.
+    """
+    return min(0.175 + 0.025 * k, 0.5)
+
+
 def _first(order: np.ndarray, drawn: Halves, num: int) -> np.ndarray:
     """[halves, num]: the first checkpoints of each half in an order, by their rows in the table."""
     half, place = np.nonzero(drawn.rows[:, order])
@@ -120,7 +127,7 @@ def _first(order: np.ndarray, drawn: Halves, num: int) -> np.ndarray:
 def _recall(values: Floats, drawn: Halves, k: int) -> IntervalEstimate:
     mean = float(values.mean())
     most = OBSERVATIONS * k / max(1 - mean, SMALL)
-    return wilson(mean, OF_RECALL * _of_one_half(values), num_clusters=drawn.num_variants, most=most)
+    return wilson(mean, of_recall(k) * _of_one_half(values), num_clusters=drawn.num_variants, most=most)
 
 
 def _estimate(values: Floats, drawn: Halves, *, high: float = 1.0) -> IntervalEstimate:

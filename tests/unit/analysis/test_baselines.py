@@ -1,13 +1,11 @@
 """What the sweep file alone tells, against fits made anew for every pair."""
 
-from collections import Counter
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from raysweep.analysis.associations import associate
-from raysweep.analysis.baselines import MAX_GROUPS, PENALTY, credit, design, variant_groups
+from raysweep.analysis.baselines import PENALTY, credit, design
 from raysweep.analysis.pairwise import interval
 
 
@@ -96,13 +94,6 @@ def test_a_baseline_is_fitted_anew_without_each_variant():
         [other], _ = associate(rest, clear=np.ones((16, 16), dtype=bool), **given)
         without.append(other.accuracy.value)
     assert row.accuracy == interval(row.accuracy.value, np.array(without))
-
-
-def test_many_variants_are_left_out_in_groups_of_like_size():
-    groups = Counter(variant_groups([f"{i:02}" for i in range(50) for _ in range(3)]))
-    assert len(groups) <= MAX_GROUPS
-    assert max(groups.values()) == 12
-    assert variant_groups(["b", "a", "a"]) == ["b", "a", "a"]
 
 
 def test_of_a_single_variant_nothing_is_left_to_fit():

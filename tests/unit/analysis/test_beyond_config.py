@@ -7,6 +7,7 @@ import pytest
 from raysweep.analysis.associations import Association, associate
 from raysweep.analysis.baselines import credit, design
 from raysweep.analysis.beyond_config import added, axes_of, config_fits, ranks_within
+from raysweep.analysis.refits import parts_of
 from raysweep.scores import Column
 from raysweep.spec import Metric
 
@@ -35,7 +36,8 @@ def test_added_is_the_difference_of_two_regressions_on_other_variants():
     blocks = [design(config[name]) for name in config]
     off = ~np.eye(14, dtype=bool)
     more, fewer = (credit(each, scores, variants)[off].mean() for each in ([*blocks, values[:, None]], blocks))
-    estimate = added(config_fits(config, scores, variants), rows["x"].to_numpy(), groups)
+    parts = parts_of(variants)
+    estimate = added(config_fits(config, scores, variants, parts), rows["x"].to_numpy(), groups, parts)
     assert estimate.value == pytest.approx(more - fewer)
     assert estimate.value > 0
 
@@ -75,5 +77,7 @@ def test_without_a_configuration_nothing_is_added_to_it():
 
 def test_beyond_the_configuration_of_a_single_variant_nothing_can_be_told():
     steps = pd.DataFrame({"step": [6, 12]})
-    estimate = added(config_fits(steps, np.array([0.4, 0.5]), ["a", "a"]), np.array([2.0, 1.0]), np.zeros(2))
+    parts = parts_of(["a", "a"])
+    fits = config_fits(steps, np.array([0.4, 0.5]), ["a", "a"], parts)
+    estimate = added(fits, np.array([2.0, 1.0]), np.zeros(2), parts)
     assert not np.isfinite(estimate.low)
