@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from raysweep.analysis.baselines import credit, design
-from raysweep.analysis.beyond_config import ConfigFit, Matched, added, axes_of, config_fits, matched
+from raysweep.analysis.beyond_config import ConfigFit, Matched, added, axes_of, config_fits, matched, num_parameters
 from raysweep.analysis.derived import SEED, has_order, is_config, moved_together
 from raysweep.analysis.gaps import (
     GapAccuracy,
@@ -184,7 +184,7 @@ class _Shared:
         if key not in self._known:
             rows = self._table[have]
             config, variants = rows[self._config], list(rows["variant"])
-            parts = parts_of(variants)
+            parts = parts_of(variants, num_parameters=num_parameters(config))
             self._known[key] = _Alike(
                 parts=parts,
                 fits=config_fits(config, numbers(rows[self._target]), variants, parts),

@@ -76,6 +76,12 @@ def config_fits(config: pd.DataFrame, scores: Floats, variants: Sequence[str], p
     return fits
 
 
+def num_parameters(config: pd.DataFrame) -> int:
+    """Of the regression on all columns of a configuration, that are no function of others."""
+    blocks = [np.ones((len(config), 1)), *(design(config[name]) for name in config)]
+    return int(np.linalg.matrix_rank(np.concatenate(blocks, axis=1)))
+
+
 def added(fits: Sequence[ConfigFit], indicator: Floats, groups: np.ndarray, parts: Parts) -> IntervalEstimate:
     """What an indicator adds to the pairs right by the configuration, which are predicted without both variants.
 

@@ -6,7 +6,9 @@ Stein, 1981), and of a fit that decides by signs there is much of this: its vari
 simulated tables of 48 variants, and intervals held 98 to 100 %. Two halves that have no variant in common differ by
 chance without bias: by that of half as many variants. With all of them it is at most half of this, if it falls with
 their number n no slower than 1 / n, and is taken to be that: 0.9 to 2 times that between tables, 3.4 times where an
-indicator adds nothing. Where the settings tell nothing of the scores it is 0.9 to 1, so no less may be taken.
+indicator adds nothing. Where the settings tell nothing of the scores it is 0.9 to 1, so no less may be taken. Where a
+half has no more variants than the fit has parameters, it is 0.5 to 0.7 times, as what fits all scores hardly changes
+with one more column: there, variants are left out one at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ FREEDOM = 20
 """Degrees of freedom of the variance, beside those of the variants, 1 / df = 1 / (n - 1) + 1 / FREEDOM: on simulated
 tables of 24 variants it had 13, on those of 48 from 11 to 22."""
 LEAST_HALVED = 16
-"""Variants: of fewer, a half is too small to fit a configuration on, and they are left out one at a time instead."""
+"""Variants: of fewer, a half is too small, and they are left out one at a time instead."""
+SPARE = 2
+"""Variants that a half has more than the fit has parameters, at least."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ class Parts:
         return wilson(value, variance, num_clusters=self.num_variants, freedom=freedom, low=low)
 
 
-def parts_of(variants: Sequence[str]) -> Parts:
-    """Of the variants of checkpoints [n]."""
+def parts_of(variants: Sequence[str], *, num_parameters: int) -> Parts:
+    """Of the variants of checkpoints [n], for a fit of so many parameters."""
     num = len(set(variants))
-    if num < LEAST_HALVED:
+    if num < max(LEAST_HALVED, 2 * (num_parameters + SPARE)):
         return Parts(leave_one_out(variants).astype(bool), num, are_halves=False)
     return Parts(halves(variants, NUM_PAIRS).rows.astype(bool), num, are_halves=True)

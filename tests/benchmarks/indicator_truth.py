@@ -368,6 +368,8 @@ WORLDS = {
     "tells nothing": World(48, seen_rate=0.0, seen_own=0.0),
     "24 variants": World(24),
     "one grid": World(48, grid=True),
+    "settings tell nothing": World(48, rate=0.0),
+    "100 variants": World(100),
 }
 
 

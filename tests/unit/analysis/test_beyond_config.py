@@ -36,7 +36,7 @@ def test_added_is_the_difference_of_two_regressions_on_other_variants():
     blocks = [design(config[name]) for name in config]
     off = ~np.eye(14, dtype=bool)
     more, fewer = (credit(each, scores, variants)[off].mean() for each in ([*blocks, values[:, None]], blocks))
-    parts = parts_of(variants)
+    parts = parts_of(variants, num_parameters=4)
     estimate = added(config_fits(config, scores, variants, parts), rows["x"].to_numpy(), groups, parts)
     assert estimate.value == pytest.approx(more - fewer)
     assert estimate.value > 0
@@ -77,7 +77,7 @@ def test_without_a_configuration_nothing_is_added_to_it():
 
 def test_beyond_the_configuration_of_a_single_variant_nothing_can_be_told():
     steps = pd.DataFrame({"step": [6, 12]})
-    parts = parts_of(["a", "a"])
+    parts = parts_of(["a", "a"], num_parameters=4)
     fits = config_fits(steps, np.array([0.4, 0.5]), ["a", "a"], parts)
     estimate = added(fits, np.array([2.0, 1.0]), np.zeros(2), parts)
     assert not np.isfinite(estimate.low)

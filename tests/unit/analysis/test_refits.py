@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from benchmarks.indicator_truth import World, associations, table
 
+from raysweep.analysis.beyond_config import num_parameters
 from raysweep.analysis.pairwise import interval, wilson
 from raysweep.analysis.refits import FREEDOM, NUM_PAIRS, parts_of
 
@@ -11,7 +12,7 @@ from raysweep.analysis.refits import FREEDOM, NUM_PAIRS, parts_of
 def test_halves_tell_the_variance_of_a_mean_and_hold_its_chance():
     # 600 tables: the mean variance has a standard error of about 1.5 %, coverage one of 0.9 points.
     num, share = 40, 0.4
-    parts = parts_of([f"{row:02}" for row in range(num)])
+    parts = parts_of([f"{row:02}" for row in range(num)], num_parameters=4)
     assert parts.rows.sum(axis=1).tolist() == [num // 2] * (2 * NUM_PAIRS)
     assert not (parts.rows[:NUM_PAIRS] & parts.rows[NUM_PAIRS:]).any()
     held, variances = [], []
@@ -29,7 +30,7 @@ def test_halves_tell_the_variance_of_a_mean_and_hold_its_chance():
 
 
 def test_a_statistic_that_most_halves_lack_has_no_interval():
-    parts = parts_of([f"{row:02}" for row in range(20)])
+    parts = parts_of([f"{row:02}" for row in range(20)], num_parameters=4)
     values = np.random.default_rng(0).random(2 * NUM_PAIRS)
     values[: NUM_PAIRS // 3] = np.nan
     assert np.isfinite(parts.interval(0.5, values).low)
@@ -38,7 +39,7 @@ def test_a_statistic_that_most_halves_lack_has_no_interval():
 
 
 def test_few_variants_are_left_out_one_at_a_time():
-    parts = parts_of(list("aabbccdde"))
+    parts = parts_of(list("aabbccdde"), num_parameters=4)
     assert parts.rows.sum(axis=1).tolist() == [7, 7, 7, 7, 8]
     assert parts.interval(0.5, np.arange(5) / 9) == interval(0.5, np.arange(5) / 9)
 
@@ -51,3 +52,11 @@ def test_intervals_of_a_fit_on_the_configuration_hold_the_truth_and_are_not_too_
         # Where 95 is true, fewer than 53 of 60 have a chance of one in 100.
         assert sum(each.low <= truth <= each.high for each in estimates) >= 53
         assert np.mean([each.high - each.low for each in estimates]) < 0.21
+
+
+def test_halves_have_more_variants_than_the_fit_has_parameters():
+    variants = [f"{row:02}" for row in range(24)]
+    assert parts_of(variants, num_parameters=10).are_halves
+    assert not parts_of(variants, num_parameters=11).are_halves
+    # Rates and names: an intercept, three more rates, whose order is a function of these, and two more names.
+    assert num_parameters(table(World(48), np.random.default_rng(0))[["point.lr", "point.name"]]) == 6
