@@ -50,6 +50,11 @@ CASES = [
     ("sam", 3, True),
     ("bf16", 3, False),
     ("muon", 3, False),
+    ("asam", 3, False),
+    ("penalty", 3, False),
+    ("agreement", 3, False),
+    ("ema", 3, False),
+    ("lawa", 3, False),
 ]
 
 
