@@ -6,7 +6,7 @@ from benchmarks.indicator_truth import World, associations, table
 
 from raysweep.analysis.beyond_config import num_parameters
 from raysweep.analysis.pairwise import interval, wilson
-from raysweep.analysis.refits import FREEDOM, NUM_PAIRS, parts_of
+from raysweep.analysis.refits import FREEDOM, MAX_LEFT_OUT, NUM_PAIRS, parts_of
 
 
 def test_halves_tell_the_variance_of_a_mean_and_hold_its_chance():
@@ -42,6 +42,16 @@ def test_few_variants_are_left_out_one_at_a_time():
     parts = parts_of(list("aabbccdde"), num_parameters=4)
     assert parts.rows.sum(axis=1).tolist() == [7, 7, 7, 7, 8]
     assert parts.interval(0.5, np.arange(5) / 9) == interval(0.5, np.arange(5) / 9)
+
+
+def test_many_variants_are_left_out_in_groups_of_like_size():
+    variants = [f"{row:02}" for row in range(99) for _ in range(2)]
+    parts = parts_of(variants, num_parameters=99)  # As of a random search, where each has a rate of its own.
+    left_out = (~parts.rows).sum(axis=1)
+    assert len(parts.rows) == 33 <= MAX_LEFT_OUT
+    assert left_out.tolist() == [6] * 33
+    assert (~parts.rows).sum(axis=0).tolist() == [1] * 198
+    assert (parts.rows[:, ::2] == parts.rows[:, 1::2]).all()
 
 
 def test_intervals_of_a_fit_on_the_configuration_hold_the_truth_and_are_not_too_wide():
