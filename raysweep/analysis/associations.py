@@ -147,7 +147,7 @@ def associate(
             config.append(name)
     whole = [name for name in config if table[name].notna().all()]
     gaps = _gaps(table, gaps_of, columns.get(gaps_of)) if gaps_of else []
-    shared = _Shared(table, whole, target=target, gaps=gaps)
+    shared = _Shared(table, whole, config, target=target, gaps=gaps)
     rows = [
         _measured(table, name, column, target=target, clear=clear, shared=shared) for name, column in measured.items()
     ]
@@ -170,8 +170,16 @@ def associate(
 class _Shared:
     """What indicators of the same checkpoints have in common, made once: of a table whose rows all have a target."""
 
-    def __init__(self, table: pd.DataFrame, config: Sequence[str], *, target: str, gaps: Sequence[GapPairs]) -> None:
-        self._table, self._config, self._target = table, list(config), target
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        config: Sequence[str],
+        settings: Sequence[str],
+        *,
+        target: str,
+        gaps: Sequence[GapPairs],
+    ) -> None:
+        self._table, self._config, self._settings, self._target = table, list(config), list(settings), target
         # Of all checkpoints, so that the ranges are the same for an indicator with missing values.
         self._gaps = gaps
         scores = numbers(table[target])
@@ -184,7 +192,9 @@ class _Shared:
         if key not in self._known:
             rows = self._table[have]
             config, variants = rows[self._config], list(rows["variant"])
-            parts = parts_of(variants, num_parameters=num_parameters(config))
+            # Also of settings that are missing elsewhere: that of some optimizers is in the fit on their checkpoints.
+            settings = rows[self._settings].dropna(axis="columns")
+            parts = parts_of(variants, num_parameters=num_parameters(settings))
             self._known[key] = _Alike(
                 parts=parts,
                 fits=config_fits(config, numbers(rows[self._target]), variants, parts),

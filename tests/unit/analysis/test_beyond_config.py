@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from raysweep.analysis import associations
 from raysweep.analysis.associations import Association, associate
 from raysweep.analysis.baselines import credit, design
 from raysweep.analysis.beyond_config import added, axes_of, config_fits, ranks_within
@@ -24,8 +25,8 @@ def table(num: int, seed: int, **columns) -> pd.DataFrame:
 def found(rows: pd.DataFrame, *names: str) -> dict[str, Association]:
     columns = {name: Column("", Metric(name, "max")) for name in names}
     everything = np.ones((len(rows), len(rows)), dtype=bool)
-    associations, _ = associate(rows, target="score", clear=everything, columns=columns)
-    return {item.indicator: item for item in associations}
+    items, _ = associate(rows, target="score", clear=everything, columns=columns)
+    return {item.indicator: item for item in items}
 
 
 def test_added_is_the_difference_of_two_regressions_on_other_variants():
@@ -81,3 +82,18 @@ def test_beyond_the_configuration_of_a_single_variant_nothing_can_be_told():
     fits = config_fits(steps, np.array([0.4, 0.5]), ["a", "a"], parts)
     estimate = added(fits, np.array([2.0, 1.0]), np.zeros(2), parts)
     assert not np.isfinite(estimate.low)
+
+
+def test_a_setting_that_some_checkpoints_lack_counts_among_the_parameters_of_its_fit(monkeypatch):
+    asked = set()
+
+    def parts_that_were_asked(variants, *, num_parameters):
+        asked.add((len(variants), num_parameters))
+        return parts_of(variants, num_parameters=num_parameters)
+
+    monkeypatch.setattr(associations, "parts_of", parts_that_were_asked)
+    rows = table(48, 0)
+    rows["point.beta"] = [*np.repeat(np.arange(6.0), 4), *[np.nan] * 24]
+    found(rows)
+    # An intercept, three more rates, two more names; of half the checkpoints five more betas: too many for halves.
+    assert asked == {(48, 6), (24, 11)}
