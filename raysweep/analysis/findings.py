@@ -296,8 +296,8 @@ def _interval_text(ranking: Ranking) -> str:
         return f"Of fewer than {MIN_CLUSTERS} variants (here {ranking.num_variants}) there are no intervals."
     return (
         f"95 % intervals leave out each variant in turn ({ranking.num_variants}; jackknife), those of fits on the "
-        "configuration fit anew on halves of them: over variants, on these test examples, whose own luck all "
-        "checkpoints share."
+        "configuration fit anew on halves of them, where these are large enough: over variants, on these test "
+        "examples, whose own luck all checkpoints share."
     )
 
 

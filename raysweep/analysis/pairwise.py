@@ -167,7 +167,7 @@ def interval(value: float, left: Floats, *, low: float = 0.0, high: float = 1.0)
 def interval_of_pairs(credit: Floats, among: Floats, weights: Floats) -> IntervalEstimate:
     """Mean credit of the pairs, with its 95 % interval by a variance that counts each pair of clusters once.
 
-    The jackknife's variance has what is of two clusters together in the one's part and in the other's: 1.3 to 2.2 times
+    The jackknife's variance has what is of two clusters together in the one's part and in the other's: 1.2 to 2.2 times
     that between simulated tables where a cluster has few pairs. So it is taken off once: with e_gh, the sum of credit -
     mean over the pairs of clusters g and h, over the number of pairs, by the sum of all e_gh^2 (Efron & Stein, 1981;
     the same as the variance robust to dyads of Aronow, Samii & Assenova, 2015). No more is taken off than half, as if
