@@ -117,7 +117,8 @@ def test_relative_flatness_survives_a_rescaling_of_whole_layers():
 
 @pytest.mark.parametrize("style", ["llama", "gpt2", "bert"])
 def test_which_measures_survive_a_random_rescaling(style):
-    model = build(style, tied=style == "bert")
+    # An average near 0 would differ by what float32 rounds.
+    model = build(style, tied=style == "bert").double()
     prepare(model)
     batches = [batch_for(model, num=4)]
 
