@@ -53,18 +53,33 @@ class Sweep:
         return self.process.wait(timeout=60)
 
 
+@pytest.fixture
+def start(tmp_path):
+    """runner -> a sweep, which is ended with the test, so that one that fails leaves no endless training behind."""
+    sweeps = []
+
+    def start(runner):
+        sweeps.append(Sweep(tmp_path, runner))
+        return sweeps[-1]
+
+    yield start
+    for sweep in sweeps:
+        if sweep.process.poll() is None:
+            sweep.end(signal.SIGTERM)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("runner", ["inline", "tune"])
-def test_what_is_trained_is_saved_before_a_run_ends(tmp_path, runner):
+def test_what_is_trained_is_saved_before_a_run_ends(start, runner):
     """SIGTERM, then the same command and Ctrl-C twice; the second run goes on from what the first has saved."""
-    first = Sweep(tmp_path, runner)
+    first = start(runner)
     first.wait_until_training()
     assert first.saved_step() == 0
     assert first.end(signal.SIGTERM) == 143, first.words
     assert "terminated: what is finished is kept; the same command goes on from there" in first.words
     assert (saved := first.saved_step()) > 0
 
-    second = Sweep(tmp_path, runner)
+    second = start(runner)
     second.wait_until_training()
     if runner == "inline":
         assert f"going on from step {saved} of" in second.words
@@ -75,8 +90,8 @@ def test_what_is_trained_is_saved_before_a_run_ends(tmp_path, runner):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["gcs_server", "raylet"])
-def test_a_ray_that_is_gone_is_one_line(tmp_path, part):
-    sweep = Sweep(tmp_path, "tune")
+def test_a_ray_that_is_gone_is_one_line(start, part):
+    sweep = start("tune")
     sweep.wait_until_training()
     os.kill(named(sweep.process.pid, part), signal.SIGKILL)
     assert sweep.process.wait(timeout=45) == 2, sweep.words
