@@ -129,7 +129,7 @@ def test_every_column_that_a_table_may_show_is_declared(trial, store):
     assert run.columns() == trial.columns
 
 
-@settings(max_examples=30)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_searchers_and_reports_are_told_the_same_numbers(trial, data):
     """The same records, through the chain (what Optuna and ASHA see) and through the tables (what is ranked)."""
