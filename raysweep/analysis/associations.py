@@ -38,6 +38,7 @@ from raysweep.analysis.pairwise import (
     kendall,
     leave_one_out,
     spearman,
+    with_pairs,
 )
 from raysweep.analysis.refits import Parts, parts_of
 from raysweep.analysis.selection import Halves, Selection, halves, select
@@ -237,7 +238,7 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
 
     def on(among: Flags) -> IntervalEstimate:
         # Of variants that have no such pair, however many, nothing is learnt about how these vary.
-        own = weights[(weights[:, (pairs.every * among).any(axis=1)] == 0).any(axis=1)]
+        own = with_pairs(weights, pairs.every * among)
         return interval(_once(partial(pairs.accuracy, among=among), scores), pairs.accuracy(own, among=among))
 
     counted = _counted(pairs.every, on)

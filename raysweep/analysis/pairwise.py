@@ -164,6 +164,12 @@ def interval(value: float, left: Floats, *, low: float = 0.0, high: float = 1.0)
     return wilson(value, _jackknife(left), num_clusters=len(left), low=low, high=high)
 
 
+def with_pairs(weights: Floats, among: Floats) -> Floats:
+    """Of weights [clusters, n], as of `leave_one_out`, those of clusters that have one of the pairs [n, n]."""
+    have: Flags = (weights[:, among.any(axis=1)] == 0).any(axis=1)
+    return weights[have]
+
+
 def interval_of_pairs(credit: Floats, among: Floats, weights: Floats) -> IntervalEstimate:
     """Mean credit of the pairs, with its 95 % interval by a variance that counts each pair of clusters once.
 
@@ -179,7 +185,7 @@ def interval_of_pairs(credit: Floats, among: Floats, weights: Floats) -> Interva
         among: [n, n], 1 for the pairs that are looked at, of fixed pairs: not chosen by how far their values differ.
         weights: [clusters, n], as of `leave_one_out`; clusters that have none of the pairs are left out.
     """
-    weights = weights[(weights[:, among.any(axis=1)] == 0).any(axis=1)]
+    weights = with_pairs(weights, among)
     value = float(share_of_pairs(np.ones((1, len(among))), credit, among)[0])
     left = share_of_pairs(weights, credit, among)
     if not np.isfinite(left).all():
