@@ -1,5 +1,6 @@
 """Language models of every style, small enough for full matrices."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +15,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from raysweep.curvature.language import mean_token_loss, prepare
-from raysweep.curvature.operators import hessian_vector_products, named_parameters
-from raysweep.curvature.tangents import gauss_newton_product
+from raysweep.curvature.language import IGNORED, mean_token_loss, prepare, targets, token_logits
+from raysweep.curvature.operators import named_parameters
 
 CAUSAL = ["llama", "gpt2", "gpt_neox"]
 STYLES = [*CAUSAL, "bert"]
@@ -75,20 +75,34 @@ def unflat(row: torch.Tensor, like: dict[str, torch.Tensor]) -> dict[str, torch.
     }
 
 
-def unit_vectors(parameters: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """One along each weight."""
-    num = sum(parameter.numel() for parameter in parameters.values())
-    return [unflat(unit, parameters) for unit in torch.eye(num, dtype=torch.float64)]
+def all_gradients(outputs: Sequence[torch.Tensor], parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Gradients of each entry of `outputs`, all in one batched pass. [entries, P], float64."""
+    sizes = [output.numel() for output in outputs]
+    num = sum(sizes)
+    units = torch.eye(num, dtype=outputs[0].dtype).split(sizes, dim=1)
+    one_for_each = [unit.reshape(num, *output.shape) for unit, output in zip(units, outputs, strict=True)]
+    parts = torch.autograd.grad(
+        outputs, list(parameters.values()), grad_outputs=one_for_each, is_grads_batched=True, allow_unused=True
+    )
+    rows = [
+        torch.zeros(num, parameter.numel()) if part is None else part.reshape(num, -1)
+        for part, parameter in zip(parts, parameters.values(), strict=True)
+    ]
+    return torch.cat([row.double() for row in rows], dim=1)
 
 
-def full_matrix(product: Any, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A matrix from its products with all unit vectors: slow, and simple. [P, P], float64."""
-    return torch.stack([flat(product(unit)) for unit in unit_vectors(parameters)])
+def full_hessian(loss: Callable[[], torch.Tensor], parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Of a scalar function, by double backward. [P, P], float64."""
+    return all_gradients(torch.autograd.grad(loss(), list(parameters.values()), create_graph=True), parameters)
 
 
-def full_hessian(loss: Any, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Of a scalar function, by double backward from one graph. [P, P], float64."""
-    return torch.stack([flat(row) for row in hessian_vector_products(loss, parameters, unit_vectors(parameters))])
+def full_gauss_newton(model: Any, batch: dict[str, torch.Tensor], parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+    """By definition, from the Jacobian: J' (diag p - p p') J, averaged over tokens. [P, P], float64."""
+    logits = token_logits(model, batch)[targets(model, batch) != IGNORED]
+    p = logits.detach().softmax(dim=-1).double()
+    jacobian = all_gradients([logits], parameters).view(*p.shape, -1)
+    off_mean = jacobian - (p[..., None] * jacobian).sum(dim=1, keepdim=True)
+    return torch.einsum("tv, tvi, tvj -> ij", p, jacobian, off_mean) / len(p)
 
 
 def small(style: str = "llama", *, tied: bool = True) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -102,8 +116,7 @@ def matrices(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, 
     """The Hessian of the mean token loss, and its Gauss-Newton part, both [P, P], made in float64."""
     double = model.double()
     parameters = named_parameters(double)
-    loss = lambda: mean_token_loss(double, batch)  # noqa: E731
-    hessian = full_hessian(loss, parameters)
-    gauss_newton = full_matrix(lambda v: gauss_newton_product(double, batch, v), parameters)
+    hessian = full_hessian(lambda: mean_token_loss(double, batch), parameters)
+    gauss_newton = full_gauss_newton(double, batch, parameters)
     model.float()
     return hessian, gauss_newton

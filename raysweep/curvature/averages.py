@@ -138,8 +138,7 @@ def summarize(done: Mapping[Unit, Values]) -> Traces:
     Returns:
         Traces per predicted token.
     """
-    probes = {unit: done[unit] for unit in sorted(done) if unit.kind == "probe"}
-    fishers = {unit: done[unit] for unit in sorted(done) if unit.kind == "fisher"}
+    probes = dict(_of_kind(done, "probe"))
     moments = Moments.of(done)
     variance, weight = moments.now
     # Told by a few batches, it may be more than the whole by chance. Where it is not known (NaN), neither part is.
@@ -159,7 +158,7 @@ def summarize(done: Mapping[Unit, Values]) -> Traces:
         stderr_data=math.sqrt(variance - spread),
         weight=weight,
         num_probes=len(probes),
-        num_fisher_draws=len(fishers),
+        num_fisher_draws=sum(unit.kind == "fisher" for unit in done),
         num_tokens=int(sum(tokens.values())),
         difference_error=_difference_error(probes, trace),
     )
@@ -188,9 +187,10 @@ class Moments:
     @staticmethod
     def of(done: Mapping[Unit, Values]) -> Moments:
         """Draws of one batch are averaged first: batches are what is independent."""
-        tokens, h = _by_batch(done, "probe", ("gauss_newton", "residual"))
-        _, g = _by_batch(done, "probe", ("gauss_newton",))
-        f_tokens, f = _by_batch(done, "fisher", ("fisher",))
+        probes = _of_kind(done, "probe")
+        tokens, h = _by_batch(probes, ("gauss_newton", "residual"))
+        _, g = _by_batch(probes, ("gauss_newton",))
+        f_tokens, f = _by_batch(_of_kind(done, "fisher"), ("fisher",))
         hessian, off_h = _ratio(h, tokens)
         gauss_newton, off_g = _ratio(g, tokens)
         fisher, off_f = _ratio(f, f_tokens) if f else (0.0, {})
@@ -263,16 +263,20 @@ def _least(constant: float, slope: float, square: float) -> tuple[float, float]:
     return max(0.0, constant + 2 * weight * slope + weight**2 * square), weight
 
 
-def _by_batch(
-    done: Mapping[Unit, Values], kind: str, names: Sequence[str]
-) -> tuple[dict[int, float], dict[int, float]]:
-    """Tokens of each batch, and its sum of `names`, averaged over draws; by batch in ascending order."""
+def _of_kind(done: Mapping[Unit, Values], kind: str) -> list[tuple[Unit, Values]]:
+    """Units of one kind with their values, in ascending order."""
+    # By a key: Python's own comparison of two units costs more than all that is computed of them.
+    rows = [(unit, values) for unit, values in done.items() if unit.kind == kind]
+    return sorted(rows, key=lambda row: (row[0].batch, row[0].draw))
+
+
+def _by_batch(units: Sequence[tuple[Unit, Values]], names: Sequence[str]) -> tuple[dict[int, float], dict[int, float]]:
+    """Tokens of each batch, and its sum of `names`, averaged over draws; by batch in the order of `units`."""
     draws: dict[int, list[float]] = {}
     tokens: dict[int, float] = {}
-    for unit in sorted(done):
-        if unit.kind == kind:
-            draws.setdefault(unit.batch, []).append(math.fsum(done[unit][name] for name in names))
-            tokens[unit.batch] = done[unit]["num_tokens"]
+    for unit, values in units:
+        draws.setdefault(unit.batch, []).append(math.fsum([values[name] for name in names]))
+        tokens[unit.batch] = values["num_tokens"]
     return tokens, {batch: math.fsum(values) / len(values) for batch, values in draws.items()}
 
 
@@ -379,5 +383,5 @@ def ratio_estimate(sums: Sequence[float], tokens: Sequence[float]) -> Estimate:
 
 
 def _estimate(done: Mapping[Unit, Values], kind: str, names: Sequence[str]) -> Estimate:
-    tokens, sums = _by_batch(done, kind, names)
+    tokens, sums = _by_batch(_of_kind(done, kind), names)
     return ratio_estimate([*sums.values()], [tokens[batch] for batch in sums])

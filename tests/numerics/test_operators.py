@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from tiny_models import CAUSAL, STYLES, batch_for, build, flat, full_hessian
+from tiny_models import CAUSAL, STYLES, batch_for, build, flat, full_gauss_newton, full_hessian
 
-from raysweep.curvature.language import mean_token_loss, prepare, targets, token_logits
+from raysweep.curvature.language import mean_token_loss, prepare, token_logits
 from raysweep.curvature.operators import (
     MovableParameters,
     choose_parameters,
@@ -69,34 +69,14 @@ def test_all_exact_products_agree(style, tied):
     vectors = [probe_vector(parameters, seed=0, probe=probe) for probe in range(20)]
     signs = torch.stack([flat(vector) for vector in vectors], dim=1)
     for other in (
+        lambda v: hessian_vector_products(loss, parameters, [v])[0],
         lambda v: forward_over_reverse_product(model, batch, v),
         lambda v: reverse_over_forward_product(model, batch, v)[0],
     ):
         found = torch.stack([flat(other(vector)) for vector in vectors], dim=1)
         torch.testing.assert_close(found, hessian @ signs, rtol=0, atol=1e-5)
-    # By definition, from the Jacobian: J' (diag p - p p') J, averaged over tokens.
-    logits = token_logits(model, batch)[targets(model, batch) != -100]
-    gauss_newton = torch.zeros_like(hessian)
-    for position in logits:
-        rows = [
-            torch.autograd.grad(z, list(parameters.values()), retain_graph=True, allow_unused=True) for z in position
-        ]
-        zeros = list(parameters.values())
-        jacobian = torch.stack(
-            [
-                flat(
-                    {
-                        str(i): torch.zeros_like(z) if g is None else g
-                        for i, (g, z) in enumerate(zip(row, zeros, strict=True))
-                    }
-                )
-                for row in rows
-            ]
-        )
-        p = position.detach().softmax(dim=0)
-        gauss_newton += jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian / len(logits)
     ours = torch.stack([flat(gauss_newton_product(model, batch, vector)) for vector in vectors], dim=1)
-    torch.testing.assert_close(ours, gauss_newton @ signs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, full_gauss_newton(model, batch, parameters) @ signs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("style", STYLES)
