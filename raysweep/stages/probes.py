@@ -226,7 +226,8 @@ def fits(states: torch.Tensor, labels: torch.Tensor, *, num_classes: int) -> Ite
     import torch.nn.functional as F
 
     inputs = F.pad(states, (0, 1), value=1.0)
-    weights = torch.zeros(inputs.shape[1], num_classes, device=states.device, requires_grad=True)
+    # A class's weights in a row: a gradient [d + 1, few] takes a CPU's libraries three to ten times as long as its transpose.
+    weights = torch.zeros(num_classes, inputs.shape[1], device=states.device, requires_grad=True)
     for penalty in PENALTIES:
         optimizer = torch.optim.LBFGS(
             [weights], max_iter=MAX_ITERATIONS, tolerance_grad=1e-4, line_search_fn="strong_wolfe"
@@ -234,12 +235,12 @@ def fits(states: torch.Tensor, labels: torch.Tensor, *, num_classes: int) -> Ite
 
         def loss(optimizer: Any = optimizer, penalty: float = penalty) -> torch.Tensor:
             optimizer.zero_grad()
-            value = F.cross_entropy(inputs @ weights, labels) + penalty / 2 * weights[:-1].square().sum()
+            value = F.cross_entropy(F.linear(inputs, weights), labels) + penalty / 2 * weights[:, :-1].square().sum()
             value.backward()  # type: ignore[no-untyped-call]
             return value
 
         optimizer.step(loss)  # type: ignore[no-untyped-call]
-        yield weights.detach().clone()
+        yield weights.detach().clone().T
 
 
 def ridge(states: torch.Tensor, labels: torch.Tensor, *, num_classes: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The shipped quickstart's fine-tuning is worth its name: not below a linear probe of the same checkpoint."""
 
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -40,4 +41,8 @@ def test_fine_tuning_is_not_below_its_linear_probe(optimizer, tmp_path, store):
             for stage in trial.stages
             if stage.kind == "sft" and stage.task == task and (record := store.get(stage.id))
         ]
-        assert pick(runs).edge is None
+        # Nor do rates beyond the grid promise more: its ends are no better than its middle by more than the scores of two
+        # seeds on 300 sentences tell.
+        chosen = pick(runs)
+        middle = fmean(run.valid_score for run in runs if run.lr == 5e-3)
+        assert fmean(run.valid_score for run in chosen.runs) < middle + 0.04
