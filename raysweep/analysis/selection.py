@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysweep.analysis.pairwise import SMALL, Floats, IntervalEstimate, wilson
+from raysweep.analysis.regrets import best_of_variants, regret_interval, upper_tail
 
 PLACES = (1, 3, 5)
 NUM_PAIRS = 1000
@@ -49,6 +50,8 @@ class Halves:
 
     num_variants: int
     """Of which half are in each."""
+    variants: np.ndarray
+    """[n]: the number of each checkpoint's variant."""
     rows: Floats
     """[2 * pairs, n]: 1 for checkpoints that are in it; half i and half pairs + i have none in common."""
 
@@ -59,7 +62,7 @@ def halves(variants: Sequence[str], num_pairs: int = NUM_PAIRS) -> Halves:
     places = np.random.default_rng(SEED).random((num_pairs, len(names))).argsort(axis=1).argsort(axis=1)
     size = len(names) // 2
     chosen = np.concatenate([places < size, (places >= size) & (places < 2 * size)]).astype(np.float64)
-    return Halves(len(names), chosen[:, index])
+    return Halves(len(names), index, chosen[:, index])
 
 
 def select(indicator: Floats, scores: Floats, drawn: Halves, *, places: Iterable[int] = PLACES) -> list[Selection]:
@@ -80,6 +83,7 @@ def select(indicator: Floats, scores: Floats, drawn: Halves, *, places: Iterable
     places = [k for k in places if k < least]
     first = max(places, default=0)
     truth, ours = _first(best, drawn, first), [_first(order, drawn, first) for order in orders]
+    tail = upper_tail(best_of_variants(scores, drawn.variants)[0]) if len(scores) else 1.0
     gains = (scores - scores.min(initial=np.inf)) / spread
     selections = []
     for k in places:
@@ -99,8 +103,14 @@ def select(indicator: Floats, scores: Floats, drawn: Halves, *, places: Iterable
                 k=k,
                 num_variants=drawn.num_variants // 2,
                 recall=_recall(recall, drawn, k),
-                regret=_estimate(regret, drawn, high=spread),
-                ndcg=_estimate(ndcg, drawn),
+                regret=regret_interval(
+                    float(regret.mean()),
+                    _of_one_half(regret) / 2,
+                    num_clusters=drawn.num_variants,
+                    high=spread,
+                    tail=tail,
+                ),
+                ndcg=wilson(float(ndcg.mean()), _of_one_half(ndcg) / 2, num_clusters=drawn.num_variants),
             )
         )
     return selections
@@ -128,11 +138,6 @@ def _recall(values: Floats, drawn: Halves, k: int) -> IntervalEstimate:
     mean = float(values.mean())
     most = OBSERVATIONS * k / max(1 - mean, SMALL)
     return wilson(mean, of_recall(k) * _of_one_half(values), num_clusters=drawn.num_variants, most=most)
-
-
-def _estimate(values: Floats, drawn: Halves, *, high: float = 1.0) -> IntervalEstimate:
-    """The mean over halves [2 * pairs], with its interval by what the two of a pair differ by."""
-    return wilson(float(values.mean()), _of_one_half(values) / 2, num_clusters=drawn.num_variants, high=high)
 
 
 def _of_one_half(values: Floats) -> float:

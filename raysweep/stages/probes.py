@@ -226,7 +226,7 @@ def fits(states: torch.Tensor, labels: torch.Tensor, *, num_classes: int) -> Ite
     import torch.nn.functional as F
 
     inputs = F.pad(states, (0, 1), value=1.0)
-    # A class's weights in a row: a gradient [d + 1, few] takes a CPU's libraries three to ten times as long as its transpose.
+    # A class's weights in a row: for a gradient [d + 1, few] a CPU's libraries take three to ten times as long.
     weights = torch.zeros(num_classes, inputs.shape[1], device=states.device, requires_grad=True)
     for penalty in PENALTIES:
         optimizer = torch.optim.LBFGS(

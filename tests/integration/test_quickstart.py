@@ -41,8 +41,7 @@ def test_fine_tuning_is_not_below_its_linear_probe(optimizer, tmp_path, store):
             for stage in trial.stages
             if stage.kind == "sft" and stage.task == task and (record := store.get(stage.id))
         ]
-        # Nor do rates beyond the grid promise more: its ends are no better than its middle by more than the scores of two
-        # seeds on 300 sentences tell.
+        # Rates beyond the grid promise no more: no end of it is better than its middle by more than 300 sentences tell.
         chosen = pick(runs)
         middle = fmean(run.valid_score for run in runs if run.lr == 5e-3)
         assert fmean(run.valid_score for run in chosen.runs) < middle + 0.04

@@ -1,0 +1,65 @@
+"""Intervals of a regret: how far what was chosen is below the best there is, which a table may not show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from raysweep.analysis.pairwise import Floats, IntervalEstimate, wilson
+
+TAILS = (0.05, 0.1, 0.2)
+"""Shares of variants at either end, whose distances from the median tell how long the upper tail is."""
+LONGEST = 10.0
+"""Of a tail: where most variants score the same, nothing lies below the median."""
+
+
+def regret_interval(
+    value: float,
+    variance: float,
+    *,
+    num_clusters: int,
+    high: float,
+    tail: float,
+    low: float = 0.0,
+    freedom: float | None = None,
+) -> IntervalEstimate:
+    """Wilson's interval, whose upper end is at least `tail` times as far up as Student's t has it, past `high`, too.
+
+    Where few scores lie far above the rest, a table without such a one has both a low regret and a low variance: with
+    log-normal scores (sigma 0.8) Wilson's alone held the truth in 70 to 90 % of simulated tables.
+
+    Args:
+        high: the largest difference of scores in this table.
+        tail: see `upper_tail`.
+        freedom: degrees of freedom of the variance; left out: one less than there are clusters.
+    """
+    from scipy.special import stdtrit
+
+    freedom = num_clusters - 1 if freedom is None else freedom
+    found = wilson(value, variance, num_clusters=num_clusters, freedom=freedom, low=low, high=high)
+    if math.isnan(found.high):
+        return found
+    reach = tail * float(stdtrit(freedom, 0.975)) * math.sqrt(variance)
+    return replace(found, high=max(found.high, value + reach))
+
+
+def upper_tail(best: Floats) -> float:
+    """How many times as far above the median of variants' best scores the upper ones lie as the lower ones below it.
+
+    From 1 to `LONGEST`: about 2.8 of exponential scores and of log-normal ones of sigma 0.8, and 1 of normal ones. The
+    standard deviation of its logarithm between tables of 60 variants is 0.25 to 0.3.
+    """
+    above, middle, below = (np.quantile(best, shares) for shares in (np.subtract(1, TAILS), [0.5], TAILS))
+    up, down = float((above - middle).sum()), float((middle - below).sum())
+    return max(up / max(down, up / LONGEST), 1.0) if up > 0 else 1.0
+
+
+def best_of_variants(scores: Floats, variants: Sequence[str] | np.ndarray) -> tuple[Floats, np.ndarray]:
+    """Best score of each variant [variants], and the number of each checkpoint's variant [n]."""
+    names, index = np.unique(np.asarray(variants), return_inverse=True)
+    best = np.full(len(names), -np.inf)
+    np.maximum.at(best, index, scores)
+    return best, index
