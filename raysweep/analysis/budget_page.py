@@ -149,7 +149,8 @@ def format_budget(document: Mapping[str, Any]) -> str:
     lines = [
         f"Regret in {document['target']} on variants that nothing was learnt from, after {document['unit']} for "
         f"{document['num_scored']} checkpoints: mean over {2 * NUM_PAIRS} halves of the variants, with its 95 % "
-        "interval, by what disjoint halves differ by with gaps between variants' best scores drawn anew; ≈: at the "
+        "interval, by what disjoint halves differ by with gaps between variants' best scores drawn anew, and the "
+        "farther up the longer the scores' upper tail; ≈: at the "
         "budget a tie with the first, which is picked by these numbers",
     ]
     shown, tied, worse = _parted(document)

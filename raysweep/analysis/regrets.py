@@ -23,22 +23,24 @@ def regret_interval(
     num_clusters: int,
     high: float,
     tail: float,
+    freedom: float,
     low: float = 0.0,
-    freedom: float | None = None,
 ) -> IntervalEstimate:
     """Wilson's interval, whose upper end is at least `tail` times as far up as Student's t has it, past `high`, too.
 
     Where few scores lie far above the rest, a table without such a one has both a low regret and a low variance: with
-    log-normal scores (sigma 0.8) Wilson's alone held the truth in 70 to 90 % of simulated tables.
+    log-normal scores (sigma 0.8) Wilson's alone held the truth in 70 to 90 % of simulated tables. Of one score in a
+    hundred far above a bulk without a tail no table tells: about 60 %. Lower ends are Wilson's, of a difference of two
+    regrets, too.
 
     Args:
         high: the largest difference of scores in this table.
         tail: see `upper_tail`.
-        freedom: degrees of freedom of the variance; left out: one less than there are clusters.
+        low: the least that the value may be; of a difference of two regrets, -high.
+        freedom: degrees of freedom of the variance.
     """
     from scipy.special import stdtrit
 
-    freedom = num_clusters - 1 if freedom is None else freedom
     found = wilson(value, variance, num_clusters=num_clusters, freedom=freedom, low=low, high=high)
     if math.isnan(found.high):
         return found
@@ -49,9 +51,12 @@ def regret_interval(
 def upper_tail(best: Floats) -> float:
     """How many times as far above the median of variants' best scores the upper ones lie as the lower ones below it.
 
-    From 1 to `LONGEST`: about 2.8 of exponential scores and of log-normal ones of sigma 0.8, and 1 of normal ones. The
-    standard deviation of its logarithm between tables of 60 variants is 0.25 to 0.3.
+    From 1 to `LONGEST`: about 2.8 of exponential scores and of log-normal ones of sigma 0.8, its logarithm with a
+    standard deviation between tables of 0.3 with 60 variants, 0.6 with 12. Of normal scores it is 1.1 on average with
+    60 variants, 1.7 with 5. 1 where there are no scores.
     """
+    if not len(best):
+        return 1.0
     above, middle, below = (np.quantile(best, shares) for shares in (np.subtract(1, TAILS), [0.5], TAILS))
     up, down = float((above - middle).sum()), float((middle - below).sum())
     return max(up / max(down, up / LONGEST), 1.0) if up > 0 else 1.0

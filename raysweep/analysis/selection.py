@@ -50,7 +50,7 @@ class Halves:
 
     num_variants: int
     """Of which half are in each."""
-    variants: np.ndarray
+    variant_of_row: np.ndarray
     """[n]: the number of each checkpoint's variant."""
     rows: Floats
     """[2 * pairs, n]: 1 for checkpoints that are in it; half i and half pairs + i have none in common."""
@@ -83,7 +83,7 @@ def select(indicator: Floats, scores: Floats, drawn: Halves, *, places: Iterable
     places = [k for k in places if k < least]
     first = max(places, default=0)
     truth, ours = _first(best, drawn, first), [_first(order, drawn, first) for order in orders]
-    tail = upper_tail(best_of_variants(scores, drawn.variants)[0]) if len(scores) else 1.0
+    tail = upper_tail(best_of_variants(scores, drawn.variant_of_row)[0])
     gains = (scores - scores.min(initial=np.inf)) / spread
     selections = []
     for k in places:
@@ -107,6 +107,7 @@ def select(indicator: Floats, scores: Floats, drawn: Halves, *, places: Iterable
                     float(regret.mean()),
                     _of_one_half(regret) / 2,
                     num_clusters=drawn.num_variants,
+                    freedom=drawn.num_variants - 1,
                     high=spread,
                     tail=tail,
                 ),

@@ -17,7 +17,7 @@ def test_a_tail_is_as_long_as_upper_scores_are_far_from_the_median():
     assert upper_tail(exponential) == pytest.approx(exact, rel=0.01)
     assert upper_tail(5 + 3 * exponential) == pytest.approx(upper_tail(exponential))
     assert upper_tail(-exponential) == 1.0
-    assert upper_tail(np.zeros(20)) == 1.0
+    assert upper_tail(np.zeros(20)) == upper_tail(np.zeros(0)) == 1.0
     assert upper_tail(np.maximum(exponential - 1, 0)) == LONGEST
 
 
@@ -28,9 +28,12 @@ def test_a_variant_counts_by_its_best_checkpoint():
 
 
 def test_an_upper_end_may_lie_past_what_the_table_shows():
-    short, long = (regret_interval(0.8, 0.01, num_clusters=30, high=1.0, tail=tail) for tail in (1.0, 3.0))
+    short, long = (regret_interval(0.8, 0.01, num_clusters=30, freedom=29, high=1.0, tail=tail) for tail in (1.0, 3.0))
     assert long.low == short.low < 0.8 < short.high < 1.1
     assert long.high == pytest.approx(0.8 + 3 * 2.045 * 0.1, abs=1e-3)
+    difference = regret_interval(-0.2, 0.01, num_clusters=30, freedom=29, low=-1.0, high=1.0, tail=3.0)
+    assert -1.0 < difference.low < -0.2 < difference.high == pytest.approx(-0.2 + 3 * 2.045 * 0.1, abs=1e-3)
+    assert np.isnan(regret_interval(0.8, 0.01, num_clusters=2, freedom=1, high=1.0, tail=3.0).high)
 
 
 def test_intervals_of_a_useless_indicator_hold_the_regret_of_log_normal_scores():
@@ -42,3 +45,4 @@ def test_intervals_of_a_useless_indicator_hold_the_regret_of_log_normal_scores()
         found.append(select(indicator, scores, drawn, places=[1])[0].regret)
     truth = np.mean([each.value for each in found])
     assert np.mean([each.low <= truth <= each.high for each in found]) >= 0.905
+    assert np.mean([each.high for each in found]) < 4 * truth
