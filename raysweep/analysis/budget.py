@@ -175,7 +175,7 @@ def _estimate(values: Floats, num_variants: int, *, low: float, high: float, tai
     for "fine-tune all" such intervals held the truth in 83 to 92 % of simulated tables, with 200 pairs as with 5. By
     the spread over halves, nearly zero where all find the best, it was 35 %.
 
-    These hold it in 91 to 100 %, see benchmarks/regret_coverage.py, and in less where a few scores are far above a bulk
+    These hold it in 90 to 100 %, see benchmarks/regret_coverage.py, and in less where a few scores are far above a bulk
     that shows no tail, see `regret_interval`.
     """
     first, second = np.split(values[:, 1:], 2)
