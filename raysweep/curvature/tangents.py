@@ -156,6 +156,8 @@ class _Twice(_Composed):
             return _layer_norm(*args, **kwargs)
         if function is F.softmax:
             return _softmax(*args, **kwargs)
+        if function in _OF_TWO and len(args) == 2 and not kwargs:
+            return _of_two(_OF_TWO[function], *args)
         return super().__torch_function__(function, types, args, kwargs)
 
 
@@ -165,7 +167,7 @@ def _layer_norm(
     """The gradient of the fused kernel's tangents is wrong, without an error."""
     axes = tuple(range(-len(shape), 0))
     centred = x - x.mean(axes, keepdim=True)
-    normal = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
+    normal = centred * torch.rsqrt(_of_two(torch.add, centred.square().mean(axes, keepdim=True), eps))
     scaled = normal if weight is None else normal * weight
     return scaled if bias is None else scaled + bias
 
@@ -179,6 +181,33 @@ def _softmax(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     dim = kwargs.get("dim", args[0] if args else -1)
     tangent = tangent.to(y.dtype)
     return _dual(y, y * (tangent - (y * tangent).sum(dim, keepdim=True)))
+
+
+_OF_TWO = {
+    torch.mul: torch.mul,
+    torch.Tensor.mul: torch.mul,
+    torch.add: torch.add,
+    torch.Tensor.add: torch.add,
+}
+
+
+def _of_two(function: Any, left: Any, right: Any) -> Tensor:
+    """A product or a sum, to the bit as torch's.
+
+    Where one of the two has no tangent, torch makes one of zeros, by a detour through Python of 0.3 to 0.9 ms.
+    """
+    either: list[tuple[Any, Any]] = [
+        _parts(each) if isinstance(each, Tensor) else (each, None) for each in (left, right)
+    ]
+    (a, of_a), (b, of_b) = either
+    if (of_a is None) == (of_b is None):
+        return function(left, right)  # type: ignore[no-any-return]
+    made = function(a, b)
+    if function is torch.mul:
+        tangent = a * of_b if of_a is None else of_a * b
+    else:
+        tangent = (of_a if of_b is None else of_b).expand_as(made)
+    return _dual(made, tangent.to(made.dtype))
 
 
 def _dual(primal: Tensor, tangent: Tensor) -> Tensor:

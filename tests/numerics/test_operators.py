@@ -1,9 +1,11 @@
 """Products with curvature matrices: closed forms, and four ways that must agree."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from tiny_models import CAUSAL, STYLES, batch_for, build, flat, full_gauss_newton, full_hessian
 
 from raysweep.curvature.language import mean_token_loss, prepare, token_logits
@@ -17,6 +19,7 @@ from raysweep.curvature.operators import (
 )
 from raysweep.curvature.probes import probe_vector
 from raysweep.curvature.tangents import (
+    _of_two,
     forward_over_reverse_product,
     gauss_newton_product,
     logits_derivative,
@@ -239,3 +242,19 @@ def test_a_vector_of_noughts_has_no_step():
     x = torch.ones(3, dtype=torch.float64, requires_grad=True)
     with pytest.raises(ValueError, match=r"no step .* of the vector 0\.0"):
         finite_difference_product(lambda: x.square().sum(), {"x": x}, {"x": torch.zeros_like(x)})
+
+
+@pytest.mark.parametrize("function", [torch.mul, torch.add])
+@pytest.mark.parametrize(
+    "other", [2.0, torch.randn(3), torch.randn(2, 4, 3), torch.randn(3, dtype=torch.float64), torch.arange(3)]
+)
+def test_products_and_sums_with_a_constant_have_torchs_tangents(function, other):
+    value, tangent = torch.randn(2, 1, 3), torch.randn(2, 1, 3)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(value, tangent)
+        for operands in ((dual, other), (other, dual), (dual, dual)):
+            if not isinstance(operands[0], float):
+                ours, theirs = (forward_ad.unpack_dual(of(*operands)) for of in (partial(_of_two, function), function))
+                assert torch.equal(ours.primal, theirs.primal)
+                assert torch.equal(ours.tangent, theirs.tangent)
+                assert ours.tangent.dtype == theirs.tangent.dtype == ours.primal.dtype
