@@ -67,14 +67,6 @@ def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.detach().flatten().double() for tensor in tensors.values()])
 
 
-def unflat(row: torch.Tensor, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The reverse of `flat`."""
-    pieces = row.split([tensor.numel() for tensor in like.values()])
-    return {
-        name: piece.view_as(tensor).to(tensor.dtype) for (name, tensor), piece in zip(like.items(), pieces, strict=True)
-    }
-
-
 def all_gradients(outputs: Sequence[torch.Tensor], parameters: dict[str, torch.Tensor]) -> torch.Tensor:
     """Gradients of each entry of `outputs`, all in one batched pass. [entries, P], float64."""
     sizes = [output.numel() for output in outputs]

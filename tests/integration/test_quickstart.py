@@ -1,7 +1,6 @@
 """The shipped quickstart's fine-tuning is worth its name: not below a linear probe of the same checkpoint."""
 
 from pathlib import Path
-from statistics import fmean
 
 import pytest
 
@@ -41,8 +40,4 @@ def test_fine_tuning_is_not_below_its_linear_probe(optimizer, tmp_path, store):
             for stage in trial.stages
             if stage.kind == "sft" and stage.task == task and (record := store.get(stage.id))
         ]
-        # Rates beyond the grid promise no more: no end of it beats its middle by more than chance. Of two seeds on the
-        # same 300 sentences a mean near 0.87 has a standard error of 0.014 to 0.02.
-        _, middle, _ = sorted({run.lr for run in runs})
-        inside = fmean(run.valid_score or 0.0 for run in runs if run.lr == middle)
-        assert fmean(run.valid_score for run in pick(runs).runs) < inside + 0.04
+        assert pick(runs).edge is None
