@@ -18,31 +18,36 @@ export RAYSWEEP_DATA ?= $(abspath ../shared/data)
 run: $(VENV)/.ready
 	$(BIN)/raysweep run search_spaces/quickstart.yaml --store $(STORE)
 
-# Two at once, of about the same length. Two clusters with heads of their own get into each other's way, so all tests that
-# start Ray are in one half, which waits much of its time; faults without it come last in the other. With PYTEST_ARGS, such
-# as -m "not slow", one after the other.
+# Three at once. Two clusters with heads of their own get into each other's way, so all tests that start Ray are in one
+# part. It waits much of its time, and its ranks for one another, so the others give way to it and take what it leaves of
+# the CPUs. With PYTEST_ARGS, such as -m "not slow", all one after the other.
 WITHOUT_RAY := agreement budget enlarge existing few_shot flat flatness gpu_table hosts hub languages lm_eval measures \
   methods metric_names mixtures models objectives other_text plan quickstart ranking sampled saved_state sft steps \
   theory trace training wide_sft without_ray
 FAULTS_OF_RAY := full_disk gangs_over_hosts lost_nodes low_memory
-TESTS_OF_NUMBERS := tests/numerics tests/unit $(WITHOUT_RAY:%=tests/integration/test_%.py) \
+NUMBERS := tests/numerics tests/unit
+LOCAL := tests/unit/runners $(WITHOUT_RAY:%=tests/integration/test_%.py) \
   $(filter-out $(addprefix %/test_,$(addsuffix .py,$(FAULTS_OF_RAY))),$(sort $(wildcard tests/faults/test_*.py)))
 ifdef PYTEST_ARGS
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 else
 test: $(VENV)/.ready
-	$(MAKE) --no-print-directory --jobs 2 --keep-going test-numbers test-runs
+	$(MAKE) --no-print-directory --jobs 3 --keep-going test-runs test-local test-numbers
 endif
 
-# Shown when it is done, so that the lines of two runs are not mixed.
-test-numbers:
-	@mkdir -p .pytest_cache
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS_OF_NUMBERS) > .pytest_cache/numbers.log 2>&1; \
-	  code=$$?; cat .pytest_cache/numbers.log; exit $$code
-
 test-runs:
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(TESTS_OF_NUMBERS))
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(NUMBERS) $(LOCAL))
+
+# Shown when they are done, so that the lines of two parts are not mixed.
+test-local: GIVES_WAY := 5
+test-local: TESTS := $(LOCAL)
+test-numbers: GIVES_WAY := 10
+test-numbers: TESTS := $(NUMBERS) --ignore=tests/unit/runners
+test-local test-numbers:
+	@mkdir -p .pytest_cache
+	@OMP_NUM_THREADS=1 nice -n $(GIVES_WAY) $(BIN)/python -m pytest $(TESTS) > .pytest_cache/$@.log 2>&1; \
+	  code=$$?; cat .pytest_cache/$@.log; exit $$code
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/benchmarks

@@ -57,6 +57,8 @@ class RealCluster:
     ) -> None:
         (home / "auth_token").write_text("a-token-of-these-tests-alone")
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        # By Ray's own default gangs give way to whatever else runs here, and so to tests that run beside these.
+        self.env |= {"RAY_worker_niceness": "0"}
         self.env |= {"RAY_AUTH_TOKEN_PATH": str(home / "auth_token"), "PYTHONPATH": str(Path(__file__).parents[1])}
         self._nodes: list[subprocess.Popen[bytes]] = []
         self._gcs: subprocess.Popen[bytes] | None = None
