@@ -72,7 +72,6 @@ def test_a_gcs_that_comes_back_and_nodes_that_do_not_cost_what_was_not_saved(
     watched = "bash", str(SPOT), "aws"
     services = {cluster.add({"RAYSWEEP_METADATA_URL": each.url}, before=watched): each for each in spot_services}
     driver = Driver(cluster, sweep)
-    want = results_of(run_sweep(load(sweep), Store(tmp_path / "whole"), runner="inline"))
     driver.wait_for(lambda: driver.num_training() == 2)
     start_again = cluster.kill_gcs()
     preempted, killed = cluster.gangs()
@@ -85,6 +84,8 @@ def test_a_gcs_that_comes_back_and_nodes_that_do_not_cost_what_was_not_saved(
     # Before Ray ends it, after 110 s.
     assert time.monotonic() - began < 25
     assert list(tmp_path.glob("store/partial/*.state/step-*"))
+    # While that goes on.
+    want = results_of(run_sweep(load(sweep), Store(tmp_path / "whole"), runner="inline"))
     words, _ = driver.process.communicate(timeout=120)
     assert driver.process.returncode == 0, words
     for node in nodes:
