@@ -54,7 +54,7 @@ class Synthetic:
 
 @pytest.mark.parametrize("residual", [0.0, 2.0])
 def test_intervals_cover_the_truth_and_estimates_are_unbiased(residual):
-    inside, errors, sigmas, runs = 0, [], [], 1000
+    inside, errors, sigmas, runs = 0, [], [], 600
     rse = 0.05 if residual < 1 else 0.1
     for seed in range(runs):
         made = Synthetic(seed, residual=residual)

@@ -433,7 +433,7 @@ def finished(folder, tiny) -> tuple[Run, list[dict]]:
     return run, records
 
 
-@cases(0.05)
+@cases(0.03)
 @given(st.data())
 def test_records(finished, data):
     run, records = finished
