@@ -155,7 +155,9 @@ def read_file(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: a table is a .csv or a .parquet file, not {path.suffix or 'one without an ending'!r}")
     try:
         if path.suffix == ".parquet":
-            return pd.read_parquet(path)
+            table = pd.read_parquet(path)
+            # By places, as all that follows: a sorted or filtered table calls its rows otherwise.
+            return table.reset_index(drop=table.index.names == [None])
         # Without a header, so that a name that is there twice is seen, and not made into another.
         rows = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, skipinitialspace=True)
     except FileNotFoundError:

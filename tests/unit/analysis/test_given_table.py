@@ -37,6 +37,24 @@ def rows(num: int = 12) -> pd.DataFrame:
     return pd.DataFrame({**named, "shots": generator.normal(size=num)})
 
 
+def test_a_sorted_a_filtered_and_an_indexed_table_are_taken_row_by_row(tmp_path):
+    path, roles = tmp_path / "t.parquet", Roles("score", lower=("ppl",), config=("lr",))
+    draw = np.random.default_rng(0)
+    table = pd.DataFrame({"lr": draw.choice([1.0, 2.0, 3.0, 4.0], 40)})
+    table["score"] = table["lr"] / 10 + draw.normal(0, 0.01, 40)
+    table["ppl"] = draw.normal(0, 0.02, 40) - table["score"]
+
+    def right(table: pd.DataFrame) -> dict[str, float]:
+        table.to_parquet(path)
+        return {each.indicator: each.accuracy.value for each in rank_table(path, roles).associations}
+
+    want = right(table)
+    assert right(table.sort_values("score")) == want
+    assert right(table.set_index("lr")) == want
+    some = table[table["score"] > 0.15]
+    assert right(some) == right(some.reset_index(drop=True))
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_a_table_gives_the_document_of_a_run(tmp_path, capsys, ending):
     path = tmp_path / f"t.{ending}"
