@@ -36,6 +36,8 @@ WINDOW = 6
 points less often; of 8 they are wider, as gaps further down count, which may be of another size."""
 REDUCTION = 3
 """Of ASHA: one in so many goes on to fine-tuning."""
+PARTS = (0.25, 0.5, 1.0)
+"""Of the budget, at which regrets are told."""
 NUM_ORDERS = 20
 """In which checkpoints may come to ASHA."""
 SFT = "sft"
@@ -124,14 +126,20 @@ class Curve:
     """Regret at the budget minus that of the first strategy; 0 within it is a tie."""
 
     def at(self, hours: float) -> float:
-        """After so many hours."""
-        return float(np.interp(hours, self.hours, self.regret))
+        """After so many hours, of those that it is known at: what the purchases that fit into them have brought."""
+        return self.regret[after(self.hours, hours)]
+
+
+def after(known: Sequence[float], hours: float) -> int:
+    """Place of the last of `known` hours, ascending from 0, that is within so many."""
+    return int(np.searchsorted(known, hours, side="right")) - 1
 
 
 def curves(known: Known, *, budget_hours: float, num_points: int = 40) -> list[Curve]:
     """Of each strategy, on the same halves of the variants; the best at the budget first.
 
-    A half has fewer checkpoints than there are: hours are scaled up to all of them.
+    A half has fewer checkpoints than there are: hours are scaled up to all of them. Known at `num_points` even hours,
+    and at `PARTS` of the budget.
 
     Raises:
         CompareError: if there are too few variants with scores to learn from one half of them.
@@ -143,15 +151,17 @@ def curves(known: Known, *, budget_hours: float, num_points: int = 40) -> list[C
     totals: dict[str, list[Floats]] = {}
     kinds = [kind for rung in scored.rungs for kind in rung]
     whole = len(scored.names) * (scored.hours[SFT] + sum(scored.hours[kind] for kind in kinds))
-    grid = np.linspace(0, max(whole, budget_hours), num_points)
+    # Regret falls in steps: between two points it is not known how far.
+    even = np.linspace(0, max(whole, budget_hours), num_points)
+    grid = np.unique([*even, *(part * budget_hours for part in PARTS)])
     for split in splits:
         test, train, plan = scored.at(split.test), scored.at(split.train), _learn_half(scored, split)
         for strategy, runs in _played(test, train, plan).items():
             part = len(test.names) / len(scored.names)
             totals.setdefault(strategy, []).append(_on_grid(runs, scores[:, split.test], part * grid))
     regrets = {strategy: np.array(parts) for strategy, parts in totals.items()}
-    weights = np.array([np.interp(budget_hours, grid, point) for point in np.eye(num_points)])
-    at_budget = {strategy: parts @ weights for strategy, parts in regrets.items()}
+    spent = after(grid, budget_hours)
+    at_budget = {strategy: parts[:, :, spent] for strategy, parts in regrets.items()}
     first = min(at_budget, key=lambda strategy: (at_budget[strategy][:, 0].mean(), strategy))
     spread, num = float(np.ptp(scored.scores)), len(set(scored.variants)) // 2
     tail = upper_tail(best_of_variants(scored.scores, scored.variants)[0])
@@ -390,6 +400,7 @@ def _on_grid(runs: Sequence[_Steps], scores: Floats, grid: Floats) -> Floats:
     for steps in runs:
         hours, rows = np.array([spent for spent, _ in steps]), [row for _, row in steps]
         regret = np.concatenate([blind, best - np.maximum.accumulate(scores[:, rows], axis=1)], axis=1)
-        found.append(regret[:, np.searchsorted(hours, grid, side="right")])
+        # What costs all that there is fits, however sums of hours round.
+        found.append(regret[:, np.searchsorted(hours, grid * (1 + SMALL), side="right")])
     mean: Floats = np.mean(found, axis=0)
     return mean

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysweep.analysis.associations import numbers
-from raysweep.analysis.budget import ALL, NUM_PAIRS, SFT, Known, asha, by, curves, elimination, next_purchases
+from raysweep.analysis.budget import (
+    ALL,
+    NUM_PAIRS,
+    PARTS,
+    SFT,
+    Known,
+    after,
+    asha,
+    by,
+    curves,
+    elimination,
+    next_purchases,
+)
 from raysweep.analysis.charts import Chart, escaped
 from raysweep.analysis.comparer import CompareError
 from raysweep.analysis.defects import collapsed_rows, copied_rows, leaks
@@ -34,8 +46,6 @@ MAX_TIED = 4
 """Of the others that tie with the best, whose names it lists."""
 EARLY_SFT = column_name("early_sft", "mean_score")
 EARLY_LOSS = column_name("early_sft", "mean_loss_nats")
-PARTS = (0.25, 0.5, 1.0)
-"""Of the budget, at which a terminal says the regret."""
 
 
 def known_of(
@@ -156,12 +166,13 @@ def format_budget(document: Mapping[str, Any]) -> str:
     shown, tied, worse = _parted(document)
     names = [_said(each["strategy"], document) for each in shown]
     width = max(map(len, ["strategy", *names])) + 2
-    lines.append(f"  {'strategy':<{width}}" + "".join(f"{number(part):>22}" for part in parts))
+    heads = (f"{number(part)} {document['unit']}" for part in parts)
+    lines.append(f"  {'strategy':<{width}}" + "".join(f"{head:>26}" for head in heads))
     for name, each in zip(names, shown, strict=True):
-        columns = (np.interp(parts, each["hours"], each[name]) for name in ("regret", "low", "high"))
-        cells = [_cell(*map(float, values)) for values in zip(*columns, strict=True)]
+        places = [after(each["hours"], part) for part in parts]
+        cells = [_cell(*(each[name][place] for name in ("regret", "low", "high"))) for place in places]
         mark = " ≈" * (each is not document["strategies"][0] and _is_tie(each))
-        lines.append(f"  {name:<{width}}" + "".join(f"{cell:>22}" for cell in cells) + mark)
+        lines.append(f"  {name:<{width}}" + "".join(f"{cell:>26}" for cell in cells) + mark)
     if tied:
         more = ", ..." * (len(tied) > MAX_TIED)
         first = ", ".join(each["strategy"] for each in tied[:MAX_TIED])

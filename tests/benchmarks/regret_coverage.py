@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from raysweep.analysis import comparer
-from raysweep.analysis.budget import SFT, Curve, Known, curves
+from raysweep.analysis.budget import SFT, Curve, Known, after, curves
 
 TABLES = 300
 PARTS = (0.0, 0.07, 0.17, 0.33, 0.55)
@@ -89,9 +89,8 @@ def coverage(
 
 def _at_parts(curve: Curve, num: int) -> np.ndarray:
     """[3, parts]: regret, low and high after so much of fine-tuning all."""
-    return np.array(
-        [np.interp(np.multiply(PARTS, num), curve.hours, side) for side in (curve.regret, curve.low, curve.high)]
-    )
+    places = [after(curve.hours, part * num) for part in PARTS]
+    return np.array([curve.regret, curve.low, curve.high])[:, places]
 
 
 def main(num_tables: int, *, first: int = 0) -> None:
