@@ -26,6 +26,7 @@ from raysweep.analysis.unseen import (
     Split,
     Unseen,
     as_it_is,
+    differences_over_splits,
     gain_over,
     learner,
     leave_group_out,
@@ -274,7 +275,7 @@ def _rank_averages(
         gain = None
         if config:
             theirs = [share for _, share, _ in config.by_split]
-            gain = over_splits([a - b for a, b in zip(shares, theirs, strict=True)], splits, low=-1.0)
+            gain = differences_over_splits([a - b for a, b in zip(shares, theirs, strict=True)], splits)
         found[name] = RankAverage(over_splits(shares, splits), gain)
     return found
 

@@ -15,7 +15,7 @@ import numpy as np
 from raysweep.analysis.comparer import fitted_slope, trained_on
 from raysweep.analysis.gaps import GapAccuracy, by_gap, chance_within, target_gaps, target_ranges
 from raysweep.analysis.pair_features import fit_scale, normalised, ordered_pairs
-from raysweep.analysis.pairwise import Flags, Floats, IntervalEstimate, interval, leave_one_out, share_of_pairs
+from raysweep.analysis.pairwise import Flags, Floats, IntervalEstimate, interval, leave_one_out, share_of_pairs, wilson
 
 NUM_SPLITS = 20
 TRAINED = 0.6
@@ -33,6 +33,8 @@ class Split:
     test: np.ndarray
     name: str = ""
     """The group that is left out; empty for a random split."""
+    num_variants: int = 0
+    """Of a random split, on both sides."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def random_splits(variants: Sequence[str], *, num: int = NUM_SPLITS, trained: fl
     for number in range(num):
         places = np.random.default_rng([0, number]).permutation(len(names))
         own = np.isin(index, places[:size])
-        splits.append(Split(np.flatnonzero(own), np.flatnonzero(~own)))
+        splits.append(Split(np.flatnonzero(own), np.flatnonzero(~own), num_variants=len(names)))
     return splits
 
 
@@ -155,27 +157,44 @@ def on_unseen(predict: Predict, scores: Floats, splits: Sequence[Split], *, vari
 def gain_over(first: Unseen, second: Unseen, splits: Sequence[Split]) -> IntervalEstimate:
     """Pairs right of one minus those of another, on the same splits."""
     shares = [one[1] - other[1] for one, other in zip(first.by_split, second.by_split, strict=True)]
-    return over_splits(shares, splits, low=-1.0)
+    return differences_over_splits(shares, splits)
 
 
-def over_splits(
-    shares: Sequence[float], splits: Sequence[Split], *, low: float = 0.0, high: float = 1.0
-) -> IntervalEstimate:
-    """Mean over random splits, with the 95 % interval of the corrected resampled t (Nadeau & Bengio, 2003).
+def over_splits(shares: Sequence[float], splits: Sequence[Split]) -> IntervalEstimate:
+    """Mean of shares over random splits, with its 95 % interval: Wilson's, by the variance that Nadeau & Bengio give.
 
-    Splits of one table overlap, so that their variance is taken 1/J + n_test/n_train times, in place of 1/J. An
-    interval for learning from so many variants as a split does, which is fewer than there are. It ends at `low` and
-    `high`, as the shares themselves do.
+    Splits of one table overlap, so that their variance is taken 1/J + n_test/n_train times, in place of 1/J (2003). An
+    interval for learning from so many variants as a split does, which is fewer than there are. Where all splits agree,
+    as where all their pairs are right, there are as many observations as variants. With Student's t there was no
+    interval then: of the farthest fifth of 24 simulated variants, of which 0.998 are right, it held that in 8 % of the
+    tables, and of the fourth, 0.978, in 53 %; Wilson's in 97 and 98 % (300 tables).
     """
+    known, variance = _variance_over(shares, splits)
+    if math.isnan(variance):
+        return IntervalEstimate(float(known.mean()) if len(known) else math.nan)
+    num = splits[0].num_variants
+    return wilson(float(known.mean()), variance, num_clusters=num, freedom=len(known) - 1)
+
+
+def differences_over_splits(differences: Sequence[float], splits: Sequence[Split]) -> IntervalEstimate:
+    """Mean of differences of shares, likewise, by Student's t: what is learnt alike differs by 0, and surely."""
     from scipy.special import stdtrit
 
-    known = np.array([share for share in shares if not math.isnan(share)])
+    known, variance = _variance_over(differences, splits)
+    mean = float(known.mean()) if len(known) else math.nan
+    if math.isnan(variance):
+        return IntervalEstimate(mean)
+    half = float(stdtrit(len(known) - 1, 0.975)) * math.sqrt(variance)
+    return IntervalEstimate(mean, max(mean - half, -1.0), min(mean + half, 1.0))
+
+
+def _variance_over(values: Sequence[float], splits: Sequence[Split]) -> tuple[Floats, float]:
+    """Those of the values of splits that are known, and the variance of their mean; NaN of fewer than two."""
+    known = np.array([value for value in values if not math.isnan(value)])
     if len(known) < 2:
-        return IntervalEstimate(float(known.mean()) if len(known) else math.nan)
+        return known, math.nan
     ratio = float(np.mean([len(split.test) / len(split.train) for split in splits]))
-    half = float(stdtrit(len(known) - 1, 0.975)) * math.sqrt(float(known.var(ddof=1)) * (1 / len(known) + ratio))
-    mean = float(known.mean())
-    return IntervalEstimate(mean, max(mean - half, low), min(mean + half, high))
+    return known, float(known.var(ddof=1)) * (1 / len(known) + ratio)
 
 
 def over_groups(

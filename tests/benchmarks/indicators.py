@@ -34,7 +34,7 @@ from raysweep.analysis.learning import Tested, indicators_named, learn_target, t
 from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import MEAN_LIKELIHOOD, Ranking, rank
 from raysweep.analysis.uncertainty import Sample, TaskNoise, task_noise
-from raysweep.analysis.unseen import over_splits, random_splits, shares_as_it_is
+from raysweep.analysis.unseen import differences_over_splits, random_splits, shares_as_it_is
 from raysweep.analysis.worth import Worth, flops_by_kind, own_stages, seconds_by_kind, worths, worthwhile
 from raysweep.results import Results
 from raysweep.scores import Column
@@ -217,7 +217,7 @@ def over_half(ranking: Ranking, tested: Tested) -> IntervalEstimate:
     splits = random_splits(list(table["variant"]))
     alone = shares_as_it_is(-numbers(table[PPL_CLM]), numbers(table[ranking.target]), splits)
     own = [right for _, right, _ in tested.indicators.by_split]
-    return over_splits([(1 - a) - (1 - b) / 2 for a, b in zip(own, alone, strict=True)], splits, low=-1.0)
+    return differences_over_splits([(1 - a) - (1 - b) / 2 for a, b in zip(own, alone, strict=True)], splits)
 
 
 def learnt(rankings: list[Ranking], tested: Sequence[Tested]) -> Iterator[str]:

@@ -17,10 +17,19 @@ from raysweep.analysis.learning import Learnt, indicators_named, learn_target, t
 from raysweep.analysis.learnt_page import format_learnt
 from raysweep.analysis.line import DOUBT, NORMAL_LOGIT, PENALTIES, POWERS, Line, bulk, fit_line, num_terms, terms
 from raysweep.analysis.pair_features import ordered_pairs
-from raysweep.analysis.pairwise import interval
+from raysweep.analysis.pairwise import IntervalEstimate, interval
 from raysweep.analysis.ranking import Ranking, rank
 from raysweep.analysis.tables import write_tables
-from raysweep.analysis.unseen import Split, as_it_is, learner, leave_group_out, on_unseen, over_splits, random_splits
+from raysweep.analysis.unseen import (
+    Split,
+    as_it_is,
+    differences_over_splits,
+    learner,
+    leave_group_out,
+    on_unseen,
+    over_splits,
+    random_splits,
+)
 from raysweep.cli import main
 from raysweep.record import Record
 from raysweep.results import Results
@@ -481,11 +490,32 @@ def test_rows_with_a_twin_lie_as_far_apart_as_without():
     assert beside.distance(values[0] + 1) == pytest.approx(alone.distance(values[0] + 1))
 
 
-def test_an_interval_ends_where_shares_do():
+def test_an_interval_ends_where_shares_do_and_has_a_width_where_splits_agree():
     splits = random_splits(variants(20), num=3)
     estimate = over_splits([1.0, 0.9, 1.0], splits)
-    assert estimate.low < estimate.value < estimate.high == 1.0
-    assert over_splits([0.0, -0.9, -1.0], splits, low=-1.0).low == -1.0
+    assert estimate.low < estimate.value < estimate.high <= 1.0
+    agreed = over_splits([1.0, 1.0, 1.0], splits)
+    assert (agreed.value, agreed.high) == (1.0, 1.0)
+    assert agreed.low < 0.9  # Of 20 variants.
+    assert differences_over_splits([0.0, -0.9, -1.0], splits).low == -1.0
+    alike = differences_over_splits([0.0, 0.0, 0.0], splits)
+    assert (alike.low, alike.high) == (0.0, 0.0)
+
+
+def test_intervals_of_the_farthest_pairs_hold_the_truth():
+    """Where nearly all pairs are right, nearly all splits agree."""
+
+    def farthest(seed: int) -> IntervalEstimate:
+        draw = np.random.default_rng([1, seed])
+        scores = draw.normal(size=24)
+        values = scores + 0.5 * draw.normal(size=24)
+        found = on_unseen(lambda split: lambda a, b: values[a] - values[b], scores, random_splits(variants(24)))
+        return found.by_target_gap[-1].accuracy
+
+    found = [farthest(seed) for seed in range(100)]
+    truth = np.mean([each.value for each in found])
+    assert truth > 0.99
+    assert np.mean([each.low <= truth <= each.high for each in found]) >= 0.93
 
 
 def test_an_indicator_as_it_is_has_the_pairs_right_that_it_has():
