@@ -130,7 +130,7 @@ class Curve:
         return self.regret[after(self.hours, hours)]
 
 
-def after(known: Sequence[float], hours: float) -> int:
+def after(known: Sequence[float] | Floats, hours: float) -> int:
     """Place of the last of `known` hours, ascending from 0, that is within so many."""
     return int(np.searchsorted(known, hours, side="right")) - 1
 

@@ -5,6 +5,8 @@ import math
 from dataclasses import replace
 from itertools import combinations
 
+import numpy as np
+import pandas as pd
 import pytest
 from columns import COLUMNS, CORPUS, RECIPE
 
@@ -341,3 +343,22 @@ def test_several_texts_are_told_of():
     assert "(heldout) is on 2 texts: pairs of checkpoints of different texts are not counted" in caution
     # What is of each domain by itself hangs on no shares of a mix.
     assert "Perplexities of a domain, agreement, and losses on spans" in caution
+
+
+def test_three_variants_with_a_text_in_common_tell_no_interval_however_many_have_one_of_their_own():
+    draw, num = np.random.default_rng(3), 15
+    scores = draw.normal(size=num)
+    table = pd.DataFrame(
+        {
+            **{name: [f"{name} {row:02}" for row in range(num)] for name in ("trial", "variant", "checkpoint")},
+            **{"seed": 0, "step": 100, "status": "done", PERPLEXITY_OF: NEXT},
+            "point.pretrain.data.mix": ["common"] * 3 + [f"own {row}" for row in range(num - 3)],
+            "sft/mean_score": scores,
+            "heldout/ppl": 20 - scores,
+        }
+    )
+    ranking = rank(table, columns=[Column("heldout", Metric("ppl", "min"))])
+    [found] = [each for each in ranking.associations if each.indicator == "heldout/ppl"]
+    assert (found.pairs.num_pairs, found.accuracy.value) == (3, 1.0)
+    for estimate in (found.accuracy, found.clear_accuracy, found.kendall):
+        assert math.isnan(estimate.low)
