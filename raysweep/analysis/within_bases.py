@@ -221,7 +221,7 @@ def true_spread(scores: Floats, *, of_recipe: bool = False) -> Spread | None:
             place of S (V - 1).
 
     Returns:
-        None for fewer than two variants or draws, or bases where it is that of a recipe.
+        None for fewer than two variants or draws, or bases where it is that of a recipe; or where a score is NaN.
     """
     bases, variants, draws = scores.shape
     if variants < 2 or draws < 2 or (of_recipe and bases < 2):
@@ -232,7 +232,7 @@ def true_spread(scores: Floats, *, of_recipe: bool = False) -> Spread | None:
     between = draws * float((apart**2).sum()) / df
     left = scores - means[:, :, None] - scores.mean(axis=1, keepdims=True) + scores.mean(axis=(1, 2), keepdims=True)
     noise = float((left**2).sum()) / df_noise
-    if noise <= 0:
+    if not noise > 0:  # Of scores that are NaN, too.
         return None
     ratio = max(between / noise, 1e-12)  # Of none at all, too, there is an interval.
     low, high = (

@@ -1,5 +1,7 @@
 """What goes together within bases: by hand, and by simulation with known answers."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -248,4 +250,8 @@ def test_the_true_spread_of_one_recipe_is_without_the_recipes(own):
 
 def test_too_few_to_tell():
     assert true_spread(np.zeros((3, 1, 5))) is None
+    assert (
+        true_spread(np.where(np.eye(3, 4)[:, :, None] > 0, math.nan, np.random.default_rng(0).random((3, 4, 5))))
+        is None
+    )
     assert np.isnan(correlation(np.zeros((3, 3)), np.zeros((3, 3))).value)
