@@ -148,6 +148,8 @@ class SameLoss:
     inside: int
     outside: tuple[str, ...]
     """Variants with a checkpoint out of the band, or missing in a base."""
+    incomplete: tuple[str, ...]
+    """Targets and measures that a compared checkpoint lacks, and that are left out for that."""
     control: str | None
     """Of an adversary, if there is one."""
     reference: str
@@ -208,27 +210,38 @@ def compare_same_loss(
     split = [(name, kept) for name, kept in _split(grid.variants, strengths, control) if len(kept) >= MIN_VARIANTS]
     if not split:  # Before the test examples' scores are read.
         return None
+    held = _held_losses(table, stages, read_losses) if loss == LOSS else [None] * len(table)
+    from_lowest = [paired_difference([each], [held[int(losses.argmin())]]) for each in held]
+    whole, error = table, _error(table, loss, from_lowest, is_in)
+    # What a checkpoint lacks that is not compared is no reason to leave out what the others have.
+    rows = np.unique(grid.rows)
+    table, held = table.iloc[rows].reset_index(drop=True), [held[row] for row in rows]
+    grid = replace(grid, rows=np.searchsorted(rows, grid.rows))
     runs = stages[(stages["kind"] == "sft") & (stages["status"] == "done")].drop_duplicates("id")
-    targets, measures = list(transfer_targets(table, runs, read)), transfer_measures(table, columns, loss)
+    tried, measured = list(transfer_targets(table, runs, read)), transfer_measures(table, columns, loss)
+    targets = [each for each in tried if each.is_complete]
+    measures = {name: values for name, values in measured.items() if np.isfinite(values).all()}
     if not targets or len(measures) < 2:
         return None
     groups = [_group(name, grid.only(kept), table, loss, targets, measures) for name, kept in split]
-    held = _held_losses(table, stages, read_losses) if loss == LOSS else [None] * len(table)
-    from_lowest = [paired_difference([each], [held[int(losses.argmin())]]) for each in held]
     places = _places(table, stages, values or {})
     natural = [name for name in grid.variants if not strengths.get(name)]
     reference = control or min(natural, key=lambda name: places[grid.row(name)])
     roots = _roots(table, stages)
     errors = {name: numbers(table, column) for name in measures if (column := error_column(name, table.columns))}
-    edges = [name for name in table if str(name).startswith("sft/") and str(name).endswith("/lr_edge")]
+    edges = [name for name in whole if str(name).startswith("sft/") and str(name).endswith("/lr_edge")]
     return SameLoss(
         loss=loss,
         band=band,
         lowest=float(losses.min()),
-        error=_error(table, loss, from_lowest, is_in),
+        error=error,
         unsure=sum(abs(value - band) < 2 * error for value, error in from_lowest),
         inside=int(is_in.sum()),
         outside=tuple(sorted(set(names) - set(grid.variants))),
+        incomplete=(
+            *(each.name for each in tried if not each.is_complete),
+            *(name for name in measured if name not in measures),
+        ),
         control=control,
         reference=reference,
         apart=tuple(name for name in grid.variants if roots[grid.row(name)] != roots[grid.row(reference)]),
@@ -241,7 +254,7 @@ def compare_same_loss(
         ),
         seconds=_seconds(stages),
         layers=tuple(_layers(grid, table, split)),
-        at_edge=int((table[edges].fillna(0) != 0).any(axis=1).sum()),
+        at_edge=int((whole[edges].fillna(0) != 0).any(axis=1).sum()),
     )
 
 

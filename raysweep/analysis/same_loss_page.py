@@ -196,8 +196,15 @@ def _equal(found: SameLoss) -> str:
     return (
         f"{near} within {found.band:g} nats per token of the lowest {what}, {found.lowest:.4f} "
         f"({found.loss}{known}); variants that are so in every base (seed; {bases} of them) are "
-        f"compared.{left}"
+        f"compared.{left}{_incomplete(found)}"
     )
+
+
+def _incomplete(found: SameLoss) -> str:
+    if not found.incomplete:
+        return ""
+    names = ", ".join(map(short_name, found.incomplete))
+    return f" Not compared, as a checkpoint here lacks it: {names}."
 
 
 def _known(found: SameLoss) -> str:

@@ -36,16 +36,23 @@ class Target:
 
     name: str
     values: Floats
-    """[checkpoints]."""
+    """[checkpoints]; NaN where it is missing."""
     draws: Floats | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no checkpoint lacks it."""
+        return bool(np.isfinite(self.values).all())
 
 
 def transfer_targets(table: pd.DataFrame, runs: pd.DataFrame, read: Callable[[str], Floats | None]) -> Iterator[Target]:
     """Probes by number of labels; fine-tuning at the tuned rate, what that forgets, and at each fixed rate.
 
-    Of single tasks: those of a mixture are of one training, and none of their own.
+    Of single tasks: those of a mixture are of one training, and none of their own. Those that a checkpoint of `table`
+    lacks are given all the same, with NaN, so that they can be named.
     """
     runs = runs[runs["task"].map(lambda name: len(tunings_of(name)) == 1).astype(bool)]
+    runs = runs[runs["checkpoint"].isin(table["checkpoint"])]
     for name in _probes(table):
         draws = [other for other in table if str(other).startswith(f"{name}_draw_")]
         if draws:
@@ -66,25 +73,31 @@ def _tuned_targets(
     """Of one method of fine-tuning, over all its tasks."""
     mean, forgetting = of_method(MEAN_SCORE, method), of_method(FORGETTING, method)
     by = "" if method == FULL else f" by {method}"
-    if mean not in table or table[mean].isna().any():
+    if mean not in table:
         return
     runs = runs[runs["task"].isin(tasks)]
+    missing = np.full(len(table), math.nan)
     tuned = {task: numbers(table, column_name("sft", "lr", task)) for task in tasks}
     ids = _run_ids(runs, table, tuned)
     yield Target(f"fine-tuned{by}, rate tuned", numbers(table, mean), _draws(ids, read) if ids else None)
-    if forgetting in table and ids and table[forgetting].notna().all():
-        rises = runs.set_index("id")["sft/forgetting_nats_per_token"].to_dict()
-        # Below 0, so that higher is better here, too. Each seed has read text of its own.
-        kept = -np.array([[[rises[each] for each in of_seed] for of_seed in row] for row in ids]).mean(axis=2)
-        yield Target(
-            f"pretraining loss kept{by} (a point: 0.01 nats)", kept.mean(axis=1), kept if kept.shape[1] > 1 else None
-        )
+    if forgetting in table:
+        name = f"pretraining loss kept{by} (a point: 0.01 nats)"
+        if ids and table[forgetting].notna().all():
+            rises = runs.set_index("id")["sft/forgetting_nats_per_token"].to_dict()
+            # Below 0, so that higher is better here, too. Each seed has read text of its own.
+            kept = -np.array([[[rises[each] for each in of_seed] for of_seed in row] for row in ids]).mean(axis=2)
+            yield Target(name, kept.mean(axis=1), kept if kept.shape[1] > 1 else None)
+        else:
+            yield Target(name, missing, None)
     known = runs.set_index("id")["sft/score"].to_dict()
     for lr in sorted(runs["lr"].unique()):
         ids = _run_ids(runs, table, {task: np.full(len(table), lr) for task in tasks})
+        name = f"fine-tuned{by} at {lr:g}"
         if ids:
             scores = np.array([[[known[each] for each in of_seed] for of_seed in row] for row in ids])
-            yield Target(f"fine-tuned{by} at {lr:g}", scores.mean(axis=(1, 2)), _draws(ids, read))
+            yield Target(name, scores.mean(axis=(1, 2)), _draws(ids, read))
+        else:
+            yield Target(name, missing, None)
 
 
 def _run_ids(runs: pd.DataFrame, table: pd.DataFrame, rates: Mapping[str, Floats]) -> list[list[list[str]]] | None:
@@ -145,7 +158,8 @@ def _probes(table: pd.DataFrame) -> list[str]:
 def transfer_measures(table: pd.DataFrame, columns: Sequence[Column], loss: str) -> dict[str, Floats]:
     """What may go with transfer: every number of the measurements, the loss, and downstream scores that are had early.
 
-    Of what is measured on several tasks the mean alone counts: each more is one more that is tried.
+    Of what is measured on several tasks the mean alone counts: each more is one more that is tried. NaN where a
+    checkpoint lacks it.
     """
     others = [
         each
@@ -155,7 +169,7 @@ def transfer_measures(table: pd.DataFrame, columns: Sequence[Column], loss: str)
     names = [each.name for each in others if "/" not in each.metric.name]
     early = _probes(table)[:1]
     wanted = dict.fromkeys([*names, loss, *early])
-    return {name: values for name in wanted if name in table and np.isfinite(values := numbers(table, name)).all()}
+    return {name: numbers(table, name) for name in wanted if name in table}
 
 
 def numbers(table: pd.DataFrame, name: str) -> Floats:

@@ -402,6 +402,39 @@ def test_a_variant_out_of_the_band_in_one_base_is_left_out_and_named():
     assert "Left out, for want of a checkpoint within it in every base: sgd." in same_loss_page(found).equal
 
 
+def test_what_a_checkpoint_out_of_the_band_lacks_is_compared_all_the_same():
+    checkpoints, stages = study(link=0.4, far="sgd")
+    far = (checkpoints["variant"] == "sgd") & (checkpoints["seed"] == 1)
+    lacking = [
+        "flatness/hessian_trace",
+        "sft/mean_score",
+        "sft/a/lr",
+        *(name for name in checkpoints if name.startswith("probes/")),
+    ]
+    checkpoints.loc[far, lacking] = np.nan
+    stages = stages[~stages["id"].str.contains("sft-sgd-1")]
+    found = compare_same_loss(checkpoints, stages, COLUMNS, read)
+    whole = compared(link=0.4, far="sgd")
+    assert found.incomplete == ()
+    assert repr(found.groups) == repr(whole.groups)  # NaN is not itself.
+    assert "Not compared" not in same_loss_page(found).equal
+
+
+def test_what_a_compared_checkpoint_lacks_is_named_and_no_target():
+    checkpoints, stages = study(link=0.4)
+    checkpoints.loc[3, [name for name in checkpoints if name.startswith("probes/")]] = np.nan
+    checkpoints.loc[4, "flatness/feature_trace"] = np.nan
+    stages = stages[stages["id"] != f"sft-sgd-0-{LRS[0]}-0"]
+    found = compare_same_loss(checkpoints, stages, COLUMNS, read)
+    lost = ("probe, 64 labels", "fine-tuned at 0.001", "flatness/feature_trace", "probes/labels_64")
+    assert found.incomplete == lost
+    for group in found.groups:
+        assert list(group.associations) == ["fine-tuned, rate tuned", "fine-tuned at 0.01"]
+        assert "flatness/feature_trace" not in {each.measure for each in group.associations["fine-tuned at 0.01"]}
+    told = "Not compared, as a checkpoint here lacks it: probe, 64 labels, fine-tuned at 0.001, feature_trace, probes/"
+    assert told in same_loss_page(found).equal
+
+
 def test_the_page_says_no_more_than_is_known_and_runs_nothing():
     page = same_loss_page(compared(link=0.0))
     lines = [line for _, each in page.answers for line in each]
