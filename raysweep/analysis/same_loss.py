@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -148,6 +149,8 @@ class SameLoss:
     inside: int
     outside: tuple[str, ...]
     """Variants with a checkpoint out of the band, or missing in a base."""
+    other_seeds: tuple[Any, ...]
+    """Those that are no bases, as too few variants are in the band under them."""
     incomplete: tuple[str, ...]
     """Targets and measures that a compared checkpoint lacks, and that are left out for that."""
     control: str | None
@@ -238,6 +241,7 @@ def compare_same_loss(
         unsure=sum(abs(value - band) < 2 * error for value, error in from_lowest),
         inside=int(is_in.sum()),
         outside=tuple(sorted(set(names) - set(grid.variants))),
+        other_seeds=tuple(sorted(set(whole["seed"]) - set(grid.bases))),
         incomplete=(
             *(each.name for each in tried if not each.is_complete),
             *(name for name in measured if name not in measures),
@@ -315,6 +319,8 @@ class _Grid:
     """Which row of the table each variant of each base is."""
 
     variants: tuple[str, ...]
+    bases: tuple[Any, ...]
+    """Seeds."""
     rows: np.ndarray
     """[bases, variants]."""
 
@@ -334,12 +340,17 @@ class _Grid:
 
 
 def _grid(names: Sequence[str], seeds: Sequence[Any], is_in: np.ndarray) -> _Grid:
-    """Variants that are within the band in every base."""
-    bases = sorted(set(seeds))
+    """Variants that are within the band in every base.
+
+    Bases are the seeds of which at least `MIN_VARIANTS` are, so that more seeds of one variant do not leave out all
+    others; all seeds where there are none.
+    """
     place = {(name, seed): row for row, (name, seed) in enumerate(zip(names, seeds, strict=True)) if is_in[row]}
+    nums = Counter(seed for _, seed in place)
+    bases = sorted(seed for seed, num in nums.items() if num >= MIN_VARIANTS) or sorted(set(seeds))
     kept = [name for name in dict.fromkeys(names) if all((name, base) in place for base in bases)]
     rows = np.array([[place[name, base] for name in kept] for base in bases], dtype=np.int64)
-    return _Grid(tuple(kept), rows.reshape(len(bases), len(kept)))
+    return _Grid(tuple(kept), tuple(bases), rows.reshape(len(bases), len(kept)))
 
 
 def _variant_names(table: pd.DataFrame) -> list[str]:

@@ -23,7 +23,7 @@ from raysweep.analysis.same_loss_verdict import (
     verdict,
 )
 from raysweep.analysis.sections import Cell, Heading, Row, Table, cell
-from raysweep.analysis.within_bases import Spread
+from raysweep.analysis.within_bases import MIN_VARIANTS, Spread
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -196,15 +196,17 @@ def _equal(found: SameLoss) -> str:
     return (
         f"{near} within {found.band:g} nats per token of the lowest {what}, {found.lowest:.4f} "
         f"({found.loss}{known}); variants that are so in every base (seed; {bases} of them) are "
-        f"compared.{left}{_incomplete(found)}"
+        f"compared.{left}{''.join(_left_out(found))}"
     )
 
 
-def _incomplete(found: SameLoss) -> str:
-    if not found.incomplete:
-        return ""
-    names = ", ".join(map(short_name, found.incomplete))
-    return f" Not compared, as a checkpoint here lacks it: {names}."
+def _left_out(found: SameLoss) -> Iterator[str]:
+    """What is compared with nothing, and why."""
+    if found.other_seeds:
+        seeds = ", ".join(map(str, found.other_seeds))
+        yield f" No base, as fewer than {MIN_VARIANTS} variants are so near under it: seed {seeds}."
+    if found.incomplete:
+        yield f" Not compared, as a checkpoint here lacks it: {', '.join(map(short_name, found.incomplete))}."
 
 
 def _known(found: SameLoss) -> str:

@@ -435,6 +435,17 @@ def test_what_a_compared_checkpoint_lacks_is_named_and_no_target():
     assert told in same_loss_page(found).equal
 
 
+def test_more_seeds_of_one_variant_leave_out_no_other():
+    checkpoints, stages = study(link=0.4)
+    one = checkpoints[(checkpoints["variant"] == "sgd") & (checkpoints["seed"] == 0)]
+    more = [one.assign(seed=seed, trial=f"t-sgd-{seed}", checkpoint=f"pretrain-sgd-{seed}") for seed in (3, 4)]
+    found = compare_same_loss(pd.concat([checkpoints, *more], ignore_index=True), stages, COLUMNS, read)
+    assert [group.variants for group in found.groups] == [group.variants for group in compared(link=0.4).groups]
+    assert found.other_seeds == (3, 4)
+    told = "No base, as fewer than 4 variants are so near under it: seed 3, 4."
+    assert told in same_loss_page(found).equal
+
+
 def test_the_page_says_no_more_than_is_known_and_runs_nothing():
     page = same_loss_page(compared(link=0.0))
     lines = [line for _, each in page.answers for line in each]
