@@ -21,6 +21,7 @@ from raysweep.analysis import formatting
 from raysweep.analysis.derived import HESSIAN_TRACE
 from raysweep.analysis.labels import is_missing, varying_points
 from raysweep.analysis.measure_errors import Known, error_column, known
+from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.paired_losses import Losses, paired_difference
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
 from raysweep.analysis.transfer import Target, numbers, probes_by_layer, transfer_measures, transfer_targets
@@ -35,6 +36,7 @@ from raysweep.analysis.within_bases import (
     within_recipes_p,
 )
 from raysweep.scores import Column, column_name
+from raysweep.spec import Metric
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +52,7 @@ BAND_NATS = 0.01
 GAP = column_name("heldout", "entropy_gap_nats_per_token")
 GAP_ERROR = column_name("heldout", "entropy_gap_stderr")
 LOSS = column_name("heldout", "loss_nats_per_token")
+_LOSS_COLUMN = Column("heldout", Metric("loss_nats_per_token", "min", unit="nats/token"))
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,8 @@ class SameLoss:
     inside: int
     outside: tuple[str, ...]
     """Variants with a checkpoint out of the band, or missing in a base."""
+    other_losses: tuple[str, ...]
+    """Variants whose loss is another quantity: of another objective, or on another text."""
     other_seeds: tuple[Any, ...]
     """Those that are no bases, as too few variants are in the band under them."""
     incomplete: tuple[str, ...]
@@ -204,9 +209,15 @@ def compare_same_loss(
     if loss not in table or table[loss].isna().all():
         return None
     table = table[table[loss].notna()].reset_index(drop=True)
+    # No loss of another objective, or on another text, is the same, however near.
+    groups_of_loss = loss_groups(table, _LOSS_COLUMN) if loss == LOSS else np.zeros(len(table), dtype=np.int64)
+    of_one = groups_of_loss == np.bincount(groups_of_loss).argmax()
+    all_names = _variant_names(table)
+    other_losses = tuple(sorted({name for name, is_one in zip(all_names, of_one, strict=True) if not is_one}))
+    table = table[of_one].reset_index(drop=True)
     losses = table[loss].to_numpy(dtype=np.float64)
     is_in = losses <= losses.min() + band
-    names = _variant_names(table)
+    names = [name for name, is_one in zip(all_names, of_one, strict=True) if is_one]
     grid = _grid(names, list(table["seed"]), is_in)
     strengths, control = _strengths(names, table, stages)
     control = control if control in grid.variants else None
@@ -241,6 +252,7 @@ def compare_same_loss(
         unsure=sum(abs(value - band) < 2 * error for value, error in from_lowest),
         inside=int(is_in.sum()),
         outside=tuple(sorted(set(names) - set(grid.variants))),
+        other_losses=other_losses,
         other_seeds=tuple(sorted(set(whole["seed"]) - set(grid.bases))),
         incomplete=(
             *(each.name for each in tried if not each.is_complete),

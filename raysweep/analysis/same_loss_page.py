@@ -202,6 +202,9 @@ def _equal(found: SameLoss) -> str:
 
 def _left_out(found: SameLoss) -> Iterator[str]:
     """What is compared with nothing, and why."""
+    if found.other_losses:
+        names = ", ".join(found.other_losses)
+        yield f" Left out, as their loss is of another objective, text or vocabulary and so another quantity: {names}."
     if found.other_seeds:
         seeds = ", ".join(map(str, found.other_seeds))
         yield f" No base, as fewer than {MIN_VARIANTS} variants are so near under it: seed {seeds}."

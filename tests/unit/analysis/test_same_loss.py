@@ -446,6 +446,21 @@ def test_more_seeds_of_one_variant_leave_out_no_other():
     assert told in same_loss_page(found).equal
 
 
+def test_losses_of_another_objective_are_not_the_same():
+    checkpoints, stages = study(link=0.4)
+    checkpoints = checkpoints.drop(columns=GAP)
+    hidden = checkpoints["variant"].isin(["sgd", "help"])
+    checkpoints["perplexity_of"] = np.where(hidden, "masked_lm", "causal_lm")
+    # However near or low.
+    checkpoints.loc[hidden, "heldout/loss_nats_per_token"] -= 0.001
+    found = compare_same_loss(checkpoints, stages, COLUMNS, read)
+    assert found.other_losses == ("help", "sgd")
+    assert found.lowest == 2.5
+    assert all({"sgd", "help"}.isdisjoint(group.variants) for group in found.groups)
+    told = "Left out, as their loss is of another objective, text or vocabulary and so another quantity: help, sgd."
+    assert told in same_loss_page(found).equal
+
+
 def test_the_page_says_no_more_than_is_known_and_runs_nothing():
     page = same_loss_page(compared(link=0.0))
     lines = [line for _, each in page.answers for line in each]
