@@ -152,6 +152,8 @@ class SameLoss:
     inside: int
     outside: tuple[str, ...]
     """Variants with a checkpoint out of the band, or missing in a base."""
+    ungrouped: tuple[str, ...]
+    """Variants in the band that no group holds: doses without their control, or of a group of too few."""
     other_losses: tuple[str, ...]
     """Variants whose loss is another quantity: of another objective, or on another text."""
     other_seeds: tuple[Any, ...]
@@ -252,6 +254,7 @@ def compare_same_loss(
         unsure=sum(abs(value - band) < 2 * error for value, error in from_lowest),
         inside=int(is_in.sum()),
         outside=tuple(sorted(set(names) - set(grid.variants))),
+        ungrouped=tuple(sorted(set(grid.variants).difference(*(group.variants for group in groups)))),
         other_losses=other_losses,
         other_seeds=tuple(sorted(set(whole["seed"]) - set(grid.bases))),
         incomplete=(
@@ -366,16 +369,33 @@ def _grid(names: Sequence[str], seeds: Sequence[Any], is_in: np.ndarray) -> _Gri
 
 
 def _variant_names(table: pd.DataFrame) -> list[str]:
-    """What tells variants and steps apart, in words; a single axis by its values alone."""
+    """What tells variants and steps apart, in words; a single axis by its values alone.
+
+    Values that agree in the digits shown are told apart by all of theirs.
+    """
     points = varying_points(table)
     several = table["step"].nunique() > 1 and table.groupby("trial")["step"].nunique().max() > 1
-    names = []
-    for row in table.to_dict("records"):
-        point = {name.removeprefix("point."): row[name] for name in points if not is_missing(row[name])}
-        text = str(next(iter(point.values()))) if len(points) == 1 and point else formatting.point_text(point)
-        names.append(
-            " · ".join(part for part in (text or "base", f"step {int(row['step'])}" if several else "") if part)
-        )
+    rows = table.to_dict("records")
+    keys = [(row["variant"], row["step"] if several else None) for row in rows]
+    points_of = [
+        {name.removeprefix("point."): row[name] for name in points if not is_missing(row[name])} for row in rows
+    ]
+
+    def texts(word: Callable[[Any], Any]) -> list[str]:
+        found = []
+        for point, (_, step) in zip(points_of, keys, strict=True):
+            only = str(next(iter(point.values()))) if len(points) == 1 and point else ""
+            text = only or formatting.point_text({name: word(value) for name, value in point.items()}) or "base"
+            found.append(text if step is None else f"{text} · step {int(step)}")
+        return found
+
+    names = texts(lambda value: value)
+    for others in (
+        texts(lambda value: repr(float(value)) if isinstance(value, float) else value),
+        [f"{name} ({variant})" for name, (variant, _) in zip(names, keys, strict=True)],
+    ):
+        nums = Counter(name for name, _ in set(zip(names, keys, strict=True)))
+        names = [other if nums[name] > 1 else name for name, other in zip(names, others, strict=True)]
     return names
 
 

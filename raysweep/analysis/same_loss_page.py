@@ -205,6 +205,9 @@ def _left_out(found: SameLoss) -> Iterator[str]:
     if found.other_losses:
         names = ", ".join(found.other_losses)
         yield f" Left out, as their loss is of another objective, text or vocabulary and so another quantity: {names}."
+    if found.ungrouped:
+        why = f"doses whose control is not so near, or of a group of fewer than {MIN_VARIANTS}"
+        yield f" So near, but in no group, as they are {why}: {', '.join(found.ungrouped)}."
     if found.other_seeds:
         seeds = ", ".join(map(str, found.other_seeds))
         yield f" No base, as fewer than {MIN_VARIANTS} variants are so near under it: seed {seeds}."

@@ -461,6 +461,23 @@ def test_losses_of_another_objective_are_not_the_same():
     assert told in same_loss_page(found).equal
 
 
+def test_variants_that_agree_in_the_digits_shown_are_two():
+    checkpoints, stages = study(link=0.4)
+    near = {"sgd": 0.123412, "longer": 0.123418}
+    checkpoints["point.lr"] = checkpoints["variant"].map(near).fillna(0.1)
+    checkpoints.loc[checkpoints["variant"].isin(near), "point.finish"] = "same"
+    names = compare_same_loss(checkpoints, stages, COLUMNS, read).groups[1].variants
+    assert names[:3] == ("finish same · lr 0.123412", "finish same · lr 0.123418", "finish hot · lr 0.1")
+    assert len(names) == 5
+
+
+def test_doses_whose_control_is_out_of_the_band_are_named():
+    found = compared(link=0.4, far="control")
+    assert [group.name for group in found.groups] == ["natural knobs"]
+    assert found.ungrouped == ("harm", "help", "worse")
+    assert "fewer than 4: harm, help, worse." in same_loss_page(found).equal
+
+
 def test_the_page_says_no_more_than_is_known_and_runs_nothing():
     page = same_loss_page(compared(link=0.0))
     lines = [line for _, each in page.answers for line in each]
