@@ -173,7 +173,7 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Colle
         and item.indicator not in without
         and not is_of_training(item.indicator)
     }
-    missing = {name: int(table[name].isna().sum()) for name in portable}
+    missing = {name: int((~np.isfinite(numbers(table[name]))).sum()) for name in portable}
     incomplete = {name: num for name, num in missing.items() if num}
     used = {name: sign for name, sign in portable.items() if name not in incomplete}
     if not used:

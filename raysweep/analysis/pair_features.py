@@ -29,8 +29,8 @@ class Scale:
     deviation: float
 
     def of(self, values: Floats) -> Floats:
-        """Normalised values; NaN where one is missing, or has no logarithm."""
-        fine = values > 0 if self.is_log else np.isfinite(values)
+        """Normalised values; NaN where one is missing or infinite, or has no logarithm."""
+        fine = np.isfinite(values) & (values > 0) if self.is_log else np.isfinite(values)
         plain = np.log(np.where(fine, values, 1.0)) if self.is_log else np.where(fine, values, 0.0)
         scaled: Floats = np.where(fine, (plain - self.mean) / self.deviation, np.nan)
         return scaled

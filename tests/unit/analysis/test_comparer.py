@@ -380,11 +380,12 @@ def test_a_collapsed_row_is_tested_on_and_not_learnt_from():
     assert learnt.comparer.scales[0].deviation < 2
 
 
-def test_an_indicator_whose_missing_values_tell_the_configuration_is_not_learnt_from():
+@pytest.mark.parametrize("missing", [np.nan, np.inf])
+def test_an_indicator_whose_missing_values_tell_the_configuration_is_not_learnt_from(missing):
     generator = np.random.default_rng(0)
     rate = np.resize([1.0, 2.0], 30)
     table = pd.DataFrame({"own": generator.normal(size=30), "score": rate + generator.normal(size=30) / 3})
-    table["of_one"] = np.where(rate == 1, generator.normal(size=30), np.nan)
+    table["of_one"] = np.where(rate == 1, generator.normal(size=30), missing)
     names = variants(30)
     table = table.assign(variant=names, trial=names, checkpoint=names, status="done", seed=0, step=1)
     columns = [Column("", Metric(name, "max")) for name in ("own", "of_one")]
@@ -488,6 +489,19 @@ def test_rows_with_a_twin_lie_as_far_apart_as_without():
         for rows in (np.arange(20), twice)
     )
     assert beside.distance(values[0] + 1) == pytest.approx(alone.distance(values[0] + 1))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 0.0])
+def test_what_has_no_logarithm_is_missing(value):
+    values, scores = draw(30, 0)
+    values[:, 0] = np.exp(5 * values[:, 0])
+    comparer = learn(values, scores, indicators=NAMES, variants=variants(30), target="t")
+    assert comparer.scales[0].is_log
+    without, missing = values[0].copy(), values[0].copy()
+    without[0], missing[0] = value, np.nan
+    chance = comparer.probability(without, values[1])
+    assert 0 < chance < 1
+    assert chance == comparer.probability(missing, values[1])
 
 
 def test_an_interval_ends_where_shares_do_and_has_a_width_where_splits_agree():
