@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MIN_COPIED = 3
-"""Numbers that two rows share, to the last bit, before one counts as a copy of the other."""
+"""Numbers that two rows share, to the last bit, before one counts as a copy of the other: of columns in which most rows
+that differ have a value of their own. A count of layers, or a rounded score, is shared by rows that are no copies."""
 FAR = 6.0
 """Robust standard deviations from the median of a column."""
 FACTOR = 2.0
@@ -114,13 +115,21 @@ def _copies(values: Mapping[str, Floats], rows: Sequence[str], labels: Mapping[s
     alike: dict[tuple[float | None, ...], list[str]] = defaultdict(list)
     for row, numbers in zip(rows, zip(*values.values(), strict=True), strict=True):
         alike[tuple(None if math.isnan(number) else float(number) for number in numbers)].append(row)
+    telling = [_tells_rows_apart([numbers[place] for numbers in alike]) for place in range(len(values))]
     for numbers, names in alike.items():
         same = list(dict.fromkeys(names))  # A checkpoint that two trials measured alike is no copy of itself.
         num = sum(number is not None for number in numbers)
-        if len(same) > 1 and num >= MIN_COPIED:
+        num_telling = sum(number is not None and tells for number, tells in zip(numbers, telling, strict=True))
+        if len(same) > 1 and num_telling >= MIN_COPIED:
             who = _listed([labels[name] for name in same])
             text = f"{who} are alike in all {num} numbers: one model, counted {len(same)} times"
             yield Flag("copy", tuple(same), tuple(values), text)
+
+
+def _tells_rows_apart(numbers: Sequence[float | None]) -> bool:
+    """Whether most of a column's numbers, in rows that are not alike, are different ones."""
+    known = [number for number in numbers if number is not None]
+    return 2 * len(set(known)) > len(known)
 
 
 def _collapsed(values: Mapping[str, Floats], rows: Sequence[str], labels: Mapping[str, str]) -> Iterator[Flag]:

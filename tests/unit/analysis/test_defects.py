@@ -34,6 +34,27 @@ def test_a_copy_of_a_row_leaves_the_first():
     assert flagged_rows([flag]) == ("row 7",)
 
 
+def test_rows_that_share_coarse_numbers_are_no_copies():
+    rows = table()
+    rows["score"] = (rows["score"] / 5).round()
+    rows["a"] = (rows["a"] / 5).round()
+    rows["b"] = rows["b"] > 50
+    assert rows.duplicated(["score", "a", "b"]).any()
+    assert find_flags(rows, target="score", indicators=["a", "b"], config=[]) == []
+    # One number of a row's own, `c`, may be the same by chance; three may not.
+    rows.loc[7] = rows.loc[3].where(rows.columns != "checkpoint", rows.loc[7])
+    assert flags_of(rows) == []
+    fine = rows.assign(d=np.arange(40.0), e=np.arange(40.0) ** 2)
+    fine.loc[7, ["d", "e"]] = fine.loc[3, ["d", "e"]]
+    [flag] = find_flags(fine, target="score", indicators=["a", "b", "c", "d", "e"], config=[])
+    assert (flag.kind, flag.rows) == ("copy", ("row 3", "row 7"))
+
+
+def test_a_table_of_nothing_but_copies_is_seen():
+    rows = pd.concat([table()] * 3, ignore_index=True).assign(checkpoint=[f"row {i}" for i in range(120)])
+    assert len(flagged_rows(flags_of(rows))) == 80
+
+
 def test_a_collapsed_number_is_far_off_by_a_factor():
     rows = table()
     rows.loc[5, "b"] = 0.15
