@@ -13,15 +13,17 @@ import numpy as np
 from raysweep.analysis.kept import of_mean, version_of, versions_of
 from raysweep.data.tokenizers import load_tokenizer
 from raysweep.document import read_document
-from raysweep.errors import StageError
+from raysweep.errors import DataError, RaysweepError, StageError
 from raysweep.estimates import flops_of
 from raysweep.events import Event, Report, StageFailed
+from raysweep.overrides import COMMAND_LINE
 from raysweep.plan import Trial
 from raysweep.results import Results
 from raysweep.runners.chain import run_chain
 from raysweep.runners.gang import Gang
 from raysweep.runners.journal import quiet_libraries
 from raysweep.scores import Column, Result, by_tuning, checkpoint_metrics, column_name, with_families
+from raysweep.space import check_fields
 from raysweep.space import load as load_space
 from raysweep.spec import canonical
 from raysweep.stages.fetch import Fetch
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
     from raysweep.analysis.ranking import Ranking
     from raysweep.analysis.uncertainty import TaskNoise
     from raysweep.variants import SearchSpace
+
+
+_MEASURED_BY = ("data", "sequence_length", "objective")
+"""Of the pretrain section, what says how checkpoints that exist are measured."""
 
 
 def learn_from_run(results: Results, folder: Path, *, without: Sequence[str] = ()) -> list[Learnt]:
@@ -219,11 +225,19 @@ def _planned(names: Sequence[str], sweep: Path) -> tuple[SearchSpace, list[Trial
     """All that a sweep file says of each checkpoint. Raises RaysweepError if it, its data or one of them is no use."""
     quiet_libraries()
     given = read_document(sweep).data.get("pretrain", {})
-    taken = {name: given[name] for name in ("data", "sequence_length") if isinstance(given, dict) and name in given}
+    given = given if isinstance(given, dict) else {}
+    wanted: Sequence[str] = _MEASURED_BY
+    if more := given.keys() - {*_MEASURED_BY}:
+        check_fields(sweep)
+        # What a recipe trains by, each of its checkpoints says in its own objective.json.
+        wanted = wanted if "from" in more else wanted[:2]
+    taken = {name: given[name] for name in wanted if name in given}
     # Tokens of tags are for later phases; a checkpoint taken as it is has those that it has.
     if isinstance(data := taken.get("data"), dict):
         taken["data"] = {name: value for name, value in data.items() if name != "later_tags"}
     places = [str(Path(name).absolute()) if Path(name).is_dir() else name for name in names]
+    if places[0] == places[1]:
+        raise DataError(f"A and B are one checkpoint: {places[0]}")
     changes = {
         "pretrain": {"from": places[0], **taken},
         "sweep": {"pretrain.from": {"grid": places}},
@@ -232,8 +246,20 @@ def _planned(names: Sequence[str], sweep: Path) -> tuple[SearchSpace, list[Trial
         "replicates": None,
         "resources": {"workers": 1},
     }
-    space = load_space(sweep, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    try:
+        space = load_space(sweep, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    except RaysweepError as error:
+        lines = dict.fromkeys(_where_given(line, sweep) for line in str(error).splitlines())
+        raise type(error)("\n".join(lines)) from error
     return space, [space.trial({"pretrain.from": place}, 0) for place in places]
+
+
+def _where_given(line: str, sweep: Path) -> str:
+    """A finding on what was put into a sweep file, as one on A, on B, or on the file."""
+    of = {"sweep.pretrain.from.grid.0": "A", "sweep.pretrain.from.grid.1": "B", "pretrain.from": "A"}
+    for place, name in of.items():
+        line = line.replace(f"{COMMAND_LINE}: {place}: ", f"{name}: ", 1)
+    return line.replace(f"{COMMAND_LINE}: ", f"{sweep.name}: ", 1)
 
 
 def _planned_versions(trial: Trial, indicators: Collection[str], columns: Sequence[Column]) -> dict[str, str]:

@@ -68,6 +68,17 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> SearchSpace:
     return replace(space, warnings=tuple(f"{document.at(place)}: {text}" for place, text in _warnings(space)))
 
 
+def check_fields(path: Path) -> None:
+    """Raises SpaceError if a sweep file has fields or values that it cannot have; its data is not looked at."""
+    document = read_document(path)
+    # A model's configuration that is not here is no fault of the fields.
+    data = with_models_read(document.data, Pins(path.absolute().parent))
+    try:
+        validate(Declared, data)
+    except ValidationError as error:
+        raise _told(document, SpaceError, findings(Declared, data, error)) from error
+
+
 def _told(document: Document, kind: type[RaysweepError], problems: Iterable[Finding]) -> RaysweepError:
     """One error of all findings, each with its line of the sweep file; what is wrong in many places is told once."""
     places: dict[str, dict[str, None]] = {}

@@ -509,6 +509,44 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     assert "compare: measured how? Give --measure SWEEP.yaml: with --with DIR, the sweep" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("names", "change", "said"),
+    [
+        (("one", "one"), ("", ""), "A and B are one checkpoint: .*one"),
+        (("one", "none"), ("", ""), "B: '[^']*none' is no folder here"),
+        (("none", "one"), ("", ""), "A: '[^']*none' is no folder here"),
+        (
+            ("one", "two"),
+            ("train: notes", "train: note"),
+            r"theirs.yaml: pretrain\.data\.domains\.notes\.train: no file",
+        ),
+        (
+            ("one", "two"),
+            ("length: 16", "length: 16\n  stepz: 8"),
+            r"theirs.yaml:\d+: pretrain\.stepz: no field 'stepz'",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_said_of_a_of_b_or_of_the_file(folder, capsys, names, change, said):
+    sweep = folder / "theirs.yaml"
+    sweep.write_text(sweep.read_text().replace(*change))
+    assert main(["compare", *(str(folder / name) for name in names), "--measure", str(sweep)]) == 2
+    error = capsys.readouterr().err
+    assert re.search(f"Error: {said}", error), error
+    assert error.count("\n") == 1
+
+
+def test_the_objective_that_a_sweep_file_says_is_that_which_is_measured(folder, capsys):
+    sweep, said = folder / "theirs.yaml", []
+    text = SWEEP.replace("  sequence_length: 16", "  sequence_length: 16OBJECTIVE").partition("flatness")[0]
+    for objective in ("", "\n  objective: {name: prefix_lm}"):
+        sweep.write_text(text.replace("OBJECTIVE", objective))
+        pair = [str(folder / name) for name in ("one", "two")]
+        assert main(["compare", *pair, "--measure", str(sweep), "--store", str(folder / "store"), "--json"]) == 0
+        said.append({each["indicator"]: each["first"] for each in json.loads(capsys.readouterr().out)["indicators"]})
+    assert said[0]["heldout/ppl"] != said[1]["heldout/ppl"]
+
+
 STUDY = """\
 name: study
 pretrain:
