@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
+    from raysweep.analysis.comparer import Reason
     from raysweep.analysis.comparer_files import IndicatorFile
     from raysweep.analysis.given_table import Roles
     from raysweep.analysis.learning import Learnt
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from raysweep.variants import SearchSpace
 
 
+Z_95 = 1.96
 _MEASURED_BY = ("data", "sequence_length", "objective")
 """Of the pretrain section, what says how checkpoints that exist are measured."""
 
@@ -122,6 +125,16 @@ class Measured:
     flops: Mapping[str, float | None]
     """Column -> FLOPs of that stage, by its own formula; None where the size of the model is not known."""
 
+    def error(self, name: str) -> float:
+        """Standard error of an indicator; NaN where none is recorded."""
+        from raysweep.analysis.measure_errors import MADE_OF, error_column
+
+        shares = []
+        for part in MADE_OF.get(name, (name,)):
+            column = error_column(part, self.values)
+            shares.append(self.values[column] / abs(self.values[part]) if column and self.values[part] else math.nan)
+        return abs(self.values[name]) * math.hypot(*shares)
+
 
 def compare(
     names: tuple[str, str], *, comparers: Path, sweep: Path, store: Store, report: Report = ignore
@@ -139,6 +152,7 @@ def compare(
             are no one quantity for the two, whose vocabularies differ.
         RaysweepError: if the sweep file or a checkpoint cannot be used.
     """
+    from raysweep.analysis.comparer import FAR
     from raysweep.analysis.comparer_files import check_versions, load
 
     contents, loaded = load(comparers)
@@ -151,16 +165,23 @@ def compare(
     for each in (first, second):
         check_versions(contents, each.versions)
     rights = {each.target: each.pairs_right for each in contents.comparers}
+    declared = _declared(space.columns())
     answers = []
     for comparer in loaded:
         left, right = (np.array([each.values[name] for name in comparer.indicators]) for each in (first, second))
+        distances = [comparer.distance(left), comparer.distance(right)]
+        # NaN, too: no indicator has a value.
+        near = all(distance <= FAR for distance in distances)
         answers.append(
             {
                 "target": comparer.target,
-                "probability": comparer.probability(left, right),
-                "pairs_right": rights[comparer.target],
-                "distance": [comparer.distance(left), comparer.distance(right)],
-                "reasons": [asdict(reason) for reason in comparer.reasons(left, right)],
+                "probability": comparer.probability(left, right) if near else None,
+                "pairs_right": rights[comparer.target] if near else None,
+                "distance": distances,
+                "reasons": [
+                    asdict(reason) | {"against_direction": _is_against(reason, declared[reason.indicator])}
+                    for reason in (comparer.reasons(left, right) if near else ())
+                ],
             }
         )
     return {
@@ -169,6 +190,7 @@ def compare(
         "learnt_from": contents.learnt_from,
         "unchecked": [name for name, each in contents.indicators.items() if not each.versions],
         "answers": answers,
+        "cut_prompts": _cut_prompts(first, second),
         "seconds": {name: [first.seconds[name], second.seconds[name]] for name in contents.indicators},
         "flops": {name: [first.flops[name], second.flops[name]] for name in contents.indicators},
     }
@@ -200,25 +222,57 @@ def side_by_side(names: tuple[str, str], *, sweep: Path, store: Store, report: R
     }
     one, other = (_tokenizer(trial).get_vocab() for trial in trials)
     left_out = [name for name, column in columns.items() if one != other and is_of_tokens(column)]
-    said = [
-        {
-            "indicator": name,
-            "first": first.values[name],
-            "second": second.values[name],
-            "lead": (first.values[name] - second.values[name]) * (1 if column.metric.direction == "max" else -1),
-        }
-        for name, column in columns.items()
-        if name not in left_out
-    ]
+    said = []
+    for name, column in columns.items():
+        if name not in left_out:
+            values, errors = ((first.values[name], second.values[name]), (first.error(name), second.error(name)))
+            said.append(
+                {
+                    "indicator": name,
+                    "first": values[0],
+                    "second": values[1],
+                    "first_stderr": errors[0],
+                    "second_stderr": errors[1],
+                    "lead": _lead(column, *values),
+                    "for": _side(_lead(column, *values), math.hypot(*errors)),
+                }
+            )
     return {
         "first": names[0],
         "second": names[1],
         "learnt_from": None,
         "indicators": said,
         "of_other_vocabularies": left_out,
+        "cut_prompts": _cut_prompts(first, second),
         "seconds": {name: [first.seconds[name], second.seconds[name]] for name in columns},
         "flops": {name: [first.flops[name], second.flops[name]] for name in columns},
     }
+
+
+def _lead(column: Column, first: float, second: float) -> float:
+    """By how much the first is better, as the column's direction is declared."""
+    return (first - second) * (1 if column.metric.direction == "max" else -1)
+
+
+def _side(lead: float, stderr: float) -> str:
+    """`A`, `B` or `neither`: within 95 % of the error of a difference, if that is known, it may be either."""
+    if math.isnan(lead) or lead == 0 or abs(lead) <= Z_95 * stderr:
+        return "neither"
+    return "A" if lead > 0 else "B"
+
+
+def _is_against(reason: Reason, column: Column) -> bool:
+    """Whether what a comparer learnt of an indicator speaks for the one that is worse by its declared direction."""
+    return column.metric.direction is not None and reason.logit * _lead(column, reason.first, reason.second) < 0
+
+
+def _cut_prompts(first: Measured, second: Measured) -> list[dict[str, Any]]:
+    """Few-shot scores of the two some of whose prompts did not fit."""
+    import pandas as pd
+
+    from raysweep.analysis.cut_prompts import cut_prompts
+
+    return [asdict(each) for each in cut_prompts(pd.DataFrame([first.values, second.values]))]
 
 
 def _planned(names: Sequence[str], sweep: Path) -> tuple[SearchSpace, list[Trial]]:

@@ -58,6 +58,8 @@ MIN_VARIANTS = 20
 """Even 20 are now and then told apart by noise alone: the mean of the probability stated for the likelier order of new
 pairs was up to 0.66 with 8 indicators and 0.67 with 40, and 0.53 and 0.54 over the tables (24 of each)."""
 MAX_SLOPE = 10.0
+FAR = 2.0
+"""Distances (see `Comparer.distance`) beyond which a probability is none to go by."""
 
 
 class CompareError(RaysweepError):

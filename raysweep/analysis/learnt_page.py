@@ -8,6 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from raysweep.analysis.charts import Chart, escaped, numbers
+from raysweep.analysis.comparer import FAR
+from raysweep.analysis.cut_prompts import CutPrompts, cut_lines
 from raysweep.analysis.derived import is_config
 from raysweep.analysis.formatting import count, counted, number, percent, seconds, short_names, with_interval
 from raysweep.analysis.learning import Learnt, Tested
@@ -16,8 +18,6 @@ from raysweep.analysis.ranking import plain_json
 from raysweep.analysis.sections import Cell, Heading, Row, Table, cell
 from raysweep.printable import printable
 
-FAR = 2.0
-"""Distances above this are said."""
 MAX_REASONS = 5
 """Of a comparison, that are listed."""
 MAX_IMPORTANCES = 8
@@ -145,44 +145,64 @@ def format_comparison(document: Mapping[str, Any]) -> str:
             f"which {document['learnt_from']} does not say ({named})"
         )
     for answer in document["answers"]:
-        chance = answer["probability"]
+        lines += _answer_lines(document, answer)
+    if any(answer["reasons"] for answer in document["answers"]):
         lines.append(
-            f"{answer['target']}: A fine-tunes better with probability {chance:.2f} "
-            f"(comparisons of unseen variants were right in {answer['pairs_right']:.2f})"
+            "reasons are in log-odds, and add up to that of the probability; (!): it was learnt to speak for the one "
+            "that is worse by the indicator's declared direction"
         )
-        far = max(answer["distance"], key=lambda distance: (math.isnan(distance), distance))
-        if math.isnan(far):
-            lines.append("  how far from what was learnt from is not known: no value of an indicator is there")
-        elif far > FAR:
-            lines.append(f"  {far:.1f} times as far from what was learnt from as that lies apart: believe it less")
-        for reason in answer["reasons"][:MAX_REASONS]:
-            side = "A" if reason["logit"] > 0 else "B"
-            lines.append(
-                f"  {reason['indicator']:<36} for {side} by {abs(reason['logit']):.2f}   {_measured(document, reason)}"
-            )
+    lines += cut_lines([CutPrompts(**each) for each in document["cut_prompts"]])
     return printable("\n".join(lines))
+
+
+def _answer_lines(document: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
+    """Of one target: the probability, or why there is none; how far the two lie from what was learnt from; reasons."""
+    apart = " and ".join(
+        f"{name} {number(distance, 2)}" for name, distance in zip("AB", answer["distance"], strict=True)
+    )
+    where = f"{apart} times as far from what was learnt from as that lies apart"
+    if answer["probability"] is None:
+        known = not any(map(math.isnan, answer["distance"]))
+        why = f"{where}, and beyond {FAR:g} " if known else "how far is not known: no indicator has a value, and so "
+        return [f"{answer['target']}: no probability: {why}nothing learnt is one to go by"]
+    lines = [
+        f"{answer['target']}: A fine-tunes better with probability {answer['probability']:.2f} "
+        f"(comparisons of unseen variants were right in {answer['pairs_right']:.2f})",
+        f"  {where}",
+    ]
+    for reason in answer["reasons"][:MAX_REASONS]:
+        side = "A" if reason["logit"] > 0 else "B"
+        mark = "(!)" if reason["against_direction"] else "   "
+        lines.append(
+            f"  {reason['indicator']:<36} for {side} by {abs(reason['logit']):.2f} {mark} {_measured(document, reason)}"
+        )
+    return lines
 
 
 def format_side_by_side(document: Mapping[str, Any]) -> str:
     """What `comparing.side_by_side` found, for a terminal."""
-    sides = [_side(said["lead"]) for said in document["indicators"]]
     lines = [
         f"A = {document['first']}",
         f"B = {document['second']}",
-        "no comparer is given (--with DIR), so no probability: what each indicator says by its declared direction, "
-        f"{sides.count('A')} for A and {sides.count('B')} for B, many of them nearly alike",
+        "no comparer is given (--with DIR), so no probability: what each indicator says by its declared direction. "
+        "Several are of one quantity, and are no votes. ±: recorded standard error; neither: within 95 % of the error "
+        "of the difference, taken as of two that are independent; ?: no error is recorded, and by chance it may be the "
+        "other",
     ]
-    for side, said in zip(sides, document["indicators"], strict=True):
-        lines.append(f"  {said['indicator']:<36} for {side or 'neither'}   {_measured(document, said)}")
+    width = max((len(said["indicator"]) for said in document["indicators"]), default=0)
+    for said in document["indicators"]:
+        doubt = "?" if said["for"] != "neither" and math.isnan(math.hypot(*_errors(said))) else " "
+        lines.append(f"  {said['indicator']:<{width}} for {said['for'] + doubt:<8} {_measured(document, said)}")
     if left_out := document["of_other_vocabularies"]:
         lines.append(
             f"left out, as A and B have different vocabularies: {len(left_out)} losses by token, such as {left_out[0]}"
         )
+    lines += cut_lines([CutPrompts(**each) for each in document["cut_prompts"]])
     return printable("\n".join(lines))
 
 
-def _side(lead: float) -> str:
-    return "A" if lead > 0 else "B" if lead < 0 else ""
+def _errors(said: Mapping[str, Any]) -> tuple[float, float]:
+    return said.get("first_stderr", math.nan), said.get("second_stderr", math.nan)
 
 
 def _measured(document: Mapping[str, Any], said: Mapping[str, Any]) -> str:
@@ -192,4 +212,8 @@ def _measured(document: Mapping[str, Any], said: Mapping[str, Any]) -> str:
         f"{seconds(time)} (about {count(math.nan if flops is None else flops)} FLOPs)"
         for time, flops in zip(*costs, strict=True)
     )
-    return f"{number(said['first'])} against {number(said['second'])}, measured in {spent}"
+    first, second = (
+        number(said[name]) + ("" if math.isnan(error) else f" ± {number(error, 2)}")
+        for name, error in zip(("first", "second"), _errors(said), strict=True)
+    )
+    return f"{first} against {second}, measured in {spent}"

@@ -440,14 +440,18 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
     names = ("heldout/ppl", "flatness/hessian_trace", "flatness/mean_eigenvalue", "indicators/zeroshot_mean")
     generator = np.random.default_rng(0)
-    values = np.exp(generator.normal(size=(20, 4)))
+    one, two = str(folder / "one"), str(folder / "two")
+    places = {"with": "model", "measure": "theirs.yaml", "store": "store"}
+    options = [part for name, place in places.items() for part in (f"--{name}", str(folder / place))]
+    # Without a comparer all that is measured is said; it is learnt from others of that kind.
+    assert main(["compare", one, two, *options[2:], "--json"]) == 0
+    measured = {each["indicator"]: each["first"] for each in json.loads(capsys.readouterr().out)["indicators"]}
+    like = np.array([measured[name] or 0.1 for name in names])
+    values = like * np.exp(generator.normal(size=(20, 4)))
     variants = [f"{row}" for row in range(20)]
     comparer = learn(values, -values[:, 0], indicators=names, variants=variants, target="sft/quiz/score")
     needed = {name: IndicatorFile() for name in names}
     save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators=needed)
-    places = {"with": "model", "measure": "theirs.yaml", "store": "store"}
-    options = [part for name, place in places.items() for part in (f"--{name}", str(folder / place))]
-    one, two = str(folder / "one"), str(folder / "two")
     assert main(["compare", one, two, *options, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert main(["compare", two, one, *options, "--json"]) == 0
@@ -463,6 +467,16 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     assert main(["compare", one, two, *options]) == 0
     text = capsys.readouterr().out
     assert "sft/quiz/score: A fine-tunes better with probability" in text
+    assert re.search(r"\n  A [\d.]+ and B [\d.]+ times as far from what was learnt from as that lies apart\n", text)
+    assert "\nreasons are in log-odds, and add up to that of the probability; (!): " in text
+    # Far from what was learnt from nothing learnt is one to go by.
+    far = learn(values * 1e6, -values[:, 0], indicators=names, variants=variants, target="sft/quiz/score")
+    save(folder / "far", {far.target: (far, 0.9)}, learnt_from="r", indicators=needed)
+    assert main(["compare", one, two, "--with", str(folder / "far"), *options[2:]]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"sft/quiz/score: no probability: A [\d. ]+ and B [\d. ]+ times as far .* beyond 2 nothing", said)
+    assert "with probability" not in said
+    assert "right in" not in said
     assert "not checked: whether 4 of 4 indicators were measured as here, which r does not say (heldout/ppl, " in text
     spent = r"[\d.]+ s \(about [\d.]+ [MG] FLOPs\)"
     assert re.search(rf"hessian_trace .* measured in {spent} and {spent}\n", text)
@@ -502,7 +516,8 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     assert main(["compare", one, str(folder / "three"), *options[2:]]) == 0
     text = capsys.readouterr().out
     assert "no comparer is given (--with DIR), so no probability" in text
-    assert re.search(r"\n  indicators/zeroshot_mean +for (A|B|neither)   [\d.]+ against [\d.]+, measured in", text)
+    assert re.search(r"\n  indicators/zeroshot_mean +for (A\?|B\?|neither) +[\d.]+ against [\d.]+, measured in", text)
+    assert re.search(r"\n  indicators/quiz/zeroshot +for (A\?|B\?|neither) ", text)
     assert re.search(r"different vocabularies: \d+ losses by token, such as", text)
     assert "heldout/ppl " not in text
     assert main(["compare", one, two, *options[:2]]) == 2
