@@ -226,9 +226,14 @@ def _learn_half(scored: Known, split: Split) -> _Plan:
     try:
         return learn_rungs(scored.at(split.train))
     except CompareError as error:
-        num = len(set(scored.variants))
+        num, rows = len(set(scored.variants)), len(scored.names)
+        joined = (
+            f" ({rows} checkpoints: those of one variant count as one, and rows of one configuration of a table are of "
+            "one, unless --variant names a column that tells them apart)"
+        )
         raise CompareError(
-            f"strategies are learnt from one half of {num} variants and tested on the other; of that half: {error}"
+            f"strategies are learnt from one half of {num} variants{joined * (num < rows)} and tested on the other; of "
+            f"that half: {error}"
         ) from error
 
 

@@ -166,13 +166,16 @@ def format_budget(document: Mapping[str, Any]) -> str:
     shown, tied, worse = _parted(document)
     names = [_said(each["strategy"], document) for each in shown]
     width = max(map(len, ["strategy", *names])) + 2
-    heads = (f"{number(part)} {document['unit']}" for part in parts)
-    lines.append(f"  {'strategy':<{width}}" + "".join(f"{head:>26}" for head in heads))
-    for name, each in zip(names, shown, strict=True):
+    heads = [f"{number(part)} {document['unit']}" for part in parts]
+    table = []
+    for each in shown:
         places = [after(each["hours"], part) for part in parts]
-        cells = [_cell(*(each[name][place] for name in ("regret", "low", "high"))) for place in places]
+        table.append([_cell(*(each[name][place] for name in ("regret", "low", "high"))) for place in places])
+    wide = max(len(cell) for cells in [heads, *table] for cell in cells) + 2
+    lines.append(f"  {'strategy':<{width}}" + "".join(f"{head:>{wide}}" for head in heads))
+    for name, each, cells in zip(names, shown, table, strict=True):
         mark = " ≈" * (each is not document["strategies"][0] and _is_tie(each))
-        lines.append(f"  {name:<{width}}" + "".join(f"{cell:>26}" for cell in cells) + mark)
+        lines.append(f"  {name:<{width}}" + "".join(f"{cell:>{wide}}" for cell in cells) + mark)
     if tied:
         more = ", ..." * (len(tied) > MAX_TIED)
         first = ", ".join(each["strategy"] for each in tied[:MAX_TIED])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -207,10 +208,25 @@ def test_a_table_with_costs_has_strategies(tmp_path, capsys):
     assert f"buy next, by {document['bought_by']}:\n  " in text
     assert "\n  sft (3 h): row" in text
     assert " ≈" in format_budget(document)
+    assert re.search(r"\n  strategy +0\.750 \S.* +1\.50 \S.* +3 \S.*\n", text)
+    # Long numbers do not run into the next column.
+    for each in document["strategies"]:
+        each |= {name: [value / 1e4 for value in each[name]] for name in ("regret", "low", "high")}
+    assert not re.search(r"\]\d", format_budget(document))
     assert main([*command, "--budget", "3", "--costs", "little=1,sft=2"]) == 2
     assert "what much costs on one checkpoint is not known" in capsys.readouterr().err
     assert main([*command, "--budget", "3", "--costs", "little=3,much=3,sft=2"]) == 2
     assert "no indicator costs less than fine-tuning" in capsys.readouterr().err
+
+
+def test_rows_of_one_configuration_are_said_to_be_of_one_variant(tmp_path, capsys):
+    table = known()
+    rows = pd.DataFrame({**table.values, "score": table.scores, "lr": np.arange(NUM) % 6})
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    command = ["rank", "--table", str(tmp_path / "t.csv"), "--target", "score", "--higher", "little", "--config", "lr"]
+    command += ["--budget", "3gpuh", "--costs", "little=0.01,sft=1h"]
+    assert main(command) == 2
+    assert f"one half of 6 variants ({NUM} checkpoints: those of one variant count as one" in capsys.readouterr().err
 
 
 def test_named_strategies_are_always_listed_and_ties_are_one_line(tmp_path, capsys):
