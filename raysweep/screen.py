@@ -55,9 +55,10 @@ def print_plan(plan: Plan) -> None:
             for kind, total in plan.stages.items()
             if kind not in plan.seconds and total > plan.stages_done.get(kind, 0)
         ]
-        but = f", but for {', '.join(unknown)}" if unknown else ""
+        but = f", without {', '.join(unknown)}" if unknown else ""
+        about = "at least" if unknown else "about"
         console.print(
-            f"wall-clock         about {duration(plan.wall_seconds)} with one gang, by {plan.num_measured} stages "
+            f"wall-clock         {about} {duration(plan.wall_seconds)} with one gang, by {plan.num_measured} stages "
             f"measured in this store{but}"
         )
     for choice in plan.choices:

@@ -1,6 +1,7 @@
 """What the terminal shows of a run, and the doctor."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -10,11 +11,12 @@ from rich.console import Console
 from raysweep import cli
 from raysweep.board import Board
 from raysweep.doctor import checks
+from raysweep.estimates import estimate
 from raysweep.events import Event, StageEnded, StageFailed, StageProgress, StageStarted, TrialStarted
 from raysweep.progress import Progress
 from raysweep.runners import run_sweep
 from raysweep.runners.journal import trial_row
-from raysweep.screen import print_status
+from raysweep.screen import print_plan, print_status
 from raysweep.space import load
 from raysweep.store import Store
 from raysweep.worker import Reached
@@ -139,6 +141,15 @@ def test_totals_are_of_distinct_stages_of_all_variants(sweep_file):
     seeds = "pretrain.data.grammar_seed: {grid: [0, 1, 2]}"
     space = load(sweep_file(TINY.replace("pretrain.optimizer.lr: {grid: [1e-2, 3e-3]}", seeds)))
     assert Progress(space).total("tokenize") == 3  # Was "3/1".
+
+
+def test_a_time_that_leaves_kinds_out_is_said_to_be_the_least(tiny_space, store, capsys):
+    plan = replace(estimate(tiny_space, store, mfu=0.4, peak_flops=1e15), wall_seconds=28.0, num_measured=2)
+    kinds = [kind for kind, total in plan.stages.items() if total]
+    print_plan(replace(plan, seconds=dict.fromkeys(kinds, 1.0)))
+    assert "wall-clock         about 0:28 with one gang" in capsys.readouterr().out
+    print_plan(replace(plan, seconds=dict.fromkeys(kinds[1:], 1.0)))
+    assert "wall-clock         at least 0:28 with one gang" in capsys.readouterr().out
 
 
 def test_status_counts_what_is_not_started(tiny_space, store, capsys, monkeypatch):
