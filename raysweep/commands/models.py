@@ -69,10 +69,12 @@ def _add_setting(parser: argparse.ArgumentParser, name: str, **how: Any) -> None
 
 
 def _trace(args: argparse.Namespace) -> int:
+    from raysweep.runners.journal import quiet_libraries
     from raysweep.screen import print_traces
     from raysweep.stages.flatness import Shape
     from raysweep.trace import Request, measure
 
+    quiet_libraries()
     request = Request(
         models=tuple(args.models),
         data=tuple(args.data),
