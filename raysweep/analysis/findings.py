@@ -117,13 +117,39 @@ def how_to_read(ranking: Ranking) -> list[str]:
         lines.append(_tie_line(ranking))
     lines += agreement_lines(ranking)
     lines += objective_lines(ranking.checkpoints)
-    if ranking.num_unscored:
-        statuses = Counter(ranking.checkpoints["status"])
-        known = [f"{statuses[status]} {status}" for status in ("diverged", "failed", "pruned") if statuses[status]]
+    lines += unscored_lines(ranking)
+    return lines
+
+
+def unscored_lines(ranking: Ranking) -> list[str]:
+    """How many checkpoints have no score."""
+    if not ranking.num_unscored:
+        return []
+    statuses = Counter(ranking.checkpoints["status"])
+    known = [f"{statuses[status]} {status}" for status in ("diverged", "failed", "pruned") if statuses[status]]
+    return [
+        f"Not ranked, for want of a score: {ranking.num_unscored} of {len(ranking.checkpoints)} checkpoints"
+        + (f" ({', '.join(known)})." if known else ".")
+    ]
+
+
+def gap_lines(ranking: Ranking) -> list[str]:
+    """What is missing from a table: errors of its scores, scores, and values of indicators."""
+    lines = []
+    if ranking.errors == "unknown":
         lines.append(
-            f"Not ranked, for want of a score: {ranking.num_unscored} of {len(ranking.checkpoints)} checkpoints"
-            + (f" ({', '.join(known)})." if known else ".")
+            "Clear pairs right: errors of the score are not known; give them in a column "
+            f"{ranking.target}_stderr, or it is not told."
         )
+    lines += unscored_lines(ranking)
+    scored = ranking.checkpoints[ranking.checkpoints[ranking.target].notna()]
+    gaps = {
+        item.indicator: int(scored[item.indicator].isna().sum())
+        for item in ranking.associations
+        if item.source == "measured" and item.indicator in scored
+    }
+    if found := [f"{name} {num}" for name, num in gaps.items() if num]:
+        lines.append(f"Without a value, of {len(scored)} scored checkpoints: {', '.join(found)}.")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -152,21 +153,33 @@ def read_file(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     if path.suffix not in (".csv", ".parquet"):
-        raise DataError(f"{path}: a table is a .csv or a .parquet file, not {path.suffix or 'one without an ending'!r}")
+        ending = repr(path.suffix) if path.suffix else "one without an ending"
+        raise DataError(f"{path}: a table is a .csv or a .parquet file, not {ending}")
     try:
         if path.suffix == ".parquet":
             table = pd.read_parquet(path)
             # By places, as all that follows: a sorted or filtered table calls its rows otherwise.
             return table.reset_index(drop=table.index.names == [None])
+        _check_separator(path)
         # Without a header, so that a name that is there twice is seen, and not made into another.
         rows = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, skipinitialspace=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
+    except pd.errors.EmptyDataError:
+        raise DataError(f"{path}: the file is empty; give a line of names and a line for each row") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     table = rows.iloc[1:].reset_index(drop=True)
     table.columns = pd.Index(rows.iloc[0])
     return table.mask(table == "")
+
+
+def _check_separator(path: Path) -> None:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        names = file.readline()
+    for sign, called in ((";", "';'"), ("\t", "tabs")):
+        if sign in names and "," not in names:
+            raise DataError(f"{path}: its columns are separated by {called}; separate them by commas")
 
 
 def checkpoint_rows(table: pd.DataFrame, roles: Roles, *, name: str) -> pd.DataFrame:
@@ -185,6 +198,12 @@ def checkpoint_rows(table: pd.DataFrame, roles: Roles, *, name: str) -> pd.DataF
     if np.isfinite(parts[roles.target]).sum() < 2:
         raise DataError(f"{name}: column {roles.target!r} holds fewer than 2 numbers, and there is nothing to compare")
     rows = [f"row {number}" for number in range(1, len(table) + 1)]
+    scores = parts[roles.target].dropna()
+    if scores.nunique() == 1:
+        raise DataError(
+            f"{name}: column {roles.target!r}: all {len(scores)} scores are equal ({scores.iloc[0]:.4g}): nothing "
+            "to rank"
+        )
     known = {
         "variant": _variants(table, roles, points, rows),
         "trial": rows,
@@ -257,10 +276,20 @@ def _numbers(column: pd.Series, where: str) -> pd.Series:
         try:
             values.append(math.nan if is_missing(value) else float(value))
         except (TypeError, ValueError):
-            raise DataError(f"{where}, row {number}: {value!r} is no number; leave it empty if it is missing") from None
+            raise DataError(f"{where}, row {number}: {value!r} is no number; {_mend(str(value))}") from None
         if math.isinf(values[-1]):
             raise DataError(f"{where}, row {number}: {value!r} is not finite; leave it empty if it is missing")
     return pd.Series(values, dtype="float64")
+
+
+def _mend(text: str) -> str:
+    """What to do about a text that is no number."""
+    for sign, words in (("%", "leave the % out"), (",", "decimals take a point, thousands no sign")):
+        with contextlib.suppress(ValueError):
+            if sign in text:
+                float(text.replace(sign, ""))
+                return words
+    return "leave it empty if it is missing"
 
 
 def _config(column: pd.Series) -> pd.Series:

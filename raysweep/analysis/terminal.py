@@ -7,7 +7,7 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from raysweep.analysis.cut_prompts import cut_lines
-from raysweep.analysis.findings import agreement_lines, cautions, how_to_read
+from raysweep.analysis.findings import agreement_lines, cautions, gap_lines, how_to_read
 from raysweep.analysis.formatting import unit
 from raysweep.analysis.labels import is_missing
 from raysweep.analysis.ranking import Ranking
@@ -48,7 +48,8 @@ def format_terminal(ranking: Ranking, *, width: int | None = None, color: bool |
 def format_indicators(ranking: Ranking, *, width: int | None = None, color: bool | None = None) -> str:
     """The indicators alone: of a table, whose targets may be of any unit."""
     console = _console(width, color)
-    title = f"Indicators by agreement with {ranking.target}"
+    better = "higher" if ranking.sign > 0 else "lower"
+    title = f"Indicators by agreement with {ranking.target}, taken as {better} is better"
     console.print(_rich(_indicators(ranking), title=title))
     for title, table in beyond_tables(ranking):
         if table.rows:
@@ -57,7 +58,7 @@ def format_indicators(ranking: Ranking, *, width: int | None = None, color: bool
         console.print(_text(line, style="bold yellow"))
     for flag in ranking.flags:
         console.print(_text(f"{flag.kind}: {flag.text}", style="bold yellow"))
-    for line in agreement_lines(ranking):
+    for line in (*agreement_lines(ranking), *gap_lines(ranking)):
         console.print(_text(line, style="dim"))
     for name, why in sorted(ranking.skipped.items()):
         console.print(_text(f"not ranked: {name}: {why}", style="dim"))

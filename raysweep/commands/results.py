@@ -36,7 +36,12 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         sub.set_defaults(command=command)
         if name in ("rank", "report", "export"):
             what = "what a run's checkpoints are ranked by, such as sft/mean_score or sft/TASK/log_likelihood"
-            of_table = "; of a table, the score after fine-tuning" if name == "rank" else ""
+            of_table = (
+                "; of a table, the score after fine-tuning, taken as higher is better (give a loss "
+                "with its sign turned), its standard errors in COLUMN_stderr where there is such a column"
+                if name == "rank"
+                else ""
+            )
             sub.add_argument("--target", type=named, metavar="COLUMN", help=what + of_table)
         if name == "rank":
             _add_table(sub)

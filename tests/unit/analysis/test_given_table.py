@@ -55,6 +55,50 @@ def test_a_sorted_a_filtered_and_an_indexed_table_are_taken_row_by_row(tmp_path)
     assert right(some) == right(some.reset_index(drop=True))
 
 
+def test_what_a_table_lacks_is_said(tmp_path, capsys):
+    """Scores, values of indicators, and the scores' errors, without which no pair is known to be clear."""
+    table = rows()
+    table.loc[3, "score"] = np.nan
+    table.loc[[4, 5], "shots"] = np.nan
+    arguments = ["rank", "--table", str(tmp_path / "t.csv"), "--target", "score", "--higher", "shots", "--lower", "ppl"]
+    table.to_csv(tmp_path / "t.csv", index=False)
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "Indicators by agreement with score, taken as higher is better" in said
+    assert "Not ranked, for want of a score: 1 of 12 checkpoints." in said
+    assert "Without a value, of 11 scored checkpoints: shots 2." in said
+    assert "errors of the score are not known; give them in a column score_stderr" in said
+    row = next(line for line in said.splitlines() if line.startswith("│ shots"))
+    assert row.split("│")[4].strip() == "—"
+    table.assign(score_stderr=0.01).to_csv(tmp_path / "t.csv", index=False)
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "errors of the score are not known" not in said
+    row = next(line for line in said.splitlines() if line.startswith("│ shots"))
+    assert row.split("│")[4].strip() != "—"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a;score\n1;2\n2;3\n", "its columns are separated by ';'; separate them by commas"),
+        ("a;b;score\n1,5;2;3,1\n2,5;3;4,1\n", "its columns are separated by ';'; separate them by commas"),
+        ("a\tscore\n1\t2\n2\t3\n", "its columns are separated by tabs; separate them by commas"),
+        ("", "the file is empty; give a line of names and a line for each row"),
+        ("a,score\n1,30.2%\n2,31%\n", "'30.2%' is no number; leave the % out"),
+        ('a,score\n1,"30,2"\n2,"31,2"\n', "'30,2' is no number; decimals take a point, thousands no sign"),
+        ("a,score\n1,n/a\n2,3\n", "'n/a' is no number; leave it empty if it is missing"),
+        ("a,score\n1,3\n2,3\n", "all 2 scores are equal (3): nothing to rank"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said_in_one_line(tmp_path, capsys, text, said):
+    (tmp_path / "t.csv").write_text(text)
+    assert main(["rank", "--table", str(tmp_path / "t.csv"), "--target", "score", "--higher", "a"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_a_table_gives_the_document_of_a_run(tmp_path, capsys, ending):
     path = tmp_path / f"t.{ending}"
@@ -143,7 +187,8 @@ def test_mistakes_name_the_column_the_value_and_the_fix(tmp_path, change, roles,
     [
         ("t.txt", "a", "is a .csv or a .parquet file, not '.txt'"),
         ("t.csv", "a,a\n1,2\n", "two columns are called 'a'"),
-        ("t.csv", "", "cannot be read"),
+        ("t.csv", "", "the file is empty"),
+        ("t", "a", "file, not one without an ending"),
         ("t.parquet", "no", "cannot be read"),
     ],
 )
