@@ -285,7 +285,8 @@ def pick(runs: Iterable[FinetuningRun]) -> Pick | None:
     """The rate with the highest mean validation score; of equal ones the smallest. None if there is none to pick.
 
     A rate at which a run diverged is not picked, since the mean of the seeds that survived would flatter it; nor is
-    one whose mean is NaN.
+    one whose mean is NaN, or one with fewer seeds than another that may be picked: a mean of few seeds is the highest
+    by chance more often.
 
     >>> slow, good = FinetuningRun(1e-3, 0, False, 0.5, "a"), FinetuningRun(1e-2, 0, False, 0.7, "b")
     >>> runs = [slow, good, FinetuningRun(1e-1, 0, True, math.nan, "c")]
@@ -296,6 +297,8 @@ def pick(runs: Iterable[FinetuningRun]) -> Pick | None:
     valid = _validation_scores(grid)
     if not valid:
         return None
+    most = max(len(grid[lr]) for lr in valid)
+    valid = {lr: score for lr, score in valid.items() if len(grid[lr]) == most}
     best = max(valid, key=lambda lr: (valid[lr], -lr))
     lowest, *within, highest = sorted(grid) if len(grid) > 1 else (best, best)
     edge: Side | None = None
