@@ -335,12 +335,13 @@ def _seconds(total: _Sum, store: Store, finished: set[str], resources: Resources
     """
     own: dict[str, list[tuple[float, float]]] = {}
     others: dict[str, list[float]] = {}
+    num_read: Counter[str] = Counter()  # Alike or not: of another device there may be any number.
     # Those of this sweep first: a large store is not read to the end.
     for stage_id in sorted(finished, key=lambda stage_id: (stage_id not in total.flops_of, stage_id)):
         kind = stage_id.rsplit("-", 1)[0]
-        num_read = len(own.get(kind, ())) + len(others.get(kind, ()))
-        if num_read == MAX_MEASURED or total.stages[kind] == total.done[kind]:
+        if num_read[kind] == MAX_MEASURED or total.stages[kind] == total.done[kind]:
             continue
+        num_read[kind] += 1
         ran = store.provenance(stage_id)
         if ran is None or not _is_alike(ran, resources, wide=kind in total.wide):
             continue
