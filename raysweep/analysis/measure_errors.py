@@ -67,8 +67,11 @@ def error_column(measure: str, columns: Container[str]) -> str | None:
 
     >>> error_column("heldout/entropy_gap_nats_per_token", {"heldout/entropy_gap_stderr"})
     'heldout/entropy_gap_stderr'
+    >>> error_column("flatness/eigenvalue_1", {"flatness/eigenvalue_1_error"}) is None
+    True
     """
-    names = (f"{measure}_stderr", f"{measure}_error", measure.replace("_nats_per_token", "_stderr"))
+    # Of an eigenvalue `_error` is how far it has converged, which says nothing of chance.
+    names = (f"{measure}_stderr", measure.replace("_nats_per_token", "_stderr"))
     return next((name for name in names if name != measure and name in columns), None)
 
 

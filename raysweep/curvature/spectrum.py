@@ -90,8 +90,9 @@ class Eigenpairs:
 def top_eigenpairs(operator: Operator, num: int, *, num_steps: int | None = None, seed: int = 0) -> Eigenpairs:
     """Eigenvalues and vectors of the largest size, by Lanczos from a random vector.
 
-    A residual bounds the distance of its value from an eigenvalue (Parlett, 1998, theorem 4.5.1), so it is the error
-    bar; more steps make it smaller. Copies of a multiple eigenvalue are found once.
+    A residual bounds the distance of its value from an eigenvalue (Parlett, 1998, theorem 4.5.1): how far the process
+    has converged, no standard error; more steps make it smaller, down to rounding. Copies of a multiple eigenvalue are
+    found once.
 
     Args:
         operator: symmetric.
@@ -115,11 +116,16 @@ def top_eigenpairs(operator: Operator, num: int, *, num_steps: int | None = None
 
 
 def largest(found: Tridiagonal, num: int) -> tuple[Array, Array, Array]:
-    """Ritz values of the largest size [k <= num], the eigenvectors of T [m, k], and the residuals [k]."""
+    """Ritz values of the largest size [k <= num], the eigenvectors of T [m, k], and the residuals [k].
+
+    Residuals are by T, which is exact for the rounded products alone: at least the rounding of the largest value in the
+    operator's precision, whatever lies below it.
+    """
     values, vectors = found.eigen()
     best = np.argsort(-np.abs(values))[:num]
     inner = np.ascontiguousarray(vectors[:, best])
-    return values[best], inner, np.abs(found.rest * inner[-1])
+    rounding = torch.finfo(found.basis.dtype).eps * float(np.abs(values).max())
+    return values[best], inner, np.maximum(np.abs(found.rest * inner[-1]), rounding)
 
 
 @dataclass(frozen=True)
