@@ -10,6 +10,9 @@ from typing import Any
 T95 = 2.36
 """Of Student's distribution of 7 degrees of freedom: a measure has 8 draws or more of random vectors."""
 
+SAME_LOSS_NATS = 0.01
+"""Losses farther apart are said beside the verdict: flatness is compared between models of one loss."""
+
 SURVIVING = (
     "adaptive_trace",
     "average_sharpness_adaptive",
@@ -39,6 +42,11 @@ class Change:
     def is_sure(self) -> bool:
         """Whether its interval leaves 0 out."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether both have the same value, as one model measured twice has."""
+        return self.difference == 0 or self.low == self.high == 0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -76,14 +84,24 @@ def _of_shape(one: Mapping[str, float], other: Mapping[str, float]) -> Iterator[
             yield Change(name, one[name], other[name], change, low, high, survives_rescaling=name in SURVIVING)
 
 
-def verdict(found: list[Change], model: str, less: str, *, num_sequences: int | None = None) -> str:
-    """One sentence: by which of the measures that survive a change of scale which model is flatter, and how surely.
+def verdict(
+    found: list[Change],
+    model: str,
+    less: str,
+    *,
+    num_sequences: int | None = None,
+    loss_difference: tuple[float, float] | None = None,
+) -> str:
+    """By which of the measures that survive a change of scale which model is flatter, and how surely.
+
+    Measures whose interval holds 0, or that have none, are of neither side.
 
     Args:
         found: see `changes`.
         model: the first's name.
         less: the other's.
         num_sequences: that the measures beyond traces are of; None: not known.
+        loss_difference: the first's loss less the other's in nats per token, and its standard error; None: not known.
     """
     surviving = [each for each in found if each.survives_rescaling]
     if not surviving:
@@ -93,14 +111,27 @@ def verdict(found: list[Change], model: str, less: str, *, num_sequences: int | 
         )
     # Related measures of one text are no independent votes: all that can be said is whether they agree.
     where = "On the few sequences measured" if num_sequences is None else f"On these {num_sequences} sequences"
-    of_model = [each for each in surviving if each.difference < 0]
-    of_less = [each for each in surviving if each.difference > 0]
-    if len(of_model) == len(of_less):
-        return f"{where}, {len(surviving)} related measures that survive a change of scale disagree which is flatter."
-    flatter, own = (model, of_model) if len(of_model) > len(of_less) else (less, of_less)
-    sure = [each.measure.replace("_", " ") for each in own if each.is_sure]
-    agree = "all" if len(own) == len(surviving) else f"{len(own)} of"
+    related = f"{len(surviving)} related measures that survive a change of scale"
+    sides = {
+        name: [each.measure.replace("_", " ") for each in surviving if each.is_sure and (each.difference < 0) == below]
+        for name, below in ((model, True), (less, False))
+    }
+    said = [f"{name} is flatter by {len(names)} ({', '.join(names)})" for name, names in sides.items() if names]
+    if all(each.is_equal for each in surviving):
+        told = f"{model} and {less} are equal by all {related}"
+    elif len(said) == 2:
+        told = f"{related} disagree beyond the chance of probe vectors: {' and '.join(said)}"
+    else:
+        told = f"of {related}, beyond the chance of probe vectors {said[0] if said else 'none says which is flatter'}"
+    return f"{where}, {told}; of other text this says nothing.{_losses(loss_difference)}"
+
+
+def _losses(difference: tuple[float, float] | None) -> str:
+    """What a comparison of models of another loss leaves open; empty where losses are the same."""
+    if difference is None or not abs(difference[0]) > SAME_LOSS_NATS:
+        return ""
+    value, half = difference[0], 1.96 * difference[1]
     return (
-        f"{where}, {flatter} is flatter by {agree} {len(surviving)} related measures that survive a change of scale "
-        f"(beyond the chance of probe vectors: {', '.join(sure) or 'none'}); of other text this says nothing."
+        f" Their losses differ by {value:+.4f} nats per token (95 %: {value - half:+.4f} to {value + half:+.4f}), so "
+        "this may go with the loss."
     )

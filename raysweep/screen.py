@@ -200,7 +200,13 @@ def print_traces(measured: Sequence[Mapping[str, Any]], differences: Sequence[Ma
         found = changes(by_model[each["model"]], by_model[each["less"]], each)
         console.print(_changes(found, model=printable(each["model"]), less=printable(each["less"])))
         num = by_model[each["model"]].get("num_shape_sequences")
-        said = verdict(found, printable(each["model"]), printable(each["less"]), num_sequences=num)
+        said = verdict(
+            found,
+            printable(each["model"]),
+            printable(each["less"]),
+            num_sequences=num,
+            loss_difference=(each["loss_difference"], each["loss_difference_stderr"]),
+        )
         console.print(said, style="bold")
     if differences:
         console.print(
@@ -215,6 +221,8 @@ def _changes(found: Sequence[Change], *, model: str, less: str) -> Table:
     for each in found:
         between = "" if each.low is None or each.high is None else f"{each.low:.3g} to {each.high:.3g}"
         flatter = (model if each.difference < 0 else less) + ("" if each.is_sure else "?")
+        if each.is_equal:
+            flatter = "equal"
         numbers = (f"{value:.4g}" for value in (each.value, each.of_other, each.difference))
         survives = "yes" if each.survives_rescaling else "no"
         table.add_row(each.measure.replace("_", " "), *numbers, between, flatter, survives)
@@ -226,11 +234,13 @@ def _changes(found: Sequence[Change], *, model: str, less: str) -> Table:
 
 
 def _shape(shape: Mapping[str, float]) -> Table:
-    table = _numbers("on a few sequences", "", "error")
+    # What the Lanczos process has converged to says nothing of other text, nor of other random vectors.
+    table = _numbers("on a few sequences", "", "stderr", "converged to")
     for name, value in shape.items():
         if not name.endswith(("_error", "_stderr")):
-            error = shape.get(f"{name}_error", shape.get(f"{name}_stderr"))
-            table.add_row(name.replace("_", " "), f"{value:.4g}", "" if error is None else f"{error:.2g}")
+            errors = (shape.get(f"{name}{suffix}") for suffix in ("_stderr", "_error"))
+            cells = ("" if error is None else f"{error:.2g}" for error in errors)
+            table.add_row(name.replace("_", " "), f"{value:.4g}", *cells)
     return table
 
 

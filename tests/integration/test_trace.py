@@ -1,6 +1,7 @@
 """`raysweep trace` on models of every style, as a user runs it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,8 @@ def test_of_two_models_the_flatter_one_is_named_by_what_survives_a_change_of_sca
     said = capsys.readouterr().out
     assert "On these 4 sequences" in said
     assert "4 related measures that survive a change of scale" in said
-    assert "beyond the chance of probe vectors: none" in said or "disagree" in said
+    assert "beyond the chance of probe vectors none says which is flatter" in said
+    assert "Their losses differ" not in said
     assert "sequence by sequence" in said
     assert abs(difference["loss_difference"]) < 1e-5
 
@@ -193,14 +195,17 @@ def test_the_shape_of_the_loss_beyond_its_trace(checkpoints, text, capsys):
     for style in ("llama", "bert"):
         shape = trace(capsys, checkpoints[style], *asked)["shape"]
         assert abs(shape["eigenvalue_1"]) >= abs(shape["eigenvalue_2"]) > 0
-        assert shape["eigenvalue_1_error"] >= 0
+        # No less than the rounding of float32.
+        assert shape["eigenvalue_1_error"] >= 1e-7 * abs(shape["eigenvalue_1"])
         assert abs(shape["eigenvalue_1"]) <= shape["frobenius_norm"] + 4 * shape["frobenius_norm_stderr"]
         assert 1 <= shape["stable_rank"] <= shape["effective_rank"]
         assert shape["worst_sharpness"] > 0
         assert {"adaptive_trace", "relative_flatness_stderr", "average_sharpness_adaptive"} <= set(shape)
         assert shape["worst_sharpness_geodesic"] > 0
     assert main(["trace", str(checkpoints["llama"]), *map(str, asked)]) == 0
-    assert "effective rank" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "effective rank" in said
+    assert re.search("stderr +converged to", said)
 
 
 def test_a_budget_that_ends_first_is_flagged(checkpoints, text, capsys):
