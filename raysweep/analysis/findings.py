@@ -323,7 +323,8 @@ def _interval_text(ranking: Ranking) -> str:
     return (
         f"95 % intervals leave out each variant in turn ({ranking.num_variants}; jackknife), those of fits on the "
         "configuration fit anew on halves of them, where these are large enough: over variants, on these test "
-        "examples, whose own luck all checkpoints share."
+        "examples, whose own luck all checkpoints share, and with these seeds, whose effect on all variants is no part "
+        "of them."
     )
 
 
