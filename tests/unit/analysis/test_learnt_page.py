@@ -1,0 +1,77 @@
+"""What a comparison says on a terminal: errors, cut prompts, and reasons that go against a declared direction."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from raysweep.analysis.cut_prompts import cut_prompts
+from raysweep.analysis.learnt_page import format_comparison, format_side_by_side
+from raysweep.comparing import Measured, _cut_prompts, _side
+
+COSTS = {"seconds": {"trace": [1.0, 1.0], "ppl": [1.0, 1.0]}, "flops": {"trace": [None, 1e9], "ppl": [1e9, 1e9]}}
+
+
+def measured(**values: float) -> Measured:
+    values = {name.replace("__", "/"): value for name, value in values.items()}
+    return Measured("m", values, versions={}, seconds={}, flops={})
+
+
+@pytest.mark.parametrize(
+    ("lead", "stderr", "side"),
+    [(1.0, 0.5, "A"), (-1.0, 0.5, "B"), (0.9, 0.5, "neither"), (0.9, math.nan, "A"), (0.0, math.nan, "neither")],
+)
+def test_a_difference_within_its_error_is_for_neither(lead, stderr, side):
+    assert _side(lead, stderr) == side
+
+
+def test_what_is_derived_has_the_errors_of_what_it_is_made_of():
+    one = measured(
+        flatness__hessian_trace=10.0,
+        flatness__hessian_trace_stderr=1.0,
+        flatness__mean_eigenvalue=-0.1,
+        heldout__ppl=20.0,
+    )
+    assert one.error("flatness/hessian_trace") == 1.0
+    assert one.error("flatness/mean_eigenvalue") == pytest.approx(0.01)
+    assert math.isnan(one.error("heldout/ppl"))
+
+
+def test_errors_and_cut_prompts_are_said_side_by_side():
+    cut = {"indicators__arc__kshot": 0.3, "indicators__arc__kshot_num_cut": 40.0}
+    table = pd.DataFrame([measured(**cut).values] * 2)
+    assert len(cut_prompts(table)) == 1
+    trace = {"indicator": "trace", "first": 3.0, "second": 5.0, "first_stderr": 0.5, "second_stderr": 0.5, "for": "A"}
+    ppl = trace | {"indicator": "ppl", "first_stderr": math.nan, "second_stderr": math.nan}
+    document = {
+        "first": "a",
+        "second": "b",
+        "indicators": [trace, ppl],
+        "of_other_vocabularies": [],
+        "cut_prompts": _cut_prompts(measured(**cut), measured(**cut)),
+    }
+    text = format_side_by_side(document | COSTS)
+    assert "  trace for A        3 ± 0.50 against 5 ± 0.50, measured in" in text
+    assert "  ppl   for A?       3 against 5, measured in" in text
+    assert "indicators/arc/kshot (40 prompts on 2 of 2 checkpoints)" in text
+
+
+def test_reasons_against_the_declared_direction_are_marked():
+    reasons = [
+        {"indicator": name, "logit": 0.16, "first": 2.0, "second": 1.0, "against_direction": name == "ppl"}
+        for name in ("trace", "ppl")
+    ]
+    answer = {"target": "score", "probability": 0.6, "pairs_right": 0.9, "distance": [1.3, 0.8], "reasons": reasons}
+    document = {
+        "first": "a",
+        "second": "b",
+        "learnt_from": "r",
+        "unchecked": [],
+        "cut_prompts": [],
+        "answers": [answer],
+    }
+    text = format_comparison(document | COSTS)
+    assert "\n  A 1.3 and B 0.80 times as far from what was learnt from as that lies apart\n" in text
+    [one, other] = [line for line in text.splitlines() if " by 0.16 " in line]
+    assert ("(!)" in one, "(!)" in other) == (False, True)
+    assert "reasons are in log-odds" in text
