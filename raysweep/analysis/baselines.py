@@ -60,7 +60,8 @@ def credit_of(hat: Floats, part: Floats, scores: Floats, variants: Sequence[str]
     """`credit` by the matrices of a regression, as `smoothers` gives them."""
     predicted = _left_two_out(hat, part, scores, variants)
     lead = predicted - predicted.T
-    lead[np.abs(lead) < SMALL] = 0.0
+    # What is nothing beside the scores is rounding, whatever their unit.
+    lead[np.abs(lead) < SMALL * (np.ptp(scores) if len(scores) else 0.0)] = 0.0
     return (1 + np.sign(lead) * np.sign(scores[:, None] - scores)) / 2
 
 

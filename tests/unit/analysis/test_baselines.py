@@ -60,6 +60,13 @@ def test_names_that_decide_nothing_are_a_coin():
     assert np.mean(found) == pytest.approx(0.5, abs=4 * np.std(found) / np.sqrt(400))
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1e12])
+def test_the_unit_of_the_scores_changes_nothing(unit):
+    scores = np.random.default_rng(0).normal(size=12)
+    names, variants = [design(pd.Series(list("aaaabbbbcccc")))], [f"{i:02}" for i in range(12)]
+    assert (credit(names, unit * scores, variants) == credit(names, scores, variants)).all()
+
+
 def test_two_variants_say_nothing_of_each_other():
     assert (credit([design(pd.Series(["a", "b"]))], np.array([1.0, 2.0]), ["0", "1"]) == 0.5).all()
 
