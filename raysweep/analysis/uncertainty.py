@@ -237,7 +237,7 @@ def _over_examples(samples: Sequence[Sample], weight: float) -> tuple[EstimateAr
     alone = [_alone(each, pseudo=2 * own) for each, own in zip(samples, pseudo, strict=True)]
     scores = EstimateArrays(
         np.array([value for value, _ in alone]),
-        np.array([variance for _, variance in alone]),
+        np.array([variance for _, variance in alone]) * [_unbiased(each.num_examples, weight) for each in samples],
         np.array([max(1.0, each.num_examples - 1) for each in samples]),
     )
     variance = scores.variance[:, None] + scores.variance
@@ -250,8 +250,14 @@ def _over_examples(samples: Sequence[Sample], weight: float) -> tuple[EstimateAr
         cells = np.ix_(rows, rows)
         scored = np.array([samples[row].by_example for row in rows])
         part = _paired(scored, (pseudo[rows][:, None] + pseudo[rows]) / 2)
-        pairs.value[cells], pairs.variance[cells], pairs.df[cells] = part.value, part.variance, part.df
+        pairs.value[cells], pairs.df[cells] = part.value, part.df
+        pairs.variance[cells] = part.variance * _unbiased(scored.shape[1], weight)
     return scores, pairs, paired
+
+
+def _unbiased(num_examples: int, weight: float) -> float:
+    """Times the variance by n, that by n - 1; 1 with pseudo-examples, whose intervals are made for that by n."""
+    return num_examples / (num_examples - 1) if num_examples > 1 and not weight else 1.0
 
 
 def _alone(each: Sample, *, pseudo: float) -> tuple[float, float]:

@@ -128,6 +128,17 @@ def test_intervals_of_likelihoods_hold_their_chance_and_have_no_pseudo_examples(
     assert 0.93 <= np.mean(held) <= 0.97
 
 
+def test_the_variance_of_likelihoods_is_of_their_mean_squares():
+    scores = np.random.default_rng(0).normal(size=(2, 1, 4))
+    samples = [sample(f"{row}", seeds=(0,), scores=each, examples="e") for row, each in enumerate(scores)]
+    found = task_noise(samples, are_shares=False)
+    assert found.scores.variance == pytest.approx(scores[:, 0].var(axis=1, ddof=1) / 4)
+    assert found.differences.variance[0, 1] == pytest.approx((scores[0, 0] - scores[1, 0]).var(ddof=1) / 4)
+    alone = [sample(f"{row}", seeds=(0,), scores=each, examples="") for row, each in enumerate(scores)]
+    unpaired = task_noise(alone, are_shares=False)
+    assert unpaired.differences.variance[0, 1] == pytest.approx(unpaired.scores.variance.sum())
+
+
 def trained_together(scores: np.ndarray):
     """Of scores [tasks, checkpoints, seeds, examples], each checkpoint and seed one training on all tasks."""
     num_tasks, _, num_seeds, _ = scores.shape
