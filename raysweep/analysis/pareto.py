@@ -42,7 +42,8 @@ def front_of(table: pd.DataFrame, goals: Sequence[Goal]) -> Front | None:
     values = last[names].to_numpy(dtype="float64") * signs
     on_front = undominated(values)
     worst, best = values.min(axis=0), values.max(axis=0)
-    share = hypervolume((values - worst) / (best - worst)) if bool((best > worst).all()) else math.nan
+    # The others lie within what these dominate.
+    share = hypervolume((values[on_front] - worst) / (best - worst)) if bool((best > worst).all()) else math.nan
     return Front(
         tuple(goals),
         tuple({str(name): value for name, value in row.items()} for row in last.to_dict("records")),

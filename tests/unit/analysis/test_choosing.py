@@ -50,6 +50,10 @@ def test_a_fronts_hypervolume_is_a_share_of_the_box_between_worst_and_best():
     front = front_of(table([1.0, 2.0, 3.0], [30.0, 20.0, 10.0]), goals)
     assert front.hypervolume == pytest.approx(0.25)
     assert front_of(table([1.0, 3.0], [10.0, 30.0]), goals).hypervolume == 1.0
+    losses, flat = np.random.default_rng(0).random((2, 40))
+    scaled = [1 - (each - each.min()) / np.ptp(each) for each in (losses, flat)]
+    both = front_of(table(list(losses), list(flat)), goals).hypervolume
+    assert hypervolume(np.stack(scaled, axis=1)) == pytest.approx(both)  # Of all rows, dominated ones too.
     assert np.isnan(front_of(table([1.0, 3.0], [10.0, 10.0]), goals).hypervolume)
 
 
