@@ -27,8 +27,8 @@ def test_the_studys_table_says_what_is_reported():
     other = [column.name for column in columns if column.name not in kept and column.kind != "sft"]
     ranking = rank(table.drop(columns=other), columns=columns, target=MEAN_LIKELIHOOD, noise=read_noise())
     assert (len(table), ranking.num_variants, ranking.num_comparisons) == (68, 62, 2278)
-    assert (ranking.num_clear, ranking.errors) == (1999, "paired")
-    assert ranking.ceiling == pytest.approx(0.977, abs=5e-4)
+    assert (ranking.num_clear, ranking.errors) == (1998, "paired")
+    assert ranking.ceiling == pytest.approx(0.976, abs=5e-4)
     # Spans are of the own text, which five variants have with tags or of other lengths.
     pairs = {item.indicator: item.pairs.num_pairs for item in ranking.associations}
     assert pairs["span_loss/loss_nats_per_token"] == 63 * 62 // 2
@@ -48,13 +48,13 @@ def test_the_studys_table_says_what_is_reported():
     [ppl] = [each for each in ranking.associations if each.indicator == "other_text/mean_loss"]
     wrong = [1 - each.accuracy.value for each in ppl.by_target_gap]
     assert wrong == pytest.approx([0.344, 0.145, 0.070, 0.009, 0.000], abs=1e-3)
-    assert [each.ceiling for each in ranking.target_gaps[:2]] == pytest.approx([0.885, 0.998], abs=1e-3)
+    assert [each.ceiling for each in ranking.target_gaps[:2]] == pytest.approx([0.884, 0.998], abs=1e-3)
     assert ppl.chance_within.high == pytest.approx(0.0076, abs=1e-4)
     assert ppl.chance_within.accuracy.low <= 0.5
     twins = ranking.seed_twins
     assert (twins.num_variants, twins.num_seeds) == (6, 2)
     parts = twins.difference, twins.beside_offset.value, twins.of_finetuning
-    assert parts == pytest.approx((0.0998, 0.0225, 0.0168), abs=1e-4)
+    assert parts == pytest.approx((0.0998, 0.0225, 0.0169), abs=1e-4)
     # No solved example of this task was in any prompt.
     [cut] = ranking.cut_prompts
     assert (cut.indicator, cut.num_prompts) == ("indicators/fairytaleqa/kshot", 40)
@@ -73,7 +73,7 @@ def test_fine_tuning_on_all_tasks_at_once_says_what_is_reported():
     other = [column.name for column in columns if column.name not in known and column.kind != "sft"]
     given = {"columns": columns, "noise": read_noise(MIXTURE_SAMPLES)}
     ranking = rank(table.drop(columns=other), target=MIXED_TARGETS[0], **given)
-    assert (len(ranking.target_tasks), ranking.num_comparisons, ranking.num_clear) == (6, 2278, 1875)
+    assert (len(ranking.target_tasks), ranking.num_comparisons, ranking.num_clear) == (6, 2278, 1874)
     assert (ranking.errors, ranking.edges) == ("paired", ())
     assert set(table["sft/all/arc_easy/lr"]) == {1e-3, 3e-3}
     assert set(table["sft/all/arc_easy/num_seeds"]) == {2}
