@@ -586,7 +586,7 @@ def test_a_study_says_how_checkpoints_of_others_are_measured(folder, capsys, tag
     """Its replicates are of variants that are not compared, its later tags tokens that other checkpoints lack."""
     pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
     (folder / "study.yaml").write_text(STUDY.replace("TAGS", tags).replace("REPLICATES", replicates))
-    values = np.exp(np.random.default_rng(0).normal(size=(20, 1)))
+    values = 300 * np.exp(np.random.default_rng(0).normal(size=(20, 1)))  # Of 300 words, by a model that knows none.
     comparer = learn(
         values,
         -values[:, 0],
