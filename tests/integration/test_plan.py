@@ -62,7 +62,7 @@ def test_time_is_judged_by_the_stages_that_the_store_has_measured(sweep_file, st
     assert wider.wall_seconds == pytest.approx((wider.seconds["sft"] + wider.seconds["probe"]) / 4)
     assert main(["plan", str(path), "--store", store.url]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"with one gang, by {wider.num_measured} stages measured in this store, but for pretrain" in shown
+    assert f"with one gang, by {wider.num_measured} stages measured in this store, without pretrain" in shown
     assert "span/score" in shown
 
 
