@@ -234,22 +234,23 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
     variants = list(table["variant"][have])
     weights = leave_one_out(variants)
     pairs = compare(oriented, scores, clear=clear[np.ix_(have, have)], comparable=comparable)
-    # Of variants that have none of the pairs, however many, nothing is learnt about how these vary.
-    in_pairs, in_clear = with_pairs(weights, pairs.every), with_pairs(weights, pairs.clear)
     alike = shared.of(have)
 
     def on(among: Flags) -> IntervalEstimate:
+        # Of variants that have no such pair, however many, nothing is learnt about how these vary.
         own = with_pairs(weights, pairs.every * among)
         return interval(_once(partial(pairs.accuracy, among=among), scores), pairs.accuracy(own, among=among))
 
     counted = _counted(pairs.every, on)
     association = replace(
         _association(name, "measured", direction, pairs, have=have),
-        accuracy=interval(_once(pairs.accuracy, scores), pairs.accuracy(in_pairs)),
-        clear_accuracy=interval(_once(pairs.clear_accuracy, scores), pairs.clear_accuracy(in_clear)),
+        accuracy=on(pairs.every > 0),
+        clear_accuracy=on(pairs.clear > 0),
         # Ranks among all checkpoints say nothing where some do not compare.
         spearman=_correlation(spearman, oriented, scores, weights) if comparable.all() else NO_ESTIMATE,
-        kendall=_correlation(partial(kendall, comparable=comparable), oriented, scores, in_pairs),
+        kendall=_correlation(
+            partial(kendall, comparable=comparable), oriented, scores, with_pairs(weights, pairs.every)
+        ),
         added=added(alike.fits, oriented, groups, alike.parts),
         matched=matched(
             alike.axes, pairs.every, lambda among: interval_of_pairs(pairs.credit, pairs.every * among, weights)
