@@ -1,5 +1,5 @@
 # make run    set up and run the quickstart sweep
-# make test   set up and run the tests
+# make test   set up and run the tests (those of lm-evaluation-harness are skipped without the extra lm-eval: .ci/run has it)
 # make bench  set up and run the benchmarks (minutes; the machine should be otherwise idle)
 # make bench-curvature  the same beside PyHessian and curvlinops (half an hour; trains a model first, once)
 # make bench-sft  fine-tuning stages beside those of an earlier revision, and beside TRL (12 minutes; likewise)
