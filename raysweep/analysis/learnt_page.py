@@ -36,8 +36,9 @@ def format_learnt(learnt: Learnt) -> str:
     num_splits = len(tested.indicators.by_split)
     lines = [
         f"{tested.target}: pairs right on variants that were not learnt from ({tested.num_checkpoints} checkpoints "
-        f"of {tested.num_variants} in all, {num_splits} splits; 95 % by the corrected resampled t; another: all of a "
-        "value left out and tested, 95 % over variants)",
+        f"of {tested.num_variants} in all, {num_splits} splits; 95 % by the corrected resampled variance, Wilson's of "
+        "shares, Student's t of what is over the configuration; another: all of a value left out and tested, 95 % over "
+        "variants)",
     ]
     for name, estimate, brier, gain in _results(tested):
         more = "" if brier is None else f", Brier {brier:.3f}"

@@ -9,7 +9,8 @@ Each also writes all rows of all targets into tests/data/indicators_cpu_rows.csv
 
 Errors are shares of pairs in the wrong order. Of single indicators and of the configuration they are over all pairs of
 checkpoints, with 95 % intervals over variants (jackknife); of what is learnt on pairs of variants that it has not seen
-(20 splits, corrected resampled t; where a group is left out, all pairs within the groups, jackknife).
+(20 splits, by the corrected resampled variance: of shares Wilson's, of differences Student's t; where a group is left
+out, all pairs within the groups, jackknife).
 """
 
 from __future__ import annotations

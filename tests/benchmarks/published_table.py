@@ -3,7 +3,8 @@
     RAYSWEEP_DATA=data python tests/benchmarks/published_table.py    # of the data pack, paper2_table6.csv
 
 Shares of pairs in the right order. What is learnt is tested on pairs of variants that were not learnt from: 20 splits,
-corrected resampled t; of left-out groups all pairs within them, jackknife over variants.
+by the corrected resampled variance, of shares Wilson's, of differences Student's t; of left-out groups all pairs within
+them, jackknife over variants.
 """
 
 from __future__ import annotations
