@@ -22,6 +22,7 @@ from raysweep.objectives.base import IGNORED
 from raysweep.objectives.causal_lm import CausalLM
 from raysweep.objectives.masked_lm import MaskedLM
 from raysweep.objectives.prefix_lm import PrefixLM
+from raysweep.objectives.span_corruption import SpanCorruption, random_spans
 from raysweep.results import Results
 from raysweep.runners import run_sweep
 from raysweep.space import load
@@ -410,6 +411,50 @@ def test_the_loss_of_spans_is_that_of_a_naive_loop_whatever_a_model_was_trained_
         logits = model(input_ids=torch.from_numpy(rows["input_ids"])).logits.log_softmax(dim=-1)
     losses = -logits[torch.arange(24), 2, torch.from_numpy(text[:, 1])]
     assert metrics["loss_nats_per_token"] == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "kept", "num_hidden"),
+    [(CausalLM(), 58, 9), (SpanCorruption(name="span_corruption", num_sentinels=4), 65, 10)],
+    ids=["no_sentinels", "sentinels"],
+)
+def test_the_loss_of_several_spans_is_that_of_rows_that_a_loop_builds(objective, kept, num_hidden, tmp_path):
+    """At the paper's density and length of spans: three in a row, each of several tokens."""
+    corpus = GRAMMAR.with_(sentence_length=64)
+    tokens, out = tokens_of(corpus, tmp_path / "tokens"), tmp_path / "checkpoint"
+    recipe = recipe_of(corpus, model=LLAMA, objective=objective, sequence_length=65)
+    pretrain(recipe, tokens, out, step=12)
+    spec = SpanLoss(num_sequences=24).bind(Subject(corpus, objective, 65, tasks={}))
+    metrics = spec.run({"tokens": tokens, "checkpoint": out}, tmp_path, Worker())
+    tokenizer, model = load_tokenizer(out), load_model(out).eval()
+    eos = tokenizer.eos_token_id
+    marks = [tokenizer.get_vocab().get(f"<extra_id_{number}>", eos) for number in range(4)]
+    assert len(set(marks)) == (4 if objective.extra_tokens() else 1)
+    text = Tokens(tokens).valid_mix({"pcfg": 1.0}, sequence_length=65, num_sequences=24)
+    text = text[np.random.default_rng([DRAW, 1]).permutation(24)][:, :kept]
+    hidden = random_spans(24, kept, num_noise=num_hidden, num_spans=3, draw=np.random.default_rng([DRAW, 2]))
+    losses = []
+    for sentence, is_hidden in zip(text.tolist(), hidden.tolist(), strict=True):
+        left, cut_out, counts, num_spans = [], [], [], 0
+        for place, token in enumerate(sentence):
+            if not is_hidden[place]:
+                left.append(token)
+                continue
+            if not is_hidden[place - 1]:
+                left.append(marks[num_spans])
+                cut_out.append(marks[num_spans])
+                counts.append(False)
+                num_spans += 1
+            cut_out.append(token)
+            counts.append(True)
+        assert (num_spans, sum(counts)) == (3, num_hidden)
+        row = [*left, *cut_out, marks[3]]
+        with torch.no_grad():
+            chances = model(input_ids=torch.tensor([row])).logits[0].double().log_softmax(dim=-1)
+        for place, (token, is_counted) in enumerate(zip(cut_out, counts, strict=True), start=len(left)):
+            if is_counted:
+                losses.append(-float(chances[place - 1, token]))
+    assert metrics["loss_nats_per_token"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_spans_of_a_mix_that_is_named_are_of_the_same_text_for_all(case):

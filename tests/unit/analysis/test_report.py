@@ -253,6 +253,12 @@ def test_an_indicator_stands_beside_its_cost_and_the_configuration():
     assert chart["y"] == [pytest.approx(14 / 15)]
     assert "of 15 pairs right" in chart["text"][0]
     assert [line["name"] for line in chart["lines"]] == ["configuration alone"]
+    # Only where errors of the scores are known is there a line for what their noise leaves.
+    noisy = rank(table_of(scores, **columns, **{"sft/mean_score_stderr": [0.1] * 6}), columns=[*COLUMNS, EARLIER_LOSS])
+    config, ceiling = worth_chart(noisy, stages)["lines"]
+    assert config == chart["lines"][0]
+    assert ceiling == {"y": noisy.ceiling, "name": "ceiling: noise of fine-tuning"}
+    assert 0.5 < ceiling["y"] < 1
     assert worth_chart(ranking, stages[stages["kind"] == "sft"]) is None
 
 
