@@ -35,8 +35,10 @@ def is_share(column: str) -> bool:
 
     >>> is_share("sft/arc/accuracy"), is_share("sft/arc/loss_nats_per_token"), is_share("sft/mean_forgetting")
     (True, False, False)
+    >>> is_share("quantization/rise_4_bits")
+    False
     """
-    return not column.endswith(("log_likelihood", "_nats_per_token", "mean_forgetting"))
+    return not column.endswith(("log_likelihood", "_nats_per_token", "mean_forgetting", "_bits"))
 
 
 def unit(column: str) -> str:

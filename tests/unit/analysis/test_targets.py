@@ -116,6 +116,7 @@ def test_targets_have_the_unit_of_their_column():
         False,
     ]
     assert (unit("sft/mean_forgetting"), amount(0.25, "sft/arc/f1")) == (" nats/token", "25.0")
+    assert amount(0.25, "quantization/rise_4_bits") + unit("quantization/rise_4_bits") == "0.250 nats/token"
 
 
 def test_what_is_missing_ranks_in_the_middle():
