@@ -19,6 +19,7 @@ from raysweep.errors import DataError, Finding, Place, RaysweepError, SpaceError
 from raysweep.overrides import with_overrides
 from raysweep.pinning import Pins, pinned, with_models_read
 from raysweep.plan import objective_of
+from raysweep.scores import EACH_OF_MEAN, column_name
 from raysweep.search import settings
 from raysweep.spec import Spec
 from raysweep.stages.phases import segments
@@ -259,11 +260,13 @@ def _losses_compared(space: SearchSpace, metric: str, *, at_each: bool) -> list[
     A scheduler compares their first checkpoints with each other, their second ones, and so on (`at_each`); a study the
     last ones.
     """
-    kind = metric.partition("/")[0]
+    kind, _, name = metric.partition("/")
+    name = name.rpartition("/")[2]
+    each = EACH_OF_MEAN.get(column_name(kind, name), name)
     alone = [{name: each.label} for name, axis in space.declared.sweep.items() for each in settings(name, axis)]
     trials = [space.trial(point, space.declared.seeds[0]) for point in [{}, *alone]]
     losses = [
-        [stage.spec.loss_of for stage in trial.stages if stage.kind == kind and stage.step is not None]
+        [stage.spec.loss_of_metric(each) for stage in trial.stages if stage.kind == kind and stage.step is not None]
         for trial in trials
     ]
     together = itertools.zip_longest(*losses) if at_each else [[each[-1] for each in losses if each]]

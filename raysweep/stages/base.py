@@ -195,6 +195,10 @@ class StageSpec(Spec):
         """The objective whose loss its metrics are of, so that those of another do not compare; None: all compare."""
         return None
 
+    def loss_of_metric(self, name: str) -> Objective | None:
+        """The same of one of its metrics, where these differ."""
+        return self.loss_of
+
     @property
     def expected_rse(self) -> float | None:
         """Relative standard error that its estimate is expected to have; None where nothing is estimated."""

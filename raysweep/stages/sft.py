@@ -22,6 +22,7 @@ from raysweep.data.tokenizers import load_tokenizer
 from raysweep.errors import Diverged, StageError
 from raysweep.memory import TrainingSteps, training_bytes
 from raysweep.objectives.base import Arrays, Ints, Loss
+from raysweep.objectives.families import Objective
 from raysweep.resources import Resources
 from raysweep.spec import Metric, Neutral, Spec
 from raysweep.stages.base import StageSpec
@@ -209,6 +210,10 @@ class Sft(StageSpec):
     def num_valid(self) -> list[float]:
         """Validation examples of each task, at most: no file is read."""
         return [float(task.workload().num_valid) for task in self.task.parts.values()]
+
+    def loss_of_metric(self, name: str) -> Objective | None:
+        """Forgetting is of what the model was trained by; scores and losses of answers compare all."""
+        return self.forgetting.loss if self.forgetting and name in {metric.name for metric in FORGETTING} else None
 
     def is_wide(self, resources: Resources) -> bool:
         """By the gang's resources: it is no part of what is asked, so not of the id."""

@@ -306,6 +306,9 @@ PREFIXES = "sweep:\n  pretrain.objective: {grid: {plain: {name: causal_lm}, pref
         (PREFIXES, "heldout/ppl"),
         (PREFIXES, "flatness/hessian_trace"),
         ("sweep:\n  pretrain.objective.attention: {choice: [both_ways, causal]}\n", "heldout/ppl_pcfg"),
+        # How much of the own loss is lost is of that loss, too, if not the scores of the same stages.
+        (PREFIXES, "sft/mean_forgetting"),
+        (PREFIXES, "sft/span/forgetting_nats_per_token"),
     ],
 )
 def test_a_search_compares_no_losses_of_different_objectives(sweep_file, axis, goal):
@@ -313,6 +316,8 @@ def test_a_search_compares_no_losses_of_different_objectives(sweep_file, axis, g
     text = TINY.replace("sweep:\n", axis) + search
     if "attention" in axis:
         text = text.replace("  steps: 12", "  objective: {name: prefix_lm}\n  steps: 12")
+    if "forgetting" in goal:
+        text = text.replace("sft:\n", "sft:\n  forgetting: true\n")
     with pytest.raises(SpaceError) as caught:
         load(sweep_file(text))
     assert f"search.objectives.0.metric: {goal} would compare losses of 2 objectives" in str(caught.value)
