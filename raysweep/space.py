@@ -16,11 +16,12 @@ from raysweep.data.corpora import Corpus
 from raysweep.declared import Declared, section_findings
 from raysweep.document import Document, nearest, read_document
 from raysweep.errors import DataError, Finding, Place, RaysweepError, SpaceError, below
+from raysweep.objectives.adversary import Adversary
 from raysweep.overrides import with_overrides
 from raysweep.pinning import Pins, pinned, with_models_read
 from raysweep.plan import objective_of
 from raysweep.scores import EACH_OF_MEAN, column_name
-from raysweep.search import settings
+from raysweep.search import settings, written
 from raysweep.spec import Spec
 from raysweep.stages.phases import segments
 from raysweep.stages.pretrain import Recipe
@@ -152,6 +153,7 @@ def _example_findings(space: SearchSpace) -> Iterator[Finding]:
 def _warnings(space: SearchSpace) -> Iterator[Finding]:
     """What can be run, and is hardly meant."""
     yield from _schedule_warnings(space)
+    yield from _control_warnings(space)
     yield from _task_warnings(space)
 
 
@@ -210,6 +212,43 @@ def _checkpoint_warnings(space: SearchSpace) -> Iterator[Finding]:
             )
             yield ("pretrain", "checkpoints"), text
             return
+
+
+def _control_warnings(space: SearchSpace) -> Iterator[Finding]:
+    """Doses of an adversary without a control. A list of strengths gets 0 by itself; a zip or named values do not."""
+    labels = {name: [each.label for each in settings(name, axis)] for name, axis in space.declared.sweep.items()}
+    base = _strength(_last_recipe(space, {}))
+    dosed = [
+        name for name, own in labels.items() if {_strength(_last_recipe(space, {name: each})) for each in own} != {base}
+    ]
+    ends = {
+        values: _last_recipe(space, dict(zip(dosed, values, strict=True)))
+        for values in itertools.product(*(labels[name] for name in dosed))
+    }
+    controls = [recipe for recipe in ends.values() if _strength(recipe) == 0]
+    without = [
+        values
+        for values, recipe in ends.items()
+        if recipe and _strength(recipe) and recipe.with_(objective=recipe.objective.with_(strength=0.0)) not in controls
+    ]
+    if without:
+        names = "; ".join(", ".join(map(written, values)) for values in without)
+        text = (
+            f"an adversary without a control{names and f': {names}'}; no variant has strength 0 and is alike in all "
+            "else, so that the report has nothing to compare with: add it"
+        )
+        yield ("sweep", dosed[0]) if dosed else ("pretrain", "objective"), text
+
+
+def _last_recipe(space: SearchSpace, point: Point) -> Recipe | None:
+    """Of the phase that a variant ends with; None of a checkpoint that exists."""
+    pretrain = space.bind(point)
+    return segments(pretrain)[-1].recipe if isinstance(pretrain, Recipe) else None
+
+
+def _strength(recipe: Recipe | None) -> float | None:
+    """Of the adversary that it trains with; None without one."""
+    return recipe.objective.strength if recipe and isinstance(recipe.objective, Adversary) else None
 
 
 def _text_findings(space: SearchSpace) -> Iterator[Finding]:

@@ -377,6 +377,34 @@ def test_steps_beyond_the_last_checkpoint_are_warned_of(sweep_file):
     assert "step 12 of 20 with pretrain.steps = 20" in warning
 
 
+DOSES = "pretrain.objective.strength: [0.1, 0.2], pretrain.optimizer.lr: [1e-2, 3e-3]"
+NAMED = "a: {name: adversary, strength: 0.1}, b: {name: adversary, strength: -0.1}"
+
+
+@pytest.mark.parametrize(
+    ("axis", "missed"),
+    [
+        ("pretrain.objective.strength: {grid: [0.1, 0.2]}", None),  # It gets 0 by itself.
+        (f"doses: {{zip: {{{DOSES}}}}}", ": 0.1 / 0.01; 0.2 / 0.003;"),
+        (f"doses: {{zip: {{{DOSES.replace('0.1,', '0,')}}}}}", ": 0.2 / 0.003;"),  # Whose rate is another.
+        (f"doses: {{zip: {{{DOSES.replace('0.1,', '0,').replace(' 3e-3', ' 0.01')}}}}}", None),
+        (f"pretrain.objective: {{grid: {{{NAMED}}}}}", ": a; b;"),
+        (f"pretrain.objective: {{grid: {{{NAMED}, clm: {{name: causal_lm}}}}}}", ": a; b;"),
+        (f"pretrain.objective: {{grid: {{{NAMED}, c: {{name: adversary, strength: 0}}}}}}", None),
+        ("pretrain.optimizer.lr: {grid: [1e-2, 3e-3]}", ";"),
+    ],
+)
+def test_doses_without_a_control_are_warned_of(sweep_file, axis, missed):
+    text = TINY.replace("pretrain.optimizer.lr: {grid: [1e-2, 3e-3]}", axis)
+    text = text.replace("  steps: 12", "  steps: 12\n  objective: {name: adversary, strength: 0.3}")
+    warnings = load(sweep_file(text)).warnings
+    assert len(warnings) == (missed is not None)
+    if missed:
+        at = "pretrain.objective" if missed == ";" else f"sweep.{axis.partition(':')[0]}"
+        assert f": {at}: " in warnings[0]
+        assert f"an adversary without a control{missed} no variant has strength 0 and is alike" in warnings[0]
+
+
 def test_an_objective_of_another_kind_of_model_is_refused(sweep_file):
     refuse(
         sweep_file,
