@@ -14,20 +14,10 @@ from raysweep.analysis.within_bases import correlation, recipe_spread
 from raysweep.flatter import SURVIVING
 from raysweep.scores import column_name
 
-UNMOVED = frozenset(
-    {
-        *(column_name("flatness", name) for name in SURVIVING),
-        *(
-            column_name("flatness", f"{of}_trace_{role}")
-            for of in ("fisher", "hessian")
-            for role in ("head", "embeddings")
-        ),
-        FEATURE_TRACE,
-    }
-)
-"""By construction: scale-free, or of weights that `curvature.rescaling` does not touch."""
+UNMOVED = frozenset(column_name("flatness", name) for name in SURVIVING)
+"""Scale-free by construction. The head's trace is not: the gain of the norm before it scales what it reads."""
 OF_FUNCTION = ("heldout/", "probes/")
-"""What is of the function alone, and of states that no change of scale there moves."""
+"""What is of the function alone, and what a linear classifier reads of states that it standardises."""
 
 MADE_OF = {
     column_name("flatness", "mean_eigenvalue"): (HESSIAN_TRACE,),
@@ -48,7 +38,7 @@ class Known:
     recipe_spread: float
     """Between seeds of one variant, beyond what a base does to all of them; its error included."""
     is_unmoved: bool
-    """By a change of scale that keeps the function."""
+    """By every change of scale that keeps the function."""
     rescaled: IntervalEstimate | None
     """After a random one, Spearman's correlation within a base with before; None where it was not measured anew."""
 
@@ -109,8 +99,8 @@ def _error(name: str, measures: Mapping[str, Floats], errors: Mapping[str, Float
 def _rescaled(name: str, measures: Mapping[str, Floats]) -> IntervalEstimate | None:
     first, *others = MADE_OF.get(name, (name,))
     after = measures.get(rescaled_name(first))
-    if after is None or any(other not in measures for other in others):
+    if after is None or any(rescaled_name(other) not in measures for other in others):
         return None
-    for other in others:  # Unmoved, and divided by.
-        after = after / measures[other]
+    for other in others:
+        after = after / measures[rescaled_name(other)]
     return correlation(measures[name], after)

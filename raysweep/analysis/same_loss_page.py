@@ -91,7 +91,7 @@ def same_loss_page(found: SameLoss) -> Page:
         picture_note=_picture_note(found),
         variants_note=_variants_note(found),
         known=_known_table(found.measures),
-        known_note=" ".join(_known_notes(found)),
+        known_note=" ".join([*_known_notes(found), _in_it(found)]),
         edge_note=_edge_note(found),
     )
 
@@ -361,8 +361,12 @@ def _picture_note(found: SameLoss) -> str:
     return (
         "Spearman's correlation with transfer within a base, by how that is measured: to the left less of a measure, "
         f"such as a flatter loss, goes with better transfer{bars}. Filled: beyond chance of all measures tried for an "
-        "answer. Faint: models differ by no more than noise."
+        f"answer. Faint: models differ by no more than noise. {_in_it(found)}"
     )
+
+
+def _in_it(found: SameLoss) -> str:
+    return f"{' '.join(map(_models, found.groups))} All are within {found.band:g} nats per token of the lowest loss."
 
 
 def _variants_note(found: SameLoss) -> str:
@@ -403,7 +407,7 @@ def _known_notes(found: SameLoss) -> Iterator[str]:
     unmoved = [short_name(each.measure) for each in found.measures if each.is_unmoved]
     unknown = [short_name(each.measure) for each in found.measures if not each.is_unmoved and each.rescaled is None]
     factors = "factors of each model's own" if found.own_factors else "the same factors for all models of a shape"
-    yield f"Unmoved by a change of scale that keeps the function, by construction: {', '.join(unmoved) or 'none'}."
+    yield f"Unmoved by any change of scale that keeps the function, by construction: {', '.join(unmoved) or 'none'}."
     anew = [
         f"{short_name(each.measure)} {formatting.with_interval(each.rescaled)}"
         for each in found.measures
@@ -412,10 +416,11 @@ def _known_notes(found: SameLoss) -> Iterator[str]:
     if anew:
         yield (
             f"Measured anew after a random one, by {factors}, Spearman's correlation within a base with before: "
-            f"{', '.join(anew)}; the errors of both lower it, too."
+            f"{', '.join(anew)}; the errors of both lower it, too. Scaled are norms' gains, an output layer of its "
+            "own, attention and feed-forward layers; not the states that blocks add to, and so not the embeddings."
         )
     if unknown:
-        yield f"Moved, and not measured anew: {', '.join(unknown)}."
+        yield f"Moved by such changes, and not measured anew: {', '.join(unknown)}."
     trace = next((each for each in found.measures if each.measure == HESSIAN_TRACE), None)
     if trace and 2 * trace.error > trace.recipe_spread:
         yield (

@@ -3,13 +3,14 @@
 Weights of a transformer have symmetries beside permutations (Dinh et al., 2017, arXiv 1703.04933, for ReLU networks):
 the gain of a norm against the layers that read it, values against the output of attention, queries against keys, and in
 a gated feed-forward layer what goes up against what comes down. Each is scaled by a random factor, and its partner by
-one over it.
+one over it. The last norm's readers are the output layer, which is scaled where it does not embed tokens, too. Not
+scaled is what all layers share, the states that blocks add to: norms' epsilons make it no exact symmetry.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def rescale(model: Any, generator: torch.Generator, *, spread: float = SPREAD) -
     >>> ids = batch["input_ids"]
     >>> torch.allclose(model(ids).logits, other(ids).logits, atol=1e-4)
     True
-    >>> torch.allclose(model.model.norm.weight, other.model.norm.weight)
+    >>> torch.allclose(model.model.embed_tokens.weight, other.model.embed_tokens.weight)
     True
     """
 
@@ -52,6 +53,9 @@ def rescale(model: Any, generator: torch.Generator, *, spread: float = SPREAD) -
     scale = {"llama": _scale_llama, "gpt2": _scale_gpt2, "bert": _scale_bert}[kind]
     for layer in layers:
         scale(layer, factors, model.config)
+    head = model.get_output_embeddings()
+    if head.weight is not model.get_input_embeddings().weight:
+        _scale_readers(_last_norm(model, kind), (head,), factors)
 
 
 def own_seed(model: Any, seed: int) -> int:
@@ -79,6 +83,22 @@ def layers_of(model: Any) -> tuple[Kind, Any]:
     return kind, base.layers if kind == "llama" else base.h if kind == "gpt2" else base.encoder.layer
 
 
+def _last_norm(model: Any, kind: Kind) -> Any:
+    if kind == "bert":
+        return model.cls.predictions.transform.LayerNorm
+    return model.base_model.norm if kind == "llama" else model.base_model.ln_f
+
+
+def _scale_readers(norm: Any, readers: Sequence[Any], factors: Callable[[int], Tensor]) -> None:
+    """The gain and shift of a norm against the layers, of weights [out, in], that read what it gives."""
+    by = factors(len(norm.weight))
+    for part in (norm.weight, getattr(norm, "bias", None)):
+        if part is not None:
+            part.mul_(by)
+    for reader in readers:
+        reader.weight.div_(by)
+
+
 def _scale_llama(layer: Any, factors: Callable[[int], Tensor], config: Any) -> None:
     attention, mlp = layer.self_attn, layer.mlp
     groups, head_size = config.num_key_value_heads, attention.head_dim
@@ -87,10 +107,7 @@ def _scale_llama(layer: Any, factors: Callable[[int], Tensor], config: Any) -> N
         (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
         (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
     ):
-        by = factors(len(norm.weight))
-        norm.weight.mul_(by)
-        for reader in readers:
-            reader.weight.div_(by)
+        _scale_readers(norm, readers, factors)
     # A group of heads shares its keys and values; rotary positions turn pairs of one head, which share a factor.
     by = factors(groups)
     _rows(attention.q_proj, by.repeat_interleave(queries * head_size))

@@ -54,6 +54,8 @@ TRACES = (
 )
 # Of parameters by what they are for, as `curvature.roles` has it.
 ROLES = ("head", "embeddings", "blocks")
+SYMMETRIES = 2
+"""See `Flatness.symmetries`."""
 FEATURES = (Metric("feature_trace", "min", NATS), Metric("feature_trace_stderr", unit=NATS))
 WORK = (
     Metric("difference_error"),
@@ -100,7 +102,7 @@ class Flatness(TraceSettings, StageSpec):
     VERSION: ClassVar[int] = 3
     reads_text: ClassVar[bool] = True
     of_weights: ClassVar[bool] = True
-    filled: ClassVar[frozenset[str]] = frozenset({"mix", "sequence_length", "loss"})
+    filled: ClassVar[frozenset[str]] = frozenset({"mix", "sequence_length", "loss", "symmetries"})
 
     num_sequences: int = Field(default=512, ge=2)
     """Held-out sequences to measure on, each domain's share by its mix; fewer where a domain has not its share."""
@@ -117,6 +119,9 @@ class Flatness(TraceSettings, StageSpec):
     """Also the traces after a random change of scale that leaves the function as it is: where they order models
     otherwise, the trace is of the scale of weights. By the same factors for all models of a shape, or by each model's
     own, which is harder to survive. For models that `curvature.kinds` knows."""
+    symmetries: Annotated[int, Neutral(1)] = 1
+    """Raised where `curvature.rescaling` learns of more; filled, and 1 where nothing is rescaled, whose results stay.
+    2: the last norm against an output layer of its own."""
     shape: Annotated[Shape | None, Neutral(None)] = None
     """What is measured beyond traces; left out: nothing."""
     mix: dict[str, float] = Field(default_factory=dict)
@@ -162,7 +167,8 @@ class Flatness(TraceSettings, StageSpec):
                 f"{self.own_samples}: {loss.name} is no distribution of texts, to draw from; set 0", ("own_samples",)
             )
         text = {"mix": subject.corpus.mix, "sequence_length": subject.sequence_length}
-        return self.with_(loss=loss, **text)  # type: ignore[no-any-return]
+        symmetries = SYMMETRIES if self.rescaled else 1
+        return self.with_(loss=loss, symmetries=symmetries, **text)  # type: ignore[no-any-return]
 
     def _check_symmetries(self, model: Model) -> None:
         asked: dict[tuple[str, ...], object] = {("rescaled",): self.rescaled}
@@ -286,7 +292,8 @@ class Flatness(TraceSettings, StageSpec):
             metrics += tuple(replace(each, name=f"samples_{each.name}") for each in TRACES)
             metrics += (Metric("samples_relative_distance"), Metric("samples_relative_distance_stderr"))
         if self.rescaled:
-            metrics += tuple(replace(each, name=f"rescaled_{each.name}") for each in TRACES)
+            moved = (*TRACES, *(FEATURES if self.parts else ()))
+            metrics += tuple(replace(each, name=f"rescaled_{each.name}") for each in moved)
         if self.shape:
             ranks = range(1, min(self.shape.num_eigenvalues, self.shape.num_steps) + 1)
             metrics += tuple(Metric(f"eigenvalue_{rank}", "min", NATS) for rank in ranks)
@@ -309,8 +316,7 @@ class Flatness(TraceSettings, StageSpec):
 
     def _by_part(self, model: Any, measured: Measured, text: Batch) -> dict[str, float]:
         """Traces by role, 0 where nothing is measured of one, and of single blocks; and the feature norm's."""
-        from raysweep.curvature.language import equal_batches
-        from raysweep.curvature.roles import blocks_of, feature_trace, roles_of
+        from raysweep.curvature.roles import blocks_of, roles_of
 
         metrics = {metric.name: math.nan if "_block_" in metric.name else 0.0 for metric in self._parts}
         parts = measured.roles(roles_of(model)) | measured.roles(blocks_of(model))
@@ -319,8 +325,14 @@ class Flatness(TraceSettings, StageSpec):
                 if estimate and f"{trace}_trace_{name}" in metrics:
                     metrics[f"{trace}_trace_{name}"] = estimate.mean
                     metrics[f"{trace}_trace_{name}_stderr"] = estimate.stderr
-        features = feature_trace(model, equal_batches(text, self.batch_sequences))
-        return metrics | {"feature_trace": features.mean, "feature_trace_stderr": features.stderr}
+        return metrics | self._features(model, text)
+
+    def _features(self, model: Any, text: Batch) -> dict[str, float]:
+        from raysweep.curvature.language import equal_batches
+        from raysweep.curvature.roles import feature_trace
+
+        found = feature_trace(model, equal_batches(text, self.batch_sequences))
+        return {"feature_trace": found.mean, "feature_trace_stderr": found.stderr}
 
     def _on_samples(self, model: Any, checkpoint: Path, on_text: Measured, worker: Worker) -> dict[str, float]:
         from raysweep.curvature.measure import distance
@@ -347,7 +359,10 @@ class Flatness(TraceSettings, StageSpec):
         seed = own_seed(model, self.seed) if self.rescaled == "own" else self.seed
         rescale(model, torch.Generator().manual_seed(seed))
         measured = self.with_(parts=False, num_blocks=0)._measure(model, text, RankDeal(worker, "units-of-rescaled"))
-        return {f"rescaled_{name}": value for name, value in measured.metrics().items() if "trace" in name}
+        traces = {name: value for name, value in measured.metrics().items() if "trace" in name}
+        if self.parts:
+            traces |= self._features(model, text)
+        return {f"rescaled_{name}": value for name, value in traces.items()}
 
     def _shape(self, model: Any, shape: Shape, text: Batch, out: Path, worker: Worker) -> dict[str, float]:
         from raysweep.curvature.shape import measure_shape

@@ -328,6 +328,9 @@ def test_the_page_says_which_models_are_in_a_table_and_how_well_their_loss_is_kn
     assert doses == "Doses of the adversary and their control: control, harm, worse, help."
     assert natural == "Natural knobs: sgd, longer, hot, <wide>, control."
     assert {models for _, models, _ in page.tables} == {doses, natural}
+    in_it = f"{doses} {natural} All are within 0.01 nats per token of the lowest loss."
+    assert page.picture_note.endswith(in_it)
+    assert page.known_note.endswith(in_it)
     assert "known to" not in same_loss_page(compared(link=0.4)).equal
 
 
@@ -622,15 +625,17 @@ def test_what_a_change_of_scale_does_to_each_measure_is_said():
     checkpoints, stages = natural()
     note = same_loss_page(compare_same_loss(checkpoints, stages, COLUMNS, read)).known_note
     assert note == (
-        "Unmoved by a change of scale that keeps the function, by construction: feature_trace, "
-        "heldout/entropy_gap_nats_per_token, probes/labels_64. Moved, and not measured anew: hessian_trace, "
-        "fisher_trace_blocks."
+        "Unmoved by any change of scale that keeps the function, by construction: "
+        "heldout/entropy_gap_nats_per_token, probes/labels_64. Moved by such changes, and not measured anew: "
+        "hessian_trace, fisher_trace_blocks, feature_trace. Natural knobs: longer, <wide>, control, hot, sgd. All are "
+        "within 0.01 nats per token of the lowest loss."
     )
     checkpoints["flatness/rescaled_hessian_trace"] = 2 * checkpoints["flatness/hessian_trace"]
     checkpoints["flatness/trace_over_features"] = (
         checkpoints["flatness/hessian_trace"] / checkpoints["flatness/feature_trace"]
     )
-    names = ("rescaled_hessian_trace", "trace_over_features")
+    checkpoints["flatness/rescaled_feature_trace"] = 3 * checkpoints["flatness/feature_trace"]
+    names = ("rescaled_hessian_trace", "trace_over_features", "rescaled_feature_trace")
     columns = [*COLUMNS, *(Column("flatness", Metric(name, "min")) for name in names)]
     found = compare_same_loss(checkpoints, stages, columns, read)
     told = {each.measure.partition("/")[2]: each.rescaled and each.rescaled.value for each in found.measures}
@@ -638,7 +643,7 @@ def test_what_a_change_of_scale_does_to_each_measure_is_said():
         "hessian_trace": pytest.approx(1),
         "trace_over_features": pytest.approx(1),
         "fisher_trace_blocks": None,
-        "feature_trace": None,
+        "feature_trace": pytest.approx(1),
         "entropy_gap_nats_per_token": None,
         "labels_64": None,
     }
