@@ -17,8 +17,8 @@ from raysweep.resources import Resources
 from raysweep.spec import Metric, Neutral
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.tasks.families import Task
-from raysweep.tasks.files import TYPICAL_LENGTH
-from raysweep.tasks.rows import MAX_LENGTH, batch_tokens
+from raysweep.tasks.rows import batch_tokens
+from raysweep.tasks.text import TextTask
 from raysweep.train.checkpoints import load_model
 from raysweep.train.evaluate import ROWS_OF_STATES
 from raysweep.worker import Worker
@@ -121,8 +121,8 @@ class Indicators(StageSpec):
 
         A text is of typical length, as no file is read for a plan, with its solved examples before it and an answer.
         """
-        if task.num_classes is None:
-            return self.max_examples, min(MAX_LENGTH, (2 + self._shots(name)) * TYPICAL_LENGTH)
+        if isinstance(task, TextTask):
+            return self.max_examples, task.typical_prompt_length(self._shots(name))
         # Of each class examples to go by, read once; and then those that are asked for.
         load = task.workload()
         return self._shots(name) * task.num_classes + min(self.max_examples, load.num_indicator), load.length

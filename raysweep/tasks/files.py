@@ -66,9 +66,14 @@ class FileTask(TaskSpec):
         """The right answer as a text, with the blank, if any, that sets it off."""
 
     @property
-    def typical_scored_length(self) -> int:
-        """Tokens read to score an example, assumed for a plan."""
+    def typical_length(self) -> int:
+        """Tokens of an example, assumed for a plan, which reads no file."""
         return TYPICAL_LENGTH
+
+    @property
+    def typical_scored_length(self) -> int:
+        """Tokens read to score an example, likewise."""
+        return self.typical_length
 
     def workload(self) -> Workload:
         """As many examples as there may be."""
@@ -78,7 +83,7 @@ class FileTask(TaskSpec):
             num_test=self.max_test_examples,
             num_indicator=self.max_valid_examples,
             num_ood=self.max_test_examples if self.ood_test else 0,
-            length=TYPICAL_LENGTH,
+            length=self.typical_length,
             scored_length=self.typical_scored_length,
         )
 

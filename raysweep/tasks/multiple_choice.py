@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from raysweep.tasks.base import Answered
-from raysweep.tasks.files import TYPICAL_LENGTH, Example, missing_text
+from raysweep.tasks.files import Example, missing_text
 from raysweep.tasks.rows import ask
 from raysweep.tasks.text import TextTask
 
@@ -60,7 +60,7 @@ class MultipleChoice(TextTask):
     @property
     def typical_scored_length(self) -> int:
         """Tokens read to score an example, assumed for a plan: as if each choice were read behind its own prompt."""
-        return TYPICAL_LENGTH * TYPICAL_CHOICES
+        return self.typical_length * TYPICAL_CHOICES
 
     def chance(self) -> float:
         """Of picking a choice at random: mean of 1 / number of choices over the test examples."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from raysweep.tasks.base import Answered
-from raysweep.tasks.files import TYPICAL_LENGTH, Example, missing_text
+from raysweep.tasks.files import Example, missing_text
 from raysweep.tasks.rows import fit, prompt_ids
 from raysweep.tasks.text import TextTask
 
@@ -60,7 +60,7 @@ class QA(TextTask):
     @property
     def typical_scored_length(self) -> int:
         """The prompt and a whole answer."""
-        return TYPICAL_LENGTH + self.max_new_tokens
+        return self.typical_length + self.max_new_tokens
 
     def chance(self) -> float:
         """Of always giving the commonest answer of the training examples."""

@@ -39,6 +39,10 @@ class TextTask(FileTask):
         part = min(1.0, (self.max_length or load.length) / load.length)
         return load._replace(length=round(part * load.length), scored_length=round(part * load.scored_length))
 
+    def typical_prompt_length(self, num_shots: int) -> int:
+        """Tokens of an example behind so many solved ones, with an answer, assumed for a plan."""
+        return min(self.max_length or MAX_LENGTH, (2 + num_shots) * self.typical_length)
+
     @abstractmethod
     def evaluate(
         self,

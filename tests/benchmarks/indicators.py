@@ -174,7 +174,7 @@ def all_rows(rankings: Sequence[Ranking]) -> pd.DataFrame:
 
 
 def worth(rankings: Sequence[Ranking], mixed: Ranking, stages: pd.DataFrame) -> Iterator[str]:
-    """Of each kind of stage the indicator that orders most pairs right, beside its cost, cheapest first.
+    """Of each kind of stage the indicator that orders most pairs right, beside its cost, by rising seconds.
 
     Those that compare fewer pairs than another of their kind are not asked. In bold are those that order more right
     than the configuration and all that compare all pairs and cost no more.
@@ -185,12 +185,16 @@ def worth(rankings: Sequence[Ranking], mixed: Ranking, stages: pd.DataFrame) -> 
     for each in sorted(found, key=lambda each: -each.item.pairs.num_pairs):
         first.setdefault(each.item.indicator.partition("/")[0], each)
     shown = [*first.values(), *(each for each in found if each.item.indicator in best and each not in first.values())]
-    rag = own_stages(rankings[TARGETS.index("sft/rag/mean_log_likelihood")], stages)
-    seconds, flops = seconds_by_kind(rag)["sft"], flops_by_kind(rag)["sft"]
+    of_targets = [own_stages(each, stages) for each in rankings]
+    seconds, *of_families = (seconds_by_kind(own)["sft"] for own in of_targets)
+    flops, *planned = (flops_by_kind(own)["sft"] for own in of_targets)
+    each_family = zip(FAMILIES, of_families, planned, strict=True)
+    told = [f"{name} {spent:.1f} s and {num:.2e} FLOPs" for name, spent, num in each_family]
+    yield f"fine-tuning a checkpoint: {', '.join(told)}; on all six tasks {seconds:.1f} s and {flops:.2e}\n"
     at_once = {item.indicator: item.accuracy for item in mixed.associations}
     [config] = [item for item in rankings[0].associations if item.indicator == TOGETHER]
     yield (
-        "| indicator | seconds a checkpoint | of fine-tuning on rag | FLOPs | of fine-tuning on rag "
+        "| indicator | seconds a checkpoint | of fine-tuning on all | FLOPs | of fine-tuning on all "
         "| pairs right, each task | all at once | adds to config |"
     )
     yield "| --- " * 8 + "|"

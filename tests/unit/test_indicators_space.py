@@ -51,7 +51,8 @@ def test_one_base_goes_on_in_62_ways_and_six_of_them_twice(name):
             costs(space, trial) for trial in {trial.settings["variant"][OBJECTIVE]: trial for trial in trials}.values()
         ]
         assert max(each.of_last_phase for each in found) < 0.05
-        assert max(each.of_cheapest_family for each in found) < 0.10
+        # Of each family, all texts reckoned at one length; at their own see benchmarks/indicator_costs.py.
+        assert max(max(each.of_families.values()) for each in found) < 0.10
 
 
 def test_fine_tuning_on_all_tasks_at_once_leaves_the_study_as_it_is():
