@@ -15,10 +15,13 @@ from raysweep.data.tokenizers import Bpe
 from raysweep.estimates import estimate
 from raysweep.resources import Resources
 from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
+from raysweep.search import Zip
 from raysweep.space import load
+from raysweep.stages.phases import segments
 from raysweep.stages.pretrain import Recipe
-from raysweep.train.flat import ASAM, EMA, LAWA, SAM, SWA, GradientAgreement, LabelNoise, TracePenalty
+from raysweep.train.flat import ASAM, EMA, LAWA, SAM, SWA, FlatMethod, GradientAgreement, LabelNoise, TracePenalty
 from raysweep.train.optimizers import SGD, Muon
+from raysweep.variants import SearchSpace
 from raysweep.worker import Worker
 
 STEPS = 6
@@ -169,6 +172,23 @@ def test_shipped_searches_for_flat_minima_plan_at_every_size(store, name, millio
     plans = {preset: estimate(space, store, mfu=0.5, peak_flops=1e12) for preset, space in spaces.items()}
     assert list(plans) == ["cpu", "gpu", "paper"]
     assert [round(plan.num_parameters[1] / 1e6, 1) for plan in plans.values()] == millions
+    methods = {preset: _methods(space) for preset, space in spaces.items()}
+    # Averages are over as large a part of the steps at every size, and bfloat16's rounding hides no move.
+    parts = [
+        (1 / (1 - each["ema"].decay) / num_steps, each["lawa"].every / num_steps)
+        for num_steps, each in methods.values()
+    ]
+    assert parts == [pytest.approx(parts[0], rel=0.12)] * 3
+    for preset in ("gpu", "paper"):
+        moves = [each for each in methods[preset][1].values() if isinstance(each, TracePenalty | GradientAgreement)]
+        assert {each.rho for each in moves} == {0.05}
+
+
+def _methods(space: SearchSpace) -> tuple[int, dict[str, FlatMethod]]:
+    """The steps that methods are in use for, and each by its name."""
+    [axis] = [name for name, axis in space.declared.sweep.items() if isinstance(axis, Zip)]
+    recipes = {name: segments(space.bind({axis: name}))[-1].recipe for name in space.values(axis)}
+    return recipes["plain"].num_steps, {name: recipe.flat for name, recipe in recipes.items() if recipe.flat}
 
 
 def test_a_penalised_training_resumes_to_the_bit(grammar, tokens_dir, tmp_path):
