@@ -127,13 +127,10 @@ class Measured:
 
     def error(self, name: str) -> float:
         """Standard error of an indicator; NaN where none is recorded."""
-        from raysweep.analysis.measure_errors import MADE_OF, error_column
+        from raysweep.analysis.measure_errors import error_column, stderr
 
-        shares = []
-        for part in MADE_OF.get(name, (name,)):
-            column = error_column(part, self.values)
-            shares.append(self.values[column] / abs(self.values[part]) if column and self.values[part] else math.nan)
-        return abs(self.values[name]) * math.hypot(*shares)
+        errors = {each: self.values[column] for each in self.values if (column := error_column(each, self.values))}
+        return float(stderr(name, self.values, errors))
 
 
 def compare(

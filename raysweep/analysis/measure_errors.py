@@ -28,11 +28,11 @@ MADE_OF = {
 
 @dataclass(frozen=True)
 class Known:
-    """A measure over all variants that are compared; shares of its mean size."""
+    """A measure over all variants that are compared; spreads are shares of its mean size."""
 
     measure: str
     error: float
-    """Median of its standard errors; NaN where none is told."""
+    """Median of its standard errors, each as a share of its value; NaN where none is told."""
     spread: float
     """Standard deviation between variants of one base, its error included."""
     recipe_spread: float
@@ -78,7 +78,7 @@ def known(measures: Mapping[str, Floats], errors: Mapping[str, Floats]) -> Itera
         size = float(np.abs(values).mean()) or math.nan
         yield Known(
             measure=name,
-            error=_error(name, measures, errors),
+            error=_relative_error(name, measures, errors),
             spread=math.sqrt(float(values.var(axis=1, ddof=1).mean())) / size,
             recipe_spread=recipe_spread(values) / size,
             is_unmoved=name in UNMOVED or name.startswith(OF_FUNCTION),
@@ -86,14 +86,32 @@ def known(measures: Mapping[str, Floats], errors: Mapping[str, Floats]) -> Itera
         )
 
 
-def _error(name: str, measures: Mapping[str, Floats], errors: Mapping[str, Floats]) -> float:
-    """Median over models of the share that it is of the value."""
-    parts = MADE_OF.get(name, (name,))
+def stderr(measure: str, values: Mapping[str, Floats | float], errors: Mapping[str, Floats | float]) -> Floats:
+    """Standard error of a measure; NaN where none is known.
+
+    Args:
+        measure: recorded, or derived from others, whose relative errors then add up.
+        values: name -> its value, or an array of these.
+        errors: the same of standard errors, of those that have one.
+
+    >>> float(stderr("heldout/ppl", {"heldout/ppl": 0.0}, {"heldout/ppl": 0.25}))
+    0.25
+    """
+    if measure in errors:  # Of a value of 0, too, which has no relative error.
+        return np.asarray(errors[measure], dtype=np.float64)
+    parts = MADE_OF.get(measure, (measure,))
     if any(part not in errors for part in parts):
-        return math.nan
+        return np.full(np.shape(values[measure]), math.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = [errors[part] / np.abs(measures[part]) for part in parts]
-    return float(np.median(np.sqrt(np.sum(np.square(shares), axis=0))))
+        shares = [np.divide(errors[part], np.abs(values[part])) for part in parts]
+        whole: Floats = np.abs(values[measure]) * np.sqrt(np.sum(np.square(shares), axis=0))
+    return whole
+
+
+def _relative_error(name: str, measures: Mapping[str, Floats], errors: Mapping[str, Floats]) -> float:
+    """Median over models of the share that it is of the value."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.median(stderr(name, measures, errors) / np.abs(measures[name])))
 
 
 def _rescaled(name: str, measures: Mapping[str, Floats]) -> IntervalEstimate | None:

@@ -37,6 +37,14 @@ def test_what_is_derived_has_the_errors_of_what_it_is_made_of():
     assert math.isnan(one.error("heldout/ppl"))
 
 
+def test_a_value_of_zero_has_its_error_too():
+    chance = {"indicators__arc__zeroshot": 0.0, "indicators__arc__zeroshot_stderr": 0.02}
+    assert measured(**chance).error("indicators/arc/zeroshot") == 0.02
+    flat = measured(flatness__hessian_trace=0.0, flatness__hessian_trace_stderr=1.0, flatness__mean_eigenvalue=0.0)
+    assert flat.error("flatness/hessian_trace") == 1.0
+    assert math.isnan(flat.error("flatness/mean_eigenvalue")), "what it is divided by is not known from shares"
+
+
 def test_errors_and_cut_prompts_are_said_side_by_side():
     cut = {"indicators__arc__kshot": 0.3, "indicators__arc__kshot_num_cut": 40.0}
     table = pd.DataFrame([measured(**cut).values] * 2)
