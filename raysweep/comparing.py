@@ -17,6 +17,7 @@ from raysweep.document import read_document
 from raysweep.errors import DataError, RaysweepError, StageError
 from raysweep.estimates import flops_of
 from raysweep.events import Event, Report, StageFailed
+from raysweep.flatter import Z95
 from raysweep.overrides import COMMAND_LINE
 from raysweep.plan import Trial
 from raysweep.results import Results
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from raysweep.variants import SearchSpace
 
 
-Z_95 = 1.96
 _MEASURED_BY = ("data", "sequence_length", "objective")
 """Of the pretrain section, what says how checkpoints that exist are measured."""
 
@@ -253,7 +253,7 @@ def _lead(column: Column, first: float, second: float) -> float:
 
 def _side(lead: float, stderr: float) -> str:
     """`A`, `B` or `neither`: within 95 % of the error of a difference, if that is known, it may be either."""
-    if math.isnan(lead) or lead == 0 or abs(lead) <= Z_95 * stderr:
+    if math.isnan(lead) or lead == 0 or abs(lead) <= Z95 * stderr:
         return "neither"
     return "A" if lead > 0 else "B"
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+Z95 = 1.96
+"""Of the normal distribution: an estimate is within so many of its standard errors 95 % of the time."""
 T95 = 2.36
 """Of Student's distribution of 7 degrees of freedom: a measure has 8 draws or more of random vectors."""
 
@@ -130,7 +132,7 @@ def _losses(difference: tuple[float, float] | None) -> str:
     """What a comparison of models of another loss leaves open; empty where losses are the same."""
     if difference is None or not abs(difference[0]) > SAME_LOSS_NATS:
         return ""
-    value, half = difference[0], 1.96 * difference[1]
+    value, half = difference[0], Z95 * difference[1]
     return (
         f" Their losses differ by {value:+.4f} nats per token (95 %: {value - half:+.4f} to {value + half:+.4f}), so "
         "this may go with the loss."
