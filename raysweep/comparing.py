@@ -13,8 +13,8 @@ import numpy as np
 
 from raysweep.analysis.kept import of_mean, version_of, versions_of
 from raysweep.data.tokenizers import load_tokenizer
-from raysweep.document import read_document
-from raysweep.errors import DataError, RaysweepError, StageError
+from raysweep.document import Document, read_document
+from raysweep.errors import DataError, RaysweepError, SpaceError, StageError
 from raysweep.estimates import flops_of
 from raysweep.events import Event, Report, StageFailed
 from raysweep.flatter import Z95
@@ -275,13 +275,16 @@ def _cut_prompts(first: Measured, second: Measured) -> list[dict[str, Any]]:
 def _planned(names: Sequence[str], sweep: Path) -> tuple[SearchSpace, list[Trial]]:
     """All that a sweep file says of each checkpoint. Raises RaysweepError if it, its data or one of them is no use."""
     quiet_libraries()
-    given = read_document(sweep).data.get("pretrain", {})
+    document = read_document(sweep)
+    given = document.data.get("pretrain", {})
     given = given if isinstance(given, dict) else {}
     wanted: Sequence[str] = _MEASURED_BY
     if more := given.keys() - {*_MEASURED_BY}:
         check_fields(sweep)
         # What a recipe trains by, each of its checkpoints says in its own objective.json.
         wanted = wanted if "from" in more else wanted[:2]
+    if "objective" in wanted:
+        _refuse_axes(document, wanted)
     taken = {name: given[name] for name in wanted if name in given}
     # Tokens of tags are for later phases; a checkpoint taken as it is has those that it has.
     if isinstance(data := taken.get("data"), dict):
@@ -303,6 +306,20 @@ def _planned(names: Sequence[str], sweep: Path) -> tuple[SearchSpace, list[Trial
         lines = dict.fromkeys(_where_given(line, sweep) for line in str(error).splitlines())
         raise type(error)("\n".join(lines)) from error
     return space, [space.trial({"pretrain.from": place}, 0) for place in places]
+
+
+def _refuse_axes(document: Document, wanted: Collection[str]) -> None:
+    """Raises SpaceError if an axis says how checkpoints are measured: no value of it is the one for A and B."""
+    sweep = document.data.get("sweep")
+    for name, axis in sweep.items() if isinstance(sweep, dict) else ():
+        zipped = axis.get("zip") if isinstance(axis, dict) else None
+        for path in zipped if isinstance(zipped, dict) else [name]:
+            section, _, field = str(path).partition(".")
+            if section == "pretrain" and field.partition(".")[0] in wanted:
+                raise SpaceError(
+                    f"{document.at(('sweep', name))}: compare measures A and B alike, and this axis has several "
+                    f"values: leave it out, and give {path} the one that both are measured by"
+                )
 
 
 def _where_given(line: str, sweep: Path) -> str:

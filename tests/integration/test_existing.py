@@ -540,6 +540,16 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
             ("length: 16", "length: 16\n  stepz: 8"),
             r"theirs.yaml:\d+: pretrain\.stepz: no field 'stepz'",
         ),
+        (
+            ("one", "two"),
+            ("sweep:", "sweep:\n  pretrain.objective: {grid: {next: {name: causal_lm}, prefix: {name: prefix_lm}}}"),
+            r"theirs.yaml:7: sweep\.pretrain\.objective: compare .* give pretrain\.objective the one that both are",
+        ),
+        (
+            ("one", "two"),
+            ("sweep:", "sweep:\n  text: {zip: {pretrain.sequence_length: [16, 8], pretrain.data.mix: [null, null]}}"),
+            r"theirs.yaml:7: sweep\.text: compare .* leave it out, and give pretrain\.sequence_length the one that",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_said_of_a_of_b_or_of_the_file(folder, capsys, names, change, said):
