@@ -73,10 +73,8 @@ class Checkpoint:
     @staticmethod
     def find(name: str) -> Checkpoint:
         """A folder or a hub id. Raises DataError if it is neither, or no language model."""
-        from huggingface_hub.utils.logging import set_verbosity_error
         from transformers import AutoConfig
 
-        set_verbosity_error()  # Each of five tries would be told twice; what came of them is told below.
         try:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             tokenizer = load_tokenizer(Path(name))

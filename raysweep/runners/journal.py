@@ -201,4 +201,5 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # Each of five tries would be told twice; an error is raised.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +231,15 @@ def test_parameters_are_chosen_by_pattern(checkpoints, text, capsys):
     assert all(".mlp." in name for name in found["layers"])
     assert main(["trace", *map(str, asked)]) == 0
     assert "model.layers.1" in capsys.readouterr().out
+
+
+def test_the_hub_s_library_is_imported_after_it_is_told_to_be_quiet(monkeypatch):
+    """Else a model that is not there is told of twice for each of five tries."""
+    monkeypatch.delenv("HF_HUB_VERBOSITY", raising=False)
+    first = "import raysweep.cli, raysweep.comparing, raysweep.screen, raysweep.stages.flatness, raysweep.trace"
+    quiet = "from raysweep.runners.journal import quiet_libraries; quiet_libraries()"
+    then = "from huggingface_hub.utils import logging; print(logging.get_verbosity() == logging.ERROR)"
+    assert subprocess.check_output([sys.executable, "-c", f"{first}; {quiet}; {then}"], text=True) == "True\n"
 
 
 @pytest.mark.parametrize(
