@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,18 +45,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> SearchSpace:
         SpaceError: with every finding, a line each: file, line, field, value, and what would be right.
         DataError: if nothing else is wrong than that data it names is missing, empty or malformed.
     """
-    document = with_overrides(read_document(Path(path)), overrides)
-    folder = document.path.absolute().parent
-    pins = Pins(folder)
-    document = replace(document, data=with_models_read(document.data, pins))
+    document, pins = _read(Path(path), overrides)
     if pins.findings:
         raise _told(document, DataError, pins.findings)
-    try:
-        declared = validate(Declared, document.data)
-    except ValidationError as error:
-        # What can be looked at all the same is told at once, so that it need not be mended twice.
-        problems = [*findings(Declared, document.data, error), *_data_findings(document.data, folder)]
-        raise _told(document, SpaceError, problems) from error
+    # What can be looked at all the same is told at once, so that it need not be mended twice.
+    declared = _declared(document, more=lambda: _data_findings(document.data, pins.folder))
     if problems := list(section_findings(declared)):
         raise _told(document, SpaceError, problems)
     declared, base, checkpoints = pinned(declared, document.data["pretrain"], pins)
@@ -72,13 +65,23 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> SearchSpace:
 
 def check_fields(path: Path) -> None:
     """Raises SpaceError if a sweep file has fields or values that it cannot have; its data is not looked at."""
-    document = read_document(path)
-    # A model's configuration that is not here is no fault of the fields.
-    data = with_models_read(document.data, Pins(path.absolute().parent))
+    document, _ = _read(path)  # A model's configuration that is not here is no fault of the fields.
+    _declared(document)
+
+
+def _read(path: Path, overrides: Sequence[str] = ()) -> tuple[Document, Pins]:
+    """A sweep file with its models' configurations in it, and what was wrong with these."""
+    document = with_overrides(read_document(path), overrides)
+    pins = Pins(document.path.absolute().parent)
+    return replace(document, data=with_models_read(document.data, pins)), pins
+
+
+def _declared(document: Document, more: Callable[[], Iterable[Finding]] = tuple) -> Declared:
+    """Raises SpaceError, with `more` findings beside those on its fields and values."""
     try:
-        validate(Declared, data)
+        return validate(Declared, document.data)
     except ValidationError as error:
-        raise _told(document, SpaceError, findings(Declared, data, error)) from error
+        raise _told(document, SpaceError, [*findings(Declared, document.data, error), *more()]) from error
 
 
 def _told(document: Document, kind: type[RaysweepError], problems: Iterable[Finding]) -> RaysweepError:
