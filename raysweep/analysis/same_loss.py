@@ -389,13 +389,15 @@ def _variant_names(table: pd.DataFrame) -> list[str]:
             found.append(text if step is None else f"{text} · step {int(step)}")
         return found
 
-    names = texts(lambda value: value)
-    for others in (
-        texts(lambda value: repr(float(value)) if isinstance(value, float) else value),
-        [f"{name} ({variant})" for name, (variant, _) in zip(names, keys, strict=True)],
-    ):
+    shown = names = texts(lambda value: value)
+    finer: list[Callable[[], list[str]]] = [
+        lambda: texts(lambda value: repr(float(value)) if isinstance(value, float) else value),
+        lambda: [f"{name} ({variant})" for name, (variant, _) in zip(shown, keys, strict=True)],
+    ]
+    for others in finer:
         nums = Counter(name for name, _ in set(zip(names, keys, strict=True)))
-        names = [other if nums[name] > 1 else name for name, other in zip(names, others, strict=True)]
+        if max(nums.values(), default=1) > 1:
+            names = [other if nums[name] > 1 else name for name, other in zip(names, others(), strict=True)]
     return names
 
 
