@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -26,6 +26,10 @@ TYPICAL_LENGTH = 128
 
 Example = Mapping[str, Any]
 """A line of a file."""
+
+MAX_KEPT_EXAMPLES = 100_000
+"""That stay in memory, of some 100 MB; but for those of the MIN_KEPT files that were read last, of any size."""
+MIN_KEPT = 4
 
 
 class FileTask(TaskSpec):
@@ -185,17 +189,17 @@ class FileTask(TaskSpec):
         return paths
 
     def _read(self, paths: Sequence[str]) -> Sequence[Example]:
-        digests = tuple(self.digests.get(path, "") for path in paths)
-        # A changed file must not be answered from memory, as the digests that this would be found by are the old ones.
-        are_as_pinned = all(Path(path).is_file() and file_sha256(path) == self.digests.get(path) for path in paths)
-        if not are_as_pinned:  # Or not pinned yet; reading says what is wrong.
-            return self._parse(paths)
-        return _read_pinned(_Files(type(self), tuple(paths), digests, reader=self._parse))
+        # A changed file must not be answered from memory, so what is there now is what it is found by.
+        there = {path: digest for path in paths if (digest := _sha256(path))}
+        if any(path not in there or there[path] != self.digests.get(path, there[path]) for path in paths):
+            return self._parse(paths, self.digests)  # Which says what is wrong, or reads what is of a hub.
+        files = _Files(type(self), tuple((path, there[path]) for path in paths))
+        return _kept(files, partial(self._parse, paths, there))
 
-    def _parse(self, paths: Sequence[str]) -> Sequence[Example]:
+    def _parse(self, paths: Sequence[str], digests: Digests) -> Sequence[Example]:
         lines: list[tuple[str, Example]] = []
         for path in paths:
-            for number, line in read_jsonl(path, self.digests.get(path)):
+            for number, line in read_jsonl(path, digests.get(path)):
                 if problem := self.check(line):
                     raise DataError(f"{path}:{number}: {problem}")
                 lines.append((self._digest(line), line))
@@ -212,15 +216,29 @@ class _Files:
     """Files of examples: equal ones hold the same."""
 
     form: type[FileTask]
-    paths: tuple[str, ...]
-    digests: tuple[str, ...]
-    reader: Callable[[Sequence[str]], Sequence[Example]] = field(compare=False)
+    digests: tuple[tuple[str, str], ...]
+    """(path, SHA-256) of each, in the order of the task."""
 
 
-@lru_cache(maxsize=4)
-def _read_pinned(files: _Files) -> Sequence[Example]:
-    """A stage asks for its splits one by one, and the next stage in a process often has the same task."""
-    return files.reader(files.paths)
+def _sha256(path: str) -> str | None:
+    """None where there is no such file here, or none that can be read."""
+    try:
+        return file_sha256(path)
+    except OSError:
+        return None
+
+
+_KEPT: dict[_Files, Sequence[Example]] = {}
+"""The last used is the last."""
+
+
+def _kept(files: _Files, read: Callable[[], Sequence[Example]]) -> Sequence[Example]:
+    """What `read` gives, or gave before: a sweep file and a stage ask for a task's splits one by one, and again."""
+    examples = _KEPT.pop(files, None) or read()
+    _KEPT[files] = examples
+    while len(_KEPT) > MIN_KEPT and sum(map(len, _KEPT.values())) > MAX_KEPT_EXAMPLES:
+        del _KEPT[next(iter(_KEPT))]
+    return examples
 
 
 def missing_text(line: Mapping[str, Any], *names: str) -> str | None:

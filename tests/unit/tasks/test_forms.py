@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raysweep.data.exact import TASK
+from raysweep.data.formats import read_jsonl
 from raysweep.data.hmm import HMM
 from raysweep.data.pcfg import PCFG
 from raysweep.errors import DataError, SpaceError
+from raysweep.tasks import files
 from raysweep.tasks.base import Answered
 from raysweep.tasks.multiple_choice import MultipleChoice
 from raysweep.tasks.qa import QA, normalise, token_f1
@@ -245,6 +249,47 @@ def test_pinned_files_are_read_once_for_all_stages_of_a_task(tmp_path):
     task = QA(form="qa", train="a.jsonl", test="a.jsonl").pin(tmp_path)
     another = task.with_(max_test_examples=3)
     assert another.examples("test")[0] is task.examples("test")[0]
+
+
+def test_each_file_of_many_tasks_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(files, "read_jsonl", lambda path, want: [read.append(path), *read_jsonl(path, want)][1:])
+
+    def write(split, at, answer):
+        lines = [{"question": f"q{at} {split} {row}", "answers": [answer]} for row in range(9)]
+        (tmp_path / f"{split}{at}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    def looked_at():
+        """As loading a sweep file does: pins all tasks first, and then asks for all splits of each."""
+        tasks = [QA(form="qa", train=f"train{at}.jsonl", test=f"test{at}.jsonl").pin(tmp_path) for at in range(6)]
+        for task in tasks:
+            task.check_indicator()
+        assert not [found for task in tasks for found in task.warnings()]
+        return tasks[3].examples("test")[0]["answers"]
+
+    for at in range(6):
+        write("train", at, "a")
+        write("test", at, "a")
+    assert looked_at() == ["a"]
+    assert len(read) == len(set(read)) == 12
+    state = (tmp_path / "test3.jsonl").stat()
+    write("test", 3, "b")
+    os.utime(tmp_path / "test3.jsonl", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert looked_at() == ["b"]
+    assert len(read) == 13
+
+
+def test_of_many_examples_those_read_last_stay_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_KEPT", {})
+    monkeypatch.setattr(files, "MAX_KEPT_EXAMPLES", 0)
+    for at in range(3):
+        for split in ("train", "test"):
+            (tmp_path / f"{split}{at}.jsonl").write_text(f'{{"question": "q", "answers": ["{at}"]}}\n' * 2)
+        QA(form="qa", train=f"train{at}.jsonl", test=f"test{at}.jsonl").pin(tmp_path)
+    assert [Path(path).name for each in files._KEPT for path, _ in each.digests] == [
+        *("train1.jsonl", "test1.jsonl"),
+        *("train2.jsonl", "test2.jsonl"),
+    ]
 
 
 def test_answers_must_be_there(tmp_path):
