@@ -49,15 +49,23 @@ def identity_of(run: Run) -> dict[str, Any]:
         return {}
 
 
+def written_of(run: Run) -> dict[str, Any]:
+    """A run's sweep file as plain values, without defaults; empty where it cannot be read."""
+    try:
+        document, _ = read_yaml(run.sweep_text, str)
+    except (OSError, SpaceError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
 def values_of(run: Run) -> dict[str, tuple[Any, ...]]:
     """Axis -> its values, or their names, in the order of a run's sweep file; empty where that cannot be read.
 
     An identity has names in the order of the alphabet.
     """
     try:
-        document, _ = read_yaml(run.sweep_text, str)
-        axes = validate(_Axes, {"sweep": document.get("sweep", {})}).sweep
-    except (OSError, SpaceError, ValidationError, AttributeError):
+        axes = validate(_Axes, {"sweep": written_of(run).get("sweep", {})}).sweep
+    except ValidationError:
         return {}  # The file is checked where a run goes on; a page can do without.
     return {name: labels(axis) for name, axis in axes.items()}
 

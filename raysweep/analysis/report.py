@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.analysis import charts, formatting
 from raysweep.analysis.budget_page import regret_chart
-from raysweep.analysis.choosing import Chosen, chosen_of, identity_of, search_of, values_of
+from raysweep.analysis.choosing import Chosen, chosen_of, identity_of, search_of, values_of, written_of
 from raysweep.analysis.colors import variant_colors
 from raysweep.analysis.comparer import CompareError
 from raysweep.analysis.findings import cautions, gap_text, headline, how_to_read, score_text, tie_text
@@ -163,12 +163,19 @@ def _learnt(ranking: Ranking) -> Tested | str:
         return str(error)
 
 
-def _same_loss_page(run: Run, stages: pd.DataFrame, ranking: Ranking) -> Page | None:
+def _same_loss_page(run: Run, stages: pd.DataFrame, ranking: Ranking) -> Page | str:
+    """In words why there is none, if the sweep asks for one: where it says what losses are the same, of several bases.
+
+    Else empty.
+    """
     found = same_loss_of(run, stages, ranking)
-    return same_loss_page(found) if found else None
+    if isinstance(found, SameLoss):
+        return same_loss_page(found)
+    written = written_of(run)
+    return found if "same_loss_nats" in written and len(written.get("seeds", ())) > 1 else ""
 
 
-def same_loss_of(run: Run, stages: pd.DataFrame, ranking: Ranking) -> SameLoss | None:
+def same_loss_of(run: Run, stages: pd.DataFrame, ranking: Ranking) -> SameLoss | str:
     """What a run says of checkpoints of the same loss; see `compare_same_loss`."""
     return compare_same_loss(
         ranking.checkpoints,

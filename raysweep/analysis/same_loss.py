@@ -191,7 +191,7 @@ def compare_same_loss(
     band: float = BAND_NATS,
     values: Mapping[str, Sequence[Any]] | None = None,
     read_losses: Callable[[str], Losses | None] = lambda stage: None,
-) -> SameLoss | None:
+) -> SameLoss | str:
     """What goes with transfer among checkpoints of the same loss.
 
     Args:
@@ -204,12 +204,12 @@ def compare_same_loss(
         read_losses: gives the losses of a held-out measurement, by its id; asked where no lowest loss is known.
 
     Returns:
-        None where nothing can be compared: too few variants in the band, or no measure or no score of transfer.
+        In words, why nothing can be compared: too few variants in the band, or no measure or no score of transfer.
     """
     table = checkpoints[checkpoints["status"] == "done"].reset_index(drop=True)
     loss = GAP if GAP in table else LOSS
     if loss not in table or table[loss].isna().all():
-        return None
+        return "of no checkpoint that is done a held-out loss is known"
     table = table[table[loss].notna()].reset_index(drop=True)
     # No loss of another objective, or on another text, is the same, however near.
     groups_of_loss = loss_groups(table, _LOSS_COLUMN) if loss == LOSS else np.zeros(len(table), dtype=np.int64)
@@ -223,9 +223,15 @@ def compare_same_loss(
     grid = _grid(names, list(table["seed"]), is_in)
     strengths, control = _strengths(names, table, stages)
     control = control if control in grid.variants else None
-    split = [(name, kept) for name, kept in _split(grid.variants, strengths, control) if len(kept) >= MIN_VARIANTS]
+    kinds_in = list(_split(grid.variants, strengths, control))
+    split = [(name, kept) for name, kept in kinds_in if len(kept) >= MIN_VARIANTS]
     if not split:  # Before the test examples' scores are read.
-        return None
+        kinds = " and ".join(f"{len(kept)} of {name}" for name, kept in kinds_in)
+        return (
+            f"within {band:g} nats per token (same_loss_nats) of the lowest {loss}, {losses.min():.4f}, in each of "
+            f"{formatting.counted(len(grid.bases), 'base')} (seeds) are {len(grid.variants)} of "
+            f"{formatting.counted(len(set(names)), 'variant')}, {kinds}, and of one kind {MIN_VARIANTS} are needed"
+        )
     held = _held_losses(table, stages, read_losses) if loss == LOSS else [None] * len(table)
     from_lowest = [paired_difference([each], [held[int(losses.argmin())]]) for each in held]
     whole, error = table, _error(table, loss, from_lowest, is_in)
@@ -237,8 +243,10 @@ def compare_same_loss(
     tried, measured = list(transfer_targets(table, runs, read)), transfer_measures(table, columns, loss)
     targets = [each for each in tried if each.is_complete]
     measures = {name: values for name, values in measured.items() if np.isfinite(values).all()}
-    if not targets or len(measures) < 2:
-        return None
+    if not targets:
+        return "no score of transfer is known of all variants within the band"
+    if len(measures) < 2:
+        return "fewer than two measures are known of all variants within the band"
     groups = [_group(name, grid.only(kept), table, loss, targets, measures) for name, kept in split]
     places = _places(table, stages, values or {})
     natural = [name for name in grid.variants if not strengths.get(name)]

@@ -83,8 +83,8 @@ def main(sweep: Path, store: Path, overrides: list[str]) -> None:
     """Prints all of it."""
     results = Results.open(sweep, store=store, overrides=overrides)
     found = same_loss_of(results.run, results.stages, results.ranking)
-    if found is None:
-        raise SystemExit("nothing can be compared: too few variants within the band in every base")
+    if isinstance(found, str):
+        raise SystemExit(f"nothing can be compared: {found}")
     page = same_loss_page(found)
     answers = [f"{group}. {line}" for group, lines in page.answers for line in lines]
     print(page.verdict, page.equal, page.edge_note, *page.models, *answers, *bars(found), sep="\n\n", end="\n\n")

@@ -50,6 +50,23 @@ def stages_of(*rows: dict) -> pd.DataFrame:
     return pd.DataFrame([known | row for row in rows])
 
 
+@pytest.mark.parametrize(
+    ("asked", "is_said"),
+    [
+        ("same_loss_nats: 0.01\nseeds: [0, 1]", True),
+        ("same_loss_nats: 0.01", False),
+        ("seeds: [0, 1]", False),
+        ("# \u202etext", False),
+    ],
+)
+def test_a_sweep_that_asks_whether_flat_is_better_is_told_why_it_has_no_answer(store, asked, is_said):
+    run = Run.create(store, "asks", sweep_text=asked, identity="{}")
+    stages = stages_of({"id": "a", "kind": "sft", "status": "done"})
+    page = render(run, stages, rank(table_of([0.5, 0.6]), columns=COLUMNS))
+    assert ("<h2>Is flat better here?</h2>" in page) == is_said
+    assert ("Not told: of no checkpoint that is done a held-out loss is known." in page) == is_said
+
+
 @pytest.fixture
 def run(store: Store) -> Run:
     """A run without trials."""
