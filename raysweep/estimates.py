@@ -265,7 +265,7 @@ def estimate(
     for trial in trials:
         total.add(trial, resources.of(trial.point))
     # How long a stage of one gang takes in one of another size is not known.
-    seconds, num_measured = ({}, 0) if has_sizes else _seconds(total, store, finished, resources.default)
+    times = Times() if has_sizes else _seconds(total, store, finished, resources.default)
     flops = float(sum(total.flops_to_do.values()))
     warnings = [*space.warnings]
     memory_bytes: dict[str, int] = {}
@@ -296,17 +296,19 @@ def estimate(
         flatness_rse=total.rse,
         disk_bytes=total.disk_bytes,
         state_bytes=total.state_bytes if total.tokens else 0,
-        seconds=seconds,
-        wall_seconds=_wall_seconds(seconds, total.wide, resources.default) if seconds else None,
-        num_measured=num_measured,
+        seconds=times.seconds,
+        wall_seconds=_wall_seconds(times.seconds, total.wide, resources.default) if times.seconds else None,
+        num_measured=times.num_measured,
         columns=space.columns(),
         choices=choices,
         warnings=tuple(dict.fromkeys(warnings)),
-        note=_note(space, has_sizes=has_sizes, known_sizes=bool(total.sizes), tokens_again=total.tokens_again),
+        note=_note(
+            space, has_sizes=has_sizes, known_sizes=bool(total.sizes), tokens_again=total.tokens_again, times=times
+        ),
     )
 
 
-def _note(space: SearchSpace, *, has_sizes: bool, known_sizes: bool, tokens_again: int) -> str:
+def _note(space: SearchSpace, *, has_sizes: bool, known_sizes: bool, tokens_again: int, times: Times) -> str:
     notes = []
     if tokens_again:
         notes.append(
@@ -321,13 +323,30 @@ def _note(space: SearchSpace, *, has_sizes: bool, known_sizes: bool, tokens_agai
         notes.append(f"sft.lrs auto: counted are the rates it begins with ({rates}), so there are at least so many.")
     if has_sizes:
         notes.append("Gangs have several sizes, so no time is told.")
+    if times.of_others:
+        notes.append(
+            f"Times of {', '.join(times.of_others)} are means over stages of other sweeps in this store, whatever the "
+            "size of their models and the length of their work."
+        )
     if not known_sizes:
         notes.append("The checkpoints' sizes are not known here, and their FLOPs and bytes not counted.")
     return " ".join(notes)
 
 
-def _seconds(total: _Sum, store: Store, finished: set[str], resources: Resources) -> tuple[dict[str, float], int]:
-    """Kind -> seconds of its stages to do, and how many measured stages say so.
+@dataclass(frozen=True)
+class Times:
+    """What measured stages say of those to do."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Kind -> of all its stages to do."""
+    num_measured: int = 0
+    """Stages that say so."""
+    of_others: tuple[str, ...] = ()
+    """Kinds of which other sweeps alone have measured stages."""
+
+
+def _seconds(total: _Sum, store: Store, finished: set[str], resources: Resources) -> Times:
+    """Judged by the stages that the store has measured.
 
     Finished stages of this sweep tell the seconds of a FLOP, for each kind by itself; where there are none, those of
     other sweeps tell the mean of a stage. Stages of other devices, or wide ones of another number of workers, are no
@@ -358,7 +377,8 @@ def _seconds(total: _Sum, store: Store, finished: set[str], resources: Resources
             seconds[kind] = spent / flops * total.flops_to_do[kind] if flops else spent / len(own[kind]) * to_do
         elif kind in others:
             seconds[kind] = sum(others[kind]) / len(others[kind]) * to_do
-    return seconds, sum(len(own.get(kind) or others[kind]) for kind in seconds)
+    num_measured = sum(len(own.get(kind) or others[kind]) for kind in seconds)
+    return Times(seconds, num_measured, of_others=tuple(kind for kind in seconds if kind not in own))
 
 
 def _is_alike(ran: Mapping[str, Any], resources: Resources, *, wide: bool) -> bool:

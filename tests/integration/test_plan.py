@@ -51,9 +51,13 @@ def test_time_is_judged_by_the_stages_that_the_store_has_measured(sweep_file, st
         assert again.seconds[kind] == pytest.approx(spent)
     assert again.wall_seconds == pytest.approx(sum(again.seconds.values()))
     assert again.num_measured == len(records) - 1  # But for tokenizing, which is done.
+    assert "other sweeps" not in again.note
     # Of another sweep the mean of a stage.
     sweep_file(TINY.replace("num_layers: 1", "num_layers: 2").replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2]}"))
-    assert plan_of(path, store).seconds["sft"] == pytest.approx(again.seconds["sft"])
+    larger = plan_of(path, store)
+    assert larger.seconds["sft"] == pytest.approx(again.seconds["sft"])
+    assert "Times of pretrain, heldout, " in larger.note
+    assert "are means over stages of other sweeps in this store, whatever the size of their models" in larger.note
     # Wide stages of another number of workers are no guide, and four runs of fine-tuning go at once.
     with path.open("a") as file:
         file.write("resources: {workers: 4, zero_stage: 2}\n")

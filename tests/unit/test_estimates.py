@@ -1,6 +1,6 @@
 """What the store's measurements say of the time that a sweep will take."""
 
-from raysweep.estimates import MAX_MEASURED, _seconds, _Sum
+from raysweep.estimates import MAX_MEASURED, Times, _seconds, _Sum
 from raysweep.resources import Resources
 
 
@@ -19,5 +19,5 @@ def test_of_a_large_store_of_another_device_few_records_are_read():
     total.stages["sft"] = 10
     records = Records()
     finished = {f"sft-{index:05}" for index in range(2 * MAX_MEASURED)}
-    assert _seconds(total, records, finished, Resources()) == ({}, 0)
+    assert _seconds(total, records, finished, Resources()) == Times()
     assert records.num_read == MAX_MEASURED
