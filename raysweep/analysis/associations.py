@@ -25,7 +25,6 @@ from raysweep.analysis.gaps import (
 )
 from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import (
-    MIN_CLUSTERS,
     Comparison,
     Flags,
     Floats,
@@ -317,9 +316,7 @@ def _config(
         return _once(partial(pairs.accuracy, among=among), scores), np.array(by_part)
 
     def on(among: Flags) -> IntervalEstimate:
-        value, by_part = accuracy(among)
-        are_enough = len(set(variants[(pairs.every * among).any(axis=1)])) >= MIN_CLUSTERS
-        return parts.interval(value, by_part) if are_enough else IntervalEstimate(value)
+        return parts.interval(*accuracy(among), (pairs.every > 0) & among)
 
     every = np.ones((len(scores), len(scores)), dtype=bool)
     direction: Direction | None = None
@@ -330,11 +327,11 @@ def _config(
     axes = {axis: flags for axis, flags in axes_of(there[list(columns)]).items() if name in (axis, TOGETHER)}
     association = replace(
         _association(name, "config", direction, pairs, have=have),
-        accuracy=parts.interval(*accuracy(every)),
+        accuracy=on(every),
         matched=matched(axes, pairs.every, on),
         by_target_gap=by_gap(alike.target_gaps, counted),
         chance_within=chance_within(alike.target_ranges, counted),
-        clear_accuracy=parts.interval(_once(pairs.clear_accuracy, scores), clear_parts),
+        clear_accuracy=parts.interval(_once(pairs.clear_accuracy, scores), clear_parts, pairs.clear > 0),
     )
     order = ("config", have.tobytes(), pairs.credit.tobytes())
     return _Row(association, have=have, comparable=every, accuracy=accuracy, parts=parts, order=order)
@@ -393,7 +390,7 @@ def _ordered(rows: Sequence[_Row]) -> tuple[Association, ...]:
         association = replace(row.association, same_order_as=seen.get(row.order))
         if association.source == "measured" and (baseline := _baseline(row, config)):
             ours, theirs = (each.accuracy(row.comparable) for each in (row, baseline))
-            gain = row.parts.interval(ours[0] - theirs[0], ours[1] - theirs[1], low=-1.0)
+            gain = row.parts.interval(ours[0] - theirs[0], ours[1] - theirs[1], row.comparable, low=-1.0)
             association = replace(association, gain=gain, baseline=baseline.association.indicator)
         ordered.append(association)
         seen.setdefault(row.order, association.indicator)

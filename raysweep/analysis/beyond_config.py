@@ -98,7 +98,7 @@ def added(fits: Sequence[ConfigFit], indicator: Floats, groups: np.ndarray, part
         return IntervalEstimate(np.nan)
     values, among = ranks_within(indicator, groups), groups[:, None] == groups
     whole, *left = (fit.gain(values, among) for fit in fits)
-    return parts.interval(whole, np.array(left), low=-1.0)
+    return parts.interval(whole, np.array(left), among, low=-1.0)
 
 
 def ranks_within(values: Floats, groups: np.ndarray) -> Floats:

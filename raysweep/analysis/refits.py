@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysweep.analysis.pairwise import Flags, Floats, IntervalEstimate, interval, leave_one_out, wilson
+from raysweep.analysis.pairwise import MIN_CLUSTERS, Flags, Floats, IntervalEstimate, interval, leave_one_out, wilson
 from raysweep.analysis.selection import halves
 
 NUM_PAIRS = 30
@@ -39,29 +39,33 @@ the cube of n, 1.1 GB for 100 variants of 3 checkpoints, each with a rate of its
 class Parts:
     """Checkpoints that a fit is made anew on."""
 
+    variants: tuple[str, ...]
+    """[n]: of each checkpoint."""
     rows: Flags
     """[parts, n]: those of each part; halves i and parts / 2 + i have no variant in common."""
-    num_variants: int
     are_halves: bool
     """Else each part is what is left without one of the variants, or a group of them."""
 
-    def interval(self, value: float, by_part: Floats, *, low: float = 0.0) -> IntervalEstimate:
+    def interval(self, value: float, by_part: Floats, among: Flags, *, low: float = 0.0) -> IntervalEstimate:
         """The value of a statistic between `low` and 1, with its 95 % interval, see `wilson`.
 
         None where the statistic is not defined on most pairs of halves, or on what is left without some.
 
         Args:
             by_part: [parts], the statistic of each part.
+            among: [n, n], the pairs that it is of. Of variants that have none, however many, nothing is learnt about
+                how those vary that have.
         """
+        have: Flags = among.sum(axis=1) > np.diagonal(among)
         if not self.are_halves:
-            return interval(value, by_part, low=low)
+            return interval(value, by_part[~self.rows[:, have].all(axis=1)], low=low)
+        num = len({name for name, has in zip(self.variants, have, strict=True) if has})
         apart = np.subtract(*np.split(by_part, 2))
         apart = apart[np.isfinite(apart)]
-        if len(apart) <= NUM_PAIRS / 2:
+        if len(apart) <= NUM_PAIRS / 2 or num < MIN_CLUSTERS:
             return IntervalEstimate(value)
-        freedom = 1 / (1 / (self.num_variants - 1) + 1 / FREEDOM)
-        variance = float((apart**2).mean()) / 4
-        return wilson(value, variance, num_clusters=self.num_variants, freedom=freedom, low=low)
+        freedom = 1 / (1 / (num - 1) + 1 / FREEDOM)
+        return wilson(value, float((apart**2).mean()) / 4, num_clusters=num, freedom=freedom, low=low)
 
 
 def parts_of(variants: Sequence[str], *, num_parameters: int) -> Parts:
@@ -72,5 +76,5 @@ def parts_of(variants: Sequence[str], *, num_parameters: int) -> Parts:
         # Variants' names are hashes, so that neighbours by name are as good as drawn.
         size = -(-num // MAX_LEFT_OUT)
         group = {name: names[index - index % size] for index, name in enumerate(names)}
-        return Parts(leave_one_out([group[name] for name in variants]).astype(bool), num, are_halves=False)
-    return Parts(halves(variants, NUM_PAIRS).rows.astype(bool), num, are_halves=True)
+        return Parts(tuple(variants), leave_one_out([group[name] for name in variants]).astype(bool), are_halves=False)
+    return Parts(tuple(variants), halves(variants, NUM_PAIRS).rows.astype(bool), are_halves=True)

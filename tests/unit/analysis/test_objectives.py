@@ -360,5 +360,5 @@ def test_three_variants_with_a_text_in_common_tell_no_interval_however_many_have
     ranking = rank(table, columns=[Column("heldout", Metric("ppl", "min"))])
     [found] = [each for each in ranking.associations if each.indicator == "heldout/ppl"]
     assert (found.pairs.num_pairs, found.accuracy.value) == (3, 1.0)
-    for estimate in (found.accuracy, found.clear_accuracy, found.kendall):
+    for estimate in (found.accuracy, found.clear_accuracy, found.kendall, found.added, found.gain):
         assert math.isnan(estimate.low)

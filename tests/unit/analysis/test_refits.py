@@ -8,6 +8,9 @@ from raysweep.analysis.beyond_config import num_parameters
 from raysweep.analysis.pairwise import interval, wilson
 from raysweep.analysis.refits import FREEDOM, MAX_LEFT_OUT, NUM_PAIRS, parts_of
 
+ALL = np.ones((48, 48), dtype=bool)
+"""Pairs: of all variants."""
+
 
 def test_halves_tell_the_variance_of_a_mean_and_hold_its_chance():
     # 600 tables: the mean variance has a standard error of about 1.5 %, coverage one of 0.9 points.
@@ -19,7 +22,7 @@ def test_halves_tell_the_variance_of_a_mean_and_hold_its_chance():
     for seed in range(600):
         values = np.clip(share + np.random.default_rng(seed).normal(size=num) / 8, 0, 1)
         halves = np.array([values[rows].mean() for rows in parts.rows])
-        found = parts.interval(float(values.mean()), halves)
+        found = parts.interval(float(values.mean()), halves, ALL[:num, :num])
         variance = np.mean(np.subtract(*np.split(halves, 2)) ** 2) / 4
         freedom = 1 / (1 / (num - 1) + 1 / FREEDOM)
         assert found == wilson(float(values.mean()), variance, num_clusters=num, freedom=freedom)
@@ -33,15 +36,37 @@ def test_a_statistic_that_most_halves_lack_has_no_interval():
     parts = parts_of([f"{row:02}" for row in range(20)], num_parameters=4)
     values = np.random.default_rng(0).random(2 * NUM_PAIRS)
     values[: NUM_PAIRS // 3] = np.nan
-    assert np.isfinite(parts.interval(0.5, values).low)
+    assert np.isfinite(parts.interval(0.5, values, ALL[:20, :20]).low)
     values[: 2 * NUM_PAIRS // 3] = np.nan
-    assert np.isnan(parts.interval(0.5, values).low)
+    assert np.isnan(parts.interval(0.5, values, ALL[:20, :20]).low)
 
 
 def test_few_variants_are_left_out_one_at_a_time():
     parts = parts_of(list("aabbccdde"), num_parameters=4)
     assert parts.rows.sum(axis=1).tolist() == [7, 7, 7, 7, 8]
-    assert parts.interval(0.5, np.arange(5) / 9) == interval(0.5, np.arange(5) / 9)
+    assert parts.interval(0.5, np.arange(5) / 9, ALL[:9, :9]) == interval(0.5, np.arange(5) / 9)
+
+
+@pytest.mark.parametrize("num", [40, 14], ids=["halves", "one at a time"])
+def test_variants_without_a_pair_of_what_is_measured_do_not_count(num):
+    variants = [f"{row:02}" for row in range(num)]
+    parts = parts_of(variants, num_parameters=4)
+    by_part = np.random.default_rng(0).random(len(parts.rows)) / 9
+
+    def among(first):
+        """The pairs of the first variants."""
+        pairs = np.eye(num, dtype=bool)
+        pairs[:first, :first] = True
+        return pairs
+
+    assert np.isnan(parts.interval(0.5, by_part, among(4)).low)
+    some, every = (parts.interval(0.5, by_part, among(first)) for first in (8, num))
+    if parts.are_halves:
+        variance = np.mean(np.subtract(*np.split(by_part, 2)) ** 2) / 4
+        assert some == wilson(0.5, variance, num_clusters=8, freedom=1 / (1 / 7 + 1 / FREEDOM))
+    else:
+        assert some == interval(0.5, by_part[:8])
+    assert some != every
 
 
 def test_many_variants_are_left_out_in_groups_of_like_size():
