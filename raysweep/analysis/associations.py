@@ -73,7 +73,7 @@ class Association:
     NaN where no two checkpoints compare by it, as by the losses of different objectives.
     """
     clear_accuracy: IntervalEstimate
-    """The same over pairs whose target difference is clear."""
+    """The same over pairs whose target difference is clear; NaN where errors of the target are not known."""
     spearman: IntervalEstimate
     """NaN for config, whose order is another one for every pair, and where not all checkpoints compare."""
     kendall: IntervalEstimate
@@ -335,6 +335,12 @@ def _config(
     )
     order = ("config", have.tobytes(), pairs.credit.tobytes())
     return _Row(association, have=have, comparable=every, accuracy=accuracy, parts=parts, order=order)
+
+
+def without_clear(association: Association) -> Association:
+    """As it is where errors of the target are not known: no pair is clear of them, or all are, which tells nothing."""
+    pairs = replace(association.pairs, num_within_noise=None, num_clear=None)
+    return replace(association, clear_accuracy=NO_ESTIMATE, pairs=pairs)
 
 
 def _once(statistic: Callable[[Floats], Floats], rows: Floats) -> float:

@@ -49,7 +49,7 @@ def headline(ranking: Ranking) -> str:
         f"({direction_text(top)} is better) orders the most pairs right: {formatting.with_interval(top.accuracy)}"
     )
     # Its interval is over variants: noise of the test examples, which all checkpoints share, may agree with it.
-    if top.pairs.num_pairs and not top.pairs.num_clear and ranking.errors != "unknown":
+    if top.pairs.num_pairs and top.pairs.num_clear == 0:
         text += f" of {top.pairs.num_pairs}, none of which is clear of noise"
     if math.isnan(top.accuracy.low):
         text += ", with too few variants for an interval"
@@ -109,7 +109,7 @@ def how_to_read(ranking: Ranking) -> list[str]:
             "validation examples. #n is a checkpoint's place by that indicator.",
             _error_line(ranking),
         ]
-    if ranking.gap and ranking.errors != "unknown":
+    if ranking.gap and ranking.num_clear is not None:
         lines.append(
             f"Clear pairs of checkpoints: {ranking.num_clear} of {ranking.num_comparisons}. Their difference is "
             "beyond noise, with one in twenty of them at most expected to be none (Benjamini-Hochberg)."

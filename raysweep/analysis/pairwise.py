@@ -43,10 +43,11 @@ class PairCounts:
     """Unordered pairs: `num_pairs` is the sum of those within noise, with equal targets, and clear."""
 
     num_pairs: int
-    num_within_noise: int
+    num_within_noise: int | None
+    """None where errors of the target are not known, as `num_clear` is."""
     num_target_ties: int
     num_indicator_ties: int
-    num_clear: int
+    num_clear: int | None
 
 
 @dataclass(frozen=True)

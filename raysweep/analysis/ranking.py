@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from raysweep.analysis.associations import Association, associate
+from raysweep.analysis.associations import Association, associate, without_clear
 from raysweep.analysis.cut_prompts import CutPrompts, cut_prompts
 from raysweep.analysis.defects import Flag, find_flags
 from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, NUM_TOKENS, OTHER_TEXT, PPL, is_axis
@@ -123,8 +123,9 @@ class Ranking:
     num_against_chance: int
     num_comparisons: int
     """Pairs of scored checkpoints, for all of which at once the intervals of `ties` and `gap` hold."""
-    num_clear: int
-    """Of these, the pairs whose difference is clear: at most one in twenty of them is expected to be none."""
+    num_clear: int | None
+    """Of these, the pairs whose difference is clear: at most one in twenty of them is expected to be none. None where
+    errors are not known."""
     errors: Errors
     edges: tuple[Edge, ...]
     """By the checkpoints' order."""
@@ -244,6 +245,9 @@ def rank(
     there = [name for name in (OTHER_TEXT, PPL) if name in table and scored[name].notna().any()]
     gaps_of = gaps_of or next(iter(there), None)
     associations, skipped = associate(scored, target=target, clear=clear, columns=by_name, gaps_of=gaps_of)
+    kind_of_errors = _errors(differences)
+    if kind_of_errors == "unknown":
+        associations = tuple(map(without_clear, associations))
     places: dict[str, Any] = {"rank": _ranks(-scores)}
     for item in associations:
         if item.source == "measured":
@@ -273,8 +277,8 @@ def rank(
         num_near_chance=num_near,
         num_against_chance=num_against,
         num_comparisons=differences.num_pairs,
-        num_clear=int(clear.sum()) // 2,
-        errors=_errors(differences),
+        num_clear=None if kind_of_errors == "unknown" else int(clear.sum()) // 2,
+        errors=kind_of_errors,
         edges=_edges(table, tasks, labels, noise or {}),
         ceiling=differences.ceiling(),
         target_gaps=tuple(

@@ -211,10 +211,8 @@ def agreement_table(ranking: Ranking) -> Table:
             ),
             cell(direction_text(item)),
         ]
-        # Where errors are not known, no pair is clear of them, or all are: that tells nothing.
-        clear = IntervalEstimate(math.nan) if ranking.errors == "unknown" else item.clear_accuracy
-        num_clear = "" if ranking.errors == "unknown" else f"{item.pairs.num_clear} of them clear"
-        estimates = [item.accuracy, clear, item.added, item.gain, item.spearman, item.kendall]
+        num_clear = "" if item.pairs.num_clear is None else f"{item.pairs.num_clear} of them clear"
+        estimates = [item.accuracy, item.clear_accuracy, item.added, item.gain, item.spearman, item.kendall]
         cells += [cell(each.value, lambda _, each=each: formatting.with_interval(each)) for each in estimates]  # type: ignore[misc]
         cells.insert(4, cell(item.pairs.num_pairs, formatting.number, title=num_clear))
         missing = f"{item.num_missing} missing" if item.num_missing else ""

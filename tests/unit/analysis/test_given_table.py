@@ -113,6 +113,10 @@ def test_a_table_gives_the_document_of_a_run(tmp_path, capsys, ending):
     assert {"point.lr", "point.objective", "all together"} < set(found)
     assert document["num_variants"] == 6  # Rows of one configuration are of one variant.
     assert document["skipped"] == {}
+    # Without errors of the scores no pair is known to be clear of noise, nor within it.
+    assert found["ppl"]["clear_accuracy"] == {"value": None, "low": None, "high": None}
+    assert (found["ppl"]["pairs"]["num_clear"], found["ppl"]["pairs"]["num_within_noise"]) == (None, None)
+    assert (document["errors"], document["num_clear"]) == ("unknown", None)
     assert main(["rank", "--table", str(path), *columns]) == 0
     assert "ppl" in capsys.readouterr().out
 

@@ -117,6 +117,7 @@ def two_objectives(flatness_of):
     falling = [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.5]
     table = pd.DataFrame({"trial": names, "variant": names, "checkpoint": names, "status": "done", "step": 1})
     table["sft/mean_score"] = [0.5, 0.6, 0.7, 0.8, 0.9, 0.1, 0.2, 0.3, 0.4, 0.05]
+    table["sft/mean_score_stderr"] = 1e-3
     table["heldout/ppl"] = table["flatness/hessian_trace"] = table["indicators/kshot_mean"] = falling
     table["point.x"] = ["a", "a", "b", "b", "b", "a", "a", "b", "b", "a"]
     return rank(table.assign(**{PERPLEXITY_OF: words, FLATNESS_OF: flatness_of or words}), columns=COLUMNS)
