@@ -97,7 +97,10 @@ def _choose(ranking: Ranking, which: str) -> Mapping[Any, Any]:
     if not rows:
         raise StoreError("no checkpoint is finished in this run yet")
     if which.isdecimal() and ranking.best is None:
-        raise StoreError("no checkpoint is ranked yet; name one by --checkpoint: " + _some(ranking.labels))
+        why = "no checkpoint is ranked yet"
+        if ranking.has_scores:
+            why = f"by {ranking.target} checkpoints have places within one objective and text alone"
+        raise StoreError(f"{why}; name one by --checkpoint: {_some(ranking.labels)}")
     names = [(str(row["checkpoint"]), ranking.labels[row_key(row)], str(row["rank"])) for row in rows]
     chosen = {row["checkpoint"]: row for row, known in zip(rows, names, strict=True) if which in known}
     if len(chosen) > 1:

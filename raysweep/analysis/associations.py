@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raysweep.analysis.baselines import credit, design
 from raysweep.analysis.beyond_config import ConfigFit, Matched, added, axes_of, config_fits, matched, num_parameters
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Statistic = Callable[[Floats, Floats, Floats], Floats]
+Groups = NDArray[np.int64]
 
 TOGETHER = "all together"
 """The baseline of all config columns at once."""
@@ -114,7 +116,13 @@ class _Row:
 
 
 def associate(
-    table: pd.DataFrame, *, target: str, clear: Flags, columns: Mapping[str, Column], gaps_of: str | None = None
+    table: pd.DataFrame,
+    *,
+    target: str,
+    clear: Flags,
+    columns: Mapping[str, Column],
+    gaps_of: str | None = None,
+    groups: Groups | None = None,
 ) -> tuple[tuple[Association, ...], dict[str, str]]:
     """Indicators, best first, and of each column that is none, why.
 
@@ -123,7 +131,10 @@ def associate(
         clear: [rows, rows], pairs whose target difference is clear.
         columns: what its metric columns are, by name; those of fine-tuning are no indicators.
         gaps_of: a column of numbers, by whose differences pairs are looked at apart.
+        groups: [rows]: equal numbers for rows whose targets are of one quantity; only pairs of these count. None: all.
     """
+    groups = np.zeros(len(table), dtype=np.int64) if groups is None else groups
+    table = table.assign(**{target: _beside_others(numbers(table[target]), groups)})
     measured: dict[str, Column] = {}
     skipped, config = {}, []
     together = moved_together(table)
@@ -147,7 +158,7 @@ def associate(
             config.append(name)
     whole = [name for name in config if table[name].notna().all()]
     gaps = _gaps(table, gaps_of, columns.get(gaps_of)) if gaps_of else []
-    shared = _Shared(table, whole, config, target=target, gaps=gaps)
+    shared = _Shared(table, whole, config, target=target, gaps=gaps, groups=groups)
     rows = [
         _measured(table, name, column, target=target, clear=clear, shared=shared) for name, column in measured.items()
     ]
@@ -178,12 +189,14 @@ class _Shared:
         *,
         target: str,
         gaps: Sequence[GapPairs],
+        groups: Groups,
     ) -> None:
+        self.groups = groups
         self._table, self._config, self._settings, self._target = table, list(config), list(settings), target
         # Of all checkpoints, so that the ranges are the same for an indicator with missing values.
         self._gaps = gaps
-        scores = numbers(table[target])
-        self._target_gaps, self._target_ranges = target_gaps(scores), target_ranges(scores)
+        scores, comparable = numbers(table[target]), groups[:, None] == groups
+        self._target_gaps, self._target_ranges = target_gaps(scores, comparable), target_ranges(scores, comparable)
         self._known: dict[bytes, _Alike] = {}
 
     def of(self, have: Flags) -> _Alike:
@@ -220,6 +233,18 @@ class _Alike:
     drawn: Halves
 
 
+def _beside_others(scores: Floats, groups: Groups) -> Floats:
+    """[n]: less the mean of the group, between which no pair counts: differences of groups would be noise in a fit.
+
+    Where two variants are left out, what is left knows no more of their scores than the sum of the two.
+    """
+    names, index = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        return scores
+    means: Floats = np.bincount(index, weights=scores) / np.bincount(index)
+    return scores - means[index]
+
+
 def _among(have: Flags, gaps: Sequence[GapPairs]) -> list[GapPairs]:
     return [replace(each, pairs=each.pairs[np.ix_(have, have)]) for each in gaps]
 
@@ -227,7 +252,8 @@ def _among(have: Flags, gaps: Sequence[GapPairs]) -> list[GapPairs]:
 def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, clear: Flags, shared: _Shared) -> _Row:
     direction, values = column.metric.direction, numbers(table[name])
     have = np.isfinite(values)
-    groups = loss_groups(table[have], column)
+    # Of one number where both the indicator's values and the targets are of one quantity.
+    groups = loss_groups(table[have], column) * (int(shared.groups.max(initial=0)) + 1) + shared.groups[have]
     comparable = groups[:, None] == groups
     scores, oriented = numbers(table[target])[have], values[have] * (-1 if direction == "min" else 1)
     variants = list(table["variant"][have])
@@ -293,14 +319,16 @@ def _config(
     """By the scores of other variants: from what the last of the columns adds to a fit on them, or from all of it."""
     have: Flags = table[list(columns)].notna().all(axis=1).to_numpy(dtype=bool)
     there = table[have]
-    scores, variants = numbers(there[target]), np.asarray(there["variant"], dtype=str)
+    scores, variants, groups = numbers(there[target]), np.asarray(there["variant"], dtype=str), shared.groups[have]
+    comparable = groups[:, None] == groups
     apart, blocks = clear[np.ix_(have, have)], [design(there[column]) for column in columns]
 
     def pairs_of(rows: Flags) -> Comparison:
         block = None if name == TOGETHER else len(blocks) - 1
         shares = credit([each[rows] for each in blocks], scores[rows], list(variants[rows]), block=block)
         undecided = (shares == 0.5) & (scores[rows][:, None] != scores[rows])
-        return comparison(shares, scores[rows], clear=apart[np.ix_(rows, rows)], undecided=undecided)
+        own = np.ix_(rows, rows)
+        return comparison(shares, scores[rows], clear=apart[own], comparable=comparable[own], undecided=undecided)
 
     pairs = pairs_of(np.ones(len(scores), dtype=bool))
     alike = shared.of(have)
@@ -321,7 +349,7 @@ def _config(
     every = np.ones((len(scores), len(scores)), dtype=bool)
     direction: Direction | None = None
     if name != TOGETHER and has_order(there[name]) and there[name].nunique() > 1:
-        rising = kendall(numbers(there[name]), scores, np.ones((1, len(scores))))[0] >= 0
+        rising = kendall(numbers(there[name]), scores, np.ones((1, len(scores))), comparable=comparable)[0] >= 0
         direction = "max" if rising else "min"
     counted = _counted(pairs.every, on)
     axes = {axis: flags for axis, flags in axes_of(there[list(columns)]).items() if name in (axis, TOGETHER)}

@@ -30,7 +30,7 @@ from raysweep.analysis.defects import collapsed_rows, copied_rows, leaks
 from raysweep.analysis.derived import OTHER_TEXT, PPL
 from raysweep.analysis.formatting import is_share, number
 from raysweep.analysis.labels import row_key
-from raysweep.analysis.ranking import Ranking
+from raysweep.analysis.ranking import Ranking, check_compares
 from raysweep.analysis.worth import cost_unit, is_bought, own_stages, seconds_by_kind, seconds_spent
 from raysweep.printable import printable
 from raysweep.scores import column_name
@@ -59,8 +59,10 @@ def known_of(
             before its slash. None: each is one by itself, and has run where it has a value.
 
     Raises:
-        CompareError: if a cost is not known, or nothing costs less than fine-tuning.
+        CompareError: if a cost is not known, nothing costs less than fine-tuning, or the target does not compare all
+            checkpoints.
     """
+    check_compares(ranking)
     leaked = leaks(ranking.flags)
     used = {
         item.indicator: (item.indicator.partition("/")[0] if ran is not None else item.indicator, item.direction)

@@ -30,11 +30,9 @@ MIN_PAIRS = 0.25
 
 def headline(ranking: Ranking) -> str:
     """What was found, in one sentence that claims no more than the intervals hold."""
-    if ranking.best is None:
+    if not ranking.has_scores:
         return "No checkpoint has a fine-tuned score, so there is nothing to rank."
-    best = ranking.best
-    score = f"{score_text(best.to_dict(), ranking.target)}{formatting.unit(ranking.target)}"
-    text = f"Best after fine-tuning is {ranking.labels[row_key(best)]} ({score}){_beside(ranking)}"
+    text = _best_text(ranking)
     measured = [
         item
         for item in ranking.associations
@@ -65,6 +63,14 @@ def headline(ranking: Ranking) -> str:
     return f"{text}{verdict} (picked as the best, for which the interval does not correct)."
 
 
+def _best_text(ranking: Ranking) -> str:
+    best = ranking.best
+    if best is None:
+        return f"No checkpoint is best: by {ranking.target} they compare within one objective and text alone"
+    score = f"{score_text(best.to_dict(), ranking.target)}{formatting.unit(ranking.target)}"
+    return f"Best after fine-tuning is {ranking.labels[row_key(best)]} ({score}){_beside(ranking)}"
+
+
 def cautions(ranking: Ranking) -> list[str]:
     """What a reader must know before believing the ranking, a sentence each; none in a good sweep."""
     lines = []
@@ -77,6 +83,13 @@ def cautions(ranking: Ranking) -> list[str]:
         )
     lines += _edge_lines(ranking)
     table = ranking.checkpoints
+    if ranking.num_groups > 1:
+        pairs = formatting.counted(ranking.num_comparisons, "pair")
+        lines.append(
+            f"{ranking.target} is a rise of each checkpoint's own loss, which does not compare over the "
+            f"{ranking.num_groups} objectives and texts there are: {pairs} within one are counted, # is a place within "
+            "one, and none is best of all."
+        )
     lines += vocabulary_cautions(table)
     lines += objective_cautions(table)
     lines += cut_lines(ranking.cut_prompts)
@@ -103,18 +116,18 @@ def cautions(ranking: Ranking) -> list[str]:
 def how_to_read(ranking: Ranking) -> list[str]:
     """What the numbers mean and what is missing from them, a sentence each."""
     lines = []
-    if ranking.best is not None:
+    if ranking.has_scores:
         lines = [
             f"Checkpoints are by {_target_text(ranking.target)}, on test examples, at the learning rate picked on "
             "validation examples. #n is a checkpoint's place by that indicator.",
             _error_line(ranking),
         ]
-    if ranking.gap and ranking.num_clear is not None:
+    if ranking.num_comparisons and ranking.num_clear is not None:
         lines.append(
             f"Clear pairs of checkpoints: {ranking.num_clear} of {ranking.num_comparisons}. Their difference is "
             "beyond noise, with one in twenty of them at most expected to be none (Benjamini-Hochberg)."
         )
-        lines.append(_tie_line(ranking))
+        lines += [_tie_line(ranking)] if ranking.gap else []
     lines += agreement_lines(ranking)
     lines += objective_lines(ranking.checkpoints)
     lines += unscored_lines(ranking)
@@ -362,14 +375,17 @@ def _edge_lines(ranking: Ranking) -> list[str]:
     """
     of_target = (edge for edge in ranking.edges if edge.task in ranking.target_tasks)
     edges = list({(edge.trial, edge.checkpoint, edge.runs or edge.task): edge for edge in of_target}.values())
-    if not edges or ranking.best is None:
+    if not edges or not ranking.has_scores:
         return []
-    leaders = {ranking.best["checkpoint"], *(tie.checkpoint for tie in ranking.ties)}
+    best = [] if ranking.best is None else [ranking.best["checkpoint"]]
+    leaders = {*best, *(tie.checkpoint for tie in ranking.ties)}
     sides = Counter(edge.side for edge in edges)
     counts = " and ".join(f"{number} at the {side}" for side, number in sorted(sides.items()))
     leading = [edge for edge in edges if edge.checkpoint in leaders]
     cases = formatting.counted(len(edges), "case")
-    concerned = f", of the best or a tie with it in {len(leading)}" if leading else ", of none of the leaders"
+    concerned = ", of none of the leaders" if best else ""
+    if leading:
+        concerned = f", of the best or a tie with it in {len(leading)}"
     return [
         f"The fine-tuning rate picked is at an end of its grid in {cases} ({counts}{concerned}): a "
         "better one may lie beyond, as it may where all rates score alike. Widen sft.lrs, or let `lrs: auto` do it."

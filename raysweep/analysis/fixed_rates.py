@@ -50,14 +50,15 @@ class FixedRate:
 
 
 def fixed_rates(ranking: Ranking, stages: pd.DataFrame) -> list[FixedRate]:
-    """By rising rate; none where there was no choice, no rate is every checkpoint's, or the target is not of `sft`.
+    """By rising rate; none where there was no choice, no rate is every checkpoint's, or the target is not of `sft`, or
+    does not compare all checkpoints.
 
     Args:
         stages: the run's, as `stage_table` gives them.
     """
     table = ranking.checkpoints
     table = table[table[ranking.target].notna()].drop_duplicates("checkpoint")
-    if len(table) < 2 or not ranking.target.startswith(column_name("sft", "")):
+    if len(table) < 2 or ranking.num_groups > 1 or not ranking.target.startswith(column_name("sft", "")):
         return []
     tuned = ranking.sign * numbers(table[ranking.target])
     weights = leave_one_out(list(table["variant"]))

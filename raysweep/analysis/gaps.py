@@ -72,25 +72,30 @@ def gap_pairs(values: Floats, groups: NDArray[np.int64] | None = None) -> list[G
     return [each for each in found if each.pairs.any() and not math.isnan(each.high)]
 
 
-def target_gaps(scores: Floats) -> list[GapPairs]:
+def target_gaps(scores: Floats, comparable: Flags | None = None) -> list[GapPairs]:
     """Fifths of the pairs by how far their targets [n] differ, smallest first; of those that are equal the first.
+
+    Args:
+        scores: the targets.
+        comparable: [n, n], the pairs whose targets are of one quantity; None: all of them.
 
     >>> [(each.low, each.high) for each in target_gaps(np.array([0.0, 1.0, 2.0, 4.0, 8.0]))]
     [(0.0, 1.8), (1.8, 2.6), (2.6, 4.0), (4.0, 6.2), (6.2, 8.0)]
     """
-    differences = np.abs(scores[:, None] - scores)
-    edges = [-math.inf, *_quantiles(differences, NUM_FIFTHS)]
+    differences, counted = np.abs(scores[:, None] - scores), _counted(scores, comparable)
+    edges = [-math.inf, *_quantiles(differences, counted, NUM_FIFTHS)]
     parts = [
-        GapPairs(max(low, 0.0), high, _apart(scores) & (differences > low) & (differences <= high))
+        GapPairs(max(low, 0.0), high, counted & (differences > low) & (differences <= high))
         for low, high in itertools.pairwise(edges)
     ]
     return [each for each in parts if each.pairs.any()]
 
 
-def target_ranges(scores: Floats) -> list[GapPairs]:
-    """The pairs that differ least in the target: a twentieth of all, two of them, and so on to all."""
-    differences = np.abs(scores[:, None] - scores)
-    return [GapPairs(0.0, high, _apart(scores) & (differences <= high)) for high in _quantiles(differences, NUM_STEPS)]
+def target_ranges(scores: Floats, comparable: Flags | None = None) -> list[GapPairs]:
+    """The pairs that differ least in the target: a twentieth of all, two of them, and so on; see `target_gaps`."""
+    differences, counted = np.abs(scores[:, None] - scores), _counted(scores, comparable)
+    ends = _quantiles(differences, counted, NUM_STEPS)
+    return [GapPairs(0.0, high, counted & (differences <= high)) for high in ends]
 
 
 OnPairs = Callable[[Flags], tuple[int, IntervalEstimate]]
@@ -118,11 +123,12 @@ def chance_within(ranges: Sequence[GapPairs], on: OnPairs) -> GapAccuracy | None
     return widest
 
 
-def _apart(scores: Floats) -> Flags:
-    return ~np.eye(len(scores), dtype=bool)
+def _counted(scores: Floats, comparable: Flags | None) -> Flags:
+    apart: Flags = ~np.eye(len(scores), dtype=bool)
+    return apart if comparable is None else apart & comparable
 
 
-def _quantiles(differences: Floats, num: int) -> list[float]:
-    """Of the pairs' differences [n, n], the upper ends of so many parts of them; the last is their largest."""
-    found = differences[np.triu_indices(len(differences), k=1)]
+def _quantiles(differences: Floats, counted: Flags, num: int) -> list[float]:
+    """Of the counted pairs' differences [n, n], the upper ends of so many parts; the last is their largest."""
+    found = differences[np.triu(counted)]
     return [*map(float, np.quantile(found, np.arange(1, num + 1) / num))] if len(found) else []

@@ -20,7 +20,7 @@ from raysweep.analysis.derived import is_axis, is_config
 from raysweep.analysis.earlier import is_of_training
 from raysweep.analysis.pair_features import fit_scale, normalised
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
-from raysweep.analysis.ranking import Ranking, of_task, tasks_beside
+from raysweep.analysis.ranking import Ranking, check_compares, of_task, tasks_beside
 from raysweep.analysis.unseen import (
     MIN_TRAINED,
     Split,
@@ -158,8 +158,9 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Colle
         without: indicators to leave out; see `indicators_named`.
 
     Raises:
-        CompareError: if there is no indicator that compares all checkpoints, or there are too few variants.
+        CompareError: if the target or no indicator compares all checkpoints, or there are too few variants.
     """
+    check_compares(ranking)
     copied, leaked = copied_rows(ranking.flags), leaks(ranking.flags)
     table = ranking.checkpoints
     table = table[table[ranking.target].notna() & ~table["checkpoint"].isin(copied)].sort_values("checkpoint")

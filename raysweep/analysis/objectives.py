@@ -68,6 +68,9 @@ _LOSS_OF = {
 }
 """Kind of stage -> the column that says whose loss its metrics are of."""
 
+_FORGETTING = frozenset({"forgetting_nats_per_token", "mean_forgetting"})
+"""Of fine-tuning's metrics those of the loss whose perplexity is told; the others compare all checkpoints."""
+
 _ON_OWN_TEXT = {kind for kind, column in _LOSS_OF.items() if column not in (TRAINING_LOSS_OF, OTHER_TEXT_OF)}
 """Kinds of stages whose metrics are of a loss on held-out text of the variant's own corpus."""
 
@@ -94,16 +97,17 @@ def loss_groups(checkpoints: pd.DataFrame, column: Column) -> NDArray[np.int64]:
     """[rows]: equal numbers for checkpoints whose values of a metric are of one quantity, and so compare.
 
     Those are all checkpoints, unless it is a metric of the loss of an objective (flatness under `flatness.objective:
-    own` is); a checkpoint whose objective is not known has a number of its own. Of those, all but losses on other
-    corpora are measured on a variant's own text: checkpoints compare where the sweep gave them the same.
+    own` is, and how much of it is forgotten); a checkpoint whose objective is not known has a number of its own. Of
+    those, all but losses on other corpora are measured on a variant's own text: checkpoints compare where the sweep
+    gave them the same.
     """
     import pandas as pd
 
     of_tokens = is_of_tokens(column)
     vocabularies = _vocabularies(checkpoints) if of_tokens else [""] * len(checkpoints)
-    if column.kind not in _LOSS_OF:
+    words = _told_by(column)
+    if words is None:
         return _numbered(vocabularies)
-    words = _LOSS_OF[column.kind]
     objectives = checkpoints[words] if words in checkpoints else [""] * len(checkpoints)
     is_one_mix = _of_domains(column) or (words == SPANS_OF and {*filter(pd.notna, objectives)} == {ONE_MIX})
     neutral = {"mix"} if is_one_mix else set()
@@ -135,6 +139,13 @@ def with_bytes(columns: Sequence[Column], checkpoints: pd.DataFrame) -> list[Col
     ]
 
 
+def _told_by(column: Column) -> str | None:
+    """The column that says whose loss a metric is of; None: of none."""
+    if column.kind == "sft":
+        return PERPLEXITY_OF if column.metric.name in _FORGETTING else None
+    return _LOSS_OF.get(column.kind)
+
+
 def _numbered(keys: Sequence[Hashable]) -> NDArray[np.int64]:
     """[n]: equal numbers for equal keys."""
     numbers: dict[Hashable, int] = {}
@@ -160,7 +171,7 @@ def is_of_tokens(column: Column) -> bool:
     name, unit = column.metric.name, column.metric.unit
     if not unit:
         unit = BYTES if "bits_per_byte" in name else "nats" if "nats" in name or "log_likelihood" in name else ""
-    return unit.startswith("nats") or (column.kind in _LOSS_OF and unit != BYTES)
+    return unit.startswith("nats") or (_told_by(column) is not None and unit != BYTES)
 
 
 def _of_domains(column: Column) -> bool:
@@ -236,10 +247,12 @@ def objective_cautions(checkpoints: pd.DataFrame) -> list[str]:
                 "checkpoints of different objectives are not counted for them, and #n is a place within one objective."
             )
     num_texts = len(set(_own_texts(checkpoints)))
-    measured = {str(name).split("/")[0] for name in checkpoints if "/" in str(name)}
-    if num_texts > 1 and measured & _ON_OWN_TEXT:
+    words = [str(name).split("/") for name in checkpoints if "/" in str(name)]
+    measured = {each[0] for each in words} & _ON_OWN_TEXT
+    measured |= {"forgetting" for each in words if each[0] == "sft" and each[-1] in _FORGETTING}
+    if num_texts > 1 and measured:
         lines.append(
-            f"What is measured on a variant's own text ({', '.join(sorted(measured & _ON_OWN_TEXT))}) is on "
+            f"What is measured on a variant's own text ({', '.join(sorted(measured))}) is on "
             f"{num_texts} texts: pairs of checkpoints of different texts are not counted for it, and #n is a place "
             "within one. Perplexities of a domain, agreement, and losses on spans where span_loss.mix is named, "
             "compare over mixes, but not over tags and lengths of documents; losses of other_text over all."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from raysweep.analysis.associations import Association, associate, without_clear
+from raysweep.analysis.comparer import CompareError
 from raysweep.analysis.cut_prompts import CutPrompts, cut_prompts
 from raysweep.analysis.defects import Flag, find_flags
 from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, NUM_TOKENS, OTHER_TEXT, PPL, is_axis
@@ -93,9 +94,14 @@ class Ranking:
     `checkpoints` is the checkpoint table by falling target, with `rank` and, for each measured indicator,
     `rank/<indicator>` (1 is best; equal values share the smaller rank; a loss has its rank among those of its
     objective, and none if it is alone there). `skipped` says of each column why it is no indicator here.
+
+    So it is with the target, where it is a rise of each checkpoint's own loss, as forgetting is: only pairs of one
+    objective and text count, `rank` is a place among these, and there is no best one, no tie with it and no gap.
     """
 
     target: str
+    num_groups: int
+    """Objectives and texts within which checkpoints compare by the target; 1 where all do."""
     checkpoints: pd.DataFrame
     associations: tuple[Association, ...]
     skipped: Mapping[str, str]
@@ -144,9 +150,14 @@ class Ranking:
     """Copies, collapsed numbers and leaks of the target, found from the numbers alone."""
 
     @property
+    def has_scores(self) -> bool:
+        """Whether any checkpoint has a target."""
+        return self.num_unscored < len(self.checkpoints)
+
+    @property
     def best(self) -> pd.Series | None:
-        """The row of the best checkpoint; None if nothing is scored."""
-        return None if self.num_unscored == len(self.checkpoints) else self.checkpoints.iloc[0]
+        """The row of the best checkpoint; None if nothing is scored, or not all compare."""
+        return self.checkpoints.iloc[0] if self.has_scores and self.num_groups == 1 else None
 
     @property
     def second(self) -> pd.Series | None:
@@ -159,6 +170,7 @@ class Ranking:
         """As JSON values, None for what is missing."""
         document = {
             "target": self.target,
+            "num_groups": self.num_groups,
             "checkpoints": [{"label": self.labels[row_key(row)], **row} for row in self.checkpoints.to_dict("records")],
             "indicators": [asdict(association) for association in self.associations],
             "skipped": dict(self.skipped),
@@ -197,6 +209,8 @@ def rank(
     Higher is better, unless the target's column declares otherwise, as that of forgetting does: then all differences
     are of its negative, so that what is better is above 0 here, too.
 
+    Where it is a rise of each checkpoint's own loss, only pairs of one objective and text count; see `Ranking`.
+
     Intervals of agreement leave out whole variants with all their seeds and checkpoints: checkpoints of one
     trajectory are no independent witnesses.
 
@@ -215,8 +229,10 @@ def rank(
     """
     import pandas as pd
 
-    if any(column.name == target and column.metric.direction == "min" for column in columns) and target in table:
-        others = [column for column in columns if column.name != target]
+    own = next((column for column in columns if column.name == target and target in table), None)
+    if own and own.metric.direction == "min":
+        higher = replace(own, metric=replace(own.metric, direction="max"))
+        others = [higher if column.name == target else column for column in columns]
         given: dict[str, Any] = {"noise": noise, "target": target, "gaps_of": gaps_of}
         turned = rank(table.assign(**{target: -table[target]}), columns=others, **given)
         shown = turned.checkpoints
@@ -233,34 +249,41 @@ def rank(
         )
     scores: Floats = np.asarray(table[target], dtype=np.float64)
     scored = table[np.isfinite(scores)]
+    groups = loss_groups(table, own) if own else np.zeros(len(table), dtype=np.int64)
+    own_groups = groups[: len(scored)]
+    num_groups, comparable = len(set(own_groups)) or 1, own_groups[:, None] == own_groups
     errors = f"{target}_stderr"
     differences = between(
         scores[: len(scored)],
         errors=scored[errors].to_numpy(dtype="float64") if errors in scored else None,
         noise=_noise_of(target, noise or {}, columns, tasks),
         checkpoints=list(scored["checkpoint"]),
+        comparable=comparable,
     )
     clear = differences.clear()
     by_name = {column.name: column for column in columns}
     there = [name for name in (OTHER_TEXT, PPL) if name in table and scored[name].notna().any()]
     gaps_of = gaps_of or next(iter(there), None)
-    associations, skipped = associate(scored, target=target, clear=clear, columns=by_name, gaps_of=gaps_of)
+    associations, skipped = associate(
+        scored, target=target, clear=clear, columns=by_name, gaps_of=gaps_of, groups=own_groups
+    )
     kind_of_errors = _errors(differences)
     if kind_of_errors == "unknown":
         associations = tuple(map(without_clear, associations))
-    places: dict[str, Any] = {"rank": _ranks(-scores)}
+    places: dict[str, Any] = {"rank": _ranks(-scores, groups if num_groups > 1 else None)}
     for item in associations:
         if item.source == "measured":
             values = table[item.indicator] * (1 if item.direction == "min" else -1)
             places[f"rank/{item.indicator}"] = _ranks(values, loss_groups(table, by_name[item.indicator]))
     labels = checkpoint_labels(table)
-    estimates = differences.from_first() if len(scored) else []
-    is_other = list(scored["checkpoint"] != scored["checkpoint"].iloc[0]) if len(scored) else []
+    estimates = differences.from_first() if len(scored) and num_groups == 1 else []
+    is_other = list(scored["checkpoint"] != scored["checkpoint"].iloc[0]) if estimates else []
     chance = _chance(table, tasks)
     target_tasks = _target_tasks(target, tasks, columns)
     num_near, num_against = _near_chance(scored, {task: chance[task] for task in target_tasks if task in chance})
     return Ranking(
         target=target,
+        num_groups=num_groups,
         target_tasks=target_tasks,
         sign=1.0,
         checkpoints=pd.concat([table, pd.DataFrame(places)], axis=1),
@@ -271,7 +294,7 @@ def rank(
         diverged=tuple(labels[row_key(row)] for row in table[table["status"] == "diverged"].to_dict("records")),
         labels=labels,
         tasks=tasks,
-        ties=_ties(scored, estimates, labels),
+        ties=_ties(scored, estimates, labels) if estimates else (),
         gap=next((each for each, other in zip(estimates, is_other, strict=True) if other), None),
         chance=chance,
         num_near_chance=num_near,
@@ -283,9 +306,10 @@ def rank(
         ceiling=differences.ceiling(),
         target_gaps=tuple(
             TargetGap(each.low, each.high, int(each.pairs.sum()) // 2, differences.ceiling(each.pairs))
-            for each in target_gaps(scores[: len(scored)])
+            for each in target_gaps(scores[: len(scored)], comparable)
         ),
-        seed_twins=seed_twins(scored, scores[: len(scored)], differences.moments.variance),
+        # Offsets of seeds are one for all recipes, in one unit.
+        seed_twins=seed_twins(scored, scores[: len(scored)], differences.moments.variance) if num_groups == 1 else None,
         cut_prompts=cut_prompts(table),
         gaps_of=gaps_of,
         flags=_flags(scored, associations, target, labels),
@@ -302,6 +326,16 @@ def default_target(table: pd.DataFrame, columns: Sequence[Column]) -> str:
     if target not in table or compares(table, target):
         return target
     return usual_target(column for column in there if is_share(column.name))
+
+
+def check_compares(ranking: Ranking) -> None:
+    """See that any two checkpoints compare by the target, as who learns from it needs. Raises CompareError."""
+    if ranking.num_groups > 1:
+        raise CompareError(
+            f"{ranking.target} is a rise of each checkpoint's own loss, which does not compare over the "
+            f"{ranking.num_groups} objectives and texts there are; take a target that compares all, such as --target "
+            f"{MEAN_SCORE}"
+        )
 
 
 def _flags(

@@ -159,7 +159,7 @@ class SameLoss:
     other_seeds: tuple[Any, ...]
     """Those that are no bases, as too few variants are in the band under them."""
     incomplete: tuple[str, ...]
-    """Targets and measures that a compared checkpoint lacks, and that are left out for that."""
+    """Targets and measures that are left out, as a compared checkpoint lacks them, or the loss is another quantity."""
     control: str | None
     """Of an adversary, if there is one."""
     reference: str

@@ -212,7 +212,8 @@ def _left_out(found: SameLoss) -> Iterator[str]:
         seeds = ", ".join(map(str, found.other_seeds))
         yield f" No base, as fewer than {MIN_VARIANTS} variants are so near under it: seed {seeds}."
     if found.incomplete:
-        yield f" Not compared, as a checkpoint here lacks it: {', '.join(map(short_name, found.incomplete))}."
+        names = ", ".join(map(short_name, found.incomplete))
+        yield f" Not compared, as a checkpoint here lacks it or its loss is another quantity: {names}."
 
 
 def _known(found: SameLoss) -> str:

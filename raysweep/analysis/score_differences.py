@@ -33,6 +33,8 @@ class Differences:
     """[n, n]."""
     moments: EstimateArrays
     """[n, n], its variance NaN where the errors of scores are not known."""
+    comparable: Flags
+    """[n, n]: the pairs whose scores are of one quantity; what is said of all pairs is of these."""
     paired: bool
     """Whether all are over test examples that both checkpoints have."""
     knows_seeds: bool
@@ -40,8 +42,8 @@ class Differences:
 
     @property
     def num_pairs(self) -> int:
-        """Number of unordered pairs, n (n - 1) / 2."""
-        return len(self.value) * (len(self.value) - 1) // 2
+        """Number of unordered pairs that compare; n (n - 1) / 2 where all do."""
+        return len(self._pairs()[0])
 
     @property
     def known(self) -> bool:
@@ -52,8 +54,8 @@ class Differences:
         """[n, n]: the pairs whose difference is clear; one without a known error is taken at its word."""
         from scipy.special import stdtr
 
-        flags: Flags = self.value != 0
-        rows, columns = _upper(len(self.value))
+        flags: Flags = (self.value != 0) & self.comparable
+        rows, columns = self._pairs()
         errors = np.sqrt(self.moments.variance[rows, columns])
         known = np.isfinite(errors)
         rows, columns, errors = rows[known], columns[known], errors[known]
@@ -75,7 +77,7 @@ class Differences:
         """
         from scipy.special import ndtr
 
-        rows, columns = _upper(len(self.value))
+        rows, columns = self._pairs()
         variance, difference = self.moments.variance[rows, columns], self.value[rows, columns]
         if not len(rows) or not (variance > 0).all():
             return math.nan
@@ -84,11 +86,11 @@ class Differences:
         return float(right.mean() if among is None else right[among[rows, columns]].mean())
 
     def simultaneous(self) -> Floats:
-        """[n, n]: half widths of the 95 % intervals that hold for all pairs at once."""
+        """[n, n]: half widths of the 95 % intervals that hold for all pairs at once, of scores that all compare."""
         num = len(self.value)
         if num < 2:
             return np.zeros_like(self.value)
-        df = float(np.nanmin(self.moments.df[_upper(num)], initial=np.inf))
+        df = float(np.nanmin(self.moments.df[self._pairs()], initial=np.inf))
         widths: Floats = tukey(num, max(each for each in _TABLED if each <= max(df, 1.0))) * np.sqrt(
             self.moments.variance
         )
@@ -102,9 +104,18 @@ class Differences:
             for value, middle, width in zip(self.value[0], middles[0], widths[0], strict=True)
         ]
 
+    def _pairs(self) -> tuple[np.ndarray, ...]:
+        """Rows and columns of those that compare, each once."""
+        return np.nonzero(np.triu(self.comparable, k=1))
+
 
 def between(
-    scores: Floats, *, errors: Floats | None, noise: Sequence[TaskNoise], checkpoints: Sequence[str]
+    scores: Floats,
+    *,
+    errors: Floats | None,
+    noise: Sequence[TaskNoise],
+    checkpoints: Sequence[str],
+    comparable: Flags | None = None,
 ) -> Differences:
     """The differences of the scores of `checkpoints`, each a mean over the tasks of `noise`.
 
@@ -112,20 +123,23 @@ def between(
         scores: [n], as recorded.
         errors: [n], standard errors of the scores, taken where `noise` lacks a checkpoint; None: not known.
         noise: of each task that the scores are means over; empty where they are none of fine-tuning's.
+        comparable: [n, n], the pairs whose scores are of one quantity; None: all of them.
     """
     value = scores[:, None] - scores
+    comparable = np.ones(value.shape, dtype=bool) if comparable is None else comparable
     if noise and all(name in each.places for each in noise for name in checkpoints):
         noise = independent(noise)
         rows = [[each.places[name] for name in checkpoints] for each in noise]
         return Differences(
             value,
             mean_estimates([each.differences.at(row) for each, row in zip(noise, rows, strict=True)]),
+            comparable,
             paired=all(each.paired[np.ix_(row, row)].all() for each, row in zip(noise, rows, strict=True)),
             knows_seeds=all(each.knows_seeds for each in noise),
         )
     variance = np.full(len(scores), np.nan) if errors is None else errors**2
     moments = EstimateArrays(value, variance[:, None] + variance, np.full(value.shape, np.inf))
-    return Differences(value, moments, paired=False, knows_seeds=False)
+    return Differences(value, moments, comparable, paired=False, knows_seeds=False)
 
 
 @lru_cache
@@ -143,8 +157,3 @@ def benjamini_hochberg(chances: Floats, *, rate: float) -> Flags:
     taken = np.zeros(len(chances), dtype=bool)
     taken[order[: below[-1] + 1 if len(below) else 0]] = True
     return taken
-
-
-def _upper(num: int) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = np.triu_indices(num, k=1)
-    return rows, columns

@@ -28,7 +28,7 @@ INDICATOR_COLUMNS = 6
 def format_terminal(ranking: Ranking, *, width: int | None = None, color: bool | None = None) -> str:
     """Both tables and how to read them, for a terminal. None: as wide and coloured as stdout is."""
     console = _console(width, color)
-    if ranking.best is None:
+    if not ranking.has_scores:
         console.print("No checkpoint has a score yet.")
     else:
         by_task = ranking_table(ranking, {}, per_task=False)

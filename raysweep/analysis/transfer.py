@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import Floats
-from raysweep.scores import FULL, MEAN_SCORE, Column, by_method, column_name, of_method, tunings_of
+from raysweep.scores import FULL, MEAN_SCORE, MEANS, Column, by_method, column_name, of_method, tunings_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FORGETTING = column_name("sft", "mean_forgetting")
+_FORGETTING = next(mean.column for mean in MEANS if mean.each == "forgetting_nats_per_token")
+FORGETTING = _FORGETTING.name
 
 WITHOUT_DIRECTION = frozenset({"flatness/effective_rank", "flatness/stable_rank"})
 """Measures, of which no side is declared to be flatter."""
@@ -49,7 +51,7 @@ def transfer_targets(table: pd.DataFrame, runs: pd.DataFrame, read: Callable[[st
     """Probes by number of labels; fine-tuning at the tuned rate, what that forgets, and at each fixed rate.
 
     Of single tasks: those of a mixture are of one training, and none of their own. Those that a checkpoint of `table`
-    lacks are given all the same, with NaN, so that they can be named.
+    lacks are given all the same, with NaN, so that they can be named; so is forgetting where losses do not compare.
     """
     runs = runs[runs["task"].map(lambda name: len(tunings_of(name)) == 1).astype(bool)]
     runs = runs[runs["checkpoint"].isin(table["checkpoint"])]
@@ -82,7 +84,9 @@ def _tuned_targets(
     yield Target(f"fine-tuned{by}, rate tuned", numbers(table, mean), _draws(ids, read) if ids else None)
     if forgetting in table:
         name = f"pretraining loss kept{by} (a point: 0.01 nats)"
-        if ids and table[forgetting].notna().all():
+        # Losses of two objectives, or on two texts, rise by amounts that do not compare.
+        is_one_loss = len(set(loss_groups(table, _FORGETTING))) == 1
+        if ids and is_one_loss and table[forgetting].notna().all():
             rises = runs.set_index("id")["sft/forgetting_nats_per_token"].to_dict()
             # Below 0, so that higher is better here, too. Each seed has read text of its own.
             kept = -np.array([[[rises[each] for each in of_seed] for of_seed in row] for row in ids]).mean(axis=2)

@@ -112,6 +112,9 @@ def test_a_target_of_which_lower_is_better_is_turned_round(store):
     results = run_of(store, SCORES)
     stages = results.stages.assign(**{"sft/forgetting_nats_per_token": -results.stages["sft/score"]})
     table = results.checkpoints.assign(**{"sft/mean_forgetting": -results.checkpoints["sft/mean_score"]})
+    # Of whatever one loss: where that is not known, what is forgotten compares with nothing.
+    assert rank(table, columns=results.columns, target="sft/mean_forgetting").num_comparisons == 0
+    table["perplexity_of"] = "next tokens"
     ranking: Ranking = rank(table, columns=results.columns, target="sft/mean_forgetting")
     assert ranking.sign == -1
     found, usual = fixed_rates(ranking, stages), fixed_rates(results.ranking, results.stages)

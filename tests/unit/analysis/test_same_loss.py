@@ -143,6 +143,20 @@ def test_what_is_forgotten_is_a_target_whose_better_side_is_up():
         assert group.spreads[target].noise == pytest.approx(0.002 / 2**0.5, rel=0.5)
 
 
+def test_what_is_forgotten_of_different_losses_is_not_compared():
+    """Where gaps to the lowest loss are the same, the losses may be of two objectives all the same."""
+    checkpoints, stages = study(link=0.4)
+    rises = np.random.default_rng(3).normal(0.1, 0.01, size=len(stages))
+    stages["sft/forgetting_nats_per_token"] = np.where(stages["kind"] == "sft", rises, np.nan)
+    checkpoints["sft/mean_forgetting"] = 0.1
+    target = "pretraining loss kept (a point: 0.01 nats)"
+    for words, is_compared in ((["next"], True), (["next", "hidden"], False)):
+        told = (words * len(checkpoints))[: len(checkpoints)]
+        found = compare_same_loss(checkpoints.assign(perplexity_of=told), stages, COLUMNS, read)
+        assert (target in found.groups[0].associations) == is_compared
+        assert (target in found.incomplete) != is_compared
+
+
 def test_every_measure_of_a_checkpoint_is_tried_and_counted():
     """Of the mean over tasks, not of each; and whoever tries more has to be surer."""
     checkpoints, stages = study(link=0.1)
@@ -434,8 +448,8 @@ def test_what_a_compared_checkpoint_lacks_is_named_and_no_target():
     for group in found.groups:
         assert list(group.associations) == ["fine-tuned, rate tuned", "fine-tuned at 0.01"]
         assert "flatness/feature_trace" not in {each.measure for each in group.associations["fine-tuned at 0.01"]}
-    told = "Not compared, as a checkpoint here lacks it: probe, 64 labels, fine-tuned at 0.001, feature_trace, probes/"
-    assert told in same_loss_page(found).equal
+    told = "Not compared, as a checkpoint here lacks it or its loss is another quantity: probe, 64 labels, fine-tuned "
+    assert f"{told}at 0.001, feature_trace, probes/" in same_loss_page(found).equal
 
 
 def test_more_seeds_of_one_variant_leave_out_no_other():
