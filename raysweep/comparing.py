@@ -104,7 +104,7 @@ def _saved(learnt: list[Learnt], folder: Path, learnt_from: str, versions: Mappi
     needed = dict.fromkeys(indicator for each in learnt for indicator in each.comparer.indicators)
     save(
         folder,
-        {each.tested.target: (each.comparer, each.tested.indicators.accuracy.value) for each in learnt},
+        {each.tested.target: (each.comparer, each.tested.indicators.by_distance) for each in learnt},
         learnt_from=learnt_from,
         indicators={each: versions.get(each, versions.get(each.partition("/")[0], IndicatorFile())) for each in needed},
     )
@@ -149,8 +149,8 @@ def compare(
             are no one quantity for the two, whose vocabularies differ.
         RaysweepError: if the sweep file or a checkpoint cannot be used.
     """
-    from raysweep.analysis.comparer import FAR
-    from raysweep.analysis.comparer_files import check_versions, load
+    from raysweep.analysis.comparer import TOO_FAR
+    from raysweep.analysis.comparer_files import check_versions, load, range_of
 
     contents, loaded = load(comparers)
     kinds = {name.partition("/")[0] for name in contents.indicators}
@@ -161,23 +161,22 @@ def compare(
     first, second = _measure(names, trials, space, store, kinds=kinds, report=report)
     for each in (first, second):
         check_versions(contents, each.versions)
-    rights = {each.target: each.pairs_right for each in contents.comparers}
     declared = _declared(space.columns())
     answers = []
-    for comparer in loaded:
+    for comparer, file in zip(loaded, contents.comparers, strict=True):
         left, right = (np.array([each.values[name] for name in comparer.indicators]) for each in (first, second))
         distances = [comparer.distance(left), comparer.distance(right)]
-        # NaN, too: no indicator has a value.
-        near = all(distance <= FAR for distance in distances)
+        far = float(np.max(distances))  # NaN where no indicator of one has a value.
+        tested = range_of(file, far)
         answers.append(
             {
                 "target": comparer.target,
-                "probability": comparer.probability(left, right) if near else None,
-                "pairs_right": rights[comparer.target] if near else None,
+                "probability": comparer.probability(left, right) if far <= TOO_FAR else None,
                 "distance": distances,
+                "tested": tested.model_dump() if tested else None,
                 "reasons": [
                     asdict(reason) | {"against_direction": _is_against(reason, declared[reason.indicator])}
-                    for reason in (comparer.reasons(left, right) if near else ())
+                    for reason in (() if math.isnan(far) else comparer.reasons(left, right))
                 ],
             }
         )

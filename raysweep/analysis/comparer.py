@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysweep.analysis.distances import distances
 from raysweep.analysis.line import Line, fit_line, folds
 from raysweep.analysis.pair_features import KINDS, Scale, features, fit_scale, logistic, normalised, ordered_pairs
 from raysweep.analysis.pairwise import SMALL, Floats
@@ -59,7 +60,11 @@ MIN_VARIANTS = 20
 pairs was up to 0.66 with 8 indicators and 0.67 with 40, and 0.53 and 0.54 over the tables (24 of each)."""
 MAX_SLOPE = 10.0
 FAR = 2.0
-"""Distances (see `Comparer.distance`) beyond which a probability is none to go by."""
+"""Distance (see `Comparer.distance`) beyond which a pair is no longer one more of the same."""
+TOO_FAR = 5.0
+"""Beyond which a probability is none to go by: on the indicator study it was then 1.00 in nearly all pairs, and 0.94
+of those of another mix and 0.81 of another objective were right. Up to it about as many were right as was stated, but
+for pairs of another mix 2 to 3 times as far, 0.89 for 0.96 (benchmarks/far_pairs.py)."""
 
 
 class CompareError(RaysweepError):
@@ -131,16 +136,8 @@ class Comparer:
         return sorted(found, key=lambda reason: -abs(reason.logit))
 
     def distance(self, values: Floats) -> float:
-        """How far a checkpoint lies from the nearest that it was learnt from, over how far those lie from each other.
-
-        About 1 for one more of the same; a pair with a distance of several is no interpolation. Root mean square over
-        the indicators that both have; NaN where there is none.
-        """
-        gaps = _distances(normalised(self.scales, values[None])[0], self.known)
-        to_others = [_distances(row, self.known) for row in self.known]
-        # Not itself, and no twin of it either: two rows that are alike do not say how far rows lie apart.
-        usual = [apart[apart > 0].min() for apart in to_others if (apart > 0).any()]
-        return float(gaps.min() / np.median(usual)) if len(gaps) and usual else np.nan
+        """How far a checkpoint lies from the nearest that it was learnt from; see `distances`."""
+        return float(distances(normalised(self.scales, values[None]), self.known)[0])
 
 
 def learn(
@@ -293,12 +290,3 @@ def _part(of_trees: Floats, of_line: Floats, variants: Sequence[str]) -> float:
         loss = np.logaddexp(0, -fitted_slope(logits) * logits).mean()
         costs.append(num * loss + DOUBT * (part - OF_TREES) ** 2)
     return float(PARTS[int(np.argmin(costs))])
-
-
-def _distances(row: Floats, others: Floats) -> Floats:
-    """Of a row from each that has an indicator that it has."""
-    both = np.isfinite(row) & np.isfinite(others)
-    squares = np.where(both, np.square(np.where(both, others - row, 0.0)), 0.0).sum(axis=1)
-    nums = both.sum(axis=1)
-    found: Floats = np.sqrt(squares[nums > 0] / nums[nums > 0])
-    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from raysweep.analysis.comparer import CompareError, Comparer
+from raysweep.analysis.gaps import GapAccuracy
 from raysweep.analysis.line import Form, Line, bulk, num_terms
 from raysweep.analysis.pair_features import Scale
 from raysweep.durable import write_text
@@ -32,13 +33,23 @@ class ScaleFile(Spec):
     deviation: float
 
 
+class TestedFile(Spec):
+    """Pairs of unseen variants right, of a range of distances; see `distances`."""
+
+    low: float
+    high: float | None
+    """None: no end."""
+    num_pairs: int
+    """Of all splits, which overlap."""
+    pairs_right: float
+
+
 class TreesFile(Spec):
     """A comparer of one target."""
 
     target: str
     slope: float
-    pairs_right: float
-    """On pairs of unseen variants."""
+    tested: tuple[TestedFile, ...]
     trees: str
     """Name of the text file beside this one."""
     sha256: str
@@ -76,8 +87,8 @@ class IndicatorFile(Spec):
 class Contents(Spec):
     """The file."""
 
-    # 5: the line goes on straight outside the bulk of what it was learnt from.
-    format: Literal[5] = 5
+    # 6: pairs right are told apart by how far a pair lies from what was learnt from.
+    format: Literal[6] = 6
     learnt_from: str
     """Name of the run or of the table."""
     indicators: dict[str, IndicatorFile]
@@ -86,7 +97,7 @@ class Contents(Spec):
 
 def save(
     folder: Path,
-    comparers: Mapping[str, tuple[Comparer, float]],
+    comparers: Mapping[str, tuple[Comparer, Sequence[GapAccuracy]]],
     *,
     learnt_from: str,
     indicators: Mapping[str, IndicatorFile],
@@ -95,19 +106,27 @@ def save(
 
     Args:
         folder: made if it is not there.
-        comparers: target -> comparer, and its pairs right on unseen variants.
+        comparers: target -> comparer, and its pairs right on unseen variants by distance.
         indicators: of each that any of them takes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for number, (target, (comparer, right)) in enumerate(comparers.items()):
+    for number, (target, (comparer, tested)) in enumerate(comparers.items()):
         name = f"trees-{number}.txt"
         write_text(folder / name, comparer.text)
         files.append(
             TreesFile(
                 target=target,
                 slope=comparer.slope,
-                pairs_right=right,
+                tested=tuple(
+                    TestedFile(
+                        low=each.low,
+                        high=each.high if math.isfinite(each.high) else None,
+                        num_pairs=each.num_pairs,
+                        pairs_right=each.accuracy.value,
+                    )
+                    for each in tested
+                ),
                 trees=name,
                 sha256=_digest(comparer.text),
                 scales=tuple(ScaleFile(**vars(scale)) for scale in comparer.scales),
@@ -148,6 +167,11 @@ def load(folder: Path) -> tuple[Contents, list[Comparer]]:
         place, words = findings(Contents, data, error)[0]
         raise CompareError(f"{path}: {dotted(place)}: {words}; learn it anew") from error
     return contents, [_comparer(folder, each) for each in contents.comparers]
+
+
+def range_of(file: TreesFile, far: float) -> TestedFile | None:
+    """The range that a pair so far away is in; None if no such pair was tested."""
+    return next((each for each in file.tested if each.low <= far < (each.high or math.inf)), None)
 
 
 def check_versions(contents: Contents, measured: Mapping[str, str]) -> None:

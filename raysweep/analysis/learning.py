@@ -27,6 +27,7 @@ from raysweep.analysis.unseen import (
     Unseen,
     as_it_is,
     differences_over_splits,
+    far_from,
     gain_over,
     learner,
     leave_group_out,
@@ -217,7 +218,7 @@ def _tested(
     variants = list(table["variant"])
     splits = _trained_on(fine, random_splits(variants))
     others = [name for name in others if table[name].notna().all()]
-    ours = on_unseen(learner(values, scores, variants), scores, splits)
+    ours = on_unseen(learner(values, scores, variants), scores, splits, far=far_from(values, splits))
     blocks = {name: design(table[name]) for name in config}
     known = np.concatenate([np.zeros((len(table), 0)), *blocks.values()], axis=1)
     alone = on_unseen(learner(known, scores, variants), scores, splits) if config else None

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from raysweep.analysis.charts import Chart, escaped, numbers
-from raysweep.analysis.comparer import FAR
+from raysweep.analysis.comparer import FAR, TOO_FAR
 from raysweep.analysis.cut_prompts import CutPrompts, cut_lines
 from raysweep.analysis.derived import is_config
 from raysweep.analysis.formatting import count, counted, number, percent, seconds, short_names, with_interval
@@ -54,6 +54,12 @@ def format_learnt(learnt: Learnt) -> str:
         for name, each in by_gap.items()
         if each
     ]
+    where = [
+        f"{'to' if each.high < math.inf else 'beyond'} {each.high if each.high < math.inf else each.low:g} "
+        f"{each.accuracy.value:.2f} ({each.num_pairs})"
+        for each in tested.indicators.by_distance
+    ]
+    lines.append(f"  by how many times as far as usual a pair lies from what was learnt from: {', '.join(where)}")
     lines.append(f"  by fifths of the pairs, from the least difference in the target on: {'; '.join(fifths)}")
     shown = [f"{name} {share:.0%}" for name, share in list(tested.importances.items())[:MAX_IMPORTANCES]]
     lines.append(f"  importance in the trees alone, with the configuration beside: {', '.join(shown)}")
@@ -158,18 +164,16 @@ def format_comparison(document: Mapping[str, Any]) -> str:
 
 def _answer_lines(document: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
     """Of one target: the probability, or why there is none; how far the two lie from what was learnt from; reasons."""
-    apart = " and ".join(
-        f"{name} {number(distance, 2)}" for name, distance in zip("AB", answer["distance"], strict=True)
-    )
-    where = f"{apart} times as far from what was learnt from as that lies apart"
-    if answer["probability"] is None:
-        known = not any(map(math.isnan, answer["distance"]))
-        why = f"{where}, and beyond {FAR:g} " if known else "how far is not known: no indicator has a value, and so "
-        return [f"{answer['target']}: no probability: {why}nothing learnt is one to go by"]
+    first, second = answer["distance"]
+    if math.isnan(first) or math.isnan(second):
+        return [f"{answer['target']}: no probability: no indicator of A, or of B, has a value"]
+    said = f"no probability: beyond {TOO_FAR:g} times as far none is to go by"
+    if answer["probability"] is not None:
+        said = f"A fine-tunes better with probability {answer['probability']:.2f} ({_tested(answer['tested'])})"
     lines = [
-        f"{answer['target']}: A fine-tunes better with probability {answer['probability']:.2f} "
-        f"(comparisons of unseen variants were right in {answer['pairs_right']:.2f})",
-        f"  {where}",
+        f"{answer['target']}: {said}",
+        f"  {'far: ' if max(first, second) > FAR else ''}A {number(first, 2)} and B {number(second, 2)} times as far "
+        "from what was learnt from as that lies apart",
     ]
     for reason in answer["reasons"][:MAX_REASONS]:
         side = "A" if reason["logit"] > 0 else "B"
@@ -178,6 +182,16 @@ def _answer_lines(document: Mapping[str, Any], answer: Mapping[str, Any]) -> lis
             f"  {reason['indicator']:<36} for {side} by {abs(reason['logit']):.2f} {mark} {_measured(document, reason)}"
         )
     return lines
+
+
+def _tested(tested: Mapping[str, Any] | None) -> str:
+    """How often comparisons of pairs as far away were right."""
+    if tested is None:
+        return "no comparison of unseen variants was of any so far away: how often one is right is not known"
+    high = tested["high"]
+    where = f"beyond {tested['low']:g}" if high is None else f"{tested['low']:g} to {high:g}"
+    pairs = counted(tested["num_pairs"], "comparison")
+    return f"of {pairs} of unseen variants {where} times as far {tested['pairs_right']:.2f} were right"
 
 
 def format_side_by_side(document: Mapping[str, Any]) -> str:

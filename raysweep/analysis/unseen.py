@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysweep.analysis.comparer import fitted_slope, trained_on
+from raysweep.analysis.distances import by_distance, distances
 from raysweep.analysis.gaps import GapAccuracy, by_gap, chance_within, target_gaps, target_ranges
 from raysweep.analysis.pair_features import fit_scale, normalised, ordered_pairs
 from raysweep.analysis.pairwise import Flags, Floats, IntervalEstimate, interval, leave_one_out, share_of_pairs, wilson
@@ -64,6 +65,9 @@ class Unseen:
     numbers are of all splits, which overlap."""
     chance_within: GapAccuracy | None
     """The widest range of small differences in the target in which it is not shown to be better than chance."""
+    by_distance: tuple[GapAccuracy, ...]
+    """Pairs right by how far the farther of the two lies from what the split learns from; see `distances`. Their
+    numbers are of all splits, too."""
 
 
 Predict = Callable[[Split], Callable[[np.ndarray, np.ndarray], Floats]]
@@ -104,6 +108,17 @@ def learner(values: Floats, scores: Floats, variants: Sequence[str]) -> Predict:
     return predict
 
 
+def far_from(values: Floats, splits: Sequence[Split]) -> list[Floats]:
+    """[n] of each split: how far a row that it tests lies from those that it trains on, NaN for the others."""
+    found = []
+    for split in splits:
+        scales = [fit_scale(str(place), column[split.train]) for place, column in enumerate(values.T)]
+        known, far = normalised(scales, values), np.full(len(values), np.nan)
+        far[split.test] = distances(known[split.test], known[split.train])
+        found.append(far)
+    return found
+
+
 def as_it_is(oriented: Floats, scores: Floats, splits: Sequence[Split]) -> IntervalEstimate:
     """Pairs right by an indicator as it is, higher being better: what a learner has to beat on the same pairs."""
     return over_splits(shares_as_it_is(oriented, scores, splits), splits)
@@ -120,11 +135,19 @@ def shares_as_it_is(oriented: Floats, scores: Floats, splits: Sequence[Split]) -
     return list(share_of_pairs(tested, right, better))
 
 
-def on_unseen(predict: Predict, scores: Floats, splits: Sequence[Split], *, variants: Sequence[str] = ()) -> Unseen:
+def on_unseen(
+    predict: Predict,
+    scores: Floats,
+    splits: Sequence[Split],
+    *,
+    variants: Sequence[str] = (),
+    far: Sequence[Floats] = (),
+) -> Unseen:
     """Pairs right, and calibration: the slope of each split's logits is fitted to the other splits' pairs.
 
     Args:
         variants: of each row, where the splits leave groups out; empty for random ones.
+        far: as of `far_from`; empty: pairs are not told apart by it.
     """
     pairs = [_ordered(scores, split) for split in splits]
     logits = [predict(split)(*each) for split, each in zip(splits, pairs, strict=True)]
@@ -141,6 +164,11 @@ def on_unseen(predict: Predict, scores: Floats, splits: Sequence[Split], *, vari
         own = [each[among[rows]] for rows, each in zip(pairs, logits, strict=True)]
         return sum(map(len, own)), over_splits(list(map(_right, own)), splits)
 
+    def between(low: float, high: float) -> tuple[int, IntervalEstimate]:
+        farther = [np.maximum(own[first], own[second]) for own, (first, second) in zip(far, pairs, strict=True)]
+        own = [each[(low <= gaps) & (gaps < high)] for gaps, each in zip(farther, logits, strict=True)]
+        return sum(map(len, own)), over_splits(list(map(_right, own)), splits)
+
     return Unseen(
         accuracy=over_groups(pairs, logits, variants) if variants else over_splits(shares, splits),
         deviation=float(np.std(shares, ddof=1)) if len(shares) > 1 else math.nan,
@@ -151,6 +179,7 @@ def on_unseen(predict: Predict, scores: Floats, splits: Sequence[Split], *, vari
         reliability=_reliability(chances),
         by_target_gap=() if variants else by_gap(target_gaps(scores), on),
         chance_within=None if variants else chance_within(target_ranges(scores), on),
+        by_distance=by_distance(between) if far else (),
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from raysweep.analysis.associations import Association, associate
-from raysweep.analysis.comparer import learn
+from raysweep.analysis.comparer import Comparer, learn
 from raysweep.analysis.defects import find_flags
 from raysweep.analysis.learning import mean_ranks
 from raysweep.analysis.pair_features import ordered_pairs
@@ -249,9 +249,10 @@ class Factor:
     left_out: int
     """The level, from 0 to 4."""
     moves: bool
-    """Whether it moves indicators, each at its own pace (half a standard deviation a level, root mean square) and not
-    the score; else its levels are fifths of checkpoints along a direction of their indicators, so that the ends are out
-    of the others' range."""
+    """Whether it moves indicators, each at its own pace, and not the score; else its levels are fifths of checkpoints
+    along a direction of their indicators, so that the ends are out of the others' range."""
+    pace: float = 0.5
+    """Of indicators that it moves, in standard deviations a level, root mean square."""
 
     def drawn(self, values: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """(indicators, level) of each row."""
@@ -259,7 +260,7 @@ class Factor:
         spread = values.std(axis=0)
         if self.moves:
             level = generator.integers(0, 5, size=num)
-            return values + np.outer(level - 2, generator.normal(size=num_indicators) * spread / 2), level
+            return values + np.outer(level - 2, generator.normal(size=num_indicators) * spread * self.pace), level
         along = (values / spread) @ generator.normal(size=num_indicators)
         along = along / along.std() + 0.3 * generator.normal(size=num)
         return values, along.argsort().argsort() * 5 // num
@@ -270,6 +271,38 @@ FACTORS = {
     for how, moves in (("out of the others' range", False), ("which moves indicators", True))
     for level, place in (("the last level", 4), ("the middle level", 2))
 }
+
+
+def learnt_and_new(
+    num: int,
+    num_indicators: int,
+    *,
+    seed: int,
+    num_new: int = 60,
+    shuffled: bool = False,
+    drawn: Callable[[int, int, np.random.Generator], Drawn] = few,
+    factor: Factor | None = None,
+    num_beside: int = 0,
+) -> tuple[Comparer, Drawn]:
+    """A comparer of `num` checkpoints, and others: their indicators, scores, and what these are expected to be.
+
+    Of a factor they are `num_new` of the level left out, and then `num_beside` of those that were learnt from.
+    """
+    generator = np.random.default_rng(seed)
+    values, known, best = drawn(num + num_new if factor is None else max(400, 2 * num), num_indicators, generator)
+    train, test = np.arange(num), np.arange(num, num + num_new)
+    if factor:
+        values, level = factor.drawn(values, generator)
+        there = np.flatnonzero(level != factor.left_out)
+        train, beside = there[:num], there[num : num + num_beside]
+        test = np.concatenate([np.flatnonzero(level == factor.left_out)[:num_new], beside])
+    scores = known + 0.6 * generator.normal(size=len(known))
+    if shuffled:  # Each part by itself: what is in one would not be in the other, and tell of it.
+        scores = np.concatenate([generator.permutation(scores[:num]), generator.permutation(scores[num:])])
+    names = [f"x{place}" for place in range(num_indicators)]
+    variants = [f"{row}" for row in range(num)]
+    comparer = learn(values[train], scores[train], indicators=names, variants=variants, target="score")
+    return comparer, (values[test], scores[test], best[test])
 
 
 def below_bayes(
@@ -285,19 +318,10 @@ def below_bayes(
 
     Of a factor that moves indicators the latter knows by how much, too, and may have more right than can be learnt.
     """
-    generator = np.random.default_rng(seed)
-    values, known, best = drawn(num + 60 if factor is None else max(400, 2 * num), num_indicators, generator)
-    train, test = np.arange(num), np.arange(num, num + 60)
-    if factor:
-        values, level = factor.drawn(values, generator)
-        train, test = np.flatnonzero(level != factor.left_out)[:num], np.flatnonzero(level == factor.left_out)[:60]
-    scores = known + 0.6 * generator.normal(size=len(known))
-    if shuffled:  # Each part by itself: what is in one would not be in the other, and tell of it.
-        scores = np.concatenate([generator.permutation(scores[:num]), generator.permutation(scores[num:])])
-    names = [f"x{place}" for place in range(num_indicators)]
-    variants = [f"{row}" for row in range(num)]
-    comparer = learn(values[train], scores[train], indicators=names, variants=variants, target="score")
-    first, second = ordered_pairs(test)
+    comparer, (values, scores, best) = learnt_and_new(
+        num, num_indicators, seed=seed, shuffled=shuffled, drawn=drawn, factor=factor
+    )
+    first, second = ordered_pairs(np.arange(len(scores)))
     better = scores[first] > scores[second]
     right = (comparer.logits(values[first], values[second]) > 0) == better
     return float(right.mean()), float(((best[first] > best[second]) == better).mean())

@@ -23,7 +23,9 @@ from transformers import (
 from raysweep.analysis.comparer import learn
 from raysweep.analysis.comparer_files import IndicatorFile, save
 from raysweep.analysis.findings import cautions
+from raysweep.analysis.gaps import GapAccuracy
 from raysweep.analysis.kept import version_of
+from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.tables import checkpoint_table
 from raysweep.cli import main
@@ -34,6 +36,8 @@ from raysweep.runners import run_sweep
 from raysweep.space import load
 from raysweep.spec import fingerprint
 from raysweep.store import Store
+
+TESTED = (GapAccuracy(0.0, 3.0, 200, IntervalEstimate(0.9)),)
 
 SWEEP = """\
 name: theirs
@@ -451,7 +455,7 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     variants = [f"{row}" for row in range(20)]
     comparer = learn(values, -values[:, 0], indicators=names, variants=variants, target="sft/quiz/score")
     needed = {name: IndicatorFile() for name in names}
-    save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators=needed)
+    save(folder / "model", {comparer.target: (comparer, TESTED)}, learnt_from="r", indicators=needed)
     assert main(["compare", one, two, *options, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert main(["compare", two, one, *options, "--json"]) == 0
@@ -466,29 +470,30 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     assert document["unchecked"] == list(names)
     assert main(["compare", one, two, *options]) == 0
     text = capsys.readouterr().out
-    assert "sft/quiz/score: A fine-tunes better with probability" in text
+    right = r"\(of 200 comparisons of unseen variants 0 to 3 times as far 0\.90 were right\)"
+    assert re.search(rf"sft/quiz/score: A fine-tunes better with probability 0\.\d\d {right}\n", text)
     assert re.search(r"\n  A [\d.]+ and B [\d.]+ times as far from what was learnt from as that lies apart\n", text)
     assert "\nreasons are in log-odds, and add up to that of the probability; (!): " in text
-    # Far from what was learnt from nothing learnt is one to go by.
+    # Too far from what was learnt from no probability is one to go by; what speaks for either is said all the same.
     far = learn(values * 1e6, -values[:, 0], indicators=names, variants=variants, target="sft/quiz/score")
-    save(folder / "far", {far.target: (far, 0.9)}, learnt_from="r", indicators=needed)
+    save(folder / "far", {far.target: (far, TESTED)}, learnt_from="r", indicators=needed)
     assert main(["compare", one, two, "--with", str(folder / "far"), *options[2:]]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"sft/quiz/score: no probability: A [\d. ]+ and B [\d. ]+ times as far .* beyond 2 nothing", said)
+    assert re.search(r"score: no probability: beyond 5 times as far none is to go by\n  far: A [\d. ]+ and B ", said)
     assert "with probability" not in said
-    assert "right in" not in said
+    assert re.search(r"\n  flatness/hessian_trace +for [AB] by ", said)
     assert "not checked: whether 4 of 4 indicators were measured as here, which r does not say (heldout/ppl, " in text
     spent = r"[\d.]+ s \(about [\d.]+ [MG] FLOPs\)"
     assert re.search(rf"hessian_trace .* measured in {spent} and {spent}\n", text)
     versions = {name: IndicatorFile(versions=("0123456789ab",)) for name in names}
-    save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators=versions)
+    save(folder / "model", {comparer.target: (comparer, TESTED)}, learnt_from="r", indicators=versions)
     assert main(["compare", one, two, *options[:-1], str(folder / "new")]) == 2
     assert "heldout/ppl was measured as version" in capsys.readouterr().err
     assert not list((folder / "new" / "stages").glob("*"))  # Nothing was measured for that.
     stages = [Store(str(folder / "store")).get(path.name) for path in (folder / "store" / "stages").iterdir()]
     of = {stage.kind: version_of(stage.spec) for stage in stages}
     versions = {name: IndicatorFile(versions=(of[name.partition("/")[0]],)) for name in names}
-    save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators=versions)
+    save(folder / "model", {comparer.target: (comparer, TESTED)}, learnt_from="r", indicators=versions)
     assert main(["compare", one, two, *options]) == 0
     assert "not checked" not in capsys.readouterr().out
     # What is by token is another quantity by another vocabulary, and what is not is not.
@@ -501,7 +506,12 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     assert "(--without heldout,flatness)" in said
     assert not list((folder / "new" / "stages").glob("*"))
     comparer = learn(values[:, 3:], values[:, 3], indicators=names[3:], variants=variants, target="sft/quiz/score")
-    save(folder / "model", {comparer.target: (comparer, 0.9)}, learnt_from="r", indicators={names[3]: needed[names[3]]})
+    save(
+        folder / "model",
+        {comparer.target: (comparer, TESTED)},
+        learnt_from="r",
+        indicators={names[3]: needed[names[3]]},
+    )
     assert main(["compare", one, str(folder / "three"), *options]) == 0
     capsys.readouterr()
     # With no comparer all that was measured is said, by its declared direction.
@@ -606,7 +616,7 @@ def test_a_study_says_how_checkpoints_of_others_are_measured(folder, capsys, tag
     )
     save(
         folder / "model",
-        {comparer.target: (comparer, 0.9)},
+        {comparer.target: (comparer, TESTED)},
         learnt_from="study",
         indicators={"heldout/ppl": IndicatorFile()},
     )

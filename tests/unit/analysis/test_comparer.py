@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,9 @@ import pytest
 from columns import COLUMNS
 
 from raysweep.analysis.comparer import OF_TREES, CompareError, Comparer, fitted_slope, grow, learn, tree_logits
-from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, save
+from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, range_of, save
 from raysweep.analysis.defects import collapsed_rows, copied_rows
+from raysweep.analysis.gaps import GapAccuracy
 from raysweep.analysis.kept import version_of, versions_of
 from raysweep.analysis.learning import Learnt, indicators_named, learn_target, targets_of
 from raysweep.analysis.learnt_page import format_learnt
@@ -43,6 +45,10 @@ WEIGHTS = np.array([1.0, 0.7, 0.0])
 KNOWN = {"started": "2026-01-01T00:00:00+00:00", "wall_seconds": 1.0, "peak_memory_bytes": 2**20, "world_size": 2,
          "device": "cpu", "host": "h", "git_commit": None, "versions": {}}  # fmt: skip
 NAMES = ("one", "two", "noise")
+TESTED = tuple(
+    GapAccuracy(low, high, num, IntervalEstimate(right))
+    for low, high, num, right in ((0.0, 1.0, 30, 0.8), (1.0, 2.0, 20, 0.7), (5.0, math.inf, 10, 0.6))
+)
 
 
 def draw(num: int, seed: int, *, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -397,10 +403,14 @@ def test_an_indicator_whose_missing_values_tell_the_configuration_is_not_learnt_
 
 
 def test_a_comparer_comes_back_from_its_folder(tmp_path, comparer):
-    save(tmp_path, {"sft/mean_score": (comparer, 0.8)}, learnt_from="r", indicators={"one": IndicatorFile()})
+    save(tmp_path, {"sft/mean_score": (comparer, TESTED)}, learnt_from="r", indicators={"one": IndicatorFile()})
     contents, [back] = load(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".txt"}
-    assert contents.comparers[0].pairs_right == 0.8
+    [file] = contents.comparers
+    told = [
+        (each.pairs_right, each.num_pairs) if (each := range_of(file, far)) else None for far in (0.5, 1, 1.5, 2, 99)
+    ]
+    assert told == [(0.8, 30), (0.7, 20), (0.7, 20), None, (0.6, 10)]
     values, _ = draw(10, 4)
     assert (back.logits(values[:5], values[5:]) == comparer.logits(values[:5], values[5:])).all()
     assert back.distance(values[0]) == comparer.distance(values[0])
@@ -412,7 +422,9 @@ def test_a_comparer_comes_back_from_its_folder(tmp_path, comparer):
 def test_what_does_not_match_is_refused(tmp_path, comparer):
     with pytest.raises(CompareError, match="no comparer there; `raysweep rank"):
         load(tmp_path)
-    save(tmp_path, {"t": (comparer, 0.8)}, learnt_from="r", indicators={"flatness/x": IndicatorFile(versions=("aa",))})
+    save(
+        tmp_path, {"t": (comparer, TESTED)}, learnt_from="r", indicators={"flatness/x": IndicatorFile(versions=("aa",))}
+    )
     contents, _ = load(tmp_path)
     with pytest.raises(CompareError, match="needs flatness/x, which was not measured; there: heldout/ppl"):
         check_versions(contents, {"heldout/ppl": "aa"})
@@ -422,7 +434,7 @@ def test_what_does_not_match_is_refused(tmp_path, comparer):
     whole = json.loads((tmp_path / FILE).read_text())
     before = [{name: value for name, value in whole["comparers"][0].items() if name not in ("part", "form")}]
     (tmp_path / FILE).write_text(json.dumps(whole | {"format": 3, "comparers": before}))
-    with pytest.raises(CompareError, match="format: must be 5, not 3; learn it anew"):
+    with pytest.raises(CompareError, match="format: must be 6, not 3; learn it anew"):
         load(tmp_path)
     num = len(comparer.line.weights)
     for field, value, words in (

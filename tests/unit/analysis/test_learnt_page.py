@@ -1,15 +1,25 @@
 """What a comparison says on a terminal: errors, cut prompts, and reasons that go against a declared direction."""
 
 import math
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from raysweep.analysis.comparer import TOO_FAR
 from raysweep.analysis.cut_prompts import cut_prompts
 from raysweep.analysis.learnt_page import format_comparison, format_side_by_side
 from raysweep.comparing import Measured, _cut_prompts, _side
 
 COSTS = {"seconds": {"trace": [1.0, 1.0], "ppl": [1.0, 1.0]}, "flops": {"trace": [None, 1e9], "ppl": [1e9, 1e9]}}
+TESTED = {"low": 1.0, "high": 2.0, "num_pairs": 1250, "pairs_right": 0.9}
+
+
+def compared(**changes: Any) -> str:
+    """A comparison with one answer."""
+    answer = {"target": "score", "probability": 0.6, "distance": [1.3, 0.8], "tested": TESTED, "reasons": []}
+    document = {"first": "a", "second": "b", "learnt_from": "r", "unchecked": [], "cut_prompts": []}
+    return format_comparison(document | {"answers": [answer | changes]} | COSTS)
 
 
 def measured(**values: float) -> Measured:
@@ -69,17 +79,32 @@ def test_reasons_against_the_declared_direction_are_marked():
         {"indicator": name, "logit": 0.16, "first": 2.0, "second": 1.0, "against_direction": name == "ppl"}
         for name in ("trace", "ppl")
     ]
-    answer = {"target": "score", "probability": 0.6, "pairs_right": 0.9, "distance": [1.3, 0.8], "reasons": reasons}
-    document = {
-        "first": "a",
-        "second": "b",
-        "learnt_from": "r",
-        "unchecked": [],
-        "cut_prompts": [],
-        "answers": [answer],
-    }
-    text = format_comparison(document | COSTS)
+    text = compared(reasons=reasons)
     assert "\n  A 1.3 and B 0.80 times as far from what was learnt from as that lies apart\n" in text
     [one, other] = [line for line in text.splitlines() if " by 0.16 " in line]
     assert ("(!)" in one, "(!)" in other) == (False, True)
     assert "reasons are in log-odds" in text
+
+
+def test_a_probability_stands_beside_how_often_those_of_pairs_as_far_away_were_right():
+    assert "score: A fine-tunes better with probability 0.60 (of 1,250 comparisons of unseen variants 1 to 2 times" in (
+        compared()
+    )
+    text = compared(distance=[0.8, 3.4], tested=TESTED | {"low": 3.0, "high": None})
+    assert (
+        " (of 1,250 comparisons of unseen variants beyond 3 times as far 0.90 were right)\n  far: A 0.80 and B 3.4 t"
+        in text
+    )
+    text = compared(distance=[0.8, 3.4], tested=None)
+    assert (
+        "probability 0.60 (no comparison of unseen variants was of any so far away: how often one is right is n" in text
+    )
+
+
+def test_what_speaks_for_either_is_said_where_there_is_no_probability():
+    reason = {"indicator": "ppl", "logit": 0.16, "first": 2.0, "second": 1.0, "against_direction": False}
+    text = compared(probability=None, distance=[0.8, 9.0], reasons=[reason])
+    assert f"score: no probability: beyond {TOO_FAR:g} times as far none is to go by\n  far: A 0.80 and B 9 t" in text
+    assert "\n  ppl                                  for A by 0.16 " in text
+    text = compared(probability=None, distance=[0.8, math.nan], tested=None)
+    assert "score: no probability: no indicator of A, or of B, has a value\n" in f"{text}\n"
