@@ -268,8 +268,13 @@ class Run:
         """Whether every line of its trials can be read: else it may need stages that are not known here."""
         return self._trials()[1]
 
-    def start_attempt(self) -> None:
-        """Count tries afresh: running a sweep again tries again what failed. Damaged notes of trials are left out."""
+    def start_attempt(self, is_current: Callable[[TrialRow], bool]) -> None:
+        """Count tries afresh: running a sweep again tries again what failed. Damaged notes of trials are left out.
+
+        Args:
+            is_current: whether a trial noted before is one that this sweep would start now. Others are left out, too:
+                beside those that take their place a table would count checkpoints twice, measured in two ways.
+        """
         for failure in self.failures():
             path = self.folder / "failures" / f"{failure['stage']}.json"
             if failure["kind"] == "gang":
@@ -277,8 +282,16 @@ class Run:
             else:
                 write_text(path, json.dumps(failure | {"attempts": 0}, indent=1))
         rows, is_whole = self._trials()
-        if not is_whole:
-            write_text(self.folder / "trials.jsonl", "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+        current = [row for row in rows if is_current(row)]
+        if len(current) < len(rows):
+            logger.warning(
+                "%d of the trials of %s were made by another version of raysweep: its tables leave them out; their "
+                "stages stay until `raysweep gc --yes`",
+                len(rows) - len(current),
+                self.name,
+            )
+        if not is_whole or len(current) < len(rows):
+            write_text(self.folder / "trials.jsonl", "".join(json.dumps(asdict(row)) + "\n" for row in current))
 
     def add_trial(self, row: TrialRow) -> None:
         """Note that a trial was started, or got further stages; a row of stages that are all known changes nothing."""

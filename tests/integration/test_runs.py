@@ -145,6 +145,21 @@ def test_inline_again_runs_nothing(tiny_space, store):
     assert not [event for event in events if event.event in ("started", "finished")]
 
 
+def test_trials_of_an_earlier_version_are_not_counted_beside_those_of_now(sweep_file, store, monkeypatch, caplog):
+    """The sweep file says the same, so the run is the same; what is filled in of a stage has another version."""
+    sweep = sweep_file(TINY.replace("max_units: 8}", "max_units: 8, rescaled: true}"))
+    monkeypatch.setattr("raysweep.stages.flatness.SYMMETRIES", 1)
+    run_sweep(load(sweep), store, runner="inline")
+    monkeypatch.undo()
+    assert "another version" not in caplog.text
+    events = []
+    run = run_sweep(load(sweep), store, runner="inline", show=events.append)
+    assert [each.name for each in Run.all(store)] == [run.name]
+    assert "2 of the trials of" in caplog.text
+    assert {event.kind for event in events if event.event == "started"} == {"flatness"}
+    assert len(run.trials()) == 2  # Of two variants, each once.
+
+
 def test_only_what_an_edit_changed_runs(sweep_file, tiny_space, store):
     run_sweep(tiny_space, store, runner="inline")
     edited = load(sweep_file(TINY.replace("lrs: [1e-3, 1e-2]", "lrs: [1e-3, 1e-2, 3e-2]")))

@@ -72,7 +72,7 @@ def test_a_damaged_file_is_named_and_made_again(run, caplog, name, damage):
             Run.create(run.store, "r", sweep_text="x", identity='{"lr": 1}')
         return
     again = Run.create(run.store, "r", sweep_text="x", identity='{"lr": 1}')
-    again.start_attempt()
+    again.start_attempt(lambda row: True)
     # No trial is as good as a first one.
     assert (str(path) in caplog.text) != (name == "trials.jsonl" and damage == "empty")
     again.add_trial(row("t1"))
@@ -93,7 +93,7 @@ def test_a_damaged_line_costs_its_trial_alone(run, caplog):
     assert [found.trial for found in run.trials()] == ["t1", "t2"]
     assert [found.trial for found in run.trials()] == ["t1", "t2"]
     assert caplog.text.count("trials.jsonl:2: ") == caplog.text.count("trials.jsonl:3: ") == 1
-    run.start_attempt()
+    run.start_attempt(lambda row: True)
     assert [json.loads(line)["trial"] for line in path.read_text().splitlines()] == ["t1", "t2"]
 
 
