@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -19,7 +19,7 @@ from raysweep.errors import DataError, SpaceError
 from raysweep.memory import Step, training_bytes
 from raysweep.objectives.families import Objective
 from raysweep.resources import Resources
-from raysweep.spec import Metric
+from raysweep.spec import Metric, Provenance
 from raysweep.stages.base import StageSpec, Subject
 from raysweep.stages.heldout import DRAW
 from raysweep.stages.specials import checkpoint_specials
@@ -46,7 +46,7 @@ class Agreement(StageSpec):
     kind: ClassVar[str] = "agreement"
     wide: ClassVar[bool] = False
     reads_text: ClassVar[bool] = True
-    filled: ClassVar[frozenset[str]] = frozenset({"sequence_length", "loss"})
+    filled: ClassVar[frozenset[str]] = frozenset({"sequence_length", "loss", "num_domains"})
 
     num_sequences: Annotated[int, Field(ge=2)] = 128
     """Held-out sequences of each domain, as far as there are so many."""
@@ -54,13 +54,17 @@ class Agreement(StageSpec):
     """Tokens of a sequence; filled from pretrain."""
     loss: Objective | None = None
     """Whose gradients they are; filled from pretrain."""
+    num_domains: Annotated[int, Provenance()] = 0
+    """Filled from pretrain, for plans of memory."""
 
     def bind(self, subject: Subject) -> Agreement:
         """With the text's sequence length and the objective."""
         if len(subject.corpus.domains) < 2:
             raise SpaceError(f"agreement compares domains, and data {subject.corpus.name} has one: remove agreement")
         return self.with_(  # type: ignore[no-any-return]
-            sequence_length=subject.sequence_length, loss=subject.objective.measured
+            sequence_length=subject.sequence_length,
+            loss=subject.objective.measured,
+            num_domains=len(subject.corpus.domains),
         )
 
     @property
@@ -79,6 +83,7 @@ class Agreement(StageSpec):
         assert self.loss
         model = load_model(inputs["checkpoint"]).to(worker.device).eval()
         tokens, specials = Tokens(inputs["tokens"]), checkpoint_specials(inputs["checkpoint"], self.loss)
+        # Not beside the model: of seven domains they are 14 times its weights.
         gradients: dict[str, Halves] = {}
         for domain in sorted(tokens.domains):
             ids = tokens.valid(domain, sequence_length=self.sequence_length, max_sequences=self.num_sequences)
@@ -89,12 +94,12 @@ class Agreement(StageSpec):
                 )
             rows = self.loss.prepare(ids, np.random.default_rng([DRAW, *domain.encode()]), specials)
             one, other = ({name: each[half::2] for name, each in rows.items()} for half in range(2))
-            gradients[domain] = gradient(model, one, self.loss), gradient(model, other, self.loss)
-        cosines = {
-            f"cosine_{left}_{right}": cosine(gradients[left], gradients[right])
-            for left, right in itertools.combinations(gradients, 2)
-        }
-        return cosines | {"mean_cosine": fmean(cosines.values())}
+            one_half, other_half = (_on_host(gradient(model, half, self.loss)) for half in (one, other))
+            gradients[domain] = one_half, other_half
+        names = list(gradients)
+        found = cosines(list(gradients.values()), device=worker.device)
+        metrics = {f"cosine_{names[left]}_{names[right]}": value for (left, right), value in found.items()}
+        return metrics | {"mean_cosine": fmean(metrics.values())}
 
     def metrics(self, corpus: Corpus) -> tuple[Metric, ...]:
         """The mean is an indicator; single pairs say where it comes from."""
@@ -106,14 +111,15 @@ class Agreement(StageSpec):
         return size.gradient_flops(len(corpus.domains) * self.num_sequences * self._length, self._length)
 
     def memory_bytes(self, size: Size, resources: Resources) -> int:
-        """Those of a gradient's pass, and two gradients of each domain, which are few."""
-        step = Step(
-            tokens=BATCH * self._length,
-            logit_tokens=BATCH * self._length,
-            optimizer_floats=2 * 2,
-            on_gpu=resources.gpus_per_worker > 0,
-        )
-        return training_bytes(size, step)
+        """Those of a gradient's pass; and, without a GPU, two gradients of each domain."""
+        on_gpu = resources.gpus_per_worker > 0
+        tokens = min(BATCH, -(-self.num_sequences // 2)) * self._length
+        kept = 0 if on_gpu else 2 * self.num_domains
+        return training_bytes(size, Step(tokens=tokens, logit_tokens=tokens, optimizer_floats=kept, on_gpu=on_gpu))
+
+    def host_bytes(self, size: Size, resources: Resources) -> int:
+        """The model as it is loaded, and two gradients of each domain."""
+        return size.weights_bytes * (1 + 2 * self.num_domains)
 
     def disk_bytes(self, size: Size) -> int:
         """None: its numbers stand in its record."""
@@ -124,15 +130,31 @@ class Agreement(StageSpec):
         return self.loss.input_length(self.sequence_length) if self.loss else self.sequence_length
 
 
-def cosine(left: Halves, right: Halves) -> float:
-    """Between the means of two pairs of independent gradients; see `Agreement`.
+def cosines(gradients: Sequence[Halves], *, device: str = "cpu") -> dict[tuple[int, int], float]:
+    """Of each two, between the means of two pairs of independent gradients; see `Agreement`.
+
+    Args:
+        gradients: two of each domain, by the name of a weight.
+        device: where products are taken, of one weight's parts at a time.
 
     >>> one, two, other = ({"w": torch.tensor(row)} for row in ([1.0, 0.0], [3.0, 0.0], [0.0, 2.0]))
-    >>> cosine((one, two), (one, one)), cosine((one, one), (other, other))
-    (1.1547005383792517, 0.0)
+    >>> cosines([(one, two), (one, one), (other, other)])
+    {(0, 1): 1.1547005383792517, (0, 2): 0.0, (1, 2): 0.0}
     """
-    from raysweep.train.gradients import dot
+    halves = [half for both in gradients for half in both]
+    parts: dict[tuple[int, int], list[float]] = {pair: [] for pair in itertools.combinations(range(len(halves)), 2)}
+    for name in halves[0]:
+        there = [half[name].to(device).double() for half in halves]
+        for (left, right), products in parts.items():
+            products.append((there[left] * there[right]).sum().item())
+    dot = {pair: math.fsum(products) for pair, products in parts.items()}
+    found = {}
+    for left, right in itertools.combinations(range(len(gradients)), 2):
+        between = fmean(dot[2 * left + i, 2 * right + j] for i in range(2) for j in range(2))
+        sizes = [dot[2 * each, 2 * each + 1] for each in (left, right)]
+        found[left, right] = between / math.sqrt(sizes[0] * sizes[1]) if min(sizes) > 0 else math.nan
+    return found
 
-    between = fmean(dot(a, b) for a in left for b in right)
-    sizes = dot(*left), dot(*right)
-    return between / math.sqrt(sizes[0] * sizes[1]) if min(sizes) > 0 else math.nan
+
+def _on_host(gradient: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: part.cpu() for name, part in gradient.items()}

@@ -139,7 +139,7 @@ class Updates(StageSpec):
     def memory_bytes(self, size: Size, resources: Resources) -> int:
         """What a gradient's pass holds, beside a copy of the weights, a direction and two gradients; or fine-tuning."""
         assert self.text
-        tokens = BATCH * self.text.input_length
+        tokens = min(BATCH, self.batch_sequences) * self.text.input_length
         on_gpu = resources.gpus_per_worker > 0
         step = Step(tokens=tokens, logit_tokens=tokens, optimizer_floats=4, on_gpu=on_gpu)
         read = min(batch_tokens(on_gpu=on_gpu), self.batch_sequences * self.text.input_length)

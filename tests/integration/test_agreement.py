@@ -9,7 +9,7 @@ import torch
 from raysweep.errors import SpaceError
 from raysweep.runners import run_sweep
 from raysweep.space import load
-from raysweep.stages.agreement import cosine
+from raysweep.stages.agreement import cosines
 from raysweep.train.checkpoints import load_model
 
 SWEEP = """\
@@ -81,7 +81,7 @@ def test_noise_of_halves_leaves_the_cosine_where_it_is():
     found, plain = [], []
     for _ in range(200):
         left, right = noisy(one), noisy(other)
-        found.append(cosine(left, right))
+        found.append(cosines([left, right])[0, 1])
         a, b = left[0]["w"] + left[1]["w"], right[0]["w"] + right[1]["w"]
         plain.append(float(a @ b / (a.norm() * b.norm())))
     error = np.std(found) / 200**0.5
