@@ -18,6 +18,7 @@ from raysweep.estimates import flops_of, size_of
 from raysweep.plan import Trial
 from raysweep.space import load
 from raysweep.tasks.files import FileTask
+from raysweep.tasks.mixture import Mixture
 from raysweep.variants import SearchSpace
 
 BASELINE = "early_sft"
@@ -35,6 +36,8 @@ class Costs:
     baseline: float = 0.0
     families: dict[str, float] = field(default_factory=dict)
     """Of fine-tuning on all tasks of a family, with all seeds and rates."""
+    mixtures: float = 0.0
+    """Of one fine-tuning on several tasks, likewise."""
 
     @property
     def all_indicators(self) -> float:
@@ -69,7 +72,10 @@ def costs(space: SearchSpace, trial: Trial) -> Costs:
         if stage.kind == "pretrain":
             found.phases.append(flops)
         elif stage.kind == "sft":
-            tuned[family[stage.task or ""]] += flops
+            if isinstance(stage.spec.task, Mixture):
+                found.mixtures += flops
+            else:
+                tuned[family[stage.task or ""]] += flops
         elif stage.kind == BASELINE:
             found.baseline += flops
         elif stage.checkpoint is not None:
@@ -110,6 +116,7 @@ def rows(found: Costs) -> Iterator[str]:
     named = sorted(found.indicators.items(), key=lambda item: -item[1])
     named += [("all of these", found.all_indicators), (BASELINE, found.baseline)]
     named += [(f"fine-tuning on {name}", flops) for name, flops in found.families.items()]
+    named += [("fine-tuning on mixtures", found.mixtures)] if found.mixtures else []
     named += [(f"pretraining, phase {place}", flops) for place, flops in enumerate(found.phases, start=1)]
     for name, flops in named:
         shares = (flops / whole for whole in (found.phases[-1], *found.families.values()))

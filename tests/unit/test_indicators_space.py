@@ -8,6 +8,7 @@ from benchmarks.indicator_costs import costs
 from shipped import FOLDER, presets
 
 from raysweep.space import load
+from raysweep.variants import SearchSpace
 
 OBJECTIVE, LR, DATA = (f"pretrain.phases.continued.{part}" for part in ("objective", "optimizer.lr", "data"))
 RATES = {
@@ -53,6 +54,7 @@ def test_one_base_goes_on_in_62_ways_and_six_of_them_twice(name):
         assert max(each.of_last_phase for each in found) < 0.05
         # Of each family, all texts reckoned at one length; at their own see benchmarks/indicator_costs.py.
         assert max(max(each.of_families.values()) for each in found) < 0.10
+        assert share_cut(space) < 0.05
 
 
 def test_fine_tuning_on_all_tasks_at_once_leaves_the_study_as_it_is():
@@ -71,3 +73,31 @@ def test_the_papers_own_scale_is_a_preset():
     base, continued = (stage.spec for stage in trial.stages if stage.kind == "pretrain")
     assert round(base.model_size.num_parameters / 1e9) == 1
     assert [round(each.pretraining_tokens / 1e9) for each in (base, continued)] == [100, 100]
+    [indicators] = [stage.spec for stage in trial.stages if stage.kind == "indicators"]
+    shots = {
+        family: {indicators.kshot_by_task.get(task, indicators.kshot) for task in tasks}
+        for family, tasks in space.declared.sft.families.items()
+    }
+    assert shots == {"cms": {1}, "rag": {5}, "cbq": {5}}
+    assert share_cut(space) < 0.05
+
+
+def test_lora_and_earlier_checkpoints_are_presets():
+    of = presets("indicators_50")
+    trial = next(iter(load(FOLDER / "indicators_50.yaml", [*of["lora"], *of["earlier"]]).trials()))
+    tunings = Counter((stage.checkpoint, stage.spec.method.name) for stage in trial.stages if stage.kind == "sft")
+    assert len(tunings) == 4
+    assert {*tunings.values()} == {(11 + 1) * 3 * 3}  # Tasks, and all of them at once; seeds; rates.
+
+
+def share_cut(space: SearchSpace) -> float:
+    """Of few-shot prompts on retrieved text those that do not fit, at four characters a token; of the worst task."""
+    sft, indicators = space.declared.sft, space.declared.indicators
+    found = []
+    for name in sft.families["rag"]:
+        task = sft.tasks[name]
+        assert task.max_length <= space.declared.pretrain.sequence_length  # Of which the model has seen as many.
+        shots = task.shot_text(task.examples("train")[: indicators.kshot_by_task.get(name, indicators.kshot)])
+        lengths = [len(shots + task.prompt(each)) / 4 + task.max_new_tokens for each in task.examples("indicator")]
+        found.append(sum(length > task.max_length for length in lengths) / len(lengths))
+    return max(found)
