@@ -79,6 +79,18 @@ def test_other_sentences_are_asked_of_the_same_checkpoints(name):
     assert anew == {"probes", "early_sft", "updates", "sft"}
 
 
+@pytest.mark.parametrize("name", ["same_loss_hmm", "same_loss_pcfg"])
+def test_harder_tasks_have_few_labels_of_each_seeds_own(name):
+    plain, harder = (load(FOLDER / f"{name}.yaml", presets(name)[preset]).declared for preset in ("cpu", "harder"))
+    for before, given in ((plain.sft, harder.sft), (plain.early_sft, harder.early_sft)):
+        was, now = before.hyperparameters, given.hyperparameters
+        assert now.max_examples == 64 == was.max_examples / 4
+        assert now.epochs * now.max_examples == was.epochs * was.max_examples
+    assert harder.sft.hyperparameters.examples == "by_seed"
+    if name == "same_loss_pcfg":
+        assert all(task.place is not None for task in harder.sft.tasks.values())
+
+
 @pytest.mark.parametrize(
     ("name", "preset", "num_doses"),
     [
