@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Literal
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.analysis.baselines import credit, design
 from raysweep.analysis.beyond_config import ConfigFit, Matched, added, axes_of, config_fits, matched, num_parameters
 from raysweep.analysis.derived import SEED, has_order, is_config, moved_together
 from raysweep.analysis.gaps import (
@@ -26,19 +25,22 @@ from raysweep.analysis.gaps import (
 )
 from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import (
+    Clusters,
     Comparison,
     Flags,
     Floats,
     IntervalEstimate,
     PairCounts,
+    clusters_of,
     compare,
     comparison,
+    credit_left,
+    credit_within,
     interval,
     interval_of_pairs,
     kendall,
-    leave_one_out,
+    mean_credit,
     spearman,
-    with_pairs,
 )
 from raysweep.analysis.refits import Parts, parts_of
 from raysweep.analysis.selection import Halves, Selection, halves, select
@@ -48,7 +50,6 @@ from raysweep.spec import Direction
 if TYPE_CHECKING:
     import pandas as pd
 
-Statistic = Callable[[Floats, Floats, Floats], Floats]
 Groups = NDArray[np.int64]
 
 TOGETHER = "all together"
@@ -106,13 +107,21 @@ class _Row:
     association: Association
     have: Flags
     """[n]: the checkpoints that the indicator was measured on."""
-    comparable: Flags
-    """[have, have]: the pairs of these whose values are of one quantity."""
-    accuracy: Callable[[Flags], tuple[float, Floats]]
-    """Pairs [have, have] -> its accuracy on these, and [parts] the same on each of the parts."""
+    groups: Groups
+    """[have]: equal numbers for those whose values are of one quantity, and so compare."""
+    accuracy: Mapping[bytes, tuple[float, Floats]]
+    """Groups, as bytes -> its accuracy on pairs within these, and [parts] the same on each of the parts.
+
+    Of a measured indicator by its own groups; of a config column by those of all measured ones.
+    """
     parts: Parts
     order: Hashable
     """The same for indicators that order the same checkpoints alike."""
+
+    @property
+    def compares_all(self) -> bool:
+        """Whether all pairs are of one quantity."""
+        return bool((self.groups == self.groups[:1]).all())
 
 
 def associate(
@@ -159,22 +168,15 @@ def associate(
     whole = [name for name in config if table[name].notna().all()]
     gaps = _gaps(table, gaps_of, columns.get(gaps_of)) if gaps_of else []
     shared = _Shared(table, whole, config, target=target, gaps=gaps, groups=groups)
+    # By the checkpoints that have one, all of them last, as of a config column: what these share is kept of one set.
+    have = {name: np.isfinite(numbers(table[name])) for name in measured}
     rows = [
-        _measured(table, name, column, target=target, clear=clear, shared=shared) for name, column in measured.items()
+        _measured(table, name, measured[name], target=target, clear=clear, shared=shared)
+        for name in sorted(measured, key=lambda name: (bool(have[name].all()), have[name].tobytes()))
     ]
-    for name in config:
-        rows.append(
-            _config(
-                table,
-                name,
-                [*(other for other in whole if other != name), name],
-                target=target,
-                clear=clear,
-                shared=shared,
-            )
-        )
-    if len(whole) > 1:
-        rows.append(_config(table, TOGETHER, whole, target=target, clear=clear, shared=shared))
+    given: Any = {"target": target, "clear": clear, "shared": shared, "measured": tuple(rows)}
+    rows += [_config(table, name, whole, **given) for name in (*whole, *([TOGETHER] if len(whole) > 1 else []))]
+    rows += [_config(table, name, [*whole, name], **given) for name in config if name not in whole]
     return _ordered(rows), skipped
 
 
@@ -197,19 +199,22 @@ class _Shared:
         self._gaps = gaps
         scores, comparable = numbers(table[target]), groups[:, None] == groups
         self._target_gaps, self._target_ranges = target_gaps(scores, comparable), target_ranges(scores, comparable)
-        self._known: dict[bytes, _Alike] = {}
+        self._known: tuple[bytes, _Alike] | None = None
 
     def of(self, have: Flags) -> _Alike:
-        """Of the checkpoints [n] that `have` marks."""
+        """Of the checkpoints [n] that `have` marks; kept until others are asked for."""
         key = have.tobytes()
-        if key not in self._known:
+        if self._known is None or self._known[0] != key:
+            self._known = None  # Before there is another: a fit on each part is large.
             rows = self._table[have]
             config, variants = rows[self._config], list(rows["variant"])
             # Also of settings that are missing elsewhere: that of some optimizers is in the fit on their checkpoints.
             settings = rows[self._settings].dropna(axis="columns")
             parts = parts_of(variants, num_parameters=num_parameters(settings))
-            self._known[key] = _Alike(
+            alike = _Alike(
+                clusters=clusters_of(variants),
                 parts=parts,
+                config=tuple(self._config),
                 fits=config_fits(config, numbers(rows[self._target]), variants, parts),
                 axes=axes_of(config),
                 gaps=_among(have, self._gaps),
@@ -217,14 +222,19 @@ class _Shared:
                 target_ranges=_among(have, self._target_ranges),
                 drawn=halves(variants),
             )
-        return self._known[key]
+            self._known = key, alike
+        return self._known[1]
 
 
 @dataclass(frozen=True)
 class _Alike:
     """Of some checkpoints: parts, fits on the configuration of each, pairs by axis and by gaps, and halves."""
 
+    clusters: Clusters
+    """Variants."""
     parts: Parts
+    config: tuple[str, ...]
+    """The columns of the fits."""
     fits: list[ConfigFit]
     axes: dict[str | None, Flags]
     gaps: list[GapPairs]
@@ -254,44 +264,46 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
     have = np.isfinite(values)
     # Of one number where both the indicator's values and the targets are of one quantity.
     groups = loss_groups(table[have], column) * (int(shared.groups.max(initial=0)) + 1) + shared.groups[have]
-    comparable = groups[:, None] == groups
     scores, oriented = numbers(table[target])[have], values[have] * (-1 if direction == "min" else 1)
-    variants = list(table["variant"][have])
-    weights = leave_one_out(variants)
-    pairs = compare(oriented, scores, clear=clear[np.ix_(have, have)], comparable=comparable)
+    pairs = compare(oriented, scores, clear=clear[np.ix_(have, have)], comparable=groups[:, None] == groups)
     alike = shared.of(have)
+    clusters = alike.clusters
 
     def on(among: Flags) -> IntervalEstimate:
-        # Of variants that have no such pair, however many, nothing is learnt about how these vary.
-        own = with_pairs(weights, pairs.every * among)
-        return interval(_once(partial(pairs.accuracy, among=among), scores), pairs.accuracy(own, among=among))
+        return interval(*credit_left(pairs.credit, pairs.every & among, clusters))
 
+    def of_fixed(among: Flags) -> IntervalEstimate:
+        return interval_of_pairs(pairs.credit, pairs.every & among, clusters)
+
+    row = _Row(
+        _association(name, "measured", direction, pairs, have=have),
+        have=have,
+        groups=groups,
+        accuracy={
+            groups.tobytes(): (
+                mean_credit(pairs.credit, pairs.every),
+                credit_within(pairs.credit, pairs.every, alike.parts.rows),
+            )
+        },
+        parts=alike.parts,
+        order=("measured", tuple(_places(oriented, have)), groups.tobytes()),
+    )
     counted = _counted(pairs.every, on)
     association = replace(
-        _association(name, "measured", direction, pairs, have=have),
-        accuracy=on(pairs.every > 0),
-        clear_accuracy=on(pairs.clear > 0),
+        row.association,
+        accuracy=on(pairs.every),
+        clear_accuracy=on(pairs.clear),
         # Ranks among all checkpoints say nothing where some do not compare.
-        spearman=_correlation(spearman, oriented, scores, weights) if comparable.all() else NO_ESTIMATE,
-        kendall=_correlation(
-            partial(kendall, comparable=comparable), oriented, scores, with_pairs(weights, pairs.every)
-        ),
+        spearman=interval(*spearman(oriented, scores, clusters), low=-1.0) if row.compares_all else NO_ESTIMATE,
+        kendall=interval(*kendall(oriented, scores, clusters, among=pairs.every), low=-1.0),
         added=added(alike.fits, oriented, groups, alike.parts),
-        matched=matched(
-            alike.axes, pairs.every, lambda among: interval_of_pairs(pairs.credit, pairs.every * among, weights)
-        ),
+        matched=matched(alike.axes, pairs.every, of_fixed),
         by_gap=by_gap(alike.gaps, counted),
         by_target_gap=by_gap(alike.target_gaps, counted),
         chance_within=chance_within(alike.target_ranges, counted),
-        selection=tuple(select(oriented, scores, alike.drawn)) if comparable.all() else (),
+        selection=tuple(select(oriented, scores, alike.drawn)) if row.compares_all else (),
     )
-
-    def accuracy(among: Flags) -> tuple[float, Floats]:
-        on_these = partial(pairs.accuracy, among=among)
-        return _once(on_these, scores), on_these(alike.parts.rows.astype(np.float64))
-
-    order = ("measured", tuple(_places(oriented, have)), comparable.tobytes())
-    return _Row(association, have=have, comparable=comparable, accuracy=accuracy, parts=alike.parts, order=order)
+    return replace(row, association=association)
 
 
 def _gaps(table: pd.DataFrame, name: str, column: Column | None) -> list[GapPairs]:
@@ -303,77 +315,83 @@ def _gaps(table: pd.DataFrame, name: str, column: Column | None) -> list[GapPair
     return gap_pairs(np.exp(values) if column.metric.unit == "nats/token" else values, loss_groups(table, column))
 
 
-def _counted(every: Floats, accuracy: Callable[[Flags], IntervalEstimate]) -> OnPairs:
+def _counted(every: Flags, accuracy: Callable[[Flags], IntervalEstimate]) -> OnPairs:
     """With the number of pairs that count."""
 
     def on(among: Flags) -> tuple[int, IntervalEstimate]:
-        num = int((every * among).sum()) // 2
+        num = int((every & among).sum()) // 2
         return num, accuracy(among) if num else NO_ESTIMATE
 
     return on
 
 
 def _config(
-    table: pd.DataFrame, name: str, columns: Sequence[str], *, target: str, clear: Flags, shared: _Shared
+    table: pd.DataFrame,
+    name: str,
+    columns: Sequence[str],
+    *,
+    target: str,
+    clear: Flags,
+    shared: _Shared,
+    measured: Sequence[_Row],
 ) -> _Row:
-    """By the scores of other variants: from what the last of the columns adds to a fit on them, or from all of it."""
+    """By the scores of other variants: from what one of the columns adds to a fit on them, or from all of it."""
     have: Flags = table[list(columns)].notna().all(axis=1).to_numpy(dtype=bool)
     there = table[have]
-    scores, variants, groups = numbers(there[target]), np.asarray(there["variant"], dtype=str), shared.groups[have]
-    comparable = groups[:, None] == groups
-    apart, blocks = clear[np.ix_(have, have)], [design(there[column]) for column in columns]
-
-    def pairs_of(rows: Flags) -> Comparison:
-        block = None if name == TOGETHER else len(blocks) - 1
-        shares = credit([each[rows] for each in blocks], scores[rows], list(variants[rows]), block=block)
-        undecided = (shares == 0.5) & (scores[rows][:, None] != scores[rows])
-        own = np.ix_(rows, rows)
-        return comparison(shares, scores[rows], clear=apart[own], comparable=comparable[own], undecided=undecided)
-
-    pairs = pairs_of(np.ones(len(scores), dtype=bool))
+    scores, variants, own = numbers(there[target]), list(there["variant"]), shared.groups[have]
     alike = shared.of(have)
-    parts = alike.parts
-    on_parts = [pairs_of(rows) for rows in parts.rows]
-    clear_parts = np.array([_once(fewer.clear_accuracy, fewer.every) for fewer in on_parts])
+    fits, parts = alike.fits, alike.parts
+    if tuple(columns) != alike.config:
+        fits = config_fits(there[list(columns)], scores, variants, parts)
+    # Of all checkpoints, and of each part.
+    credits = [fit.credit_by(None if name == TOGETHER else columns.index(name)) for fit in fits]
+    undecided = (credits[0] == 0.5) & (scores[:, None] != scores)
+    pairs = comparison(
+        credits[0],
+        scores,
+        clear=clear[np.ix_(have, have)],
+        comparable=own[:, None] == own,
+        undecided=undecided,
+    )
 
     def accuracy(among: Flags) -> tuple[float, Floats]:
-        by_part = [
-            _once(partial(fewer.accuracy, among=among[np.ix_(rows, rows)]), fewer.every)
-            for fewer, rows in zip(on_parts, parts.rows, strict=True)
-        ]
-        return _once(partial(pairs.accuracy, among=among), scores), np.array(by_part)
+        counted = pairs.every & among
+        whole, *left = (mean_credit(each, fit.within(counted)) for each, fit in zip(credits, fits, strict=True))
+        return whole, np.array(left)
 
     def on(among: Flags) -> IntervalEstimate:
-        return parts.interval(*accuracy(among), (pairs.every > 0) & among)
+        return parts.interval(*accuracy(among), pairs.every & among)
 
-    every = np.ones((len(scores), len(scores)), dtype=bool)
     direction: Direction | None = None
     if name != TOGETHER and has_order(there[name]) and there[name].nunique() > 1:
-        rising = kendall(numbers(there[name]), scores, np.ones((1, len(scores))), comparable=comparable)[0] >= 0
+        rising = kendall(numbers(there[name]), scores, alike.clusters, among=pairs.every)[0] >= 0
         direction = "max" if rising else "min"
     counted = _counted(pairs.every, on)
     axes = {axis: flags for axis, flags in axes_of(there[list(columns)]).items() if name in (axis, TOGETHER)}
     association = replace(
         _association(name, "config", direction, pairs, have=have),
-        accuracy=on(every),
+        accuracy=on(pairs.every),
         matched=matched(axes, pairs.every, on),
         by_target_gap=by_gap(alike.target_gaps, counted),
         chance_within=chance_within(alike.target_ranges, counted),
-        clear_accuracy=parts.interval(_once(pairs.clear_accuracy, scores), clear_parts, pairs.clear > 0),
+        clear_accuracy=on(pairs.clear),
     )
-    order = ("config", have.tobytes(), pairs.credit.tobytes())
-    return _Row(association, have=have, comparable=every, accuracy=accuracy, parts=parts, order=order)
+    # By the groups of those that this may be the baseline of.
+    alike_groups = {row.groups.tobytes(): row.groups for row in measured if (row.have == have).all()}
+    return _Row(
+        association,
+        have=have,
+        groups=own,
+        accuracy={key: accuracy(groups[:, None] == groups) for key, groups in alike_groups.items()},
+        parts=parts,
+        order=("config", have.tobytes(), sha256(pairs.credit.tobytes()).digest()),
+    )
 
 
 def without_clear(association: Association) -> Association:
     """As it is where errors of the target are not known: no pair is clear of them, or all are, which tells nothing."""
     pairs = replace(association.pairs, num_within_noise=None, num_clear=None)
     return replace(association, clear_accuracy=NO_ESTIMATE, pairs=pairs)
-
-
-def _once(statistic: Callable[[Floats], Floats], rows: Floats) -> float:
-    """Of the sample as it is, each of the `rows` weighing 1."""
-    return float(statistic(np.ones((1, len(rows))))[0])
 
 
 def _association(
@@ -408,12 +426,6 @@ def _association(
     )
 
 
-def _correlation(function: Statistic, oriented: Floats, scores: Floats, weights: Floats) -> IntervalEstimate:
-    once = np.ones((1, len(scores)))
-    value, left = function(oriented, scores, once)[0], function(oriented, scores, weights)
-    return interval(float(value), left, low=-1.0)
-
-
 def _ordered(rows: Sequence[_Row]) -> tuple[Association, ...]:
     """Best first, with the gain over the best config baseline, and repetitions of an order marked."""
     rows = sorted(rows, key=_place_in_order)
@@ -423,8 +435,9 @@ def _ordered(rows: Sequence[_Row]) -> tuple[Association, ...]:
     for row in rows:
         association = replace(row.association, same_order_as=seen.get(row.order))
         if association.source == "measured" and (baseline := _baseline(row, config)):
-            ours, theirs = (each.accuracy(row.comparable) for each in (row, baseline))
-            gain = row.parts.interval(ours[0] - theirs[0], ours[1] - theirs[1], row.comparable, low=-1.0)
+            ours, theirs = (each.accuracy[row.groups.tobytes()] for each in (row, baseline))
+            among = row.groups[:, None] == row.groups
+            gain = row.parts.interval(ours[0] - theirs[0], ours[1] - theirs[1], among, low=-1.0)
             association = replace(association, gain=gain, baseline=baseline.association.indicator)
         ordered.append(association)
         seen.setdefault(row.order, association.indicator)
@@ -436,11 +449,11 @@ def _baseline(row: _Row, config: Sequence[_Row]) -> _Row | None:
     # Over other checkpoints than the indicator's, a difference would compare two things at once.
     if not config or (config[0].have != row.have).any():
         return None
-    if row.comparable.all():
+    if row.compares_all:
         return config[0]
     # What tells objectives apart may be best over all pairs, and say nothing of those within one.
     alike = [each for each in config if (each.have == row.have).all()]
-    return max(alike, key=lambda each: each.accuracy(row.comparable)[0])
+    return max(alike, key=lambda each: each.accuracy[row.groups.tobytes()][0])
 
 
 def _place_in_order(row: _Row) -> tuple[bool, float, str]:

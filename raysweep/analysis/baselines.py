@@ -10,20 +10,20 @@ of one column would tell of the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raysweep.analysis.derived import has_order
-from raysweep.analysis.pairwise import SMALL, Floats
+from raysweep.analysis.pairwise import SMALL, Credit, Floats, as_credit, signs
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MAX_VALUES = 2**21
-"""Of the matrices of pairs of variants that are solved at once."""
-
+MAX_VALUES = 2**18
+"""Of the matrices of pairs of variants that are solved at once, so that they stay in a cache."""
 PENALTY = 1e-3
 """On squared coefficients: no more than decides where columns or levels cannot be told apart. At 1, what is taken from
 the effect of one column would be found in another, in grids of few variants."""
@@ -44,7 +44,7 @@ def design(column: pd.Series) -> Floats:
     return np.concatenate(parts, axis=1)
 
 
-def credit(blocks: Sequence[Floats], scores: Floats, variants: Sequence[str], *, block: int | None = None) -> Floats:
+def credit(blocks: Sequence[Floats], scores: Floats, variants: Sequence[str], *, block: int | None = None) -> Credit:
     """[n, n]: 1 for each pair that the regression on other variants' scores orders rightly, 0 wrongly, 1/2 not at all.
 
     Args:
@@ -53,16 +53,16 @@ def credit(blocks: Sequence[Floats], scores: Floats, variants: Sequence[str], *,
         variants: of each checkpoint.
         block: the column whose part of the prediction decides; None: the whole of it.
     """
-    return credit_of(*smoothers(blocks, block), scores, variants)
+    fit = ridge(blocks)
+    return credit_of(fit.hat, None if block is None else fit.part(block), scores, variants)
 
 
-def credit_of(hat: Floats, part: Floats, scores: Floats, variants: Sequence[str]) -> Floats:
-    """`credit` by the matrices of a regression, as `smoothers` gives them."""
+def credit_of(hat: Floats, part: Floats | None, scores: Floats, variants: Sequence[str]) -> Credit:
+    """`credit` by the matrices of a regression: its own, and that of the part that decides, if not all does."""
     predicted = _left_two_out(hat, part, scores, variants)
-    lead = predicted - predicted.T
     # What is nothing beside the scores is rounding, whatever their unit.
-    lead[np.abs(lead) < SMALL * (np.ptp(scores) if len(scores) else 0.0)] = 0.0
-    return (1 + np.sign(lead) * np.sign(scores[:, None] - scores)) / 2
+    ahead = predicted - predicted.T > SMALL * (np.ptp(scores) if len(scores) else 0.0)
+    return as_credit((ahead.astype(np.float32) - ahead.T) * signs(scores))
 
 
 def with_column(hat: Floats, column: Floats) -> Floats:
@@ -72,74 +72,102 @@ def with_column(hat: Floats, column: Floats) -> Floats:
     return wider
 
 
-def smoothers(blocks: Sequence[Floats], block: int | None) -> tuple[Floats, Floats]:
-    """The ridge's matrices [n, n] from scores to fitted scores, and to what `block` adds to these.
+@dataclass(frozen=True)
+class Ridge:
+    """A ridge regression on blocks of columns by its matrices, from scores to fitted scores; made by `ridge`."""
 
-    The intercept has no penalty.
+    hat: Floats
+    """[n, n]."""
+    factors: Mapping[int, tuple[Floats, Floats]]
+    """Block, -1 for the intercept -> two matrices whose product is what it adds, [n, p] and [p, n].
+
+    Without the widest block, which may have a level for every row: its part is what the others leave.
     """
+
+    def part(self, block: int) -> Floats:
+        """[n, n]: from scores to what a block adds to the fitted ones."""
+        if block in self.factors:
+            columns, coefficients = self.factors[block]
+            return columns @ coefficients
+        left = self.hat.copy()
+        for columns, coefficients in self.factors.values():
+            left -= columns @ coefficients
+        return left
+
+
+def ridge(blocks: Sequence[Floats]) -> Ridge:
+    """Of the regressors [n, p] of each column, and an intercept, which has no penalty."""
     if not len(blocks[0]):  # Without its only variant, nothing is left of a sweep.
-        return np.zeros((0, 0)), np.zeros((0, 0))
+        return Ridge(np.zeros((0, 0)), {})
     full = np.concatenate([np.ones((len(blocks[0]), 1)), *blocks], axis=1)
     penalty = np.diag([0.0] + [PENALTY] * (full.shape[1] - 1))
     coefficients = np.linalg.solve(full.T @ full + penalty, full.T)
-    ends = np.cumsum([1, *(each.shape[1] for each in blocks)])
-    columns = slice(None) if block is None else slice(ends[block], ends[block + 1])
-    return full @ coefficients, full[:, columns] @ coefficients[columns]
+    starts = np.cumsum([1, *(each.shape[1] for each in blocks)])[:-1]
+    widest = int(np.argmax([each.shape[1] for each in blocks]))
+    own = enumerate(zip((np.ones_like(full[:, :1]), *blocks), np.split(coefficients, starts), strict=True), start=-1)
+    return Ridge(full @ coefficients, {block: (each, of.copy()) for block, (each, of) in own if block != widest})
 
 
-def _left_two_out(hat: Floats, part: Floats, scores: Floats, variants: Sequence[str]) -> Floats:
+def _left_two_out(hat: Floats, part: Floats | None, scores: Floats, variants: Sequence[str]) -> Floats:
     """[n, n]: the prediction for the row's checkpoint without its variant and the column's.
 
     Nothing is fitted anew: without rows B, the residuals there are r = (I - H_BB)^-1 (y - H y)_B, and what the part P
-    of the smoother H predicts there is (P y)_B - P_BB r. Where nothing is left to fit (two variants in all), all
-    predictions are 0.
+    of the smoother H predicts there is (P y)_B - P_BB r; all of it y_B - r. Where nothing is left to fit (two variants
+    in all), all predictions are 0.
     """
     names, index, sizes = np.unique(np.asarray(variants, dtype=str), return_inverse=True, return_counts=True)
-    predicted = np.zeros_like(hat)
     if len(names) < 3:
-        return predicted
-    residual, fitted = scores - hat @ scores, part @ scores
-    alone = np.flatnonzero(sizes[index] == 1)
-    own = np.ix_(alone, alone)
-    predicted[own] = _single_rows(hat[own], part[own], residual[alone], fitted[alone])
-    if len(alone) == len(scores):
-        return predicted
-    # Rows of each variant, one beyond the last where it has fewer than others: there H, P and the residual are 0.
-    last = len(scores)
-    rows = np.full((len(names), int(sizes.max())), last)
+        return np.zeros_like(hat)
+    residual, fitted = scores - hat @ scores, scores if part is None else part @ scores
+    if (sizes == 1).all():
+        return _single_rows(hat, part, residual, fitted)
+    # Rows of one variant side by side: what is read together then lies together.
     order = np.argsort(index, kind="stable")
-    rows[index[order], np.arange(last) - np.repeat(np.cumsum(sizes) - sizes, sizes)] = order
-    padded, parts = np.pad(hat, (0, 1)), np.pad(part, (0, 1))
+    part = None if part is None else part[order][:, order]
+    predicted = _several_rows(hat[order][:, order], part, residual[order], fitted[order], sizes)
+    back = np.argsort(order)
+    return predicted[back][:, back]
+
+
+def _single_rows(hat: Floats, part: Floats | None, residual: Floats, fitted: Floats) -> Floats:
+    """`_left_two_out` of variants of one row each, whose blocks of two rows are inverted as such."""
+    own = np.diag(hat)
+    determinant = np.outer(1 - own, 1 - own) - hat * hat.T
+    np.fill_diagonal(determinant, 1.0)  # Of a row with itself there is no block.
+    mine: Floats = ((1 - own) * residual[:, None] + hat * residual) / determinant
+    if part is None:
+        return fitted[:, None] - mine
+    return fitted[:, None] - np.diag(part)[:, None] * mine - part * mine.T
+
+
+def _several_rows(hat: Floats, part: Floats | None, residual: Floats, fitted: Floats, sizes: np.ndarray) -> Floats:
+    """`_left_two_out` of variants with so many rows, one after the other."""
+    last, starts, most = len(hat), np.cumsum(sizes) - sizes, int(sizes.max())
+    alone = starts[sizes == 1]
+    own = np.ix_(alone, alone)
+    predicted = np.zeros((last + 1, last + 1))
+    predicted[own] = _single_rows(hat[own], None if part is None else part[own], residual[alone], fitted[alone])
+    # Rows of each variant, one beyond the last where it has fewer than others: there H, P and the residual are 0.
+    rows = np.where(np.arange(most) < sizes[:, None], starts[:, None] + np.arange(most), last)
+    hat, part = np.pad(hat, (0, 1)), None if part is None else np.pad(part, (0, 1))
     residual, fitted = np.append(residual, 0.0), np.append(fitted, 0.0)
-    predicted = np.pad(predicted, (0, 1))
-    several = np.flatnonzero(sizes > 1)
-    size = max(1, MAX_VALUES // (len(names) * 4 * rows.shape[1] ** 2))
-    for start in range(0, len(several), size):
-        chosen = several[start : start + size]
-        both = np.concatenate(np.broadcast_arrays(rows[chosen, None], rows[None]), axis=2)
-        both[np.arange(len(chosen)), chosen, rows.shape[1] :] = last  # A variant's rows are left out once.
-        left = _residuals(padded, residual, both)
-        lost = (parts[both[..., :, None], both[..., None, :]] @ left[..., None])[..., 0]
-        of_own, of_others = np.split(fitted[both] - lost, 2, axis=2)
-        predicted[rows[None, :, :, None], rows[chosen, None, None, :]] = of_others[..., None]
+    # Each two variants once, for both ways round; and each with itself, whose rows are left out once.
+    first, second = np.triu_indices(len(sizes))
+    several = np.flatnonzero((sizes[first] > 1) | (sizes[second] > 1))
+    for chosen in np.array_split(several, 1 + len(several) * 4 * most**2 // MAX_VALUES):
+        ours, theirs = rows[first[chosen]], rows[second[chosen]]
+        both = np.concatenate([ours, np.where((first == second)[chosen, None], last, theirs)], axis=1)
+        cells = both[..., :, None] * (last + 1) + both[..., None, :]
+        left = _residuals(hat.take(cells), residual[both])
+        lost = left if part is None else (part.take(cells) @ left[..., None])[..., 0]
+        of_ours, of_theirs = np.split(fitted[both] - lost, 2, axis=1)
+        predicted[theirs[..., :, None], ours[..., None, :]] = of_theirs[..., None]
         # Last, as of a variant with itself only this is known.
-        predicted[rows[chosen, None, :, None], rows[None, :, None, :]] = of_own[..., None]
+        predicted[ours[..., :, None], theirs[..., None, :]] = of_ours[..., None]
     return predicted[:last, :last]
 
 
-def _single_rows(hat: Floats, part: Floats, residual: Floats, fitted: Floats) -> Floats:
-    """`_left_two_out` of variants of one row each, whose blocks of two rows are inverted as such."""
-    hat = hat - np.diag(own := np.diag(hat))
-    determinant = np.outer(1 - own, 1 - own) - hat * hat.T
-    np.fill_diagonal(determinant, 1.0)  # Of a row with itself there is no block.
-    mine = ((1 - own) * residual[:, None] + hat * residual) / determinant
-    predicted: Floats = fitted[:, None] - np.diag(part)[:, None] * mine - part * mine.T
-    return predicted
-
-
-def _residuals(hat: Floats, residual: Floats, rows: np.ndarray) -> Floats:
-    """[..., rows]: of each set of rows, when it is left out."""
-    blocks = np.eye(rows.shape[-1]) - hat[rows[..., :, None], rows[..., None, :]]
+def _residuals(hat: Floats, residual: Floats) -> Floats:
+    """[sets, rows]: of sets of rows that are left out, from H within each [sets, rows, rows] and residuals there."""
     # A padded row appears more than once in a set; its block is the identity's all the same, as H is 0 there.
-    left: Floats = np.linalg.solve(blocks, residual[rows][..., None])[..., 0]
-    return left
+    return np.asarray(np.linalg.solve(np.eye(hat.shape[1]) - hat, residual[..., None])[..., 0], dtype=np.float64)

@@ -229,8 +229,10 @@ def _pearson(first: Floats, second: Floats) -> float:
 
 
 def _ranks(values: Floats) -> Floats:
-    ranks: Floats = np.sign(values[:, None] - values).sum(axis=1)
-    return ranks
+    """[n]: how many are below each, minus those above it."""
+    ordered = np.sort(values)
+    below, to_here = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
+    return (below - (len(values) - to_here)).astype(np.float64)
 
 
 def _listed(names: Sequence[str]) -> str:

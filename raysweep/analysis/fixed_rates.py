@@ -12,7 +12,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from raysweep.analysis import formatting
 from raysweep.analysis.associations import numbers
 from raysweep.analysis.findings import points_text, worse_side
 from raysweep.analysis.labels import row_key
-from raysweep.analysis.pairwise import IntervalEstimate, compare, interval, kendall, leave_one_out
+from raysweep.analysis.pairwise import IntervalEstimate, clusters_of, compare, credit_left, interval, kendall
 from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.sections import Heading, Row, Table, cell
 from raysweep.analysis.tables import result_of
@@ -61,21 +60,21 @@ def fixed_rates(ranking: Ranking, stages: pd.DataFrame) -> list[FixedRate]:
     if len(table) < 2 or ranking.num_groups > 1 or not ranking.target.startswith(column_name("sft", "")):
         return []
     tuned = ranking.sign * numbers(table[ranking.target])
-    weights = leave_one_out(list(table["variant"]))
+    clusters = clusters_of(list(table["variant"]))
     labels = [ranking.labels[row_key(row)] for row in table.to_dict("records")]
     found = []
     for lr, scores in _at_each(stages, list(table["checkpoint"]), ranking):
         order = np.unique(scores, return_inverse=True)[1].astype(np.float64)  # As those that diverged have no number.
-        right, alike = compare(order, tuned).accuracy, partial(kendall, order, tuned)
-        chosen, every = int(np.lexsort((-tuned, -order))[0]), np.ones((1, len(tuned)))
+        pairs = compare(order, tuned)
+        chosen = int(np.lexsort((-tuned, -order))[0])
         found.append(
             FixedRate(
                 lr=lr,
                 checkpoint=str(table["checkpoint"].iloc[chosen]),
                 label=labels[chosen],
                 lost=float(tuned.max() - tuned[chosen]),
-                accuracy=interval(float(right(every)[0]), right(weights)),
-                kendall=interval(float(alike(every)[0]), alike(weights), low=-1.0),
+                accuracy=interval(*credit_left(pairs.credit, pairs.every, clusters)),
+                kendall=interval(*kendall(order, tuned, clusters), low=-1.0),
                 num_diverged=scores.count(-math.inf),
             )
         )

@@ -2,8 +2,8 @@
 
 Pairs of n checkpoints are not independent, and checkpoints of one trajectory are hardly more so. So the jackknife
 leaves clusters (variants) out, one at a time: the standard error of a statistic over pairs by Arvesen (1969). What is
-left is a vector of weights, one per checkpoint, under which every statistic here is exactly that of the sample left;
-pairs of a checkpoint with its own copy do not count.
+left of a sum over pairs is the sum over all without those of one cluster: nothing is summed anew for each of them, and
+time and memory grow as n^2.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Credit = NDArray[np.float32]
+"""Of pairs: 0, 1/2 and 1 (or signs), whose sums over a row of so many pairs are exact."""
 Flags = NDArray[np.bool_]
 
 SMALL = 1e-9
 """What is zero but for rounding: a constant sample's scale may come out as 1e-15."""
+
+MAX_VALUES = 2**21
+"""Of a matrix that is needed in pieces only."""
 
 MIN_CLUSTERS = 5
 """Fewer tell nothing of how a statistic varies between them, and there is no interval."""
@@ -54,26 +59,13 @@ class PairCounts:
 class Comparison:
     """One indicator against one target, over the same n checkpoints; built by `compare`."""
 
-    credit: Floats
+    credit: Credit
     """[n, n]: 1 where the two orders of a pair agree, 0 where they do not, 1/2 where either is tied."""
-    every: Floats
-    """[n, n]: 1 for each pair that counts: both values are of one quantity; 0 on the diagonal."""
-    clear: Floats
-    """[n, n]: 1 for each pair whose target difference is clear."""
+    every: Flags
+    """[n, n]: the pairs that count, as both values are of one quantity; none on the diagonal."""
+    clear: Flags
+    """[n, n]: the pairs whose target difference is clear."""
     counts: PairCounts
-
-    def accuracy(self, weights: Floats, *, among: Flags | None = None) -> Floats:
-        """Share of pairs ordered alike, ties half, for weights [rows, n] -> [rows].
-
-        Args:
-            among: [n, n], the pairs that are looked at; None: all that count.
-        """
-        every = self.every if among is None else self.every * among
-        return share_of_pairs(weights, self.credit, every)
-
-    def clear_accuracy(self, weights: Floats) -> Floats:
-        """The same over clear pairs alone."""
-        return share_of_pairs(weights, self.credit, self.clear)
 
 
 def compare(
@@ -92,12 +84,12 @@ def compare(
     """
     if indicator.shape != target.shape or not (np.isfinite(indicator).all() and np.isfinite(target).all()):
         raise ValueError("indicator and target must be finite and of one length; leave missing values out first")
-    ours, theirs = _signs(indicator), _signs(target)
-    return comparison((1 + ours * theirs) / 2, target, clear=clear, comparable=comparable, undecided=ours == 0)
+    ours, theirs = signs(indicator), signs(target)
+    return comparison(as_credit(ours * theirs), target, clear=clear, comparable=comparable, undecided=ours == 0)
 
 
 def comparison(
-    credit: Floats, target: Floats, *, clear: Flags | None, comparable: Flags | None = None, undecided: Flags
+    credit: Credit, target: Floats, *, clear: Flags | None, comparable: Flags | None = None, undecided: Flags
 ) -> Comparison:
     """From the credit of every pair, all arguments but the target being [n, n].
 
@@ -120,36 +112,98 @@ def comparison(
         num_indicator_ties=_half(counted & undecided),
         num_clear=_half(apart),
     )
-    return Comparison(credit=credit, every=counted * 1.0, clear=apart * 1.0, counts=counts)
+    return Comparison(credit=credit, every=counted, clear=apart, counts=counts)
 
 
-def share_of_pairs(weights: Floats, credit: Floats, among: Floats) -> Floats:
-    """Mean credit [n, n] of the pairs [n, n], NaN where there is none, for weights [rows, n] -> [rows]."""
-    return _ratio(_pairs(weights, credit * among), _pairs(weights, among))
+@dataclass(frozen=True)
+class Clusters:
+    """Which of n items are left out together; made by `clusters_of`."""
+
+    index: NDArray[np.int64]
+    """[n]: the number of each item's cluster."""
+    num: int
+    inside: tuple[NDArray[np.int64], NDArray[np.int64]]
+    """Rows and columns of the cells [n, n] that are of one cluster."""
+
+    def sums(self, matrix: Credit | Flags) -> tuple[float, Floats]:
+        """Of a symmetric matrix [n, n]: its sum, and [num] what is left of it without each cluster."""
+        of_items = matrix.sum(axis=1, dtype=np.float32).astype(np.float64)
+        of_clusters = np.bincount(self.index, of_items, self.num)
+        twice = np.bincount(self.index[self.inside[0]], matrix[self.inside], self.num)
+        total = float(of_items.sum())
+        return total, np.asarray(total - 2 * of_clusters + twice, dtype=np.float64)
 
 
-def kendall(indicator: Floats, target: Floats, weights: Floats, *, comparable: Flags | None = None) -> Floats:
-    """Kendall's tau-b of each expanded sample, over the comparable pairs [n, n], weights [rows, n] -> [rows]."""
-    among = 1.0 if comparable is None else comparable * 1.0
-    ours, theirs = _signs(indicator) * among, _signs(target) * among
-    scale = np.sqrt(_pairs(weights, np.abs(ours)) * _pairs(weights, np.abs(theirs)))
-    return _ratio(_pairs(weights, ours * theirs), scale)
+def clusters_of(names: Sequence[str]) -> Clusters:
+    """Of the cluster of each of n items."""
+    known, index = np.unique(np.asarray(names, dtype=str), return_inverse=True)
+    rows, columns = np.nonzero(index[:, None] == index)
+    return Clusters(index, len(known), (rows, columns))
 
 
-def spearman(indicator: Floats, target: Floats, weights: Floats) -> Floats:
-    """Spearman's rho of each expanded sample: Pearson's r of mid-ranks, weights [rows, n] -> [rows]."""
-    ours, theirs = (weights @ (1 + _signs(values).T) / 2 for values in (indicator, target))
-    total = np.maximum(weights.sum(axis=1, keepdims=True), 1.0)  # An empty sample: NaN below, no warning.
-    ours, theirs = (ranks - (weights * ranks).sum(axis=1, keepdims=True) / total for ranks in (ours, theirs))
-    scale = np.sqrt((weights * ours**2).sum(axis=1) * (weights * theirs**2).sum(axis=1))
-    return _ratio((weights * ours * theirs).sum(axis=1), scale)
+def mean_credit(credit: Credit, among: Flags) -> float:
+    """Mean credit [n, n] of the pairs [n, n]; NaN where there is none."""
+    num = int(among.sum())
+    return float((credit * among).sum(axis=1).sum(dtype=np.float64)) / num if num else math.nan
 
 
-def leave_one_out(clusters: Sequence[str]) -> Floats:
-    """Weights [clusters, n]: in each row one cluster's items weigh 0, all others 1."""
-    names, index = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
-    weights: Floats = (np.arange(len(names))[:, None] != index).astype(np.float64)
-    return weights
+def credit_left(credit: Credit, among: Flags, clusters: Clusters) -> tuple[float, Floats]:
+    """Mean credit [n, n] of the pairs [n, n], and the same without each of the clusters that have one of these.
+
+    Of clusters that have none, however many, nothing is learnt about how clusters vary. Both matrices are symmetric.
+    """
+    (top, tops), (bottom, bottoms) = clusters.sums(credit * among), clusters.sums(among)
+    have = bottoms < bottom
+    return float(_ratio(top, bottom)), _ratio(tops[have], bottoms[have])
+
+
+def credit_within(credit: Credit, among: Flags, parts: Flags) -> Floats:
+    """[parts]: mean credit [n, n] of the pairs [n, n] within each of some parts [parts, n]; NaN where there is none."""
+    rows = parts.astype(np.float32)
+    top, bottom = (
+        np.einsum("pi,pi->p", rows @ matrix, rows, dtype=np.float64)
+        for matrix in (credit * among, among.astype(np.float32))
+    )
+    return _ratio(top, bottom)
+
+
+def kendall(
+    indicator: Floats, target: Floats, clusters: Clusters, *, among: Flags | None = None
+) -> tuple[float, Floats]:
+    """Kendall's tau-b over the pairs [n, n], or all, and without each of the clusters that have one of these."""
+    among = ~np.eye(len(indicator), dtype=bool) if among is None else among
+    ours, theirs = signs(indicator) * among, signs(target) * among
+    (agree, agrees), (own, owns), (other, others) = map(clusters.sums, (ours * theirs, ours != 0, theirs != 0))
+    total, left = clusters.sums(among)
+    have = left < total
+    return float(_ratio(agree, np.sqrt(own * other))), _ratio(agrees, np.sqrt(owns * others))[have]
+
+
+def spearman(indicator: Floats, target: Floats, clusters: Clusters) -> tuple[float, Floats]:
+    """Spearman's rho, Pearson's r of mid-ranks; and the same without each of the clusters."""
+    order, sizes = np.argsort(clusters.index, kind="stable"), np.bincount(clusters.index, minlength=clusters.num)
+    ends = np.cumsum(sizes)
+    above = [(1 + signs(values).T) / 2 for values in (indicator, target)]  # [n, n]: what each adds to all ranks.
+    ranks = [each.sum(axis=0, dtype=np.float64) for each in above]
+    left = [np.zeros(0)]
+    for names in np.array_split(np.arange(clusters.num), 1 + len(order) ** 2 // MAX_VALUES):
+        if not len(names):
+            continue
+        first = ends[names[0]] - sizes[names[0]]
+        own = order[first : ends[names[-1]]]
+        starts = ends[names] - sizes[names] - first
+        fewer = [whole - np.add.reduceat(each[own], starts, axis=0) for whole, each in zip(ranks, above, strict=True)]
+        left.append(_pearson(*fewer, among=names[:, None] != clusters.index))
+    [value] = _pearson(*(each[None] for each in ranks), among=np.ones((1, len(order)), dtype=bool))
+    return float(value), np.concatenate(left)
+
+
+def _pearson(ours: Floats, theirs: Floats, *, among: Flags) -> Floats:
+    """[rows]: of two values [rows, n] each, over those that are marked."""
+    total = np.maximum(among.sum(axis=1, keepdims=True), 1)  # An empty sample: NaN below, no warning.
+    ours, theirs = (among * (each - (among * each).sum(axis=1, keepdims=True) / total) for each in (ours, theirs))
+    scale = np.sqrt((ours**2).sum(axis=1) * (theirs**2).sum(axis=1))
+    return _ratio((ours * theirs).sum(axis=1), scale)
 
 
 def interval(value: float, left: Floats, *, low: float = 0.0, high: float = 1.0) -> IntervalEstimate:
@@ -165,13 +219,7 @@ def interval(value: float, left: Floats, *, low: float = 0.0, high: float = 1.0)
     return wilson(value, _jackknife(left), num_clusters=len(left), low=low, high=high)
 
 
-def with_pairs(weights: Floats, among: Floats) -> Floats:
-    """Of weights [clusters, n], as of `leave_one_out`, those of clusters that have one of the pairs [n, n]."""
-    have: Flags = (weights[:, among.any(axis=1)] == 0).any(axis=1)
-    return weights[have]
-
-
-def interval_of_pairs(credit: Floats, among: Floats, weights: Floats) -> IntervalEstimate:
+def interval_of_pairs(credit: Credit, among: Flags, clusters: Clusters) -> IntervalEstimate:
     """Mean credit of the pairs, with its 95 % interval by a variance that counts each pair of clusters once.
 
     The jackknife's variance has what is of two clusters together in the one's part and in the other's: 1.2 to 2.2 times
@@ -183,17 +231,19 @@ def interval_of_pairs(credit: Floats, among: Floats, weights: Floats) -> Interva
 
     Args:
         credit: [n, n], as of a `Comparison`.
-        among: [n, n], 1 for the pairs that are looked at, of fixed pairs: not chosen by how far their values differ.
-        weights: [clusters, n], as of `leave_one_out`; clusters that have none of the pairs are left out.
+        among: [n, n], the pairs that are looked at, of fixed pairs: not chosen by how far their values differ.
+        clusters: those that have none of the pairs do not count.
     """
-    weights = with_pairs(weights, among)
-    value = float(share_of_pairs(np.ones((1, len(among))), credit, among)[0])
-    left = share_of_pairs(weights, credit, among)
+    value, left = credit_left(credit, among, clusters)
     if not np.isfinite(left).all():
         return IntervalEstimate(value)
     num, variance = len(left), _jackknife(left)
-    of_two = (1 - weights) @ (among * (credit - value)) @ (1 - weights).T
-    twice = 4 * float((np.triu(of_two, k=1) ** 2).sum()) / max(float(among.sum()), 1.0) ** 2
+    rows, columns = np.nonzero(among)
+    cells = clusters.index[rows] * clusters.num + clusters.index[columns]
+    of_two = np.bincount(cells, credit[rows, columns].astype(np.float64) - value, clusters.num**2).reshape(
+        clusters.num, clusters.num
+    )
+    twice = 4 * float((np.triu(of_two, k=1) ** 2).sum()) / max(len(rows), 1) ** 2
     share = max(1 - twice / variance, LEAST_SHARE) if variance > SMALL else 1.0
     return wilson(value, share * variance, num_clusters=num, freedom=share**2 * (num - 1))
 
@@ -238,17 +288,21 @@ def _jackknife(left: Floats) -> float:
     return (num - 1) / num * float(((left - left.mean()) ** 2).sum()) if num else 0.0
 
 
-def _signs(values: Floats) -> Floats:
-    return np.sign(values[:, None] - values[None, :])
+def as_credit(agreement: Credit) -> Credit:
+    """Of the product of two orders' signs."""
+    return ((1 + agreement) / 2).astype(np.float32, copy=False)
 
 
-def _pairs(weights: Floats, matrix: Floats) -> Floats:
-    products: Floats = np.einsum("di,di->d", weights @ matrix, weights)
-    return products
+def signs(values: Floats) -> Credit:
+    """[n, n]: 1 where the row's value is above the column's, -1 where it is below, 0 where they are equal."""
+    above = values[:, None] > values
+    found: Credit = above.astype(np.float32) - above.T
+    return found
 
 
-def _ratio(top: Floats, bottom: Floats) -> Floats:
-    fine = bottom > SMALL
+def _ratio(top: Floats | float, bottom: Floats | float) -> Floats:
+    """NaN where the bottom is 0."""
+    fine = np.asarray(bottom) > SMALL
     return np.where(fine, top / np.where(fine, bottom, 1.0), np.nan)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysweep.analysis.pairwise import MIN_CLUSTERS, Flags, Floats, IntervalEstimate, interval, leave_one_out, wilson
+from raysweep.analysis.pairwise import MIN_CLUSTERS, Flags, Floats, IntervalEstimate, clusters_of, interval, wilson
 from raysweep.analysis.selection import halves
 
 NUM_PAIRS = 30
@@ -76,5 +76,6 @@ def parts_of(variants: Sequence[str], *, num_parameters: int) -> Parts:
         # Variants' names are hashes, so that neighbours by name are as good as drawn.
         size = -(-num // MAX_LEFT_OUT)
         group = {name: names[index - index % size] for index, name in enumerate(names)}
-        return Parts(tuple(variants), leave_one_out([group[name] for name in variants]).astype(bool), are_halves=False)
+        groups = clusters_of([group[name] for name in variants])
+        return Parts(tuple(variants), np.arange(groups.num)[:, None] != groups.index, are_halves=False)
     return Parts(tuple(variants), halves(variants, NUM_PAIRS).rows.astype(bool), are_halves=True)

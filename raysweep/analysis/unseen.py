@@ -16,7 +16,7 @@ from raysweep.analysis.comparer import fitted_slope, trained_on
 from raysweep.analysis.distances import by_distance, distances
 from raysweep.analysis.gaps import GapAccuracy, by_gap, chance_within, target_gaps, target_ranges
 from raysweep.analysis.pair_features import fit_scale, normalised, ordered_pairs
-from raysweep.analysis.pairwise import Flags, Floats, IntervalEstimate, interval, leave_one_out, share_of_pairs, wilson
+from raysweep.analysis.pairwise import Flags, Floats, IntervalEstimate, clusters_of, credit_left, interval, wilson
 
 NUM_SPLITS = 20
 TRAINED = 0.6
@@ -126,13 +126,12 @@ def as_it_is(oriented: Floats, scores: Floats, splits: Sequence[Split]) -> Inter
 
 def shares_as_it_is(oriented: Floats, scores: Floats, splits: Sequence[Split]) -> list[float]:
     """Of each split. A pair of which a value is missing is not ordered, and half right."""
-    better = (scores[:, None] > scores).astype(np.float64)
-    lead: Floats = np.nan_to_num(oriented[:, None] - oriented)
-    right = ((1 + np.sign(lead)) / 2).astype(np.float64)
-    tested = np.zeros((len(splits), len(scores)))
-    for row, split in zip(tested, splits, strict=True):
-        row[split.test] = 1.0
-    return list(share_of_pairs(tested, right, better))
+    shares = []
+    for rows in (split.test for split in splits):
+        better = scores[rows][:, None] > scores[rows]
+        lead = np.nan_to_num(oriented[rows][:, None] - oriented[rows])[better]
+        shares.append(_right(lead))
+    return shares
 
 
 def on_unseen(
@@ -239,14 +238,12 @@ def over_groups(
         logits: of these.
         variants: of each row.
     """
-    credit, every = (np.zeros((len(variants), len(variants))) for _ in range(2))
+    credit = np.zeros((len(variants), len(variants)), dtype=np.float32)
+    every = np.zeros(credit.shape, dtype=bool)
     for (first, second), each in zip(pairs, logits, strict=True):
-        every[first, second] = every[second, first] = 1.0
+        every[first, second] = every[second, first] = True
         credit[first, second] = credit[second, first] = (np.sign(each) + 1) / 2
-    weights = leave_one_out(variants)
-    tested = (weights[:, every.any(axis=1)] == 0).any(axis=1)
-    once = np.ones((1, len(variants)))
-    return interval(float(share_of_pairs(once, credit, every)[0]), share_of_pairs(weights[tested], credit, every))
+    return interval(*credit_left(credit, every, clusters_of(variants)))
 
 
 def _ordered(scores: Floats, split: Split) -> tuple[np.ndarray, np.ndarray]:

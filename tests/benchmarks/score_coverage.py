@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from raysweep.analysis.pairwise import compare, interval, kendall, leave_one_out, spearman
+from raysweep.analysis.pairwise import clusters_of, compare, credit_left, interval, kendall, spearman
 from raysweep.analysis.score_differences import between
 from raysweep.analysis.uncertainty import mean_estimates, sample, task_noise
 
@@ -123,7 +123,7 @@ def pair_coverage(
     variance between variants. The truth is the mean over 5 times as many sweeps.
     """
     variants = np.repeat([f"{variant}" for variant in range(num_variants)], num_checkpoints)
-    weights, once = leave_one_out(list(variants)), np.ones((1, len(variants)))
+    clusters = clusters_of(list(variants))
 
     def statistics(number: int) -> list[tuple[float, Floats, float]]:
         generator = np.random.default_rng([seed, number])
@@ -133,12 +133,9 @@ def pair_coverage(
         baseline = slope / 2 * target + np.sqrt(1 - slope**2 / 4) * other
         clear = np.abs(target[:, None] - target) > 0.5
         first, second = compare(indicator, target, clear=clear), compare(baseline, target)
-        rows = [(function(once)[0], function(weights), 0.0) for function in (first.accuracy, first.clear_accuracy)]
-        rows += [
-            (function(indicator, target, once)[0], function(indicator, target, weights), -1.0)
-            for function in (spearman, kendall)
-        ]
-        gain = first.accuracy(once)[0] - second.accuracy(once)[0], first.accuracy(weights) - second.accuracy(weights)
+        rows = [(*credit_left(first.credit, among, clusters), 0.0) for among in (first.every, first.clear)]
+        rows += [(*function(indicator, target, clusters), -1.0) for function in (spearman, kendall)]
+        gain = credit_left(first.credit - second.credit, first.every, clusters)
         return [*rows, (*gain, -1.0)]
 
     truth = np.nanmean(

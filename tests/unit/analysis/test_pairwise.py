@@ -13,7 +13,19 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysweep.analysis.pairwise import compare, interval, interval_of_pairs, kendall, leave_one_out, spearman, wilson
+from raysweep.analysis import pairwise
+from raysweep.analysis.pairwise import (
+    clusters_of,
+    compare,
+    credit_left,
+    credit_within,
+    interval,
+    interval_of_pairs,
+    kendall,
+    mean_credit,
+    spearman,
+    wilson,
+)
 
 ints = st.lists(st.integers(-4, 4), min_size=3, max_size=12)
 
@@ -22,40 +34,50 @@ ints = st.lists(st.integers(-4, 4), min_size=3, max_size=12)
 def samples(draw):
     ours = draw(ints)
     theirs = draw(st.lists(st.integers(-4, 4), min_size=len(ours), max_size=len(ours)))
-    times = draw(st.lists(st.integers(0, 3), min_size=len(ours), max_size=len(ours)))
-    return np.array(ours, float), np.array(theirs, float), np.array(times, float)
+    names = draw(st.lists(st.sampled_from("abcd"), min_size=len(ours), max_size=len(ours)))
+    return np.array(ours, float), np.array(theirs, float), np.array(names)
 
 
 @given(samples())
 def test_accuracy_equals_a_loop_over_pairs_with_ties_half(sample):
-    ours, theirs, _ = sample
-    credits = [
-        0.5 if ours[i] == ours[j] or theirs[i] == theirs[j] else float((ours[i] < ours[j]) == (theirs[i] < theirs[j]))
+    ours, theirs, names = sample
+    credits = {
+        (i, j): 0.5
+        if ours[i] == ours[j] or theirs[i] == theirs[j]
+        else float((ours[i] < ours[j]) == (theirs[i] < theirs[j]))
         for i, j in combinations(range(len(ours)), 2)
-    ]
-    accuracy = compare(ours, theirs).accuracy(np.ones((1, len(ours))))[0]
-    assert accuracy == pytest.approx(np.mean(credits))
+    }
+    pairs = compare(ours, theirs)
+    assert mean_credit(pairs.credit, pairs.every) == pytest.approx(np.mean([*credits.values()]))
+    value, left = credit_left(pairs.credit, pairs.every, clusters_of(list(names)))
+    parts = np.array([names != name for name in sorted(set(names))])
+    within = credit_within(pairs.credit, pairs.every, parts)
+    assert value == pytest.approx(np.mean([*credits.values()]))
+    for part, *both in zip(parts, left, within, strict=True):
+        own = [credit for (i, j), credit in credits.items() if part[i] and part[j]]
+        assert both == pytest.approx([np.mean(own) if own else np.nan] * 2, nan_ok=True)
 
 
 @given(samples())
-def test_weighted_correlations_equal_scipy_on_the_expanded_sample(sample):
-    ours, theirs, times = sample
-    left, right = (np.repeat(values, times.astype(int)) for values in (ours, theirs))
-    if len(set(left)) < 2 or len(set(right)) < 2:
-        assert np.isnan(kendall(ours, theirs, times[None])[0])
-        assert np.isnan(spearman(ours, theirs, times[None])[0])
-    else:
-        assert kendall(ours, theirs, times[None])[0] == pytest.approx(scipy.stats.kendalltau(left, right).statistic)
-        assert spearman(ours, theirs, times[None])[0] == pytest.approx(scipy.stats.spearmanr(left, right).statistic)
+def test_correlations_equal_scipy_on_all_and_on_what_is_left_without_a_cluster(sample):
+    ours, theirs, names = sample
+    keeps = [np.ones(len(ours), dtype=bool), *(names != name for name in sorted(set(names)))]
+    clusters = clusters_of(list(names))
+    for function, of_scipy in ((kendall, scipy.stats.kendalltau), (spearman, scipy.stats.spearmanr)):
+        value, without = function(ours, theirs, clusters)
+        for found, keep in zip([value, *without], keeps, strict=True):
+            left, right = ours[keep], theirs[keep]
+            if len(set(left)) < 2 or len(set(right)) < 2:
+                assert np.isnan(found)
+            else:
+                assert found == pytest.approx(of_scipy(left, right).statistic)
 
 
 @given(samples())
 def test_a_monotone_transform_changes_nothing(sample):
-    ours, theirs, times = sample
+    ours, theirs, _ = sample
     for function in (np.exp, lambda x: x**3 + 5 * x):
-        assert compare(function(ours), theirs).accuracy(times[None]) == pytest.approx(
-            compare(ours, theirs).accuracy(times[None]), nan_ok=True
-        )
+        assert (compare(function(ours), theirs).credit == compare(ours, theirs).credit).all()
 
 
 def test_pairs_within_noise_and_ties_are_counted_and_set_apart():
@@ -68,9 +90,8 @@ def test_pairs_within_noise_and_ties_are_counted_and_set_apart():
     assert pairs.counts.num_target_ties == 1  # Equal scores are no order, however clear.
     assert pairs.counts.num_indicator_ties == 1
     assert pairs.counts.num_clear == 4
-    once = np.ones((1, 4))
-    assert pairs.clear_accuracy(once)[0] == 1
-    assert pairs.accuracy(once)[0] == pytest.approx(4.5 / 6)
+    assert mean_credit(pairs.credit, pairs.clear) == 1
+    assert mean_credit(pairs.credit, pairs.every) == pytest.approx(4.5 / 6)
 
 
 def test_missing_values_are_refused():
@@ -78,9 +99,28 @@ def test_missing_values_are_refused():
         compare(np.array([1.0, np.nan]), np.array([1.0, 2.0]))
 
 
-def test_whole_clusters_are_left_out_one_at_a_time():
-    weights = leave_one_out(["b", "a", "b", "c"])
-    assert weights.tolist() == [[1, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 0]]
+def test_whole_clusters_are_left_out_one_at_a_time_and_only_those_that_have_pairs():
+    matrix = np.arange(25.0).reshape(5, 5)
+    matrix += matrix.T
+    clusters = clusters_of(["b", "a", "b", "c", "d"])
+    kept = [[0, 2, 3, 4], [1, 3, 4], [0, 1, 2, 4], [0, 1, 2, 3]]
+    total, left = clusters.sums(matrix.astype(np.float32))
+    assert (total, left.tolist()) == (matrix.sum(), [matrix[np.ix_(rows, rows)].sum() for rows in kept])
+    among = ~np.eye(5, dtype=bool)
+    among[4] = among[:, 4] = False
+    for _, without in (
+        credit_left(matrix.astype(np.float32), among, clusters),
+        kendall(matrix[0], matrix[1], clusters, among=among),
+    ):
+        assert len(without) == 3
+
+
+def test_left_out_in_pieces_is_left_out_all_the_same(monkeypatch):
+    x, y = np.random.default_rng(0).normal(size=(2, 30))
+    clusters = clusters_of([f"{row * row % 17}" for row in range(30)])
+    whole = spearman(x, y, clusters)[1]
+    monkeypatch.setattr(pairwise, "MAX_VALUES", 100)
+    assert (spearman(x, y, clusters)[1] == whole).all()
 
 
 def test_the_interval_of_a_mean_is_wilsons():
@@ -106,14 +146,14 @@ def test_intervals_hold_the_truth_as_often_as_they_say_or_oftener(num, slope):
     # A bivariate normal of correlation r orders the share 1/2 + asin(r) / pi of pairs alike (Sheppard, 1899), and
     # Kendall's tau is twice that minus 1. 400 intervals at 95 %: standard error of coverage 1.1 %.
     share = 0.5 + np.arcsin(slope) / np.pi
-    weights, once = leave_one_out([f"{i}" for i in range(num)]), np.ones((1, num))
+    clusters = clusters_of([f"{i}" for i in range(num)])
     hits = np.zeros(2)
     for seed in range(400):
         x, noise = np.random.default_rng(seed).normal(size=(2, num))
         y = slope * x + np.sqrt(1 - slope**2) * noise
         pairs = compare(x, y)
-        right = interval(pairs.accuracy(once)[0], pairs.accuracy(weights))
-        tau = interval(kendall(x, y, once)[0], kendall(x, y, weights), low=-1.0)
+        right = interval(*credit_left(pairs.credit, pairs.every, clusters))
+        tau = interval(*kendall(x, y, clusters), low=-1.0)
         hits += right.low <= share <= right.high, tau.low <= 2 * share - 1 <= tau.high
     assert (hits / 400 >= 0.95 - 2 * 0.011).all()
 
@@ -125,13 +165,13 @@ def test_what_is_of_two_clusters_counts_once(slope, few):
     x, noise = np.random.default_rng(0).normal(size=(2, num))
     places = np.arange(num)
     credit = compare(x, slope * x + noise).credit
-    among = (np.abs(places[:, None] - places) < (3 if few else num)) * 1.0 - np.eye(num)
-    among[-1] = among[:, -1] = 0.0
+    among = (np.abs(places[:, None] - places) < (3 if few else num)) & ~np.eye(num, dtype=bool)
+    among[-1] = among[:, -1] = False
     value = (credit * among).sum() / among.sum()
     left, twice = [], 0.0
     for name in "abcdefghijk":
         keep = np.array([other != name for other in clusters])
-        part = among * np.outer(keep, keep)
+        part = among & np.outer(keep, keep)
         left.append((credit * part).sum() / part.sum())
     for one, other in combinations("abcdefghijk", 2):
         rows, columns = ([row for row in range(num) if clusters[row] == name] for name in (one, other))
@@ -141,7 +181,7 @@ def test_what_is_of_two_clusters_counts_once(slope, few):
     share = max(1 - twice / jackknife, 0.5)
     assert (share == 0.5) == few
     expected = wilson(value, share * jackknife, num_clusters=11, freedom=10 * share**2)
-    found = interval_of_pairs(credit, among, leave_one_out(clusters))
+    found = interval_of_pairs(credit, among, clusters_of(clusters))
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
@@ -150,13 +190,13 @@ def test_intervals_over_few_pairs_of_each_item_hold_their_chance(slope):
     # Pairs within groups of 4, as of one configuration but for an axis: by the jackknife 98 and 99 % are held.
     share, num = 0.5 + np.arcsin(slope) / np.pi, 40
     groups = np.arange(num) // 4
-    among = (groups[:, None] == groups) * 1.0 - np.eye(num)
-    weights = leave_one_out([f"{row:02}" for row in range(num)])
+    among = (groups[:, None] == groups) & ~np.eye(num, dtype=bool)
+    clusters = clusters_of([f"{row:02}" for row in range(num)])
     held = []
     for seed in range(600):
         x, noise = np.random.default_rng(seed).normal(size=(2, num))
         pairs = compare(x, slope * x + np.sqrt(1 - slope**2) * noise)
-        found = interval_of_pairs(pairs.credit, among, weights)
+        found = interval_of_pairs(pairs.credit, among, clusters)
         held.append(found.low <= share <= found.high)
     assert 0.93 <= np.mean(held) <= 0.975
 
@@ -179,11 +219,11 @@ def test_paper_2_table_1_from_its_published_rows():
         "sc + rag": unit.ppl_sc + unit.k_rag,
         "sc + rag - clm": unit.ppl_sc + unit.k_rag - unit.ppl_clm,
     }
+    targets = [rows[name].to_numpy() for name in ("sft_cms", "sft_rag", "sft_cbqa")]
     found = np.array(
         [
-            [compare(proxy.to_numpy(), rows[name].to_numpy()).accuracy(np.ones((1, 50)))[0] for name in targets]
+            [mean_credit(pairs.credit, pairs.every) for pairs in (compare(proxy.to_numpy(), of) for of in targets)]
             for proxy in proxies.values()
-            for targets in [("sft_cms", "sft_rag", "sft_cbqa")]
         ]
     )
     recomputed = [
