@@ -206,17 +206,21 @@ def _pearson(ours: Floats, theirs: Floats, *, among: Flags) -> Floats:
     return _ratio((ours * theirs).sum(axis=1), scale)
 
 
-def interval(value: float, left: Floats, *, low: float = 0.0, high: float = 1.0) -> IntervalEstimate:
+def interval(
+    value: float, left: Floats, *, low: float = 0.0, high: float = 1.0, num_clusters: int | None = None
+) -> IntervalEstimate:
     """The value of a statistic between `low` and `high`, with its 95 % interval by the jackknife; see `wilson`.
 
     None where the statistic is not defined without one of the clusters.
 
     Args:
         left: [clusters], the statistic without each cluster.
+        num_clusters: of these, those that its variance is known by; None: all.
     """
     if not np.isfinite(left).all():
         return IntervalEstimate(value)
-    return wilson(value, _jackknife(left), num_clusters=len(left), low=low, high=high)
+    num = len(left) if num_clusters is None else num_clusters
+    return wilson(value, _jackknife(left), num_clusters=num, low=low, high=high)
 
 
 def interval_of_pairs(credit: Credit, among: Flags, clusters: Clusters) -> IntervalEstimate:

@@ -53,12 +53,13 @@ class Parts:
 
         Args:
             by_part: [parts], the statistic of each part.
-            among: [n, n], the pairs that it is of. Of variants that have none, however many, nothing is learnt about
-                how those vary that have.
+            among: [n, n], the pairs that it is of. Variants that have none, however many, change it through the fit
+                alone, and tell nothing of how those vary that have.
         """
         have: Flags = among.sum(axis=1) > np.diagonal(among)
         if not self.are_halves:
-            return interval(value, by_part[~self.rows[:, have].all(axis=1)], low=low)
+            num = int((~self.rows[:, have]).any(axis=1).sum())
+            return interval(value, by_part, low=low, num_clusters=num)
         num = len({name for name, has in zip(self.variants, have, strict=True) if has})
         apart = np.subtract(*np.split(by_part, 2))
         apart = apart[np.isfinite(apart)]
