@@ -30,6 +30,10 @@ NUM_TREES = 80
 MANY = 80
 """Checkpoints beyond which trees are as many times more: 80 fit what bends 1 point worse than 240 at 240 variants, and
 as well at 60."""
+MAX_PAIRS = 5_000
+"""That trees learn from, drawn where there are more, of more than 100 checkpoints: with all of them, and as many more
+trees, time grows by the cube. On simulated tables of 240 all 28,680 pairs have 0.06 points less wrong on average, and
+0.16 where what decides bends (six of these tables)."""
 SETTINGS = {
     "objective": "binary",
     "num_leaves": 4,
@@ -183,11 +187,14 @@ def check_enough(scores: Floats, variants: Sequence[str], target: str) -> None:
 
 
 def grow(known: Floats, scores: Floats, rows: np.ndarray) -> Booster:
-    """Trees from all pairs of some rows, each once, from normalised values [n, indicators].
+    """Trees from all pairs of some rows, or `MAX_PAIRS` of them, each once, from normalised values [n, indicators].
 
     Which of the two comes first goes by turns: trees are asked both ways round, and learn no more from both.
     """
     first, second = np.triu_indices(len(rows), 1)
+    if len(first) > MAX_PAIRS:
+        drawn = np.sort(np.random.default_rng(0).choice(len(first), MAX_PAIRS, replace=False))
+        first, second = first[drawn], second[drawn]
     turned = (first + second) % 2 == 1
     first, second = rows[np.where(turned, second, first)], rows[np.where(turned, first, second)]
     apart = scores[first] != scores[second]

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from columns import COLUMNS
 
+from raysweep.analysis import comparer as module
 from raysweep.analysis.comparer import OF_TREES, CompareError, Comparer, fitted_slope, grow, learn, tree_logits
 from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, range_of, save
 from raysweep.analysis.defects import collapsed_rows, copied_rows
@@ -275,6 +276,17 @@ def test_trees_are_the_same_every_time():
     assert first.model_to_string() == second.model_to_string()
     logits = [tree_logits(booster, values[:10], values[10:]) for booster in (first, second)]
     assert (logits[0] == logits[1]).all()
+
+
+def test_trees_of_many_checkpoints_learn_from_some_of_their_pairs(monkeypatch):
+    values, scores = draw(20, 0)
+    every = grow(values, scores, np.arange(20)).model_to_string()
+    trees = []
+    for num in (190, 189, 189):  # 20 checkpoints have 190 pairs.
+        monkeypatch.setattr(module, "MAX_PAIRS", num)
+        trees.append(grow(values, scores, np.arange(20)).model_to_string())
+    assert trees[0] == every
+    assert trees[1] == trees[2] != every
 
 
 def learnt_from(num: int, seed: int) -> Learnt:
