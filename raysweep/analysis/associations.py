@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from raysweep.analysis.bases import Groups, bases_of, whole_bases, within_bases
 from raysweep.analysis.beyond_config import ConfigFit, Matched, added, axes_of, config_fits, matched, num_parameters
 from raysweep.analysis.derived import SEED, has_order, is_config, moved_together
 from raysweep.analysis.gaps import (
@@ -25,6 +26,7 @@ from raysweep.analysis.gaps import (
 )
 from raysweep.analysis.objectives import loss_groups
 from raysweep.analysis.pairwise import (
+    MIN_CROSSED,
     Clusters,
     Comparison,
     Flags,
@@ -49,8 +51,6 @@ from raysweep.spec import Direction
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Groups = NDArray[np.int64]
 
 TOGETHER = "all together"
 """The baseline of all config columns at once."""
@@ -108,7 +108,7 @@ class _Row:
     have: Flags
     """[n]: the checkpoints that the indicator was measured on."""
     groups: Groups
-    """[have]: equal numbers for those whose values are of one quantity, and so compare."""
+    """[have]: equal numbers for those whose values are of one quantity and one base, and so compare."""
     accuracy: Mapping[bytes, tuple[float, Floats]]
     """Groups, as bytes -> its accuracy on pairs within these, and [parts] the same on each of the parts.
 
@@ -117,11 +117,8 @@ class _Row:
     parts: Parts
     order: Hashable
     """The same for indicators that order the same checkpoints alike."""
-
-    @property
-    def compares_all(self) -> bool:
-        """Whether all pairs are of one quantity."""
-        return bool((self.groups == self.groups[:1]).all())
+    compares_all: bool
+    """Whether all values are of one quantity, if of several bases."""
 
 
 def associate(
@@ -152,7 +149,9 @@ def associate(
         direction = column.metric.direction if column else None
         if name == target or (column and column.kind == "sft"):
             continue
-        if name == SEED and table[name].nunique() < 2:  # Of one seed there is nothing to tell.
+        if name == SEED:
+            if table[name].nunique() > 1:
+                skipped[name] = "pairs are of one seed each"
             continue
         if not direction and not is_config(name):
             if "/" in name and column is None:
@@ -167,7 +166,10 @@ def associate(
             config.append(name)
     whole = [name for name in config if table[name].notna().all()]
     gaps = _gaps(table, gaps_of, columns.get(gaps_of)) if gaps_of else []
-    shared = _Shared(table, whole, config, target=target, gaps=gaps, groups=groups)
+    # No row of its own, but in all fits: what a seed adds to all of its checkpoints is no other setting's doing.
+    seed = [SEED] * (SEED in skipped)
+    fitted = [*seed, *whole]
+    shared = _Shared(table, fitted, [*seed, *config], target=target, gaps=gaps, groups=groups)
     # By the checkpoints that have one, all of them last, as of a config column: what these share is kept of one set.
     have = {name: np.isfinite(numbers(table[name])) for name in measured}
     rows = [
@@ -175,8 +177,8 @@ def associate(
         for name in sorted(measured, key=lambda name: (bool(have[name].all()), have[name].tobytes()))
     ]
     given: Any = {"target": target, "clear": clear, "shared": shared, "measured": tuple(rows)}
-    rows += [_config(table, name, whole, **given) for name in (*whole, *([TOGETHER] if len(whole) > 1 else []))]
-    rows += [_config(table, name, [*whole, name], **given) for name in config if name not in whole]
+    rows += [_config(table, name, fitted, **given) for name in (*whole, *([TOGETHER] if len(whole) > 1 else []))]
+    rows += [_config(table, name, [*fitted, name], **given) for name in config if name not in whole]
     return _ordered(rows), skipped
 
 
@@ -195,9 +197,11 @@ class _Shared:
     ) -> None:
         self.groups = groups
         self._table, self._config, self._settings, self._target = table, list(config), list(settings), target
+        self._bases = bases_of(table)
         # Of all checkpoints, so that the ranges are the same for an indicator with missing values.
         self._gaps = gaps
-        scores, comparable = numbers(table[target]), groups[:, None] == groups
+        scores, groups = numbers(table[target]), within_bases(groups, self._bases)
+        comparable = groups[:, None] == groups
         self._target_gaps, self._target_ranges = target_gaps(scores, comparable), target_ranges(scores, comparable)
         self._known: tuple[bytes, _Alike] | None = None
 
@@ -211,8 +215,11 @@ class _Shared:
             # Also of settings that are missing elsewhere: that of some optimizers is in the fit on their checkpoints.
             settings = rows[self._settings].dropna(axis="columns")
             parts = parts_of(variants, num_parameters=num_parameters(settings))
+            bases = self._bases[have]
             alike = _Alike(
                 clusters=clusters_of(variants),
+                bases=bases,
+                crossed=_crossed(bases, variants),
                 parts=parts,
                 config=tuple(self._config),
                 fits=config_fits(config, numbers(rows[self._target]), variants, parts),
@@ -228,10 +235,13 @@ class _Shared:
 
 @dataclass(frozen=True)
 class _Alike:
-    """Of some checkpoints: parts, fits on the configuration of each, pairs by axis and by gaps, and halves."""
+    """Of some checkpoints: bases, parts, fits on the configuration of each, pairs by axis and by gaps, and halves."""
 
     clusters: Clusters
     """Variants."""
+    bases: Groups
+    crossed: Clusters | None
+    """Bases; None of too few that have nearly all variants."""
     parts: Parts
     config: tuple[str, ...]
     """The columns of the fits."""
@@ -241,6 +251,10 @@ class _Alike:
     target_gaps: list[GapPairs]
     target_ranges: list[GapPairs]
     drawn: Halves
+
+
+def _crossed(bases: Groups, variants: Sequence[str]) -> Clusters | None:
+    return clusters_of(list(map(str, bases))) if len(whole_bases(bases, variants)) >= MIN_CROSSED else None
 
 
 def _beside_others(scores: Floats, groups: Groups) -> Floats:
@@ -263,14 +277,18 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
     direction, values = column.metric.direction, numbers(table[name])
     have = np.isfinite(values)
     # Of one number where both the indicator's values and the targets are of one quantity.
-    groups = loss_groups(table[have], column) * (int(shared.groups.max(initial=0)) + 1) + shared.groups[have]
+    losses = loss_groups(table[have], column) * (int(shared.groups.max(initial=0)) + 1) + shared.groups[have]
+    alike = shared.of(have)
+    groups = within_bases(losses, alike.bases)
     scores, oriented = numbers(table[target])[have], values[have] * (-1 if direction == "min" else 1)
     pairs = compare(oriented, scores, clear=clear[np.ix_(have, have)], comparable=groups[:, None] == groups)
-    alike = shared.of(have)
-    clusters = alike.clusters
+    clusters, crossed = alike.clusters, alike.crossed
+
+    def estimate(statistic: Callable[[Clusters], tuple[float, Floats]], low: float = 0.0) -> IntervalEstimate:
+        return interval(*statistic(clusters), crossed=statistic(crossed)[1] if crossed else None, low=low)
 
     def on(among: Flags) -> IntervalEstimate:
-        return interval(*credit_left(pairs.credit, pairs.every & among, clusters))
+        return estimate(partial(credit_left, pairs.credit, pairs.every & among))
 
     def of_fixed(among: Flags) -> IntervalEstimate:
         return interval_of_pairs(pairs.credit, pairs.every & among, clusters)
@@ -287,6 +305,7 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
         },
         parts=alike.parts,
         order=("measured", tuple(_places(oriented, have)), groups.tobytes()),
+        compares_all=len(set(losses)) < 2,
     )
     counted = _counted(pairs.every, on)
     association = replace(
@@ -294,25 +313,28 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
         accuracy=on(pairs.every),
         clear_accuracy=on(pairs.clear),
         # Ranks among all checkpoints say nothing where some do not compare.
-        spearman=interval(*spearman(oriented, scores, clusters), low=-1.0) if row.compares_all else NO_ESTIMATE,
-        kendall=interval(*kendall(oriented, scores, clusters, among=pairs.every), low=-1.0),
+        spearman=estimate(partial(spearman, oriented, scores, among=pairs.every), low=-1.0)
+        if row.compares_all
+        else NO_ESTIMATE,
+        kendall=estimate(partial(kendall, oriented, scores, among=pairs.every), low=-1.0),
         added=added(alike.fits, oriented, groups, alike.parts),
         matched=matched(alike.axes, pairs.every, of_fixed),
         by_gap=by_gap(alike.gaps, counted),
         by_target_gap=by_gap(alike.target_gaps, counted),
         chance_within=chance_within(alike.target_ranges, counted),
-        selection=tuple(select(oriented, scores, alike.drawn)) if row.compares_all else (),
+        selection=tuple(select(oriented, scores, alike.drawn, alike.bases)) if row.compares_all else (),
     )
     return replace(row, association=association)
 
 
 def _gaps(table: pd.DataFrame, name: str, column: Column | None) -> list[GapPairs]:
-    """Pairs by their difference in a column, of one loss group each; a loss in nats differs as it is."""
-    values = numbers(table[name])
+    """Pairs by their difference in a column, of one loss and base each; a loss in nats differs as it is."""
+    values, bases = numbers(table[name]), bases_of(table)
     if column is None:
-        return gap_pairs(values)
+        return gap_pairs(values, bases)
     # The perplexity, whose logarithm it is, as differences of positive numbers are of logarithms.
-    return gap_pairs(np.exp(values) if column.metric.unit == "nats/token" else values, loss_groups(table, column))
+    scaled = np.exp(values) if column.metric.unit == "nats/token" else values
+    return gap_pairs(scaled, within_bases(loss_groups(table, column), bases))
 
 
 def _counted(every: Flags, accuracy: Callable[[Flags], IntervalEstimate]) -> OnPairs:
@@ -338,8 +360,9 @@ def _config(
     """By the scores of other variants: from what one of the columns adds to a fit on them, or from all of it."""
     have: Flags = table[list(columns)].notna().all(axis=1).to_numpy(dtype=bool)
     there = table[have]
-    scores, variants, own = numbers(there[target]), list(there["variant"]), shared.groups[have]
+    scores, variants = numbers(there[target]), list(there["variant"])
     alike = shared.of(have)
+    own = within_bases(shared.groups[have], alike.bases)
     fits, parts = alike.fits, alike.parts
     if tuple(columns) != alike.config:
         fits = config_fits(there[list(columns)], scores, variants, parts)
@@ -385,6 +408,7 @@ def _config(
         accuracy={key: accuracy(groups[:, None] == groups) for key, groups in alike_groups.items()},
         parts=parts,
         order=("config", have.tobytes(), sha256(pairs.credit.tobytes()).digest()),
+        compares_all=True,
     )
 
 

@@ -142,6 +142,7 @@ def budget_document(ranking: Ranking, known: Known, budget_hours: float) -> dict
         "unit": known.unit,
         "hours": {kind: known.hours[kind] for kind in (*(kind for rung in known.rungs for kind in rung), SFT)},
         "rungs": [list(rung) for rung in known.rungs],
+        "num_bases": ranking.num_bases,
         "num_checkpoints": len(known.names),
         "num_scored": int(np.isfinite(known.scores).sum()),
         "num_without_score": int((known.bought[SFT] & ~np.isfinite(known.scores)).sum()),
@@ -165,6 +166,11 @@ def format_budget(document: Mapping[str, Any]) -> str:
         "farther up the longer the scores' upper tail; ≈: at the "
         "budget a tie with the first, which is picked by these numbers",
     ]
+    if document["num_bases"] > 1:
+        lines.append(
+            f"over the {document['num_bases']} pretraining seeds at hand: what other seeds would do to all of their "
+            "checkpoints is no part of the intervals"
+        )
     shown, tied, worse = _parted(document)
     names = [_said(each["strategy"], document) for each in shown]
     width = max(map(len, ["strategy", *names])) + 2

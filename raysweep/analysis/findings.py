@@ -174,6 +174,14 @@ def agreement_lines(ranking: Ranking) -> list[str]:
             "Pairs right: share of checkpoint pairs an indicator orders as fine-tuning does (0.50 is chance; ties "
             f"half). {_interval_text(ranking)}"
         )
+    if ranking.associations and ranking.num_bases > 1:
+        lines.append(
+            f"Pairs are of one pretraining seed each ({ranking.num_bases} seeds), fits know the seed, and choices are "
+            "among checkpoints of one: a seed may move the scores and indicators of all its checkpoints, and of few "
+            "seeds no interval tells how another would. How far seeds order variants in different ways is in the "
+            "intervals of pairs right by an indicator and of rank correlations, of three seeds or more that nearly all "
+            "variants have; it is not in the others."
+        )
     if any(item.source == "config" for item in ranking.associations):
         lines.append(
             "Config rows need no measurement: a pair is ordered by what a setting did to the scores of other variants, "

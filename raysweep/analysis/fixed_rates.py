@@ -19,6 +19,7 @@ import numpy as np
 
 from raysweep.analysis import formatting
 from raysweep.analysis.associations import numbers
+from raysweep.analysis.bases import bases_of
 from raysweep.analysis.findings import points_text, worse_side
 from raysweep.analysis.labels import row_key
 from raysweep.analysis.pairwise import IntervalEstimate, clusters_of, compare, credit_left, interval, kendall
@@ -60,12 +61,12 @@ def fixed_rates(ranking: Ranking, stages: pd.DataFrame) -> list[FixedRate]:
     if len(table) < 2 or ranking.num_groups > 1 or not ranking.target.startswith(column_name("sft", "")):
         return []
     tuned = ranking.sign * numbers(table[ranking.target])
-    clusters = clusters_of(list(table["variant"]))
+    clusters, bases = clusters_of(list(table["variant"])), bases_of(table)
     labels = [ranking.labels[row_key(row)] for row in table.to_dict("records")]
     found = []
     for lr, scores in _at_each(stages, list(table["checkpoint"]), ranking):
         order = np.unique(scores, return_inverse=True)[1].astype(np.float64)  # As those that diverged have no number.
-        pairs = compare(order, tuned)
+        pairs = compare(order, tuned, comparable=bases[:, None] == bases)
         chosen = int(np.lexsort((-tuned, -order))[0])
         found.append(
             FixedRate(
@@ -74,7 +75,7 @@ def fixed_rates(ranking: Ranking, stages: pd.DataFrame) -> list[FixedRate]:
                 label=labels[chosen],
                 lost=float(tuned.max() - tuned[chosen]),
                 accuracy=interval(*credit_left(pairs.credit, pairs.every, clusters)),
-                kendall=interval(*kendall(order, tuned, clusters), low=-1.0),
+                kendall=interval(*kendall(order, tuned, clusters, among=pairs.every), low=-1.0),
                 num_diverged=scores.count(-math.inf),
             )
         )

@@ -50,7 +50,8 @@ def gap_pairs(values: Floats, groups: NDArray[np.int64] | None = None) -> list[G
 
     Args:
         values: [n], NaN where one is missing.
-        groups: [n], of which only pairs of one group count, as losses of two objectives have no difference; None: all.
+        groups: [n], of which only pairs of one group count, as losses of two objectives have no difference, and bases
+            are not compared; None: all.
 
     >>> [(round(each.low, 2), round(each.high, 2)) for each in gap_pairs(np.array([10.0, 10.05, 11.0, 14.0]))]
     [(0.0, 0.01), (0.01, 0.1), (0.1, 0.24), (0.24, 0.33), (0.33, 0.34)]
@@ -59,9 +60,7 @@ def gap_pairs(values: Floats, groups: NDArray[np.int64] | None = None) -> list[G
     positive = bool((values[known] > 0).all())
     scaled = np.log(np.where(known, values, 1.0)) if positive else values
     differences = np.abs(scaled[:, None] - scaled)
-    counted = known[:, None] & known & ~np.eye(len(values), dtype=bool)
-    if groups is not None:
-        counted &= groups[:, None] == groups
+    counted = known[:, None] & known & _counted(values, None if groups is None else groups[:, None] == groups)
     same = SAME if positive else SAME * float(np.std(values[known])) if known.any() else 0.0
     apart = differences[counted & (differences > same)]
     inner = np.quantile(apart, np.arange(1, NUM_PARTS) / NUM_PARTS) if len(apart) else []
@@ -77,7 +76,7 @@ def target_gaps(scores: Floats, comparable: Flags | None = None) -> list[GapPair
 
     Args:
         scores: the targets.
-        comparable: [n, n], the pairs whose targets are of one quantity; None: all of them.
+        comparable: [n, n], the pairs whose targets are of one quantity, and base; None: all of them.
 
     >>> [(each.low, each.high) for each in target_gaps(np.array([0.0, 1.0, 2.0, 4.0, 8.0]))]
     [(0.0, 1.8), (1.8, 2.6), (2.6, 4.0), (4.0, 6.2), (6.2, 8.0)]

@@ -14,9 +14,10 @@ import numpy as np
 
 from raysweep.analysis.associations import numbers
 from raysweep.analysis.baselines import design
+from raysweep.analysis.bases import Groups, bases_of
 from raysweep.analysis.comparer import CompareError, Comparer, check_enough, grow, importances, learn
 from raysweep.analysis.defects import collapsed_rows, copied_rows, leaks
-from raysweep.analysis.derived import is_axis, is_config
+from raysweep.analysis.derived import SEED, is_axis, is_config
 from raysweep.analysis.earlier import is_of_training
 from raysweep.analysis.pair_features import fit_scale, normalised
 from raysweep.analysis.pairwise import Floats, IntervalEstimate
@@ -188,6 +189,7 @@ def learn_target(ranking: Ranking, *, others: Sequence[str] = (), without: Colle
     scores, variants = ranking.sign * numbers(table[ranking.target]), list(table["variant"].iloc[fine])
     comparer = learn(values[fine], scores[fine], indicators=list(used), variants=variants, target=ranking.target)
     config = [item.indicator for item in ranking.associations if item.source == "config" and item.indicator in table]
+    config += [SEED] * (SEED in table and table[SEED].nunique() > 1)
     whole = sorted(name for name in config if table[name].notna().all())
     # Of the same kind as the target, so better where it is.
     table = table.assign(**{name: ranking.sign * table[name] for name in others})
@@ -215,15 +217,15 @@ def _tested(
     fine: np.ndarray,
 ) -> Tested:
     """Without what is left out, which `learn_target` knows; `fine` are the rows that may be trained on."""
-    variants = list(table["variant"])
+    variants, bases = list(table["variant"]), bases_of(table)
     splits = _trained_on(fine, random_splits(variants))
     others = [name for name in others if table[name].notna().all()]
-    ours = on_unseen(learner(values, scores, variants), scores, splits, far=far_from(values, splits))
+    ours = on_unseen(learner(values, scores, variants), scores, splits, bases, far=far_from(values, splits))
     blocks = {name: design(table[name]) for name in config}
     known = np.concatenate([np.zeros((len(table), 0)), *blocks.values()], axis=1)
-    alone = on_unseen(learner(known, scores, variants), scores, splits) if config else None
+    alone = on_unseen(learner(known, scores, variants), scores, splits, bases) if config else None
     whole = np.concatenate([values, known], axis=1)
-    both = on_unseen(learner(whole, scores, variants), scores, splits) if config else None
+    both = on_unseen(learner(whole, scores, variants), scores, splits, bases) if config else None
     axes = [name for name in config if is_axis(name) and 1 < table[name].nunique() <= MAX_GROUPS]
     groups = {name: _trained_on(fine, leave_group_out(list(table[name]), variants)) for name in axes}
     owners = [*used, *(name for name, block in blocks.items() for _ in range(block.shape[1]))]
@@ -241,16 +243,16 @@ def _tested(
         both=both,
         gain=gain_over(both, alone, splits) if both and alone else None,
         single={
-            name: as_it_is(sign * column, scores, splits)
+            name: as_it_is(sign * column, scores, splits, bases)
             for (name, sign), column in zip(used.items(), values.T, strict=True)
         },
-        rank_averages=_rank_averages(values * np.array(list(used.values())), scores, splits, alone),
+        rank_averages=_rank_averages(values * np.array(list(used.values())), scores, splits, bases, alone),
         without_group={
-            name: on_unseen(learner(values, scores, variants), scores, each, variants=variants)
+            name: on_unseen(learner(values, scores, variants), scores, each, bases, variants=variants)
             for name, each in groups.items()
             if len(each) > 1
         },
-        other_targets=_by_others(table, values, scores, others, splits) if others else None,
+        other_targets=_by_others(table, values, scores, others, splits, bases) if others else None,
         others=tuple(others),
         importances=_importances(whole[fine], scores[fine], owners),
     )
@@ -263,17 +265,17 @@ def _trained_on(fine: np.ndarray, splits: Sequence[Split]) -> list[Split]:
 
 
 def _rank_averages(
-    oriented: Floats, scores: Floats, splits: Sequence[Split], config: Unseen | None
+    oriented: Floats, scores: Floats, splits: Sequence[Split], bases: Groups, config: Unseen | None
 ) -> dict[str, RankAverage]:
     """Of indicators [rows, n], higher being better."""
     ranks = mean_ranks(oriented)
     of = {"all indicators": [np.arange(oriented.shape[1])] * len(splits)}
-    orders = [_best_first(oriented[split.train], scores[split.train]) for split in splits]
+    orders = [_best_first(*(each[split.train] for each in (oriented, scores, bases))) for split in splits]
     of |= {f"best {num}": [order[:num] for order in orders] for num in NUM_BEST if num < oriented.shape[1]}
     found = {}
     for name, chosen in of.items():
         each = zip(chosen, splits, strict=True)
-        shares = [shares_as_it_is(ranks[:, own].mean(axis=1), scores, [split])[0] for own, split in each]
+        shares = [shares_as_it_is(ranks[:, own].mean(axis=1), scores, [split], bases)[0] for own, split in each]
         gain = None
         if config:
             theirs = [share for _, share, _ in config.by_split]
@@ -292,20 +294,25 @@ def mean_ranks(oriented: Floats) -> Floats:
     return shares
 
 
-def _best_first(oriented: Floats, scores: Floats) -> np.ndarray:
+def _best_first(oriented: Floats, scores: Floats, bases: Groups) -> np.ndarray:
     """[n]: the columns by falling pairs right; of equal ones the first."""
-    apart = np.sign(scores[:, None] - scores)
+    apart = np.sign(scores[:, None] - scores) * (bases[:, None] == bases)
     right = [float((np.sign(column[:, None] - column) * apart).sum()) for column in oriented.T]
     return np.argsort(-np.array(right), kind="stable")
 
 
 def _by_others(
-    table: pd.DataFrame, values: Floats, scores: Floats, others: Sequence[str], splits: Sequence[Split]
+    table: pd.DataFrame,
+    values: Floats,
+    scores: Floats,
+    others: Sequence[str],
+    splits: Sequence[Split],
+    bases: Groups,
 ) -> Unseen:
     """Each other target counts alike, whatever its spread."""
     there = [numbers(table[name]) for name in others]
     mean = np.mean([(each - each.mean()) / max(float(each.std()), 1e-12) for each in there], axis=0)
-    return on_unseen(learner(values, mean, list(table["variant"])), scores, splits)
+    return on_unseen(learner(values, mean, list(table["variant"])), scores, splits, bases)
 
 
 def _importances(values: Floats, scores: Floats, owners: Sequence[str]) -> dict[str, float]:

@@ -30,6 +30,9 @@ MIN_CLUSTERS = 5
 """Fewer tell nothing of how a statistic varies between them, and there is no interval."""
 
 
+MIN_CROSSED = 3
+"""Fewer bases tell next to nothing of how a statistic varies between these: of two there is one difference."""
+
 LEAST_SHARE = 0.5
 """Of a jackknife's variance over pairs: what is left of it where all is of pairs of clusters, and counted twice."""
 
@@ -179,11 +182,18 @@ def kendall(
     return float(_ratio(agree, np.sqrt(own * other))), _ratio(agrees, np.sqrt(owns * others))[have]
 
 
-def spearman(indicator: Floats, target: Floats, clusters: Clusters) -> tuple[float, Floats]:
-    """Spearman's rho, Pearson's r of mid-ranks; and the same without each of the clusters."""
+def spearman(
+    indicator: Floats, target: Floats, clusters: Clusters, *, among: Flags | None = None
+) -> tuple[float, Floats]:
+    """Spearman's rho, Pearson's r of mid-ranks; and the same without each of the clusters.
+
+    Of ranks within groups, where `among` [n, n] has the pairs of these alone.
+    """
+    among = np.ones((len(indicator), len(indicator)), dtype=bool) if among is None else among
     order, sizes = np.argsort(clusters.index, kind="stable"), np.bincount(clusters.index, minlength=clusters.num)
     ends = np.cumsum(sizes)
-    above = [(1 + signs(values).T) / 2 for values in (indicator, target)]  # [n, n]: what each adds to all ranks.
+    # [n, n]: what each adds to all ranks, beside the mean of these.
+    above = [signs(values).T * among / 2 for values in (indicator, target)]
     ranks = [each.sum(axis=0, dtype=np.float64) for each in above]
     left = [np.zeros(0)]
     for names in np.array_split(np.arange(clusters.num), 1 + len(order) ** 2 // MAX_VALUES):
@@ -207,7 +217,13 @@ def _pearson(ours: Floats, theirs: Floats, *, among: Flags) -> Floats:
 
 
 def interval(
-    value: float, left: Floats, *, low: float = 0.0, high: float = 1.0, num_clusters: int | None = None
+    value: float,
+    left: Floats,
+    *,
+    crossed: Floats | None = None,
+    low: float = 0.0,
+    high: float = 1.0,
+    num_clusters: int | None = None,
 ) -> IntervalEstimate:
     """The value of a statistic between `low` and `high`, with its 95 % interval by the jackknife; see `wilson`.
 
@@ -215,12 +231,22 @@ def interval(
 
     Args:
         left: [clusters], the statistic without each cluster.
+        crossed: the statistic without each of clusters of another kind, as bases are that all variants have; of
+            `MIN_CROSSED` or more their variance is added. That of one variant in one base is in both, and counts twice:
+            it is not taken off (Cameron, Gelbach & Miller, 2011), as of few bases too much would be. Degrees of freedom
+            are Satterthwaite's.
         num_clusters: of these, those that its variance is known by; None: all.
     """
     if not np.isfinite(left).all():
         return IntervalEstimate(value)
     num = len(left) if num_clusters is None else num_clusters
-    return wilson(value, _jackknife(left), num_clusters=num, low=low, high=high)
+    variance, freedom = _jackknife(left), None
+    if crossed is not None and len(crossed) >= MIN_CROSSED and np.isfinite(crossed).all() and num > 1:
+        alone, more = variance, _jackknife(crossed)
+        variance = alone + more
+        if variance > 0:
+            freedom = variance**2 / (alone**2 / (num - 1) + more**2 / (len(crossed) - 1))
+    return wilson(value, variance, num_clusters=num, freedom=freedom, low=low, high=high)
 
 
 def interval_of_pairs(credit: Credit, among: Flags, clusters: Clusters) -> IntervalEstimate:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from raysweep.analysis.associations import Association, associate, without_clear
+from raysweep.analysis.bases import bases_of
 from raysweep.analysis.comparer import CompareError
 from raysweep.analysis.cut_prompts import CutPrompts, cut_prompts
 from raysweep.analysis.defects import Flag, find_flags
-from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, NUM_TOKENS, OTHER_TEXT, PPL, is_axis
+from raysweep.analysis.derived import HESSIAN_TRACE, KSHOT, NUM_TOKENS, OTHER_TEXT, PPL, SEED, is_axis
 from raysweep.analysis.formatting import is_share
 from raysweep.analysis.gaps import target_gaps
 from raysweep.analysis.labels import Key, checkpoint_labels, is_missing, row_key
@@ -106,6 +107,8 @@ class Ranking:
     associations: tuple[Association, ...]
     skipped: Mapping[str, str]
     num_variants: int
+    num_bases: int
+    """Pretraining seeds of the scored checkpoints; agreement is counted over pairs within one."""
     num_unscored: int
     """Checkpoints without a target, diverged ones included."""
     diverged: tuple[str, ...]
@@ -137,6 +140,7 @@ class Ranking:
     """By the checkpoints' order."""
     ceiling: float
     """Pairs right that an indicator which knew the true scores is expected to have: the rest is noise of fine-tuning.
+    Of pairs of one base, as all that is said of agreement.
     NaN where the scores' errors are not known."""
     target_gaps: tuple[TargetGap, ...]
     """Fifths of the pairs, by which `by_target_gap` of the indicators goes."""
@@ -175,6 +179,7 @@ class Ranking:
             "indicators": [asdict(association) for association in self.associations],
             "skipped": dict(self.skipped),
             "num_variants": self.num_variants,
+            "num_bases": self.num_bases,
             "num_unscored": self.num_unscored,
             "diverged": list(self.diverged),
             "ties": [asdict(tie) for tie in self.ties],
@@ -211,8 +216,8 @@ def rank(
 
     Where it is a rise of each checkpoint's own loss, only pairs of one objective and text count; see `Ranking`.
 
-    Intervals of agreement leave out whole variants with all their seeds and checkpoints: checkpoints of one
-    trajectory are no independent witnesses.
+    Agreement is over pairs of one pretraining seed, see `bases`. Its intervals leave out whole variants with all their
+    seeds and checkpoints: checkpoints of one trajectory are no independent witnesses.
 
     Args:
         table: with the columns variant, trial, checkpoint, step, status.
@@ -260,7 +265,8 @@ def rank(
         checkpoints=list(scored["checkpoint"]),
         comparable=comparable,
     )
-    clear = differences.clear()
+    clear, bases = differences.clear(), bases_of(scored)
+    one_base = comparable & (bases[:, None] == bases)
     by_name = {column.name: column for column in columns}
     there = [name for name in (OTHER_TEXT, PPL) if name in table and scored[name].notna().any()]
     gaps_of = gaps_of or next(iter(there), None)
@@ -290,6 +296,7 @@ def rank(
         associations=associations,
         skipped=skipped,
         num_variants=int(scored["variant"].nunique()),
+        num_bases=len(set(bases)),
         num_unscored=len(table) - len(scored),
         diverged=tuple(labels[row_key(row)] for row in table[table["status"] == "diverged"].to_dict("records")),
         labels=labels,
@@ -303,10 +310,12 @@ def rank(
         num_clear=None if kind_of_errors == "unknown" else int(clear.sum()) // 2,
         errors=kind_of_errors,
         edges=_edges(table, tasks, labels, noise or {}),
-        ceiling=differences.ceiling(),
+        ceiling=differences.ceiling(counted=one_base),
         target_gaps=tuple(
-            TargetGap(each.low, each.high, int(each.pairs.sum()) // 2, differences.ceiling(each.pairs))
-            for each in target_gaps(scores[: len(scored)], comparable)
+            TargetGap(
+                each.low, each.high, int(each.pairs.sum()) // 2, differences.ceiling(each.pairs, counted=one_base)
+            )
+            for each in target_gaps(scores[: len(scored)], one_base)
         ),
         # Offsets of seeds are one for all recipes, in one unit.
         seed_twins=seed_twins(scored, scores[: len(scored)], differences.moments.variance) if num_groups == 1 else None,
@@ -343,6 +352,7 @@ def _flags(
 ) -> tuple[Flag, ...]:
     indicators = [item.indicator for item in associations if item.source == "measured"]
     config = [item.indicator for item in associations if item.source == "config" and is_axis(item.indicator)]
+    config += [SEED] * (SEED in scored and scored[SEED].nunique() > 1)
     named = {checkpoint: label for (_, checkpoint), label in labels.items()}
     # Rows of a table that somebody gave may be alike in all their settings.
     told = named if len(set(named.values())) == len(named) else None

@@ -65,7 +65,7 @@ class Differences:
         flags[columns, rows] = flags[rows, columns]
         return flags
 
-    def ceiling(self, among: Flags | None = None) -> float:
+    def ceiling(self, among: Flags | None = None, *, counted: Flags | None = None) -> float:
         """Share of pairs whose observed order is expected to be the true one; NaN without errors of all scores.
 
         For a true difference that is normal with variance t about 0, seen with an error of variance v as d, it has
@@ -73,11 +73,14 @@ class Differences:
         beyond their errors; where it is less than these, few checkpoints do not show all of it, and the share is low.
 
         Args:
-            among: [n, n], the pairs that are looked at; None: all.
+            among: [n, n], the pairs that are looked at; None: all that count.
+            counted: [n, n], the pairs that count, which t is of; None: all.
         """
         from scipy.special import ndtr
 
         rows, columns = self._pairs()
+        if counted is not None:
+            rows, columns = rows[counted[rows, columns]], columns[counted[rows, columns]]
         variance, difference = self.moments.variance[rows, columns], self.value[rows, columns]
         if not len(rows) or not (variance > 0).all():
             return math.nan

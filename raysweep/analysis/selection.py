@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raysweep.analysis.bases import Groups, whole_bases
 from raysweep.analysis.pairwise import SMALL, Floats, IntervalEstimate, wilson
 from raysweep.analysis.regrets import best_of_variants, regret_interval, upper_tail
 
@@ -65,8 +66,10 @@ def halves(variants: Sequence[str], num_pairs: int = NUM_PAIRS) -> Halves:
     return Halves(len(names), index, chosen[:, index])
 
 
-def select(indicator: Floats, scores: Floats, drawn: Halves, *, places: Iterable[int] = PLACES) -> list[Selection]:
-    """For each k that is less than the number of checkpoints in every half.
+def select(
+    indicator: Floats, scores: Floats, drawn: Halves, bases: Groups | None = None, *, places: Iterable[int] = PLACES
+) -> list[Selection]:
+    """For each k that is less than the number of checkpoints in every half; a mean over bases, chosen in each alone.
 
     Equal values of the indicator are put in the order of the scores and in the opposite one, half each.
 
@@ -74,18 +77,48 @@ def select(indicator: Floats, scores: Floats, drawn: Halves, *, places: Iterable
         indicator: [n], finite, higher being better.
         scores: [n], finite.
         drawn: halves of the variants of the same checkpoints.
+        bases: [n], of each checkpoint; None: one for all. Those with nearly all variants count, as a choice from fewer
+            is another.
     """
-    least = int(drawn.rows.sum(axis=1).min(initial=len(scores)))
+    if not len(scores):
+        return []
+    rows = whole_bases(np.zeros(len(scores), dtype=np.int64) if bases is None else bases, drawn.variant_of_row)
+    least = min(int(drawn.rows[:, own].sum(axis=1).min(initial=len(scores))) for own in rows)
+    spreads = [max(float(np.ptp(scores[own])), SMALL) for own in rows]
+    places = [k for k in places if k < least]
+    by_base = [_of_halves(indicator[own], scores[own], drawn.rows[:, own], places) for own in rows]
+    tails = [upper_tail(best_of_variants(scores[own], drawn.variant_of_row[own])[0]) for own in rows]
+    selections = []
+    for place, k in enumerate(places):
+        recall, regret, ndcg = np.mean([each[place] for each in by_base], axis=0)
+        selections.append(
+            Selection(
+                k=k,
+                num_variants=drawn.num_variants // 2,
+                recall=_recall(recall, drawn, k),
+                regret=regret_interval(
+                    float(regret.mean()),
+                    _of_one_half(regret) / 2,
+                    num_clusters=drawn.num_variants,
+                    freedom=drawn.num_variants - 1,
+                    high=max(spreads),
+                    tail=float(np.mean(tails)),
+                ),
+                ndcg=wilson(float(ndcg.mean()), _of_one_half(ndcg) / 2, num_clusters=drawn.num_variants),
+            )
+        )
+    return selections
+
+
+def _of_halves(indicator: Floats, scores: Floats, chosen: Floats, places: Sequence[int]) -> list[Floats]:
+    """Of each place, [3, halves]: recall, regret and NDCG of one base's checkpoints [n] in halves `chosen`."""
     kind, best = np.lexsort((-scores, -indicator)), np.argsort(-scores, kind="stable")
     unkind = np.lexsort((scores, -indicator))
     orders = [kind] if (kind == unkind).all() else [kind, unkind]
-    spread = max(float(np.ptp(scores)), SMALL) if len(scores) else 1.0
-    places = [k for k in places if k < least]
     first = max(places, default=0)
-    truth, ours = _first(best, drawn, first), [_first(order, drawn, first) for order in orders]
-    tail = upper_tail(best_of_variants(scores, drawn.variant_of_row)[0])
-    gains = (scores - scores.min(initial=np.inf)) / spread
-    selections = []
+    truth, ours = _first(best, chosen, first), [_first(order, chosen, first) for order in orders]
+    gains = (scores - scores.min()) / max(float(np.ptp(scores)), SMALL)
+    found = []
     for k in places:
         discounts = 1 / np.log2(np.arange(2, k + 2))
         ideal = np.maximum(gains[truth[:, :k]] @ discounts, SMALL)
@@ -97,24 +130,8 @@ def select(indicator: Floats, scores: Floats, drawn: Halves, *, places: Iterable
             )
             for each in ours
         ]
-        recall, regret, ndcg = (np.mean(values, axis=0) for values in zip(*parts, strict=True))
-        selections.append(
-            Selection(
-                k=k,
-                num_variants=drawn.num_variants // 2,
-                recall=_recall(recall, drawn, k),
-                regret=regret_interval(
-                    float(regret.mean()),
-                    _of_one_half(regret) / 2,
-                    num_clusters=drawn.num_variants,
-                    freedom=drawn.num_variants - 1,
-                    high=spread,
-                    tail=tail,
-                ),
-                ndcg=wilson(float(ndcg.mean()), _of_one_half(ndcg) / 2, num_clusters=drawn.num_variants),
-            )
-        )
-    return selections
+        found.append(np.stack([np.mean(values, axis=0) for values in zip(*parts, strict=True)]))
+    return found
 
 
 def of_recall(k: int) -> float:
@@ -127,10 +144,10 @@ def of_recall(k: int) -> float:
     return min(0.175 + 0.025 * k, 0.5)
 
 
-def _first(order: np.ndarray, drawn: Halves, num: int) -> np.ndarray:
-    """[halves, num]: the first checkpoints of each half in an order, by their rows in the table."""
-    half, place = np.nonzero(drawn.rows[:, order])
-    starts = np.searchsorted(half, np.arange(len(drawn.rows)))
+def _first(order: np.ndarray, chosen: Floats, num: int) -> np.ndarray:
+    """[halves, num]: the first checkpoints of each half [halves, n] in an order, by their rows."""
+    half, place = np.nonzero(chosen[:, order])
+    starts = np.searchsorted(half, np.arange(len(chosen)))
     first: np.ndarray = order[place[starts[:, None] + np.arange(num)]]
     return first
 

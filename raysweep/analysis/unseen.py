@@ -1,7 +1,7 @@
 """How well a learner compares checkpoints that it has not seen: by splits of variants, never of pairs.
 
 A pair of which one checkpoint was trained on is not new. So every split sets whole variants aside, or all of one group
-(a learning rate, a family of objectives), and tests on pairs among those alone.
+(a learning rate, a family of objectives), and tests on pairs among those alone, of one base: see `bases`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raysweep.analysis.bases import Groups
 from raysweep.analysis.comparer import fitted_slope, trained_on
 from raysweep.analysis.distances import by_distance, distances
 from raysweep.analysis.gaps import GapAccuracy, by_gap, chance_within, target_gaps, target_ranges
@@ -119,16 +120,20 @@ def far_from(values: Floats, splits: Sequence[Split]) -> list[Floats]:
     return found
 
 
-def as_it_is(oriented: Floats, scores: Floats, splits: Sequence[Split]) -> IntervalEstimate:
+def as_it_is(
+    oriented: Floats, scores: Floats, splits: Sequence[Split], bases: Groups | None = None
+) -> IntervalEstimate:
     """Pairs right by an indicator as it is, higher being better: what a learner has to beat on the same pairs."""
-    return over_splits(shares_as_it_is(oriented, scores, splits), splits)
+    return over_splits(shares_as_it_is(oriented, scores, splits, bases), splits)
 
 
-def shares_as_it_is(oriented: Floats, scores: Floats, splits: Sequence[Split]) -> list[float]:
+def shares_as_it_is(
+    oriented: Floats, scores: Floats, splits: Sequence[Split], bases: Groups | None = None
+) -> list[float]:
     """Of each split. A pair of which a value is missing is not ordered, and half right."""
     shares = []
     for rows in (split.test for split in splits):
-        better = scores[rows][:, None] > scores[rows]
+        better = _better(scores[rows], None if bases is None else bases[rows])
         lead = np.nan_to_num(oriented[rows][:, None] - oriented[rows])[better]
         shares.append(_right(lead))
     return shares
@@ -138,6 +143,7 @@ def on_unseen(
     predict: Predict,
     scores: Floats,
     splits: Sequence[Split],
+    bases: Groups | None = None,
     *,
     variants: Sequence[str] = (),
     far: Sequence[Floats] = (),
@@ -145,10 +151,12 @@ def on_unseen(
     """Pairs right, and calibration: the slope of each split's logits is fitted to the other splits' pairs.
 
     Args:
+        bases: of each row; None: one for all.
         variants: of each row, where the splits leave groups out; empty for random ones.
         far: as of `far_from`; empty: pairs are not told apart by it.
     """
-    pairs = [_ordered(scores, split) for split in splits]
+    one_base = None if bases is None else bases[:, None] == bases
+    pairs = [_ordered(scores, split, bases) for split in splits]
     logits = [predict(split)(*each) for split, each in zip(splits, pairs, strict=True)]
     shares = [_right(each) for each in logits]
     slopes = [
@@ -176,8 +184,8 @@ def on_unseen(
         ),
         brier=float(np.mean((1 - chances) ** 2)) if len(chances) else math.nan,
         reliability=_reliability(chances),
-        by_target_gap=() if variants else by_gap(target_gaps(scores), on),
-        chance_within=None if variants else chance_within(target_ranges(scores), on),
+        by_target_gap=() if variants else by_gap(target_gaps(scores, one_base), on),
+        chance_within=None if variants else chance_within(target_ranges(scores, one_base), on),
         by_distance=by_distance(between) if far else (),
     )
 
@@ -246,10 +254,18 @@ def over_groups(
     return interval(*credit_left(credit, every, clusters_of(variants)))
 
 
-def _ordered(scores: Floats, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """(better row, other row) of each pair of test rows."""
+def _better(scores: Floats, bases: Groups | None) -> Flags:
+    """[n, n]: where the row scores higher than the column, of its base."""
+    better: Flags = scores[:, None] > scores
+    return better if bases is None else better & (bases[:, None] == bases)
+
+
+def _ordered(scores: Floats, split: Split, bases: Groups | None) -> tuple[np.ndarray, np.ndarray]:
+    """(better row, other row) of each pair of test rows that counts."""
     first, second = ordered_pairs(split.test)
     better = scores[first] > scores[second]
+    if bases is not None:
+        better &= bases[first] == bases[second]
     return first[better], second[better]
 
 

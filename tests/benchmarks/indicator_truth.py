@@ -8,7 +8,7 @@ the same kind and size.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from raysweep.analysis.comparer import Comparer, learn
 from raysweep.analysis.defects import find_flags
 from raysweep.analysis.learning import mean_ranks
 from raysweep.analysis.pair_features import ordered_pairs
-from raysweep.analysis.pairwise import IntervalEstimate
+from raysweep.analysis.pairwise import IntervalEstimate, clusters_of, compare, credit_left, interval
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.selection import halves, select
 from raysweep.analysis.unseen import as_it_is, gain_over, learner, leave_group_out, on_unseen, random_splits
@@ -47,6 +47,13 @@ class World:
 
 def table(world: World, generator: np.random.Generator) -> pd.DataFrame:
     """A checkpoint table with the columns score and x; one checkpoint a variant."""
+    rows, score, x = without_noise(world, generator)
+    noise = generator.normal(size=(2, world.num)) / 2
+    return rows.assign(score=score + noise[0], x=x + noise[1])
+
+
+def without_noise(world: World, generator: np.random.Generator) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """(variants and their settings, what their scores are but for noise, what the indicator is)."""
     variants = [f"{number:04}" for number in generator.permutation(10_000)[: world.num]]
     rate, name = np.resize(np.arange(RATES), world.num), np.resize(np.arange(NAMES), world.num)
     if not world.grid:
@@ -55,9 +62,38 @@ def table(world: World, generator: np.random.Generator) -> pd.DataFrame:
     own = generator.normal(size=world.num)
     rows = {"variant": variants, "trial": variants, "checkpoint": variants, "status": "done", "seed": 0, "step": 1}
     rows |= {"point.lr": rate * 1.0, "point.name": np.array(list("xyz"))[name]}
-    score = effect + world.own * own + generator.normal(size=world.num) / 2
-    x = world.seen_rate * effect + world.seen_own * own + generator.normal(size=world.num) / 2
-    return pd.DataFrame(rows | {"score": score, "x": x})
+    x = world.seen_rate * effect + world.seen_own * own
+    return pd.DataFrame(rows), effect + world.own * own, x
+
+
+@dataclass(frozen=True)
+class Bases:
+    """Models trained once, which all variants go on from: each a seed. Effects are in the variants' spread of score."""
+
+    num: int
+    on_score: float = 0.0
+    on_indicator: float = 0.0
+    alike: bool = True
+    """Whether a base moves the indicator as it moves the score; else each by itself."""
+    on_rate: float = 0.0
+    """How far what a rate does to the score differs from base to base, as a part of it."""
+    num_twins: int | None = None
+    """Variants that later bases have; None: all."""
+
+
+def table_of_bases(world: World, bases: Bases, generator: np.random.Generator) -> pd.DataFrame:
+    """A checkpoint table as `table` gives it, of several bases."""
+    rows, score, x = without_noise(world, generator)
+    effect = world.rate * (rows["point.lr"].to_numpy() - (RATES - 1) / 2)
+    spread = np.hypot(world.rate * np.sqrt((RATES**2 - 1) / 12), world.own)
+    parts = []
+    for seed in range(bases.num):
+        one, other, steeper = generator.normal(size=3)
+        moved = spread * np.array([bases.on_score * one, bases.on_indicator * (one if bases.alike else other)])
+        noise = generator.normal(size=(2, world.num)) / 2 + moved[:, None]
+        own = rows.assign(seed=seed, score=score + bases.on_rate * steeper * effect + noise[0], x=x + noise[1])
+        parts.append(own.assign(trial=own["trial"] + f"-{seed}", checkpoint=own["checkpoint"] + f"-{seed}"))
+    return pd.concat([parts[0], *(part[: bases.num_twins] for part in parts[1:])], ignore_index=True)
 
 
 def associations(rows: pd.DataFrame, *names: str) -> dict[str, Association]:
@@ -70,7 +106,11 @@ def associations(rows: pd.DataFrame, *names: str) -> dict[str, Association]:
 
 def estimates(world: World, generator: np.random.Generator) -> dict[str, IntervalEstimate]:
     """The statistics of one table."""
-    found = associations(table(world, generator), "x")
+    return statistics_of(associations(table(world, generator), "x"))
+
+
+def statistics_of(found: Mapping[str, Association]) -> dict[str, IntervalEstimate]:
+    """All that is said of x but its first few."""
     item = found["x"]
     axes = {each.axis: each.accuracy for each in item.matched}
     return {
@@ -145,6 +185,24 @@ def learnt_from_others(world: World, generator: np.random.Generator) -> dict[str
         ).accuracy
         for axis in ("point.lr", "point.name")
     }
+
+
+def pairs_right_of(bases: Bases) -> Statistics:
+    """Of tables of several bases: pairs right among all pairs, and among those of one base, as they are counted."""
+
+    def found(world: World, generator: np.random.Generator) -> dict[str, IntervalEstimate]:
+        rows = table_of_bases(world, bases, generator)
+        x, scores, seeds = (rows[name].to_numpy() for name in ("x", "score", "seed"))
+        variants, seed = clusters_of(list(rows["variant"])), clusters_of(list(map(str, seeds)))
+        every, within = compare(x, scores), compare(x, scores, comparable=seeds[:, None] == seeds)
+        value, left = credit_left(within.credit, within.every, variants)
+        return {
+            "all pairs": interval(*credit_left(every.credit, every.every, variants)),
+            "within, over variants": interval(value, left),
+            "within": interval(value, left, crossed=credit_left(within.credit, within.every, seed)[1]),
+        }
+
+    return found
 
 
 Statistics = Callable[[World, np.random.Generator], dict[str, IntervalEstimate]]

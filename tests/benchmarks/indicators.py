@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 
 from raysweep.analysis.associations import TOGETHER, numbers
+from raysweep.analysis.bases import bases_of
 from raysweep.analysis.budget_page import budget_document, format_budget, known_of_run
 from raysweep.analysis.derived import is_config
 from raysweep.analysis.fixed_rates import fixed_rates
@@ -220,7 +221,7 @@ def over_half(ranking: Ranking, tested: Tested) -> IntervalEstimate:
     table = ranking.checkpoints
     table = table[table[ranking.target].notna() & ~table["checkpoint"].isin(tested.rows_left_out)]
     splits = random_splits(list(table["variant"]))
-    alone = shares_as_it_is(-numbers(table[PPL_CLM]), numbers(table[ranking.target]), splits)
+    alone = shares_as_it_is(-numbers(table[PPL_CLM]), numbers(table[ranking.target]), splits, bases_of(table))
     own = [right for _, right, _ in tested.indicators.by_split]
     return differences_over_splits([(1 - a) - (1 - b) / 2 for a, b in zip(own, alone, strict=True)], splits)
 

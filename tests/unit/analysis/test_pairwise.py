@@ -141,6 +141,19 @@ def test_an_interval_is_never_of_no_width_and_needs_five_clusters():
     assert np.isnan(interval(0.5, np.array([0.5, np.nan, 0.5, 0.5, 0.5])).low)
 
 
+def test_of_three_bases_or_more_the_variance_over_them_is_added():
+    left, crossed = np.linspace(0.6, 0.8, 12), np.array([0.68, 0.70, 0.72])
+    alone = interval(0.7, left)
+    assert interval(0.7, left, crossed=crossed[:2]) == alone
+    assert interval(0.7, left, crossed=np.full(3, 0.7)).low == pytest.approx(alone.low)
+    over_variants, over_bases = 11 / 12 * ((left - 0.7) ** 2).sum(), 2 / 3 * 2 * 0.02**2
+    variance = over_variants + over_bases
+    freedom = variance**2 / (over_variants**2 / 11 + over_bases**2 / 2)
+    both, expected = interval(0.7, left, crossed=crossed), wilson(0.7, variance, num_clusters=12, freedom=freedom)
+    assert (both.low, both.high) == pytest.approx((expected.low, expected.high))
+    assert both.low < alone.low
+
+
 @pytest.mark.parametrize(("num", "slope"), [(6, 0.0), (12, 0.8), (40, 0.6)])
 def test_intervals_hold_the_truth_as_often_as_they_say_or_oftener(num, slope):
     # A bivariate normal of correlation r orders the share 1/2 + asin(r) / pi of pairs alike (Sheppard, 1899), and

@@ -1,9 +1,12 @@
 """Statistics of indicators are right where the answer is known; the whole table is of benchmarks/indicator_truth.py."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from benchmarks.indicator_truth import (
     FACTORS,
+    Bases,
     World,
     associations,
     below_bayes,
@@ -13,14 +16,18 @@ from benchmarks.indicator_truth import (
     first_few,
     flagged,
     mirror_gain,
+    pairs_right_of,
     stepped,
+    table_of_bases,
     tailed,
     two_bases,
 )
 
+from raysweep.analysis.findings import agreement_lines
 from raysweep.analysis.learning import learn_target
 from raysweep.analysis.pairwise import clusters_of
 from raysweep.analysis.ranking import rank
+from raysweep.analysis.selection import halves, select
 from raysweep.analysis.unseen import leave_group_out, random_splits
 from raysweep.scores import Column
 from raysweep.spec import Metric
@@ -54,19 +61,73 @@ def test_a_mirror_of_the_rate_adds_nothing(seed):
     assert mirror_gain(48, seed=seed, noise=0.5).low <= 0
 
 
-def test_which_base_a_checkpoint_is_of_adds_nothing_to_a_configuration_with_its_seed():
+def test_what_a_base_does_to_all_its_checkpoints_changes_nothing_that_is_said():
+    """So intervals hold the truth as often as where no base does anything, whatever it does to score or indicator."""
+    rows = table_of_bases(World(24), Bases(3), np.random.default_rng(0))
+    # Shares of 64, of which sums and differences are exact.
+    rows[["score", "x"]] = np.round(64 * rows[["score", "x"]]) / 64
+    moved = rows.assign(score=rows["score"] + 5 * rows["seed"], x=rows["x"] - 9 * rows["seed"])
+    before, after = (associations(each, "x") for each in (rows, moved))
+    assert list(before) == list(after)
+    for name, item in before.items():
+        # How far two values of x count as equal is by how far all of them are spread.
+        assert repr(replace(after[name], by_gap=item.by_gap)) == repr(item)
+
+
+def test_of_all_pairs_intervals_would_hold_the_truth_where_bases_differ_in_two_thirds_of_tables():
+    found = coverage(World(24), pairs_right_of(Bases(2, on_score=1.0)), num=200, num_truth=200)
+    assert found["within"][1] >= 0.93  # Standard error where 95 is true: 0.015.
+    assert found["all pairs"][1] <= 0.75
+    of_one = coverage(World(24), pairs_right_of(Bases(1)), num=200, num_truth=200)
+    assert found["within"][0] == pytest.approx(of_one["within"][0], abs=0.02)
+
+
+def test_intervals_hold_how_far_three_bases_differ_in_what_a_rate_does():
+    found = coverage(World(48), pairs_right_of(Bases(3, on_rate=0.5)), num=100, num_truth=200)
+    assert found["within"][1] >= 0.88
+    assert found["within, over variants"][1] <= 0.88
+    rows = table_of_bases(World(24), Bases(3, on_rate=0.5), np.random.default_rng(0))
+    assert (
+        associations(rows, "x")["x"].accuracy
+        == pairs_right_of(Bases(3, on_rate=0.5))(World(24), np.random.default_rng(0))["within"]
+    )
+    # Of two there is one difference: that is said, and the interval is over variants.
+    two = pairs_right_of(Bases(2, on_rate=0.5))(World(24), np.random.default_rng(0))
+    assert two["within"] == two["within, over variants"]
+
+
+def test_which_base_a_checkpoint_is_of_tells_nothing():
     tables = [two_bases(40, seed=seed) for seed in range(4)]
     found = [associations(rows, "x") for rows in tables]
     added = [each["x"].added for each in found]
     assert max(each.low for each in added) <= 0
     assert abs(np.mean([each.value for each in added])) < 0.02
-    # Which a configuration without it would have called a gain.
+    assert all(each["x"].accuracy.low < 0.5 < each["x"].accuracy.high for each in found)
+    # Which a table without the seed would have called a gain.
     assert np.mean([associations(rows.assign(seed=0), "x")["x"].added.value for rows in tables]) > 0.05
-    assert (found[0]["seed"].source, found[0]["seed"].direction) == ("config", None)
-    # Twins differ in the seed alone; other pairs of two bases differ in more than one setting.
-    pairs = {each.axis: each.num_pairs for each in found[0]["x"].matched}
-    assert pairs["seed"] >= 20
-    assert {*pairs} <= {"seed", "point.lr", "point.name", None}
+    assert "seed" not in found[0]
+    assert found[0]["x"].pairs.num_pairs == found[0]["all together"].pairs.num_pairs == 780 + 190
+    assert {each.axis for each in found[0]["x"].matched} <= {"point.lr", "point.name", None}
+    ranking = rank(tables[0], columns=[Column("", Metric("x", "max"))], target="score")
+    assert (ranking.num_bases, ranking.skipped["seed"]) == (2, "pairs are of one seed each")
+    [said] = [line for line in agreement_lines(ranking) if line.startswith("Pairs are of one pretraining seed each")]
+    assert "(2 seeds)" in said
+
+
+def test_a_choice_is_among_the_checkpoints_of_one_base():
+    generator = np.random.default_rng(0)
+    # Shares of 64, of which sums and differences are exact.
+    scores, x = np.round(64 * generator.normal(size=(2, 24))) / 64
+    x, names = x + scores, [f"{row:02}" for row in range(24)]
+    # The better base is told by the indicator, or the other way round: neither is of use within one.
+    twice, bases = np.tile(scores, 2), np.repeat([0, 1], 24)
+    alone = select(x, scores, halves(names))
+    for shift in (9.0, -9.0):
+        assert select(np.tile(x, 2) + shift * bases, twice + 9 * bases, halves(names * 2), bases) == alone
+    # Of few of the variants, the best is another.
+    few = np.flatnonzero((bases == 0) | (np.arange(48) < 30))
+    own = select(np.tile(x, 2)[few], twice[few], halves([(names * 2)[row] for row in few]), bases[few])
+    assert own == alone
 
 
 def test_checkpoints_of_one_variant_by_two_seeds_are_learnt_from_or_tested_on_together():
