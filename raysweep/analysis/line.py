@@ -145,11 +145,10 @@ def _ridges(values: Floats, scores: Floats) -> Floats:
     spreads = np.maximum(values.std(axis=0), SMALL) * max(float(scores.std()), SMALL)
     related = np.abs(scores @ values) / len(scores) / spreads
     related = related / max(float(related.max(initial=0.0)), SMALL)
-    num, is_wide, found = len(values), values.shape[1] > len(values), []
+    found = []
     for power in POWERS:
-        scaled = values * (scale := related**power)
-        # Of the smaller matrix of products, whose eigenvalues are the squares of the singular values.
-        squares, vectors = np.linalg.eigh(scaled @ scaled.T if is_wide else scaled.T @ scaled)
-        basis, known = (scaled.T @ vectors, scores @ vectors) if is_wide else (vectors, scores @ scaled @ vectors)
-        found.append((known / (squares + num * PENALTIES[:, None])) @ basis.T * scale)
+        scale = related**power
+        left, singular, right = np.linalg.svd(values * scale, full_matrices=False)
+        shrunk = singular / (singular**2 + len(scores) * PENALTIES[:, None])
+        found.append((shrunk * (left.T @ scores)) @ right * scale)
     return np.concatenate(found)
