@@ -153,7 +153,7 @@ def test_a_comparer_of_the_studys_table_orders_two_variants_that_it_has_not_seen
     )
     _, versions = kept_of(table)
     kinds = {name: versions.get(name, versions.get(name.partition("/")[0], IndicatorFile())) for name in names}
-    save(tmp_path, {comparer.target: (comparer, 0.9)}, learnt_from="the study", indicators=kinds)
+    save(tmp_path, {comparer.target: (comparer, ())}, learnt_from="the study", indicators=kinds)
     contents, [back] = load(tmp_path)
     assert all(each.versions for each in contents.indicators.values())
     assert back.probability(better, worse) == 1 - back.probability(worse, better) > 0.8
