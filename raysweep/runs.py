@@ -268,13 +268,8 @@ class Run:
         """Whether every line of its trials can be read: else it may need stages that are not known here."""
         return self._trials()[1]
 
-    def start_attempt(self, is_current: Callable[[TrialRow], bool]) -> None:
-        """Count tries afresh: running a sweep again tries again what failed. Damaged notes of trials are left out.
-
-        Args:
-            is_current: whether a trial noted before is one that this sweep would start now. Others are left out, too:
-                beside those that take their place a table would count checkpoints twice, measured in two ways.
-        """
+    def start_attempt(self) -> None:
+        """Count tries afresh: running a sweep again tries again what failed. Damaged notes of trials are left out."""
         for failure in self.failures():
             path = self.folder / "failures" / f"{failure['stage']}.json"
             if failure["kind"] == "gang":
@@ -282,16 +277,8 @@ class Run:
             else:
                 write_text(path, json.dumps(failure | {"attempts": 0}, indent=1))
         rows, is_whole = self._trials()
-        current = [row for row in rows if is_current(row)]
-        if len(current) < len(rows):
-            logger.warning(
-                "%d of the trials of %s were made by another version of raysweep: its tables leave them out; their "
-                "stages stay until `raysweep gc --yes`",
-                len(rows) - len(current),
-                self.name,
-            )
-        if not is_whole or len(current) < len(rows):
-            write_text(self.folder / "trials.jsonl", "".join(json.dumps(asdict(row)) + "\n" for row in current))
+        if not is_whole:
+            write_text(self.folder / "trials.jsonl", "".join(json.dumps(asdict(row)) + "\n" for row in rows))
 
     def add_trial(self, row: TrialRow) -> None:
         """Note that a trial was started, or got further stages; a row of stages that are all known changes nothing."""
@@ -306,7 +293,11 @@ class Run:
             self._noted[row.trial] = row
 
     def trials(self) -> list[TrialRow]:
-        """Trials in the order they were first started, each with the stages it was last told with."""
+        """Trials in the order they were first started, each with the stages it was last told with.
+
+        Of a variant under one seed the trial that was started last: another version of raysweep may give it other
+        stages, and beside those of before a table would count its checkpoints twice, measured in two ways.
+        """
         return self._trials()[0]
 
     def _trials(self) -> tuple[list[TrialRow], bool]:
@@ -316,13 +307,13 @@ class Run:
             lines = path.read_bytes().splitlines()
         except FileNotFoundError:
             return [], True
-        rows: dict[str, TrialRow] = {}
+        rows: dict[tuple[str, int], TrialRow] = {}
         damaged = []
         for number, line in enumerate(lines, 1):
             try:
                 if line.strip():
                     row = parse_trial_row(line)
-                    rows[row.trial] = row
+                    rows[row.variant, row.seed] = row
             except ValueError as error:
                 damaged.append(f"{path}:{number}: {error}")
         for finding in damaged:

@@ -87,7 +87,7 @@ def _run(space: SearchSpace, store: Store, run: Run, show: Report, *, runner: Ru
     run.note_driver(this_driver())
     run.note_planned(Progress(space).counts())
     run.note_columns(space.columns())
-    run.start_attempt(lambda row: space.trial(row.point, row.seed).id == row.trial)
+    run.start_attempt()
     journal = Journal(run, show, trackers=trackers(run, space.name))
     store.be_patient(space.declared.resources.default.max_store_wait_seconds)
     try:

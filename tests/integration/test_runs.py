@@ -145,19 +145,27 @@ def test_inline_again_runs_nothing(tiny_space, store):
     assert not [event for event in events if event.event in ("started", "finished")]
 
 
-def test_trials_of_an_earlier_version_are_not_counted_beside_those_of_now(sweep_file, store, monkeypatch, caplog):
+def test_trials_of_an_earlier_version_are_not_counted_beside_those_of_now(sweep_file, store, monkeypatch):
     """The sweep file says the same, so the run is the same; what is filled in of a stage has another version."""
     sweep = sweep_file(TINY.replace("max_units: 8}", "max_units: 8, rescaled: true}"))
     monkeypatch.setattr("raysweep.stages.flatness.SYMMETRIES", 1)
-    run_sweep(load(sweep), store, runner="inline")
-    monkeypatch.undo()
-    assert "another version" not in caplog.text
+    before = results_of(run_sweep(load(sweep), store, runner="inline"))
+    monkeypatch.setattr("raysweep.stages.flatness.SYMMETRIES", 2)
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="no room"):
+        patch.setattr("raysweep.runners._tell_lack_of_room", refuse)
+        run_sweep(load(sweep), store, runner="inline")
+    [run] = Run.all(store)
+    assert results_of(run) == before  # What is refused takes nothing away.
     events = []
-    run = run_sweep(load(sweep), store, runner="inline", show=events.append)
-    assert [each.name for each in Run.all(store)] == [run.name]
-    assert "2 of the trials of" in caplog.text
+    again = run_sweep(load(sweep), store, runner="inline", show=events.append)
+    assert again.name == run.name
     assert {event.kind for event in events if event.event == "started"} == {"flatness"}
-    assert len(run.trials()) == 2  # Of two variants, each once.
+    assert len(again.trials()) == 2  # Of two variants, each once.
+    assert results_of(again).keys() != before.keys()
+
+
+def refuse(space, store):
+    raise StoreError("no room")
 
 
 def test_only_what_an_edit_changed_runs(sweep_file, tiny_space, store):

@@ -397,7 +397,7 @@ def test_journals(folder, tiny, data):
         Run.create(store, "fuzz", sweep_text=TINY, identity=identity)
         run.add_failure("sft-1", kind="sft", trial="t", cause="c", log="l")
         run.add_pruned("trial-2", 6)
-        run.start_attempt(lambda row: True)
+        run.start_attempt()
 
 
 def sealed(document: object) -> str:

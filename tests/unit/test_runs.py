@@ -1,6 +1,7 @@
 """Runs: their names, and what becomes of damaged files of theirs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ BAD_NAMES = ["../../x", "/abs", ".", "..", "a/b", "", "x" * 300, "-x", ".x", "a 
 
 def row(trial: str) -> TrialRow:
     stage = StageRow(id="x-1", kind="x", step=None, checkpoint=None, task=None, inputs={})
-    return TrialRow(trial=trial, variant="v", point={"a": 1}, seed=0, stages=(stage,))
+    return TrialRow(trial=trial, variant=f"of-{trial}", point={"a": 1}, seed=0, stages=(stage,))
 
 
 def test_a_run_that_is_refused_before_anything_is_begun_is_none(store, sweep_file, monkeypatch, capsys):
@@ -72,7 +73,7 @@ def test_a_damaged_file_is_named_and_made_again(run, caplog, name, damage):
             Run.create(run.store, "r", sweep_text="x", identity='{"lr": 1}')
         return
     again = Run.create(run.store, "r", sweep_text="x", identity='{"lr": 1}')
-    again.start_attempt(lambda row: True)
+    again.start_attempt()
     # No trial is as good as a first one.
     assert (str(path) in caplog.text) != (name == "trials.jsonl" and damage == "empty")
     again.add_trial(row("t1"))
@@ -86,6 +87,14 @@ def test_a_damaged_file_is_named_and_made_again(run, caplog, name, damage):
     assert not caplog.text
 
 
+def test_of_a_variant_under_one_seed_the_trial_started_last_counts(run):
+    run.add_trial(replace(row("t1"), trial="t9"))
+    assert [found.trial for found in run.trials()] == ["t9", "t2"]
+    # As the program of before would go on with it.
+    Run.find(run.store, "r").add_trial(row("t1"))
+    assert [found.trial for found in run.trials()] == ["t1", "t2"]
+
+
 def test_a_damaged_line_costs_its_trial_alone(run, caplog):
     path = run.folder / "trials.jsonl"
     lines = path.read_bytes().splitlines()
@@ -93,7 +102,7 @@ def test_a_damaged_line_costs_its_trial_alone(run, caplog):
     assert [found.trial for found in run.trials()] == ["t1", "t2"]
     assert [found.trial for found in run.trials()] == ["t1", "t2"]
     assert caplog.text.count("trials.jsonl:2: ") == caplog.text.count("trials.jsonl:3: ") == 1
-    run.start_attempt(lambda row: True)
+    run.start_attempt()
     assert [json.loads(line)["trial"] for line in path.read_text().splitlines()] == ["t1", "t2"]
 
 
