@@ -137,7 +137,7 @@ def put(store: Store, stage_id: str = "x-1", text: str = "weights") -> Record:
 def row(trial: str) -> TrialRow:
     """A started trial of one stage."""
     stage = StageRow(id="x-1", kind="x", step=None, checkpoint=None, task=None, inputs={})
-    return TrialRow(trial=trial, variant="v", point={"a": 1}, seed=0, stages=(stage,))
+    return TrialRow(trial=trial, variant=f"of-{trial}", point={"a": 1}, seed=0, stages=(stage,))
 
 
 ONE_CPU = Shape(workers=1, cpus=1, gpus=0)

@@ -27,7 +27,7 @@ def stage(stage_id: str, *inputs: str, state_key: str | None = None) -> StageRow
 def start(store: Store, name: str, *stages: StageRow, trial: str = "t") -> Run:
     run = Run.create(store, name, sweep_text=name, identity=json.dumps({"name": name}))
     run.note_planned({"num_trials": 1, "stages": {}})
-    run.add_trial(TrialRow(trial=f"{trial}-{name}", variant="v", point={}, seed=0, stages=stages))
+    run.add_trial(TrialRow(trial=f"{trial}-{name}", variant=f"of-{trial}-{name}", point={}, seed=0, stages=stages))
     return run
 
 
