@@ -219,10 +219,12 @@ def _checkpoint_warnings(space: SearchSpace) -> Iterator[Finding]:
 
 def _control_warnings(space: SearchSpace) -> Iterator[Finding]:
     """Doses of an adversary without a control. A list of strengths gets 0 by itself; a zip or named values do not."""
-    labels = {name: [each.label for each in settings(name, axis)] for name, axis in space.declared.sweep.items()}
+    labels = {
+        name: space.values(name) for name in space.declared.sweep
+    }  # None of a range, which has no list to add to.
     base = _strength(_last_recipe(space, {}))
     dosed = [
-        name for name, own in labels.items() if {_strength(_last_recipe(space, {name: each})) for each in own} != {base}
+        name for name, own in labels.items() if {_strength(_last_recipe(space, {name: each})) for each in own} - {base}
     ]
     ends = {
         values: _last_recipe(space, dict(zip(dosed, values, strict=True)))

@@ -109,9 +109,11 @@ def stderr(measure: str, values: Mapping[str, Floats | float], errors: Mapping[s
 
 
 def _relative_error(name: str, measures: Mapping[str, Floats], errors: Mapping[str, Floats]) -> float:
-    """Median over models of the share that it is of the value."""
+    """Median over models of the share that it is of the value, where one is known."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.median(stderr(name, measures, errors) / np.abs(measures[name])))
+        shares = stderr(name, measures, errors) / np.abs(measures[name])
+    known = shares[~np.isnan(shares)]
+    return float(np.median(known)) if known.size else math.nan
 
 
 def _rescaled(name: str, measures: Mapping[str, Floats]) -> IntervalEstimate | None:
