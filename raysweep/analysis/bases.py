@@ -46,7 +46,7 @@ def whole_bases(bases: Groups, variants: Sequence[str] | np.ndarray) -> list[Fla
 def within_bases(groups: Groups, bases: Groups) -> Groups:
     """[rows]: equal numbers for rows of one group and one base.
 
-    >>> list(within_bases(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])))
+    >>> within_bases(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])).tolist()
     [0, 1, 2, 3]
     """
     return groups * (int(bases.max(initial=0)) + 1) + bases
