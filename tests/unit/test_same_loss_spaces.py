@@ -16,7 +16,7 @@ from raysweep.train.models import Llama
 
 @pytest.mark.parametrize(
     ("name", "ways", "others", "doses"),
-    [("same_loss_hmm", 9, 2, {-0.05, 0.06, 0.1}), ("same_loss_pcfg", 14, 0, {-0.05, 0.03, 0.05, 0.1})],
+    [("same_loss_hmm", 7, 2, {-0.05, 0.06, 0.1}), ("same_loss_pcfg", 14, 0, {-0.05, 0.03, 0.05, 0.1})],
 )
 def test_every_base_is_trained_once_and_finished_in_many_ways(name, ways, others, doses):
     space = load(FOLDER / f"{name}.yaml")
@@ -114,6 +114,16 @@ def test_other_doses_begin_with_the_studys_own_bases(name, preset, num_doses):
     ]
     assert len(bases[1]) == 1
     assert bases[1] <= bases[0]  # Of which models of other sizes have their own.
+
+
+def test_the_whole_study_has_all_checkpoints_of_the_file_and_more():
+    file, whole = (load(FOLDER / "same_loss_hmm.yaml", presets("same_loss_hmm")[which]) for which in ("cpu", "whole"))
+    ends = [
+        {stage.id for point in space.points() for stage in space.trial(point, 0).stages if stage.kind == "pretrain"}
+        for space in (file, whole)
+    ]
+    assert ends[0] < ends[1]
+    assert set(file.declared.sft.tasks) < set(whole.declared.sft.tasks)
 
 
 def teacher(folder):
