@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from raysweep.train.deepspeed_ops import extensions_dir
+
 
 def can_have_hosts() -> bool:
     """Whether this process may make them."""
@@ -20,17 +22,13 @@ def can_have_hosts() -> bool:
 
 def shared_extensions() -> dict[str, str]:
     """So that a host with a cache of its own finds DeepSpeed's operator, which takes minutes to compile."""
-    from torch.utils.cpp_extension import _get_build_directory
-
-    return {"TORCH_EXTENSIONS_DIR": str(Path(_get_build_directory("deepspeed_shm_comm", verbose=False)).parent)}
+    return {"TORCH_EXTENSIONS_DIR": str(extensions_dir())}
 
 
 def own_operator(extensions: Path) -> Path:
     """Copy DeepSpeed's operator into another folder for TORCH_EXTENSIONS_DIR; gives that of its build."""
-    from torch.utils.cpp_extension import _get_build_directory
-
     build = extensions / "deepspeed_shm_comm"
-    shutil.copytree(_get_build_directory(build.name, verbose=False), build, ignore=shutil.ignore_patterns("lock"))
+    shutil.copytree(extensions_dir() / build.name, build, ignore=shutil.ignore_patterns("lock"))
     return build
 
 

@@ -36,11 +36,24 @@ def load_cpu_operator(tell: Callable[[str], None]) -> None:
     # DeepSpeed calls `ninja`, which lies beside the interpreter; it need not be on a user's path.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     from deepspeed.accelerator import get_accelerator
-    from torch.utils.cpp_extension import _get_build_directory
 
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    with alone(Path(_get_build_directory(builder.name, verbose=False)), tell), contextlib.redirect_stdout(sys.stderr):
+    folder = extensions_dir() / builder.name
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder.parent)
+    with alone(folder, tell), contextlib.redirect_stdout(sys.stderr):
         builder.load(verbose=False)
+
+
+def extensions_dir() -> Path:
+    """Where operators are compiled: in the user's TORCH_EXTENSIONS_DIR, else in a folder of this environment.
+
+    The commands name the environment's own folders, so that two that share one, as torch has it, compile in turns.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    of_environment = Path(get_default_build_root(), sys.prefix.strip("/").replace("/", "-"))
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR", of_environment))
 
 
 @contextlib.contextmanager

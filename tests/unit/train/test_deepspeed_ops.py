@@ -9,7 +9,7 @@ import time
 import pytest
 from hosts import own_operator
 
-from raysweep.train.deepspeed_ops import alone
+from raysweep.train.deepspeed_ops import alone, extensions_dir
 
 # Takes the lock as torch does, and says so.
 HOLD = """
@@ -84,6 +84,17 @@ def test_a_file_that_goes_as_it_is_looked_at_is_passed_over(tmp_path):
     long_ago(tmp_path / "lock")
     with alone(tmp_path, lambda message: None):
         assert not (tmp_path / "lock").exists()
+
+
+def test_each_environment_compiles_in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    folders = set()
+    for prefix in ("/one/.venv", "/other/.venv"):
+        monkeypatch.setattr(sys, "prefix", prefix)
+        folders.add(extensions_dir())
+    assert len(folders) == 2
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert extensions_dir() == tmp_path
 
 
 @pytest.mark.slow
