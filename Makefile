@@ -18,16 +18,11 @@ export RAYSWEEP_DATA ?= $(abspath ../shared/data)
 run: $(VENV)/.ready
 	$(BIN)/raysweep run search_spaces/quickstart.yaml --store $(STORE)
 
-# Three at once. Two clusters with heads of their own get into each other's way, so all tests that start Ray are in one
-# part. It waits much of its time, and its ranks for one another, so the others give way to it and take what it leaves of
-# the CPUs. With PYTEST_ARGS, such as -m "not slow", all one after the other.
-WITHOUT_RAY := agreement budget enlarge existing few_shot flat flatness gpu_table hosts hub languages lm_eval measures \
-  methods metric_names mixtures models objectives other_text plan quickstart ranking sampled saved_state sft steps \
-  theory trace training wide_sft without_ray
-FAULTS_OF_RAY := full_disk gangs_over_hosts lost_nodes low_memory
+# Three at once. Two clusters with heads of their own get into each other's way, so all tests that start Ray, by their
+# mark, are in one part. It waits much of its time, and its ranks for one another, so the others give way to it and take
+# what it leaves of the CPUs. With PYTEST_ARGS, such as -m "not slow", all one after the other.
 NUMBERS := tests/numerics tests/unit
-LOCAL := tests/unit/runners $(WITHOUT_RAY:%=tests/integration/test_%.py) \
-  $(filter-out $(addprefix %/test_,$(addsuffix .py,$(FAULTS_OF_RAY))),$(sort $(wildcard tests/faults/test_*.py)))
+OTHERS := $(filter-out $(NUMBERS:%=%/),$(wildcard tests/*/))
 ifdef PYTEST_ARGS
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -37,11 +32,11 @@ test: $(VENV)/.ready
 endif
 
 test-runs:
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(NUMBERS) $(LOCAL))
+	$(BIN)/python -m pytest -m ray $(OTHERS)
 
 # Shown when they are done, so that the lines of two parts are not mixed.
 test-local: GIVES_WAY := 5
-test-local: TESTS := $(LOCAL)
+test-local: TESTS := -m "not ray" tests/unit/runners $(OTHERS)
 test-numbers: GIVES_WAY := 10
 test-numbers: TESTS := $(NUMBERS) --ignore=tests/unit/runners
 test-local test-numbers:

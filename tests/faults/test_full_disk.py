@@ -118,6 +118,7 @@ def own_ray() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_gang_waits_for_room_and_goes_on_once_it_may_write(small_disk, sweep_file, undisturbed, caplog, own_ray):
     """Full as a checkpoint is to be written, and given room: the same run goes on. Then read-only: it ends in one line,
     and the same sweep goes on."""

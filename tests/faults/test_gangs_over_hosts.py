@@ -73,6 +73,7 @@ def ports_of(pid: int) -> set[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.skipif(not can_have_hosts(), reason="only root may make hosts")
 def test_a_gang_over_two_hosts_loses_what_was_not_saved_at_most(sweep_file, tmp_path, undisturbed, monkeypatch):
     """A lock that a compiler of DeepSpeed's operator has left; SIGSTOP of the second rank, kill -9 of it, its host cut

@@ -18,7 +18,7 @@ from raysweep.runs import Run
 from raysweep.space import load
 from raysweep.store import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 # One checkpoint, at the end: until then a state is saved only where that is asked for.
 LONG = TINY[: TINY.index("indicators:")].replace("steps: 12", "steps: 3000").replace("[6, 12]", "[3000]")

@@ -66,6 +66,7 @@ def in_halves(tmp_path_factory) -> dict[str, object]:
     return results_of(run_sweep(load(home / "halves.yaml"), Store(home / "store"), runner="inline"))
 
 
+@pytest.mark.ray
 @pytest.mark.skipif(not CAN_UNSHARE, reason="only root may give a node memory of its own")
 def test_a_gang_that_is_killed_for_its_memory_takes_less_the_next_time(tmp_path, sweep_file, group, in_halves):
     sweep, store = sweep_file(LARGER), Store(tmp_path / "store")

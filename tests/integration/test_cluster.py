@@ -14,7 +14,7 @@ import raysweep
 from raysweep.devices import host_memory_bytes
 from raysweep.doctor import cluster_checks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 LOOK = """
 import json, os, sys

@@ -93,6 +93,7 @@ def check_rows(table):
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.data
 @pytest.mark.skipif(not DATA.is_dir(), reason="RAYSWEEP_DATA names no data pack")
 def test_objectives_through_the_whole_chain(tmp_path, store, small_pack):

@@ -69,7 +69,7 @@ def start(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runner", ["inline", "tune"])
+@pytest.mark.parametrize("runner", ["inline", pytest.param("tune", marks=pytest.mark.ray)])
 def test_what_is_trained_is_saved_before_a_run_ends(start, runner):
     """SIGTERM, then the same command and Ctrl-C twice; the second run goes on from what the first has saved."""
     first = start(runner)
@@ -89,6 +89,7 @@ def test_what_is_trained_is_saved_before_a_run_ends(start, runner):
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize("part", ["gcs_server", "raylet"])
 def test_a_ray_that_is_gone_is_one_line(start, part):
     sweep = start("tune")

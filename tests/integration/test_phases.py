@@ -170,6 +170,7 @@ def test_a_kill_between_stages_loses_nothing(run_of, store, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_on_ray_a_trunk_is_begun_once_and_no_gang_waits_for_it(run_of, store, tmp_path):
     told: list[Event] = []
     run = run_of(DECAYS + "resources: {workers: 1, max_concurrent: 2}\n", store, runner="tune", show=told.append)

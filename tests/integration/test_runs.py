@@ -242,6 +242,7 @@ OF_A_RUN = {
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path, undisturbed):
     """Kill -9 of the driver, then of rank 1 in each kind of stage that both ranks work at, and of rank 0 in
     pretraining: the same tables to the bit, and nothing finished is repeated."""
@@ -281,6 +282,7 @@ def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path, undisturbe
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_optuna_and_asha_on_ray(sweep_file, store):
     plain = TINY[: TINY.index("indicators:")] + TINY[TINY.index("sft:") :].replace("lrs: [1e-3, 1e-2]", "lrs: [1e-2]")
     text = plain.replace("{grid: [1e-2, 3e-3]}", "{loguniform: [1e-4, 1e-1]}")
@@ -344,6 +346,7 @@ resources:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_gang_without_a_trial_takes_stages_of_a_busy_one(sweep_file, tmp_path, monkeypatch):
     """Of Optuna's, which a scheduler may stop: the same tables to the bit, by stages in another order."""
     text = (
@@ -376,6 +379,7 @@ search:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_workers_that_are_terminated_or_stopped_are_replaced(sweep_file, store, caplog, undisturbed):
     """SIGTERM to rank 1, which saves first; SIGSTOP of it in a wide and in a split stage, and of rank 0: same bits."""
     text = LONGER.replace("[1e-2, 3e-3]", "[1e-2]").replace("max_retries: 2", "max_retries: 4, max_silence_seconds: 10")
@@ -419,6 +423,7 @@ def test_workers_that_are_terminated_or_stopped_are_replaced(sweep_file, store, 
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_the_cause_of_a_lost_gang_is_kept_and_no_secret(sweep_file, store, tmp_path, monkeypatch, capsys, caplog):
     """Neither the environment's nor an error's: not in the run, nor in `raysweep logs`, nor in what Ray keeps of it.
     And the first one ends a run that is to fail fast."""
@@ -469,6 +474,7 @@ def test_the_cause_of_a_lost_gang_is_kept_and_no_secret(sweep_file, store, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_trial_outlives_a_gang_whose_memory_did_not_come_back(sweep_file, store, monkeypatch, caplog):
     """Every gang counts as grown after its first trial, and no failure may be forgiven: still no trial is lost."""
     import ray
@@ -491,6 +497,7 @@ def test_a_trial_outlives_a_gang_whose_memory_did_not_come_back(sweep_file, stor
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_more_than_the_cluster_has_is_refused(sweep_file, store):
     text = TINY + "resources: {workers: 64, gpus_per_worker: 1}\n"
     with pytest.raises(ClusterError, match=r"needs 64 CPU, 64 GPU; the cluster has .* 0 GPU"):
@@ -507,6 +514,7 @@ print("taken")
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_ray_of_this_machine_stays_on_it(store, monkeypatch, caplog):
     """It listens on loopback alone, behind its token; gangs are asked for on a node, and come to another if need be."""
     import ray
@@ -557,6 +565,7 @@ def test_a_ray_of_this_machine_stays_on_it(store, monkeypatch, caplog):
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_worker_that_no_node_can_hold_is_refused(monkeypatch):
     # Its processors are all there, but on two nodes: Ray would wait for ever.
     import ray

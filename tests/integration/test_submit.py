@@ -14,7 +14,7 @@ from tiny import TINY
 from raysweep.runs import Run
 from raysweep.store import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 pytest.importorskip("opencensus", reason="Ray's job server is not installed: pip install 'raysweep[submit]'")
 
 ONE = TINY[: TINY.index("indicators:")].replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2]}")

@@ -34,6 +34,7 @@ REDUCED = {
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.data
 @pytest.mark.skipif(not DATA.is_dir(), reason="RAYSWEEP_DATA names no data pack")
 def test_eight_variants_of_real_text(tmp_path, store, small_pack):
