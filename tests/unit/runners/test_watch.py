@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+from ranks import forked
 from tiny import free_port
 
 from raysweep.runners import attempts
@@ -136,9 +137,8 @@ def test_real_processes_that_wait_in_a_collective_are_ended():
         report=events.append,
     )
     with EventSink("127.0.0.1", events.append, watch=watch) as sink, watch:
-        context = multiprocessing.get_context("spawn")
         port = free_port()
-        ranks = [context.Process(target=_rank, args=(rank, port, sink.address)) for rank in range(2)]
+        ranks = [forked.Process(target=_rank, args=(rank, port, sink.address)) for rank in range(2)]
         for process in ranks:
             process.start()
         ranks[0].join(timeout=60)
