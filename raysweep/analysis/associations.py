@@ -241,7 +241,7 @@ class _Alike:
     """Variants."""
     bases: Groups
     crossed: Clusters | None
-    """Bases; None of too few that have nearly all variants."""
+    """Bases that have nearly all variants; None of too few."""
     parts: Parts
     config: tuple[str, ...]
     """The columns of the fits."""
@@ -254,7 +254,9 @@ class _Alike:
 
 
 def _crossed(bases: Groups, variants: Sequence[str]) -> Clusters | None:
-    return clusters_of(list(map(str, bases))) if len(whole_bases(bases, variants)) >= MIN_CROSSED else None
+    # How all variants go in a base is not told by one that has a few of them.
+    whole = whole_bases(bases, variants)
+    return clusters_of(list(map(str, bases)), among=np.any(whole, axis=0)) if len(whole) >= MIN_CROSSED else None
 
 
 def _beside_others(scores: Floats, groups: Groups) -> Floats:

@@ -123,7 +123,7 @@ class Clusters:
     """Which of n items are left out together; made by `clusters_of`."""
 
     index: NDArray[np.int64]
-    """[n]: the number of each item's cluster."""
+    """[n]: the number of each item's cluster; `num` for those of none, which are never left out."""
     num: int
     inside: tuple[NDArray[np.int64], NDArray[np.int64]]
     """Rows and columns of the cells [n, n] that are of one cluster."""
@@ -131,16 +131,19 @@ class Clusters:
     def sums(self, matrix: Credit | Flags) -> tuple[float, Floats]:
         """Of a symmetric matrix [n, n]: its sum, and [num] what is left of it without each cluster."""
         of_items = matrix.sum(axis=1, dtype=np.float32).astype(np.float64)
-        of_clusters = np.bincount(self.index, of_items, self.num)
+        of_clusters = np.bincount(self.index, of_items, self.num)[: self.num]
         twice = np.bincount(self.index[self.inside[0]], matrix[self.inside], self.num)
         total = float(of_items.sum())
         return total, np.asarray(total - 2 * of_clusters + twice, dtype=np.float64)
 
 
-def clusters_of(names: Sequence[str]) -> Clusters:
-    """Of the cluster of each of n items."""
-    known, index = np.unique(np.asarray(names, dtype=str), return_inverse=True)
-    rows, columns = np.nonzero(index[:, None] == index)
+def clusters_of(names: Sequence[str], *, among: Flags | None = None) -> Clusters:
+    """Of the cluster of each of n items; of those that are not `among` [n] these, none."""
+    items, kept = np.asarray(names, dtype=str), np.ones(len(names), dtype=bool) if among is None else among
+    known, own = np.unique(items[kept], return_inverse=True)
+    index = np.full(len(items), len(known))
+    index[kept] = own
+    rows, columns = np.nonzero((index[:, None] == index) & kept)
     return Clusters(index, len(known), (rows, columns))
 
 

@@ -115,6 +115,16 @@ def test_whole_clusters_are_left_out_one_at_a_time_and_only_those_that_have_pair
         assert len(without) == 3
 
 
+@given(samples())
+def test_what_is_in_no_cluster_is_never_left_out(sample):
+    ours, theirs, names = sample
+    clusters = clusters_of(list(names), among=names != "a")
+    for function in (kendall, spearman):
+        value, left = function(ours, theirs, clusters_of(list(names)))
+        expected = left["a" in names :]
+        assert [value, *expected] == pytest.approx([*np.hstack(function(ours, theirs, clusters))], nan_ok=True)
+
+
 def test_left_out_in_pieces_is_left_out_all_the_same(monkeypatch):
     x, y = np.random.default_rng(0).normal(size=(2, 30))
     clusters = clusters_of([f"{row * row % 17}" for row in range(30)])

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from benchmarks.indicator_truth import (
     FACTORS,
@@ -25,7 +26,7 @@ from benchmarks.indicator_truth import (
 
 from raysweep.analysis.findings import agreement_lines
 from raysweep.analysis.learning import learn_target
-from raysweep.analysis.pairwise import clusters_of
+from raysweep.analysis.pairwise import clusters_of, compare, interval, mean_credit
 from raysweep.analysis.ranking import rank
 from raysweep.analysis.selection import halves, select
 from raysweep.analysis.unseen import leave_group_out, random_splits
@@ -94,6 +95,23 @@ def test_intervals_hold_how_far_three_bases_differ_in_what_a_rate_does():
     # Of two there is one difference: that is said, and the interval is over variants.
     two = pairs_right_of(Bases(2, on_rate=0.5))(World(24), np.random.default_rng(0))
     assert two["within"] == two["within, over variants"]
+
+
+def test_a_base_that_has_few_of_the_variants_does_not_tell_how_bases_differ():
+    rows = table_of_bases(World(24), Bases(5, on_rate=0.5), np.random.default_rng(0))
+    rows = rows[(rows["seed"] < 3) | rows["variant"].isin(rows["variant"][:4])]
+
+    def right(kept: pd.DataFrame) -> float:
+        seeds = kept["seed"].to_numpy()
+        pairs = compare(kept["x"].to_numpy(), kept["score"].to_numpy(), comparable=seeds[:, None] == seeds)
+        return mean_credit(pairs.credit, pairs.every)
+
+    left, crossed = (
+        np.array([right(rows[rows[column] != each]) for each in names])
+        for column, names in (("variant", rows["variant"].unique()), ("seed", range(3)))
+    )
+    expected, found = interval(right(rows), left, crossed=crossed), associations(rows, "x")["x"].accuracy
+    assert [found.value, found.low, found.high] == pytest.approx([expected.value, expected.low, expected.high])
 
 
 def test_which_base_a_checkpoint_is_of_tells_nothing():
