@@ -173,7 +173,7 @@ def compare(
                 "target": comparer.target,
                 "probability": comparer.probability(left, right) if far <= TOO_FAR else None,
                 "distance": distances,
-                "tested": tested.model_dump() if tested else None,
+                "tested": asdict(tested) if tested else None,
                 "reasons": [
                     asdict(reason) | {"against_direction": _is_against(reason, declared[reason.indicator])}
                     for reason in (() if math.isnan(far) else comparer.reasons(left, right))

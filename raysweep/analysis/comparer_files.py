@@ -16,6 +16,7 @@ from raysweep.analysis.comparer import CompareError, Comparer
 from raysweep.analysis.gaps import GapAccuracy
 from raysweep.analysis.line import Form, Line, bulk, num_terms
 from raysweep.analysis.pair_features import Scale
+from raysweep.analysis.pairwise import IntervalEstimate
 from raysweep.durable import write_text
 from raysweep.errors import dotted
 from raysweep.spec import Spec
@@ -34,7 +35,7 @@ class ScaleFile(Spec):
 
 
 class TestedFile(Spec):
-    """Pairs of unseen variants right, of a range of distances; see `distances`."""
+    """Pairs of unseen variants right, of a range of distances: a `GapAccuracy`; see `distances`."""
 
     low: float
     high: float | None
@@ -42,6 +43,8 @@ class TestedFile(Spec):
     num_pairs: int
     """Of all splits, which overlap."""
     pairs_right: float
+    interval: tuple[float, float] | None
+    """Of 95 %; None where there is none."""
 
 
 class TreesFile(Spec):
@@ -87,8 +90,8 @@ class IndicatorFile(Spec):
 class Contents(Spec):
     """The file."""
 
-    # 6: pairs right are told apart by how far a pair lies from what was learnt from.
-    format: Literal[6] = 6
+    # 7: pairs right have their interval.
+    format: Literal[7] = 7
     learnt_from: str
     """Name of the run or of the table."""
     indicators: dict[str, IndicatorFile]
@@ -118,15 +121,7 @@ def save(
             TreesFile(
                 target=target,
                 slope=comparer.slope,
-                tested=tuple(
-                    TestedFile(
-                        low=each.low,
-                        high=each.high if math.isfinite(each.high) else None,
-                        num_pairs=each.num_pairs,
-                        pairs_right=each.accuracy.value,
-                    )
-                    for each in tested
-                ),
+                tested=tuple(map(_tested_file, tested)),
                 trees=name,
                 sha256=_digest(comparer.text),
                 scales=tuple(ScaleFile(**vars(scale)) for scale in comparer.scales),
@@ -169,9 +164,25 @@ def load(folder: Path) -> tuple[Contents, list[Comparer]]:
     return contents, [_comparer(folder, each) for each in contents.comparers]
 
 
-def range_of(file: TreesFile, far: float) -> TestedFile | None:
+def range_of(file: TreesFile, far: float) -> GapAccuracy | None:
     """The range that a pair so far away is in; None if no such pair was tested."""
-    return next((each for each in file.tested if each.low <= far < (each.high or math.inf)), None)
+    return next((each for each in map(_tested, file.tested) if each.low <= far < each.high), None)
+
+
+def _tested_file(tested: GapAccuracy) -> TestedFile:
+    right = tested.accuracy
+    return TestedFile(
+        low=tested.low,
+        high=tested.high if math.isfinite(tested.high) else None,
+        num_pairs=tested.num_pairs,
+        pairs_right=right.value,
+        interval=None if math.isnan(right.low) else (right.low, right.high),
+    )
+
+
+def _tested(file: TestedFile) -> GapAccuracy:
+    high = math.inf if file.high is None else file.high
+    return GapAccuracy(file.low, high, file.num_pairs, IntervalEstimate(file.pairs_right, *(file.interval or ())))
 
 
 def check_versions(contents: Contents, measured: Mapping[str, str]) -> None:

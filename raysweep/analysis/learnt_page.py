@@ -185,13 +185,13 @@ def _answer_lines(document: Mapping[str, Any], answer: Mapping[str, Any]) -> lis
 
 
 def _tested(tested: Mapping[str, Any] | None) -> str:
-    """How often comparisons of pairs as far away were right."""
+    """How often comparisons of pairs as far away were right, on variants like those that were learnt from."""
     if tested is None:
         return "no comparison of unseen variants was of any so far away: how often one is right is not known"
-    high = tested["high"]
-    where = f"beyond {tested['low']:g}" if high is None else f"{tested['low']:g} to {high:g}"
-    pairs = counted(tested["num_pairs"], "comparison")
-    return f"of {pairs} of unseen variants {where} times as far {tested['pairs_right']:.2f} were right"
+    low, high = tested["low"], tested["high"]
+    where = f"beyond {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+    right, pairs = with_interval(IntervalEstimate(**tested["accuracy"])), counted(tested["num_pairs"], "comparison")
+    return f"of {pairs} of unseen variants of the same sweep {where} times as far {right} were right"
 
 
 def format_side_by_side(document: Mapping[str, Any]) -> str:

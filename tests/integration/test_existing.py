@@ -470,7 +470,7 @@ def test_two_folders_are_compared_by_what_was_learnt_from_others(folder, capsys)
     assert document["unchecked"] == list(names)
     assert main(["compare", one, two, *options]) == 0
     text = capsys.readouterr().out
-    right = r"\(of 200 comparisons of unseen variants 0 to 3 times as far 0\.90 were right\)"
+    right = r"\(of 200 comparisons of unseen variants of the same sweep 0 to 3 times as far 0\.90 were right\)"
     assert re.search(rf"sft/quiz/score: A fine-tunes better with probability 0\.\d\d {right}\n", text)
     assert re.search(r"\n  A [\d.]+ and B [\d.]+ times as far from what was learnt from as that lies apart\n", text)
     assert "\nreasons are in log-odds, and add up to that of the probability; (!): " in text

@@ -47,8 +47,12 @@ KNOWN = {"started": "2026-01-01T00:00:00+00:00", "wall_seconds": 1.0, "peak_memo
          "device": "cpu", "host": "h", "git_commit": None, "versions": {}}  # fmt: skip
 NAMES = ("one", "two", "noise")
 TESTED = tuple(
-    GapAccuracy(low, high, num, IntervalEstimate(right))
-    for low, high, num, right in ((0.0, 1.0, 30, 0.8), (1.0, 2.0, 20, 0.7), (5.0, math.inf, 10, 0.6))
+    GapAccuracy(low, high, num, right)
+    for low, high, num, right in (
+        (0.0, 1.0, 30, IntervalEstimate(0.8, 0.7, 0.9)),
+        (1.0, 2.0, 20, IntervalEstimate(0.7, 0.5, 0.8)),
+        (5.0, math.inf, 10, IntervalEstimate(0.6)),
+    )
 )
 
 
@@ -419,10 +423,9 @@ def test_a_comparer_comes_back_from_its_folder(tmp_path, comparer):
     contents, [back] = load(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".txt"}
     [file] = contents.comparers
-    told = [
-        (each.pairs_right, each.num_pairs) if (each := range_of(file, far)) else None for far in (0.5, 1, 1.5, 2, 99)
-    ]
-    assert told == [(0.8, 30), (0.7, 20), (0.7, 20), None, (0.6, 10)]
+    near, further, beyond = TESTED
+    assert [range_of(file, far) for far in (0.5, 1, 1.5, 2)] == [near, further, further, None]
+    assert repr(range_of(file, 99)) == repr(beyond)  # Its ends are NaN, which equals nothing.
     values, _ = draw(10, 4)
     assert (back.logits(values[:5], values[5:]) == comparer.logits(values[:5], values[5:])).all()
     assert back.distance(values[0]) == comparer.distance(values[0])
@@ -446,7 +449,7 @@ def test_what_does_not_match_is_refused(tmp_path, comparer):
     whole = json.loads((tmp_path / FILE).read_text())
     before = [{name: value for name, value in whole["comparers"][0].items() if name not in ("part", "form")}]
     (tmp_path / FILE).write_text(json.dumps(whole | {"format": 3, "comparers": before}))
-    with pytest.raises(CompareError, match="format: must be 6, not 3; learn it anew"):
+    with pytest.raises(CompareError, match="format: must be 7, not 3; learn it anew"):
         load(tmp_path)
     num = len(comparer.line.weights)
     for field, value, words in (

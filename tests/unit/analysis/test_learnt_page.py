@@ -12,7 +12,12 @@ from raysweep.analysis.learnt_page import format_comparison, format_side_by_side
 from raysweep.comparing import Measured, _cut_prompts, _side
 
 COSTS = {"seconds": {"trace": [1.0, 1.0], "ppl": [1.0, 1.0]}, "flops": {"trace": [None, 1e9], "ppl": [1e9, 1e9]}}
-TESTED = {"low": 1.0, "high": 2.0, "num_pairs": 1250, "pairs_right": 0.9}
+TESTED = {
+    "low": 1.0,
+    "high": 2.0,
+    "num_pairs": 1250,
+    "accuracy": {"value": 0.9, "low": 0.85, "high": 0.94},
+}
 
 
 def compared(**changes: Any) -> str:
@@ -87,14 +92,14 @@ def test_reasons_against_the_declared_direction_are_marked():
 
 
 def test_a_probability_stands_beside_how_often_those_of_pairs_as_far_away_were_right():
-    assert "score: A fine-tunes better with probability 0.60 (of 1,250 comparisons of unseen variants 1 to 2 times" in (
-        compared()
-    )
-    text = compared(distance=[0.8, 3.4], tested=TESTED | {"low": 3.0, "high": None})
+    text = compared()
     assert (
-        " (of 1,250 comparisons of unseen variants beyond 3 times as far 0.90 were right)\n  far: A 0.80 and B 3.4 t"
-        in text
+        "score: A fine-tunes better with probability 0.60 (of 1,250 comparisons of unseen variants of the same" in text
     )
+    assert " sweep 1 to 2 times as far 0.90 [0.85, 0.94] were right)\n  A 1.3 and B 0.80 t" in text
+    unsure = {"value": 0.9, "low": math.nan, "high": math.nan}
+    text = compared(distance=[0.8, 3.4], tested=TESTED | {"low": 3.0, "high": math.inf, "accuracy": unsure})
+    assert " beyond 3 times as far 0.90 were right)\n  far: A 0.80 and B 3.4 t" in text
     text = compared(distance=[0.8, 3.4], tested=None)
     assert (
         "probability 0.60 (no comparison of unseen variants was of any so far away: how often one is right is n" in text
