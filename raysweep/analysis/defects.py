@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from raysweep.analysis.bases import Groups
 from raysweep.analysis.derived import has_order
 from raysweep.analysis.pairwise import SMALL, Flags, Floats
 
@@ -66,6 +67,7 @@ def find_flags(
     target: str,
     indicators: Sequence[str],
     config: Sequence[str],
+    groups: Mapping[str, Groups] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> list[Flag]:
     """All flags of a checkpoint table.
@@ -73,6 +75,8 @@ def find_flags(
     Args:
         table: with the column `checkpoint`, and numbers in `target` and `indicators`.
         config: columns of the configuration, in whose parts a leak is looked for, too.
+        groups: indicator -> [rows]: equal numbers for rows whose values and targets are of one quantity each; all are
+            of those that are left out.
         labels: how texts call a checkpoint; as the table does, if left out.
     """
     values = {name: np.asarray(table[name].astype("float64"), dtype=np.float64) for name in (target, *indicators)}
@@ -82,7 +86,8 @@ def find_flags(
     odd = {row for flag in flags for row in (flag.rows[1:] if flag.kind == "copy" else flag.rows)}
     kept = np.array([row not in odd for row in rows], dtype=bool)
     parts = [("", kept), *((text, part & kept) for text, part in _parts(table, config))]
-    return flags + list(_leaks(values, target, indicators, parts, rows))
+    parts_of = {name: _within(parts, (groups or {}).get(name)) for name in indicators}
+    return flags + list(_leaks(values, target, parts_of, rows))
 
 
 def flagged_rows(flags: Sequence[Flag]) -> tuple[str, ...]:
@@ -179,16 +184,22 @@ def _parts(table: pd.DataFrame, config: Sequence[str]) -> Iterator[tuple[str, Fl
                 yield f" where {short} is {level} or less", (column <= level).fillna(False).to_numpy(dtype=bool)
 
 
+def _within(parts: Sequence[tuple[str, Flags]], groups: Groups | None) -> Sequence[tuple[str, Flags]]:
+    """Of each part the rows of one group: what tells two losses apart may tell their scores apart, and is no leak."""
+    if groups is None or len(names := np.unique(groups)) < 2:
+        return parts
+    return [(f"{text} among values that compare", part & (groups == name)) for text, part in parts for name in names]
+
+
 def _leaks(
     values: Mapping[str, Floats],
     target: str,
-    indicators: Sequence[str],
-    parts: Sequence[tuple[str, Flags]],
+    parts_of: Mapping[str, Sequence[tuple[str, Flags]]],
     rows: Sequence[str],
 ) -> Iterator[Flag]:
-    """Indicators that are all but a function of the target, those of the same rows in one flag."""
+    """Indicators that are all but a function of the target in a part, those of the same rows in one flag."""
     of: dict[tuple[str, tuple[str, ...]], dict[str, float]] = defaultdict(dict)
-    for name in indicators:
+    for name, parts in parts_of.items():
         if found := _leaked(values[name], values[target], parts):
             text, there, strength = found
             of[text, tuple(row for row, is_there in zip(rows, there, strict=True) if is_there)][name] = strength

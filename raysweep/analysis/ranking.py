@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from raysweep.analysis.associations import Association, associate, without_clear
-from raysweep.analysis.bases import bases_of
+from raysweep.analysis.bases import Groups, bases_of, within_bases
 from raysweep.analysis.comparer import CompareError
 from raysweep.analysis.cut_prompts import CutPrompts, cut_prompts
 from raysweep.analysis.defects import Flag, find_flags
@@ -321,7 +321,17 @@ def rank(
         seed_twins=seed_twins(scored, scores[: len(scored)], differences.moments.variance) if num_groups == 1 else None,
         cut_prompts=cut_prompts(table),
         gaps_of=gaps_of,
-        flags=_flags(scored, associations, target, labels),
+        flags=_flags(
+            scored,
+            associations,
+            target,
+            labels,
+            groups={
+                item.indicator: within_bases(own_groups, loss_groups(scored, by_name[item.indicator]))
+                for item in associations
+                if item.source == "measured"
+            },
+        ),
     )
 
 
@@ -348,15 +358,20 @@ def check_compares(ranking: Ranking) -> None:
 
 
 def _flags(
-    scored: pd.DataFrame, associations: Sequence[Association], target: str, labels: Mapping[Key, str]
+    scored: pd.DataFrame,
+    associations: Sequence[Association],
+    target: str,
+    labels: Mapping[Key, str],
+    *,
+    groups: Mapping[str, Groups],
 ) -> tuple[Flag, ...]:
-    indicators = [item.indicator for item in associations if item.source == "measured"]
     config = [item.indicator for item in associations if item.source == "config" and is_axis(item.indicator)]
     config += [SEED] * (SEED in scored and scored[SEED].nunique() > 1)
     named = {checkpoint: label for (_, checkpoint), label in labels.items()}
     # Rows of a table that somebody gave may be alike in all their settings.
     told = named if len(set(named.values())) == len(named) else None
-    return tuple(find_flags(scored, target=target, indicators=sorted(indicators), config=sorted(config), labels=told))
+    given: dict[str, Any] = {"config": sorted(config), "groups": groups, "labels": told}
+    return tuple(find_flags(scored, target=target, indicators=sorted(groups), **given))
 
 
 def _sorted(table: pd.DataFrame, target: str, tasks: Sequence[str]) -> pd.DataFrame:

@@ -7,6 +7,9 @@ import pandas as pd
 import pytest
 
 from raysweep.analysis.defects import Flag, collapsed_rows, find_flags, flagged_rows
+from raysweep.analysis.ranking import rank
+from raysweep.scores import Column
+from raysweep.spec import Metric
 
 
 def table(seed: int = 0) -> pd.DataFrame:
@@ -102,6 +105,26 @@ def test_leaks_in_the_same_rows_are_one_flag():
     assert re.match(
         r"b and c are each all but a function of score where lr is 0.001 \(correlation 0.99\d to 1", part.text
     )
+
+
+def test_a_leak_is_looked_for_among_values_that_compare():
+    """Of two objectives whose losses lie apart, as the scores do, no loss is a leak; in one of them it may be."""
+    rows = table().assign(perplexity_of=["causal", "masked"] * 20, status="done", seed=0, step=1)
+    rows["variant"] = rows["trial"] = rows["checkpoint"]
+    masked = rows["perplexity_of"] == "masked"
+    rows["heldout/ppl"] = np.exp((rows["b"] - 50) / 100 + masked)
+    rows["score"] += 200 * masked
+
+    def leaks(rows: pd.DataFrame) -> list[Flag]:
+        ranking = rank(rows, columns=[Column("heldout", Metric("ppl", "min"))], target="score")
+        return [flag for flag in ranking.flags if flag.kind == "leaked"]
+
+    assert [flag.columns for flag in leaks(rows.drop(columns="perplexity_of"))] == [("heldout/ppl",)]
+    assert leaks(rows) == []
+    rows.loc[masked, "heldout/ppl"] = rows["score"]
+    [flag] = leaks(rows)
+    assert set(flag.rows) == set(rows["checkpoint"][masked])
+    assert "all but a function of score among values that compare (correlation 1.000 over 20 rows)" in flag.text
 
 
 def test_texts_call_checkpoints_by_their_labels_and_name_the_first_columns():
