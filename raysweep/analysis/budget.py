@@ -123,7 +123,7 @@ class Curve:
     """Its 95 % interval, over variants and their scores, for a sweep of half as many that learns from another such;
     see `_estimate`."""
     behind_first: IntervalEstimate
-    """Regret at the budget minus that of the first strategy; 0 within it is a tie."""
+    """Regret at the budget minus that of the first strategy; 0 within it is a tie, as is no interval."""
 
     def at(self, hours: float) -> float:
         """After so many hours, of those that it is known at: what the purchases that fit into them have brought."""
@@ -185,8 +185,8 @@ def _estimate(values: Floats, num_variants: int, *, low: float, high: float, tai
     for "fine-tune all" such intervals held the truth in 83 to 92 % of simulated tables, with 200 pairs as with 5. By
     the spread over halves, nearly zero where all find the best, it was 35 %.
 
-    These hold it in 90 to 100 %, see benchmarks/regret_coverage.py, and in less where a few scores are far above a bulk
-    that shows no tail, see `regret_interval`.
+    These hold it in 90 to 100 %, see benchmarks/regret_coverage.py. None where few scores stand apart, and of sweeps
+    without such, see `regret_interval`.
     """
     first, second = np.split(values[:, 1:], 2)
     variance = float(((first - second) ** 2).mean()) / 2 * OF_ONE_HALF

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
@@ -30,7 +31,8 @@ from raysweep.analysis.defects import collapsed_rows, copied_rows, leaks
 from raysweep.analysis.derived import OTHER_TEXT, PPL
 from raysweep.analysis.formatting import is_share, number
 from raysweep.analysis.labels import row_key
-from raysweep.analysis.ranking import Ranking, check_compares
+from raysweep.analysis.ranking import Ranking, check_compares, plain_json
+from raysweep.analysis.regrets import NO_REGRET_INTERVAL
 from raysweep.analysis.worth import cost_unit, is_bought, own_stages, seconds_by_kind, seconds_spent
 from raysweep.printable import printable
 from raysweep.scores import column_name
@@ -163,9 +165,11 @@ def format_budget(document: Mapping[str, Any]) -> str:
         f"Regret in {document['target']} on variants that nothing was learnt from, after {document['unit']} for "
         f"{document['num_scored']} checkpoints: mean over {2 * NUM_PAIRS} halves of the variants, with its 95 % "
         "interval, by what disjoint halves differ by with gaps between variants' best scores drawn anew, and the "
-        "farther up the longer the scores' upper tail; ≈: at the "
-        "budget a tie with the first, which is picked by these numbers",
+        "farther up the longer the scores' upper tail, of sweeps in which no few variants score far above all others; "
+        "≈: at the budget a tie with the first, which is picked by these numbers",
     ]
+    if any(math.isnan(low) for each in document["strategies"] for low in each["low"]):
+        lines.append(f"{NO_REGRET_INTERVAL} So none is shown to be behind another")
     if document["num_bases"] > 1:
         lines.append(
             f"over the {document['num_bases']} pretraining seeds at hand: what other seeds would do to all of their "
@@ -216,7 +220,8 @@ def _is_tie(strategy: Mapping[str, Any]) -> bool:
 
 
 def _cell(mean: float, low: float, high: float) -> str:
-    return f"{number(mean, 2)} [{number(low, 2)}, {number(high, 2)}]"
+    between = "" if math.isnan(low) else f" [{number(low, 2)}, {number(high, 2)}]"
+    return f"{number(mean, 2)}{between}"
 
 
 def _rung_lines(document: Mapping[str, Any]) -> list[str]:
@@ -260,7 +265,7 @@ def regret_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | str:
         "lines": [
             {
                 "name": escaped(name),
-                **{side: list(map(float, getattr(curve, side))) for side in ("hours", "regret", "low", "high")},
+                **{side: plain_json(getattr(curve, side)) for side in ("hours", "regret", "low", "high")},
                 "text": [
                     escaped(f"{name}\n{_cell(*values)} after {number(hours)} {known.unit}")
                     for hours, *values in zip(curve.hours, curve.regret, curve.low, curve.high, strict=True)
@@ -274,6 +279,7 @@ def regret_chart(ranking: Ranking, stages: pd.DataFrame) -> Chart | str:
         "rungs": [", ".join(rung) for rung in known.rungs],
         "num_scored": int(np.isfinite(known.scores).sum()),
         "num_halves": 2 * NUM_PAIRS,
+        "no_interval": NO_REGRET_INTERVAL,
     }
 
 

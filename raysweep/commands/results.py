@@ -165,10 +165,11 @@ def _check_together(args: argparse.Namespace) -> None:
 
 def _print_budget(ranking: Ranking, known: Known, args: argparse.Namespace) -> int:
     from raysweep.analysis.budget_page import budget_document, format_budget
+    from raysweep.analysis.ranking import plain_json
 
     document = budget_document(ranking, known, args.budget)
     if args.json:
-        print_json(document)
+        print_json(plain_json(document))
     else:
         print(format_budget(document))
     return 0

@@ -157,8 +157,9 @@ def test_intervals_of_one_drawn_blindly_hold_the_truth(num_checkpoints, shape):
                 regrets, 30, low=0.0, high=float(np.ptp(scores)), tail=upper_tail(best_of_variants(scores, variants)[0])
             )
         )
-    truth = np.mean([each.value for each in found])
-    assert np.mean([each.low <= truth <= each.high for each in found]) >= 0.912
+    truth, stated = np.mean([each.value for each in found]), [each for each in found if not np.isnan(each.low)]
+    assert np.mean([each.low <= truth <= each.high for each in stated]) >= 0.912
+    assert len(stated) > 240
 
 
 def test_drawn_scores_are_in_order_and_as_far_apart_on_average():
