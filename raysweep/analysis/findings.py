@@ -196,7 +196,7 @@ def agreement_lines(ranking: Ranking) -> list[str]:
     if any(item.selection for item in ranking.associations):
         lines.append(
             "Recall, regret and NDCG at k are of fine-tuning only the k that an indicator puts first, in sweeps of "
-            "half of these variants. On simulated tables of 24 to 100 variants their 95 % intervals held 92 to 100 % "
+            "half of these variants. On simulated tables of 24 to 100 variants their 95 % intervals held 89 to 100 % "
             "of the time. Those of regret are of sweeps in which no few variants score far above all others: such as "
             f"this one has not seen may come. {NO_REGRET_INTERVAL}"
         )
