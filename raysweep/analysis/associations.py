@@ -227,7 +227,8 @@ class _Shared:
                 gaps=_among(have, self._gaps),
                 target_gaps=_among(have, self._target_gaps),
                 target_ranges=_among(have, self._target_ranges),
-                drawn=halves(variants),
+                # Of a variant that is in none of these bases nothing is chosen.
+                drawn=halves(variants, among=np.any(whole_bases(bases, variants), axis=0)),
             )
             self._known = key, alike
         return self._known[1]

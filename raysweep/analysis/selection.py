@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysweep.analysis.bases import Groups, whole_bases
-from raysweep.analysis.pairwise import SMALL, Floats, IntervalEstimate, wilson
+from raysweep.analysis.pairwise import SMALL, Flags, Floats, IntervalEstimate, wilson
 from raysweep.analysis.regrets import best_of_variants, regret_interval, upper_tail
 
 PLACES = (1, 3, 5)
@@ -57,13 +57,15 @@ class Halves:
     """[2 * pairs, n]: 1 for checkpoints that are in it; half i and half pairs + i have none in common."""
 
 
-def halves(variants: Sequence[str], num_pairs: int = NUM_PAIRS) -> Halves:
-    """Of the variants of checkpoints [n], each half with as many of them."""
+def halves(variants: Sequence[str], num_pairs: int = NUM_PAIRS, *, among: Flags | None = None) -> Halves:
+    """Of the variants of checkpoints [n], or of some, `among` [n] them; each half with as many of them."""
     names, index = np.unique(np.asarray(variants, dtype=str), return_inverse=True)
-    places = np.random.default_rng(SEED).random((num_pairs, len(names))).argsort(axis=1).argsort(axis=1)
-    size = len(names) // 2
-    chosen = np.concatenate([places < size, (places >= size) & (places < 2 * size)]).astype(np.float64)
-    return Halves(len(names), index, chosen[:, index])
+    dealt = np.unique(index if among is None else index[among])
+    places = np.random.default_rng(SEED).random((num_pairs, len(dealt))).argsort(axis=1).argsort(axis=1)
+    size = len(dealt) // 2
+    chosen = np.zeros((2 * num_pairs, len(names)))
+    chosen[:, dealt] = np.concatenate([places < size, (places >= size) & (places < 2 * size)])
+    return Halves(len(dealt), index, chosen[:, index])
 
 
 def select(
@@ -76,7 +78,7 @@ def select(
     Args:
         indicator: [n], finite, higher being better.
         scores: [n], finite.
-        drawn: halves of the variants of the same checkpoints.
+        drawn: halves of the variants of the same checkpoints that such bases have, see `bases`.
         bases: [n], of each checkpoint; None: one for all. Those with nearly all variants count, as a choice from fewer
             is another.
     """

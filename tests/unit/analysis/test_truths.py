@@ -148,6 +148,16 @@ def test_a_choice_is_among_the_checkpoints_of_one_base():
     assert own == alone
 
 
+def test_variants_of_no_whole_base_are_in_no_half():
+    rows = table_of_bases(World(24), Bases(1), np.random.default_rng(0))
+    others = table_of_bases(World(8), Bases(1), np.random.default_rng(1)).assign(seed=1)
+    for name in ("variant", "trial", "checkpoint"):
+        others[name] = "other " + others[name]
+    both = associations(pd.concat([rows, others], ignore_index=True), "x")["x"].selection
+    assert both == associations(rows, "x")["x"].selection
+    assert {each.num_variants for each in both} == {12}
+
+
 def test_checkpoints_of_one_variant_by_two_seeds_are_learnt_from_or_tested_on_together():
     pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
     rows = two_bases(24, seed=0)
