@@ -21,7 +21,7 @@ from raysweep.analysis.budget import (
 )
 from raysweep.analysis.budget_page import format_budget
 from raysweep.analysis.comparer import CompareError
-from raysweep.analysis.regrets import LONGEST, best_of_variants, upper_tail
+from raysweep.analysis.regrets import LONGEST, NO_REGRET_INTERVAL, best_of_variants, upper_tail
 from raysweep.cli import main
 
 pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
@@ -210,6 +210,7 @@ def test_a_table_with_costs_has_strategies(tmp_path, capsys):
     assert "\n  sft (3 h): row" in text
     assert " ≈" in format_budget(document)
     assert re.search(r"\n  strategy +0\.750 \S.* +1\.50 \S.* +3 \S.*\n", text)
+    assert "So none is shown to be behind" not in text
     # Long numbers do not run into the next column.
     for each in document["strategies"]:
         each |= {name: [value / 1e4 for value in each[name]] for name in ("regret", "low", "high")}
@@ -218,6 +219,22 @@ def test_a_table_with_costs_has_strategies(tmp_path, capsys):
     assert "what much costs on one checkpoint is not known" in capsys.readouterr().err
     assert main([*command, "--budget", "3", "--costs", "little=3,much=3,sft=2"]) == 2
     assert "no indicator costs less than fine-tuning" in capsys.readouterr().err
+
+
+def test_where_a_score_stands_apart_no_regret_has_an_interval(tmp_path, capsys):
+    table = known()
+    rows = pd.DataFrame({**table.values, "score": table.scores})
+    rows.loc[3, "score"] += 100
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    command = ["rank", "--table", str(tmp_path / "t.csv"), "--target", "score", "--higher", "little,much"]
+    command += ["--budget", "3gpuh", "--costs", "little=0.01,much=0.2,sft=1h"]
+    assert main([*command, "--json"]) == 0
+    strategies = json.loads(capsys.readouterr().out)["strategies"]
+    assert {end for each in strategies for end in (*each["low"], each["behind_first"]["low"])} == {None}
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert f"\n{NO_REGRET_INTERVAL} So none is shown to be behind another\n" in text
+    assert "[" not in next(line for line in text.splitlines() if line.startswith("  fine-tune all "))
 
 
 def test_rows_of_one_configuration_are_said_to_be_of_one_variant(tmp_path, capsys):
