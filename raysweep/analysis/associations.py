@@ -42,6 +42,7 @@ from raysweep.analysis.pairwise import (
     interval_of_pairs,
     kendall,
     mean_credit,
+    of_one,
     spearman,
 )
 from raysweep.analysis.refits import Parts, parts_of
@@ -201,7 +202,7 @@ class _Shared:
         # Of all checkpoints, so that the ranges are the same for an indicator with missing values.
         self._gaps = gaps
         scores, groups = numbers(table[target]), within_bases(groups, self._bases)
-        comparable = groups[:, None] == groups
+        comparable = of_one(groups)
         self._target_gaps, self._target_ranges = target_gaps(scores, comparable), target_ranges(scores, comparable)
         self._known: tuple[bytes, _Alike] | None = None
 
@@ -284,7 +285,7 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
     alike = shared.of(have)
     groups = within_bases(losses, alike.bases)
     scores, oriented = numbers(table[target])[have], values[have] * (-1 if direction == "min" else 1)
-    pairs = compare(oriented, scores, clear=clear[np.ix_(have, have)], comparable=groups[:, None] == groups)
+    pairs = compare(oriented, scores, clear=clear[np.ix_(have, have)], comparable=of_one(groups))
     clusters, crossed = alike.clusters, alike.crossed
 
     def estimate(statistic: Callable[[Clusters], tuple[float, Floats]], low: float = 0.0) -> IntervalEstimate:
@@ -376,7 +377,7 @@ def _config(
         credits[0],
         scores,
         clear=clear[np.ix_(have, have)],
-        comparable=own[:, None] == own,
+        comparable=of_one(own),
         undecided=undecided,
     )
 
@@ -408,7 +409,7 @@ def _config(
         association,
         have=have,
         groups=own,
-        accuracy={key: accuracy(groups[:, None] == groups) for key, groups in alike_groups.items()},
+        accuracy={key: accuracy(of_one(groups)) for key, groups in alike_groups.items()},
         parts=parts,
         order=("config", have.tobytes(), sha256(pairs.credit.tobytes()).digest()),
         compares_all=True,
@@ -463,7 +464,7 @@ def _ordered(rows: Sequence[_Row]) -> tuple[Association, ...]:
         association = replace(row.association, same_order_as=seen.get(row.order))
         if association.source == "measured" and (baseline := _baseline(row, config)):
             ours, theirs = (each.accuracy[row.groups.tobytes()] for each in (row, baseline))
-            among = row.groups[:, None] == row.groups
+            among = of_one(row.groups)
             gain = row.parts.interval(ours[0] - theirs[0], ours[1] - theirs[1], among, low=-1.0)
             association = replace(association, gain=gain, baseline=baseline.association.indicator)
         ordered.append(association)

@@ -18,7 +18,7 @@ import numpy as np
 
 from raysweep.analysis.baselines import Ridge, credit_of, design, ridge, with_column
 from raysweep.analysis.derived import is_axis
-from raysweep.analysis.pairwise import Credit, Flags, Floats, IntervalEstimate, mean_credit, signs
+from raysweep.analysis.pairwise import Credit, Flags, Floats, IntervalEstimate, mean_credit, of_one, signs
 from raysweep.analysis.refits import Parts
 
 if TYPE_CHECKING:
@@ -105,14 +105,14 @@ def added(fits: Sequence[ConfigFit], indicator: Floats, groups: np.ndarray, part
     """
     if not fits:
         return IntervalEstimate(np.nan)
-    values, among = ranks_within(indicator, groups), groups[:, None] == groups
+    values, among = ranks_within(indicator, groups), of_one(groups)
     whole, *left = (fit.gain(values, among) for fit in fits)
     return parts.interval(whole, np.array(left), among, low=-1.0)
 
 
 def ranks_within(values: Floats, groups: np.ndarray) -> Floats:
     """[n]: mid-ranks within each group, from -1 to 1; 0 for a member that is alone."""
-    alike = groups[:, None] == groups
+    alike = of_one(groups)
     ahead = (signs(values) * alike).sum(axis=1).astype(np.float64)
     ranks: Floats = ahead / np.maximum(alike.sum(axis=1) - 1, 1)
     return ranks

@@ -22,7 +22,7 @@ from raysweep.analysis.associations import numbers
 from raysweep.analysis.bases import bases_of
 from raysweep.analysis.findings import points_text, worse_side
 from raysweep.analysis.labels import row_key
-from raysweep.analysis.pairwise import IntervalEstimate, clusters_of, compare, credit_left, interval, kendall
+from raysweep.analysis.pairwise import IntervalEstimate, clusters_of, compare, credit_left, interval, kendall, of_one
 from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.sections import Heading, Row, Table, cell
 from raysweep.analysis.tables import result_of
@@ -66,7 +66,7 @@ def fixed_rates(ranking: Ranking, stages: pd.DataFrame) -> list[FixedRate]:
     found = []
     for lr, scores in _at_each(stages, list(table["checkpoint"]), ranking):
         order = np.unique(scores, return_inverse=True)[1].astype(np.float64)  # As those that diverged have no number.
-        pairs = compare(order, tuned, comparable=bases[:, None] == bases)
+        pairs = compare(order, tuned, comparable=of_one(bases))
         chosen = int(np.lexsort((-tuned, -order))[0])
         found.append(
             FixedRate(

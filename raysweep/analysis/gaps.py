@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.analysis.pairwise import SMALL, Flags, Floats, IntervalEstimate
+from raysweep.analysis.pairwise import SMALL, Flags, Floats, IntervalEstimate, of_one
 
 SAME = 0.01
 """Logarithms within this count as equal: as losses within `same_loss_nats` do."""
@@ -60,7 +60,7 @@ def gap_pairs(values: Floats, groups: NDArray[np.int64] | None = None) -> list[G
     positive = bool((values[known] > 0).all())
     scaled = np.log(np.where(known, values, 1.0)) if positive else values
     differences = np.abs(scaled[:, None] - scaled)
-    counted = known[:, None] & known & _counted(values, None if groups is None else groups[:, None] == groups)
+    counted = known[:, None] & known & _counted(values, None if groups is None else of_one(groups))
     same = SAME if positive else SAME * float(np.std(values[known])) if known.any() else 0.0
     apart = differences[counted & (differences > same)]
     inner = np.quantile(apart, np.arange(1, NUM_PARTS) / NUM_PARTS) if len(apart) else []

@@ -20,7 +20,7 @@ from raysweep.analysis.defects import collapsed_rows, copied_rows, leaks
 from raysweep.analysis.derived import SEED, is_axis, is_config
 from raysweep.analysis.earlier import is_of_training
 from raysweep.analysis.pair_features import fit_scale, normalised
-from raysweep.analysis.pairwise import Floats, IntervalEstimate
+from raysweep.analysis.pairwise import Floats, IntervalEstimate, of_one
 from raysweep.analysis.ranking import Ranking, check_compares, of_task, tasks_beside
 from raysweep.analysis.unseen import (
     MIN_TRAINED,
@@ -296,7 +296,7 @@ def mean_ranks(oriented: Floats) -> Floats:
 
 def _best_first(oriented: Floats, scores: Floats, bases: Groups) -> np.ndarray:
     """[n]: the columns by falling pairs right; of equal ones the first."""
-    apart = np.sign(scores[:, None] - scores) * (bases[:, None] == bases)
+    apart = np.sign(scores[:, None] - scores) * of_one(bases)
     right = [float((np.sign(column[:, None] - column) * apart).sum()) for column in oriented.T]
     return np.argsort(-np.array(right), kind="stable")
 

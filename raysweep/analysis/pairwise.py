@@ -143,7 +143,7 @@ def clusters_of(names: Sequence[str], *, among: Flags | None = None) -> Clusters
     known, own = np.unique(items[kept], return_inverse=True)
     index = np.full(len(items), len(known))
     index[kept] = own
-    rows, columns = np.nonzero((index[:, None] == index) & kept)
+    rows, columns = np.nonzero(of_one(index) & kept)
     return Clusters(index, len(known), (rows, columns))
 
 
@@ -324,6 +324,12 @@ def _jackknife(left: Floats) -> float:
 def as_credit(agreement: Credit) -> Credit:
     """Of the product of two orders' signs."""
     return ((1 + agreement) / 2).astype(np.float32, copy=False)
+
+
+def of_one(groups: NDArray[np.int64]) -> Flags:
+    """[n, n]: the pairs that are of one group, by the groups' numbers [n]."""
+    found: Flags = groups[:, None] == groups
+    return found
 
 
 def signs(values: Floats) -> Credit:

@@ -19,7 +19,7 @@ from raysweep.analysis.formatting import is_share
 from raysweep.analysis.gaps import target_gaps
 from raysweep.analysis.labels import Key, checkpoint_labels, is_missing, row_key
 from raysweep.analysis.objectives import compares, loss_groups, with_bytes
-from raysweep.analysis.pairwise import Floats, IntervalEstimate
+from raysweep.analysis.pairwise import Floats, IntervalEstimate, of_one
 from raysweep.analysis.score_differences import Differences, between
 from raysweep.analysis.seed_twins import SeedTwins, seed_twins
 from raysweep.analysis.uncertainty import TaskNoise
@@ -256,7 +256,7 @@ def rank(
     scored = table[np.isfinite(scores)]
     groups = loss_groups(table, own) if own else np.zeros(len(table), dtype=np.int64)
     own_groups = groups[: len(scored)]
-    num_groups, comparable = len(set(own_groups)) or 1, own_groups[:, None] == own_groups
+    num_groups, comparable = len(set(own_groups)) or 1, of_one(own_groups)
     errors = f"{target}_stderr"
     differences = between(
         scores[: len(scored)],
@@ -266,7 +266,7 @@ def rank(
         comparable=comparable,
     )
     clear, bases = differences.clear(), bases_of(scored)
-    one_base = comparable & (bases[:, None] == bases)
+    one_base = comparable & of_one(bases)
     by_name = {column.name: column for column in columns}
     there = [name for name in (OTHER_TEXT, PPL) if name in table and scored[name].notna().any()]
     gaps_of = gaps_of or next(iter(there), None)

@@ -17,7 +17,16 @@ from raysweep.analysis.comparer import fitted_slope, trained_on
 from raysweep.analysis.distances import by_distance, distances
 from raysweep.analysis.gaps import GapAccuracy, by_gap, chance_within, target_gaps, target_ranges
 from raysweep.analysis.pair_features import fit_scale, normalised, ordered_pairs
-from raysweep.analysis.pairwise import Flags, Floats, IntervalEstimate, clusters_of, credit_left, interval, wilson
+from raysweep.analysis.pairwise import (
+    Flags,
+    Floats,
+    IntervalEstimate,
+    clusters_of,
+    credit_left,
+    interval,
+    of_one,
+    wilson,
+)
 
 NUM_SPLITS = 20
 TRAINED = 0.6
@@ -155,7 +164,7 @@ def on_unseen(
         variants: of each row, where the splits leave groups out; empty for random ones.
         far: as of `far_from`; empty: pairs are not told apart by it.
     """
-    one_base = None if bases is None else bases[:, None] == bases
+    one_base = None if bases is None else of_one(bases)
     pairs = [_ordered(scores, split, bases) for split in splits]
     logits = [predict(split)(*each) for split, each in zip(splits, pairs, strict=True)]
     shares = [_right(each) for each in logits]
@@ -257,7 +266,7 @@ def over_groups(
 def _better(scores: Floats, bases: Groups | None) -> Flags:
     """[n, n]: where the row scores higher than the column, of its base."""
     better: Flags = scores[:, None] > scores
-    return better if bases is None else better & (bases[:, None] == bases)
+    return better if bases is None else better & of_one(bases)
 
 
 def _ordered(scores: Floats, split: Split, bases: Groups | None) -> tuple[np.ndarray, np.ndarray]:
