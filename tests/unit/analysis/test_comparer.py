@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 from columns import COLUMNS
 
 from raysweep.analysis import comparer as module
+from raysweep.analysis import learning
 from raysweep.analysis.comparer import OF_TREES, CompareError, Comparer, fitted_slope, grow, learn, tree_logits
 from raysweep.analysis.comparer_files import FILE, IndicatorFile, check_versions, load, range_of, save
 from raysweep.analysis.defects import collapsed_rows, copied_rows
@@ -577,6 +579,13 @@ def test_a_missing_value_orders_no_pair():
     assert as_it_is(-values, scores, [split]).value == pytest.approx((0.5 + 0.5 + 0) / 3)
 
 
+@pytest.fixture
+def few_splits(monkeypatch):
+    """For what does not hang on how often a comparer was tested."""
+    monkeypatch.setattr(learning, "random_splits", partial(random_splits, num=4))
+
+
+@pytest.mark.usefixtures("few_splits")
 def test_a_table_is_learnt_from(tmp_path, capsys):
     values, scores = draw(30, 0)
     table = pd.DataFrame(dict(zip(NAMES, values.T, strict=True)) | {"score": scores, "lr": np.resize([1, 2], 30)})
@@ -611,6 +620,7 @@ def test_a_table_is_learnt_from(tmp_path, capsys):
     assert "--without says what is not learnt from: give --learn DIR too" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("few_splits")
 def test_a_run_is_learnt_from_by_task_with_its_indicators_versions(store, tmp_path, capsys):
     run = Run.create(store, "r", sweep_text="x", identity="{}")
     run.note_columns(COLUMNS)
