@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,10 +53,24 @@ def wait_for(condition, *, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def test_inline_runs_every_stage(tiny_space, store):
-    run = run_sweep(tiny_space, store, runner="inline")
-    assert run.failures() == []
-    found = results_of(run)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Run:
+    """The tiny sweep, run inline; to be left as it is."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.yaml").write_text(TINY)
+    return run_sweep(load(folder / "tiny.yaml"), Store(folder / "store"), runner="inline")
+
+
+@pytest.fixture
+def copied(finished, store) -> Run:
+    """That run in a store of this test's own."""
+    shutil.copytree(finished.store.root, store.root, dirs_exist_ok=True)
+    return Run.find(store, finished.name)
+
+
+def test_inline_runs_every_stage(finished):
+    assert finished.failures() == []
+    found = results_of(finished)
     kinds = {stage_id.rsplit("-", 1)[0] for stage_id in found}
     assert kinds == {"tokenize", "pretrain", "heldout", "indicators", "flatness", "probe", "sft"}
 
@@ -107,21 +122,19 @@ def test_what_fits_nowhere_is_refused_before_anything_runs(sweep_file, store, ca
     assert store.finished_ids() == set()
 
 
-def test_tensorboard_logs_hold_losses_and_scores(tiny_space, store):
+def test_tensorboard_logs_hold_losses_and_scores(finished):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = run_sweep(tiny_space, store, runner="inline")
-    folders = sorted((run.folder / "tensorboard").iterdir())
-    assert [folder.name for folder in folders] == sorted(trial.trial for trial in run.trials())
+    folders = sorted((finished.folder / "tensorboard").iterdir())
+    assert [folder.name for folder in folders] == sorted(trial.trial for trial in finished.trials())
     log = EventAccumulator(str(folders[0])).Reload()
     assert {"pretrain/loss", "heldout/ppl", "flatness/hessian_trace", "sft/span/score"} <= set(log.Tags()["scalars"])
 
 
-def test_a_store_on_a_url_runs_the_same(tiny_space, store, tmp_path, monkeypatch):
+def test_a_store_on_a_url_runs_the_same(tiny_space, finished, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    local = results_of(run_sweep(tiny_space, store, runner="inline"))
     remote = Store(f"memory://run-{tmp_path.name}")
-    assert results_of(run_sweep(tiny_space, remote, runner="inline")) == local
+    assert results_of(run_sweep(tiny_space, remote, runner="inline")) == results_of(finished)
 
 
 @pytest.mark.parametrize(
@@ -137,11 +150,10 @@ def test_what_only_tune_runs_is_refused_inline(sweep_file, store, search, asked)
         run_sweep(space, store, runner="inline")
 
 
-def test_inline_again_runs_nothing(tiny_space, store):
-    first = results_of(run_sweep(tiny_space, store, runner="inline"))
+def test_inline_again_runs_nothing(tiny_space, finished, copied):
     events = []
-    again = run_sweep(tiny_space, store, runner="inline", show=events.append)
-    assert results_of(again) == first
+    again = run_sweep(tiny_space, copied.store, runner="inline", show=events.append)
+    assert results_of(again) == results_of(finished)
     assert not [event for event in events if event.event in ("started", "finished")]
 
 
@@ -169,19 +181,18 @@ def refuse(space, store):
     raise StoreError("no room")
 
 
-def test_only_what_an_edit_changed_runs(sweep_file, tiny_space, store):
-    run_sweep(tiny_space, store, runner="inline")
+def test_only_what_an_edit_changed_runs(sweep_file, copied):
     edited = load(sweep_file(TINY.replace("lrs: [1e-3, 1e-2]", "lrs: [1e-3, 1e-2, 3e-2]")))
     events = []
-    run = run_sweep(edited, store, runner="inline", show=events.append)
+    run = run_sweep(edited, copied.store, runner="inline", show=events.append)
     started = [event for event in events if event.event == "started"]
     assert {event.kind for event in started} == {"sft"}
     assert len(started) == 4  # two variants, two checkpoints
-    assert run.name != Run.all(store)[0].name
+    assert run.name != copied.name
 
 
-def test_altered_checkpoint_is_made_again_to_the_same_bits(tiny_space, store):
-    before = results_of(run_sweep(tiny_space, store, runner="inline"))
+def test_altered_checkpoint_is_made_again_to_the_same_bits(tiny_space, store, copied):
+    before = results_of(copied)
     stage_id = next(stage_id for stage_id in before if stage_id.startswith("pretrain"))
     weights = store.folder(stage_id) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
@@ -244,9 +255,9 @@ OF_A_RUN = {
 @pytest.mark.slow
 @pytest.mark.ray
 def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path, undisturbed):
-    """Kill -9 of the driver, then of rank 1 in each kind of stage that both ranks work at, and of rank 0 in
-    pretraining: the same tables to the bit, and nothing finished is repeated."""
-    sweep, want = sweep_file(LONGER.replace("max_retries: 2", "max_retries: 4")), undisturbed
+    """Kill -9 of the driver, then of rank 1 in a wide and in a split stage, and of rank 0 in pretraining: the same
+    tables to the bit, and nothing finished is repeated."""
+    sweep, want = sweep_file(LONGER.replace("max_retries: 2", "max_retries: 3")), undisturbed
     broken = Store(tmp_path / "broken")
     driver = drive(sweep, broken.root)
     wait_for(lambda: len(broken.finished_ids()) >= 4)
@@ -258,7 +269,7 @@ def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path, undisturbe
     assert 4 <= len(kept) < len(want)
 
     [run] = Run.all(broken)
-    to_hit = [("pretrain", OTHER_RANK), ("flatness", OTHER_RANK), ("sft", OTHER_RANK), ("pretrain", RANK_0)]
+    to_hit = [("pretrain", OTHER_RANK), ("flatness", OTHER_RANK), ("pretrain", RANK_0)]
     killed = set()
     count = len(list(run.events()))
     driver = drive(sweep, broken.root)
@@ -276,7 +287,7 @@ def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path, undisturbe
         time.sleep(0.05)
     assert driver.wait(timeout=240) == 0
     assert to_hit == []
-    assert (tmp_path / "driver.log").read_text().count("a trial goes on in another gang") == 4
+    assert (tmp_path / "driver.log").read_text().count("a trial goes on in another gang") == 3
     assert results_of(Run.all(broken)[0]) == want
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
