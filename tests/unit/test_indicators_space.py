@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from functools import cache
 
 import pytest
 from benchmarks.indicator_costs import costs
@@ -22,9 +23,15 @@ pytestmark = [
 ]
 
 
+@cache
+def shipped(name: str, *of: str) -> SearchSpace:
+    """A study as its presets have it."""
+    return load(FOLDER / f"{name}.yaml", [each for preset in of for each in presets(name)[preset]])
+
+
 @pytest.mark.parametrize("name", list(RATES))
 def test_one_base_goes_on_in_62_ways_and_six_of_them_twice(name):
-    space = load(FOLDER / f"{name}.yaml")
+    space = shipped(name)
     trials = list(space.trials())
     variants = {trial.variant_id: trial.settings["variant"] for trial in trials}
     assert len(variants) == 62
@@ -58,9 +65,7 @@ def test_one_base_goes_on_in_62_ways_and_six_of_them_twice(name):
 
 
 def test_fine_tuning_on_all_tasks_at_once_leaves_the_study_as_it_is():
-    plain, mixed = (
-        load(FOLDER / "indicators_cpu.yaml", presets("indicators_cpu")[name]) for name in ("cpu", "mixture")
-    )
+    plain, mixed = shipped("indicators_cpu"), shipped("indicators_cpu", "mixture")
     before, after = ({stage.id: stage for stage in next(iter(space.trials())).stages} for space in (plain, mixed))
     assert before.keys() < after.keys()
     added = [stage for name, stage in after.items() if name not in before]
@@ -68,7 +73,7 @@ def test_fine_tuning_on_all_tasks_at_once_leaves_the_study_as_it_is():
 
 
 def test_the_papers_own_scale_is_a_preset():
-    space = load(FOLDER / "indicators_50.yaml", presets("indicators_50")["paper"])
+    space = shipped("indicators_50", "paper")
     trial = next(iter(space.trials()))
     base, continued = (stage.spec for stage in trial.stages if stage.kind == "pretrain")
     assert round(base.model_size.num_parameters / 1e9) == 1
@@ -83,8 +88,7 @@ def test_the_papers_own_scale_is_a_preset():
 
 
 def test_lora_and_earlier_checkpoints_are_presets():
-    of = presets("indicators_50")
-    trial = next(iter(load(FOLDER / "indicators_50.yaml", [*of["lora"], *of["earlier"]]).trials()))
+    trial = next(iter(shipped("indicators_50", "lora", "earlier").trials()))
     tunings = Counter((stage.checkpoint, stage.spec.method.name) for stage in trial.stages if stage.kind == "sft")
     assert len(tunings) == 4
     assert {*tunings.values()} == {(11 + 1) * 3 * 3}  # Tasks, and all of them at once; seeds; rates.
