@@ -120,8 +120,8 @@ class Flatness(TraceSettings, StageSpec):
     otherwise, the trace is of the scale of weights. By the same factors for all models of a shape, or by each model's
     own, which is harder to survive. For models that `curvature.kinds` knows."""
     symmetries: Annotated[int, Neutral(1)] = 1
-    """Raised where `curvature.rescaling` learns of more; filled, and 1 where nothing is rescaled, whose results stay.
-    2: the last norm against an output layer of its own."""
+    """Raised where `curvature.rescaling` learns of more; filled, and 1 where that changes nothing.
+    2: the last norm against an output layer of its own, of models that may have one."""
     shape: Annotated[Shape | None, Neutral(None)] = None
     """What is measured beyond traces; left out: nothing."""
     mix: dict[str, float] = Field(default_factory=dict)
@@ -167,7 +167,8 @@ class Flatness(TraceSettings, StageSpec):
                 f"{self.own_samples}: {loss.name} is no distribution of texts, to draw from; set 0", ("own_samples",)
             )
         text = {"mix": subject.corpus.mix, "sequence_length": subject.sequence_length}
-        symmetries = SYMMETRIES if self.rescaled else 1
+        is_tied = subject.model is not None and subject.model.is_tied
+        symmetries = SYMMETRIES if self.rescaled and not is_tied else 1
         return self.with_(loss=loss, symmetries=symmetries, **text)  # type: ignore[no-any-return]
 
     def _check_symmetries(self, model: Model) -> None:

@@ -26,6 +26,7 @@ class Sketch(NamedTuple):
 
     head: Head
     max_length: int | None
+    is_tied: bool
     num_layers: int
     hidden_size: int
     num_heads: int
@@ -169,6 +170,7 @@ def sketch(architecture: str, fields: str) -> Sketch:
     return Sketch(
         head=head,
         max_length=getattr(text, "max_position_embeddings", None),
+        is_tied=model.config.tie_word_embeddings,
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
         num_heads=getattr(text, "num_attention_heads", None) or 0,  # None where nothing attends.

@@ -42,6 +42,11 @@ class ModelSpec(Spec):
     def max_length(self) -> int | None:
         """Tokens of the longest input that it can read; None: any."""
 
+    @property
+    @abstractmethod
+    def is_tied(self) -> bool:
+        """Whether one matrix embeds tokens and predicts them."""
+
     def named_positions(self, longest: int) -> int | None:
         """Those that its configuration names, by which programs that know no more of it go; None: it names none.
 

@@ -60,6 +60,11 @@ class Llama(ModelSpec):
         """None: rotary positions have no end."""
         return None
 
+    @property
+    def is_tied(self) -> bool:
+        """As declared."""
+        return self.tie_embeddings
+
     def named_positions(self, longest: int) -> int:
         """As many as other programs find room for, or more where it is trained on more."""
         return max(2048, longest)
@@ -134,6 +139,11 @@ class Bert(ModelSpec):
         return self.num_positions
 
     @property
+    def is_tied(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def inner_size(self) -> int:
         """Width of the feed-forward layers, as declared or by the default ratio."""
         return self.intermediate_size or 4 * self.hidden_size
@@ -206,6 +216,11 @@ class Transformers(ModelSpec):
     def max_length(self) -> int | None:
         """Its positions, where its configuration names their number."""
         return self._sketch.max_length
+
+    @property
+    def is_tied(self) -> bool:
+        """As its configuration says, or that of its class does."""
+        return self._sketch.is_tied
 
     def dimensions(self) -> Dimensions:
         """As its configuration says; see `ModelSpec.dimensions`."""

@@ -167,6 +167,11 @@ class OneLayer(ModelSpec):
         """None: it knows no positions."""
         return None
 
+    @property
+    def is_tied(self) -> bool:
+        """No: W reads words, and A predicts them."""
+        return False
+
     def dimensions(self) -> Dimensions:
         """One block, with its neurons alone to keep for the backward pass."""
         return Dimensions(1, self.num_neurons, 1, self.num_neurons)

@@ -5,6 +5,7 @@ from tiny import TINY
 
 from raysweep.errors import SpaceError
 from raysweep.space import load
+from raysweep.spec import canonical
 
 
 def expand(path) -> None:
@@ -436,6 +437,15 @@ def test_symmetries_that_are_not_known_are_refused_at_load(sweep_file, flatness,
     text = text[:flat] + f"flatness: {flatness}" + text[text.index("\n", flat) :]
     with pytest.raises(SpaceError, match=f"flatness.{said}: the symmetries of GPTNeoXForCausalLM are not known"):
         load(sweep_file(text))
+
+
+@pytest.mark.parametrize(("tied", "symmetries"), [(True, 1), (False, 2)])
+def test_symmetries_of_an_output_layer_are_in_the_id_of_models_that_have_one(sweep_file, tied, symmetries):
+    text = TINY.replace("max_units: 8}", "max_units: 8, rescaled: own}")
+    space = load(sweep_file(text), [f"pretrain.model.tie_embeddings={str(tied).lower()}"])
+    [spec, *_] = [stage.spec for stage in space.trial(next(space.points()), 0).stages if stage.kind == "flatness"]
+    assert spec.symmetries == symmetries
+    assert ("symmetries" in canonical(spec)) == (not tied)
 
 
 def test_what_flatness_is_of_is_part_of_its_id_where_it_matters(sweep_file):

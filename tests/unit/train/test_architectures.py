@@ -10,7 +10,7 @@ from raysweep.errors import DataError, SpaceError, StageError
 from raysweep.estimates import size_of
 from raysweep.space import load
 from raysweep.train.architectures import configured, described
-from raysweep.train.models import Llama, Transformers
+from raysweep.train.models import Bert, Llama, Transformers
 
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -45,6 +45,22 @@ def test_what_is_told_without_weights_is_so_of_the_model(architecture):
     assert model.get_input_embeddings().num_embeddings == 50
     # End of text is a word as any other, and learns as they do.
     assert model.get_input_embeddings().padding_idx is None
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Llama(hidden_size=16),
+        Llama(hidden_size=16, tie_embeddings=False),
+        Bert(name="bert", hidden_size=16),
+        *(spec_of(name, TINY_ONES[name]) for name in ("GPT2LMHeadModel", "GPTNeoXForCausalLM", "ElectraForMaskedLM")),
+        spec_of("Qwen2ForCausalLM", SIZES | {"num_key_value_heads": 1}),
+        spec_of("MistralForCausalLM", SIZES | {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    ],
+)
+def test_whether_one_matrix_embeds_and_predicts_is_known_without_weights(spec):
+    model = spec.build(vocab_size=50, sequence_length=8, seed=0)
+    assert spec.is_tied == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
 
 
 @pytest.mark.parametrize(
