@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from raysweep.errors import Finding, Place
 from raysweep.finetuning import Finetuning
 from raysweep.resources import AskedResources, ResourcesBy
+from raysweep.scores import SAME_LOSS_NATS
 from raysweep.search import (
     Axis,
     Choice,
@@ -137,7 +138,7 @@ class Declared(Spec):
     gang of its own: {by: pretrain.model, default: {...}, large: {workers: 8}}."""
     search: Search = Search()
     """Who picks the points of the space."""
-    same_loss_nats: Annotated[float, Neutral(0.01)] = Field(default=0.01, gt=0)
+    same_loss_nats: Annotated[float, Neutral(SAME_LOSS_NATS)] = Field(default=SAME_LOSS_NATS, gt=0)
     """Checkpoints whose held-out loss is within so many nats per token of the lowest count as of the same loss."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     """Of pretraining; each runs every point."""

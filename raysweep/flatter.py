@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from raysweep.scores import SAME_LOSS_NATS
+
 Z95 = 1.96
 """Of the normal distribution: an estimate is within so many of its standard errors 95 % of the time."""
 T95 = 2.36
 """Of Student's distribution of 7 degrees of freedom: a measure has 8 draws or more of random vectors."""
-
-SAME_LOSS_NATS = 0.01
-"""Losses farther apart are said beside the verdict: flatness is compared between models of one loss."""
 
 SURVIVING = (
     "adaptive_trace",
@@ -129,7 +128,8 @@ def verdict(
 
 
 def _losses(difference: tuple[float, float] | None) -> str:
-    """What a comparison of models of another loss leaves open; empty where losses are the same."""
+    """What a comparison of models of another loss leaves open, as flatness is compared between models of one loss;
+    empty where losses are the same."""
     if difference is None or not abs(difference[0]) > SAME_LOSS_NATS:
         return ""
     value, half = difference[0], Z95 * difference[1]

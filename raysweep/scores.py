@@ -17,6 +17,8 @@ from raysweep.spec import Metric
 Side = Literal["lowest", "highest"]
 Value = TypeVar("Value")
 
+SAME_LOSS_NATS = 0.01
+"""Losses within so many nats per token of each other count as the same, unless the sweep file says otherwise."""
 FULL = "full"
 """The method of fine-tuning whose columns do not name it."""
 

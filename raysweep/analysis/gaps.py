@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.analysis.pairwise import SMALL, Flags, Floats, IntervalEstimate, of_one
+from raysweep.scores import SAME_LOSS_NATS
 
-SAME = 0.01
-"""Logarithms within this count as equal: as losses within `same_loss_nats` do."""
 NUM_PARTS = 4
 """Of the pairs that differ by more, with as many pairs in each."""
 NUM_FIFTHS = 5
@@ -61,7 +60,8 @@ def gap_pairs(values: Floats, groups: NDArray[np.int64] | None = None) -> list[G
     scaled = np.log(np.where(known, values, 1.0)) if positive else values
     differences = np.abs(scaled[:, None] - scaled)
     counted = known[:, None] & known & _counted(values, None if groups is None else of_one(groups))
-    same = SAME if positive else SAME * float(np.std(values[known])) if known.any() else 0.0
+    # A loss is a logarithm, too: what is positive counts as equal as near as losses do.
+    same = SAME_LOSS_NATS if positive else SAME_LOSS_NATS * float(np.std(values[known]))
     apart = differences[counted & (differences > same)]
     inner = np.quantile(apart, np.arange(1, NUM_PARTS) / NUM_PARTS) if len(apart) else []
     edges = [same, *map(float, inner), float(apart.max(initial=same)) + SMALL]

@@ -32,7 +32,7 @@ from raysweep.analysis.pairwise import Floats
 from raysweep.analysis.pareto import Front, front_of
 from raysweep.analysis.predictions import read_scores
 from raysweep.analysis.ranking import Ranking, default_target
-from raysweep.analysis.same_loss import BAND_NATS, SameLoss, compare_same_loss
+from raysweep.analysis.same_loss import SameLoss, compare_same_loss
 from raysweep.analysis.same_loss_page import Page, same_loss_page
 from raysweep.analysis.sections import (
     Heading,
@@ -52,6 +52,7 @@ from raysweep.durable import write_text
 from raysweep.errors import LostError, UnreachableError
 from raysweep.printable import printable
 from raysweep.runs import Run
+from raysweep.scores import SAME_LOSS_NATS
 from raysweep.stages.heldout import LOSSES
 
 if TYPE_CHECKING:
@@ -214,9 +215,9 @@ def _scores_reader(run: Run) -> Callable[[str], Floats | None]:
 def _band(run: Run) -> float:
     """Within which losses are the same, by the run's identity, which holds it where it is not the usual one."""
     try:
-        return float(identity_of(run).get("same_loss_nats", BAND_NATS))
+        return float(identity_of(run).get("same_loss_nats", SAME_LOSS_NATS))
     except ValueError:
-        return BAND_NATS
+        return SAME_LOSS_NATS
 
 
 def _best(run: Run, ranking: Ranking) -> dict[str, Any] | None:

@@ -35,7 +35,7 @@ from raysweep.analysis.within_bases import (
     within_recipes,
     within_recipes_p,
 )
-from raysweep.scores import Column, column_name
+from raysweep.scores import SAME_LOSS_NATS, Column, column_name
 from raysweep.spec import Metric
 
 if TYPE_CHECKING:
@@ -45,9 +45,6 @@ DOSES = "doses of the adversary and their control"
 
 # Spearman's coefficient, of which there is nothing to leave.
 NO_CORRELATION = 0.05
-
-BAND_NATS = 0.01
-"""Within so many nats per token of each other, losses count as the same, unless the sweep file says otherwise."""
 
 GAP = column_name("heldout", "entropy_gap_nats_per_token")
 GAP_ERROR = column_name("heldout", "entropy_gap_stderr")
@@ -188,7 +185,7 @@ def compare_same_loss(
     columns: Sequence[Column],
     read: Callable[[str], Floats | None],
     *,
-    band: float = BAND_NATS,
+    band: float = SAME_LOSS_NATS,
     values: Mapping[str, Sequence[Any]] | None = None,
     read_losses: Callable[[str], Losses | None] = lambda stage: None,
 ) -> SameLoss | str:
