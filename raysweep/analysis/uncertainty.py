@@ -139,26 +139,71 @@ def recorded(
 
 
 @dataclass(frozen=True)
-class TaskNoise:
-    """Scores of a task's checkpoints, and all their differences, each with its error."""
+class _OnTask:
+    """What is known of checkpoints on one task."""
 
     samples: tuple[Sample, ...]
     """One of each checkpoint."""
     pseudo: float
     """Weight of a pseudo-example beside one seed."""
-    scores: EstimateArrays
-    """[checkpoints]."""
-    differences: EstimateArrays
-    """[checkpoints, checkpoints]: the row's score minus the column's."""
-    paired: Flags
-    """[checkpoints, checkpoints]: whether a difference is over examples that both have."""
-    knows_seeds: bool
-    """Whether any checkpoint has several seeds; if none has, the errors are those of the examples alone."""
+
+
+@dataclass(frozen=True)
+class TaskNoise:
+    """Scores of checkpoints on a task, or their mean over tasks of one training, and all their differences.
+
+    What is of all pairs is made where it is asked for and not kept: there are as many of these arrays as columns.
+    """
+
+    samples: tuple[Sample, ...]
+    """One of each checkpoint; of several tasks, of the mean over them."""
+    tasks: tuple[_OnTask, ...]
+    """That scores are the mean over."""
 
     @cached_property
     def places(self) -> Mapping[str, int]:
         """Checkpoint -> its row."""
         return {each.checkpoint: row for row, each in enumerate(self.samples)}
+
+    @property
+    def knows_seeds(self) -> bool:
+        """Whether any checkpoint has several seeds; if none has, the errors are those of the examples alone."""
+        return any(len(each.seeds) > 1 for each in self.samples)
+
+    @cached_property
+    def scores(self) -> EstimateArrays:
+        """[checkpoints]: each with its error."""
+        between, shares = _between_seeds(self.samples), self._shares
+        return _with_seeds(
+            _mean([_over_examples(each) for each in self.tasks]),
+            variance=between.variance * shares,
+            rest=between.rest * shares,
+            df=np.full_like(shares, between.df),
+        )
+
+    @property
+    def differences(self) -> EstimateArrays:
+        """[checkpoints, checkpoints]: the row's score minus the column's, each with its error."""
+        between, together = _between_seeds(self.samples), _between_seeds_paired(self.samples)
+        shared = _equal([each.seeds for each in self.samples]) & self.paired
+        shares = self._shares[:, None] + self._shares
+        return _with_seeds(
+            _mean([_pairs_over_examples(each) for each in self.tasks]),
+            variance=np.where(shared, together.variance, between.variance) * shares,
+            rest=between.rest * shares,
+            df=np.where(shared, together.df, between.df),
+        )
+
+    @property
+    def paired(self) -> Flags:
+        """[checkpoints, checkpoints]: whether a difference is over examples that both have."""
+        flags: Flags = np.all([_share_examples(each.samples) for each in self.tasks], axis=0)
+        return flags
+
+    @property
+    def _shares(self) -> Floats:
+        """[checkpoints]: of the seeds' variance that is left in a mean over them."""
+        return np.array([1 / len(each.seeds) for each in self.samples])
 
 
 def task_noise(samples: Sequence[Sample], *, num_tasks: int = 1, are_shares: bool = True) -> TaskNoise:
@@ -169,8 +214,7 @@ def task_noise(samples: Sequence[Sample], *, num_tasks: int = 1, are_shares: boo
         num_tasks: tasks that are averaged, of which this is one.
         are_shares: whether scores lie in [0, 1]; others, such as log-likelihoods, get no pseudo-examples.
     """
-    pseudo = 1 / num_tasks if are_shares else 0.0
-    return _over_both(samples, *_over_examples(samples, pseudo), pseudo=pseudo)
+    return TaskNoise(tuple(samples), (_OnTask(tuple(samples), 1 / num_tasks if are_shares else 0.0),))
 
 
 def independent(tasks: Sequence[TaskNoise]) -> Sequence[TaskNoise]:
@@ -179,15 +223,13 @@ def independent(tasks: Sequence[TaskNoise]) -> Sequence[TaskNoise]:
     There a seed may do to all tasks what it does to one. Their examples are independent still.
     """
     names = [name for name in tasks[0].places if all(name in each.places for each in tasks)]
-    by_task = [[each.samples[each.places[name]] for name in names] for each in tasks]
+    by_task = [tuple(each.samples[each.places[name]] for name in names) for each in tasks]
     by_checkpoint = list(zip(*by_task, strict=True))
     are_one = all(of[0].runs and len({each.runs for each in of}) == 1 for of in by_checkpoint)
     if len(tasks) == 1 or not by_checkpoint or not are_one:
         return tasks
-    parts = [_over_examples(samples, each.pseudo) for each, samples in zip(tasks, by_task, strict=True)]
-    scores, pairs = (mean_estimates(of) for of in ([part[0] for part in parts], [part[1] for part in parts]))
-    paired = np.all([part[2] for part in parts], axis=0)
-    return [_over_both([_together(of) for of in by_checkpoint], scores, pairs, paired, pseudo=tasks[0].pseudo)]
+    parts = [_OnTask(samples, each.tasks[0].pseudo) for each, samples in zip(tasks, by_task, strict=True)]
+    return [TaskNoise(tuple(map(_together, by_checkpoint)), tuple(parts))]
 
 
 def _together(tasks: Sequence[Sample]) -> Sample:
@@ -204,55 +246,50 @@ def _together(tasks: Sequence[Sample]) -> Sample:
     )
 
 
-def _over_both(
-    samples: Sequence[Sample], scores: EstimateArrays, pairs: EstimateArrays, paired: Flags, *, pseudo: float
-) -> TaskNoise:
-    """With the seeds' part added to what `_over_examples` gives."""
-    between, together = _between_seeds(samples), _between_seeds_paired(samples)
-    shares = np.array([1 / len(each.seeds) for each in samples])
-    shared = _equal([each.seeds for each in samples]) & paired
-    return TaskNoise(
-        samples=tuple(samples),
-        pseudo=pseudo,
-        scores=_with_seeds(
-            scores, variance=between.variance * shares, rest=between.rest * shares, df=np.full_like(shares, between.df)
-        ),
-        differences=_with_seeds(
-            pairs,
-            variance=np.where(shared, together.variance, between.variance) * (shares[:, None] + shares),
-            rest=between.rest * (shares[:, None] + shares),
-            df=np.where(shared, together.df, between.df),
-        ),
-        paired=paired,
-        knows_seeds=any(len(each.seeds) > 1 for each in samples),
-    )
+def _mean(parts: Sequence[EstimateArrays]) -> EstimateArrays:
+    """Of one its own, to the bit."""
+    return parts[0] if len(parts) == 1 else mean_estimates(parts)
 
 
-def _over_examples(samples: Sequence[Sample], weight: float) -> tuple[EstimateArrays, EstimateArrays, Flags]:
-    """Scores, differences, and which of these are paired, with the errors that are of the examples.
-
-    `weight`: of a pseudo-example beside one seed.
-    """
-    pseudo = np.array([weight / len(each.seeds) for each in samples])
-    alone = [_alone(each, pseudo=2 * own) for each, own in zip(samples, pseudo, strict=True)]
-    scores = EstimateArrays(
+def _over_examples(task: _OnTask) -> EstimateArrays:
+    """[checkpoints]: scores, with the errors that are of the examples."""
+    alone = [_alone(each, pseudo=2 * task.pseudo / len(each.seeds)) for each in task.samples]
+    return EstimateArrays(
         np.array([value for value, _ in alone]),
-        np.array([variance for _, variance in alone]) * [_unbiased(each.num_examples, weight) for each in samples],
-        np.array([max(1.0, each.num_examples - 1) for each in samples]),
+        np.array([variance for _, variance in alone])
+        * [_unbiased(each.num_examples, task.pseudo) for each in task.samples],
+        np.array([max(1.0, each.num_examples - 1) for each in task.samples]),
     )
+
+
+def _pairs_over_examples(task: _OnTask) -> EstimateArrays:
+    """[checkpoints, checkpoints]: differences, with the errors that are of the examples."""
+    scores = _over_examples(task)
     variance = scores.variance[:, None] + scores.variance
     spread = scores.variance**2 / scores.df
     pairs = EstimateArrays(scores.value[:, None] - scores.value, variance, _over(variance**2, spread[:, None] + spread))
-    examples = [each.examples if each.by_example is not None else "" for each in samples]
-    paired = _equal(examples) & np.array([bool(name) for name in examples], dtype=bool)
+    pseudo = np.array([task.pseudo / len(each.seeds) for each in task.samples])
+    examples = [_examples(each) for each in task.samples]
     for name in sorted(set(examples) - {""}):
         rows = [row for row, other in enumerate(examples) if other == name]
         cells = np.ix_(rows, rows)
-        scored = np.array([samples[row].by_example for row in rows])
+        scored = np.array([task.samples[row].by_example for row in rows])
         part = _paired(scored, (pseudo[rows][:, None] + pseudo[rows]) / 2)
         pairs.value[cells], pairs.df[cells] = part.value, part.df
-        pairs.variance[cells] = part.variance * _unbiased(scored.shape[1], weight)
-    return scores, pairs, paired
+        pairs.variance[cells] = part.variance * _unbiased(scored.shape[1], task.pseudo)
+    return pairs
+
+
+def _share_examples(samples: Sequence[Sample]) -> Flags:
+    """[checkpoints, checkpoints]: whether both are of the same known examples."""
+    examples = [_examples(each) for each in samples]
+    flags: Flags = _equal(examples) & np.array([bool(name) for name in examples], dtype=bool)
+    return flags
+
+
+def _examples(of: Sample) -> str:
+    """What tells its examples from others; empty where not every one's score is known."""
+    return of.examples if of.by_example is not None else ""
 
 
 def _unbiased(num_examples: int, weight: float) -> float:

@@ -1,6 +1,7 @@
 """Errors of scores and of differences, against closed forms and mean squares taken by hand."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -212,6 +213,17 @@ def test_tasks_of_trainings_of_their_own_are_averaged_as_independent():
     assert list(mean.places) == ["0", "1", "2"]
     found = between(np.array([0.6, 0.5]), errors=None, noise=known, checkpoints=["2", "0"])
     assert found.moments.variance[0, 1] == pytest.approx(mean.differences.variance[2, 0])
+
+
+def test_arrays_of_all_pairs_are_not_kept():
+    num = 300
+    samples = [sample(f"{row}", seeds=(0,), scores=each, examples="e") for row, each in enumerate(draw(num, 1, 4))]
+    tracemalloc.start()
+    noise = task_noise(samples)
+    assert noise.differences.value.shape == noise.paired.shape == (num, num)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < num**2  # Bytes: less than a flag of each pair.
 
 
 def test_other_examples_are_not_paired_and_records_alone_are_neither():
