@@ -59,11 +59,12 @@ def test_studies_plan_at_every_size(store, tmp_path, monkeypatch, name, millions
 
 @pytest.mark.parametrize("name", ["same_loss_hmm", "same_loss_pcfg"])
 def test_larger_models_are_fine_tuned_at_lower_rates_too(name):
-    rates = {
-        preset: load(FOLDER / f"{name}.yaml", presets(name)[preset]).declared.sft.lrs
-        for preset in ("cpu", "gpu", "paper")
+    plans = {
+        preset: load(FOLDER / f"{name}.yaml", presets(name)[preset]).declared for preset in ("cpu", "gpu", "paper")
     }
+    rates = {preset: plan.sft.lrs for preset, plan in plans.items()}
     assert rates["gpu"] == rates["paper"] == (1e-4, 3e-4, *rates["cpu"])
+    assert {(plans[preset].early_sft.lr, plans[preset].updates.lr) for preset in ("gpu", "paper")} == {(1e-3, 1e-3)}
 
 
 @pytest.mark.parametrize("name", ["same_loss_hmm", "same_loss_pcfg"])
