@@ -12,11 +12,26 @@ import torch
 from tiny_models import build
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+import raysweep.trace
 from raysweep.cli import main
 from raysweep.curvature.rescaling import rescale
 from raysweep.data.tokenizers import Bpe
 
 WORDS = ["flat", " where", " its", " loss", " bends", " little", ".", " steep", " small", " steps", " change", " much"]
+
+
+@pytest.fixture(autouse=True)
+def measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was told as JSON is told to a reader without being measured once more."""
+    known: dict[str, Any] = {}
+    measure = raysweep.trace.measure
+
+    def look_up(request: raysweep.trace.Request, **how: Any) -> Any:
+        if (asked := repr(request)) not in known:
+            known[asked] = measure(request, **how)
+        return known[asked]
+
+    monkeypatch.setattr(raysweep.trace, "measure", look_up)
 
 
 @pytest.fixture(scope="module")
