@@ -38,6 +38,8 @@ BOUNDED = "raysweep:bounded"
 """Of a trial in the study: the value that `search.choose.within` is about."""
 FOUND = "raysweep:found"
 """Of a trial in the study: it was run by another run, and does not count among this one's."""
+AGAIN = "raysweep:again"
+"""Of a trial in the study: the number of the one in whose place it is run, which then counts no more."""
 
 # Suggestions that may wait for a beginning which another trial is making, while further ones are asked for.
 MAX_HELD = 8
@@ -132,7 +134,8 @@ class _SamplerByNumber(optuna.samplers.TPESampler):  # type: ignore[misc]
 def study_search(space: SearchSpace, store: Store, folder: Path) -> tuple[StudySearch, int]:
     """The searcher of a run, and how many trials are still to be run.
 
-    A trial that was under way when the driver died goes on under its number and parameters.
+    A trial that was under way when the driver died goes on under its number and parameters. One that has ended with
+    stages still to be run, as they failed or are of another version now, is run once more under another number.
     """
     search = space.declared.search
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -147,17 +150,7 @@ def study_search(space: SearchSpace, store: Store, folder: Path) -> tuple[StudyS
         _warm_start(study, space, [run for run in Run.all(store) if run.folder != folder])
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-    told = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
-    ended = sum(FOUND not in trial.user_attrs for trial in told)
-    waiting = [trial.params for trial in study.get_trials(states=(TrialState.WAITING,))]
-    finished = store.finished_ids()
-    for trial in study.get_trials(states=(TrialState.FAIL,)):
-        _, to_do = recall(space.trial(trial.params, space.declared.seeds[0]), store, finished)
-        if not to_do:
-            ended += 1  # It diverged: that is its outcome.
-        elif trial.params not in waiting:
-            study.enqueue_trial(trial.params)
-            waiting.append(trial.params)
+    ended = _count_ended(study, space, store)
     metrics = [goal.metric for goal in search.objectives]
     modes = [goal.mode for goal in search.objectives]
     searcher = StudySearch(
@@ -172,6 +165,24 @@ def study_search(space: SearchSpace, store: Store, folder: Path) -> tuple[StudyS
     num_trials = max(0, (search.num_trials or 0) - ended)
     searcher.hold(lambda point: space.trial(point, space.declared.seeds[0]), num_trials)
     return searcher, num_trials
+
+
+def _count_ended(study: optuna.Study, space: SearchSpace, store: Store) -> int:
+    """How many of the study's own trials have all they will; those that have not are enqueued, each once.
+
+    One that diverged, or that a scheduler stopped, has its outcome.
+    """
+    trials, finished, ended = study.get_trials(), store.finished_ids(), 0
+    again = {trial.user_attrs[AGAIN] for trial in trials if AGAIN in trial.user_attrs}
+    for trial in trials:
+        if not trial.state.is_finished() or trial.number in again or FOUND in trial.user_attrs:
+            continue
+        _, to_do = recall(space.trial(trial.params, space.declared.seeds[0]), store, finished)
+        if to_do and trial.state is not TrialState.PRUNED:
+            study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
+        else:
+            ended += 1
+    return ended
 
 
 def _constraints(study: optuna.Study, within: Within) -> Callable[[FrozenTrial], Sequence[float]]:

@@ -5,7 +5,7 @@ import math
 import pytest
 from ended import ended
 from handed import under_way
-from tiny import ONE_CPU, TINY, roomy, row
+from tiny import ONE_CPU, TINY, put, roomy, row
 
 from raysweep.events import TrialStarted
 from raysweep.runners.optuna_search import study_search
@@ -19,6 +19,13 @@ ADAPTIVE = TINY.replace("{grid: [1e-2, 3e-3]}", "{loguniform: [1e-4, 1e-1]}") + 
 )
 
 
+def finish(space, store, point):
+    """As if all stages of a point had been run."""
+    for stage in space.trial(point, 0).stages:
+        if not store.get(stage.id):
+            put(store, stage.id)
+
+
 @pytest.mark.parametrize("damage", [b"x" * 5000, b""])
 def test_a_damaged_study_is_named_and_made_again(sweep_file, store, tmp_path, caplog, damage):
     space = load(sweep_file(ADAPTIVE))
@@ -26,6 +33,7 @@ def test_a_damaged_study_is_named_and_made_again(sweep_file, store, tmp_path, ca
     first.use(under_way(roomy(), Beginnings([])), [ONE_CPU])
     asked = first.suggest("a")
     first.on_trial_complete("a", {"sft/mean_score": 0.5, "last": True})
+    finish(space, store, asked)
     assert num_to_do == 4
     assert study_search(space, store, tmp_path)[1] == 3
     (tmp_path / "study.db").write_bytes(damage)
@@ -34,6 +42,30 @@ def test_a_damaged_study_is_named_and_made_again(sweep_file, store, tmp_path, ca
     again.use(under_way(roomy(), Beginnings([])), [ONE_CPU])
     assert again.suggest("a") == asked
     assert not damage or "study.db is not used and will be re-made" in caplog.text
+
+
+def test_a_finished_study_is_run_once_more_where_a_stage_is_of_another_version_now(sweep_file, store, tmp_path):
+    earlier, now = (load(sweep_file(ADAPTIVE), [f"flatness.num_sequences={num}"]) for num in (16, 8))
+
+    def run(space, num):
+        """How many trials are to be run, the points of the first `num` of them, and the study."""
+        search, num_to_do = study_search(space, store, tmp_path)
+        search.use(under_way(roomy(), Beginnings([])), [ONE_CPU])
+        points = []
+        for name in "abcd"[:num]:
+            points.append(search.suggest(name))
+            finish(space, store, points[-1])
+            search.on_trial_complete(name, {"sft/mean_score": 0.5, "last": True})
+        return num_to_do, points, search._ot_study
+
+    num_to_do, points, _ = run(earlier, 4)
+    assert (num_to_do, run(earlier, 0)[0]) == (4, 0)
+    # In two runs, of which the first dies.
+    assert run(now, 2)[:2] == (4, points[:2])
+    assert run(now, 2)[:2] == (2, points[2:])
+    num_to_do, _, study = run(now, 0)
+    assert num_to_do == 0
+    assert [trial.params for trial in study.trials] == points * 2
 
 
 PHASED = """\
@@ -64,8 +96,9 @@ def test_a_suggestion_waits_for_its_beginning(sweep_file, store, tmp_path):
         beginnings.take(ended(stage.id))
     later = [search.suggest(name) for name in "xyz"]
     assert len({str(point) for point in (first, *later)}) == 4
-    for name in "axyz":
+    for name, point in zip("axyz", (first, *later), strict=True):
         search.on_trial_complete(name, {"heldout/ppl": 2.0, "last": True})
+        finish(space, store, point)
     assert study_search(space, store, tmp_path)[1] == 0
 
 
