@@ -1,43 +1,54 @@
 """Ranks on hosts of their own: how they reach each other, and what they hand on where the store is all they share."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from hosts import Host, can_have_hosts, hosts, shared_extensions
-from tiny import recipe_of
+from ranks import run_ranks
+from tiny import free_port, recipe_of
 
 from raysweep.plan import Stage
-from raysweep.runners.attempts import make
+from raysweep.resources import Resources
+from raysweep.runners.attempts import attempt, fetch_inputs, make
+from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
 from raysweep.stages.pretrain import Pretrain
 from raysweep.stages.tokenize import Tokenize
 from raysweep.store import Store
 from raysweep.worker import Worker
 
+
+def rank_main(rank: int, hosts: list[str], port: int, url: str, spec: str, inputs: dict[str, str]) -> dict[str, str]:
+    """One rank of a gang tries a wide stage; gives what the group has put into its environment."""
+    resources, store = Resources(workers=len(hosts), zero_stage=2), Store(url)
+    worker = make_worker(resources, rank=rank, world_size=len(hosts))
+    join_process_group(worker, resources, hosts[0], port, hosts=hosts)
+    stage = Stage(Pretrain.model_validate_json(spec), inputs)
+    if rank == 0:
+        store.work_dir(stage.id)
+    assert fetch_inputs(stage, store) is None
+    record = attempt(stage, store, worker)
+    assert not hasattr(record, "cause"), record.log
+    told = {name: os.environ[name] for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GLOO_SOCKET_IFNAME")}
+    leave_process_group()
+    return told
+
+
+def rank_here(rank: int, folder: str, *given) -> None:
+    (Path(folder) / f"rank-{rank}").write_text(json.dumps(rank_main(rank, ["127.0.0.1"] * 2, *given)))
+
+
+# A host's ports are all free.
 RANK = """
-import json, logging, os, sys
-from raysweep.plan import Stage
-from raysweep.runners.attempts import attempt, fetch_inputs
-from raysweep.runners.processes import join_process_group, leave_process_group, make_worker
-from raysweep.resources import Resources
-from raysweep.stages.pretrain import Pretrain
-from raysweep.store import Store
+import json, logging, sys
+from test_hosts import rank_main
 
 logging.basicConfig(level=logging.INFO)
-rank, hosts, url, spec, inputs = int(sys.argv[1]), sys.argv[2].split(","), *sys.argv[3:]
-resources, store = Resources(workers=len(hosts), zero_stage=2), Store(url)
-worker = make_worker(resources, rank=rank, world_size=len(hosts))
-join_process_group(worker, resources, hosts[0], 29500, hosts=hosts)  # A host's ports are all free.
-stage = Stage(Pretrain.model_validate_json(spec), json.loads(inputs))
-if rank == 0:
-    store.work_dir(stage.id)
-assert fetch_inputs(stage, store) is None
-record = attempt(stage, store, worker)
-assert not hasattr(record, "cause"), record.log
-print(json.dumps({name: os.environ[name] for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GLOO_SOCKET_IFNAME")}))
-leave_process_group()
+rank, hosts, url, spec, inputs = sys.argv[1:]
+print(json.dumps(rank_main(int(rank), hosts.split(","), 29500, url, spec, json.loads(inputs))))
 """
 
 
@@ -69,7 +80,8 @@ def test_two_hosts_hand_on_what_they_have_saved_to_two_others(grammar, tmp_path,
     for name, value in shared_extensions().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here, here.parent, here.parents[1]))))
     recipe = recipe_of(grammar).with_(checkpoints=(6, 12))
     url, folder = f"local://{tmp_path}/url", str(tmp_path / "folder")
     tokens = Stage(Tokenize(corpus=grammar), {})
@@ -83,8 +95,10 @@ def test_two_hosts_hand_on_what_they_have_saved_to_two_others(grammar, tmp_path,
         assert [told for told, _ in ranks] == [env, env]
         for _, logged in run_gang([third, fourth], url, halves[1]):
             assert "going on from step 6 of 12" in logged
-        ranks = run_gang([first, first], folder, halves[1])
-        assert [told["LOCAL_RANK"] for told, _ in ranks] == ["0", "1"]
+    given = folder, halves[1].spec.model_dump_json(by_alias=True), dict(halves[1].inputs)
+    run_ranks(rank_here, (str(tmp_path), free_port(), *given))
+    told = [json.loads((tmp_path / f"rank-{rank}").read_text()) for rank in range(2)]
+    assert [each["LOCAL_RANK"] for each in told] == ["0", "1"]
     over_hosts, on_one = (Store(store).get(halves[1].id) for store in (url, folder))
     assert over_hosts.files == on_one.files
     assert over_hosts.metrics == on_one.metrics
