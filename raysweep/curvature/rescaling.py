@@ -21,6 +21,8 @@ Tensor = torch.Tensor
 
 SPREAD = 0.5
 """Standard deviation of the logarithm of a factor: most lie between 1/2.7 and 2.7."""
+NORMS_OF_HEADS = ("cls.predictions.transform.LayerNorm", "lm_head.layer_norm", "generator_predictions.LayerNorm")
+"""What the output layer reads in BERT, RoBERTa and ELECTRA, whose heads transform the states before."""
 
 
 @torch.no_grad()
@@ -85,7 +87,8 @@ def layers_of(model: Any) -> tuple[Kind, Any]:
 
 def _last_norm(model: Any, kind: Kind) -> Any:
     if kind == "bert":
-        return model.cls.predictions.transform.LayerNorm
+        modules = dict(model.named_modules())
+        return next(modules[name] for name in NORMS_OF_HEADS if name in modules)
     return model.base_model.norm if kind == "llama" else model.base_model.ln_f
 
 

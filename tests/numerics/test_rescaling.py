@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from tiny_models import batch_for, build
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 from raysweep.curvature.rescaling import own_seed, rescale
 from raysweep.curvature.roles import roles_of
@@ -34,6 +35,21 @@ def test_the_function_stays_and_weights_move(style, tied):
     assert len(moved) >= 2 * {"llama": 9, "grouped": 9, "gpt2": 8, "bert": 6}[style] - 2
     assert {roles_of(model)(name) for name in moved} == ({"blocks"} if tied else {"blocks", "head"})
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["roberta", "electra"])
+def test_an_output_layer_of_its_own_is_scaled_where_the_head_transforms_states(name):
+    sizes = {"hidden_size": 24, "embedding_size": 24, "intermediate_size": 32, "vocab_size": 50}
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "tie_word_embeddings": False}
+    config = AutoConfig.for_model(name, **sizes, **shape)
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(config).eval()
+    other = copy.deepcopy(model)
+    rescale(other, torch.Generator().manual_seed(3))
+    ids = torch.arange(2, 18)[None]
+    torch.testing.assert_close(other(input_ids=ids).logits, model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    heads = other.get_output_embeddings().weight, model.get_output_embeddings().weight
+    assert not torch.allclose(*heads, rtol=1e-2)
 
 
 def test_models_that_differ_have_seeds_of_their_own():
