@@ -32,7 +32,7 @@ test: $(VENV)/.ready
 endif
 
 test-runs:
-	$(BIN)/python -m pytest -m ray $(OTHERS)
+	$(BIN)/python -m pytest -m ray tests/unit/runners $(OTHERS)
 
 # Shown when they are done, so that the lines of two parts are not mixed.
 test-local: GIVES_WAY := 5

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -184,17 +184,22 @@ def _parts(table: pd.DataFrame, config: Sequence[str]) -> Iterator[tuple[str, Fl
                 yield f" where {short} is {level} or less", (column <= level).fillna(False).to_numpy(dtype=bool)
 
 
-def _within(parts: Sequence[tuple[str, Flags]], groups: Groups | None) -> Sequence[tuple[str, Flags]]:
-    """Of each part the rows of one group: what tells two losses apart may tell their scores apart, and is no leak."""
-    if groups is None or len(names := np.unique(groups)) < 2:
+def _within(parts: Sequence[tuple[str, Flags]], groups: Groups | None) -> Iterable[tuple[str, Flags]]:
+    """Of each part the rows of one group: what tells two losses apart may tell their scores apart, and is no leak.
+
+    None of a group that has too few rows for a leak to be told.
+    """
+    if groups is None or len(np.unique(groups)) < 2:
         return parts
-    return [(f"{text} among values that compare", part & (groups == name)) for text, part in parts for name in names]
+    names, sizes = np.unique(groups, return_counts=True)
+    large = names[sizes >= MIN_ROWS]
+    return ((f"{text} among values that compare", part & (groups == name)) for text, part in parts for name in large)
 
 
 def _leaks(
     values: Mapping[str, Floats],
     target: str,
-    parts_of: Mapping[str, Sequence[tuple[str, Flags]]],
+    parts_of: Mapping[str, Iterable[tuple[str, Flags]]],
     rows: Sequence[str],
 ) -> Iterator[Flag]:
     """Indicators that are all but a function of the target in a part, those of the same rows in one flag."""
@@ -214,7 +219,7 @@ def _leaks(
         yield Flag("leaked", there_rows, tuple(strengths), said)
 
 
-def _leaked(values: Floats, target: Floats, parts: Sequence[tuple[str, Flags]]) -> tuple[str, Flags, float] | None:
+def _leaked(values: Floats, target: Floats, parts: Iterable[tuple[str, Flags]]) -> tuple[str, Flags, float] | None:
     """The largest part of the rows, in words and as [n], in which values are all but a function of the target."""
     found: tuple[str, Flags, float] | None = None
     for text, part in parts:

@@ -265,8 +265,9 @@ def interval_of_pairs(credit: Credit, among: Flags, clusters: Clusters) -> Inter
     Args:
         credit: [n, n], as of a `Comparison`.
         among: [n, n], the pairs that are looked at, of fixed pairs: not chosen by how far their values differ.
-        clusters: those that have none of the pairs do not count.
+        clusters: of all items; those that have none of the pairs do not count.
     """
+    assert (clusters.index < clusters.num).all()
     value, left = credit_left(credit, among, clusters)
     if not np.isfinite(left).all():
         return IntervalEstimate(value)

@@ -39,7 +39,7 @@ BOUNDED = "raysweep:bounded"
 FOUND = "raysweep:found"
 """Of a trial in the study: it was run by another run, and does not count among this one's."""
 AGAIN = "raysweep:again"
-"""Of a trial in the study: the number of the one in whose place it is run, which then counts no more."""
+"""Of a trial in the study: the number of the one in whose place it is run, which counts no more, nor sets a bound."""
 
 # Suggestions that may wait for a beginning which another trial is making, while further ones are asked for.
 MAX_HELD = 8
@@ -172,10 +172,9 @@ def _count_ended(study: optuna.Study, space: SearchSpace, store: Store) -> int:
 
     One that diverged, or that a scheduler stopped, has its outcome.
     """
-    trials, finished, ended = study.get_trials(), store.finished_ids(), 0
-    again = {trial.user_attrs[AGAIN] for trial in trials if AGAIN in trial.user_attrs}
-    for trial in trials:
-        if not trial.state.is_finished() or trial.number in again or FOUND in trial.user_attrs:
+    finished, ended = store.finished_ids(), 0
+    for trial in _standing(study.get_trials()):
+        if not trial.state.is_finished() or FOUND in trial.user_attrs:
             continue
         _, to_do = recall(space.trial(trial.params, space.declared.seeds[0]), store, finished)
         if to_do and trial.state is not TrialState.PRUNED:
@@ -185,13 +184,19 @@ def _count_ended(study: optuna.Study, space: SearchSpace, store: Store) -> int:
     return ended
 
 
+def _standing(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Those in whose place no other is run."""
+    replaced = {trial.user_attrs.get(AGAIN) for trial in trials}
+    return [trial for trial in trials if trial.number not in replaced]
+
+
 def _constraints(study: optuna.Study, within: Within) -> Callable[[FrozenTrial], Sequence[float]]:
     """How far a trial is beyond the bound of the best that has ended by then: Optuna asks once, at a trial's end."""
 
     def of(trial: FrozenTrial) -> Sequence[float]:
         if BOUNDED not in trial.user_attrs:  # Stopped early, or the metric is missing.
             return (sys.float_info.max,)
-        others = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        others = [each for each in _standing(study.get_trials(deepcopy=False)) if each.state is TrialState.COMPLETE]
         values = [each.user_attrs[BOUNDED] for each in (*others, trial) if BOUNDED in each.user_attrs]
         return (within.excess(trial.user_attrs[BOUNDED], within.best(values)),)
 

@@ -170,7 +170,7 @@ def sketch(architecture: str, fields: str) -> Sketch:
     return Sketch(
         head=head,
         max_length=getattr(text, "max_position_embeddings", None),
-        is_tied=model.config.tie_word_embeddings,
+        is_tied=getattr(model.config, "tie_word_embeddings", False),  # As transformers reads it: some have none.
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
         num_heads=getattr(text, "num_attention_heads", None) or 0,  # None where nothing attends.

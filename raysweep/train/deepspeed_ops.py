@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 from raysweep.durable import flock
@@ -49,11 +50,14 @@ def extensions_dir() -> Path:
     """Where operators are compiled: in the user's TORCH_EXTENSIONS_DIR, else in a folder of this environment.
 
     The commands name the environment's own folders, so that two that share one, as torch has it, compile in turns.
+    Where several Pythons or torches have one prefix, as in containers that share a home, each has its own, too.
     """
+    import torch
     from torch.utils.cpp_extension import get_default_build_root
 
-    of_environment = Path(get_default_build_root(), sys.prefix.strip("/").replace("/", "-"))
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR", of_environment))
+    prefix = sha256(sys.prefix.encode()).hexdigest()[:12]
+    of_environment = f"{sys.implementation.cache_tag}-torch-{torch.__version__}-{prefix}"
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path(get_default_build_root(), of_environment)))
 
 
 @contextlib.contextmanager

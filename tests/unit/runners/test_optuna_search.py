@@ -68,6 +68,25 @@ def test_a_finished_study_is_run_once_more_where_a_stage_is_of_another_version_n
     assert [trial.params for trial in study.trials] == points * 2
 
 
+def test_of_a_trial_that_failed_the_one_in_its_place_counts(sweep_file, store, tmp_path):
+    space = load(sweep_file(ADAPTIVE))
+
+    def search_of():
+        search, num_to_do = study_search(space, store, tmp_path)
+        search.use(under_way(roomy(), Beginnings([])), [ONE_CPU])
+        return search, num_to_do
+
+    search, _ = search_of()
+    failed = search.suggest("a")
+    search.on_trial_complete("a", error=True)
+    search, num_to_do = search_of()
+    assert (num_to_do, search.suggest("b")) == (4, failed)
+    finish(space, store, failed)
+    search.on_trial_complete("b", {"sft/mean_score": 0.5, "last": True})
+    for _ in range(2):  # It is not run once more.
+        assert search_of()[1] == 3
+
+
 PHASED = """\
 name: phased
 pretrain:
