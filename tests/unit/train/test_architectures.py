@@ -63,6 +63,10 @@ def test_whether_one_matrix_embeds_and_predicts_is_known_without_weights(spec):
     assert spec.is_tied == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
 
 
+def test_a_configuration_that_does_not_speak_of_tying_is_of_two_matrices():
+    assert not spec_of("InklingForCausalLM").is_tied
+
+
 @pytest.mark.parametrize(
     ("architecture", "fields", "words"),
     [
