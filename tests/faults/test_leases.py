@@ -139,6 +139,17 @@ def test_a_driver_of_another_machine_is_asked_through_the_store_to_end(drive, he
     assert second.wait() == 0
 
 
+def test_a_run_whose_note_is_being_renewed_is_under_way(here, url):
+    assert not here.is_under_way
+    fs, root = fsspec.core.url_to_fs(url)
+    folder = f"{root}/partial/run-r.held"
+    fs.makedirs(folder, exist_ok=True)
+    fs.pipe_file(f"{folder}/a", b"")
+    assert here.is_under_way
+    fs.pipe_file(f"{folder}/a", b'{"holds": false}')
+    assert not here.is_under_way
+
+
 def test_what_a_holder_sent_after_the_run_was_opened_here_is_kept(drive, here, machine):
     first = drive("one")
     assert first.says() == "holds"

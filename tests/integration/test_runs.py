@@ -159,7 +159,8 @@ def test_inline_again_runs_nothing(tiny_space, finished, copied):
 
 def test_trials_of_an_earlier_version_are_not_counted_beside_those_of_now(sweep_file, store, monkeypatch):
     """The sweep file says the same, so the run is the same; what is filled in of a stage has another version."""
-    sweep = sweep_file(TINY.replace("max_units: 8}", "max_units: 8, rescaled: true}"))
+    untied = TINY.replace("num_heads: 2}", "num_heads: 2, tie_embeddings: false}")
+    sweep = sweep_file(untied.replace("max_units: 8}", "max_units: 8, rescaled: true}"))
     monkeypatch.setattr("raysweep.stages.flatness.SYMMETRIES", 1)
     before = results_of(run_sweep(load(sweep), store, runner="inline"))
     monkeypatch.setattr("raysweep.stages.flatness.SYMMETRIES", 2)
