@@ -219,9 +219,8 @@ def _checkpoint_warnings(space: SearchSpace) -> Iterator[Finding]:
 
 def _control_warnings(space: SearchSpace) -> Iterator[Finding]:
     """Doses of an adversary without a control. A list of strengths gets 0 by itself; a zip or named values do not."""
-    labels = {
-        name: space.values(name) for name in space.declared.sweep
-    }  # None of a range, which has no list to add to.
+    # None of a range, which has no list to add to.
+    labels = {name: space.values(name) for name in space.declared.sweep}
     base = _strength(_last_recipe(space, {}))
     dosed = [
         name for name, own in labels.items() if {_strength(_last_recipe(space, {name: each})) for each in own} - {base}

@@ -217,10 +217,14 @@ class _Shared:
             settings = rows[self._settings].dropna(axis="columns")
             parts = parts_of(variants, num_parameters=num_parameters(settings))
             bases = self._bases[have]
+            whole = whole_bases(bases, variants)
+            # How all variants go in a base is not told by one that has a few of them, nor is one chosen from these.
+            in_whole = np.any(whole, axis=0)
+            enough = len(whole) >= MIN_CROSSED
             alike = _Alike(
                 clusters=clusters_of(variants),
                 bases=bases,
-                crossed=_crossed(bases, variants),
+                crossed=clusters_of(list(map(str, bases)), among=in_whole) if enough else None,
                 parts=parts,
                 config=tuple(self._config),
                 fits=config_fits(config, numbers(rows[self._target]), variants, parts),
@@ -228,8 +232,7 @@ class _Shared:
                 gaps=_among(have, self._gaps),
                 target_gaps=_among(have, self._target_gaps),
                 target_ranges=_among(have, self._target_ranges),
-                # Of a variant that is in none of these bases nothing is chosen.
-                drawn=halves(variants, among=np.any(whole_bases(bases, variants), axis=0)),
+                drawn=halves(variants, among=in_whole),
             )
             self._known = key, alike
         return self._known[1]
@@ -255,12 +258,6 @@ class _Alike:
     drawn: Halves
 
 
-def _crossed(bases: Groups, variants: Sequence[str]) -> Clusters | None:
-    # How all variants go in a base is not told by one that has a few of them.
-    whole = whole_bases(bases, variants)
-    return clusters_of(list(map(str, bases)), among=np.any(whole, axis=0)) if len(whole) >= MIN_CROSSED else None
-
-
 def _beside_others(scores: Floats, groups: Groups) -> Floats:
     """[n]: less the mean of the group, between which no pair counts: differences of groups would be noise in a fit.
 
@@ -281,7 +278,7 @@ def _measured(table: pd.DataFrame, name: str, column: Column, *, target: str, cl
     direction, values = column.metric.direction, numbers(table[name])
     have = np.isfinite(values)
     # Of one number where both the indicator's values and the targets are of one quantity.
-    losses = loss_groups(table[have], column) * (int(shared.groups.max(initial=0)) + 1) + shared.groups[have]
+    losses = within_bases(loss_groups(table[have], column), shared.groups[have])
     alike = shared.of(have)
     groups = within_bases(losses, alike.bases)
     scores, oriented = numbers(table[target])[have], values[have] * (-1 if direction == "min" else 1)

@@ -189,9 +189,9 @@ def _within(parts: Sequence[tuple[str, Flags]], groups: Groups | None) -> Iterab
 
     None of a group that has too few rows for a leak to be told.
     """
-    if groups is None or len(np.unique(groups)) < 2:
+    names, sizes = np.unique([] if groups is None else groups, return_counts=True)
+    if len(names) < 2:
         return parts
-    names, sizes = np.unique(groups, return_counts=True)
     large = names[sizes >= MIN_ROWS]
     return ((f"{text} among values that compare", part & (groups == name)) for text, part in parts for name in large)
 
