@@ -256,9 +256,9 @@ OF_A_RUN = {
 @pytest.mark.slow
 @pytest.mark.ray
 def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path, undisturbed):
-    """Kill -9 of the driver, then of rank 1 in a wide and in a split stage, and of rank 0 in pretraining: the same
-    tables to the bit, and nothing finished is repeated."""
-    sweep, want = sweep_file(LONGER.replace("max_retries: 2", "max_retries: 3")), undisturbed
+    """Kill -9 of the driver, then of rank 1 in each kind of stage that both ranks work at, and of rank 0 in
+    pretraining: the same tables to the bit, and nothing finished is repeated."""
+    sweep, want = sweep_file(LONGER.replace("max_retries: 2", "max_retries: 4")), undisturbed
     broken = Store(tmp_path / "broken")
     driver = drive(sweep, broken.root)
     wait_for(lambda: len(broken.finished_ids()) >= 4)
@@ -270,7 +270,7 @@ def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path, undisturbe
     assert 4 <= len(kept) < len(want)
 
     [run] = Run.all(broken)
-    to_hit = [("pretrain", OTHER_RANK), ("flatness", OTHER_RANK), ("pretrain", RANK_0)]
+    to_hit = [("pretrain", OTHER_RANK), ("flatness", OTHER_RANK), ("sft", OTHER_RANK), ("pretrain", RANK_0)]
     killed = set()
     count = len(list(run.events()))
     driver = drive(sweep, broken.root)
@@ -288,7 +288,7 @@ def test_ray_after_kills_equals_ray_undisturbed(sweep_file, tmp_path, undisturbe
         time.sleep(0.05)
     assert driver.wait(timeout=240) == 0
     assert to_hit == []
-    assert (tmp_path / "driver.log").read_text().count("a trial goes on in another gang") == 3
+    assert (tmp_path / "driver.log").read_text().count("a trial goes on in another gang") == 4
     assert results_of(Run.all(broken)[0]) == want
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
