@@ -4,8 +4,9 @@ A pretraining seed is a base: other initial weights, or another trunk that all v
 indicators of all its checkpoints together, and a sweep has one or a few. A pair of two bases is right or wrong as these
 happen to lie, whatever the variants are, so no number of variants tells how such pairs would be in another sweep. With
 all pairs counted, 95 % intervals over variants held the truth in 47 to 90 % of simulated tables of two to five bases
-(tests/benchmarks/RESULTS.md). So agreement is counted over pairs within a base, and what a base does to all of its
-checkpoints changes nothing. How far bases order variants in different ways is told by three or more that have these.
+(tests/benchmarks/indicators_detail.md). So agreement is counted over pairs within a base, and what a base does to all
+of its checkpoints changes nothing. How far bases order variants in different ways is told by three or more that have
+these.
 """
 
 from __future__ import annotations
