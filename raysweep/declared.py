@@ -37,6 +37,7 @@ from raysweep.stages.features import FeatureRank
 from raysweep.stages.fetch import Existing
 from raysweep.stages.flatness import Flatness
 from raysweep.stages.gradient_noise import GradientNoise
+from raysweep.stages.heldout import HeldoutSection
 from raysweep.stages.indicators import Indicators
 from raysweep.stages.lm_eval import LmEval
 from raysweep.stages.noise import Noise
@@ -99,6 +100,9 @@ class Declared(Spec):
     """Opens the run's name; of letters, digits, '_', '-' and '.'."""
     pretrain: PretrainSection
     """The base recipe, runnable as it stands; or, with `from`, a checkpoint that exists already."""
+    heldout: Annotated[HeldoutSection | None, Neutral(None)] = None
+    """Of the held-out loss, which every checkpoint has; left out: of 256 sequences a domain, 2,000 where these are
+    sentences of a language."""
     # What is measured on every checkpoint, in this order: a stage of its own kind for each section that is a StageSpec.
     indicators: Indicators | None = None
     """Zero- and few-shot scores of the fine-tuning tasks, on every checkpoint; left out: none."""

@@ -29,7 +29,7 @@ from raysweep.stages.base import StageSpec, Subject
 from raysweep.stages.enlarge import Enlarge
 from raysweep.stages.fetch import Existing, Fetch
 from raysweep.stages.held_text import HeldText
-from raysweep.stages.heldout import Heldout
+from raysweep.stages.heldout import Heldout, HeldoutSection
 from raysweep.stages.optimizer_state import OptimizerState
 from raysweep.stages.phases import Reading, segments
 from raysweep.stages.pretrain import Pretrain, Recipe
@@ -226,6 +226,7 @@ def chain(
     measurements: Iterable[StageSpec],
     sft: Finetuning | None,
     seed: int,
+    heldout: HeldoutSection | None = None,
 ) -> tuple[Stage, ...]:
     """The stages of a trial, each after those it needs; checkpoint by checkpoint, so that a trial can be pruned.
 
@@ -234,6 +235,7 @@ def chain(
         measurements: what is measured on each, beside its held-out loss; yet to be bound.
         sft: what each is fine-tuned on.
         seed: of pretraining.
+        heldout: how much of the held-out text the held-out loss is of; by default what suits the corpus.
 
     Raises:
         RaysweepError: if a task and the corpus, or a measurement and the objective, do not go together.
@@ -242,9 +244,11 @@ def chain(
     for part in _existing(pretrain) if isinstance(pretrain, Existing) else _trained(pretrain, seed):
         tasks = sft.bind(part.corpus, part.objective.head) if sft else {}
         given: dict[str, Any] = {"mix": part.corpus.mix, "sequence_length": part.sequence_length}
-        if part.corpus.row_length:
+        if heldout:
+            given["max_sequences"] = heldout.max_sequences
+        elif part.corpus.row_length:
             given["max_sequences"] = NUM_SENTENCES
-        heldout = Heldout(objective=part.objective, **given)
+        loss = Heldout(objective=part.objective, **given)
         subject = Subject(
             part.corpus,
             part.objective,
@@ -255,7 +259,7 @@ def chain(
             trained_by=part.trained_by,
             steps_before=part.steps_before,
         )
-        measured = [heldout, *(each.bind(subject) for each in measurements)]
+        measured = [loss, *(each.bind(subject) for each in measurements)]
         split = list(_finetunings(sft, tasks, HeldText.of(subject))) if sft else []
         stages += [stage for stage in part.opening if stage not in stages]
         for step, (checkpoint, *beside) in part.checkpoints:

@@ -157,7 +157,13 @@ class SearchSpace:
         return Trial(
             point=dict(point),
             seed=seed,
-            stages=chain(pretrain, measurements=declared.measurements.values(), sft=declared.sft, seed=seed),
+            stages=chain(
+                pretrain,
+                measurements=declared.measurements.values(),
+                sft=declared.sft,
+                seed=seed,
+                heldout=declared.heldout,
+            ),
             auto_lrs=declared.sft.auto_tunings if declared.sft else frozenset(),
             settings={name: self._settings[name][label] for name, label in point.items() if name in self._settings},
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from raysweep.costs import Size
 from raysweep.data.corpora import Corpus, read_law
@@ -17,7 +17,7 @@ from raysweep.data.packing import Tokens
 from raysweep.objectives.families import Objective
 from raysweep.objectives.optimum import TabledLaw
 from raysweep.resources import Resources
-from raysweep.spec import Metric
+from raysweep.spec import Metric, Spec
 from raysweep.stages.base import StageSpec
 from raysweep.stages.specials import checkpoint_specials
 from raysweep.train.checkpoints import load_model
@@ -37,6 +37,13 @@ ENTROPY_GAP = (
     Metric("entropy_gap_nats_per_token", "min", "nats/token"),
     Metric("entropy_gap_stderr", unit="nats/token"),
 )
+
+
+class HeldoutSection(Spec):
+    """What a sweep file says of it; that it is measured goes without saying."""
+
+    max_sequences: int = Field(ge=1)
+    """Held-out sequences of each domain, as many as there are or spread evenly over them."""
 
 
 class Heldout(StageSpec):

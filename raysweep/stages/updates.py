@@ -205,20 +205,25 @@ class _Place:
 
     def down(self, gradient: Tensors) -> Sharpness:
         """Down the gradient g: 2 / eta, and g'Hg / g'g."""
+        from raysweep.curvature.critical import quadratic_step
         from raysweep.train.gradients import dot
 
         length = math.sqrt(dot(gradient, gradient))
         if not length > 0:
             return UNKNOWN
-        step = self._critical(gradient, length=-length, target=0.0)
-        return Sharpness(2 / step, self._directional(gradient, length))
+        slope, sharpness = self._derivatives(gradient, length)
+        guess = quadratic_step(-slope, sharpness * length**2, 0.0)
+        return Sharpness(2 / self._critical(gradient, length=-length, target=0.0, guess=guess), sharpness)
 
     def along(self, direction: Tensors, rise: float) -> Sharpness:
         """Along a direction of length 1: 2 rise / r^2, and v'Hv."""
-        radius = self._critical(direction, length=1.0, target=rise)
-        return Sharpness(2 * rise / radius**2, self._directional(direction, 1.0))
+        from raysweep.curvature.critical import quadratic_step
 
-    def _critical(self, direction: Tensors, *, length: float, target: float) -> float:
+        slope, sharpness = self._derivatives(direction, 1.0)
+        radius = self._critical(direction, length=1.0, target=rise, guess=quadratic_step(slope, sharpness, rise))
+        return Sharpness(2 * rise / radius**2, sharpness)
+
+    def _critical(self, direction: Tensors, *, length: float, target: float, guess: float) -> float:
         """In multiples of a direction of this length; below 0: of its negative."""
         from raysweep.curvature.critical import critical_step
         from raysweep.curvature.operators import MovableParameters
@@ -230,11 +235,11 @@ class _Place:
                 move(direction, step)
                 return self._loss() - self._before
 
-            # Far below most answers, and not so far that rounding is all that is seen.
-            return critical_step(rise, start=1e-3 * self._size / abs(length), target=target)
+            # The start is far below most answers, and not so far that rounding is all that is seen.
+            return critical_step(rise, start=1e-3 * self._size / abs(length), target=target, guess=guess)
 
-    def _directional(self, direction: Tensors, length: float) -> float:
-        """u'Hu / u'u by central differences of the gradient; see `operators.finite_difference_product`."""
+    def _derivatives(self, direction: Tensors, length: float) -> tuple[float, float]:
+        """Along u of this length: u'g, and u'Hu / u'u by central differences; see `finite_difference_product`."""
         from raysweep.curvature.operators import STEP_SHARE, MovableParameters
         from raysweep.train.gradients import dot, gradient
 
@@ -245,7 +250,7 @@ class _Place:
                 move(direction, way)
                 slopes.append(dot(gradient(self._model, self.rows, self._objective), direction))
         ahead, behind = slopes
-        return (ahead - behind) / (2 * step * length * length)
+        return (ahead + behind) / 2, (ahead - behind) / (2 * step * length * length)
 
     def _loss(self) -> float:
         from raysweep.train.evaluate import heldout

@@ -224,6 +224,19 @@ def test_a_measurement_is_its_file_and_its_section(tiny_space, store):
     assert plan.stages == before.stages | {"norms": 4}
 
 
+def test_held_out_rows_are_as_many_as_the_file_says(sweep_file):
+    few, usual = load(sweep_file(TINY + "heldout: {max_sequences: 5}\n")), load(sweep_file())
+    changed = [
+        (stage, before)
+        for stage, before in zip(few.trial({}, 0).stages, usual.trial({}, 0).stages, strict=True)
+        if stage.id != before.id
+    ]
+    assert [(stage.kind, stage.spec, stage.inputs) for stage, _ in changed] == [
+        ("heldout", before.spec.with_(max_sequences=5), before.inputs) for _, before in changed
+    ]
+    assert len(changed) == 2
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
