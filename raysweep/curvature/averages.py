@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from raysweep.curvature.units import Unit, Values
 
@@ -69,7 +69,7 @@ class Estimate:
         return low, high
 
     def _quantile(self, level: float) -> float:
-        return float(stats.t.ppf((1 + level) / 2, max(self.df, 1)))
+        return float(stdtrit(max(self.df, 1), (1 + level) / 2))
 
     @property
     def rse(self) -> float:

@@ -38,25 +38,20 @@ def critical_step(
     def is_above(step: float) -> bool:
         return not rise(step) <= target
 
+    least, most = math.ldexp(start, -MAX_DOUBLINGS), math.ldexp(start, MAX_DOUBLINGS)
+    high = start
     if 0 < guess < math.inf:
-        doublings = round(math.log2(guess / start))
-        start = math.ldexp(start, max(-MAX_DOUBLINGS, min(doublings, MAX_DOUBLINGS)))
-    if is_above(start):
-        high = start
-        for _ in range(MAX_DOUBLINGS):
-            if not is_above(high / 2):
-                break
+        doublings = round(math.log2(guess) - math.log2(start))
+        high = math.ldexp(start, max(-MAX_DOUBLINGS, min(doublings, MAX_DOUBLINGS)))
+    if is_above(high):
+        while is_above(high / 2):
             high /= 2
-        else:
-            return math.nan
+            if high <= least:
+                return math.nan
     else:
-        high = start
-        for _ in range(MAX_DOUBLINGS):
-            high *= 2
-            if is_above(high):
-                break
-        else:
-            return math.nan
+        while not is_above(high := 2 * high):
+            if high >= most:
+                return math.nan
     low = high / 2
     while high / low > 1 + PRECISION:
         middle = math.sqrt(low * high)

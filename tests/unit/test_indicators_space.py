@@ -5,7 +5,7 @@ from collections import Counter
 from functools import cache
 
 import pytest
-from benchmarks.indicator_costs import costs
+from benchmarks.indicator_costs import costs, texts_of
 from shipped import FOLDER, presets
 
 from raysweep.space import load
@@ -16,6 +16,21 @@ RATES = {
     "indicators_cpu": {5e-4: 13, 1e-3: 22, 2e-3: 7, 4e-3: 13, 8e-3: 7},
     "indicators_50": {1e-4: 13, 2.5e-4: 22, 5e-4: 7, 7.5e-4: 13, 1e-3: 7},
 }
+
+MEDIAN_LENGTHS = {
+    "arc_easy": 29,
+    "arc_challenge": 35,
+    "boolq": 18,
+    "comve_validate": 23,
+    "winogrande": 30,
+    "fairytaleqa": 251,
+    "nq_retrieved": 456,
+    "webq_retrieved": 498,
+    "nq_open": 20,
+    "opentriviaqa": 26,
+    "webquestions": 19,
+}
+"""Of training examples, in tokens of the larger study's own tokenizer: benchmarks/indicator_costs.py."""
 
 pytestmark = [
     pytest.mark.data,
@@ -59,8 +74,9 @@ def test_one_base_goes_on_in_62_ways_and_six_of_them_twice(name):
             costs(space, trial) for trial in {trial.settings["variant"][OBJECTIVE]: trial for trial in trials}.values()
         ]
         assert max(each.of_last_phase for each in found) < 0.05
-        # Of each family, all texts reckoned at one length; at their own see benchmarks/indicator_costs.py.
         assert max(max(each.of_families.values()) for each in found) < 0.10
+        with texts_of(MEDIAN_LENGTHS, space.declared.sft.tasks):
+            assert max(costs(space, trials[0]).of_families.values()) < 0.10
         assert share_cut(space) < 0.05
 
 
