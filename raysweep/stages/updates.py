@@ -35,8 +35,8 @@ NATS = "nats/token"
 EPS = 2.0**-23
 """Of float32, in which models are measured."""
 NUM_LOSSES = 10
-"""Of a search for a critical step, as many as a plan reckons with: 2 or 3 to have it between two steps, as it begins where
-a quadratic loss would have it, and 7 to narrow it down."""
+"""Of a search for a critical step, as many as a plan reckons with: it begins where a quadratic loss would have it, so
+2 or 3 to have it between two steps, and 7 to narrow it down."""
 
 
 class Updates(StageSpec):
