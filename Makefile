@@ -35,13 +35,11 @@ test-runs:
 	$(BIN)/python -m pytest -m ray tests/unit/runners $(OTHERS)
 
 # Shown when they are done, so that the lines of two parts are not mixed.
-test-local: GIVES_WAY := 5
 test-local: TESTS := -m "not ray" tests/unit/runners $(OTHERS)
-test-numbers: GIVES_WAY := 10
 test-numbers: TESTS := $(NUMBERS) --ignore=tests/unit/runners
 test-local test-numbers:
 	@mkdir -p .pytest_cache
-	@OMP_NUM_THREADS=1 nice -n $(GIVES_WAY) $(BIN)/python -m pytest $(TESTS) > .pytest_cache/$@.log 2>&1; \
+	@OMP_NUM_THREADS=1 nice -n 5 $(BIN)/python -m pytest $(TESTS) > .pytest_cache/$@.log 2>&1; \
 	  code=$$?; cat .pytest_cache/$@.log; exit $$code
 
 bench: $(VENV)/.ready

@@ -41,7 +41,6 @@ class Spec(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),  # Fields may begin with `model`.
         populate_by_name=True,  # As a field's alias may be a word of Python, such as `from`.
-        use_attribute_docstrings=True,  # They become the descriptions in the JSON Schema.
     )
 
     VERSION: ClassVar[int] = 1

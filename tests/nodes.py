@@ -104,7 +104,7 @@ def wait_for(
                 return each
         assert driver.poll() is None, driver.communicate()[0][-5000:]
         assert time.monotonic() < deadline, f"no {event} with {wanted}"
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 def results_in(store: str) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from raysweep.commands.arguments import above_zero, count, seed, store_of
 from raysweep.commands.output import print_json
 from raysweep.curvature.cost import Products
 from raysweep.curvature.settings import TraceSettings
+from raysweep.docstrings import docs_of
 from raysweep.errors import DataError
 from raysweep.flatter import changes
 from raysweep.printable import printable
@@ -26,10 +28,11 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     trace.add_argument("--samples", type=count, default=0, metavar="N", help="measure on N sequences of its own, too")
     trace.add_argument("--sequence-length", type=count, metavar="N", help="tokens (default: 512, or what it takes)")
-    _add_setting(trace, "rse", type=above_zero)
-    _add_setting(trace, "max_units", type=count, metavar="N")
-    _add_setting(trace, "products", choices=typing.get_args(Products))
-    _add_setting(trace, "parts", action="store_true")
+    docs = docs_of(TraceSettings)
+    _add_setting(trace, docs, "rse", type=above_zero)
+    _add_setting(trace, docs, "max_units", type=count, metavar="N")
+    _add_setting(trace, docs, "products", choices=typing.get_args(Products))
+    _add_setting(trace, docs, "parts", action="store_true")
     trace.add_argument(
         "--shape",
         type=count,
@@ -40,7 +43,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         help="also eigenvalues, sharpness and scale-free forms, on N sequences (8); takes some 200 products",
     )
     trace.add_argument("--parameters", nargs="+", default=("*",), metavar="PATTERN", help="of names, such as '*.mlp.*'")
-    _add_setting(trace, "seed", type=seed)
+    _add_setting(trace, docs, "seed", type=seed)
     trace.set_defaults(command=_trace)
     compare = commands.add_parser("compare", parents=[common], help="which of two checkpoints will fine-tune better")
     compare.add_argument("first", metavar="A", help="folder or hub id of a Hugging Face checkpoint")
@@ -61,10 +64,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     compare.set_defaults(command=_compare)
 
 
-def _add_setting(parser: argparse.ArgumentParser, name: str, **how: Any) -> None:
+def _add_setting(parser: argparse.ArgumentParser, docs: Mapping[str, str], name: str, **how: Any) -> None:
     """An option as the field of `TraceSettings` says it."""
     field = TraceSettings.model_fields[name]
-    text = f"{field.description} (default: {field.default})".replace("`", "")
+    text = f"{docs[name]} (default: {field.default})".replace("`", "")
     parser.add_argument(f"--{name.replace('_', '-')}", dest=name, default=field.default, help=text, **how)
 
 

@@ -45,7 +45,7 @@ class Strangers:
             connection.close()
 
     def _call(self) -> None:
-        while not self._left.wait(0.1):
+        while not self._left.wait(0.5):  # A look at all processes takes a core some 50 ms.
             for pid, ip in self._find():
                 for port in ports_of(pid):
                     if (pid, port) not in self.held:
