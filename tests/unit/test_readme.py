@@ -15,7 +15,10 @@ from raysweep.space import load
 from raysweep.variants import SearchSpace
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / folder / "README.md" for folder in ("", "search_spaces", "raysweep/analysis", "raysweep/curvature")]
+PAGES = [
+    ROOT / folder / "README.md"
+    for folder in ("", "search_spaces", "cluster", "raysweep/analysis", "raysweep/curvature")
+]
 README, REFERENCE = (page.read_text() for page in PAGES[:2])
 BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.S | re.M)
 (SWEEP,) = BLOCK.findall(README)
