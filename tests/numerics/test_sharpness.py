@@ -151,12 +151,13 @@ def test_which_measures_survive_a_random_rescaling(style):
         assert changed == before.keys() - set(SURVIVING)
 
 
-@pytest.mark.parametrize("style", ["llama", "gpt2", "bert"])
-@pytest.mark.parametrize("products", ["exact", "gradient_differences"])
+@pytest.mark.parametrize(
+    ("style", "products"), [("llama", "exact"), ("gpt2", "gradient_differences"), ("bert", "exact")]
+)
 def test_no_measure_depends_on_those_before_it_nor_leaves_a_trace_on_weights(style, products):
     model = build(style, layers=1)
     prepare(model, twice_differentiable=products == "exact")
-    texts = [batch_for(model, num=2, seed=seed) for seed in range(4)]
+    texts = [batch_for(model, num=2, seed=seed) for seed in range(2)]
     shape = ShapeSettings(num_steps=3, num_vectors=2, num_eigenvalues=1, geodesic_rho=0.1)
     tasks = shape_tasks(model, texts, shape, seed=0, products=products)
     for each in ("logit_differences", products):

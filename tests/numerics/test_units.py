@@ -15,38 +15,37 @@ from raysweep.curvature.operators import MovableParameters, named_parameters
 from raysweep.curvature.units import Unit, fisher_unit, probe_unit, response_unit, sample_labels
 
 
-@pytest.mark.parametrize("products", ["logit_differences", "gradient_differences", "exact"])
 @pytest.mark.parametrize("style", STYLES)
-def test_probes_are_unbiased_with_the_variance_that_theory_gives(style, products):
+def test_probes_are_unbiased_with_the_variance_that_theory_gives(style):
     model, batch = small(style)
     hessian, gauss_newton = matrices(model, batch)
     movable = MovableParameters(named_parameters(model), 1e-3)
-    given = {"seed": 0, "products": products, "movable": movable}
-    found = [probe_unit(model, batch, Unit("probe", 0, draw), **given) for draw in range(200)]
+
+    def probes(products, num):
+        given = {"seed": 0, "products": products, "movable": movable}
+        return [probe_unit(model, batch, Unit("probe", 0, draw), **given) for draw in range(num)]
+
+    found = probes("exact", 200)
     tokens = found[0]["num_tokens"]
     assert tokens == (targets(model, batch) != -100).sum()
     for names, matrix in ((("gauss_newton",), gauss_newton), (("gauss_newton", "residual"), hessian)):
         values = np.array([sum(unit[name] for name in names) for unit in found]) / tokens
-        truth = float(matrix.trace())
-        # Differences are wrong by about a thousandth of the Gauss-Newton trace.
-        room = 0 if products == "exact" else 3e-3 * float(gauss_newton.trace())
-        assert abs(values.mean() - truth) < 4 * values.std(ddof=1) / math.sqrt(200) + room
+        assert abs(values.mean() - float(matrix.trace())) < 4 * values.std(ddof=1) / math.sqrt(200)
         # Var of v'Av for signs: 2 (|A|_F^2 - sum of squared diagonal).
         variance = 2 * float(matrix.square().sum() - matrix.diagonal().square().sum())
         assert values.var(ddof=1) == pytest.approx(variance, rel=0.5)
-
-
-def test_blocks_of_a_probe_add_up_and_are_the_blocks_traces():
-    model, batch = small()
-    hessian, _ = matrices(model, batch)
-    given = {"seed": 1, "products": "exact", "movable": MovableParameters(named_parameters(model), 1e-3)}
-    found = [probe_unit(model, batch, Unit("probe", 0, draw), **given) for draw in range(200)]
+    # Differences over this step are off from exact products with the same vectors by a hundredth of that trace at most.
+    room = 0.01 * float(gauss_newton.trace()) * tokens
+    for products in ("logit_differences", "gradient_differences"):
+        for name in ("gauss_newton", "residual"):
+            off = [one[name] - exact[name] for one, exact in zip(probes(products, 20), found[:20], strict=True)]
+            assert abs(np.mean(off)) < 4 * np.std(off, ddof=1) / math.sqrt(20) + room
     start = 0
     for name, parameter in named_parameters(model).items():
-        values = np.array([unit[f"parameter/{name}"] / unit["num_tokens"] for unit in found])
+        values = np.array([unit[f"parameter/{name}"] / tokens for unit in found])
         stop = start + parameter.numel()
         truth = float(hessian.diagonal()[start:stop].sum())
-        # Of 200 probes; some blocks have no variance but rounding.
+        # Some blocks have no variance but rounding.
         assert abs(values.mean() - truth) < 4.5 * values.std(ddof=1) / math.sqrt(200) + 1e-4
         start = stop
 
@@ -56,11 +55,11 @@ def test_blocks_of_a_probe_add_up_and_are_the_blocks_traces():
 def test_fisher_draws_are_unbiased_for_the_gauss_newton_trace(style, sampling):
     model, batch = small(style)
     _, gauss_newton = matrices(model, batch)
-    found = [fisher_unit(model, batch, Unit("fisher", 0, draw), seed=0, sampling=sampling) for draw in range(300)]
+    found = [fisher_unit(model, batch, Unit("fisher", 0, draw), seed=0, sampling=sampling) for draw in range(100)]
     values = np.array([unit["fisher"] / unit["num_tokens"] for unit in found])
     stderr = values.std(ddof=1) / math.sqrt(len(values))
     assert abs(values.mean() - float(gauss_newton.trace())) < 4 * stderr
-    assert stderr < 0.1 * float(gauss_newton.trace())
+    assert stderr < 0.15 * float(gauss_newton.trace())
 
 
 def test_empirical_fisher_is_of_the_data():
