@@ -10,9 +10,9 @@ of one column would tell of the others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -78,34 +78,43 @@ class Ridge:
 
     hat: Floats
     """[n, n]."""
-    factors: Mapping[int, tuple[Floats, Floats]]
-    """Block, -1 for the intercept -> two matrices whose product is what it adds, [n, p] and [p, n].
-
-    Without the widest block, which may have a level for every row: its part is what the others leave.
-    """
+    columns: tuple[Any, ...]
+    """Of each block, sparse [n, p]."""
+    coefficients: tuple[Floats, ...] | None
+    """Of each block [p, n], from scores to its coefficients; None where there are many, which follow from the hat."""
 
     def part(self, block: int) -> Floats:
         """[n, n]: from scores to what a block adds to the fitted ones."""
-        if block in self.factors:
-            columns, coefficients = self.factors[block]
-            return columns @ coefficients
-        left = self.hat.copy()
-        for columns, coefficients in self.factors.values():
-            left -= columns @ coefficients
-        return left
+        columns = self.columns[block]
+        if self.coefficients is not None:
+            return np.asarray(columns @ self.coefficients[block])
+        # Where a penalised sum of squares is least, a coefficient times the penalty is its column times the residuals.
+        return np.asarray(columns @ (columns.T @ (np.eye(len(self.hat)) - self.hat))) / PENALTY
 
 
 def ridge(blocks: Sequence[Floats]) -> Ridge:
     """Of the regressors [n, p] of each column, and an intercept, which has no penalty."""
-    if not len(blocks[0]):  # Without its only variant, nothing is left of a sweep.
-        return Ridge(np.zeros((0, 0)), {})
+    from scipy.sparse import csr_array
+
     full = np.concatenate([np.ones((len(blocks[0]), 1)), *blocks], axis=1)
+    columns = tuple(map(csr_array, blocks))
+    if 2 * full.shape[1] > len(full):
+        return Ridge(_hat_by_rows(columns, blocks), columns, None)
     penalty = np.diag([0.0] + [PENALTY] * (full.shape[1] - 1))
     coefficients = np.linalg.solve(full.T @ full + penalty, full.T)
     starts = np.cumsum([1, *(each.shape[1] for each in blocks)])[:-1]
-    widest = int(np.argmax([each.shape[1] for each in blocks]))
-    own = enumerate(zip((np.ones_like(full[:, :1]), *blocks), np.split(coefficients, starts), strict=True), start=-1)
-    return Ridge(full @ coefficients, {block: (each, of.copy()) for block, (each, of) in own if block != widest})
+    return Ridge(full @ coefficients, columns, tuple(np.split(coefficients, starts)[1:]))
+
+
+def _hat_by_rows(columns: Sequence[Any], blocks: Sequence[Floats]) -> Floats:
+    """[n, n]: by the inverse of a matrix [n, n], as columns are many where one has a level for every row.
+
+    With regressors X and A = X X' + penalty the residuals are penalty * A^-1 (scores - intercept), and sum to 0.
+    """
+    products = sum(each @ block.T for each, block in zip(columns, blocks, strict=True))
+    inverse = np.linalg.inv(products + PENALTY * np.eye(len(blocks[0])))
+    of_ones = inverse.sum(axis=1)
+    return np.eye(len(inverse)) - PENALTY * (inverse - np.outer(of_ones, of_ones) / of_ones.sum())
 
 
 def _left_two_out(hat: Floats, part: Floats | None, scores: Floats, variants: Sequence[str]) -> Floats:
@@ -118,6 +127,7 @@ def _left_two_out(hat: Floats, part: Floats | None, scores: Floats, variants: Se
     names, index, sizes = np.unique(np.asarray(variants, dtype=str), return_inverse=True, return_counts=True)
     if len(names) < 3:
         return np.zeros_like(hat)
+    scores = scores - scores.mean()  # An offset is the intercept's, and would leave nothing but rounding.
     residual, fitted = scores - hat @ scores, scores if part is None else part @ scores
     if (sizes == 1).all():
         return _single_rows(hat, part, residual, fitted)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from raysweep.analysis.associations import associate
-from raysweep.analysis.baselines import PENALTY, credit, design
+from raysweep.analysis.baselines import PENALTY, credit, design, ridge
 from raysweep.analysis.pairwise import interval
 
 
@@ -25,13 +25,26 @@ def naive(blocks: list[np.ndarray], scores: np.ndarray, variants: np.ndarray, bl
     return shares
 
 
-@pytest.mark.parametrize("block", [None, 0, 1])
+@pytest.mark.parametrize("block", [None, 0, 1, 2])
 def test_each_pair_is_predicted_without_both_its_variants(block):
     variants = np.array(list("aabbcccdef"))
     scores = np.random.default_rng(0).normal(size=10)
-    columns = [list("xyxyxyzzxx"), [1e-3, 1e-2, 1e-3, 1e-2, 3e-3, 3e-3, 0.1, 0.1, 1.0, 1e-3]]
+    columns = [list("xyxyxyzzxx"), [1e-3, 1e-2, 1e-3, 1e-2, 3e-3, 3e-3, 0.1, 0.1, 1.0, 1e-3], list("abcdefghij")]
     blocks = [design(pd.Series(column)) for column in columns]
     assert (credit(blocks, scores, list(variants), block=block) == naive(blocks, scores, variants, block)).all()
+
+
+@pytest.mark.parametrize("num_names", [3, 20])
+def test_fits_by_rows_are_those_by_columns(num_names):
+    generator = np.random.default_rng(0)
+    names, rates = generator.integers(0, num_names, 60), generator.integers(0, 5, 60) / 7
+    blocks = [design(pd.Series(names.astype(str))), design(pd.Series(rates))]
+    by_columns, by_rows = ridge(blocks), ridge([*blocks, np.zeros((60, 60))])  # Zeros are no regressors, but many.
+    assert by_columns.coefficients is not None
+    assert by_rows.coefficients is None
+    assert by_rows.hat == pytest.approx(by_columns.hat, abs=1e-10)
+    for block in (0, 1):
+        assert by_rows.part(block) == pytest.approx(by_columns.part(block), abs=1e-10)
 
 
 def test_a_name_that_decides_is_right_on_all_pairs_of_other_names_and_says_nothing_of_its_own():
