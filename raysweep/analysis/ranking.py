@@ -277,10 +277,12 @@ def rank(
     if kind_of_errors == "unknown":
         associations = tuple(map(without_clear, associations))
     places: dict[str, Any] = {"rank": _ranks(-scores, groups if num_groups > 1 else None)}
+    losses: dict[str, Groups] = {}
     for item in associations:
         if item.source == "measured":
+            losses[item.indicator] = loss_groups(table, by_name[item.indicator])
             values = table[item.indicator] * (1 if item.direction == "min" else -1)
-            places[f"rank/{item.indicator}"] = _ranks(values, loss_groups(table, by_name[item.indicator]))
+            places[f"rank/{item.indicator}"] = _ranks(values, losses[item.indicator])
     labels = checkpoint_labels(table)
     estimates = differences.from_first() if len(scored) and num_groups == 1 else []
     is_other = list(scored["checkpoint"] != scored["checkpoint"].iloc[0]) if estimates else []
@@ -326,11 +328,7 @@ def rank(
             associations,
             target,
             labels,
-            groups={
-                item.indicator: within_bases(own_groups, loss_groups(scored, by_name[item.indicator]))
-                for item in associations
-                if item.source == "measured"
-            },
+            groups={name: within_bases(own_groups, each[: len(scored)]) for name, each in losses.items()},
         ),
     )
 
