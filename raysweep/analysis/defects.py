@@ -175,13 +175,14 @@ def _parts(table: pd.DataFrame, config: Sequence[str]) -> Iterator[tuple[str, Fl
     for name in config:
         column = table[name]
         short = name.removeprefix("point.").removeprefix("setting.")
-        levels = list(column.dropna().unique())
-        for level in levels:
-            yield f" where {short} is {level}", (column == level).fillna(False).to_numpy(dtype=bool)
+        codes, levels = column.factorize()
+        for code, level in enumerate(levels):
+            yield f" where {short} is {level}", codes == code
         if has_order(column):
-            for level in sorted(levels)[1:-1]:
-                yield f" where {short} is {level} or more", (column >= level).fillna(False).to_numpy(dtype=bool)
-                yield f" where {short} is {level} or less", (column <= level).fillna(False).to_numpy(dtype=bool)
+            ranks = column.rank(method="dense").to_numpy(dtype=np.float64, na_value=math.nan)
+            for rank, level in enumerate(sorted(levels)[1:-1], start=2):
+                yield f" where {short} is {level} or more", ranks >= rank
+                yield f" where {short} is {level} or less", ranks <= rank
 
 
 def _within(parts: Sequence[tuple[str, Flags]], groups: Groups | None) -> Iterable[tuple[str, Flags]]:
@@ -222,33 +223,35 @@ def _leaks(
 def _leaked(values: Floats, target: Floats, parts: Iterable[tuple[str, Flags]]) -> tuple[str, Flags, float] | None:
     """The largest part of the rows, in words and as [n], in which values are all but a function of the target."""
     found: tuple[str, Flags, float] | None = None
+    known = np.isfinite(values) & np.isfinite(target)
+    codes, target_codes = (np.unique(each, return_inverse=True)[1] for each in (values, target))
     for text, part in parts:
-        there = part & np.isfinite(values) & np.isfinite(target)
-        num = int(there.sum())
+        there = part & known
+        num = np.count_nonzero(there)
         if num < MIN_ROWS or (found and num <= found[1].sum()):
             continue
-        strength = _correlation(values[there], target[there])
+        # Of ranks by codes, which need no sorting: a setting with a value for every row has thousands of parts.
+        strength = max(
+            _correlation(values[there], target[there]),
+            _correlation(_ranks(codes[there]), _ranks(target_codes[there])),
+        )
         if strength >= LEAKED and math.atanh(min(strength, 1 - SMALL)) - 3 / math.sqrt(num - 3) > math.atanh(GOOD):
             found = text, there, strength
     return found
 
 
 def _correlation(first: Floats, second: Floats) -> float:
-    """The larger of Pearson's correlations of values and of ranks, without its sign."""
-    return max(_pearson(first, second), _pearson(_ranks(first), _ranks(second)))
-
-
-def _pearson(first: Floats, second: Floats) -> float:
+    """Pearson's, without its sign."""
     left, right = first - first.mean(), second - second.mean()
     scale = float(np.sqrt((left @ left) * (right @ right)))
     return abs(float(left @ right)) / scale if scale > SMALL * max(1.0, abs(first).max() * abs(second).max()) else 0.0
 
 
-def _ranks(values: Floats) -> Floats:
-    """[n]: how many are below each, minus those above it."""
-    ordered = np.sort(values)
-    below, to_here = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
-    return (below - (len(values) - to_here)).astype(np.float64)
+def _ranks(codes: np.ndarray) -> Floats:
+    """[n]: how many are below each, minus those above it, of values that are numbered in their order."""
+    nums = np.bincount(codes)
+    ranks: Floats = (2 * np.cumsum(nums) - nums - len(codes))[codes].astype(np.float64)
+    return ranks
 
 
 def _listed(names: Sequence[str]) -> str:
