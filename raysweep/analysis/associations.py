@@ -342,7 +342,7 @@ def _counted(every: Flags, accuracy: Callable[[Flags], IntervalEstimate]) -> OnP
     """With the number of pairs that count."""
 
     def on(among: Flags) -> tuple[int, IntervalEstimate]:
-        num = int((every & among).sum()) // 2
+        num = int(np.count_nonzero(every & among)) // 2
         return num, accuracy(among) if num else NO_ESTIMATE
 
     return on

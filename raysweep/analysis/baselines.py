@@ -114,7 +114,8 @@ def _hat_by_rows(columns: Sequence[Any], blocks: Sequence[Floats]) -> Floats:
     products = sum(each @ block.T for each, block in zip(columns, blocks, strict=True))
     inverse = np.linalg.inv(products + PENALTY * np.eye(len(blocks[0])))
     of_ones = inverse.sum(axis=1)
-    return np.eye(len(inverse)) - PENALTY * (inverse - np.outer(of_ones, of_ones) / of_ones.sum())
+    hat: Floats = np.eye(len(inverse)) - PENALTY * (inverse - np.outer(of_ones, of_ones) / of_ones.sum())
+    return hat
 
 
 def _left_two_out(hat: Floats, part: Floats | None, scores: Floats, variants: Sequence[str]) -> Floats:
@@ -133,10 +134,10 @@ def _left_two_out(hat: Floats, part: Floats | None, scores: Floats, variants: Se
         return _single_rows(hat, part, residual, fitted)
     # Rows of one variant side by side: what is read together then lies together.
     order = np.argsort(index, kind="stable")
-    part = None if part is None else part[order][:, order]
-    predicted = _several_rows(hat[order][:, order], part, residual[order], fitted[order], sizes)
+    part = None if part is None else part[order].take(order, axis=1)
+    predicted = _several_rows(hat[order].take(order, axis=1), part, residual[order], fitted[order], sizes)
     back = np.argsort(order)
-    return predicted[back][:, back]
+    return predicted[back].take(back, axis=1)  # Row by row in memory, unlike what `[:, back]` gives.
 
 
 def _single_rows(hat: Floats, part: Floats | None, residual: Floats, fitted: Floats) -> Floats:

@@ -62,7 +62,8 @@ class ConfigFit:
 
     def within(self, among: Flags) -> Flags:
         """[rows, rows]: of pairs [n, n] those of the rows that it is fitted on."""
-        return among[self.rows][:, self.rows]  # Several times as fast as by `np.ix_`.
+        # Several times as fast as by `np.ix_`, and row by row in memory, as credit is, unlike `[:, rows]`.
+        return among[self.rows].compress(self.rows, axis=1)
 
 
 def config_fits(config: pd.DataFrame, scores: Floats, variants: Sequence[str], parts: Parts) -> list[ConfigFit]:

@@ -149,8 +149,8 @@ def clusters_of(names: Sequence[str], *, among: Flags | None = None) -> Clusters
 
 def mean_credit(credit: Credit, among: Flags) -> float:
     """Mean credit [n, n] of the pairs [n, n]; NaN where there is none."""
-    num = int(among.sum())
-    return float((credit * among).sum(axis=1).sum(dtype=np.float64)) / num if num else math.nan
+    num = np.count_nonzero(among)
+    return float(np.einsum("ij,ij->i", credit, among).sum(dtype=np.float64)) / num if num else math.nan
 
 
 def credit_left(credit: Credit, among: Flags, clusters: Clusters) -> tuple[float, Floats]:
@@ -348,4 +348,4 @@ def _ratio(top: Floats | float, bottom: Floats | float) -> Floats:
 
 def _half(flags: Flags) -> int:
     """Of a symmetric matrix whose diagonal is not set, how many unordered pairs are."""
-    return int(flags.sum()) // 2
+    return int(np.count_nonzero(flags)) // 2
