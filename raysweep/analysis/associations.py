@@ -271,6 +271,8 @@ def _beside_others(scores: Floats, groups: Groups) -> Floats:
 
 
 def _among(have: Flags, gaps: Sequence[GapPairs]) -> list[GapPairs]:
+    if have.all():  # No second copy of as many pairs.
+        return list(gaps)
     return [replace(each, pairs=each.pairs[np.ix_(have, have)]) for each in gaps]
 
 

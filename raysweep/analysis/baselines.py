@@ -92,29 +92,32 @@ class Ridge:
         return np.asarray(columns @ (columns.T @ (np.eye(len(self.hat)) - self.hat))) / PENALTY
 
 
-def ridge(blocks: Sequence[Floats]) -> Ridge:
-    """Of the regressors [n, p] of each column, and an intercept, which has no penalty."""
-    from scipy.sparse import csr_array
+def ridge(blocks: Sequence[Any]) -> Ridge:
+    """Of the regressors [n, p] of each column, dense or sparse, and an intercept, which has no penalty."""
+    from scipy.sparse import csr_array, hstack
 
-    full = np.concatenate([np.ones((len(blocks[0]), 1)), *blocks], axis=1)
     columns = tuple(map(csr_array, blocks))
-    if 2 * full.shape[1] > len(full):
-        return Ridge(_hat_by_rows(columns, blocks), columns, None)
-    penalty = np.diag([0.0] + [PENALTY] * (full.shape[1] - 1))
+    every = hstack(columns, format="csr")
+    num, num_columns = every.shape
+    if 2 * num_columns > num:
+        return Ridge(_hat_by_rows(every), columns, None)
+    full = np.concatenate([np.ones((num, 1)), every.toarray()], axis=1)
+    penalty = np.diag([0.0] + [PENALTY] * num_columns)
     coefficients = np.linalg.solve(full.T @ full + penalty, full.T)
-    starts = np.cumsum([1, *(each.shape[1] for each in blocks)])[:-1]
+    starts = np.cumsum([1, *(each.shape[1] for each in columns)])[:-1]
     return Ridge(full @ coefficients, columns, tuple(np.split(coefficients, starts)[1:]))
 
 
-def _hat_by_rows(columns: Sequence[Any], blocks: Sequence[Floats]) -> Floats:
+def _hat_by_rows(columns: Any) -> Floats:
     """[n, n]: by the inverse of a matrix [n, n], as columns are many where one has a level for every row.
 
-    With regressors X and A = X X' + penalty the residuals are penalty * A^-1 (scores - intercept), and sum to 0.
+    With sparse regressors X [n, p] and A = X X' + penalty the residuals are penalty * A^-1 (scores - intercept), and
+    sum to 0.
     """
-    products = sum(each @ block.T for each, block in zip(columns, blocks, strict=True))
-    inverse = np.linalg.inv(products + PENALTY * np.eye(len(blocks[0])))
+    num = columns.shape[0]
+    inverse = np.linalg.inv((columns @ columns.T).toarray() + PENALTY * np.eye(num))
     of_ones = inverse.sum(axis=1)
-    hat: Floats = np.eye(len(inverse)) - PENALTY * (inverse - np.outer(of_ones, of_ones) / of_ones.sum())
+    hat: Floats = np.eye(num) - PENALTY * (inverse - np.outer(of_ones, of_ones) / of_ones.sum())
     return hat
 
 

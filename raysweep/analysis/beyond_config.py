@@ -75,9 +75,11 @@ def config_fits(config: pd.DataFrame, scores: Floats, variants: Sequence[str], p
         variants: of each checkpoint.
         parts: of the same checkpoints.
     """
+    from scipy.sparse import csr_array
+
     if not len(config.columns) or not len(scores):
         return []
-    blocks = [design(config[name]) for name in config]
+    blocks = [csr_array(design(config[name])) for name in config]
     names = np.asarray(variants, dtype=str)
     fits = []
     for rows in (np.ones(len(scores), dtype=bool), *parts.rows):
