@@ -75,6 +75,12 @@ def comparer() -> Comparer:
     return learn(values, scores, indicators=NAMES, variants=variants(40), target="sft/mean_score")
 
 
+@pytest.fixture
+def few_splits(monkeypatch):
+    """For what does not hang on how often a comparer was tested."""
+    monkeypatch.setattr(learning, "random_splits", partial(random_splits, num=4))
+
+
 def test_turned_round_a_pair_has_the_other_probability_exactly(comparer):
     values, _ = draw(30, 1)
     values[3, 1] = np.nan
@@ -374,6 +380,7 @@ def test_what_is_left_out_goes_by_name_or_by_its_beginning():
         indicators_named([whole], ["point.lr"])
 
 
+@pytest.mark.usefixtures("few_splits")
 def test_what_is_left_out_may_be_constant_in_some_rankings_or_in_all():
     rankings = [ranked(["a", "b"]), ranked(["a", "b"], constant=("b",))]
     assert "b" in rankings[1].skipped
@@ -404,6 +411,7 @@ def test_a_collapsed_row_is_tested_on_and_not_learnt_from():
     assert learnt.comparer.scales[0].deviation < 2
 
 
+@pytest.mark.usefixtures("few_splits")
 @pytest.mark.parametrize("missing", [np.nan, np.inf])
 def test_an_indicator_whose_missing_values_tell_the_configuration_is_not_learnt_from(missing):
     generator = np.random.default_rng(0)
@@ -577,12 +585,6 @@ def test_a_missing_value_orders_no_pair():
     split = Split(np.arange(3), np.arange(3))
     assert as_it_is(values, scores, [split]).value == pytest.approx((0.5 + 0.5 + 1) / 3)
     assert as_it_is(-values, scores, [split]).value == pytest.approx((0.5 + 0.5 + 0) / 3)
-
-
-@pytest.fixture
-def few_splits(monkeypatch):
-    """For what does not hang on how often a comparer was tested."""
-    monkeypatch.setattr(learning, "random_splits", partial(random_splits, num=4))
 
 
 @pytest.mark.usefixtures("few_splits")

@@ -21,6 +21,7 @@ from benchmarks.published_table import (
 from benchmarks.published_table import TABLE as PAPER
 
 from raysweep.analysis.given_table import Roles, rank_table
+from raysweep.analysis.ranking import Ranking
 from raysweep.analysis.sections import beyond_tables
 from raysweep.cli import main
 from raysweep.errors import DataError
@@ -268,10 +269,16 @@ def test_the_pairs_right_of_a_published_table():
     assert np.mean(off) <= 0.01
 
 
+@pytest.fixture(scope="module")
+def paper() -> list[Ranking]:
+    """By each target, of all rows."""
+    return ranked(drop_flagged=False)
+
+
 @pytest.mark.skipif(not PAPER.is_file(), reason="RAYSWEEP_DATA names no data pack")
-def test_what_is_learnt_from_a_published_table_is_right_as_often_as_the_paper_says():
+def test_what_is_learnt_from_a_published_table_is_right_as_often_as_the_paper_says(paper):
     pytest.importorskip("lightgbm", reason="LightGBM, of the extra 'compare', is not installed")
-    for ranking, (value, spread) in zip(ranked(drop_flagged=False), LEARNT, strict=True):
+    for ranking, (value, spread) in zip(paper, LEARNT, strict=True):
         assert abs(on_all_rows(ranking).accuracy.value - value) < spread
 
 
@@ -304,7 +311,7 @@ def test_what_a_published_table_tells_beyond_its_learning_rates(tmp_path):
 
 
 @pytest.mark.skipif(not PAPER.is_file(), reason="RAYSWEEP_DATA names no data pack")
-def test_a_published_table_without_its_high_rates():
+def test_a_published_table_without_its_high_rates(paper):
     """Across two blocks of rates few-shot scores on RAG are nearly all right, within the lower one hardly any more so
     than the rate (papers 2.8, items 4 and 5)."""
     low = low_rates()
@@ -319,7 +326,7 @@ def test_a_published_table_without_its_high_rates():
     rates = [rows_of(each, ["point.lr"]) for each in low]
     right = [share_of_pairs_right(values[:, 0], scores) for values, scores, _ in rates]
     assert right == pytest.approx((0.65, 0.67, 0.70), abs=0.006)
-    across = [between_rates(each, "k_rag") for each in ranked(drop_flagged=False)]
+    across = [between_rates(each, "k_rag") for each in paper]
     assert across == pytest.approx((0.89, 0.98, 0.98), abs=0.006)
 
 

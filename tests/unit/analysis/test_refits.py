@@ -82,11 +82,11 @@ def test_many_variants_are_left_out_in_groups_of_like_size():
 
 def test_intervals_of_a_fit_on_the_configuration_hold_the_truth_and_are_not_too_wide():
     """By the jackknife, 99 % were held, with intervals of 0.24."""
-    found = [associations(table(World(48), np.random.default_rng([7, seed])), "x") for seed in range(60)]
+    found = [associations(table(World(48), np.random.default_rng([7, seed])), "x") for seed in range(40)]
     for estimates in ([each["all together"].accuracy for each in found], [each["x"].added for each in found]):
         truth = np.mean([each.value for each in estimates])
-        # Where 95 is true, fewer than 53 of 60 have a chance of one in 100.
-        assert sum(each.low <= truth <= each.high for each in estimates) >= 53
+        # Where 95 is true, fewer than 34 of 40 have a chance of one in 300.
+        assert sum(each.low <= truth <= each.high for each in estimates) >= 34
         assert np.mean([each.high - each.low for each in estimates]) < 0.21
 
 
