@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from raysweep.train.deepspeed_ops import extensions_dir
+
+CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # Of Linux's sched.h.
 
 
 def can_have_hosts() -> bool:
@@ -55,6 +58,15 @@ class Host:
         script = 'while [ "$1" != -- ]; do mount -t tmpfs none "$1" || exit 1; shift; done; shift; exec "$@"'
         namespaces = ("unshare", "-m", "-p", "-f", "--kill-child", "--mount-proc")
         return ("ip", "netns", "exec", self.name, *namespaces, "sh", "-c", script, "sh", *self._own, "--")
+
+    def enter(self) -> None:
+        """Have this process, of one thread so far, see that network, shared memory and those folders from now on."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with Path(f"/run/netns/{self.name}").open() as network:
+            if libc.setns(network.fileno(), CLONE_NEWNET) or libc.unshare(CLONE_NEWNS):
+                raise OSError(ctypes.get_errno(), f"no way into {self.name}")
+        for mount in (["--make-rprivate", "/"], *(["-t", "tmpfs", "none", folder] for folder in self._own)):
+            subprocess.run(["mount", *mount], check=True, capture_output=True)
 
     def vanish(self) -> None:
         """Have its network drop all packets, as where a cable is pulled: nobody is told that a connection has ended."""

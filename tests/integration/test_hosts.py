@@ -1,9 +1,8 @@
 """Ranks on hosts of their own: how they reach each other, and what they hand on where the store is all they share."""
 
 import json
+import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -41,35 +40,24 @@ def rank_here(rank: int, folder: str, *given) -> None:
     (Path(folder) / f"rank-{rank}").write_text(json.dumps(rank_main(rank, ["127.0.0.1"] * 2, *given)))
 
 
-# A host's ports are all free.
-RANK = """
-import json, logging, sys
-from test_hosts import rank_main
+def rank_there(rank: int, places: list[Host], folder: str, env: dict[str, str], *given) -> None:
+    host, told = places[rank], Path(folder)
+    host.enter()
+    os.environ.update(env)
+    logging.basicConfig(level=logging.INFO, filename=told / f"{host.name}.log")
+    # A host's ports are all free.
+    found = rank_main(rank, [place.ip for place in places], 29500, *given)
+    (told / f"{host.name}.json").write_text(json.dumps(found))
 
-logging.basicConfig(level=logging.INFO)
-rank, hosts, url, spec, inputs = sys.argv[1:]
-print(json.dumps(rank_main(int(rank), hosts.split(","), 29500, url, spec, json.loads(inputs))))
-"""
 
-
-def run_gang(places: list[Host], url: str, stage: Stage) -> list[tuple[dict[str, str], str]]:
+def run_gang(
+    places: list[Host], told: Path, env: dict[str, str], url: str, stage: Stage
+) -> list[tuple[dict[str, str], str]]:
     """One wide stage on a rank at each place; of each rank its environment, and what it has logged."""
-    ranks = []
-    for rank, host in enumerate(places):
-        ips, inputs = ",".join(each.ip for each in places), json.dumps(stage.inputs)
-        arguments = (str(rank), ips, url, stage.spec.model_dump_json(by_alias=True), inputs)
-        command = [*host.command, sys.executable, "-W", "ignore", "-c", RANK, *arguments]
-        ranks.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    found = []
-    try:
-        for rank in ranks:
-            said, logged = rank.communicate(timeout=120)
-            assert rank.returncode == 0, logged[-3000:]
-            found.append((json.loads(said.splitlines()[-1]), logged))
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return found
+    spec, inputs = stage.spec.model_dump_json(by_alias=True), dict(stage.inputs)
+    run_ranks(rank_there, (places, str(told), env, url, spec, inputs))
+    files = [told / place.name for place in places]
+    return [(json.loads(Path(f"{each}.json").read_text()), Path(f"{each}.log").read_text()) for each in files]
 
 
 @pytest.mark.slow
@@ -77,11 +65,9 @@ def run_gang(places: list[Host], url: str, stage: Stage) -> list[tuple[dict[str,
 def test_two_hosts_hand_on_what_they_have_saved_to_two_others(grammar, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     cache.mkdir()
-    for name, value in shared_extensions().items():
+    env = shared_extensions() | {"XDG_CACHE_HOME": str(cache)}
+    for name, value in env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    here = Path(__file__).parent
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here, here.parent, here.parents[1]))))
     recipe = recipe_of(grammar).with_(checkpoints=(6, 12))
     url, folder = f"local://{tmp_path}/url", str(tmp_path / "folder")
     tokens = Stage(Tokenize(corpus=grammar), {})
@@ -90,15 +76,15 @@ def test_two_hosts_hand_on_what_they_have_saved_to_two_others(grammar, tmp_path,
         make(tokens, Store(store), Worker())
     with hosts() as network:
         first, second, third, fourth = (network.add([cache]) for _ in range(4))
-        ranks = run_gang([first, second], url, halves[0])
-        env = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "cable0"}
-        assert [told for told, _ in ranks] == [env, env]
-        for _, logged in run_gang([third, fourth], url, halves[1]):
+        ranks = run_gang([first, second], tmp_path, env, url, halves[0])
+        alone = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "cable0"}
+        assert [told for told, _ in ranks] == [alone, alone]
+        for _, logged in run_gang([third, fourth], tmp_path, env, url, halves[1]):
             assert "going on from step 6 of 12" in logged
     given = folder, halves[1].spec.model_dump_json(by_alias=True), dict(halves[1].inputs)
     run_ranks(rank_here, (str(tmp_path), free_port(), *given))
-    told = [json.loads((tmp_path / f"rank-{rank}").read_text()) for rank in range(2)]
-    assert [each["LOCAL_RANK"] for each in told] == ["0", "1"]
+    here = [json.loads((tmp_path / f"rank-{rank}").read_text()) for rank in range(2)]
+    assert [each["LOCAL_RANK"] for each in here] == ["0", "1"]
     over_hosts, on_one = (Store(store).get(halves[1].id) for store in (url, folder))
     assert over_hosts.files == on_one.files
     assert over_hosts.metrics == on_one.metrics
