@@ -41,12 +41,12 @@ def test_samples_depend_on_the_seed_alone():
 def test_on_its_own_samples_the_hessian_is_the_gauss_newton_matrix():
     model = build("llama", vocab=11)
     prepare(model)
-    ids = sample_sequences(model, 400, length=12, start=0, seed=3)
+    ids = sample_sequences(model, 160, length=12, start=0, seed=3)
     found = measure_traces(
-        model, [{"input_ids": part} for part in ids.split(2)], TraceSettings(rse=0.03, min_units=16, max_units=200)
+        model, [{"input_ids": part} for part in ids.split(2)], TraceSettings(rse=0.03, min_units=16, max_units=80)
     )
     assert abs(found.traces.residual.mean) < 4 * found.traces.residual.stderr
-    assert found.traces.residual.stderr < 0.15 * found.traces.gauss_newton.mean
+    assert found.traces.residual.stderr < 0.25 * found.traces.gauss_newton.mean
 
 
 def test_a_masked_model_has_no_samples():

@@ -44,7 +44,7 @@ from raysweep.tasks.multiple_choice import MultipleChoice
 from raysweep.tasks.qa import QA
 from raysweep.weights import check_files
 
-NUM_CASES = int(os.environ.get("RAYSWEEP_FUZZ", "2000"))
+NUM_CASES = int(os.environ.get("RAYSWEEP_FUZZ", "1000"))
 if "RAYSWEEP_FUZZ" in os.environ:
     pytestmark = pytest.mark.timeout(0)  # Hours, where many are asked for.
 
