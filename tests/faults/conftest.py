@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tiny import results_of
+from tiny import TINY, results_of
 
 from raysweep.runners import run_sweep
+from raysweep.space import load
 from raysweep.store import Store
 from raysweep.variants import SearchSpace
 
@@ -53,14 +55,29 @@ def machine(url, tmp_path, monkeypatch) -> Callable[[str], Store]:
     return opened
 
 
+LONE = TINY.replace("name: tiny", "name: lone").replace("{grid: [1e-2, 3e-3]}", "{grid: [1e-2]}")
+"""The tiny sweep of one variant, for what happens to any of its stages."""
+
+
+@pytest.fixture
+def lone_file(sweep_file) -> Path:
+    return sweep_file(LONE)
+
+
+@pytest.fixture
+def lone_space(lone_file) -> SearchSpace:
+    return load(lone_file)
+
+
 @pytest.fixture(scope="session")
 def untouched(tmp_path_factory) -> Callable[[SearchSpace], dict[str, object]]:
     """What the sweep gives where nothing is lost; run once."""
-    known: list[dict[str, object]] = []
+    known: dict[str, dict[str, object]] = {}
 
     def results(space: SearchSpace) -> dict[str, object]:
-        if not known:
-            known.append(results_of(run_sweep(space, Store(tmp_path_factory.mktemp("untouched")), runner="inline")))
-        return known[0]
+        if space.name not in known:
+            store = Store(tmp_path_factory.mktemp("untouched"))
+            known[space.name] = results_of(run_sweep(space, store, runner="inline"))
+        return known[space.name]
 
     return results

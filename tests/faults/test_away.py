@@ -55,10 +55,10 @@ def until(condition, process) -> None:
         time.sleep(0.05)
 
 
-def test_a_run_waits_for_a_folder_whose_server_is_gone(server, sweep_file, tiny_space, untouched, tmp_path):
+def test_a_run_waits_for_a_folder_whose_server_is_gone(server, lone_file, lone_space, untouched, tmp_path):
     """At whatever it is as the server goes, and once more at another stage, by another of the errors there are."""
     store, said = server.below / "store", tmp_path / "said"
-    command = [sys.executable, "-m", "raysweep", "run", str(sweep_file()), "--runner", "inline", "--store", str(store)]
+    command = [sys.executable, "-m", "raysweep", "run", str(lone_file), "--runner", "inline", "--store", str(store)]
     with said.open("wb") as stderr:
         process = subprocess.Popen([*command, "--run", "r"], env=server.environment, stdout=stderr, stderr=stderr)
     for times, (kind, number) in enumerate([("pretrain", errno.EIO), ("flatness", errno.ESTALE)], 1):
@@ -74,7 +74,7 @@ def test_a_run_waits_for_a_folder_whose_server_is_gone(server, sweep_file, tiny_
     assert "Traceback" not in said.read_text()
     run = Run.find(Store(store), "r")
     assert run.failures() == []
-    assert results_of(run) == untouched(tiny_space)
+    assert results_of(run) == untouched(lone_space)
 
 
 def test_a_command_that_meets_it_says_so_in_a_line(server, sweep_file):

@@ -17,7 +17,7 @@ def cut_short(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [shutil.rmtree, cut_short])
 @pytest.mark.parametrize("kind", ["tokenize", "pretrain"])
-def test_what_is_lost_while_a_run_goes_on_is_made_again(kind, damage, tiny_space, store, untouched):
+def test_what_is_lost_while_a_run_goes_on_is_made_again(kind, damage, lone_space, store, untouched):
     """The first of a kind is lost as soon as it is finished, before anything reads it."""
     lost: list[Path] = []
 
@@ -26,13 +26,13 @@ def test_what_is_lost_while_a_run_goes_on_is_made_again(kind, damage, tiny_space
             lost.append(store.root / "stages" / event.stage)
             damage(lost[0])
 
-    run = run_sweep(tiny_space, store, runner="inline", show=lose)
+    run = run_sweep(lone_space, store, runner="inline", show=lose)
     assert lost
     assert run.failures() == []
-    assert results_of(run) == untouched(tiny_space)
+    assert results_of(run) == untouched(lone_space)
 
 
-def test_what_is_lost_behind_a_url_while_a_run_goes_on_is_made_again(tiny_space, machine, url, untouched):
+def test_what_is_lost_behind_a_url_while_a_run_goes_on_is_made_again(lone_space, machine, url, untouched):
     store = machine("one")
     lost: list[str] = []
 
@@ -42,14 +42,14 @@ def test_what_is_lost_behind_a_url_while_a_run_goes_on_is_made_again(tiny_space,
             corrupt(url, f"stages/{lost[0]}/meta.json")
             shutil.rmtree(store.root / "stages" / lost[0])
 
-    run = run_sweep(tiny_space, store, runner="inline", show=lose)
+    run = run_sweep(lone_space, store, runner="inline", show=lose)
     assert lost
     assert run.failures() == []
-    assert results_of(run) == untouched(tiny_space)
+    assert results_of(run) == untouched(lone_space)
 
 
-def test_corrupt_objects_are_made_again_and_a_report_does_without(tiny_space, machine, url, untouched, caplog):
-    run = run_sweep(tiny_space, machine("one"), runner="inline")
+def test_corrupt_objects_are_made_again_and_a_report_does_without(lone_space, machine, url, untouched, caplog):
+    run = run_sweep(lone_space, machine("one"), runner="inline")
     [folder] = {record.id for record in run.store.records() if record.kind == "tokenize"}
     finetuned = next(record.id for record in run.store.records() if record.kind == "sft")
     corrupt(url, f"stages/{folder}/meta.json")
@@ -61,9 +61,9 @@ def test_corrupt_objects_are_made_again_and_a_report_does_without(tiny_space, ma
     assert report.read_text().startswith("<!doctype html>")
     assert "predictions.jsonl has 7 bytes" in caplog.text
     assert not list(report.parents[2].rglob("*.safetensors"))  # Nothing is downloaded that is not shown.
-    again = run_sweep(tiny_space, machine("three"), runner="inline")
+    again = run_sweep(lone_space, machine("three"), runner="inline")
     assert again.failures() == []
-    assert results_of(again) == untouched(tiny_space)
+    assert results_of(again) == untouched(lone_space)
 
 
 def corrupt(url: str, name: str) -> None:

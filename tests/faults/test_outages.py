@@ -16,7 +16,7 @@ ON_A_SERVER = pytest.mark.parametrize("url", ["s3"], indirect=True)
 
 
 @ON_A_SERVER
-def test_a_run_waits_for_a_server_that_is_gone_for_a_while(tiny_space, machine, s3, untouched, caplog):
+def test_a_run_waits_for_a_server_that_is_gone_for_a_while(lone_space, machine, s3, untouched, caplog):
     began: list[threading.Thread] = []
 
     def goes(event) -> None:
@@ -25,12 +25,12 @@ def test_a_run_waits_for_a_server_that_is_gone_for_a_while(tiny_space, machine, 
             began.append(threading.Thread(target=lambda: (time.sleep(5), s3.start())))
             began[0].start()
 
-    run = run_sweep(tiny_space, machine("one"), runner="inline", show=goes)
+    run = run_sweep(lone_space, machine("one"), runner="inline", show=goes)
     assert began
     assert run.failures() == []
     assert sum("; trying again for up to 10:00" in text for text in caplog.messages) == 1
     assert sum("answers again, after 0:" in text for text in caplog.messages) == 1
-    assert results_of(run) == untouched(tiny_space)
+    assert results_of(run) == untouched(lone_space)
 
 
 @ON_A_SERVER
