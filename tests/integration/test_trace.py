@@ -90,14 +90,14 @@ def trace(capsys: pytest.CaptureFixture[str], *args: object) -> Any:
     return json.loads(out)
 
 
-@pytest.mark.parametrize("style", ["llama", "gpt2", "bert"])
-def test_any_model_is_measured_and_its_products_agree(style, checkpoints, text, capsys):
-    asked = [checkpoints[style], "--data", text, "--sequence-length", 24, "--rse", 0.2]
+@pytest.mark.parametrize(("style", "rse"), [("llama", 0.2), ("gpt2", 0.2), ("bert", 0.4)])
+def test_any_model_is_measured_and_its_products_agree(style, rse, checkpoints, text, capsys):
+    asked = [checkpoints[style], "--data", text, "--sequence-length", 24, "--rse", rse]
     found = trace(capsys, *asked)
     assert found["target_reached"]
     assert found["objective"] == ("masked_lm" if style == "bert" else "causal_lm")
-    assert found["hessian_trace_stderr"] <= 0.2 * found["hessian_trace"]
-    assert found["fisher_trace_stderr"] <= 0.2 * found["fisher_trace"]
+    assert found["hessian_trace_stderr"] <= rse * found["hessian_trace"]
+    assert found["fisher_trace_stderr"] <= rse * found["fisher_trace"]
     low, high = found["hessian_trace_interval"]
     assert 0 < low < found["hessian_trace"] < high
     assert found["num_probes"] >= 12
