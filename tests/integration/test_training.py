@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from ranks import run_ranks
-from tiny import free_port, pretrain, recipe_of
+from tiny import free_port, pretrain, recipe_of, tokens_of
 
 from raysweep.errors import Diverged
 from raysweep.objectives.causal_lm import CausalLM
@@ -308,7 +309,7 @@ def test_a_killed_gang_goes_on_to_the_bit(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("zero_stage", "precision"),
-    [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (1, "bf16"), (2, "bf16")],
+    [(3, "fp32"), (0, "bf16"), (2, "bf16")],  # Of the others, the test of every optimizer.
 )
 def test_gang_of_two_resumes_to_the_bit_and_gives_memory_back(grammar, tokens_dir, tmp_path, zero_stage, precision):
     recipe = recipe_of(grammar, precision=precision)
@@ -343,6 +344,24 @@ def train_and_resume(recipe: Recipe, folder: Path, worker: Worker) -> None:
     trajectory.train(12, replace(worker, state_dir=StateDir(state)), optimizer_out=folder / "optimizer.safetensors")
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Callable[[dict[str, Recipe]], Path]:
+    """What one process makes of recipes by `train_and_resume`, once for each precision."""
+    made: dict[str, Path] = {}
+
+    def trained(recipes: dict[str, Recipe]) -> Path:
+        precision = recipes["adamw"].precision
+        if precision not in made:
+            made[precision] = root = tmp_path_factory.mktemp("alone")
+            for name, recipe in recipes.items():
+                (root / name).mkdir()
+                tokens_of(recipe.data, root / name / "tokens")
+                train_and_resume(recipe, root / name, Worker())
+        return made[precision]
+
+    return trained
+
+
 def optimizers_main(rank: int, port: int, zero_stage: int, recipes: dict[str, str], root: str) -> None:
     resources = Resources(workers=2, zero_stage=zero_stage)
     worker = make_worker(resources, rank=rank, world_size=2)
@@ -355,30 +374,28 @@ def optimizers_main(rank: int, port: int, zero_stage: int, recipes: dict[str, st
 @pytest.mark.slow
 @pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "fp32"), (3, "fp32")])
 def test_every_optimizer_steps_the_same_weights_however_they_are_cut(
-    grammar, tokens_dir, tmp_path, zero_stage, precision
+    grammar, tokens_dir, tmp_path, alone, zero_stage, precision
 ):
     from safetensors.torch import load_file
 
     recipes = {name: recipe_of(grammar, optimizer=each, precision=precision) for name, each in OPTIMIZERS.items()}
-    for place in ("alone", "gang"):
-        for name in recipes:
-            (tmp_path / place / name).mkdir(parents=True)
-            (tmp_path / place / name / "tokens").symlink_to(tokens_dir)
+    for name in recipes:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokens").symlink_to(tokens_dir)
     written = {name: recipe.model_dump_json(by_alias=True) for name, recipe in recipes.items()}
-    run_ranks(optimizers_main, (free_port(), zero_stage, written, str(tmp_path / "gang")))
+    run_ranks(optimizers_main, (free_port(), zero_stage, written, str(tmp_path)))
     for name, recipe in recipes.items():
-        alone, gang = tmp_path / "alone" / name, tmp_path / "gang" / name
+        one, gang = alone(recipes) / name, tmp_path / name
         assert same(gang / "whole", gang / "resumed"), name
-        train_and_resume(recipe, alone, Worker())
         start = recipe.model.build(vocab_size=17, sequence_length=5, seed=0).state_dict()
-        ours, theirs = weights_of(alone / "whole"), weights_of(gang / "whole")
+        ours, theirs = weights_of(one / "whole"), weights_of(gang / "whole")
         error = sum(float((ours[key] - theirs[key]).square().sum()) for key in ours) ** 0.5
         moved = sum(float((ours[key] - start[key]).square().sum()) for key in ours) ** 0.5
         # Sums of ranks are rounded otherwise. Muon multiplies matrices in bfloat16, of 8 bits, whose rounding is that
         # of the last bit: 0.01 to 0.021 of what it moves by, by the type of processor; a step in parts, or one taken
         # twice, would be off by as much as it moves.
         assert error / moved < (0.1 if precision == "bf16" else 0.05 if name == "muon" else 1e-5), name
-        states = [load_file(place / "optimizer.safetensors") for place in (alone, gang)]
+        states = [load_file(place / "optimizer.safetensors") for place in (one, gang)]
         assert states[0].keys() == states[1].keys()
         for key in states[0]:
             assert states[0][key].shape == states[1][key].shape, key
@@ -387,9 +404,7 @@ def test_every_optimizer_steps_the_same_weights_however_they_are_cut(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16")]
-)
+@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (3, "fp32"), (2, "bf16")])
 def test_a_gangs_phase_goes_on_to_the_bit_and_hands_on_to_any_gang(
     grammar, tokens_dir, tmp_path, zero_stage, precision
 ):

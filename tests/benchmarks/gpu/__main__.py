@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 from parts import PARTS
-from subjects import device_title
 from table import Table
 
 LIMIT_SECONDS = 540.0
@@ -29,12 +28,14 @@ def main() -> int:
     parser.add_argument("--parts", default="", help="names, or beginnings of names, with commas; default: all")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.alone:
-        PARTS[args.alone](Table(args.to, device_title()))
-        return 0
     asked = [part for part in args.parts.split(",") if part]
     if unknown := [part for part in asked if not any(name.startswith(part) for name in PARTS)]:
         parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    from subjects import device_title  # Imports torch, which takes seconds: mistakes are told before.
+
+    if args.alone:
+        PARTS[args.alone](Table(args.to, device_title()))
+        return 0
     code = 0
     for name in PARTS:
         if not asked or any(name.startswith(part) for part in asked):
