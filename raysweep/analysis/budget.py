@@ -185,8 +185,8 @@ def _estimate(values: Floats, num_variants: int, *, low: float, high: float, tai
     for "fine-tune all" such intervals held the truth in 83 to 92 % of simulated tables, with 200 pairs as with 5. By
     the spread over halves, nearly zero where all find the best, it was 35 %.
 
-    These held it in 90 to 100 % of all tables, see benchmarks/regret_coverage.py; since then there is none where few
-    scores stand apart, and one is of sweeps without such, see `regret_interval`.
+    These hold it in 91 to 100 % of tables, see benchmarks/regret_coverage.py: of those that have one, as there is none
+    where few scores stand apart, see `regret_interval`.
     """
     first, second = np.split(values[:, 1:], 2)
     variance = float(((first - second) ** 2).mean()) / 2 * OF_ONE_HALF
