@@ -142,7 +142,7 @@ def measure_traces(
         raise ValueError("head closed_form: a sharded model's output layer is in no worker whole; set it to probed")
     done: dict[Unit, Values] = {}
     products = settings.products
-    may_grow = unit_batches is None and movable is None and _may_share(batches, settings)
+    may_grow = unit_batches is None and movable is None
     groups = Groups(batches, unit_batches or 1)
     output = OutputLayer.of(model, batches[0]) if settings.head == "closed_form" else None
     movable = movable or MovableParameters(output.rest if output else named_parameters(model), math.nan)
@@ -186,7 +186,7 @@ def measure_traces(
         missing = [unit for unit in units if unit not in known]
         known |= dict(zip(missing, deal(missing, run), strict=True))
         done |= {unit: known[unit] for unit in units}
-        if may_grow and stop_reason(done, groups.num, settings) is None:
+        if may_grow and stop_reason(done, groups.num, settings) is None and _may_share(batches, settings):
             size = cheapest_size(
                 Moments.of(done),
                 settings,
