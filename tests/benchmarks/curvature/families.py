@@ -1,4 +1,4 @@
-"""The trace's cost on three other families and four lengths, beside plain Hutchinson: rows first, then a table.
+"""The trace's cost on four families and four lengths, beside plain Hutchinson: rows first, then a table.
 
     python tests/benchmarks/curvature/family_models.py INPUTS
     python tests/benchmarks/curvature/families.py INPUTS --out ROWS --workers 2

@@ -1,4 +1,4 @@
-"""Models of three families, each trained on a text of its own, and text that they have not seen.
+"""Models of four families, each trained on a text of its own, and text that they have not seen.
 
 `python tests/benchmarks/curvature/family_models.py FOLDER --threads 4` makes what is not there: tokens, for which it
 takes the data pack, and the models, which any machine can then train (a minute and a half on 12 cores, each family in
@@ -27,6 +27,8 @@ from transformers import (
     BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -75,6 +77,19 @@ def _llama(vocab: int) -> Any:
     )
 
 
+def _neox(vocab: int) -> Any:
+    return GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=vocab,
+            hidden_size=160,
+            intermediate_size=640,
+            num_hidden_layers=4,
+            num_attention_heads=5,
+            max_position_embeddings=512,
+        )
+    )
+
+
 def _bert(vocab: int) -> Any:
     return BertForMaskedLM(
         BertConfig(
@@ -91,6 +106,7 @@ def _bert(vocab: int) -> Any:
 
 FAMILIES = {
     "GPT-2": Family("books", 2048, 1_000_000, _gpt2),
+    "GPT-NeoX": Family("wiki", 2048, 600_000, _neox),
     "Llama": Family("latex", 4096, 600_000, _llama),
     "BERT": Family("medqa", 4096, 600_000, _bert, masked=True),
 }
