@@ -70,7 +70,7 @@ def test_a_model_that_is_trained_long_enough_reaches_its_objectives_lowest_loss(
         num_permutations=2,
         sentence_length=6,
         emission_temperature=0.5,
-        num_train_sentences=600_000,
+        num_train_sentences=300_000,
         num_valid_sentences=4_000,
     )
     tokens, checkpoint = tokens_of(language, tmp_path / "tokens"), tmp_path / "checkpoint"
@@ -80,14 +80,12 @@ def test_a_model_that_is_trained_long_enough_reaches_its_objectives_lowest_loss(
         objective=objective,
         optimizer=AdamW(lr=5e-3, weight_decay=0.0),
         schedule=WSD(name="wsd", decay=0.5),
-        steps=2_000,
+        steps=1_000,
         batch_sequences=256,
         sequence_length=7,
     )
-    pretrain(recipe, tokens, checkpoint, step=2_000)
+    pretrain(recipe, tokens, checkpoint, step=1_000)
     measure = Heldout(objective=objective, mix=language.mix, sequence_length=7, max_sequences=4_000)
     metrics = measure.run({"tokens": tokens, "checkpoint": checkpoint}, tmp_path, Worker())
-    gap, stderr = metrics["entropy_gap_nats_per_token"], metrics["entropy_gap_stderr"]
-    # Far below what the context tells (0.2 nats and more), and below the error of the held-out loss itself, 0.006.
-    assert abs(gap) < 0.002
-    assert gap < 2 * stderr + 0.0005
+    # 0.0004 here. Far below what the context tells, 0.2 nats, and the error of the held-out loss itself, 0.006.
+    assert abs(metrics["entropy_gap_nats_per_token"]) < 0.001

@@ -101,7 +101,7 @@ def test_both_heads_measure_one_trace_and_one_difference(style):
     for model in (left, right):
         prepare(model)
     batches = equal_batches(batch_for(left, num=64, length=8), 1)
-    settings = TraceSettings(rse=0.06, max_units=2000, max_unit_batches=1)
+    settings = TraceSettings(rse=0.03, max_units=2000, max_unit_batches=1)
     found = {
         head: [measure_traces(model, batches, settings.with_(head=head)) for model in (left, right)]
         for head in ("probed", "closed_form")
