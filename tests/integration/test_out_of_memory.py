@@ -38,7 +38,7 @@ from raysweep.store import Store
 
 store = Store(sys.argv[1])
 run_sweep(load(sys.argv[2]), store, runner="inline")  # So that all is imported.
-held = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmSize"))
+held = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
 resource.setrlimit(resource.RLIMIT_AS, (held + 600 * 2**20, resource.RLIM_INFINITY))
 events = []
 run = run_sweep(load(sys.argv[3]), store, runner="inline", show=events.append)
