@@ -1,7 +1,7 @@
 """Whatever stands in a sweep file, a data file, a journal or a record: raysweep loads it, or says why not.
 
 `RAYSWEEP_FUZZ=100000 python -m pytest tests/unit/test_fuzz.py` tries so many inputs in all, others each time, and not
-the 2,000 of every run.
+the 1,000 of every run.
 """
 
 import contextlib
