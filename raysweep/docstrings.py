@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic.json_schema import GenerateJsonSchema
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from pydantic_core import core_schema
 
 
@@ -31,9 +32,12 @@ def docs_of(model: type) -> dict[str, str]:
     return docs
 
 
-class WithDocstrings(GenerateJsonSchema):
-    """A JSON Schema whose properties say what their fields do."""
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """JSON Schema of what a file may say, whose properties say what their fields do."""
+    return model.model_json_schema(by_alias=True, schema_generator=_WithDocstrings)
 
+
+class _WithDocstrings(GenerateJsonSchema):
     def model_schema(self, schema: core_schema.ModelSchema) -> dict[str, Any]:
         """Of one class, by its docstrings."""
         found = super().model_schema(schema)

@@ -28,9 +28,9 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _schema(args: argparse.Namespace) -> int:
     from raysweep.declared import Declared
-    from raysweep.docstrings import WithDocstrings
+    from raysweep.docstrings import schema_of
 
-    print_json(Declared.model_json_schema(by_alias=True, schema_generator=WithDocstrings))
+    print_json(schema_of(Declared))
     return 0
 
 

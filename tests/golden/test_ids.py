@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from raysweep.declared import Declared
-from raysweep.docstrings import WithDocstrings
+from raysweep.docstrings import schema_of
 from raysweep.space import load
 from raysweep.spec import Neutral
 
@@ -40,11 +40,11 @@ def test_a_section_added_later_renames_no_run(tiny_space):
 def test_shipped_schema_is_the_programs():
     """To renew it: raysweep schema > search_spaces/schema.json."""
     shipped = json.loads((ROOT / "search_spaces/schema.json").read_text())
-    assert shipped == Declared.model_json_schema(by_alias=True, schema_generator=WithDocstrings)
+    assert shipped == schema_of(Declared)
 
 
 def test_editors_can_explain_every_field():
-    schema = Declared.model_json_schema(by_alias=True, schema_generator=WithDocstrings)
+    schema = schema_of(Declared)
     for name, spec in [("Declared", schema), *schema["$defs"].items()]:
         assert spec.get("description"), name
         for field, said in spec.get("properties", {}).items():

@@ -58,57 +58,57 @@ class Family:
     masked: bool = False
 
 
-def _gpt2(vocab: int) -> Any:
-    undropped = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=vocab, n_embd=128, n_layer=4, n_head=4, n_positions=512, **undropped))
+def _built(model: Any, config: Any, **fields: Any) -> Callable[[int], Any]:
+    """From a number of tokens to a new model of these fields."""
+    return lambda vocab: model(config(vocab_size=vocab, **fields))
 
 
-def _llama(vocab: int) -> Any:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab,
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=5,
-            num_attention_heads=6,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-        )
-    )
-
-
-def _neox(vocab: int) -> Any:
-    return GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=vocab,
-            hidden_size=160,
-            intermediate_size=640,
-            num_hidden_layers=4,
-            num_attention_heads=5,
-            max_position_embeddings=512,
-        )
-    )
-
-
-def _bert(vocab: int) -> Any:
-    return BertForMaskedLM(
-        BertConfig(
-            vocab_size=vocab,
-            hidden_size=256,
-            intermediate_size=1024,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            hidden_dropout_prob=0,
-            attention_probs_dropout_prob=0,
-        )
-    )
-
+GPT2 = _built(
+    GPT2LMHeadModel,
+    GPT2Config,
+    n_embd=128,
+    n_layer=4,
+    n_head=4,
+    n_positions=512,
+    resid_pdrop=0.0,
+    embd_pdrop=0.0,
+    attn_pdrop=0.0,
+)
+NEOX = _built(
+    GPTNeoXForCausalLM,
+    GPTNeoXConfig,
+    hidden_size=160,
+    intermediate_size=640,
+    num_hidden_layers=4,
+    num_attention_heads=5,
+    max_position_embeddings=512,
+)
+LLAMA = _built(
+    LlamaForCausalLM,
+    LlamaConfig,
+    hidden_size=192,
+    intermediate_size=512,
+    num_hidden_layers=5,
+    num_attention_heads=6,
+    max_position_embeddings=512,
+    tie_word_embeddings=True,
+)
+BERT = _built(
+    BertForMaskedLM,
+    BertConfig,
+    hidden_size=256,
+    intermediate_size=1024,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    hidden_dropout_prob=0,
+    attention_probs_dropout_prob=0,
+)
 
 FAMILIES = {
-    "GPT-2": Family("books", 2048, 1_000_000, _gpt2),
-    "GPT-NeoX": Family("wiki", 2048, 600_000, _neox),
-    "Llama": Family("latex", 4096, 600_000, _llama),
-    "BERT": Family("medqa", 4096, 600_000, _bert, masked=True),
+    "GPT-2": Family("books", 2048, 1_000_000, GPT2),
+    "GPT-NeoX": Family("wiki", 2048, 600_000, NEOX),
+    "Llama": Family("latex", 4096, 600_000, LLAMA),
+    "BERT": Family("medqa", 4096, 600_000, BERT, masked=True),
 }
 
 
